@@ -1,0 +1,1 @@
+//! The model's types from and to their wire form.

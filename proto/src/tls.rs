@@ -1,0 +1,1 @@
+//! Mutual TLS: identities, client and server configurations, join tokens.

@@ -1,0 +1,1 @@
+//! Connections between daemons: unix sockets on a machine, mutual TLS between machines.
