@@ -1,0 +1,67 @@
+//! The cluster object: settings, certificate authority and join tokens. There is exactly one.
+
+use ipnetwork::IpNetwork;
+
+use crate::{Annotations, ClusterId, Duration, Meta, NetworkId};
+
+/// Where overlay networks get their subnets when the user names none.
+pub const DEFAULT_ADDRESS_POOL: &str = "10.0.0.0/8";
+/// Prefix length of a subnet cut from the pool.
+pub const DEFAULT_SUBNET_PREFIX_LEN: u8 = 24;
+/// Stopped tasks kept per slot.
+pub const DEFAULT_TASK_HISTORY_LIMIT: u64 = 5;
+pub const DEFAULT_HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
+pub const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
+pub const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub id: ClusterId,
+    pub meta: Meta,
+    pub spec: ClusterSpec,
+    pub root_ca: RootCa,
+    pub join_tokens: JoinTokens,
+    /// Raised once every manager knows the change kinds of that level.
+    pub feature_level: u32,
+    /// The ingress network; made by `init`.
+    pub ingress_network: Option<NetworkId>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClusterSpec {
+    pub annotations: Annotations,
+    pub task_history_limit: u64,
+    pub heartbeat_period: Duration,
+    pub cert_expiry: Duration,
+    pub address_pools: Vec<IpNetwork>,
+    pub subnet_prefix_len: u8,
+    /// VXLAN UDP port.
+    pub data_path_port: u16,
+}
+
+/// The certificate authority that signs every node's certificates.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RootCa {
+    pub cert_pem: String,
+    /// PKCS#8 PEM. Never leaves the managers.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for RootCa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RootCa").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
+}
+
+/// `ORCHTKN-1-<root digest>-<secret>`, one per role.
+#[derive(Clone, PartialEq, Eq)]
+pub struct JoinTokens {
+    pub worker: String,
+    pub manager: String,
+}
+
+impl std::fmt::Debug for JoinTokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JoinTokens(..)")
+    }
+}

@@ -1,0 +1,50 @@
+//! Networks: what the user asked for and what the allocator gave.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnetwork::IpNetwork;
+
+use crate::{Annotations, Meta, NetworkId};
+
+/// The only driver whose networks span nodes.
+pub const DRIVER_OVERLAY: &str = "overlay";
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub id: NetworkId,
+    pub meta: Meta,
+    pub spec: NetworkSpec,
+    /// What the allocator gave; `None` until it has run or while no pool has room.
+    pub allocation: Option<NetworkAllocation>,
+    /// Why `allocation` is missing, for the operator.
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkSpec {
+    pub annotations: Annotations,
+    pub driver: String,
+    pub driver_options: BTreeMap<String, String>,
+    /// Empty: cut a subnet from the cluster's pools.
+    pub ipam: Vec<IpamConfig>,
+    /// No way out.
+    pub internal: bool,
+    pub attachable: bool,
+    /// The cluster-wide network that published ports arrive on.
+    pub ingress: bool,
+    pub ipv6: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IpamConfig {
+    pub subnet: IpNetwork,
+    pub range: Option<IpNetwork>,
+    pub gateway: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkAllocation {
+    /// VXLAN network identifier, from 4096 up.
+    pub vni: u32,
+    pub ipam: Vec<IpamConfig>,
+}

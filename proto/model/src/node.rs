@@ -1,0 +1,102 @@
+//! Nodes: what the operator wants of them, what they say of themselves, what managers observe.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::{Annotations, Meta, NetworkId, NodeId, Timestamp};
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub id: NodeId,
+    pub meta: Meta,
+    pub spec: NodeSpec,
+    /// The role that the node's certificate has now; follows `spec.role`.
+    pub role: NodeRole,
+    pub description: NodeDescription,
+    pub status: NodeStatus,
+    /// Present on managers.
+    pub manager: Option<ManagerStatus>,
+    /// Small unique number that managers allocate: conntrack zone and mark of connections that entered here. 1..=65535.
+    pub index: u16,
+    /// The node's own address on the networks that every node takes part in (ingress).
+    pub attachments: BTreeMap<NetworkId, IpAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSpec {
+    pub annotations: Annotations,
+    pub role: NodeRole,
+    pub availability: Availability,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeRole {
+    Worker,
+    Manager,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// Takes tasks.
+    Active,
+    /// Keeps its tasks, takes no new ones.
+    Pause,
+    /// Its tasks are moved elsewhere.
+    Drain,
+}
+
+/// What a node says of itself when its session starts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeDescription {
+    pub hostname: String,
+    pub platform: Platform,
+    pub resources: Resources,
+    pub engine_version: String,
+    pub engine_labels: BTreeMap<String, String>,
+    /// What this node can do (`seccomp`, `esp`, `ipv6`, `cgroup-v2`, …); the scheduler filters by it.
+    pub features: Vec<String>,
+    /// The node's own networks, which the allocator keeps out of.
+    pub underlay: Vec<ipnetwork::IpNetwork>,
+    /// Where other nodes send overlay traffic (the VXLAN tunnel endpoint).
+    pub data_addr: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Platform {
+    /// `linux`.
+    pub os: String,
+    /// Docker's spelling in `node inspect`: `x86_64`, `aarch64`.
+    pub arch: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// Billionths of a CPU.
+    pub nano_cpus: u64,
+    pub memory_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub state: NodeState,
+    pub message: String,
+    /// The address that its session comes from.
+    pub addr: Option<IpAddr>,
+    /// When `state` last changed.
+    pub since: Timestamp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NodeState {
+    /// Not heard of since this cluster object was written (after joining, after a change of leader).
+    Unknown,
+    Down,
+    Ready,
+    Disconnected,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagerStatus {
+    pub raft_id: u64,
+    /// `ADDR:PORT` of the control API and raft.
+    pub addr: String,
+}

@@ -1,0 +1,30 @@
+//! Secrets and configs: content that tasks find as files.
+
+use crate::{Annotations, ConfigId, Meta, SecretId};
+
+/// 500 KB.
+pub const MAX_SECRET_BYTES: usize = 500 * 1000;
+/// 1000 KB.
+pub const MAX_CONFIG_BYTES: usize = 1000 * 1000;
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    pub id: SecretId,
+    pub meta: Meta,
+    pub annotations: Annotations,
+    pub data: Vec<u8>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("id", &self.id).field("annotations", &self.annotations).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub id: ConfigId,
+    pub meta: Meta,
+    pub annotations: Annotations,
+    pub data: Vec<u8>,
+}

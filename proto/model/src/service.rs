@@ -1,0 +1,334 @@
+//! Services: what should run, how many of it, how to change it, and how to reach it.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use crate::{
+    Annotations, ConfigId, Duration, Meta, NetworkId, SecretId, ServiceId, Timestamp, Version, node::Resources,
+};
+
+/// Automatically published ports.
+pub const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    pub id: ServiceId,
+    pub meta: Meta,
+    pub spec: ServiceSpec,
+    /// Version of the object at which the part of the spec that makes a task (`spec.task`) last changed.
+    pub spec_version: Version,
+    pub previous_spec: Option<Box<ServiceSpec>>,
+    pub endpoint: Endpoint,
+    pub update_status: Option<UpdateStatus>,
+    /// Set by removal; the object goes when its last task is gone.
+    pub removing: bool,
+}
+
+/// What the allocator gave a service.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Endpoint {
+    /// As in the spec, with automatic ports filled in.
+    pub ports: Vec<PortConfig>,
+    pub vips: Vec<Vip>,
+    /// Why something is missing, for the operator.
+    pub problem: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    pub network: NetworkId,
+    /// Address with the prefix length of its subnet.
+    pub addr: ipnetwork::IpNetwork,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServiceSpec {
+    pub annotations: Annotations,
+    pub task: TaskSpec,
+    pub mode: ServiceMode,
+    /// `None`: the defaults.
+    pub update: Option<UpdateConfig>,
+    pub rollback: Option<UpdateConfig>,
+    pub endpoint: EndpointSpec,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServiceMode {
+    Replicated { replicas: u64 },
+    Global,
+    ReplicatedJob { max_concurrent: u64, total_completions: u64 },
+    GlobalJob,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EndpointSpec {
+    pub mode: EndpointMode,
+    pub ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum EndpointMode {
+    #[default]
+    Vip,
+    DnsRoundRobin,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortConfig {
+    pub name: String,
+    pub protocol: Protocol,
+    pub target_port: u16,
+    /// 0: the allocator picks one of [`DYNAMIC_PORTS`].
+    pub published_port: u16,
+    pub publish_mode: PublishMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PublishMode {
+    /// Every node answers.
+    Ingress,
+    /// Only the nodes that run a task.
+    Host,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct UpdateConfig {
+    /// 0: all at once.
+    pub parallelism: u64,
+    pub delay: Duration,
+    pub failure_action: FailureAction,
+    pub monitor: Duration,
+    pub max_failure_ratio: f32,
+    pub order: UpdateOrder,
+}
+
+impl Default for UpdateConfig {
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay: Duration::ZERO,
+            failure_action: FailureAction::Pause,
+            monitor: Duration::from_secs(5),
+            max_failure_ratio: 0.0,
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureAction {
+    Pause,
+    Continue,
+    Rollback,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateOrder {
+    StopFirst,
+    StartFirst,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateStatus {
+    pub state: UpdateState,
+    pub started_at: Timestamp,
+    pub completed_at: Option<Timestamp>,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpdateState {
+    Updating,
+    Paused,
+    Completed,
+    RollbackStarted,
+    RollbackPaused,
+    RollbackCompleted,
+}
+
+/// What a task of a service runs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TaskSpec {
+    pub container: ContainerSpec,
+    pub limits: ResourceLimits,
+    pub reservations: Resources,
+    pub restart: RestartPolicy,
+    pub placement: Placement,
+    pub networks: Vec<NetworkAttachmentSpec>,
+    pub log_driver: Option<LogDriver>,
+    /// Raised by `update --force`: tasks are replaced although nothing else changed.
+    pub force_update: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResourceLimits {
+    /// 0: no limit.
+    pub nano_cpus: u64,
+    /// 0: no limit.
+    pub memory_bytes: u64,
+    /// 0: no limit.
+    pub pids: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartPolicy {
+    pub condition: RestartCondition,
+    pub delay: Duration,
+    /// 0: unlimited.
+    pub max_attempts: u64,
+    /// 0: unbounded.
+    pub window: Duration,
+}
+
+impl Default for RestartPolicy {
+    fn default() -> Self {
+        Self {
+            condition: RestartCondition::Any,
+            delay: Duration::from_secs(5),
+            max_attempts: 0,
+            window: Duration::ZERO,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartCondition {
+    None,
+    OnFailure,
+    Any,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Placement {
+    /// As the user wrote them: `node.role == manager`.
+    pub constraints: Vec<String>,
+    /// `spread` descriptors, outermost first: `node.labels.zone`.
+    pub spread: Vec<String>,
+    /// 0: unlimited.
+    pub max_replicas_per_node: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkAttachmentSpec {
+    /// Resolved by the control API when the service is stored.
+    pub network: NetworkId,
+    /// Names besides the service's own.
+    pub aliases: Vec<String>,
+    pub driver_options: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogDriver {
+    pub name: String,
+    pub options: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerSpec {
+    /// As the user wrote it; `image_digest` says which content that was when the service was stored.
+    pub image: String,
+    /// Manifest digest, when the cluster knows one.
+    pub image_digest: Option<String>,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    pub hostname: String,
+    /// `NAME=value`, in order.
+    pub env: Vec<String>,
+    /// Working directory.
+    pub dir: String,
+    pub user: String,
+    pub groups: Vec<String>,
+    pub labels: BTreeMap<String, String>,
+    pub tty: bool,
+    pub open_stdin: bool,
+    pub read_only: bool,
+    pub init: Option<bool>,
+    pub privileged: bool,
+    pub stop_signal: String,
+    /// `None`: 10 s.
+    pub stop_grace_period: Option<Duration>,
+    pub mounts: Vec<Mount>,
+    pub secrets: Vec<FileRef<SecretId>>,
+    pub configs: Vec<FileRef<ConfigId>>,
+    /// `IP hostname [alias…]` lines of /etc/hosts.
+    pub hosts: Vec<String>,
+    pub dns: DnsConfig,
+    pub health: Option<HealthConfig>,
+    pub cap_add: Vec<String>,
+    pub cap_drop: Vec<String>,
+    pub sysctls: BTreeMap<String, String>,
+    pub ulimits: Vec<Ulimit>,
+    /// Host paths of devices, `/dev/x[:/dev/y[:rwm]]`.
+    pub devices: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DnsConfig {
+    pub nameservers: Vec<IpAddr>,
+    pub search: Vec<String>,
+    pub options: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub kind: MountKind,
+    /// Volume name (empty: an anonymous one), or the host's path; unused for tmpfs.
+    pub source: String,
+    pub target: String,
+    pub read_only: bool,
+    /// Do not fill an empty volume from the image.
+    pub no_copy: bool,
+    pub volume_driver: Option<LogDriver>,
+    pub volume_labels: BTreeMap<String, String>,
+    /// Bind propagation: `rprivate` when empty.
+    pub propagation: String,
+    /// tmpfs: 0 is unlimited.
+    pub tmpfs_size_bytes: u64,
+    /// tmpfs: 0 is 1777.
+    pub tmpfs_mode: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountKind {
+    Volume,
+    Bind,
+    Tmpfs,
+}
+
+/// A secret or config as a file in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRef<Id> {
+    pub id: Id,
+    pub name: String,
+    /// Absolute, or relative to /run/secrets (secrets) or / (configs).
+    pub target: String,
+    pub uid: String,
+    pub gid: String,
+    pub mode: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// `["NONE"]`, `["CMD", …]`, `["CMD-SHELL", script]`; empty: inherit from the image.
+    pub test: Vec<String>,
+    pub interval: Option<Duration>,
+    pub timeout: Option<Duration>,
+    pub retries: u32,
+    pub start_period: Option<Duration>,
+    pub start_interval: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ulimit {
+    pub name: String,
+    pub soft: i64,
+    pub hard: i64,
+}
