@@ -24,6 +24,9 @@ pub struct Task {
     /// [`crate::service::Service::spec_version`] that it was made from.
     pub spec_version: Version,
     pub status: TaskStatus,
+    /// When it was first seen running, by the leader's stamp; `apply` writes it. What failed soon after counts against
+    /// an update.
+    pub running_since: Option<Timestamp>,
     /// Where the orchestrators want it: ready, running, shutdown or remove.
     pub desired_state: TaskState,
     /// A replacement waits in desired *ready* until this time.
