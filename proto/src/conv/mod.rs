@@ -36,23 +36,25 @@ pub trait FromProto: Sized {
     fn from_proto(proto: Self::Proto) -> Result<Self, DecodeError>;
 }
 
-/// Decodes a field that must be present: prost makes every message field and every oneof an `Option`.
+/// Decodes a field that must be present.
 pub fn required<T: FromProto>(
-    field: Option<T::Proto>,
+    proto: Option<T::Proto>,
     message_name: &'static str,
     field_name: &'static str,
 ) -> Result<T, DecodeError> {
-    field
-        .ok_or_else(|| DecodeError::new(Problem::Missing))
-        .and_then(T::from_proto)
-        .map_err(|error| error.in_field(message_name, field_name))
+    field(present(proto, message_name, field_name)?, message_name, field_name)
+}
+
+/// What prost made an `Option` (a message field, a oneof) although it must be there.
+pub fn present<W>(proto: Option<W>, message_name: &'static str, field_name: &'static str) -> Result<W, DecodeError> {
+    proto.ok_or_else(|| DecodeError::new(Problem::Missing).in_field(message_name, field_name))
 }
 
 /// Decodes a field whose absence is its empty value or `None`.
 pub fn field<T: FromProto>(
-    field: T::Proto,
+    proto: T::Proto,
     message_name: &'static str,
     field_name: &'static str,
 ) -> Result<T, DecodeError> {
-    T::from_proto(field).map_err(|error| error.in_field(message_name, field_name))
+    T::from_proto(proto).map_err(|error| error.in_field(message_name, field_name))
 }

@@ -1,0 +1,31 @@
+//! Tasks.
+
+use orch_model::task::{ContainerStatus, Task, TaskAttachment, TaskState, TaskStatus};
+
+use super::record::{choice, record};
+
+choice!(TaskState {
+    New,
+    Pending,
+    Assigned,
+    Accepted,
+    Preparing,
+    Ready,
+    Starting,
+    Running,
+    Complete,
+    Shutdown,
+    Failed,
+    Rejected,
+    Remove,
+    Orphaned,
+});
+
+record!(Task {
+    values: id, service, slot, node, spec_version, desired_state, start_at, running_since, networks,
+        host_ports;
+    parts: meta, service_annotations, spec, status;
+});
+record!(TaskAttachment { values: network, addresses, aliases; });
+record!(TaskStatus { values: state, at, message, error, container; });
+record!(ContainerStatus { values: container_id, pid, exit_code; });
