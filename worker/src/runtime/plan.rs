@@ -1,0 +1,113 @@
+//! What the runtime needs to know to make a container: plain values, resolved by the caller.
+//!
+//! Nothing here touches the machine; [`super::spec`] turns a plan into an OCI specification.
+
+use std::{path::PathBuf, time::SystemTime};
+
+use orch_model::{TaskId, service::TaskSpec};
+
+/// Log lines are cut to new files at this size unless the service says otherwise.
+pub const DEFAULT_LOG_SIZE_BYTES: u64 = 10 * 1024 * 1024;
+/// How many log files are kept, the current one included.
+pub const DEFAULT_LOG_FILES: u32 = 3;
+
+/// Everything that makes one container.
+#[derive(Debug, Clone)]
+pub struct ContainerPlan<'a> {
+    pub task_id: TaskId,
+    /// 64 hex digits; its first 12 are the default hostname.
+    pub container_id: String,
+    /// The mounted root filesystem (the caller mounts and unmounts it).
+    pub rootfs: PathBuf,
+    pub image: ImageDefaults,
+    pub spec: &'a TaskSpec,
+    /// Where the task's network namespace is bind-mounted; `None`: one of its own with nothing but a loopback that is down.
+    pub netns: Option<PathBuf>,
+    /// Volumes, secrets, configs, and /etc/{resolv.conf,hosts,hostname}. The bind and tmpfs mounts of `spec` are not
+    /// repeated here: the runtime does these itself.
+    pub binds: Vec<BindMount>,
+    pub log: LogFiles,
+}
+
+/// A file or folder of the host that appears in the container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BindMount {
+    pub source: PathBuf,
+    /// Absolute path in the container.
+    pub target: String,
+    pub read_only: bool,
+    /// `rprivate` when empty.
+    pub propagation: String,
+}
+
+/// What the image says about running it; the service's spec goes before it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ImageDefaults {
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    /// `NAME=value`
+    pub env: Vec<String>,
+    pub working_dir: String,
+    pub user: String,
+}
+
+impl From<&oci_spec::image::ImageConfiguration> for ImageDefaults {
+    fn from(image: &oci_spec::image::ImageConfiguration) -> Self {
+        let Some(config) = image.config() else { return Self::default() };
+        Self {
+            entrypoint: config.entrypoint().clone().unwrap_or_default(),
+            cmd: config.cmd().clone().unwrap_or_default(),
+            env: config.env().clone().unwrap_or_default(),
+            working_dir: config.working_dir().clone().unwrap_or_default(),
+            user: config.user().clone().unwrap_or_default(),
+        }
+    }
+}
+
+/// Where the container's output goes, as Docker's json-file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFiles {
+    /// Current file; older ones are `PATH.1`, `PATH.2`, … The folder must exist.
+    pub path: PathBuf,
+    pub max_size_bytes: u64,
+    pub max_files: u32,
+}
+
+impl LogFiles {
+    /// Default limits.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self { path, max_size_bytes: DEFAULT_LOG_SIZE_BYTES, max_files: DEFAULT_LOG_FILES }
+    }
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// The process's code; 128 + n when signal n ended it; 126 or 127 when it could not be started.
+    pub code: i32,
+    pub signal: Option<i32>,
+    pub oom_killed: bool,
+    /// For the operator: why it was never started, or that its shim died.
+    pub error: Option<String>,
+    /// `None` when it never ran.
+    pub started_at: Option<SystemTime>,
+    pub finished_at: SystemTime,
+}
+
+/// A command to run in a running container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecRequest {
+    pub args: Vec<String>,
+    /// On top of the container's own.
+    pub env: Vec<String>,
+    /// Empty: the container's.
+    pub cwd: String,
+    /// Empty: the container's.
+    pub user: String,
+    pub tty: bool,
+    pub stdin: bool,
+    pub privileged: bool,
+    /// Size of the terminal when `tty`: rows, columns.
+    pub size: Option<(u16, u16)>,
+}
