@@ -4,6 +4,7 @@
 //! Invariants: a wire type is turned into a model type at the edge of a daemon and nowhere else, so what the cores see
 //! is valid; decoding refuses what it does not know and never panics.
 
+pub mod ca;
 pub mod conv;
 pub mod paths;
 pub mod tls;

@@ -1,1 +1,379 @@
 //! Connections between daemons: unix sockets on a machine, mutual TLS between machines.
+//!
+//! Invariants: every connection attempt and handshake has a time limit; a stranger can occupy a bounded number of
+//! handshakes; a failure says which daemon or address, and what to do.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use futures::Stream;
+use http::Uri;
+use hyper_util::rt::TokioIo;
+use orch_model::node::NodeRole;
+use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tonic::transport::{Channel, Endpoint, server::Connected};
+use tower::service_fn;
+
+use crate::tls::{
+    self, ConnectionInfo, Identity, JoinToken, PeerIdentity, SharedIdentity, TlsError, WrongRoot, role_word,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Handshakes that may be under way at once; the rest waits in the kernel's queue.
+const MAX_HANDSHAKES: usize = 256;
+/// Connections that are ready and that the server has not picked up yet.
+const MAX_READY: usize = 64;
+/// After a failed accept (usually: no file descriptors left), before the next.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    #[error("the {daemon} daemon does not run on this machine (no answer at {path:?})")]
+    NotRunning { daemon: String, path: PathBuf, source: io::Error },
+    #[error("no permission to use {path:?}: run this command as root or as a member of the socket's group")]
+    NotAllowed { path: PathBuf, source: io::Error },
+    #[error("another {daemon} daemon already answers at {path:?}")]
+    AlreadyRunning { daemon: String, path: PathBuf },
+    #[error("cannot open the socket {path:?}")]
+    Socket { path: PathBuf, source: io::Error },
+    #[error("{0:?} is not an address: expected HOST:PORT, such as 192.168.1.5:2377")]
+    BadAddress(String),
+    #[error("{addr} does not answer: check the address, that orch runs there, and that no firewall is in between")]
+    NoAnswer { addr: String, source: io::Error },
+    #[error("{addr} does not answer within {} s: check the address, and that no firewall is in between", .limit.as_secs())]
+    TimedOut { addr: String, limit: Duration },
+    #[error("the node at {addr} belongs to another cluster")]
+    AnotherCluster { addr: String },
+    #[error(
+        "the join token does not belong to the cluster that answers at {addr}: \
+         check the address, or get a token with \"orch join-token worker\" on a manager of that cluster"
+    )]
+    WrongToken { addr: String },
+    #[error("what answers at {addr} is not a {role} of this cluster")]
+    AnotherRole { addr: String, role: &'static str },
+    #[error("the certificate of the node at {addr} has expired; look at orch's log there")]
+    Expired { addr: String },
+    #[error("the certificate of the node at {addr} is not valid yet: compare the clocks of the two machines")]
+    NotValidYet { addr: String },
+    #[error("what answers at {addr} is not an orch node (the TLS handshake failed)")]
+    Handshake { addr: String, source: io::Error },
+    #[error("the connection to {addr} broke while it was set up")]
+    Http { addr: String, source: tonic::transport::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A connection to a daemon of this machine.
+pub async fn unix_channel(path: &Path) -> Result<Channel, TransportError> {
+    let first = UnixStream::connect(path).await.map_err(|source| unix_error(path, source))?;
+    let endpoint = endpoint("localhost")?;
+    let (target, first) = (path.to_owned(), Prefetched::new(first));
+    let connector = service_fn(move |_: Uri| {
+        let (target, first) = (target.clone(), first.take());
+        async move {
+            let stream = match first {
+                Some(stream) => stream,
+                None => UnixStream::connect(target).await?,
+            };
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    let addr = path.display().to_string();
+    endpoint.connect_with_connector(connector).await.map_err(|source| TransportError::Http { addr, source })
+}
+
+/// A mutually authenticated connection to the node at `addr` (`host:port`), which must have `peer_role` in the same
+/// cluster. It reconnects by itself, with the same identity.
+pub async fn tls_channel(addr: &str, identity: &Identity, peer_role: NodeRole) -> Result<Channel, TransportError> {
+    let not_after = identity.not_after();
+    if not_after <= SystemTime::now() {
+        return Err(TlsError::OwnCertificateExpired { not_after }.into());
+    }
+    let dialer = Dialer {
+        addr: checked(addr)?,
+        role: peer_role,
+        name: tls::server_name(identity, peer_role)?,
+        config: Arc::new(tls::client_config(identity)?),
+    };
+    dialer.channel().await
+}
+
+/// A connection without a certificate to a manager of the token's cluster. Nothing is sent before the server has shown
+/// the root certificate that the token names.
+pub async fn token_channel(addr: &str, token: &JoinToken) -> Result<Channel, TransportError> {
+    let dialer = Dialer {
+        addr: checked(addr)?,
+        role: NodeRole::Manager,
+        // Only announced; the verifier derives the name that counts from the root certificate.
+        name: ServerName::try_from("manager.orch").map_err(|error| TlsError::Verifier(error.to_string()))?,
+        config: Arc::new(tls::token_client_config(token)?),
+    };
+    dialer.channel().await
+}
+
+/// Listens on a local socket with this file mode. A socket that nobody listens on any more is replaced.
+pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixListenerStream, TransportError> {
+    let failed = |source| TransportError::Socket { path: path.to_owned(), source };
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(TransportError::AlreadyRunning { daemon: daemon_of(path), path: path.to_owned() });
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(failed)?;
+    }
+    // The socket gets its name only after its mode, so that there is no moment with a wider one.
+    let unnamed = path.with_extension(format!("{}.tmp", std::process::id()));
+    match fs::remove_file(&unnamed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&unnamed).map_err(failed)?;
+    fs::set_permissions(&unnamed, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    fs::rename(&unnamed, path).map_err(failed)?;
+    Ok(UnixListenerStream::new(listener))
+}
+
+/// Accepts TLS connections; a client's certificate is optional and verified when shown. Connections whose handshake
+/// fails are logged and never reach the stream. Accepting ends when the stream is dropped.
+pub fn tls_incoming(listener: TcpListener, identity: SharedIdentity) -> impl Stream<Item = io::Result<TlsConnection>> {
+    let (ready, incoming) = mpsc::channel(MAX_READY);
+    tokio::spawn(accept_loop(listener, identity, ready));
+    ReceiverStream::new(incoming)
+}
+
+/// A TLS connection that a server accepted; tells requests who sent them (see [`tls::peer_identity`]).
+#[derive(Debug)]
+pub struct TlsConnection {
+    stream: server::TlsStream<TcpStream>,
+    info: ConnectionInfo,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = ConnectionInfo;
+
+    fn connect_info(&self) -> ConnectionInfo {
+        self.info.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Dials one address again and again on behalf of a channel.
+#[derive(Clone)]
+struct Dialer {
+    addr: String,
+    role: NodeRole,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+}
+
+impl Dialer {
+    /// The first connection is made here and not inside the channel, so that its failure keeps its meaning.
+    async fn channel(self) -> Result<Channel, TransportError> {
+        let endpoint = endpoint(&self.addr)?;
+        let first = Prefetched::new(self.dial().await?);
+        let addr = self.addr.clone();
+        let connector = service_fn(move |_: Uri| {
+            let (dialer, first) = (self.clone(), first.take());
+            async move {
+                let stream = match first {
+                    Some(stream) => stream,
+                    None => dialer.dial().await?,
+                };
+                Ok::<_, TransportError>(TokioIo::new(stream))
+            }
+        });
+        endpoint.connect_with_connector(connector).await.map_err(|source| TransportError::Http { addr, source })
+    }
+
+    async fn dial(&self) -> Result<client::TlsStream<TcpStream>, TransportError> {
+        let addr = self.addr.clone();
+        let tcp = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&addr)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(source)) => return Err(TransportError::NoAnswer { addr, source }),
+            Err(_) => return Err(TransportError::TimedOut { addr, limit: CONNECT_TIMEOUT }),
+        };
+        tcp.set_nodelay(true).map_err(|source| TransportError::NoAnswer { addr: addr.clone(), source })?;
+        let connector = TlsConnector::from(self.config.clone());
+        match timeout(CONNECT_TIMEOUT, connector.connect(self.name.clone(), tcp)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(source)) => Err(self.refusal(source)),
+            Err(_) => Err(TransportError::TimedOut { addr, limit: CONNECT_TIMEOUT }),
+        }
+    }
+
+    /// Puts a failed handshake into words.
+    fn refusal(&self, source: io::Error) -> TransportError {
+        let addr = self.addr.clone();
+        let tls_error = source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        let Some(rustls::Error::InvalidCertificate(reason)) = tls_error else {
+            return TransportError::Handshake { addr, source };
+        };
+        match reason {
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => TransportError::Expired { addr },
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+                TransportError::NotValidYet { addr }
+            }
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => TransportError::AnotherCluster { addr },
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+                TransportError::AnotherRole { addr, role: role_word(self.role) }
+            }
+            CertificateError::Other(other) if other.0.is::<WrongRoot>() => TransportError::WrongToken { addr },
+            _ => TransportError::Handshake { addr, source },
+        }
+    }
+}
+
+/// The connection that was made before the channel asked for its first.
+struct Prefetched<S>(Arc<Mutex<Option<S>>>);
+
+impl<S> Prefetched<S> {
+    fn new(stream: S) -> Self {
+        Self(Arc::new(Mutex::new(Some(stream))))
+    }
+
+    fn take(&self) -> Option<S> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+fn checked(addr: &str) -> Result<String, TransportError> {
+    let port = addr.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(port)) if port > 0 => Ok(addr.to_owned()),
+        _ => Err(TransportError::BadAddress(addr.to_owned())),
+    }
+}
+
+/// The scheme says "http" because the connectors above do the TLS.
+fn endpoint(authority: &str) -> Result<Endpoint, TransportError> {
+    let endpoint = Endpoint::from_shared(format!("http://{authority}"))
+        .map_err(|_| TransportError::BadAddress(authority.to_owned()))?;
+    Ok(endpoint
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true))
+}
+
+fn unix_error(path: &Path, source: io::Error) -> TransportError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            TransportError::NotRunning { daemon: daemon_of(&path), path, source }
+        }
+        io::ErrorKind::PermissionDenied => TransportError::NotAllowed { path, source },
+        _ => TransportError::Socket { path, source },
+    }
+}
+
+/// `/run/orch/manager.sock` is the manager's.
+fn daemon_of(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "orch".to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+async fn accept_loop(listener: TcpListener, identity: SharedIdentity, ready: mpsc::Sender<io::Result<TlsConnection>>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let mut acceptor = Acceptor::new(identity);
+    loop {
+        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            () = ready.closed() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let (tcp, remote_addr) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(current) = acceptor.current() else { continue };
+        let ready = ready.clone();
+        tokio::spawn(async move {
+            match handshake(current, tcp, remote_addr).await {
+                // A closed receiver means that the server is stopping.
+                Ok(connection) => drop(ready.send(Ok(connection)).await),
+                Err(error) => tracing::debug!(%remote_addr, %error, "refused a connection"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Keeps the configuration until the identity is renewed.
+struct Acceptor {
+    identity: SharedIdentity,
+    built: Option<(Arc<Identity>, TlsAcceptor)>,
+}
+
+impl Acceptor {
+    fn new(identity: SharedIdentity) -> Self {
+        Self { identity, built: None }
+    }
+
+    fn current(&mut self) -> Option<TlsAcceptor> {
+        let identity = self.identity.current();
+        if let Some((built_from, acceptor)) = &self.built
+            && Arc::ptr_eq(built_from, &identity)
+        {
+            return Some(acceptor.clone());
+        }
+        match tls::server_config(&identity) {
+            Ok(config) => {
+                let acceptor = TlsAcceptor::from(Arc::new(config));
+                self.built = Some((identity, acceptor.clone()));
+                Some(acceptor)
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections with this node's identity");
+                None
+            }
+        }
+    }
+}
+
+async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, remote_addr: SocketAddr) -> io::Result<TlsConnection> {
+    tcp.set_nodelay(true)?;
+    let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let peer = shown.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
+    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer } })
+}

@@ -1,0 +1,186 @@
+//! The cluster's certificate authority: makes the root, signs node certificates and small blobs.
+//!
+//! This module must not store anything nor decide who gets a certificate. The caller passes the time.
+//!
+//! Invariants: of a certificate request only the public key is used, so that nobody chooses an own name; keys are ECDSA
+//! P-256; a certificate is valid from an hour before it was made, for machines whose clock is behind.
+
+use std::time::{Duration, SystemTime};
+
+use orch_model::{ClusterId, NodeId, cluster::RootCa, node::NodeRole};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    SerialNumber, SigningKey,
+};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+use crate::tls::{role_dns_name, role_unit};
+
+const BACKDATE: Duration = Duration::from_secs(3600);
+const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// Keeps what is signed as a blob from ever being a certificate.
+const BLOB_DOMAIN: &[u8] = b"orch signed blob 1\0";
+
+/// Why something was not signed or not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum CaError {
+    #[error("cannot make a key or certificate")]
+    Generate(#[source] rcgen::Error),
+    #[error("the cluster's root certificate or key is damaged")]
+    Root(#[source] rcgen::Error),
+    #[error("the certificate request cannot be read")]
+    Request(#[source] rcgen::Error),
+    #[error("the certificate request has a key of another kind than ECDSA P-256")]
+    KeyKind,
+    #[error("the root certificate cannot be read: {0}")]
+    RootCertificate(String),
+    #[error("the signature is not one of this cluster's managers")]
+    Signature,
+}
+
+/// A new private key and the request for its certificate.
+#[derive(Clone)]
+pub struct KeyAndCsr {
+    pub key_pem: String,
+    pub csr_pem: String,
+}
+
+impl std::fmt::Debug for KeyAndCsr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyAndCsr").finish_non_exhaustive()
+    }
+}
+
+/// A new root for a new cluster.
+pub fn generate_root(cluster_id: &ClusterId, now: SystemTime) -> Result<RootCa, CaError> {
+    let key = new_key()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "orch-ca");
+    params.distinguished_name.push(DnType::OrganizationName, cluster_id.as_str());
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(random_serial());
+    set_validity(&mut params, now, ROOT_LIFETIME);
+    let cert = params.self_signed(&key).map_err(CaError::Generate)?;
+    Ok(RootCa { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+}
+
+/// A new key pair with its request; the request's subject is empty because the manager ignores it.
+pub fn new_key_and_csr() -> Result<KeyAndCsr, CaError> {
+    let key = new_key()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let csr = params.serialize_request(&key).and_then(|csr| csr.pem()).map_err(CaError::Generate)?;
+    Ok(KeyAndCsr { key_pem: key.serialize_pem(), csr_pem: csr })
+}
+
+/// The certificate (PEM) of this node in this role for the key in the request.
+pub fn sign_csr(
+    root: &RootCa,
+    csr_pem: &str,
+    node_id: &NodeId,
+    cluster_id: &ClusterId,
+    role: NodeRole,
+    lifetime: Duration,
+    now: SystemTime,
+) -> Result<String, CaError> {
+    let key = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?.public_key;
+    if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 {
+        return Err(CaError::KeyKind);
+    }
+    let names = vec![role_dns_name(role, cluster_id), node_id.to_string()];
+    let mut params = CertificateParams::new(names).map_err(CaError::Generate)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, node_id.as_str());
+    params.distinguished_name.push(DnType::OrganizationName, cluster_id.as_str());
+    params.distinguished_name.push(DnType::OrganizationalUnitName, role_unit(role));
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(random_serial());
+    set_validity(&mut params, now, lifetime);
+    let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key(root)?).map_err(CaError::Root)?;
+    Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
+}
+
+/// A signature that every node of the cluster can check with the root certificate alone.
+pub fn sign_blob(root: &RootCa, blob: &[u8]) -> Result<Vec<u8>, CaError> {
+    root_key(root)?.sign(&in_blob_domain(blob)).map_err(CaError::Root)
+}
+
+/// Checks what [`sign_blob`] made.
+pub fn verify_blob(root_pem: &str, blob: &[u8], signature: &[u8]) -> Result<(), CaError> {
+    let unreadable = |error: String| CaError::RootCertificate(error);
+    let der = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
+    let (_, cert) = x509_parser::parse_x509_certificate(&der).map_err(|error| unreadable(error.to_string()))?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, cert.public_key().subject_public_key.data.as_ref())
+        .verify(&in_blob_domain(blob), signature)
+        .map_err(|_| CaError::Signature)
+}
+
+fn new_key() -> Result<KeyPair, CaError> {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(CaError::Generate)
+}
+
+fn root_key(root: &RootCa) -> Result<KeyPair, CaError> {
+    KeyPair::from_pem(&root.key_pem).map_err(CaError::Root)
+}
+
+fn set_validity(params: &mut CertificateParams, now: SystemTime, lifetime: Duration) {
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + lifetime).into();
+}
+
+fn random_serial() -> SerialNumber {
+    let mut bytes: [u8; 16] = rand::random();
+    // A serial number is positive and has no leading zero byte.
+    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    SerialNumber::from_slice(&bytes)
+}
+
+fn in_blob_domain(blob: &[u8]) -> Vec<u8> {
+    [BLOB_DOMAIN, blob].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_is_accepted_from_its_own_root_only() {
+        let now = SystemTime::now();
+        let cluster = ClusterId::from_random(1);
+        let (ours, theirs) = (generate_root(&cluster, now).unwrap(), generate_root(&cluster, now).unwrap());
+        let signature = sign_blob(&ours, b"grant").unwrap();
+        verify_blob(&ours.cert_pem, b"grant", &signature).unwrap();
+        assert!(matches!(verify_blob(&ours.cert_pem, b"Grant", &signature), Err(CaError::Signature)));
+        assert!(matches!(verify_blob(&theirs.cert_pem, b"grant", &signature), Err(CaError::Signature)));
+    }
+
+    #[test]
+    fn the_name_in_a_request_is_ignored() {
+        let now = SystemTime::now();
+        let (cluster, node) = (ClusterId::from_random(1), NodeId::from_random(2));
+        let root = generate_root(&cluster, now).unwrap();
+        let key = new_key().unwrap();
+        let mut params = CertificateParams::new(vec![role_dns_name(NodeRole::Manager, &cluster)]).unwrap();
+        params.distinguished_name.push(DnType::OrganizationalUnitName, "orch-manager");
+        let csr = params.serialize_request(&key).unwrap().pem().unwrap();
+        let cert = sign_csr(&root, &csr, &node, &cluster, NodeRole::Worker, BACKDATE, now).unwrap();
+        let identity = crate::tls::Identity::from_pem(root.cert_pem, cert, key.serialize_pem()).unwrap();
+        assert_eq!((identity.role, identity.node_id), (NodeRole::Worker, node));
+    }
+
+    #[test]
+    fn a_request_that_is_none_is_refused() {
+        let now = SystemTime::now();
+        let cluster = ClusterId::from_random(1);
+        let root = generate_root(&cluster, now).unwrap();
+        let signed = sign_csr(&root, "nonsense", &NodeId::from_random(2), &cluster, NodeRole::Worker, BACKDATE, now);
+        assert!(matches!(signed, Err(CaError::Request(_))));
+    }
+}

@@ -1,1 +1,0 @@
-//! Mutual TLS: identities, client and server configurations, join tokens.

@@ -1,0 +1,156 @@
+//! TLS configurations: who is accepted by whom.
+
+use std::{fmt, sync::Arc};
+
+use orch_model::node::NodeRole;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::WebPkiClientVerifier,
+    version::TLS13,
+};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Identity, JoinToken, TlsError,
+    identity::{certificate, leaf},
+    peer::cluster_of_root,
+    role_dns_name,
+};
+
+/// HTTP/2, the only protocol that gRPC speaks.
+const ALPN: &[u8] = b"h2";
+
+/// For a server that is this identity. A client's certificate is optional and, when shown, checked against the root.
+pub fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
+    let provider = provider();
+    let clients = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider.clone())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain(identity)?, key(identity)?)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// For a client that is this identity and talks to servers of its own cluster; see [`server_name`].
+pub fn client_config(identity: &Identity) -> Result<ClientConfig, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])?
+        .with_root_certificates(roots(identity)?)
+        .with_client_auth_cert(chain(identity)?, key(identity)?)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// The name that a server must prove to be accepted as one of this role in this identity's cluster.
+pub fn server_name(identity: &Identity, role: NodeRole) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(role_dns_name(role, &identity.cluster_id))
+        .map_err(|error| TlsError::Verifier(error.to_string()))
+}
+
+/// For a client that has nothing but a join token: the server must be a manager of the cluster with that root.
+pub fn token_client_config(token: &JoinToken) -> Result<ClientConfig, TlsError> {
+    let provider = provider();
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(RootDigestVerifier { digest: token.digest, provider }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// The server showed no root certificate with the token's digest.
+#[derive(Debug, thiserror::Error)]
+#[error("the root certificate is not the one that the join token names")]
+pub(crate) struct WrongRoot;
+
+/// Finds the root certificate by its digest in what the server sends, then trusts that root alone.
+struct RootDigestVerifier {
+    digest: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for RootDigestVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RootDigestVerifier").finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for RootDigestVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let root = intermediates.iter().find(|cert| Sha256::digest(cert).as_slice() == self.digest);
+        let root = root.ok_or_else(|| refusal(WrongRoot))?;
+        let cluster = cluster_of_root(root).map_err(refusal)?;
+        let manager = ServerName::try_from(role_dns_name(NodeRole::Manager, &cluster)).map_err(refusal)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(refusal)?
+            .verify_server_cert(end_entity, &[], &manager, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+fn refusal(error: impl std::error::Error + Send + Sync + 'static) -> rustls::Error {
+    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(&identity.root_pem, "the root certificate")?)?;
+    Ok(Arc::new(roots))
+}
+
+/// The root goes along although a member has it: a joiner finds it there by its digest.
+fn chain(identity: &Identity) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    Ok(vec![leaf(&identity.cert_pem)?, certificate(&identity.root_pem, "the root certificate")?])
+}
+
+fn key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
+        .map_err(|error| TlsError::Pem { what: "the node's private key", reason: error.to_string() })
+}

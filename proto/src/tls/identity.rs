@@ -1,0 +1,192 @@
+//! A node's identity for one role: certificate, key and the cluster's root, on disk and in memory.
+
+use std::{
+    fmt, fs, io,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use orch_model::{ClusterId, NodeId, node::NodeRole};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+use super::{PeerIdentity, TlsError};
+
+const ROOT_FILE: &str = "root.crt";
+const CERT_FILE: &str = "node.crt";
+const KEY_FILE: &str = "node.key";
+/// A renewed key waits here until its certificate is in place, so that a crash in between loses neither.
+const NEXT_KEY_FILE: &str = "node.key.next";
+/// How often [`SharedIdentity::follow`] looks for a renewed certificate.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Who this node is in one role.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Identity {
+    pub cluster_id: ClusterId,
+    pub node_id: NodeId,
+    pub role: NodeRole,
+    pub root_pem: String,
+    pub cert_pem: String,
+    /// PKCS#8.
+    pub key_pem: String,
+}
+
+impl Identity {
+    /// An identity from PEM texts; the ids and the role are read from the certificate.
+    pub fn from_pem(root_pem: String, cert_pem: String, key_pem: String) -> Result<Self, TlsError> {
+        let PeerIdentity { node_id, cluster_id, role } = PeerIdentity::from_certificate(&leaf(&cert_pem)?)?;
+        Ok(Self { cluster_id, node_id, role, root_pem, cert_pem, key_pem })
+    }
+
+    /// Reads what [`Identity::save`] wrote into `dir`, also when that was interrupted.
+    pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        let (root_pem, cert_pem) = (read(&dir.join(ROOT_FILE))?, read(&dir.join(CERT_FILE))?);
+        let key_pem = read(&dir.join(KEY_FILE));
+        let key_pem = match key_pem {
+            Ok(key) if key_matches(&key, &cert_pem)? => key,
+            Ok(_) | Err(_) => match read(&dir.join(NEXT_KEY_FILE)) {
+                Ok(next) if key_matches(&next, &cert_pem)? => next,
+                Ok(_) | Err(_) => {
+                    key_pem?;
+                    return Err(TlsError::KeyMismatch { dir: dir.to_owned() });
+                }
+            },
+        };
+        Self::from_pem(root_pem, cert_pem, key_pem)
+    }
+
+    /// Writes the identity into `dir` so that a crash at any moment leaves either the old one or the new one.
+    pub fn save(&self, dir: &Path) -> Result<(), TlsError> {
+        fs::create_dir_all(dir).map_err(|source| TlsError::Write { path: dir.to_owned(), source })?;
+        write(&dir.join(ROOT_FILE), &self.root_pem, 0o644)?;
+        write(&dir.join(NEXT_KEY_FILE), &self.key_pem, 0o600)?;
+        write(&dir.join(CERT_FILE), &self.cert_pem, 0o644)?;
+        let key = dir.join(KEY_FILE);
+        fs::rename(dir.join(NEXT_KEY_FILE), &key)
+            .and_then(|()| sync_dir(dir))
+            .map_err(|source| TlsError::Write { path: key, source })
+    }
+
+    /// When the certificate stops being valid; 1970 when it cannot be read.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.validity().map_or(SystemTime::UNIX_EPOCH, |(_, not_after)| not_after)
+    }
+
+    /// When the certificate starts being valid; 1970 when it cannot be read.
+    #[must_use]
+    pub fn not_before(&self) -> SystemTime {
+        self.validity().map_or(SystemTime::UNIX_EPOCH, |(not_before, _)| not_before)
+    }
+
+    fn validity(&self) -> Option<(SystemTime, SystemTime)> {
+        let der = leaf(&self.cert_pem).ok()?;
+        let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
+        let validity = cert.validity();
+        Some((unix_time(validity.not_before.timestamp()), unix_time(validity.not_after.timestamp())))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity")
+            .field("cluster_id", &self.cluster_id)
+            .field("node_id", &self.node_id)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An identity that everyone who holds a clone sees renewed.
+#[derive(Clone, Debug)]
+pub struct SharedIdentity(Arc<ArcSwap<Identity>>);
+
+impl SharedIdentity {
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(identity)))
+    }
+
+    /// The identity saved in `dir`, replaced whenever the supervisor renews it there. Must be called inside a tokio
+    /// runtime; the watching ends when the last clone is dropped.
+    pub fn follow(dir: &Path) -> Result<Self, TlsError> {
+        let shared = Self::new(Identity::load(dir)?);
+        tokio::spawn(follow(Arc::downgrade(&shared.0), dir.to_owned()));
+        Ok(shared)
+    }
+
+    #[must_use]
+    pub fn current(&self) -> Arc<Identity> {
+        self.0.load_full()
+    }
+
+    pub fn replace(&self, identity: Identity) {
+        self.0.store(Arc::new(identity));
+    }
+}
+
+async fn follow(shared: std::sync::Weak<ArcSwap<Identity>>, dir: PathBuf) {
+    loop {
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        let Some(shared) = shared.upgrade() else { return };
+        match Identity::load(&dir) {
+            Ok(identity) if identity != **shared.load() => {
+                tracing::info!(role = ?identity.role, "certificate renewed");
+                shared.store(Arc::new(identity));
+            }
+            Ok(_) => {}
+            // The one in memory goes on; a node that has left has no files any more.
+            Err(error) => tracing::debug!(%error, "no certificate to follow"),
+        }
+    }
+}
+
+/// The first certificate of a PEM text.
+pub(super) fn leaf(pem: &str) -> Result<CertificateDer<'static>, TlsError> {
+    certificate(pem, "the node's certificate")
+}
+
+pub(super) fn certificate(pem: &str, what: &'static str) -> Result<CertificateDer<'static>, TlsError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| TlsError::Pem { what, reason: error.to_string() })
+}
+
+fn key_matches(key_pem: &str, cert_pem: &str) -> Result<bool, TlsError> {
+    let key = rcgen::KeyPair::from_pem(key_pem)
+        .map_err(|error| TlsError::Pem { what: "the node's private key", reason: error.to_string() })?;
+    let der = leaf(cert_pem)?;
+    let (_, cert) =
+        x509_parser::parse_x509_certificate(&der).map_err(|error| TlsError::NotANode { reason: error.to_string() })?;
+    Ok(cert.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
+}
+
+fn unix_time(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+}
+
+fn read(path: &Path) -> Result<String, TlsError> {
+    fs::read_to_string(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
+fn write(path: &Path, text: &str, mode: u32) -> Result<(), TlsError> {
+    let attempt = || -> io::Result<()> {
+        let tmp = path.with_extension("tmp");
+        match fs::remove_file(&tmp) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&tmp)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&tmp, path)?;
+        sync_dir(path.parent().unwrap_or(path))
+    };
+    attempt().map_err(|source| TlsError::Write { path: path.to_owned(), source })
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    fs::File::open(dir)?.sync_all()
+}
