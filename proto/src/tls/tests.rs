@@ -1,1 +1,238 @@
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use orch_model::{ClusterId, NodeId, cluster::RootCa, node::NodeRole};
+use tonic::{Code, Request};
+
+use super::*;
+use crate::{
+    ca::{generate_root, new_key_and_csr, sign_csr},
+    transport::{TransportError, tls_channel, tls_incoming, token_channel},
+    wire::{self, node_control_client::NodeControlClient, node_control_server as node},
+};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+struct TestCluster {
+    id: ClusterId,
+    root: RootCa,
+}
+
+impl TestCluster {
+    fn new(bits: u128) -> Self {
+        let id = ClusterId::from_random(bits);
+        let root = generate_root(&id, SystemTime::now()).unwrap();
+        Self { id, root }
+    }
+
+    fn identity(&self, role: NodeRole) -> Identity {
+        self.identity_until(role, SystemTime::now() + HOUR)
+    }
+
+    fn identity_until(&self, role: NodeRole, not_after: SystemTime) -> Identity {
+        let key = new_key_and_csr().unwrap();
+        let (node, made) = (NodeId::from_random(7), not_after - HOUR);
+        let cert = sign_csr(&self.root, &key.csr_pem, &node, &self.id, role, HOUR, made).unwrap();
+        Identity::from_pem(self.root.cert_pem.clone(), cert, key.key_pem).unwrap()
+    }
+
+    fn token(&self) -> JoinToken {
+        JoinToken::parse(&JoinToken::generate(&self.root.cert_pem, 42).unwrap()).unwrap()
+    }
+}
+
+/// Answers `Info` with who asked; everything else needs a manager.
+struct Echo;
+
+#[tonic::async_trait]
+impl node::NodeControl for Echo {
+    async fn info(&self, request: Request<wire::Empty>) -> Result<tonic::Response<wire::NodeInfo>, tonic::Status> {
+        let node_id = peer_identity(&request).map_or_else(String::new, |peer| peer.node_id.to_string());
+        let state = remote_addr(&request).map_or_else(String::new, |addr| addr.ip().to_string());
+        Ok(tonic::Response::new(wire::NodeInfo { node_id, state, ..Default::default() }))
+    }
+
+    async fn init(&self, _: Request<wire::InitRequest>) -> Result<tonic::Response<wire::InitResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented(""))
+    }
+
+    async fn join(
+        &self,
+        _: Request<wire::JoinNodeRequest>,
+    ) -> Result<tonic::Response<wire::JoinNodeResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented(""))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<wire::LeaveNodeRequest>,
+    ) -> Result<tonic::Response<wire::Empty>, tonic::Status> {
+        require_role(&request, &[NodeRole::Manager])?;
+        Ok(tonic::Response::new(wire::Empty {}))
+    }
+}
+
+async fn serve(identity: Identity) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let incoming = tls_incoming(listener, SharedIdentity::new(identity));
+    let server = tonic::transport::Server::builder().add_service(node::NodeControlServer::new(Echo));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    addr
+}
+
+async fn refusal(addr: &str, identity: &Identity, role: NodeRole) -> TransportError {
+    tls_channel(addr, identity, role).await.expect_err("must be refused")
+}
+
+#[tokio::test]
+async fn members_of_a_cluster_know_each_other() {
+    let cluster = TestCluster::new(1);
+    let addr = serve(cluster.identity(NodeRole::Manager)).await;
+    for role in [NodeRole::Worker, NodeRole::Manager] {
+        let us = cluster.identity(role);
+        let mut client = NodeControlClient::new(tls_channel(&addr, &us, NodeRole::Manager).await.unwrap());
+        let info = client.info(wire::Empty {}).await.unwrap().into_inner();
+        assert_eq!((info.node_id, info.state), (us.node_id.to_string(), "127.0.0.1".to_owned()));
+        let left = client.leave(wire::LeaveNodeRequest::default()).await.map_err(|status| status.code());
+        let expected = if role == NodeRole::Manager { Ok(()) } else { Err(Code::PermissionDenied) };
+        assert_eq!(left.map(drop), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_joiner_needs_no_certificate_but_is_nobody() {
+    let cluster = TestCluster::new(1);
+    let addr = serve(cluster.identity(NodeRole::Manager)).await;
+    let mut client = NodeControlClient::new(token_channel(&addr, &cluster.token()).await.unwrap());
+    assert_eq!(client.info(wire::Empty {}).await.unwrap().into_inner().node_id, "");
+    let status = client.leave(wire::LeaveNodeRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_token_opens_only_managers_of_its_own_cluster() {
+    let (ours, theirs) = (TestCluster::new(1), TestCluster::new(2));
+    let addr = serve(theirs.identity(NodeRole::Manager)).await;
+    let error = token_channel(&addr, &ours.token()).await.expect_err("must be refused");
+    assert!(matches!(error, TransportError::WrongToken { .. }), "{error:?}");
+    let worker = serve(ours.identity(NodeRole::Worker)).await;
+    let error = token_channel(&worker, &ours.token()).await.expect_err("must be refused");
+    assert!(matches!(error, TransportError::AnotherRole { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn another_cluster_is_refused_in_both_directions() {
+    // The same cluster id, as someone who read it somewhere could choose.
+    let (ours, theirs) = (TestCluster::new(1), TestCluster::new(1));
+    let addr = serve(theirs.identity(NodeRole::Manager)).await;
+    let error = refusal(&addr, &ours.identity(NodeRole::Worker), NodeRole::Manager).await;
+    assert!(matches!(error, TransportError::AnotherCluster { .. }), "{error:?}");
+    assert_eq!(error.to_string(), format!("the node at {addr} belongs to another cluster"));
+
+    // A client that trusts the server, with a certificate that the server does not trust.
+    let mut forged = theirs.identity(NodeRole::Worker);
+    let stranger = ours.identity(NodeRole::Worker);
+    (forged.cert_pem, forged.key_pem) = (stranger.cert_pem, stranger.key_pem);
+    if let Ok(channel) = tls_channel(&addr, &forged, NodeRole::Manager).await {
+        // TLS 1.3: the client hears of the refusal with its first read.
+        NodeControlClient::new(channel).info(wire::Empty {}).await.expect_err("must be refused");
+    }
+}
+
+#[tokio::test]
+async fn a_worker_cannot_pose_as_a_manager() {
+    let cluster = TestCluster::new(1);
+    let addr = serve(cluster.identity(NodeRole::Worker)).await;
+    let error = refusal(&addr, &cluster.identity(NodeRole::Worker), NodeRole::Manager).await;
+    assert_eq!(error.to_string(), format!("what answers at {addr} is not a manager of this cluster"));
+}
+
+#[tokio::test]
+async fn expired_certificates_are_refused_and_said_so() {
+    let cluster = TestCluster::new(1);
+    let past = SystemTime::now() - Duration::from_secs(60);
+    let addr = serve(cluster.identity_until(NodeRole::Manager, past)).await;
+    let error = refusal(&addr, &cluster.identity(NodeRole::Worker), NodeRole::Manager).await;
+    assert!(matches!(error, TransportError::Expired { .. }), "{error:?}");
+    let error = refusal(&addr, &cluster.identity_until(NodeRole::Worker, past), NodeRole::Manager).await;
+    assert!(matches!(error, TransportError::Tls(TlsError::OwnCertificateExpired { .. })), "{error:?}");
+}
+
+#[tokio::test]
+async fn tls_1_2_is_refused() {
+    let cluster = TestCluster::new(1);
+    let addr = serve(cluster.identity(NodeRole::Manager)).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(identity::certificate(&cluster.root.cert_pem, "root").unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let old = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = role_dns_name(NodeRole::Manager, &cluster.id).try_into().unwrap();
+    let tcp = tokio::net::TcpStream::connect(&addr).await.unwrap();
+    let error = tokio_rustls::TlsConnector::from(Arc::new(old)).connect(name, tcp).await.expect_err("must be refused");
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+}
+
+#[tokio::test]
+async fn nobody_there_is_a_sentence() {
+    let cluster = TestCluster::new(1);
+    let error = token_channel("127.0.0.1:1", &cluster.token()).await.expect_err("nobody listens");
+    assert!(error.to_string().starts_with("127.0.0.1:1 does not answer"), "{error}");
+    for addr in ["", "localhost", ":2377", "host:", "host:0", "host:x"] {
+        let error = token_channel(addr, &cluster.token()).await.expect_err("not an address");
+        assert!(matches!(error, TransportError::BadAddress(_)), "{addr}: {error:?}");
+    }
+}
+
+#[test]
+fn tokens_round_trip_and_every_changed_character_matters() {
+    let cluster = TestCluster::new(1);
+    let text = JoinToken::generate(&cluster.root.cert_pem, u128::MAX).unwrap();
+    assert_eq!(text.len(), "ORCHTKN-1-".len() + 50 + 1 + 25);
+    let token = JoinToken::parse(&text).unwrap();
+    assert_eq!(token.to_string(), text);
+    assert_eq!(JoinToken::parse(&format!(" {text}\n")).unwrap(), token);
+    for place in 0..text.len() {
+        let mut changed = text.clone().into_bytes();
+        changed[place] = if changed[place] == b'0' { b'1' } else { b'0' };
+        let changed = JoinToken::parse(&String::from_utf8(changed).unwrap());
+        assert_ne!(changed.as_ref().ok(), Some(&token), "character {place}");
+    }
+}
+
+#[test]
+fn what_is_not_a_token_is_refused() {
+    let good = TestCluster::new(1).token().to_string();
+    for text in ["", "ORCHTKN", "ORCHTKN-1-a-b", &good[..good.len() - 1], &good.to_uppercase(), &format!("{good}-")] {
+        assert_eq!(JoinToken::parse(text), Err(TokenError::Malformed), "{text}");
+    }
+    let too_large = format!("ORCHTKN-1-{}-{}", "z".repeat(50), "0".repeat(25));
+    assert_eq!(JoinToken::parse(&too_large), Err(TokenError::Malformed));
+    assert_eq!(JoinToken::parse("SWMTKN-1-x-y"), Err(TokenError::Swarm));
+    assert_eq!(JoinToken::parse(&good.replacen("-1-", "-2-", 1)), Err(TokenError::UnknownVersion("2".to_owned())));
+}
+
+#[test]
+fn an_identity_survives_a_crash_while_it_is_saved() {
+    let cluster = TestCluster::new(1);
+    let (old, new) = (cluster.identity(NodeRole::Worker), cluster.identity(NodeRole::Worker));
+    let dir = tempfile::tempdir().unwrap();
+    old.save(dir.path()).unwrap();
+    assert_eq!(Identity::load(dir.path()).unwrap(), old);
+
+    std::fs::write(dir.path().join("node.key.next"), &new.key_pem).unwrap();
+    assert_eq!(Identity::load(dir.path()).unwrap(), old, "the new certificate is not there yet");
+    std::fs::write(dir.path().join("node.crt"), &new.cert_pem).unwrap();
+    assert_eq!(Identity::load(dir.path()).unwrap(), new, "only the key's last rename is missing");
+    new.save(dir.path()).unwrap();
+    assert_eq!(Identity::load(dir.path()).unwrap(), new);
+
+    std::fs::write(dir.path().join("node.crt"), &old.cert_pem).unwrap();
+    assert!(matches!(Identity::load(dir.path()), Err(TlsError::KeyMismatch { .. })));
+}
