@@ -1,0 +1,148 @@
+//! What dies and what lives on: tasks, daemons, whole nodes.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use orch_tests::{Lab, Load, RESTART_LIMIT, eventually, failures, within};
+
+const HITS: &[&str] = &["CMD [\"python3\", \"/app/hits.py\"]", "EXPOSE 80"];
+
+/// Container id -> pid on a node, of what runs.
+fn pids(lab: &Lab, node: &str) -> Result<BTreeMap<String, String>, String> {
+    let text = lab.orch_on(node, &["ps", "--no-trunc", "--format", "{{.ID}} {{.PID}}"]).result()?;
+    Ok(text.lines().filter_map(|line| line.split_once(' ')).map(|(id, pid)| (id.into(), pid.into())).collect())
+}
+
+fn lab_with_web(name: &str) -> Lab {
+    let lab = Lab::up(name, 3, 1);
+    lab.import("hits", "hits", HITS);
+    let args =
+        ["service", "create", "--name", "web", "--replicas", "3", "-p", "8000:80", "--restart-delay", "2s", "hits"];
+    let _ = lab.orch(&args).ok();
+    lab.wait_replicas("web", "3/3");
+    for node in ["n1", "n2", "n3"] {
+        eventually("the port answers on every node", || {
+            lab.get("client", &format!("http://{}:8000/", lab.address(node)))
+        });
+    }
+    lab
+}
+
+#[test]
+fn a_killed_task_is_replaced_in_its_slot_and_only_requests_in_flight_to_it_fail() {
+    let lab = lab_with_web("killed-task");
+    let _ = lab.orch(&["network", "create", "-d", "overlay", "inner"]).ok();
+    let create = [
+        "service",
+        "create",
+        "--name",
+        "back",
+        "--replicas",
+        "3",
+        "--network",
+        "inner",
+        "--restart-delay",
+        "2s",
+        "hits",
+    ];
+    let _ = lab.orch(&create).ok();
+    let before = lab.list(&["service", "ps", "back"]).expect("service ps");
+    let victim = before.iter().find(|t| t["Node"] == "n3").unwrap_or_else(|| panic!("no task on n3: {before:?}"));
+    let slot = victim["Name"].as_str().expect("name").to_owned();
+
+    let url = format!("http://{}:8000/", lab.address("n2"));
+    let load = Load::start(&lab, "client", &url, Duration::from_millis(20), Duration::from_secs(60));
+    eventually("the load runs", || if load.so_far() > 50 { Ok(()) } else { Err(load.so_far().to_string()) });
+    let web = lab.list(&["service", "ps", "web"]).expect("service ps");
+    let on_n3 = web.iter().find(|t| t["Node"] == "n3").unwrap_or_else(|| panic!("no task on n3: {web:?}"));
+    let killed_slot = on_n3["Name"].as_str().expect("name").to_owned();
+    kill_main_process(&lab, "n3", &killed_slot);
+    eventually("a new task runs in the slot", || {
+        let now = lab.list(&["service", "ps", "--filter", "desired-state=running", "web"])?;
+        let fresh = now.iter().any(|t| {
+            t["Name"] == *killed_slot
+                && t["ID"] != on_n3["ID"]
+                && t["CurrentState"].as_str().is_some_and(|s| s.starts_with("Running"))
+        });
+        if fresh { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    let at = load.so_far();
+    eventually("requests go on", || if load.so_far() > at + 100 { Ok(()) } else { Err(load.so_far().to_string()) });
+    let answers = load.stop();
+    let failed = failures(&answers);
+    // One request every 20 ms, each a few ms long: at most what was on its way to the killed process.
+    assert!(failed.len() <= 2, "{} of {} failed: {failed:?}", failed.len(), answers.len());
+    assert!(slot.starts_with("back."), "{slot}");
+}
+
+fn kill_main_process(lab: &Lab, node: &str, task_name: &str) {
+    let text = lab.orch_on(node, &["ps", "--no-trunc", "--format", "{{.Names}} {{.PID}}"]).ok();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{task_name}.")))
+        .unwrap_or_else(|| panic!("no {task_name} in {text}"));
+    let pid = line.rsplit(' ').next().expect("a pid");
+    let _ = lab.exec(node, &["kill", "-9", pid]).ok();
+}
+
+#[test]
+fn containers_outlive_every_daemon_of_their_node() {
+    let lab = lab_with_web("daemons");
+    for (node, daemon) in [("n2", "worker"), ("n2", "netd"), ("n1", "manager"), ("n3", "node")] {
+        let before = pids(&lab, node).expect("orch ps");
+        assert!(!before.is_empty(), "no containers on {node}");
+        let url = format!("http://{}:8000/", lab.address(node));
+        let _ = lab.command("kill", &[node, daemon]).ok();
+        let _ = lab.command("start", &[node]).ok();
+        eventually(&format!("the containers of {node} are managed again after kill {daemon}"), || {
+            let now = pids(&lab, node)?;
+            if now == before { Ok(()) } else { Err(format!("{now:?} instead of {before:?}")) }
+        });
+        eventually("the port answers", || lab.get("client", &url));
+        lab.wait_replicas("web", "3/3");
+        assert_eq!(pids(&lab, node).expect("orch ps"), before, "containers were restarted after kill {daemon}");
+    }
+    // Managed again, not just listed: scaling reaches them.
+    let _ = lab.orch(&["service", "scale", "web=0"]).ok();
+    for node in ["n1", "n2", "n3"] {
+        eventually("nothing runs any more", || match pids(&lab, node)? {
+            none if none.is_empty() => Ok(()),
+            some => Err(format!("{some:?}")),
+        });
+    }
+}
+
+#[test]
+fn after_a_power_cut_of_the_manager_everything_is_as_it_was() {
+    let lab = lab_with_web("power-cut");
+    let facts = || -> Result<Vec<String>, String> {
+        Ok(vec![
+            lab.orch(&["node", "ls", "--format", "{{.ID}} {{.Hostname}}"]).result()?,
+            lab.orch(&["service", "inspect", "web", "--format", "{{.ID}} {{.Version.Index}} {{json .Endpoint}}"])
+                .result()?,
+            lab.orch(&["join-token", "-q", "worker"]).result()?,
+            lab.orch(&["join-token", "-q", "manager"]).result()?,
+        ])
+    };
+    let before = facts().expect("facts before");
+    let _ = lab.command("kill", &["n1", "all"]).ok();
+    let url = format!("http://{}:8000/", lab.address("n2"));
+    // The data plane goes on without a manager.
+    eventually("the port answers on n2", || lab.get("client", &url));
+    let _ = lab.command("start", &["n1"]).ok();
+    let after = within(RESTART_LIMIT, "the manager answers", &facts);
+    assert_eq!(after, before);
+    within(RESTART_LIMIT, "three replicas run again", || {
+        let services = lab.list(&["service", "ls"])?;
+        if services.iter().any(|s| s["Name"] == "web" && s["Replicas"] == "3/3") {
+            Ok(())
+        } else {
+            Err(format!("{services:?}"))
+        }
+    });
+    let nodes = lab.list(&["node", "ls"]).expect("node ls");
+    assert_eq!(nodes.len(), 3, "a node joined anew: {nodes:?}");
+    eventually("every node is ready", || {
+        let nodes = lab.list(&["node", "ls"])?;
+        if nodes.iter().all(|n| n["Status"] == "Ready") { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
+}

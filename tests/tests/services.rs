@@ -1,0 +1,245 @@
+//! Services by their commands: creating, listing, changing, naming, and what is refused.
+
+use std::fs;
+
+use orch_tests::{Lab, eventually};
+
+const SLEEPER: &[&str] = &["CMD [\"sleep\", \"100000\"]"];
+
+#[test]
+fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
+    let lab = Lab::up("services", 3, 1);
+    lab.import("box", "busybox", SLEEPER);
+    containers_get_what_the_flags_say(&lab);
+    updates_replace_tasks_one_at_a_time(&lab);
+    global_services_run_everywhere(&lab);
+    names_are_found_in_every_form(&lab);
+    what_cannot_run_says_why(&lab);
+    bad_flags_change_nothing(&lab);
+    volumes_and_binds_hold_data(&lab);
+    restarts_stop_after_max_attempts(&lab);
+}
+
+fn containers_get_what_the_flags_say(lab: &Lab) {
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "--name",
+            "flags",
+            "--env",
+            "COLOUR=green",
+            "--hostname",
+            "bluebell",
+            "--user",
+            "nobody",
+            "--workdir",
+            "/tmp",
+            "--label",
+            "team=red",
+            "--container-label",
+            "tier=inner",
+            "--limit-memory",
+            "64M",
+            "box",
+            "sh",
+            "-c",
+            "echo $COLOUR $(hostname) $(id -un) $(pwd); sleep 100000",
+        ])
+        .ok();
+    eventually("the task's output is in the logs", || {
+        let logs = lab.orch(&["service", "logs", "flags"]).result()?;
+        if logs.contains("green bluebell nobody /tmp") { Ok(()) } else { Err(logs) }
+    });
+    let inspected = lab.orch(&["service", "inspect", "flags", "--format", "{{.Spec.Labels.team}}"]).ok();
+    assert_eq!(inspected.trim(), "red");
+    let task = lab.orch(&["service", "ps", "-q", "flags"]).ok().trim().to_owned();
+    let said = lab.orch(&["exec", &task, "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    assert_eq!((said.code, said.stdout.trim(), said.stderr.trim()), (7, "out", "err"));
+    let through = lab.exec_with_input("n1", &["orch", "exec", "-i", "flags.1", "cat"], b"typed\n");
+    assert_eq!(through.ok(), "typed\n");
+    let seccomp = lab.orch(&["exec", &task, "grep", "^Seccomp:", "/proc/self/status"]).ok();
+    assert!(seccomp.trim().ends_with('2'), "exec runs without the seccomp filter: {seccomp}");
+    let _ = lab.orch(&["service", "rm", "flags"]).ok();
+}
+
+fn updates_replace_tasks_one_at_a_time(lab: &Lab) {
+    let _ = lab.orch(&["service", "create", "--name", "rolling", "--replicas", "3", "box"]).ok();
+    let before = lab.orch(&["service", "ps", "-q", "rolling"]).ok();
+    let _ = lab.orch(&["service", "update", "--env-add", "NEW=1", "rolling"]).ok();
+    lab.wait_replicas("rolling", "3/3");
+    let running = lab.orch(&["service", "ps", "-q", "--filter", "desired-state=running", "rolling"]).ok();
+    assert_eq!(running.lines().count(), 3, "{running}");
+    assert!(running.lines().all(|id| !before.contains(id)), "tasks kept: {running} of {before}");
+    for slot in ["rolling.1", "rolling.2", "rolling.3"] {
+        assert_eq!(lab.orch(&["exec", slot, "sh", "-c", "echo $NEW"]).ok().trim(), "1");
+    }
+    let _ = lab.orch(&["service", "rm", "rolling"]).ok();
+}
+
+fn global_services_run_everywhere(lab: &Lab) {
+    let _ = lab.orch(&["service", "create", "--name", "everywhere", "--mode", "global", "box"]).ok();
+    lab.wait_replicas("everywhere", "3/3");
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "--name",
+            "atop",
+            "--mode",
+            "global",
+            "--constraint",
+            "node.role == manager",
+            "box",
+        ])
+        .ok();
+    lab.wait_replicas("atop", "1/1");
+    let tasks = lab.list(&["service", "ps", "atop"]).expect("service ps");
+    assert_eq!(tasks[0]["Node"], "n1", "{tasks:?}");
+    let _ = lab.orch(&["service", "rm", "everywhere", "atop"]).ok();
+}
+
+fn names_are_found_in_every_form(lab: &Lab) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let compose = folder.path().join("compose.yml");
+    fs::write(&compose, "services:\n  web:\n    image: box\n").expect("a stack file");
+    let file = compose.to_str().expect("utf-8");
+    let _ = lab.orch(&["stack", "deploy", "-c", file, "shop"]).ok();
+    lab.wait_replicas("shop_web", "1/1");
+    let id = lab.orch(&["service", "inspect", "shop_web", "--format", "{{.ID}}"]).ok().trim().to_owned();
+    let _ = lab.orch(&["service", "scale", "web=2"]).ok();
+    lab.wait_replicas("shop_web", "2/2");
+    for name in [id.as_str(), &id[..10], "shop_web", "web"] {
+        assert_eq!(lab.orch(&["service", "inspect", name, "--format", "{{.ID}}"]).ok().trim(), id, "{name}");
+    }
+    let _ = lab.orch(&["stack", "deploy", &format!("-c={file}"), "mall"]).ok();
+    let ambiguous = lab.orch(&["service", "scale", "web=1"]).refused();
+    assert!(ambiguous.contains("shop_web") && ambiguous.contains("mall_web"), "{ambiguous}");
+    let stacks = lab.list(&["stack", "ls"]).expect("stack ls");
+    assert_eq!(stacks.len(), 2, "{stacks:?}");
+    let container = lab.list(&["service", "ps", "shop_web"]).expect("service ps");
+    let name = container[0]["Name"].as_str().expect("name").to_owned();
+    let full = format!(
+        "{name}.{}",
+        lab.orch(&["service", "ps", "-q", "--no-trunc", "shop_web"]).ok().lines().next().expect("an id")
+    );
+    let hostname = lab.orch(&["exec", &full, "hostname"]).ok().trim().to_owned();
+    assert_eq!(hostname.len(), 12, "{hostname}");
+    assert_eq!(lab.orch(&["exec", &hostname, "hostname"]).ok().trim(), hostname, "found by container id");
+    let _ = lab.orch(&["stack", "rm", "shop", "mall"]).ok();
+    eventually("the stacks are gone", || {
+        let left = lab.orch(&["service", "ls", "-q"]).result()?;
+        if left.trim().is_empty() { Ok(()) } else { Err(left) }
+    });
+}
+
+/// The error of the service's tasks, once there is one that contains `wanted`.
+fn error_of(lab: &Lab, service: &str, wanted: &str) {
+    eventually(&format!("`service ps {service}` says {wanted:?}"), || {
+        let text = lab.orch(&["service", "ps", "--no-trunc", service]).result()?;
+        if text.contains(wanted) { Ok(()) } else { Err(text) }
+    });
+}
+
+fn what_cannot_run_says_why(lab: &Lab) {
+    let _ = lab.orch(&["service", "create", "-d", "--name", "absent", "127.0.0.1:5999/no-such-image"]).ok();
+    error_of(lab, "absent", "no-such-image");
+    let _ = lab.orch(&["service", "create", "-d", "--name", "lost", "box", "no-such-command"]).ok();
+    error_of(lab, "lost", "\"no-such-command\": executable file not found in $PATH");
+    let _ = lab
+        .orch(&["service", "create", "-d", "--name", "nowhere", "--constraint", "node.labels.zone == moon", "box"])
+        .ok();
+    error_of(lab, "nowhere", "no suitable node (scheduling constraints not satisfied on 3 nodes)");
+    let _ = lab.orch(&["service", "rm", "absent", "lost", "nowhere"]).ok();
+}
+
+fn bad_flags_change_nothing(lab: &Lab) {
+    let refused = |args: &[&str], wanted: &str| {
+        let said = lab.orch(args).refused();
+        assert!(said.contains(wanted), "{args:?}: {said}");
+    };
+    let _ = lab.orch(&["service", "create", "--name", "taken", "-p", "9000:80", "box"]).ok();
+    refused(&["service", "create", "--name", "taken", "box"], "already exists");
+    refused(&["service", "create", "--name", "second", "-p", "9000:80", "box"], "9000");
+    refused(&["service", "create", "--name", "bad name", "box"], "name");
+    refused(&["service", "create", "--constraint", "node.colour == red", "box"], "node.colour");
+    refused(&["service", "create", "--replicas", "many", "box"], "--replicas");
+    refused(&["service", "create", "--limit-memory", "lots", "box"], "--limit-memory");
+    refused(&["service", "create", "--mount", "type=nonsense,target=/x", "box"], "nonsense");
+    refused(&["service", "scale", "nobody=3"], "nobody");
+    refused(&["service", "create", "--network", "nowhere", "box"], "nowhere");
+    let services = lab.orch(&["service", "ls", "--format", "{{.Name}}"]).ok();
+    assert_eq!(services.trim(), "taken", "a refused command left something behind");
+    let _ = lab.orch(&["service", "rm", "taken"]).ok();
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let deploy = |text: &str| {
+        let file = folder.path().join("compose.yml");
+        fs::write(&file, text).expect("a stack file");
+        lab.orch(&["stack", "deploy", "-c", file.to_str().expect("utf-8"), "broken"]).refused()
+    };
+    let unknown = deploy("services:\n  web:\n    image: box\n    colour: red\n");
+    assert!(unknown.contains("colour") && unknown.contains('4'), "{unknown}");
+    let not_yaml = deploy("services: [web\n  image: }box\n");
+    assert!(not_yaml.contains("compose.yml"), "{not_yaml}");
+    assert!(lab.orch(&["stack", "ls", "--format", "{{.Name}}"]).ok().trim().is_empty());
+}
+
+fn volumes_and_binds_hold_data(lab: &Lab) {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("hello"), "from the host").expect("a file");
+    let bind = format!("type=bind,source={},target=/host,readonly", folder.path().display());
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "--name",
+            "keeper",
+            "--constraint",
+            "node.hostname == n1",
+            "--mount",
+            &bind,
+            "--mount",
+            "type=volume,source=data,target=/data",
+            "box",
+        ])
+        .ok();
+    assert_eq!(lab.orch(&["exec", "keeper.1", "cat", "/host/hello"]).ok(), "from the host");
+    assert!(lab.orch(&["exec", "keeper.1", "touch", "/host/x"]).refused().contains("Read-only"));
+    let _ = lab.orch(&["exec", "keeper.1", "sh", "-c", "echo kept > /data/file"]).ok();
+    let _ = lab.orch(&["service", "update", "--force", "keeper"]).ok();
+    eventually("the new task finds the volume's data", || {
+        let text = lab.orch(&["exec", "keeper.1", "cat", "/data/file"]).result()?;
+        if text.trim() == "kept" { Ok(()) } else { Err(text) }
+    });
+    let _ = lab.orch(&["service", "rm", "keeper"]).ok();
+}
+
+fn restarts_stop_after_max_attempts(lab: &Lab) {
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "crashing",
+            "--restart-delay",
+            "100ms",
+            "--restart-max-attempts",
+            "2",
+            "box",
+            "sh",
+            "-c",
+            "exit 3",
+        ])
+        .ok();
+    let all_failed = |wanted: usize| {
+        let tasks = lab.list(&["service", "ps", "crashing"])?;
+        let failed =
+            tasks.iter().filter(|t| t["CurrentState"].as_str().is_some_and(|s| s.starts_with("Failed"))).count();
+        if failed == wanted && tasks.len() == wanted { Ok(()) } else { Err(format!("{tasks:?}")) }
+    };
+    eventually("one start and two restarts failed", || all_failed(3));
+    error_of(lab, "crashing", "non-zero exit (3)");
+    let _ = lab.orch(&["service", "rm", "crashing"]).ok();
+}
