@@ -21,9 +21,3 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
-
-/// Whether the long scenarios were asked for (`deploy/test --full`).
-#[must_use]
-pub fn full() -> bool {
-    std::env::var("ORCH_TEST_FULL").is_ok_and(|value| !value.is_empty())
-}

@@ -5,7 +5,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use orch_tests::{Lab, eventually, fixture, full, image};
+use orch_tests::{Lab, eventually, fixture, image};
 
 /// Debian's docker-registry on the lab's client host, stopped when dropped.
 struct Registry {
@@ -55,10 +55,6 @@ impl Drop for Registry {
 
 #[test]
 fn the_install_page_loads_through_any_node() {
-    if !full() {
-        println!("not run: needs deploy/test --full");
-        return;
-    }
     let lab = Lab::up("wordpress", 3, 1);
     let address = format!("{}:5000", lab.address("client"));
     let registry = Registry::start(&lab, &address);
