@@ -1,0 +1,127 @@
+//! The operator's configuration, `orch.toml`: what the worker reads of it.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+/// Where containers' cgroups go when the operator does not say.
+const DEFAULT_CGROUP_PARENT: &str = "/orch.slice";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    #[error("read {path:?}")]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path:?} is not valid: {message}")]
+    Parse { path: PathBuf, message: String },
+    #[error("{path:?}: the label {label:?} is not NAME=value")]
+    Label { path: PathBuf, label: String },
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct File {
+    #[serde(default)]
+    insecure_registries: Vec<String>,
+    #[serde(default)]
+    registry_mirrors: Vec<String>,
+    #[serde(default)]
+    labels: Vec<String>,
+    cgroup_parent: Option<String>,
+}
+
+/// Read anew each time it is asked, so that a change needs no restart.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    path: PathBuf,
+}
+
+/// What the operator says about registries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RegistryConfig {
+    /// `host[:port]` or a network in CIDR form.
+    pub insecure: Vec<String>,
+    /// Asked before docker.io.
+    pub mirrors: Vec<String>,
+}
+
+impl RegistryConfig {
+    pub(crate) fn is_insecure(&self, registry: &str) -> bool {
+        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let ip: Option<IpAddr> = host.parse().ok();
+        self.insecure.iter().any(|entry| {
+            let in_network = || {
+                let network: Option<ipnetwork::IpNetwork> = entry.contains('/').then(|| entry.parse().ok()).flatten();
+                ip.zip(network).is_some_and(|(ip, network)| network.contains(ip))
+            };
+            let named = entry.strip_prefix("http://").or_else(|| entry.strip_prefix("https://")).unwrap_or(entry);
+            named.trim_end_matches('/') == registry || in_network()
+        })
+    }
+}
+
+impl Settings {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    /// An unreadable file must not stop a pull that needs none of it.
+    pub(crate) fn registries(&self) -> RegistryConfig {
+        let file = self.read().unwrap_or_else(|error| {
+            tracing::warn!(%error, "ignoring the configuration of registries");
+            File::default()
+        });
+        RegistryConfig { insecure: file.insecure_registries, mirrors: file.registry_mirrors }
+    }
+
+    pub(crate) fn cgroup_parent(&self) -> Result<String, ConfigError> {
+        Ok(self.read()?.cgroup_parent.unwrap_or_else(|| DEFAULT_CGROUP_PARENT.to_owned()))
+    }
+
+    pub(crate) fn labels(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+        let parse = |label: String| match label.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+            _ => Err(ConfigError::Label { path: self.path.clone(), label }),
+        };
+        self.read()?.labels.into_iter().map(parse).collect()
+    }
+
+    fn read(&self) -> Result<File, ConfigError> {
+        read(&self.path)
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => toml::from_str(&text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.message().to_owned() }),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(File::default()),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_optional_and_read_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("orch.toml");
+        let settings = Settings::new(path.clone());
+        assert_eq!(settings.cgroup_parent().unwrap(), "/orch.slice");
+        std::fs::write(&path, "insecure-registries = [\"a:5000\"]\nlabels = [\"k=v=w\"]\nlog-level = \"debug\"\n").unwrap();
+        assert!(settings.registries().is_insecure("a:5000"));
+        assert_eq!(settings.labels().unwrap()["k"], "v=w");
+        std::fs::write(&path, "labels = [\"novalue\"]").unwrap();
+        assert!(matches!(settings.labels(), Err(ConfigError::Label { .. })));
+    }
+}

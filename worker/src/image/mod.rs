@@ -1,0 +1,166 @@
+//! Images: what they are called, where they come from, how they are kept, and how a container gets its root from one.
+//!
+//! Invariants: content is only ever taken by digest and checked; an image is used only when all of it is here; the same
+//! content is fetched once, however many tasks wait for it.
+
+pub(crate) mod change;
+pub(crate) mod config;
+pub(crate) mod fetch;
+pub(crate) mod import;
+pub(crate) mod pull;
+pub(crate) mod reference;
+pub(crate) mod rootfs;
+pub(crate) mod store;
+pub(crate) mod unpack;
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use orch_model::assignment::ImageSource;
+use orch_proto::tls::SharedIdentity;
+
+use self::{
+    config::ImageConfig,
+    pull::{Progress, PullError},
+    reference::{Reference, ReferenceError},
+    store::{ImageStore, StoreError, StoredImage},
+};
+use crate::config::Settings;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImageError {
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// In Docker's words, with the reason behind it.
+    #[error("No such image: {image}{}", because(.reasons))]
+    NotFound { image: String, reasons: Vec<String> },
+    #[error(transparent)]
+    Pull(#[from] PullError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn because(reasons: &[String]) -> String {
+    if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) }
+}
+
+/// This node's images and the ways to get more.
+#[derive(Clone)]
+pub(crate) struct Images {
+    pub store: ImageStore,
+    settings: Settings,
+    identity: SharedIdentity,
+    /// One fetch per reference at a time; the others wait and then find the image here.
+    fetching: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+impl Images {
+    pub(crate) fn new(store: ImageStore, settings: Settings, identity: SharedIdentity) -> Self {
+        Self { store, settings, identity, fetching: Arc::default() }
+    }
+
+    /// The image that a task needs: from here, else from another node, else from its registry.
+    ///
+    /// A name without a digest means what it means here, when it means something here: the cluster gives every name
+    /// that it knows a digest, and asking a registry that may be away would hold up every start.
+    pub(crate) async fn ensure(
+        &self,
+        image: &str,
+        digest: Option<&str>,
+        from: Option<&ImageSource>,
+    ) -> Result<StoredImage, ImageError> {
+        let reference = Reference::parse(image)?;
+        let digest = digest.or(from.map(|from| from.digest.as_str())).or(reference.digest.as_deref());
+        let here = || match digest {
+            Some(digest) => self.store.by_digest(digest).or_else(|| self.store.find(image).filter(|_| reference.digest.as_deref() == Some(digest))),
+            None => self.store.find(&reference.to_string()),
+        };
+        if let Some(found) = here() {
+            return Ok(found);
+        }
+        let turn = self.turn(digest.unwrap_or(image));
+        let _one_at_a_time = turn.lock().await;
+        if let Some(found) = here() {
+            return Ok(found);
+        }
+        let mut reasons = Vec::new();
+        if let Some(from) = from {
+            match fetch::fetch(&self.store, &self.identity, from).await {
+                Ok(found) => {
+                    self.name_fetched(&reference, &found)?;
+                    return Ok(self.store.by_digest(&found.digest).unwrap_or(found));
+                }
+                Err(error) => reasons.push(format!("from other nodes: {}", chain(&error))),
+            }
+        }
+        let wanted = Reference { digest: digest.map(str::to_owned), ..reference.clone() };
+        match self.pull_now(&wanted, &tokio::sync::mpsc::channel(1).0).await {
+            Ok(found) => Ok(found),
+            Err(error) => {
+                reasons.push(chain(&error));
+                Err(ImageError::NotFound { image: reference.familiar(), reasons })
+            }
+        }
+    }
+
+    /// `orch image pull`: asks the registry even when the name is known here.
+    pub(crate) async fn pull(&self, reference: &Reference, progress: &Progress) -> Result<StoredImage, ImageError> {
+        let turn = self.turn(&reference.to_string());
+        let _one_at_a_time = turn.lock().await;
+        self.pull_now(reference, progress).await
+    }
+
+    /// What the image says about running it, and its unpacked layers, bottom first.
+    pub(crate) fn parts(&self, image: &StoredImage) -> Result<(ImageConfig, Vec<PathBuf>), StoreError> {
+        let config = self.store.config(&image.record.config)?;
+        let layers =
+            image.record.diff_ids.iter().map(|diff_id| self.store.layer_path(diff_id)).collect::<Result<_, _>>()?;
+        Ok((config, layers))
+    }
+
+    async fn pull_now(&self, reference: &Reference, progress: &Progress) -> Result<StoredImage, ImageError> {
+        let registries = self.settings.registries();
+        let (image, index_digest) = pull::pull(&self.store, &registries, reference, progress).await?;
+        if let Some(index_digest) = index_digest {
+            let pinned = Reference { tag: None, digest: Some(index_digest), ..reference.clone() };
+            self.store.set_name(&pinned, &image.digest)?;
+        }
+        if reference.tag.is_some() {
+            self.store.set_name(&Reference { digest: None, ..reference.clone() }, &image.digest)?;
+        }
+        Ok(self.store.by_digest(&image.digest).unwrap_or(image))
+    }
+
+    /// A fetched image gets the name that brought it here, unless that name means something else on this node.
+    fn name_fetched(&self, reference: &Reference, image: &StoredImage) -> Result<(), StoreError> {
+        let name = Reference { digest: None, ..reference.clone() };
+        if name.tag.is_some() && self.store.find(&name.to_string()).is_none() {
+            self.store.set_name(&name, &image.digest)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody waits for what only this map holds.
+        fetching.retain(|_, turn| Arc::strong_count(turn) > 1);
+        fetching.entry(key.to_owned()).or_default().clone()
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

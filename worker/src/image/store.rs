@@ -1,0 +1,508 @@
+//! The node's images: blobs by digest, unpacked layers by diff id, and an index of names.
+//!
+//! Layout of the folder: `blobs/sha256/<hex>`, `layers/<hex of the diff id>/`, `ingest/` for what is being written,
+//! `index.json`. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
+//! renamed); an image is in the index only when all its blobs and layers are there; no path is made from a digest that
+//! [`is_digest`] has not seen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use oci_client::manifest::OciImageManifest;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    config::ImageConfig,
+    reference::{Reference, is_digest},
+    unpack::{UnpackError, unpack_layer},
+};
+
+/// Largest manifest or configuration that is read into memory.
+pub(crate) const MAX_METADATA_BYTES: u64 = 8 << 20;
+/// Shortest prefix of an image id that is looked up.
+const MIN_ID_PREFIX: usize = 4;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("{action} {path:?}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0:?} is not a digest (sha256: and 64 hex digits)")]
+    NotADigest(String),
+    #[error("the content of {expected} has the digest {actual}: it was damaged or forged on the way")]
+    DigestMismatch { expected: String, actual: String },
+    #[error("layer {blob} unpacks to {actual}, but the image's configuration says {expected}")]
+    DiffId { blob: String, expected: String, actual: String },
+    #[error("blob {0} is not on this node")]
+    NoBlob(String),
+    #[error("blob {digest} is {bytes} bytes, more than a manifest or configuration may have")]
+    TooLarge { digest: String, bytes: u64 },
+    #[error("read {what} {digest}")]
+    Json {
+        what: &'static str,
+        digest: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("image {0} has another number of layers in its manifest than in its configuration")]
+    LayerCount(String),
+    #[error("unpack layer {digest}")]
+    Unpack {
+        digest: String,
+        #[source]
+        source: UnpackError,
+    },
+}
+
+type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+/// One image, as the index keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageRecord {
+    pub config: String,
+    /// Layer blobs, bottom first.
+    pub layers: Vec<String>,
+    /// Their diff ids, in the same order.
+    pub diff_ids: Vec<String>,
+    pub size_bytes: u64,
+    pub created_at_ms: u64,
+    /// A manager knows that this node holds it.
+    #[serde(default)]
+    pub announced: bool,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Index {
+    /// By manifest digest.
+    images: BTreeMap<String, ImageRecord>,
+    /// Normalised reference (with a tag, or with the digest of a multi-platform index) to manifest digest.
+    names: BTreeMap<String, String>,
+}
+
+/// An image with its names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredImage {
+    pub names: Vec<String>,
+    /// Of the manifest.
+    pub digest: String,
+    pub record: ImageRecord,
+}
+
+/// What [`ImageStore::remove`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Removed {
+    pub untagged: Vec<String>,
+    pub deleted: Vec<String>,
+}
+
+/// Clones share the index.
+#[derive(Clone)]
+pub(crate) struct ImageStore {
+    dir: PathBuf,
+    index: Arc<Mutex<Index>>,
+    /// How many pulls and imports are under way: their blobs are in no image yet and must not be swept.
+    arriving: Arc<AtomicUsize>,
+    /// Taken while a layer is unpacked, so that images which share it do not unpack it twice.
+    unpacking: Arc<Mutex<()>>,
+}
+
+impl ImageStore {
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let ingest = dir.join("ingest");
+        // What a crash left half written.
+        if ingest.exists() {
+            fs::remove_dir_all(&ingest).map_err(io_error("empty", &ingest))?;
+        }
+        for folder in [dir.join("blobs/sha256"), dir.join("layers"), ingest] {
+            fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        }
+        let path = dir.join("index.json");
+        let index = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|source| StoreError::Json {
+                what: "the index of images",
+                digest: path.display().to_string(),
+                source,
+            })?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
+            Err(e) => return Err(io_error("read", &path)(e)),
+        };
+        Ok(Self { dir: dir.to_owned(), index: Arc::new(Mutex::new(index)), arriving: Arc::default(), unpacking: Arc::default() })
+    }
+
+    /// Keeps blobs of no image from being swept until dropped.
+    pub(crate) fn arriving(&self) -> Arriving {
+        self.arriving.fetch_add(1, Ordering::SeqCst);
+        Arriving(self.arriving.clone())
+    }
+
+    /// Starts a blob of unknown digest.
+    pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
+        let ingest = self.dir.join("ingest");
+        let file = tempfile::NamedTempFile::new_in(&ingest).map_err(io_error("create a file in", &ingest))?;
+        Ok(BlobWriter { store: self.clone(), file, hash: Sha256::new(), bytes: 0 })
+    }
+
+    pub(crate) fn put_bytes(&self, bytes: &[u8], expected: Option<&str>) -> Result<String> {
+        let mut writer = self.blob_writer()?;
+        writer.append(bytes)?;
+        writer.commit(expected)
+    }
+
+    pub(crate) fn has_blob(&self, digest: &str) -> bool {
+        self.blob_path(digest).is_ok_and(|path| path.exists())
+    }
+
+    pub(crate) fn blob_path(&self, digest: &str) -> Result<PathBuf> {
+        Ok(self.dir.join("blobs/sha256").join(hex_of(digest)?))
+    }
+
+    pub(crate) fn layer_path(&self, diff_id: &str) -> Result<PathBuf> {
+        Ok(self.dir.join("layers").join(hex_of(diff_id)?))
+    }
+
+    /// A manifest or configuration, whole.
+    pub(crate) fn read_blob(&self, digest: &str) -> Result<Vec<u8>> {
+        let path = self.blob_path(digest)?;
+        let mut file = match File::open(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(StoreError::NoBlob(digest.to_owned())),
+            opened => opened.map_err(io_error("open", &path))?,
+        };
+        let bytes = file.metadata().map_err(io_error("read", &path))?.len();
+        if bytes > MAX_METADATA_BYTES {
+            return Err(StoreError::TooLarge { digest: digest.to_owned(), bytes });
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(io_error("read", &path))?;
+        Ok(content)
+    }
+
+    pub(crate) fn manifest(&self, digest: &str) -> Result<OciImageManifest> {
+        self.json("manifest", digest)
+    }
+
+    pub(crate) fn config(&self, digest: &str) -> Result<ImageConfig> {
+        self.json("image configuration", digest)
+    }
+
+    /// Unpacks the layers of an image whose blobs are all here, and puts it into the index.
+    pub(crate) fn add_image(&self, digest: &str) -> Result<StoredImage> {
+        let manifest = self.manifest(digest)?;
+        let config = self.config(&manifest.config.digest)?;
+        let diff_ids = config.rootfs.diff_ids.clone();
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(StoreError::LayerCount(digest.to_owned()));
+        }
+        for (layer, diff_id) in manifest.layers.iter().zip(&diff_ids) {
+            self.unpack(&layer.digest, diff_id)?;
+        }
+        let layers: Vec<String> = manifest.layers.into_iter().map(|layer| layer.digest).collect();
+        let mut record = ImageRecord {
+            size_bytes: self.size_of([digest, &manifest.config.digest].into_iter().chain(layers.iter().map(String::as_str)))?,
+            config: manifest.config.digest,
+            layers,
+            diff_ids,
+            created_at_ms: config.created_at_ms(),
+            announced: false,
+        };
+        let mut index = self.lock();
+        record.announced = index.images.get(digest).is_some_and(|have| have.announced);
+        index.images.insert(digest.to_owned(), record);
+        self.save(&index)?;
+        index.stored(digest).ok_or_else(|| StoreError::NoBlob(digest.to_owned()))
+    }
+
+    /// Makes `name` mean the image.
+    pub(crate) fn set_name(&self, name: &Reference, digest: &str) -> Result<()> {
+        let mut index = self.lock();
+        index.names.insert(name.to_string(), digest.to_owned());
+        self.save(&index)
+    }
+
+    pub(crate) fn set_announced(&self, digest: &str) -> Result<()> {
+        let mut index = self.lock();
+        match index.images.get_mut(digest) {
+            Some(record) if !record.announced => record.announced = true,
+            _ => return Ok(()),
+        }
+        self.save(&index)
+    }
+
+    pub(crate) fn list(&self) -> Vec<StoredImage> {
+        let index = self.lock();
+        index.images.keys().filter_map(|digest| index.stored(digest)).collect()
+    }
+
+    pub(crate) fn by_digest(&self, digest: &str) -> Option<StoredImage> {
+        self.lock().stored(digest)
+    }
+
+    /// Finds an image by name, by name and digest, or by (a prefix of) its id as `image ls` shows it.
+    pub(crate) fn find(&self, text: &str) -> Option<StoredImage> {
+        let index = self.lock();
+        if let Ok(reference) = Reference::parse(text) {
+            if let Some(digest) = &reference.digest {
+                let untagged = Reference { tag: None, ..reference.clone() }.to_string();
+                return index.stored(digest).or_else(|| index.stored(index.names.get(&untagged)?));
+            }
+            if let Some(found) = index.names.get(&reference.to_string()).and_then(|digest| index.stored(digest)) {
+                return Some(found);
+            }
+        }
+        let prefix = text.strip_prefix("sha256:").unwrap_or(text);
+        if prefix.len() < MIN_ID_PREFIX || !prefix.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return None;
+        }
+        let is_match = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(prefix));
+        let mut matches = index.images.iter().filter(|(digest, record)| is_match(&record.config) || is_match(digest));
+        match (matches.next(), matches.next()) {
+            (Some((digest, _)), None) => index.stored(digest),
+            _ => None,
+        }
+    }
+
+    /// Takes away names of an image; without names left, the image goes too, with the blobs and layers that no other
+    /// image has. With `only`, just that name.
+    pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
+        let mut index = self.lock();
+        let mut removed = Removed::default();
+        index.names.retain(|name, of| {
+            let goes = of == digest && only.is_none_or(|only| only == name);
+            if goes {
+                removed.untagged.push(name.clone());
+            }
+            !goes
+        });
+        if !index.names.values().any(|of| of == digest) {
+            index.images.remove(digest);
+            removed.deleted.push(digest.to_owned());
+        }
+        self.save(&index)?;
+        removed.deleted.extend(self.sweep(&index)?);
+        Ok(removed)
+    }
+
+    fn json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, digest: &str) -> Result<T> {
+        let bytes = self.read_blob(digest)?;
+        serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { what, digest: digest.to_owned(), source })
+    }
+
+    fn unpack(&self, blob: &str, diff_id: &str) -> Result<()> {
+        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = self.layer_path(diff_id)?;
+        if target.exists() {
+            return Ok(());
+        }
+        let path = self.blob_path(blob)?;
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let unpacked = self.unpack_aside(blob, file)?;
+        if unpacked.diff_id != diff_id {
+            return Err(StoreError::DiffId {
+                blob: blob.to_owned(),
+                expected: diff_id.to_owned(),
+                actual: unpacked.diff_id,
+            });
+        }
+        unpacked.publish(&target)
+    }
+
+    /// Unpacks a layer whose diff id is not known yet (an import); [`ImageStore::add_image`] finds it afterwards.
+    pub(crate) fn unpack_new(&self, blob: &str) -> Result<String> {
+        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.blob_path(blob)?;
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let unpacked = self.unpack_aside(blob, file)?;
+        let diff_id = unpacked.diff_id.clone();
+        let target = self.layer_path(&diff_id)?;
+        if !target.exists() {
+            unpacked.publish(&target)?;
+        }
+        Ok(diff_id)
+    }
+
+    fn unpack_aside(&self, blob: &str, file: File) -> Result<UnpackedLayer> {
+        let ingest = self.dir.join("ingest");
+        let dir = tempfile::Builder::new()
+            .prefix("layer-")
+            .tempdir_in(&ingest)
+            .map_err(io_error("create a folder in", &ingest))?;
+        let root = dir.path().join("fs");
+        fs::create_dir(&root).map_err(io_error("create", &root))?;
+        let diff_id =
+            unpack_layer(file, &root).map_err(|source| StoreError::Unpack { digest: blob.to_owned(), source })?;
+        Ok(UnpackedLayer { _dir: dir, root, diff_id })
+    }
+
+    fn size_of<'a>(&self, digests: impl Iterator<Item = &'a str>) -> Result<u64> {
+        let mut total = 0;
+        for digest in digests {
+            let path = self.blob_path(digest)?;
+            total += fs::metadata(&path).map_err(io_error("read the size of", &path))?.len();
+        }
+        Ok(total)
+    }
+
+    /// Deletes what no image of the index uses; left to the next removal while something arrives.
+    fn sweep(&self, index: &Index) -> Result<Vec<String>> {
+        if self.arriving.load(Ordering::SeqCst) > 0 {
+            return Ok(Vec::new());
+        }
+        let mut blobs = BTreeSet::new();
+        let mut layers = BTreeSet::new();
+        for (digest, record) in &index.images {
+            for used in [digest, &record.config].into_iter().chain(&record.layers) {
+                blobs.insert(hex_of(used)?.to_owned());
+            }
+            for diff_id in &record.diff_ids {
+                layers.insert(hex_of(diff_id)?.to_owned());
+            }
+        }
+        let mut deleted = Vec::new();
+        for (folder, used, is_layer) in [("layers", &layers, true), ("blobs/sha256", &blobs, false)] {
+            let folder = self.dir.join(folder);
+            for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
+                let entry = entry.map_err(io_error("list", &folder))?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if used.contains(&name) {
+                    continue;
+                }
+                let path = entry.path();
+                if is_layer {
+                    fs::remove_dir_all(&path).map_err(io_error("delete", &path))?;
+                    deleted.push(format!("sha256:{name}"));
+                } else {
+                    fs::remove_file(&path).map_err(io_error("delete", &path))?;
+                }
+            }
+        }
+        Ok(deleted)
+    }
+
+    fn save(&self, index: &Index) -> Result<()> {
+        let path = self.dir.join("index.json");
+        let text = serde_json::to_vec_pretty(index).map_err(|source| StoreError::Json {
+            what: "the index of images",
+            digest: path.display().to_string(),
+            source,
+        })?;
+        crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Index> {
+        // The index is changed as a whole and saved before it is used; a panic elsewhere leaves it valid.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Index {
+    fn stored(&self, digest: &str) -> Option<StoredImage> {
+        let record = self.images.get(digest)?.clone();
+        let names = self.names.iter().filter(|(_, of)| *of == digest).map(|(name, _)| name.clone()).collect();
+        Some(StoredImage { names, digest: digest.to_owned(), record })
+    }
+}
+
+struct UnpackedLayer {
+    /// Deletes what is left when the layer is not published.
+    _dir: tempfile::TempDir,
+    root: PathBuf,
+    diff_id: String,
+}
+
+impl UnpackedLayer {
+    /// Synced first: after a power cut, a layer that has its name is whole.
+    fn publish(self, target: &Path) -> Result<()> {
+        let folder = File::open(&self.root).map_err(io_error("open", &self.root))?;
+        rustix::fs::syncfs(&folder).map_err(|e| io_error("sync", &self.root)(e.into()))?;
+        fs::rename(&self.root, target).map_err(io_error("rename a layer to", target))
+    }
+}
+
+/// See [`ImageStore::arriving`].
+pub(crate) struct Arriving(Arc<AtomicUsize>);
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A blob on its way into the store; dropped, it leaves nothing.
+pub(crate) struct BlobWriter {
+    store: ImageStore,
+    file: tempfile::NamedTempFile,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl BlobWriter {
+    pub(crate) fn append(&mut self, data: &[u8]) -> Result<()> {
+        self.file.write_all(data).map_err(io_error("write", self.file.path()))?;
+        self.hash.update(data);
+        self.bytes += data.len() as u64;
+        Ok(())
+    }
+
+    /// Checks the digest, when one is expected, and makes the blob part of the store.
+    pub(crate) fn commit(self, expected: Option<&str>) -> Result<String> {
+        let actual = format!("sha256:{}", hex::encode(self.hash.finalize()));
+        if let Some(expected) = expected
+            && expected != actual
+        {
+            return Err(StoreError::DigestMismatch { expected: expected.to_owned(), actual });
+        }
+        let path = self.store.blob_path(&actual)?;
+        self.file.as_file().sync_all().map_err(io_error("sync", &path))?;
+        self.file.persist(&path).map_err(|e| io_error("rename a blob to", &path)(e.error))?;
+        Ok(actual)
+    }
+}
+
+fn hex_of(digest: &str) -> Result<&str> {
+    match digest.strip_prefix("sha256:") {
+        Some(hex) if is_digest(digest) => Ok(hex),
+        _ => Err(StoreError::NotADigest(digest.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_with_another_content_is_refused_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let wrong = format!("sha256:{}", "0".repeat(64));
+        assert!(matches!(store.put_bytes(b"x", Some(&wrong)), Err(StoreError::DigestMismatch { .. })));
+        assert!(!store.has_blob(&wrong));
+        assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
+        let digest = store.put_bytes(b"x", None).unwrap();
+        assert_eq!(store.read_blob(&digest).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_digest_cannot_name_a_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        for digest in ["sha256:../../../etc/passwd", "sha512:00", "", "sha256:"] {
+            assert!(matches!(store.blob_path(digest), Err(StoreError::NotADigest(_))), "{digest}");
+        }
+    }
+}
