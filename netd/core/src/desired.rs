@@ -1,0 +1,137 @@
+//! What managers want of this node's networks, sorted out of an assignment set, and what the worker asked for locally.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use orch_model::{
+    NetworkId, NodeId, ServiceId, TaskId,
+    assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
+    service::PortConfig,
+    task::TaskAttachment,
+};
+
+/// The network items of an assignment set, by what they are about.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Desired {
+    /// This node; `None` until the first set.
+    pub node: Option<NodeId>,
+    pub peers: BTreeMap<NodeId, Peer>,
+    pub networks: BTreeMap<NetworkId, NetworkItem>,
+    pub endpoints: BTreeMap<NetworkId, BTreeMap<TaskId, EndpointItem>>,
+    pub services: BTreeMap<NetworkId, BTreeMap<ServiceId, ServiceEndpointItem>>,
+}
+
+impl Desired {
+    /// Sorts `items`; those that are not about networks are ignored.
+    #[must_use]
+    pub fn new(node: Option<NodeId>, items: impl IntoIterator<Item = Assignment>) -> Self {
+        let mut desired = Self { node, ..Self::default() };
+        for item in items {
+            match item {
+                Assignment::Peer(peer) => drop(desired.peers.insert(peer.node.clone(), peer)),
+                Assignment::Network(network) => drop(desired.networks.insert(network.id.clone(), network)),
+                Assignment::Endpoint(endpoint) => {
+                    let tasks = desired.endpoints.entry(endpoint.network.clone()).or_default();
+                    tasks.insert(endpoint.task.clone(), endpoint);
+                }
+                Assignment::ServiceEndpoint(service) => {
+                    let services = desired.services.entry(service.network.clone()).or_default();
+                    services.insert(service.service.clone(), service);
+                }
+                Assignment::Task(_) | Assignment::Secret(_) | Assignment::Config(_) | Assignment::Image(_) => {}
+            }
+        }
+        desired
+    }
+
+    /// This node, as the other nodes see it.
+    #[must_use]
+    pub fn own_peer(&self) -> Option<&Peer> {
+        self.peers.get(self.node.as_ref()?)
+    }
+
+    /// Every peer but this node.
+    pub fn other_peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.values().filter(|peer| Some(&peer.node) != self.node.as_ref())
+    }
+
+    pub fn endpoints_of(&self, network: &NetworkId) -> impl Iterator<Item = &EndpointItem> {
+        self.endpoints.get(network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    pub fn services_of(&self, network: &NetworkId) -> impl Iterator<Item = &ServiceEndpointItem> {
+        self.services.get(network).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The network that published ports arrive on, once this node has an address there.
+    #[must_use]
+    pub fn ingress(&self) -> Option<(&NetworkItem, &Peer, Ipv4Addr)> {
+        let own = self.own_peer()?;
+        let IpAddr::V4(addr) = own.ingress_addr? else { return None };
+        let network = self.networks.values().find(|network| network.ingress)?;
+        Some((network, own, addr))
+    }
+
+    /// Addresses that answer for `service` on `network` now, in order; `down` are tasks that this node knows to be dead.
+    #[must_use]
+    pub fn backends(&self, network: &NetworkId, service: &ServiceId, down: &BTreeSet<TaskId>) -> Vec<IpAddr> {
+        let serving = |e: &&EndpointItem| e.serving && e.service == *service && !down.contains(&e.task);
+        let mut addrs: Vec<_> =
+            self.endpoints_of(network).filter(serving).flat_map(|e| e.addresses.iter().copied()).collect();
+        addrs.sort_unstable();
+        addrs
+    }
+}
+
+/// A task of this node: what the worker asked for, and what the daemon gave it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalTask {
+    pub id: TaskId,
+    pub service: Option<ServiceId>,
+    pub hostname: String,
+    pub attachments: Vec<TaskAttachment>,
+    pub host_ports: Vec<PortConfig>,
+    /// Where names from outside are asked; empty: the node's resolvers.
+    pub nameservers: Vec<IpAddr>,
+    /// Its address on the node-local gateway network.
+    pub gateway_addr: Ipv4Addr,
+    /// Where its DNS server listens on 127.0.0.11; 0 until it does.
+    pub dns_port: u16,
+    /// Its process is gone: nothing may be sent to it.
+    pub down: bool,
+}
+
+impl LocalTask {
+    /// Whether it has a way out of the cluster: unless all its networks are internal.
+    #[must_use]
+    pub fn has_way_out(&self, desired: &Desired) -> bool {
+        let internal = |a: &TaskAttachment| desired.networks.get(&a.network).is_some_and(|n| n.internal);
+        self.attachments.is_empty() || !self.attachments.iter().all(internal)
+    }
+
+    /// Whether it has an interface on the gateway network: for the way out, or for ports published on this node.
+    #[must_use]
+    pub fn has_gateway_link(&self, desired: &Desired) -> bool {
+        self.has_way_out(desired) || !self.host_ports.is_empty()
+    }
+
+    /// Its first IPv4 address on `network`.
+    #[must_use]
+    pub fn addr_on(&self, network: &NetworkId) -> Option<Ipv4Addr> {
+        let attachment = self.attachments.iter().find(|a| a.network == *network)?;
+        attachment.addresses.iter().find_map(|a| match a.ip() {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// What stands beside its hostname in /etc/hosts: the first user network's address, else the gateway network's.
+    #[must_use]
+    pub fn primary_addr(&self, desired: &Desired) -> IpAddr {
+        let ingress = |a: &&TaskAttachment| desired.networks.get(&a.network).is_some_and(|n| n.ingress);
+        let user = self.attachments.iter().find(|a| !ingress(a)).or(self.attachments.first());
+        user.and_then(|a| a.addresses.first()).map_or(IpAddr::V4(self.gateway_addr), ipnetwork::IpNetwork::ip)
+    }
+}

@@ -1,0 +1,184 @@
+//! The DNS server's answers: names of the networks that a task is on; everything else is for the node's resolvers.
+//!
+//! Answers live 0 seconds ([`TTL_S`]): the server is on the same machine, so that asking again costs microseconds, and a
+//! cached answer would be the only one that can be stale.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use hickory_proto::{
+    op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode},
+    rr::{
+        DNSClass, Name, RData, Record, RecordType,
+        rdata::{A, AAAA, PTR},
+    },
+};
+
+/// See the module's documentation.
+pub const TTL_S: u32 = 0;
+/// What a client without EDNS takes over UDP.
+const PLAIN_UDP_LEN: u16 = 512;
+/// Never send more than this over UDP, whatever the client says: it must fit the tunnel's MTU unfragmented.
+const MAX_UDP_LEN: u16 = 1232;
+
+/// The names of one network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkNames {
+    network: String,
+    forward: BTreeMap<String, Vec<IpAddr>>,
+    reverse: BTreeMap<IpAddr, String>,
+}
+
+impl NetworkNames {
+    #[must_use]
+    pub fn new(network: &str) -> Self {
+        Self { network: network.to_lowercase(), ..Self::default() }
+    }
+
+    /// A service's names lead to its virtual addresses, or to its tasks when it has none; `tasks.NAME` always to tasks.
+    /// A service that has no tasks now is known all the same.
+    pub fn add_service(&mut self, names: &[String], vips: &[IpAddr], backends: &[IpAddr]) {
+        let addrs = if vips.is_empty() { backends } else { vips };
+        for name in names {
+            self.add(name, addrs);
+            self.add(&format!("tasks.{name}"), backends);
+        }
+        for (vip, name) in vips.iter().zip(names.iter().cycle()) {
+            self.reverse.entry(*vip).or_insert_with(|| name.to_lowercase());
+        }
+    }
+
+    /// A task's names lead to it, serving or not.
+    pub fn add_task(&mut self, names: &[String], addrs: &[IpAddr]) {
+        for name in names {
+            self.add(name, addrs);
+        }
+        for (addr, name) in addrs.iter().zip(names.iter().cycle()) {
+            self.reverse.entry(*addr).or_insert_with(|| name.to_lowercase());
+        }
+    }
+
+    /// Two services may share an alias: then it leads to both.
+    fn add(&mut self, name: &str, addrs: &[IpAddr]) {
+        let name = name.to_lowercase();
+        let qualified = format!("{name}.{}", self.network);
+        for name in [name, qualified] {
+            let known = self.forward.entry(name).or_default();
+            known.extend(addrs.iter().filter(|a| !known.contains(a)).copied().collect::<Vec<_>>());
+        }
+    }
+}
+
+/// What one task may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// In the order of its attachments: the first network that knows a name answers.
+    pub networks: Vec<Arc<NetworkNames>>,
+    /// Whether names from outside are asked for it.
+    pub forward: bool,
+}
+
+/// How a query came, which limits the length of its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Udp,
+    Tcp,
+}
+
+/// What to do with a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    Reply(Vec<u8>),
+    /// The node's resolvers know.
+    Forward,
+    /// Not a query: dropped, counted.
+    Malformed,
+}
+
+/// Answers `query`; `turn` rotates addresses, so that clients that take the first spread.
+#[must_use]
+pub fn answer(query: &[u8], view: &View, turn: usize, transport: Transport) -> Answer {
+    let Ok(request) = Message::from_vec(query) else { return Answer::Malformed };
+    if request.metadata.message_type != MessageType::Query {
+        return Answer::Malformed;
+    }
+    if request.metadata.op_code != OpCode::Query {
+        return reply(&request, vec![], ResponseCode::NotImp, transport);
+    }
+    let [question] = &request.queries[..] else {
+        return reply(&request, vec![], ResponseCode::FormErr, transport);
+    };
+    if question.query_class() == DNSClass::IN {
+        let known = match question.query_type() {
+            RecordType::PTR => pointer(question.name(), view),
+            wanted => addresses(question.name(), wanted, view, turn),
+        };
+        if let Some(records) = known {
+            return reply(&request, records, ResponseCode::NoError, transport);
+        }
+    }
+    if view.forward { Answer::Forward } else { reply(&request, vec![], ResponseCode::ServFail, transport) }
+}
+
+/// The reply when no resolver answered; `None` for what is not a query.
+#[must_use]
+pub fn servfail(query: &[u8]) -> Option<Vec<u8>> {
+    let request = Message::from_vec(query).ok()?;
+    match reply(&request, vec![], ResponseCode::ServFail, Transport::Udp) {
+        Answer::Reply(bytes) => Some(bytes),
+        Answer::Forward | Answer::Malformed => None,
+    }
+}
+
+/// The records of a name that a network knows; empty when it has none of the wanted type.
+fn addresses(name: &Name, wanted: RecordType, view: &View, turn: usize) -> Option<Vec<Record>> {
+    let key = name.to_ascii().to_lowercase();
+    let key = key.trim_end_matches('.');
+    let addrs = view.networks.iter().find_map(|network| network.forward.get(key))?;
+    let of_type: Vec<_> = addrs.iter().filter_map(|addr| rdata(*addr, wanted)).collect();
+    let start = turn.checked_rem(of_type.len()).unwrap_or_default();
+    let (tail, head) = of_type.split_at(start);
+    Some(head.iter().chain(tail).map(|data| Record::from_rdata(name.clone(), TTL_S, data.clone())).collect())
+}
+
+fn rdata(addr: IpAddr, wanted: RecordType) -> Option<RData> {
+    match addr {
+        IpAddr::V4(v4) => matches!(wanted, RecordType::A | RecordType::ANY).then_some(RData::A(A(v4))),
+        IpAddr::V6(v6) => matches!(wanted, RecordType::AAAA | RecordType::ANY).then_some(RData::AAAA(AAAA(v6))),
+    }
+}
+
+fn pointer(name: &Name, view: &View) -> Option<Vec<Record>> {
+    let addr = name.parse_arpa_name().ok()?.addr();
+    let known = view.networks.iter().find_map(|network| {
+        network.reverse.get(&addr).map(|name| format!("{name}.{}.", network.network))
+    })?;
+    let target = Name::from_ascii(known).ok()?;
+    Some(vec![Record::from_rdata(name.clone(), TTL_S, RData::PTR(PTR(target)))])
+}
+
+fn reply(request: &Message, answers: Vec<Record>, code: ResponseCode, transport: Transport) -> Answer {
+    let mut message = Message::response(request.metadata.id, request.metadata.op_code);
+    message.metadata = Metadata::response_from_request(&request.metadata);
+    message.metadata.recursion_available = true;
+    message.metadata.authoritative = code == ResponseCode::NoError;
+    message.metadata.response_code = code;
+    message.add_queries(request.queries.iter().cloned());
+    message.add_answers(answers);
+    if request.edns.is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MAX_UDP_LEN);
+        message.set_edns(edns);
+    }
+    match (message.to_vec(), transport) {
+        (Ok(bytes), Transport::Udp) if bytes.len() > usize::from(udp_limit(request)) => {
+            message.truncate().to_vec().map_or(Answer::Malformed, Answer::Reply)
+        }
+        (Ok(bytes), _) => Answer::Reply(bytes),
+        // What was parsed can be written again; should it not, saying nothing is right.
+        (Err(_), _) => Answer::Malformed,
+    }
+}
+
+fn udp_limit(request: &Message) -> u16 {
+    request.edns.as_ref().map_or(PLAIN_UDP_LEN, |edns| edns.max_payload().clamp(PLAIN_UDP_LEN, MAX_UDP_LEN))
+}

@@ -1,0 +1,74 @@
+//! Which remembered connections must be forgotten when backends go away.
+//!
+//! A flow keeps going to the backend that it was given first for as long as the kernel remembers it. When that backend
+//! is gone, the entry is deleted, and the client's next packet is balanced anew.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use orch_model::NetworkId;
+
+/// How much of an address's flows to forget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    /// It takes no new flows: those that have had no answer, and all that know no end (UDP). Established TCP lives on.
+    Unanswered,
+    /// It is gone: all of them.
+    All,
+}
+
+/// What an address is to its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    Serving,
+    /// Takes no new connections; those that exist live on.
+    Draining,
+}
+
+/// Every address that may have flows, by network.
+pub type Standings = BTreeMap<NetworkId, BTreeMap<IpAddr, Standing>>;
+
+/// What to forget, by network, after `before` became `after`.
+#[must_use]
+pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeMap<IpAddr, Cut>> {
+    let mut cuts = BTreeMap::<_, BTreeMap<_, _>>::new();
+    for (network, addrs) in before {
+        for (addr, old) in addrs {
+            let new = after.get(network).and_then(|addrs| addrs.get(addr));
+            let cut = match (old, new) {
+                (_, None) => Cut::All,
+                (Standing::Serving, Some(Standing::Draining)) => Cut::Unanswered,
+                (Standing::Draining, Some(Standing::Draining)) | (_, Some(Standing::Serving)) => continue,
+            };
+            cuts.entry(network.clone()).or_default().insert(*addr, cut);
+        }
+    }
+    cuts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forgotten_follows_from_the_change() {
+        use Standing::{Draining, Serving};
+        let network = NetworkId::from_random(1);
+        let addr = IpAddr::from([10, 0, 1, 2]);
+        let standings = |standing: Option<Standing>| {
+            Standings::from([(network.clone(), standing.map(|s| (addr, s)).into_iter().collect())])
+        };
+        for (before, after, expected) in [
+            (Some(Serving), Some(Serving), None),
+            (Some(Serving), Some(Draining), Some(Cut::Unanswered)),
+            (Some(Serving), None, Some(Cut::All)),
+            (Some(Draining), Some(Draining), None),
+            (Some(Draining), Some(Serving), None),
+            (Some(Draining), None, Some(Cut::All)),
+            (None, Some(Serving), None),
+        ] {
+            let cuts = cuts(&standings(before), &standings(after));
+            let cut = cuts.get(&network).and_then(|addrs| addrs.get(&addr)).copied();
+            assert_eq!(cut, expected, "{before:?} -> {after:?}");
+        }
+    }
+}

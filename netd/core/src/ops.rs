@@ -1,0 +1,203 @@
+//! The steps from what was observed in a namespace to what should be in it.
+
+use std::collections::BTreeSet;
+
+use ipnetwork::IpNetwork;
+
+use crate::{
+    names::Mac,
+    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Observed, ObservedLink, PolicyRule, Route},
+    ruleset::Ruleset,
+};
+
+/// One step inside one namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetOp {
+    DeleteRule(PolicyRule),
+    DeleteRoute(Route),
+    DeleteFdb(FdbEntry),
+    DeleteNeighbour(Neighbour),
+    DeleteAddress(String, IpNetwork),
+    DeleteLink(String),
+    SetSysctl { path: String, value: String },
+    CreateLink { name: String, link: Link },
+    SetLink { name: String, change: LinkChange },
+    AddAddress(String, IpNetwork),
+    SetUp { name: String, up: bool },
+    AddRoute(Route),
+    AddRule(PolicyRule),
+    SetNeighbour(Neighbour),
+    SetFdb(FdbEntry),
+    LoadRuleset(Ruleset),
+}
+
+/// What is to be changed of a link; `None`: nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkChange {
+    pub mac: Option<Mac>,
+    pub mtu: Option<u32>,
+    pub master: Option<String>,
+    pub isolated: Option<bool>,
+}
+
+/// The steps, in an order in which each finds what it needs: what is in the way goes first; links go down before anything
+/// else is done (a dead task must not be reached a moment longer) and up only when they are complete.
+#[must_use]
+pub fn steps(ns: &NsName, plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {
+    let remade = remade_links(ns, plan, observed);
+    let kept = |link: &str| observed.links.contains_key(link) && !remade.contains(link);
+    let mut ops = Vec::new();
+    ops.extend(downs(plan, observed));
+    ops.extend(removals(ns, plan, observed, &remade));
+    let (early, late) = sysctls(plan, observed, &kept);
+    ops.extend(early);
+    for (name, link) in &plan.links {
+        if !kept(name) && !matches!(link.kind, LinkKind::Loopback | LinkKind::VethPeer) {
+            ops.push(NetOp::CreateLink { name: name.clone(), link: link.clone() });
+        }
+    }
+    for (name, link) in &plan.links {
+        let seen = observed.links.get(name).filter(|_| kept(name));
+        let change = change(link, seen);
+        if change != LinkChange::default() {
+            ops.push(NetOp::SetLink { name: name.clone(), change });
+        }
+    }
+    ops.extend(late);
+    let lost = |link: &str| remade.contains(link);
+    ops.extend(
+        plan.addresses
+            .iter()
+            .filter(|a| lost(&a.0) || !observed.addresses.contains(*a))
+            .map(|(link, addr)| NetOp::AddAddress(link.clone(), *addr)),
+    );
+    ops.extend(ups(plan, observed, &remade));
+    ops.extend(additions(plan, observed, &remade));
+    ops
+}
+
+/// Links that are there and cannot stay as they are.
+fn remade_links(ns: &NsName, plan: &NsPlan, observed: &Observed) -> BTreeSet<String> {
+    let wrong = |name: &String, seen: &ObservedLink| match plan.links.get(name).map(|link| &link.kind) {
+        Some(LinkKind::Vxlan(wanted)) => seen.vxlan != Some(*wanted),
+        Some(LinkKind::Loopback | LinkKind::Bridge | LinkKind::Veth { .. } | LinkKind::VethPeer) => false,
+        None => ns.may_remove(name),
+    };
+    observed.links.iter().filter(|(name, seen)| wrong(name, seen)).map(|(name, _)| name.clone()).collect()
+}
+
+fn downs(plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {
+    let is_up = |name: &String| observed.links.get(name).is_some_and(|seen| seen.up);
+    plan.links
+        .iter()
+        .filter(|(name, link)| !link.up && is_up(name))
+        .map(|(name, _)| NetOp::SetUp { name: name.clone(), up: false })
+        .collect()
+}
+
+fn ups(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<NetOp> {
+    let is_up = |name: &String| !remade.contains(name) && observed.links.get(name).is_some_and(|seen| seen.up);
+    plan.links
+        .iter()
+        .filter(|(name, link)| link.up && !is_up(name))
+        .map(|(name, _)| NetOp::SetUp { name: name.clone(), up: true })
+        .collect()
+}
+
+/// What is there, not wanted and the daemon's own. What belongs to a link that goes needs no step of its own.
+fn removals(ns: &NsName, plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<NetOp> {
+    let stays = |link: &str| !remade.contains(link);
+    let mut ops = Vec::new();
+    ops.extend(observed.rules.difference(&plan.rules).cloned().map(NetOp::DeleteRule));
+    let route_stays = |route: &&Route| match &route.target {
+        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => stays(link),
+        crate::ns::Target::Blackhole => true,
+    };
+    ops.extend(observed.routes.difference(&plan.routes).filter(route_stays).cloned().map(NetOp::DeleteRoute));
+    ops.extend(observed.fdb.difference(&plan.fdb).filter(|f| stays(&f.link)).cloned().map(NetOp::DeleteFdb));
+    ops.extend(
+        observed.neighbours.difference(&plan.neighbours).filter(|n| stays(&n.link)).cloned().map(NetOp::DeleteNeighbour),
+    );
+    for (link, addr) in observed.addresses.difference(&plan.addresses) {
+        if stays(link) && plan.links.contains_key(link) && is_ours(ns, link, *addr) {
+            ops.push(NetOp::DeleteAddress(link.clone(), *addr));
+        }
+    }
+    ops.extend(remade.iter().cloned().map(NetOp::DeleteLink));
+    ops
+}
+
+/// The kernel gives links addresses too, and loopback has its own.
+fn is_ours(ns: &NsName, link: &str, addr: IpNetwork) -> bool {
+    let kernels = match addr {
+        IpNetwork::V4(v4) => v4.ip().is_loopback(),
+        IpNetwork::V6(v6) => v6.ip().is_loopback() || v6.ip().is_unicast_link_local(),
+    };
+    !kernels && !(*ns == NsName::Host && !ns.may_remove(link))
+}
+
+/// Settings of the namespace come before links are made (they take them over), settings of a link after.
+fn sysctls(plan: &NsPlan, observed: &Observed, kept: &dyn Fn(&str) -> bool) -> (Vec<NetOp>, Vec<NetOp>) {
+    let link_of = |path: &str| path.split('/').nth(3).filter(|part| plan.links.contains_key(*part)).map(str::to_owned);
+    let wrong = |path: &str, value: &String| {
+        let lost = link_of(path).is_some_and(|link| !kept(&link));
+        lost || observed.sysctls.get(path) != Some(value)
+    };
+    plan.sysctls
+        .iter()
+        .filter(|(path, value)| wrong(path, value))
+        .map(|(path, value)| (link_of(path), NetOp::SetSysctl { path: path.clone(), value: value.clone() }))
+        .fold((Vec::new(), Vec::new()), |(mut early, mut late), (link, op)| {
+            if link.is_some() { late.push(op) } else { early.push(op) }
+            (early, late)
+        })
+}
+
+fn change(link: &Link, seen: Option<&ObservedLink>) -> LinkChange {
+    // A new link is made with its MAC and MTU; the other end of a pair is not.
+    let made_complete = seen.is_none() && link.kind != LinkKind::VethPeer;
+    LinkChange {
+        mac: link.mac.filter(|mac| !made_complete && seen.and_then(|s| s.mac) != Some(*mac)),
+        mtu: link.mtu.filter(|mtu| !made_complete && seen.map(|s| s.mtu) != Some(*mtu)),
+        master: link.master.clone().filter(|master| seen.and_then(|s| s.master.as_ref()) != Some(master)),
+        isolated: link
+            .master
+            .as_ref()
+            .and(Some(link.isolated).filter(|isolated| seen.map_or(*isolated, |s| s.isolated != *isolated))),
+    }
+}
+
+fn additions(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<NetOp> {
+    let lost = |link: &str| remade.contains(link);
+    let route_lost = |route: &Route| match &route.target {
+        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => lost(link),
+        crate::ns::Target::Blackhole => false,
+    };
+    // Routes out of a link that is down do not exist, and cannot be made.
+    let possible = |route: &Route| match &route.target {
+        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => plan.links.get(link).is_none_or(|l| l.up),
+        crate::ns::Target::Blackhole => true,
+    };
+    // Neighbours in a subnet come first among routes: `Target::Link` sorts before `Target::Via` only within one
+    // destination, so two passes.
+    let (direct, via): (Vec<_>, Vec<_>) = plan
+        .routes
+        .iter()
+        .filter(|r| possible(r) && (route_lost(r) || !observed.routes.contains(*r)))
+        .cloned()
+        .partition(|r| !matches!(r.target, crate::ns::Target::Via(..)));
+    let mut ops: Vec<_> = direct.into_iter().chain(via).map(NetOp::AddRoute).collect();
+    ops.extend(plan.rules.difference(&observed.rules).cloned().map(NetOp::AddRule));
+    ops.extend(
+        plan.neighbours
+            .iter()
+            .filter(|n| lost(&n.link) || !observed.neighbours.contains(*n))
+            .cloned()
+            .map(NetOp::SetNeighbour),
+    );
+    ops.extend(plan.fdb.iter().filter(|f| lost(&f.link) || !observed.fdb.contains(*f)).cloned().map(NetOp::SetFdb));
+    if observed.ruleset.as_ref() != Some(&plan.ruleset) {
+        ops.push(NetOp::LoadRuleset(plan.ruleset.clone()));
+    }
+    ops
+}

@@ -1,0 +1,206 @@
+//! Where published ports arrive: a routed sandbox between the host, the local tasks and the other nodes' sandboxes.
+//!
+//! The client's address is kept. A connection that entered at node A and was sent to a task on node B is known on B by a
+//! conntrack zone and mark, both A's index; the replies of the task follow the mark back through A, never the
+//! destination address (two nodes may pass on the same client, and a client may be inside the pool's range).
+//!
+//! The rest of the subnet is a black hole, not `unreachable`: a connection attempt to a task that just died must hang
+//! until it is balanced anew, and an ICMP error would end it.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+use orch_model::{
+    assignment::{NetworkItem, Peer, ServiceEndpointItem},
+    service::{PortConfig, PublishMode},
+};
+
+use super::{Context, host::nft_protocol};
+use crate::{
+    names::{self, Mac},
+    ns::{
+        FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan,
+    },
+    ruleset::{Chain, Family, Ruleset, Set, Table, dnat_in_turn},
+};
+
+/// Routing table of the way back through the node with index `i`: this + `i`.
+const RETURN_TABLE_BASE: u32 = 10_000;
+/// Before the kernel's own rules (main is 32766).
+const RETURN_PRIORITY: u32 = 1_000;
+const MAIN_TABLE: u32 = 254;
+
+pub(super) fn any_v4() -> IpNetwork {
+    // Prefix 0 is valid for every address.
+    IpNetwork::V4(Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Addr::UNSPECIFIED.into()))
+}
+
+/// `None` while this node has no address on the ingress network.
+pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPlan> {
+    let (ingress, own, own_addr) = context.desired.ingress()?;
+    if ingress.id != network.id {
+        return None;
+    }
+    let mut ns = NsPlan::default();
+    base(context, network, own, own_addr, &mut ns);
+    let peers: Vec<_> = context.desired.other_peers().filter_map(|peer| Some((peer, ingress_v4(peer)?))).collect();
+    for (peer, addr) in &peers {
+        add_peer(peer, *addr, &mut ns);
+    }
+    add_tasks(context, network, own, &mut ns);
+    ns.ruleset = ruleset(context, network, own, &peers);
+    Some(ns)
+}
+
+fn ingress_v4(peer: &Peer) -> Option<Ipv4Addr> {
+    match peer.ingress_addr? {
+        IpAddr::V4(addr) => Some(addr),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// What is there without any peer or task.
+fn base(context: &Context<'_>, network: &NetworkItem, own: &Peer, own_addr: Ipv4Addr, ns: &mut NsPlan) {
+    let gateway = context.inputs.facts.gateway;
+    let mtu = Some(context.mtu());
+    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
+    let mac = Some(Mac::of(IpAddr::V4(own_addr)));
+    ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
+    ns.links.insert(names::VXLAN.to_owned(), Link { mtu, mac, ..Link::up(LinkKind::Vxlan(tunnel)) });
+    ns.links.insert(names::INGRESS_SANDBOX_LINK.to_owned(), Link::up(LinkKind::VethPeer));
+    let lo = |addr: IpAddr| ("lo".to_owned(), IpNetwork::from(addr));
+    ns.addresses.insert(lo(IpAddr::V4(own_addr)));
+    ns.addresses.extend(network.gateways.iter().filter(|g| g.is_ipv4()).map(|g| lo(*g)));
+    ns.addresses.insert((names::INGRESS_SANDBOX_LINK.to_owned(), gateway.ingress_sandbox().into()));
+    let host = IpAddr::V4(gateway.ingress_host().ip());
+    ns.routes.insert(Route {
+        table: MAIN_TABLE,
+        destination: any_v4(),
+        target: Target::Via(host, names::INGRESS_SANDBOX_LINK.to_owned()),
+    });
+    for subnet in network.subnets.iter().filter(|s| s.is_ipv4()) {
+        ns.routes.insert(Route { table: MAIN_TABLE, destination: *subnet, target: Target::Blackhole });
+    }
+    for (key, value) in [
+        ("ip_forward", "1"),
+        // The way out and the way back differ on purpose.
+        ("conf/all/rp_filter", "0"),
+        ("conf/default/rp_filter", "0"),
+        ("conf/vx0/rp_filter", "0"),
+        ("conf/host0/rp_filter", "0"),
+        ("conf/all/send_redirects", "0"),
+        ("conf/default/send_redirects", "0"),
+        ("conf/vx0/send_redirects", "0"),
+    ] {
+        ns.sysctls.insert(format!("net/ipv4/{key}"), value.to_owned());
+    }
+}
+
+fn add_peer(peer: &Peer, addr: Ipv4Addr, ns: &mut NsPlan) {
+    let (link, addr) = (names::VXLAN.to_owned(), IpAddr::V4(addr));
+    let mac = Mac::of(addr);
+    let table = RETURN_TABLE_BASE + u32::from(peer.index);
+    ns.neighbours.insert(Neighbour { link: link.clone(), addr, mac });
+    ns.fdb.insert(FdbEntry { link: link.clone(), mac, vtep: peer.data_addr, bridged: false });
+    ns.routes.insert(Route { table: MAIN_TABLE, destination: addr.into(), target: Target::Link(link.clone()) });
+    ns.routes.insert(Route { table, destination: any_v4(), target: Target::Via(addr, link) });
+    let selector = Selector::Mark(u32::from(peer.index));
+    ns.rules.insert(PolicyRule { priority: RETURN_PRIORITY, selector, table });
+}
+
+fn add_tasks(context: &Context<'_>, network: &NetworkItem, own: &Peer, ns: &mut NsPlan) {
+    for (task, index) in context.local_ports(&network.id) {
+        let port = names::task_port(&task.id);
+        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
+        ns.links.insert(port.clone(), Link { mtu: Some(context.mtu()), up: !task.down, ..Link::up(kind) });
+        let Some(addr) = task.addr_on(&network.id).map(IpAddr::V4) else { continue };
+        if !task.down {
+            ns.routes.insert(Route { table: MAIN_TABLE, destination: addr.into(), target: Target::Link(port.clone()) });
+            ns.neighbours.insert(Neighbour { link: port, addr, mac: Mac::of(addr) });
+        }
+    }
+    for endpoint in context.desired.endpoints_of(&network.id).filter(|e| e.node != own.node) {
+        let Some(via) = context.desired.peers.get(&endpoint.node).and_then(|peer| peer.ingress_addr) else { continue };
+        for addr in endpoint.addresses.iter().filter(|a| a.is_ipv4()) {
+            let target = Target::Via(via, names::VXLAN.to_owned());
+            ns.routes.insert(Route { table: MAIN_TABLE, destination: (*addr).into(), target });
+        }
+    }
+}
+
+fn ruleset(context: &Context<'_>, network: &NetworkItem, own: &Peer, peers: &[(&Peer, Ipv4Addr)]) -> Ruleset {
+    let entries: Vec<_> =
+        peers.iter().map(|(peer, addr)| format!("{} : {}", Mac::of(IpAddr::V4(*addr)), peer.index)).collect();
+    let local = context.local_ports(&network.id).filter_map(|(task, _)| task.addr_on(&network.id));
+    let (vmap, mut chains) = published(context, network, own);
+    chains.extend(keep_entry(&entries));
+    let from_host = format!("iifname \"{}\" meta l4proto . th dport vmap @ports", names::INGRESS_SANDBOX_LINK);
+    chains.push(Chain::new("prerouting", "type nat hook prerouting priority -100", vec![from_host]));
+    // Without rules, but it makes the kernel choose another source port when two nodes pass on the same one.
+    chains.push(Chain::new("postrouting", "type nat hook postrouting priority 100", vec![]));
+    // Tasks answer here and ask nothing: the ingress network is no way around the isolation of networks.
+    let isolate = format!("iifname \"{}*\" ct direction original drop", names::PORT_PREFIX);
+    chains.push(Chain::new("forward", "type filter hook forward priority 0", vec![isolate]));
+    let sets = vec![
+        Set { keyword: "map", name: "ports", ty: "inet_proto . inet_service : verdict".to_owned(), elements: vmap },
+        Set {
+            keyword: "set",
+            name: "local_tasks",
+            ty: "ipv4_addr".to_owned(),
+            elements: local.map(|addr| addr.to_string()).collect(),
+        },
+    ];
+    Ruleset { tables: vec![Table { family: Family::V4, name: "orch_ingress", sets, chains }] }
+}
+
+/// Remembers at which node a connection entered, and sends its replies back there.
+fn keep_entry(entries: &[String]) -> Vec<Chain> {
+    if entries.is_empty() {
+        return Vec::new();
+    }
+    let entries = entries.join(", ");
+    let arriving = format!("iifname \"{}\" ip daddr @local_tasks", names::VXLAN);
+    let zone = format!("{arriving} ct original zone set ether saddr map {{ {entries} }}");
+    let mark = format!("{arriving} ct state new ct mark set ether saddr map {{ {entries} }}");
+    let reply = format!("iifname \"{}*\" ct direction reply ct mark != 0 meta mark set ct mark", names::PORT_PREFIX);
+    vec![
+        Chain::new("entry_zone", "type filter hook prerouting priority -300", vec![zone]),
+        Chain::new("entry_mark", "type filter hook prerouting priority -150", vec![mark, reply]),
+    ]
+}
+
+/// The published ports: what to jump to, and the chains. A port without backends is in neither: the sandbox itself then
+/// answers with a reset at once.
+fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<String>, Vec<Chain>) {
+    let (mut vmap, mut chains) = (Vec::new(), Vec::new());
+    for (service, port) in ports(context, network) {
+        let backends = context.desired.backends(&network.id, &service.service, &context.down);
+        let targets: Vec<_> =
+            backends.iter().filter(|a| a.is_ipv4()).map(|a| format!("{a} . {}", port.target_port)).collect();
+        if targets.is_empty() {
+            continue;
+        }
+        let protocol = nft_protocol(port.protocol);
+        let name = format!("p_{protocol}_{}", port.published_port);
+        vmap.push(format!("{protocol} . {} : jump {name}", port.published_port));
+        let rule = format!("meta l4proto {protocol} {}", dnat_in_turn(&targets, usize::from(own.index)));
+        chains.push(Chain::new(name, "", vec![rule]));
+    }
+    (vmap, chains)
+}
+
+/// Every port published on the ingress network, once each: of two services that claim one, the first has it.
+pub(super) fn ports<'a>(
+    context: &Context<'a>,
+    network: &NetworkItem,
+) -> Vec<(&'a ServiceEndpointItem, &'a PortConfig)> {
+    let mut seen = std::collections::BTreeSet::new();
+    let of = |service: &'a ServiceEndpointItem| service.ports.iter().map(move |port| (service, port));
+    context
+        .desired
+        .services_of(&network.id)
+        .flat_map(of)
+        .filter(|(_, port)| port.publish_mode == PublishMode::Ingress && port.published_port != 0)
+        .filter(|(_, port)| seen.insert((port.protocol, port.published_port)))
+        .collect()
+}

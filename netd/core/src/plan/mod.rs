@@ -1,0 +1,156 @@
+//! What should be in every namespace of this node, from what managers want and what tasks are here.
+//!
+//! The whole plan is made anew each time: it is cheap, and nothing can drift.
+
+mod host;
+mod ingress;
+mod overlay;
+mod task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use orch_model::{NetworkId, TaskId, assignment::NetworkItem};
+
+use crate::{
+    desired::{Desired, LocalTask},
+    dns::{self, NetworkNames},
+    flows::{Standing, Standings},
+    gateway::Gateway,
+    ns::{NsName, NsPlan},
+};
+
+/// Outer headers of a tunnelled packet over IPv4: Ethernet 14, IP 20, UDP 8, VXLAN 8.
+const TUNNEL_OVERHEAD_V4: u32 = 50;
+/// The same over IPv6.
+const TUNNEL_OVERHEAD_V6: u32 = 70;
+
+/// What the node has, as far as plans depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeFacts {
+    pub gateway: Gateway,
+    /// MTU of the link that has the tunnel endpoint's address.
+    pub underlay_mtu: u32,
+}
+
+/// Everything that the plan follows from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    pub desired: &'a Desired,
+    pub tasks: &'a BTreeMap<TaskId, LocalTask>,
+    pub facts: NodeFacts,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    pub namespaces: BTreeMap<NsName, NsPlan>,
+    /// What each task may ask its DNS server.
+    pub views: BTreeMap<TaskId, dns::View>,
+    /// Which addresses take part in balancing, for [`crate::flows::cuts`].
+    pub standings: Standings,
+    /// What could not be planned, for the operator.
+    pub problems: Vec<String>,
+}
+
+/// Makes the plan.
+#[must_use]
+pub fn plan(inputs: Inputs<'_>) -> Plan {
+    let context = Context::new(inputs);
+    let mut plan = Plan { standings: context.standings(), problems: context.problems(), ..Plan::default() };
+    plan.namespaces.insert(NsName::Host, host::plan(&context));
+    for network in inputs.desired.networks.values() {
+        let sandbox = if network.ingress { ingress::plan(&context, network) } else { overlay::plan(&context, network) };
+        plan.namespaces.extend(sandbox.map(|ns| (NsName::Sandbox(network.id.clone()), ns)));
+    }
+    let names = context.names();
+    for (id, task) in inputs.tasks {
+        plan.namespaces.insert(NsName::Task(id.clone()), task::plan(&context, task));
+        plan.views.insert(id.clone(), task::view(&context, task, &names));
+    }
+    plan
+}
+
+/// The inputs, and what several parts of the plan derive from them.
+struct Context<'a> {
+    inputs: Inputs<'a>,
+    desired: &'a Desired,
+    down: BTreeSet<TaskId>,
+}
+
+impl<'a> Context<'a> {
+    fn new(inputs: Inputs<'a>) -> Self {
+        let down = inputs.tasks.values().filter(|task| task.down).map(|task| task.id.clone()).collect();
+        Self { inputs, desired: inputs.desired, down }
+    }
+
+    /// Attachments of tasks here to `network`: the task, and which of its attachments it is.
+    fn local_ports(&self, network: &NetworkId) -> impl Iterator<Item = (&'a LocalTask, usize)> {
+        let network = network.clone();
+        self.inputs.tasks.values().filter_map(move |task| {
+            task.attachments.iter().position(|a| a.network == network).map(|index| (task, index))
+        })
+    }
+
+    fn mtu(&self) -> u32 {
+        let overhead = match self.desired.own_peer().map(|peer| peer.data_addr) {
+            Some(IpAddr::V6(_)) => TUNNEL_OVERHEAD_V6,
+            Some(IpAddr::V4(_)) | None => TUNNEL_OVERHEAD_V4,
+        };
+        self.inputs.facts.underlay_mtu.saturating_sub(overhead)
+    }
+
+    fn names(&self) -> BTreeMap<NetworkId, Arc<NetworkNames>> {
+        let user = self.desired.networks.values().filter(|network| !network.ingress);
+        user.map(|network| (network.id.clone(), Arc::new(self.names_of(network)))).collect()
+    }
+
+    fn names_of(&self, network: &NetworkItem) -> NetworkNames {
+        let mut names = NetworkNames::new(&network.name);
+        for service in self.desired.services_of(&network.id) {
+            let backends = self.desired.backends(&network.id, &service.service, &self.down);
+            names.add_service(&service.names, &service.vips, &backends);
+        }
+        for endpoint in self.desired.endpoints_of(&network.id) {
+            if !self.down.contains(&endpoint.task) {
+                names.add_task(&endpoint.names, &endpoint.addresses);
+            }
+        }
+        names
+    }
+
+    fn standings(&self) -> Standings {
+        let mut standings = Standings::new();
+        for (network, endpoints) in &self.desired.endpoints {
+            let of_network = standings.entry(network.clone()).or_default();
+            for endpoint in endpoints.values().filter(|e| !self.down.contains(&e.task)) {
+                let standing = if endpoint.serving { Standing::Serving } else { Standing::Draining };
+                of_network.extend(endpoint.addresses.iter().map(|addr| (*addr, standing)));
+            }
+        }
+        standings
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.desired.node.is_some() && self.desired.own_peer().is_none() && !self.desired.networks.is_empty() {
+            problems.push(
+                "this node has no tunnel address yet, so its overlay networks reach no other node: check that its \
+                 session with the managers is up"
+                    .to_owned(),
+            );
+        }
+        let overlaps = |network: &&NetworkItem| self.inputs.facts.gateway.overlaps(&network.subnets);
+        for network in self.desired.networks.values().filter(overlaps) {
+            problems.push(format!(
+                "network {} overlaps this node's gateway network {}: tasks on it may not reach the outside; recreate \
+                 the network with another subnet",
+                network.name,
+                self.inputs.facts.gateway.subnet()
+            ));
+        }
+        problems
+    }
+}

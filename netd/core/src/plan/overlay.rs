@@ -1,0 +1,41 @@
+//! A user network on this node: a bridge between its tasks here and the tunnel to the others.
+//!
+//! Nothing is learned from traffic: who is where comes from managers, so that a lost packet cannot lose a neighbour.
+
+use orch_model::assignment::NetworkItem;
+
+use super::Context;
+use crate::{
+    names::{self, Mac},
+    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Vxlan},
+};
+
+/// `None` while no task here is on the network, or while this node has no tunnel address.
+pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPlan> {
+    context.local_ports(&network.id).next()?;
+    let own = context.desired.own_peer()?;
+    let mtu = Some(context.mtu());
+    let mut ns = NsPlan::default();
+    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
+    ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
+    ns.links.insert(names::BRIDGE.to_owned(), Link { mtu, ..Link::up(LinkKind::Bridge) });
+    ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
+    for (task, index) in context.local_ports(&network.id) {
+        let kind =
+            LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
+        ns.links.insert(names::task_port(&task.id), port(Link { mtu, up: !task.down, ..Link::up(kind) }));
+    }
+    for endpoint in context.desired.endpoints_of(&network.id).filter(|e| e.node != own.node) {
+        let Some(peer) = context.desired.peers.get(&endpoint.node) else { continue };
+        for addr in &endpoint.addresses {
+            let (link, mac) = (names::VXLAN.to_owned(), Mac::of(*addr));
+            ns.neighbours.insert(Neighbour { link: link.clone(), addr: *addr, mac });
+            ns.fdb.insert(FdbEntry { link, mac, vtep: peer.data_addr, bridged: true });
+        }
+    }
+    Some(ns)
+}
+
+fn port(link: Link) -> Link {
+    Link { master: Some(names::BRIDGE.to_owned()), ..link }
+}

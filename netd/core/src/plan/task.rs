@@ -1,0 +1,170 @@
+//! A task's namespace: its interfaces, the balancing of what it asks for, and its DNS view.
+//!
+//! Balancing happens where a connection begins, in the namespace of the task that opens it: the source address stays, a
+//! task reaches itself, and a packet costs nothing on the way.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ipnetwork::IpNetwork;
+use orch_model::NetworkId;
+
+use super::{Context, ingress::any_v4};
+use crate::{
+    desired::LocalTask,
+    dns::{NetworkNames, View},
+    names::{self, Mac},
+    ns::{Link, LinkKind, NsPlan, PolicyRule, Route, Selector, Target},
+    resolv::DNS_ADDR,
+    ruleset::{Chain, Family, Ruleset, Set, Table, dnat_in_turn},
+};
+
+/// Routing table of what answers clients of published ports.
+const INGRESS_TABLE: u32 = 100;
+const INGRESS_PRIORITY: u32 = 1_000;
+const MAIN_TABLE: u32 = 254;
+
+pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
+    let mut ns = NsPlan::default();
+    ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
+    for (index, attachment) in task.attachments.iter().enumerate() {
+        let name = names::task_link(index);
+        let mac = attachment.addresses.first().map(|addr| Mac::of(addr.ip()));
+        let link = Link { mac, mtu: Some(context.mtu()), ..Link::up(LinkKind::VethPeer) };
+        ns.links.insert(name.clone(), link);
+        ns.addresses.extend(attachment.addresses.iter().map(|addr| (name.clone(), *addr)));
+    }
+    if let Some((network, _, own_addr)) = context.desired.ingress() {
+        answer_through_ingress(task, &network.id, &network.gateways, own_addr.into(), &mut ns);
+    }
+    if task.has_gateway_link(context.desired) {
+        add_gateway(context, task, &mut ns);
+    }
+    ns.ruleset = ruleset(context, task);
+    ns
+}
+
+/// What the task sends from its ingress address answers a client: it goes back through the sandbox, not the way out.
+fn answer_through_ingress(
+    task: &LocalTask,
+    network: &NetworkId,
+    gateways: &[IpAddr],
+    own_addr: IpAddr,
+    ns: &mut NsPlan,
+) {
+    let Some(index) = task.attachments.iter().position(|a| a.network == *network) else { return };
+    let Some(addr) = task.addr_on(network) else { return };
+    let link = names::task_link(index);
+    let gateway = gateways.iter().copied().find(IpAddr::is_ipv4).unwrap_or(own_addr);
+    let selector = Selector::From(addr.into());
+    ns.rules.insert(PolicyRule { priority: INGRESS_PRIORITY, selector, table: INGRESS_TABLE });
+    let target = Target::Via(gateway, link.clone());
+    ns.routes.insert(Route { table: INGRESS_TABLE, destination: any_v4(), target });
+    // Clients come from anywhere, whatever the main table says about them.
+    ns.sysctls.insert("net/ipv4/conf/all/rp_filter".to_owned(), "0".to_owned());
+    ns.sysctls.insert(format!("net/ipv4/conf/{link}/rp_filter"), "0".to_owned());
+}
+
+fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
+    let link = names::task_link(task.attachments.len());
+    let bridge = context.inputs.facts.gateway.bridge();
+    let mac = Some(Mac::of(task.gateway_addr.into()));
+    ns.links.insert(link.clone(), Link { mac, ..Link::up(LinkKind::VethPeer) });
+    if let Ok(addr) = IpNetwork::new(task.gateway_addr.into(), bridge.prefix()) {
+        ns.addresses.insert((link.clone(), addr));
+    }
+    if task.has_way_out(context.desired) {
+        let target = Target::Via(bridge.ip().into(), link);
+        ns.routes.insert(Route { table: MAIN_TABLE, destination: any_v4(), target });
+    }
+}
+
+/// The networks' names that the task may know, in the order of its attachments.
+pub(super) fn view(
+    context: &Context<'_>,
+    task: &LocalTask,
+    names: &BTreeMap<NetworkId, Arc<NetworkNames>>,
+) -> View {
+    View {
+        networks: task.attachments.iter().filter_map(|a| names.get(&a.network)).cloned().collect(),
+        forward: task.has_way_out(context.desired),
+    }
+}
+
+/// A virtual address and what stands behind it.
+struct Balanced {
+    vip: IpAddr,
+    chain: String,
+    backends: Vec<IpAddr>,
+}
+
+fn ruleset(context: &Context<'_>, task: &LocalTask) -> Ruleset {
+    let balanced = balanced(context, task);
+    let has_v6 = task.attachments.iter().flat_map(|a| &a.addresses).any(IpNetwork::is_ipv6);
+    let mut tables = vec![table(Family::V4, task, &balanced)];
+    if has_v6 {
+        tables.push(table(Family::V6, task, &balanced));
+    }
+    Ruleset { tables }
+}
+
+fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
+    let mut all = Vec::new();
+    for (index, attachment) in task.attachments.iter().enumerate() {
+        let Some(network) = context.desired.networks.get(&attachment.network).filter(|n| !n.ingress) else { continue };
+        for service in context.desired.services_of(&network.id) {
+            let backends = context.desired.backends(&network.id, &service.service, &context.down);
+            for (number, vip) in service.vips.iter().enumerate() {
+                all.push(Balanced {
+                    vip: *vip,
+                    chain: format!("s{index}_{}_{number}", service.service),
+                    backends: backends.iter().copied().filter(|b| b.is_ipv4() == vip.is_ipv4()).collect(),
+                });
+            }
+        }
+    }
+    all
+}
+
+fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
+    let of_family = || balanced.iter().filter(|b| b.vip.is_ipv4() == (family == Family::V4));
+    let (busy, idle): (Vec<_>, Vec<_>) = of_family().partition(|b| !b.backends.is_empty());
+    let addr = family.addr_type();
+    let sets = vec![
+        Set {
+            keyword: "map",
+            name: "vips",
+            ty: format!("{addr} : verdict"),
+            elements: busy.iter().map(|b| format!("{} : jump {}", b.vip, b.chain)).collect(),
+        },
+        Set {
+            keyword: "set",
+            name: "idle_vips",
+            ty: addr.to_owned(),
+            elements: idle.iter().map(|b| b.vip.to_string()).collect(),
+        },
+    ];
+    let mut chains: Vec<_> = busy.iter().map(|b| Chain::new(b.chain.clone(), "", vec![to_backends(b, task)])).collect();
+    let daddr = format!("{} daddr", family.word());
+    // A service without backends says so at once; connections that exist (to a draining task) are none of its business.
+    let idle = format!("ct state new {daddr} @idle_vips");
+    chains.push(Chain::new(
+        "refuse",
+        "type filter hook output priority -150",
+        vec![format!("{idle} meta l4proto tcp reject with tcp reset"), format!("{idle} reject")],
+    ));
+    let mut rules = Vec::new();
+    if family == Family::V4 && task.dns_port != 0 {
+        rules.extend(["udp", "tcp"].map(|protocol| {
+            format!("ip daddr {DNS_ADDR} {protocol} dport 53 dnat to {DNS_ADDR}:{}", task.dns_port)
+        }));
+    }
+    rules.push(format!("{daddr} vmap @vips"));
+    chains.push(Chain::new("output", "type nat hook output priority -100", rules));
+    Table { family, name: "orch_task", sets, chains }
+}
+
+fn to_backends(balanced: &Balanced, task: &LocalTask) -> String {
+    let targets: Vec<_> = balanced.backends.iter().map(ToString::to_string).collect();
+    let start = task.id.as_str().bytes().map(usize::from).sum();
+    dnat_in_turn(&targets, start)
+}
