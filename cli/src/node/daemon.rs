@@ -1,0 +1,282 @@
+//! One supervised daemon: started again whenever it ends, until it is told to stop.
+//!
+//! Invariants: at most one process per daemon; it dies with the supervisor; its log never grows without bound.
+
+use std::{
+    fs, io,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    sys::{prctl, signal::Signal},
+    unistd::{Gid, Pid, Uid, getpid, getppid},
+};
+use orch_proto::{paths::Paths, wire};
+use tokio::{
+    process::{Child, Command},
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// Pauses before the first, second, … restart; the last one repeats.
+const RESTART_DELAYS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(5),
+];
+/// A daemon that ran this long starts from the first pause again.
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
+/// From SIGTERM to SIGKILL.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+const LOG_LIMIT_BYTES: u64 = 16 << 20;
+const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Which of the three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Role {
+    Manager,
+    Netd,
+    Worker,
+}
+
+impl Role {
+    /// The hidden subcommand, which is also the daemon's name everywhere else.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::Netd => "netd",
+            Self::Worker => "worker",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Facts {
+    pid: u32,
+    starts: u64,
+    started_at_ms: u64,
+}
+
+/// A running supervision; dropping it without [`Daemon::stop`] leaves the process to the runtime's end.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    role: Role,
+    facts: Arc<Mutex<Facts>>,
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Daemon {
+    pub(super) fn start(role: Role, paths: &Paths) -> Result<Self> {
+        let log = log_file(paths, role.word());
+        if let Some(dir) = log.parent() {
+            super::files::private_dir(dir)?;
+        }
+        let (stop, stopping) = watch::channel(false);
+        let facts = Arc::default();
+        let supervision = Supervision { role, log, stopping, facts: Arc::clone(&facts) };
+        Ok(Self { role, facts, stop, task: tokio::spawn(supervision.run()) })
+    }
+
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
+    /// How often it was started again.
+    pub(super) fn restarts(&self) -> u64 {
+        self.lock().starts.saturating_sub(1)
+    }
+
+    pub(super) fn info(&self) -> wire::DaemonInfo {
+        let facts = *self.lock();
+        wire::DaemonInfo {
+            name: self.role.word().to_owned(),
+            pid: facts.pid,
+            restarts: facts.starts.saturating_sub(1),
+            started_at_ms: facts.started_at_ms,
+        }
+    }
+
+    /// Ends the process, by force when it takes too long, and waits for that.
+    pub(super) async fn stop(self) {
+        self.stop.send_replace(true);
+        if let Err(error) = self.task.await {
+            tracing::error!(daemon = self.role.word(), %error, "the supervision ended badly");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where a daemon's output goes.
+pub(super) fn log_file(paths: &Paths, daemon: &str) -> PathBuf {
+    paths.node_dir().join("log").join(format!("{daemon}.log"))
+}
+
+/// The last lines of a daemon's log, for an error message.
+pub(super) fn log_tail(paths: &Paths, daemon: &str) -> String {
+    const LINES: usize = 5;
+    let text = fs::read(log_file(paths, daemon)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(LINES).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// This program, also after it was replaced on disk by a newer one.
+pub(super) fn own_program() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("cannot find this program's own file")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
+}
+
+/// The user that the manager runs as, when the machine has it.
+pub(super) fn manager_user() -> Option<(Uid, Gid)> {
+    const NAME: &str = "orch";
+    nix::unistd::User::from_name(NAME).ok().flatten().map(|user| (user.uid, user.gid))
+}
+
+struct Supervision {
+    role: Role,
+    log: PathBuf,
+    stopping: watch::Receiver<bool>,
+    facts: Arc<Mutex<Facts>>,
+}
+
+impl Supervision {
+    async fn run(mut self) {
+        let name = self.role.word();
+        let mut quick_ends = 0_usize;
+        loop {
+            let started = Instant::now();
+            match self.spawn() {
+                Ok(mut child) => {
+                    let Some(status) = self.watch(&mut child).await else { return };
+                    tracing::warn!(daemon = name, end = %describe(status), "ended by itself, starting it again");
+                }
+                Err(error) => tracing::error!(daemon = name, "cannot start: {error:#}"),
+            }
+            quick_ends = if started.elapsed() >= HEALTHY_AFTER { 0 } else { quick_ends + 1 };
+            let delay = RESTART_DELAYS[quick_ends.saturating_sub(1).min(RESTART_DELAYS.len() - 1)];
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                _ = self.stopping.wait_for(|stop| *stop) => return,
+            }
+        }
+    }
+
+    /// The exit status, or `None` when it ended because it was told to.
+    async fn watch(&mut self, child: &mut Child) -> Option<ExitStatus> {
+        loop {
+            let status = tokio::select! {
+                status = child.wait() => Some(status),
+                _ = self.stopping.wait_for(|stop| *stop) => None,
+                () = tokio::time::sleep(LOG_CHECK_INTERVAL) => {
+                    bound_log(&self.log);
+                    continue;
+                }
+            };
+            self.set_facts(|facts| facts.pid = 0);
+            return match status {
+                Some(Ok(status)) => Some(status),
+                Some(Err(error)) => {
+                    tracing::error!(daemon = self.role.word(), %error, "cannot wait for it");
+                    Some(ExitStatus::from_raw(0))
+                }
+                None => {
+                    end(self.role, child).await;
+                    None
+                }
+            };
+        }
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        bound_log(&self.log);
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = log.with_context(|| format!("cannot open {}", self.log.display()))?;
+        let mut command = Command::new(own_program()?);
+        command
+            .arg(self.role.word())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("cannot duplicate the log's descriptor")?)
+            .stderr(log)
+            .kill_on_drop(true);
+        if let (Role::Manager, Some((uid, gid))) = (self.role, manager_user()) {
+            command.uid(uid.as_raw()).gid(gid.as_raw());
+        }
+        die_with_parent(&mut command);
+        let child = command.spawn().context("cannot start the process")?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.set_facts(|facts| {
+            facts.pid = child.id().unwrap_or(0);
+            facts.starts += 1;
+            facts.started_at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        });
+        tracing::info!(daemon = self.role.word(), pid = child.id(), "started");
+        Ok(child)
+    }
+
+    fn set_facts(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.facts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The kernel ends the child when this thread ends, however that happens.
+#[allow(unsafe_code)]
+fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let in_child = move || {
+        prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The parent may have gone before the line above.
+        if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor has ended")) }
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing on its normal path; the
+    // error is built only when the child gives up anyway.
+    unsafe { command.pre_exec(in_child) };
+}
+
+async fn end(role: Role, child: &mut Child) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid
+        && let Err(error) = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM)
+    {
+        tracing::debug!(daemon = role.word(), %error, "it has ended already");
+    }
+    if tokio::time::timeout(STOP_LIMIT, child.wait()).await.is_err() {
+        tracing::warn!(daemon = role.word(), "did not stop within {} s, killing it", STOP_LIMIT.as_secs());
+        if let Err(error) = child.kill().await {
+            tracing::error!(daemon = role.word(), %error, "cannot kill it");
+        }
+    }
+}
+
+/// Keeps the newest and the one before. The daemon appends, so it carries on at the start of the emptied file.
+fn bound_log(log: &Path) {
+    let too_long = fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_LIMIT_BYTES);
+    if !too_long {
+        return;
+    }
+    let emptied = fs::copy(log, log.with_extension("log.1"))
+        .and_then(|_| fs::OpenOptions::new().write(true).open(log)?.set_len(0));
+    if let Err(error) = emptied {
+        tracing::warn!(log = %log.display(), %error, "cannot shorten this log");
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown".to_owned(),
+    }
+}

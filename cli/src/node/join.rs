@@ -1,0 +1,141 @@
+//! `orch join`: this node becomes part of a cluster that exists.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use orch_proto::{
+    tls::JoinToken,
+    transport::{TransportError, token_channel},
+    wire::{self, ca_client::CaClient, daemon_config::FirstStart},
+};
+use tokio::{net::lookup_host, time::timeout};
+use tonic::transport::Channel;
+
+use super::{
+    address,
+    credentials::NewKeys,
+    daemon::Role,
+    error::{NodeError, Result},
+    init::{availability, check_port_free, daemon_config, hostname},
+    leave,
+    member::Member,
+    supervisor::Supervisor,
+    wait,
+};
+
+/// For everything up to the first byte to the manager.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The manager commits a new node object before it answers.
+const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+
+/// Joins, or leaves the machine as it was.
+pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest) -> Result<wire::JoinNodeResponse> {
+    let _operation = supervisor.begin()?;
+    supervisor.refuse_member()?;
+    let token = JoinToken::parse(&request.token).map_err(|error| NodeError::Invalid(error.to_string()))?;
+    let remote = address::remote(&request.remote_addr)?;
+    let connected = timeout(CONNECT_LIMIT, connect(&remote, &token)).await;
+    let (channel, peer) =
+        connected.map_err(|_| TransportError::TimedOut { addr: remote.clone(), limit: CONNECT_LIMIT })??;
+    let plan = Plan::new(&request, remote, peer)?;
+    // What a join that was cut short left behind.
+    supervisor.wipe()?;
+    match plan.carry_out(supervisor, channel).await {
+        Ok(response) => Ok(response),
+        Err(error) => {
+            leave::tell_managers(supervisor, &[plan.remote], true).await;
+            supervisor.stop_daemons().await;
+            leave::clean_up(supervisor).await;
+            Err(error)
+        }
+    }
+}
+
+async fn connect(remote: &str, token: &JoinToken) -> Result<(Channel, SocketAddr)> {
+    let found = lookup_host(remote).await.map(|mut found| found.next());
+    let peer = match found {
+        Ok(Some(peer)) => peer,
+        Ok(None) => return Err(NodeError::Invalid(format!("{remote} has no address: check the name"))),
+        Err(error) => return Err(NodeError::Invalid(format!("{remote} cannot be resolved ({error}): check the name"))),
+    };
+    Ok((token_channel(remote, token).await?, peer))
+}
+
+struct Plan {
+    remote: String,
+    token: String,
+    availability: String,
+    advertise: SocketAddr,
+    listen: SocketAddr,
+    data: IpAddr,
+    hostname: String,
+}
+
+impl Plan {
+    fn new(request: &wire::JoinNodeRequest, remote: String, peer: SocketAddr) -> Result<Self> {
+        let locals = address::local_addresses()?;
+        // The address that reaches the manager is the one that managers reach.
+        let advertise = match address::towards(peer).filter(|ip| request.advertise_addr.is_empty() && !ip.is_loopback())
+        {
+            Some(ip) => SocketAddr::new(ip, address::DEFAULT_PORT),
+            None => address::advertised(&request.advertise_addr, &locals)?,
+        };
+        Ok(Self {
+            remote,
+            token: request.token.trim().to_owned(),
+            availability: availability(&request.availability)?,
+            advertise,
+            listen: address::listened(&request.listen_addr, advertise, &locals)?,
+            data: address::data_path(&request.data_path_addr, advertise, &locals)?,
+            hostname: hostname()?,
+        })
+    }
+
+    async fn carry_out(&self, supervisor: &Supervisor, channel: Channel) -> Result<wire::JoinNodeResponse> {
+        let (keys, answer) = self.ask(channel).await?;
+        let manager = keys.save(&answer, &supervisor.paths)?;
+        let managers = if answer.managers.is_empty() { vec![self.remote.clone()] } else { answer.managers };
+        let member = Member {
+            cluster_id: answer.cluster_id.clone(),
+            node_id: answer.node_id.clone(),
+            manager,
+            hostname: self.hostname.clone(),
+            advertise_addr: self.advertise.to_string(),
+            listen_addr: self.listen.to_string(),
+            data_addr: self.data.to_string(),
+            managers,
+        };
+        if manager {
+            check_port_free(self.listen)?;
+            let join = FirstStart::Join(wire::Empty {});
+            supervisor.write_config(Role::Manager, &daemon_config(&member, Some(join)))?;
+            supervisor.hand_over(Role::Manager)?;
+            supervisor.start_daemon(Role::Manager)?;
+            wait::manager_ready(supervisor).await?;
+        }
+        supervisor.write_config(Role::Worker, &daemon_config(&member, None))?;
+        supervisor.start_daemon(Role::Netd)?;
+        supervisor.start_daemon(Role::Worker)?;
+        wait::worker_ready(supervisor).await?;
+        supervisor.become_member(member)?;
+        Ok(wire::JoinNodeResponse { node_id: answer.node_id, cluster_id: answer.cluster_id, manager })
+    }
+
+    /// Sends both requests: only the manager can tell which role the token is for.
+    async fn ask(&self, channel: Channel) -> Result<(NewKeys, wire::JoinResponse)> {
+        let keys = NewKeys::generate()?;
+        let request = wire::JoinRequest {
+            token: self.token.clone(),
+            worker_csr_pem: keys.worker.csr_pem.clone(),
+            manager_csr_pem: keys.manager.csr_pem.clone(),
+            hostname: self.hostname.clone(),
+            advertise_addr: self.advertise.to_string(),
+            availability: self.availability.clone(),
+        };
+        let answer = timeout(ANSWER_LIMIT, CaClient::new(channel).join(request)).await;
+        let answer = answer.map_err(|_| TransportError::TimedOut { addr: self.remote.clone(), limit: ANSWER_LIMIT })?;
+        Ok((keys, answer.map_err(|status| NodeError::answered(&status))?.into_inner()))
+    }
+}

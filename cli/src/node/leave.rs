@@ -1,0 +1,94 @@
+//! `orch leave`: this node goes out of its cluster and keeps nothing of it.
+
+use std::{process::Stdio, time::Duration};
+
+use orch_model::node::NodeRole;
+use orch_proto::{
+    transport::tls_channel,
+    wire::{self, ca_client::CaClient},
+};
+use tokio::{process::Command, time::timeout};
+
+use super::{
+    credentials::worker_identity,
+    daemon::{Role, own_program},
+    error::{NodeError, Result},
+    supervisor::Supervisor,
+};
+
+/// Per manager; a cluster that does not answer does not keep a node from leaving.
+const TELL_LIMIT: Duration = Duration::from_secs(5);
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
+
+pub(super) async fn leave(supervisor: &Supervisor, request: wire::LeaveNodeRequest) -> Result<wire::Empty> {
+    let _operation = supervisor.begin()?;
+    let Some(member) = supervisor.member() else {
+        return Err(NodeError::Refused("This node is not part of a cluster".to_owned()));
+    };
+    if member.manager && !request.force {
+        let last = member.managers.len() <= 1;
+        let consequence = if last {
+            "Removing the last manager erases all current state of the cluster."
+        } else {
+            "Leaving with too few managers left makes the cluster unable to change anything."
+        };
+        return Err(NodeError::Refused(format!(
+            "You are attempting to leave the cluster on a node that is participating as a manager. {consequence} Use \
+             `--force` to ignore this message."
+        )));
+    }
+    // The other managers first: the own one is about to go.
+    let others: Vec<String> =
+        member.managers.iter().filter(|addr| !member.manager || **addr != member.advertise_addr).cloned().collect();
+    tell_managers(supervisor, &others, request.force).await;
+    supervisor.forget_membership()?;
+    supervisor.stop_daemons().await;
+    clean_up(supervisor).await;
+    Ok(wire::Empty {})
+}
+
+/// Says goodbye to the first manager that listens.
+pub(super) async fn tell_managers(supervisor: &Supervisor, managers: &[String], force: bool) {
+    let Ok(identity) = worker_identity(&supervisor.paths) else {
+        // Nothing was signed yet, so no manager knows this node.
+        return;
+    };
+    for addr in managers {
+        let told = timeout(TELL_LIMIT, async {
+            let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
+            CaClient::new(channel).leave(wire::LeaveRequest { force }).await.map_err(|s| NodeError::answered(&s))?;
+            Ok::<_, NodeError>(())
+        });
+        match told.await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::warn!(%addr, %error, "cannot tell this manager that the node leaves"),
+            Err(_) => tracing::warn!(%addr, "this manager does not answer"),
+        }
+    }
+    if !managers.is_empty() {
+        tracing::warn!("no manager was told: the cluster shows this node as down until it is removed there");
+    }
+}
+
+/// Removes containers, networks and files of the membership; goes on after a failure, and logs it.
+pub(super) async fn clean_up(supervisor: &Supervisor) {
+    for role in [Role::Worker, Role::Netd] {
+        if let Err(error) = run_clean_up(role).await {
+            tracing::error!("cannot clean up after the {}: {error:#}", role.word());
+        }
+    }
+    if let Err(error) = supervisor.wipe() {
+        tracing::error!("cannot remove the files of the membership: {error:#}");
+    }
+}
+
+/// The daemon's own program knows what it made; its process is gone, so a new one removes it.
+async fn run_clean_up(role: Role) -> anyhow::Result<()> {
+    let mut command = Command::new(own_program()?);
+    command.args([role.word(), "--cleanup"]).stdin(Stdio::null()).kill_on_drop(true);
+    let output = timeout(CLEAN_UP_LIMIT, command.output()).await??;
+    if output.status.success() {
+        return Ok(());
+    }
+    anyhow::bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+}

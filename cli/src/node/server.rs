@@ -1,0 +1,111 @@
+//! The supervisor's socket, and its life from start to SIGTERM.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use orch_proto::{
+    paths::Paths,
+    transport::unix_incoming,
+    wire::{
+        self,
+        node_control_server::{NodeControl, NodeControlServer},
+    },
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::{Request, Response, Status, transport::Server};
+
+use super::{daemon::Role, init, join, leave, renew, supervisor::Supervisor};
+
+const SOCKET_MODE: u32 = 0o660;
+
+pub(super) async fn serve(paths: Paths) -> Result<()> {
+    let socket = paths.node_sock();
+    let supervisor = Arc::new(Supervisor::open(paths)?);
+    let incoming = unix_incoming(&socket, SOCKET_MODE)?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    start_member(&supervisor)?;
+    let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
+    let service = NodeControlServer::new(NodeService(Arc::clone(&supervisor)));
+    // A client that stays connected must not keep the supervisor from stopping, so there is no graceful drain.
+    let served = tokio::select! {
+        served = Server::builder().add_service(service).serve_with_incoming(incoming) => {
+            served.context("the supervisor's socket failed")
+        }
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    tracing::info!("stopping; containers go on");
+    renewal.abort();
+    supervisor.stop_daemons().await;
+    super::files::remove_file(&socket)?;
+    served
+}
+
+/// Starts the daemons of the cluster that this node is in.
+fn start_member(supervisor: &Supervisor) -> Result<()> {
+    let Some(member) = supervisor.member() else {
+        tracing::info!("this node is in no cluster; \"orch init\" makes one, \"orch join\" joins one");
+        return Ok(());
+    };
+    tracing::info!(node = member.node_id, cluster = member.cluster_id, manager = member.manager, "starting");
+    if member.manager {
+        supervisor.start_daemon(Role::Manager)?;
+    }
+    supervisor.start_daemon(Role::Netd)?;
+    supervisor.start_daemon(Role::Worker)
+}
+
+struct NodeService(Arc<Supervisor>);
+
+impl NodeService {
+    fn info_now(&self) -> wire::NodeInfo {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let daemons = self.0.daemon_infos();
+        match self.0.member() {
+            None => wire::NodeInfo { state: "inactive".to_owned(), version, daemons, ..Default::default() },
+            Some(member) => wire::NodeInfo {
+                state: "active".to_owned(),
+                error: String::new(),
+                node_id: member.node_id,
+                cluster_id: member.cluster_id,
+                manager: member.manager,
+                advertise_addr: member.advertise_addr,
+                managers: member.managers,
+                version,
+                daemons,
+            },
+        }
+    }
+}
+
+/// Lets an operation finish (or undo itself) although the caller has gone.
+async fn detached<T: Send + 'static>(
+    operation: impl Future<Output = super::error::Result<T>> + Send + 'static,
+) -> Result<Response<T>, Status> {
+    match tokio::spawn(operation).await {
+        Ok(result) => Ok(Response::new(result?)),
+        Err(error) => Err(Status::internal(format!("the supervisor failed: {error}"))),
+    }
+}
+
+#[tonic::async_trait]
+impl NodeControl for NodeService {
+    async fn init(&self, request: Request<wire::InitRequest>) -> Result<Response<wire::InitResponse>, Status> {
+        let supervisor = Arc::clone(&self.0);
+        detached(async move { init::init(&supervisor, request.into_inner()).await }).await
+    }
+
+    async fn join(&self, request: Request<wire::JoinNodeRequest>) -> Result<Response<wire::JoinNodeResponse>, Status> {
+        let supervisor = Arc::clone(&self.0);
+        detached(async move { join::join(&supervisor, request.into_inner()).await }).await
+    }
+
+    async fn leave(&self, request: Request<wire::LeaveNodeRequest>) -> Result<Response<wire::Empty>, Status> {
+        let supervisor = Arc::clone(&self.0);
+        detached(async move { leave::leave(&supervisor, request.into_inner()).await }).await
+    }
+
+    async fn info(&self, _request: Request<wire::Empty>) -> Result<Response<wire::NodeInfo>, Status> {
+        Ok(Response::new(self.info_now()))
+    }
+}

@@ -1,0 +1,177 @@
+//! What init, join, leave and the start of the supervisor share: the membership and the running daemons.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::PoisonError};
+
+use anyhow::{Context as _, Result};
+use orch_proto::{paths::Paths, wire};
+use prost::Message as _;
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    daemon::{Daemon, Role, manager_user},
+    error::{NodeError, Result as NodeResult},
+    files,
+    member::{Member, NodeDir},
+};
+
+const DAEMON_CONFIG: &str = "daemon.pb";
+
+/// This machine's part in a cluster.
+#[derive(Debug)]
+pub(super) struct Supervisor {
+    pub(super) paths: Paths,
+    pub(super) node_dir: NodeDir,
+    member: std::sync::Mutex<Option<Member>>,
+    daemons: std::sync::Mutex<Vec<Daemon>>,
+    /// Held by whoever changes the membership.
+    operation: Mutex<()>,
+}
+
+impl Supervisor {
+    pub(super) fn open(paths: Paths) -> Result<Self> {
+        let node_dir = NodeDir::open(&paths)?;
+        let member = node_dir.load()?;
+        prepare_run_dir(&paths.run)?;
+        Ok(Self {
+            paths,
+            node_dir,
+            member: std::sync::Mutex::new(member),
+            daemons: std::sync::Mutex::default(),
+            operation: Mutex::default(),
+        })
+    }
+
+    /// Only one init, join or leave at a time; the next one is told instead of left waiting.
+    pub(super) fn begin(&self) -> NodeResult<MutexGuard<'_, ()>> {
+        self.operation.try_lock().map_err(|_| {
+            NodeError::Refused("another init, join or leave is under way on this node; try again later".to_owned())
+        })
+    }
+
+    pub(super) fn member(&self) -> Option<Member> {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn refuse_member(&self) -> NodeResult<()> {
+        match self.member() {
+            None => Ok(()),
+            Some(_) => Err(NodeError::Refused(
+                "This node is already part of a cluster. Use \"orch leave\" to leave this cluster and join another one."
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// The last step of init and join.
+    pub(super) fn become_member(&self, member: Member) -> Result<()> {
+        self.node_dir.save(&member)?;
+        self.set_member(Some(member));
+        Ok(())
+    }
+
+    /// The first step of leave that cannot be undone.
+    pub(super) fn forget_membership(&self) -> Result<()> {
+        self.node_dir.forget()?;
+        self.set_member(None);
+        Ok(())
+    }
+
+    fn set_member(&self, member: Option<Member>) {
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = member;
+    }
+
+    pub(super) fn start_daemon(&self, role: Role) -> Result<()> {
+        let mut daemons = self.daemons();
+        if daemons.iter().all(|daemon| daemon.role() != role) {
+            daemons.push(Daemon::start(role, &self.paths)?);
+        }
+        Ok(())
+    }
+
+    /// Worker first, so that it reports no tasks as lost because the network daemon went away before it.
+    pub(super) async fn stop_daemons(&self) {
+        let mut daemons = std::mem::take(&mut *self.daemons());
+        daemons.sort_by_key(|daemon| std::cmp::Reverse(daemon.role()));
+        for daemon in daemons {
+            daemon.stop().await;
+        }
+    }
+
+    pub(super) fn restarts(&self, role: Role) -> u64 {
+        self.daemons().iter().find(|daemon| daemon.role() == role).map_or(0, Daemon::restarts)
+    }
+
+    pub(super) fn daemon_infos(&self) -> Vec<wire::DaemonInfo> {
+        self.daemons().iter().map(Daemon::info).collect()
+    }
+
+    /// Writes what the manager (or the worker) starts from.
+    pub(super) fn write_config(&self, role: Role, config: &wire::DaemonConfig) -> Result<()> {
+        let dir = self.dir_of(role);
+        files::private_dir(&dir)?;
+        files::write_atomically(&dir.join(DAEMON_CONFIG), &config.encode_to_vec(), 0o600)
+    }
+
+    /// Gives the manager's files to the user that it runs as.
+    pub(super) fn hand_over(&self, role: Role) -> Result<()> {
+        let dir = self.dir_of(role);
+        match (role, manager_user()) {
+            (Role::Manager, Some((uid, gid))) => chown_all(&dir, uid, gid),
+            (Role::Manager, None) => {
+                tracing::info!("this machine has no user \"orch\": the manager runs as root");
+                Ok(())
+            }
+            (Role::Netd | Role::Worker, _) => Ok(()),
+        }
+    }
+
+    fn dir_of(&self, role: Role) -> std::path::PathBuf {
+        match role {
+            Role::Manager => self.paths.manager_dir(),
+            Role::Netd => self.paths.netd_dir(),
+            Role::Worker => self.paths.worker_dir(),
+        }
+    }
+
+    /// Removes what belongs to a membership. Images and volumes stay: they are the machine's, not the cluster's.
+    pub(super) fn wipe(&self) -> Result<()> {
+        files::remove_dir(&self.paths.manager_dir())?;
+        files::remove_dir(&self.paths.netd_dir())?;
+        let worker = self.paths.worker_dir();
+        files::remove_dir(&worker.join("tls"))?;
+        files::remove_file(&worker.join(DAEMON_CONFIG))?;
+        for socket in [self.paths.manager_sock(), self.paths.worker_sock(), self.paths.netd_sock()] {
+            files::remove_file(&socket)?;
+        }
+        Ok(())
+    }
+
+    fn daemons(&self) -> std::sync::MutexGuard<'_, Vec<Daemon>> {
+        self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The manager must be able to make its socket here when it has a user of its own; nobody removes another's.
+fn prepare_run_dir(run: &Path) -> Result<()> {
+    std::fs::create_dir_all(run).with_context(|| format!("cannot make the folder {}", run.display()))?;
+    let mode = match manager_user() {
+        Some((_, gid)) => {
+            nix::unistd::chown(run, None, Some(gid)).with_context(|| format!("cannot chown {}", run.display()))?;
+            0o1775
+        }
+        None => 0o755,
+    };
+    std::fs::set_permissions(run, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", run.display()))
+}
+
+fn chown_all(path: &Path, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> Result<()> {
+    let what = || format!("cannot chown {}", path.display());
+    std::os::unix::fs::lchown(path, Some(uid.as_raw()), Some(gid.as_raw())).with_context(what)?;
+    if path.symlink_metadata().with_context(what)?.is_dir() {
+        for entry in std::fs::read_dir(path).with_context(what)? {
+            chown_all(&entry.with_context(what)?.path(), uid, gid)?;
+        }
+    }
+    Ok(())
+}
