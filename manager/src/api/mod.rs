@@ -1,0 +1,3 @@
+//! What the manager answers: the control API, the CA, and who may call what.
+
+pub mod status;

@@ -1,0 +1,88 @@
+//! Errors as gRPC statuses, all in one place.
+//!
+//! A status carries a sentence for the operator and, in its metadata, a stable code for programs.
+
+use orch_manager_core::ApplyError;
+use tonic::{Code, Status, metadata::MetadataValue};
+
+use crate::raft::{ConsensusError, Leadership, ProposeError};
+
+/// Names the error for programs; part of the API.
+pub const CODE_KEY: &str = "orch-code";
+/// `HOST:PORT` of the leader, on answers that only it could have given.
+pub const LEADER_KEY: &str = "orch-leader";
+
+/// A status with its stable code.
+#[must_use]
+pub fn with_code(code: Code, stable: &'static str, message: impl Into<String>) -> Status {
+    let mut status = Status::new(code, message);
+    status.metadata_mut().insert(CODE_KEY, MetadataValue::from_static(stable));
+    status
+}
+
+/// For calls that are not passed on: the caller dials the leader itself.
+#[must_use]
+pub fn not_leader(leadership: &Leadership) -> Status {
+    let Some((_, leader)) = leadership.leader.as_ref().filter(|_| !leadership.is_own) else { return no_leader() };
+    let mut status =
+        with_code(Code::Unavailable, "not-leader", format!("this manager is not the leader; the leader is {leader}"));
+    if let Ok(addr) = leader.addr.parse() {
+        status.metadata_mut().insert(LEADER_KEY, addr);
+    }
+    status
+}
+
+/// Nobody leads.
+#[must_use]
+pub fn no_leader() -> Status {
+    with_code(
+        Code::Unavailable,
+        "no-leader",
+        "the cluster has no leader now: more than half of the managers must be up and reach each other (a quorum). \
+         If this lasts, look at the managers with \"orch info\" and start the missing ones",
+    )
+}
+
+#[must_use]
+pub fn from_consensus(error: &ConsensusError) -> Status {
+    let message = error.to_string();
+    match error {
+        ConsensusError::NotLeader => with_code(Code::Unavailable, "not-leader", message),
+        ConsensusError::NoQuorum => with_code(Code::Unavailable, "no-quorum", message),
+        ConsensusError::MembersBusy => with_code(Code::Unavailable, "members-busy", message),
+        ConsensusError::Stopped(_) | ConsensusError::Start(_) => with_code(Code::Unavailable, "stopped", message),
+        ConsensusError::Members(_) => with_code(Code::FailedPrecondition, "members", message),
+        ConsensusError::WouldLoseQuorum { .. } => with_code(Code::FailedPrecondition, "quorum", message),
+    }
+}
+
+#[must_use]
+pub fn from_propose(error: &ProposeError) -> Status {
+    match error {
+        ProposeError::Refused(refused) => from_apply(refused),
+        ProposeError::Consensus(consensus) => from_consensus(consensus),
+        ProposeError::TooLarge { .. } => with_code(Code::InvalidArgument, "too-large", error.to_string()),
+        ProposeError::Stopping => with_code(Code::Unavailable, "stopped", error.to_string()),
+    }
+}
+
+#[must_use]
+pub fn from_apply(error: &ApplyError) -> Status {
+    let (code, stable) = match error {
+        ApplyError::Missing(_) => (Code::NotFound, "not-found"),
+        ApplyError::Exists(_) => (Code::AlreadyExists, "exists"),
+        ApplyError::NameTaken { .. } => (Code::AlreadyExists, "name-taken"),
+        ApplyError::Stale { .. } => (Code::Aborted, "stale"),
+        ApplyError::AnotherCluster => (Code::FailedPrecondition, "another-cluster"),
+        ApplyError::Dangling { .. } => (Code::FailedPrecondition, "dangling"),
+        ApplyError::InUse { .. } => (Code::FailedPrecondition, "in-use"),
+        ApplyError::PortTaken { .. } => (Code::FailedPrecondition, "port-taken"),
+        ApplyError::VniTaken { .. } => (Code::Aborted, "vni-taken"),
+        ApplyError::AddressTaken { .. } => (Code::Aborted, "address-taken"),
+        ApplyError::IndexTaken { .. } => (Code::Aborted, "index-taken"),
+        ApplyError::SlotTaken { .. } => (Code::Aborted, "slot-taken"),
+        ApplyError::Permanent(_) => (Code::FailedPrecondition, "permanent"),
+        ApplyError::Backwards { .. } => (Code::FailedPrecondition, "backwards"),
+    };
+    with_code(code, stable, error.to_string())
+}

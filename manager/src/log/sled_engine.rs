@@ -1,0 +1,452 @@
+//! The log engine on sled 0.34.7, with what sled leaves out of durability added.
+//!
+//! sled's `flush()` asks the kernel to start writing (`sync_file_range`) and does not wait for the drive. One thread
+//! therefore flushes sled, then syncs the file itself, then tells everyone who waited, in order.
+
+use std::{
+    fs::{self, File},
+    panic::{self, AssertUnwindSafe},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use super::{Flushed, LogEngine, LogError, META_PURGED, tip::Tip};
+
+/// sled keeps a leaf of up to 17 values as one record, and writes a record that is larger than a quarter of a segment
+/// to a file of its own, which it never syncs. Small pieces in large segments keep all of the log in one file.
+const PIECE_BYTES: usize = 16 * 1024;
+const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
+const CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// Entries removed per batch by a purge or a truncation.
+const REMOVE_BATCH: usize = 512;
+const LAST_PIECE: u8 = 1;
+const MORE_PIECES: u8 = 0;
+
+/// A log in a folder of its own.
+pub struct SledEngine {
+    dir: PathBuf,
+    db: sled::Db,
+    log: sled::Tree,
+    meta: sled::Tree,
+    tip: Arc<Tip>,
+    /// Greatest index appended (or purged); what the flusher may promise.
+    appended: Arc<AtomicU64>,
+    flusher: Option<mpsc::Sender<Flushed>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl SledEngine {
+    /// Opens the log in `dir`, or makes an empty one.
+    pub fn open(dir: &Path) -> Result<Self, LogError> {
+        fs::create_dir_all(dir).map_err(|source| LogError::Io { what: "create", path: dir.into(), source })?;
+        remove_unfinished_snapshots(dir)?;
+        let (tip, witnessed) = Tip::open(dir.join("tip"))?;
+        let db = open_db(dir)?;
+        let damaged = |detail: String| LogError::Damaged { path: dir.join("db"), detail };
+        let log = db.open_tree("log").map_err(|e| damaged(e.to_string()))?;
+        let meta = db.open_tree("meta").map_err(|e| damaged(e.to_string()))?;
+        let file_path = dir.join("db");
+        let file =
+            File::open(&file_path).map_err(|source| LogError::Io { what: "open", path: file_path.clone(), source })?;
+        let mut engine = Self {
+            dir: dir.into(),
+            db,
+            log,
+            meta,
+            tip: Arc::new(tip),
+            appended: Arc::new(AtomicU64::new(witnessed)),
+            flusher: None,
+            thread: None,
+        };
+        engine.check_against(witnessed)?;
+        engine.start_flusher(file)?;
+        Ok(engine)
+    }
+
+    /// Refuses a log that ends before what was once safe.
+    fn check_against(&self, witnessed: u64) -> Result<(), LogError> {
+        let last = self.last()?.map(|(index, _)| index);
+        if witnessed == 0 || last.is_some_and(|index| index >= witnessed) {
+            return Ok(());
+        }
+        // A log that was purged to its end is whole: its last entry lives in a snapshot.
+        if last.is_none() && self.meta(META_PURGED)?.is_some() {
+            return Ok(());
+        }
+        let found = last.map_or("nothing".to_owned(), |index| format!("entry {index}"));
+        Err(self.damaged(format!(
+            "{} says that entry {witnessed} was safe, and the last one found is {found}",
+            self.tip.path().display()
+        )))
+    }
+
+    fn start_flusher(&mut self, file: File) -> Result<(), LogError> {
+        let (sender, receiver) = mpsc::channel::<Flushed>();
+        let flusher = Flusher {
+            db: self.db.clone(),
+            file,
+            dir: self.dir.clone(),
+            tip: Arc::clone(&self.tip),
+            appended: Arc::clone(&self.appended),
+        };
+        let thread = thread::Builder::new()
+            .name("raft-log-flush".to_owned())
+            .spawn(move || flusher.run(&receiver))
+            .map_err(|source| LogError::Io { what: "start the flusher of", path: self.dir.clone(), source })?;
+        self.flusher = Some(sender);
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    fn damaged(&self, detail: String) -> LogError {
+        LogError::Damaged { path: self.dir.join("db"), detail }
+    }
+
+    fn sled_error(&self, error: &sled::Error) -> LogError {
+        self.damaged(error.to_string())
+    }
+
+    /// Removes `keys` in batches, so that a long purge holds up nobody.
+    fn remove_all(&self, keys: impl Iterator<Item = sled::Result<sled::IVec>>) -> Result<(), LogError> {
+        let mut keys = keys.peekable();
+        while keys.peek().is_some() {
+            let mut batch = sled::Batch::default();
+            for key in keys.by_ref().take(REMOVE_BATCH) {
+                batch.remove(key.map_err(|e| self.sled_error(&e))?);
+            }
+            self.log.apply_batch(batch).map_err(|e| self.sled_error(&e))?;
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, key: &[u8]) -> Result<u64, LogError> {
+        let bytes = key.get(..8).and_then(|b| <[u8; 8]>::try_from(b).ok());
+        bytes.map(u64::from_be_bytes).ok_or_else(|| self.damaged("a key in it is too short".to_owned()))
+    }
+
+    /// Puts the pieces of entries together again.
+    fn assemble(
+        &self,
+        pieces: impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>,
+    ) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
+        let mut entries = Vec::new();
+        let mut current: Option<(u64, Vec<u8>)> = None;
+        for piece in pieces {
+            let (key, value) = piece.map_err(|e| self.sled_error(&e))?;
+            let index = self.index_of(&key)?;
+            let Some((flag, bytes)) = value.split_first() else {
+                return Err(self.damaged(format!("a piece of entry {index} is empty")));
+            };
+            let (started, mut whole) = current.take().unwrap_or((index, Vec::new()));
+            if started != index {
+                return Err(self.damaged(format!("the end of entry {started} is missing")));
+            }
+            whole.extend_from_slice(bytes);
+            if *flag == LAST_PIECE {
+                entries.push((index, whole));
+            } else {
+                current = Some((index, whole));
+            }
+        }
+        match current {
+            None => Ok(entries),
+            Some((index, _)) => Err(self.damaged(format!("the end of entry {index} is missing"))),
+        }
+    }
+}
+
+impl LogEngine for SledEngine {
+    fn append(&self, entries: Vec<(u64, Vec<u8>)>) -> Result<(), LogError> {
+        let Some(last) = entries.last().map(|(index, _)| *index) else { return Ok(()) };
+        let mut batch = sled::Batch::default();
+        for (index, bytes) in &entries {
+            let pieces = bytes.chunks(PIECE_BYTES);
+            let count = pieces.len().max(1);
+            for number in 0..count {
+                let piece = bytes.get(number * PIECE_BYTES..).unwrap_or_default();
+                let piece = &piece[..piece.len().min(PIECE_BYTES)];
+                let flag = if number + 1 == count { LAST_PIECE } else { MORE_PIECES };
+                let mut value = Vec::with_capacity(piece.len() + 1);
+                value.push(flag);
+                value.extend_from_slice(piece);
+                batch.insert(&piece_key(*index, number)[..], value);
+            }
+        }
+        self.log.apply_batch(batch).map_err(|e| self.sled_error(&e))?;
+        self.appended.store(last, Ordering::Release);
+        Ok(())
+    }
+
+    fn truncate_from(&self, first: u64) -> Result<(), LogError> {
+        let keep = first.saturating_sub(1);
+        if self.appended.load(Ordering::Acquire) > keep {
+            self.tip.lower(keep)?;
+            self.appended.store(keep, Ordering::Release);
+        }
+        self.remove_all(self.log.range(piece_key(first, 0)..).keys().rev())
+    }
+
+    fn purge_to(&self, last: u64, record: Vec<u8>) -> Result<(), LogError> {
+        self.put_meta(META_PURGED, record)?;
+        self.appended.fetch_max(last, Ordering::AcqRel);
+        self.remove_all(self.log.range(..piece_key(last.saturating_add(1), 0)).keys())
+    }
+
+    fn read(&self, first: u64, end: u64) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
+        if first >= end {
+            return Ok(Vec::new());
+        }
+        self.assemble(self.log.range(piece_key(first, 0)..piece_key(end, 0)))
+    }
+
+    fn last(&self) -> Result<Option<(u64, Vec<u8>)>, LogError> {
+        let Some((key, _)) = self.log.last().map_err(|e| self.sled_error(&e))? else { return Ok(None) };
+        let index = self.index_of(&key)?;
+        Ok(self.assemble(self.log.range(piece_key(index, 0)..))?.pop())
+    }
+
+    fn put_meta(&self, key: &str, value: Vec<u8>) -> Result<(), LogError> {
+        self.meta.insert(key, value).map(drop).map_err(|e| self.sled_error(&e))
+    }
+
+    fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, LogError> {
+        let value = self.meta.get(key).map_err(|e| self.sled_error(&e))?;
+        Ok(value.map(|v| v.to_vec()))
+    }
+
+    fn flush(&self, done: Flushed) {
+        let refused = match &self.flusher {
+            Some(sender) => sender.send(done).err().map(|e| e.0),
+            None => Some(done),
+        };
+        if let Some(done) = refused {
+            done(Err(LogError::Closed { path: self.dir.clone() }));
+        }
+    }
+}
+
+impl Drop for SledEngine {
+    /// Ends the flusher after it has served everyone who waits.
+    fn drop(&mut self) {
+        self.flusher = None;
+        if let Some(thread) = self.thread.take() {
+            // A panicked flusher has already failed its waiters by dropping them.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The one thread that makes writes durable.
+struct Flusher {
+    db: sled::Db,
+    file: File,
+    dir: PathBuf,
+    tip: Arc<Tip>,
+    appended: Arc<AtomicU64>,
+}
+
+impl Flusher {
+    fn run(&self, waiters: &mpsc::Receiver<Flushed>) {
+        while let Ok(first) = waiters.recv() {
+            let mut batch = vec![first];
+            batch.extend(waiters.try_iter());
+            let appended = self.appended.load(Ordering::Acquire);
+            match self.make_durable() {
+                Ok(()) => {
+                    // A truncation between the load and here lowers `appended`; never promise more than it kept.
+                    let safe = appended.min(self.appended.load(Ordering::Acquire));
+                    if let Err(error) = self.tip.raise(safe) {
+                        tracing::warn!(%error, "cannot note how far the raft log is safe");
+                    }
+                    batch.into_iter().for_each(|done| done(Ok(())));
+                }
+                Err(error) => self.fail(batch, &error),
+            }
+        }
+    }
+
+    fn make_durable(&self) -> Result<(), std::io::Error> {
+        self.db.flush().map_err(|e| std::io::Error::other(e.to_string()))?;
+        self.file.sync_data()?;
+        // Only a value beyond `PIECE_BYTES` could get here; see the constant.
+        let blobs = self.dir.join("blobs");
+        for entry in fs::read_dir(&blobs)? {
+            File::open(entry?.path())?.sync_data()?;
+        }
+        Ok(())
+    }
+
+    fn fail(&self, batch: Vec<Flushed>, error: &std::io::Error) {
+        for done in batch {
+            let source = std::io::Error::new(error.kind(), error.to_string());
+            done(Err(LogError::Io { what: "sync", path: self.dir.join("db"), source }));
+        }
+    }
+}
+
+/// An empty one, left by a crash, makes sled refuse to open.
+fn remove_unfinished_snapshots(dir: &Path) -> Result<(), LogError> {
+    let error = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| LogError::Io { what, path, source }
+    };
+    for entry in fs::read_dir(dir).map_err(error("list", dir))? {
+        let path = entry.map_err(error("list", dir))?.path();
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            fs::remove_file(&path).map_err(error("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// sled panics on some kinds of damage; the operator gets a sentence all the same.
+fn open_db(dir: &Path) -> Result<sled::Db, LogError> {
+    let config = sled::Config::new()
+        .path(dir)
+        .cache_capacity(CACHE_BYTES)
+        .segment_size(SEGMENT_BYTES)
+        .flush_every_ms(None)
+        .mode(sled::Mode::HighThroughput);
+    let damaged = |detail: String| LogError::Damaged { path: dir.join("db"), detail };
+    match panic::catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(sled::Error::Io(e))) if e.to_string().contains("lock") => Err(LogError::InUse { path: dir.into() }),
+        Ok(Err(error)) => Err(damaged(error.to_string())),
+        Err(_) => Err(damaged("reading it failed half-way".to_owned())),
+    }
+}
+
+fn piece_key(index: u64, piece: usize) -> [u8; 10] {
+    let mut key = [0; 10];
+    key[..8].copy_from_slice(&index.to_be_bytes());
+    // 65536 pieces are 1 GiB: far beyond what a batch or a message may hold.
+    let piece = u16::try_from(piece).unwrap_or(u16::MAX);
+    key[8..].copy_from_slice(&piece.to_be_bytes());
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    fn flush(engine: &SledEngine) {
+        let (sender, receiver) = mpsc::channel();
+        engine.flush(Box::new(move |result| sender.send(result.map_err(|e| e.to_string())).unwrap()));
+        receiver.recv().unwrap().unwrap();
+    }
+
+    fn entries(range: std::ops::Range<u64>, bytes: usize) -> Vec<(u64, Vec<u8>)> {
+        range.map(|i| (i, vec![i.to_le_bytes()[0]; bytes])).collect()
+    }
+
+    #[test]
+    fn entries_of_any_size_survive_a_reopen() {
+        let dir = tempfile::tempdir().unwrap();
+        let sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES];
+        let written: Vec<_> =
+            sizes.iter().enumerate().map(|(i, size)| (i as u64 + 1, vec![7; *size])).collect();
+        {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            engine.append(written.clone()).unwrap();
+            engine.put_meta("vote", b"v".to_vec()).unwrap();
+            flush(&engine);
+        }
+        let engine = SledEngine::open(dir.path()).unwrap();
+        assert_eq!(engine.read(0, 100).unwrap(), written);
+        assert_eq!(engine.last().unwrap().unwrap().0, 6);
+        assert_eq!(engine.meta("vote").unwrap().unwrap(), b"v");
+        let blobs = fs::read_dir(dir.path().join("blobs")).unwrap().count();
+        assert_eq!(blobs, 0, "a value went to a file that sled does not sync");
+    }
+
+    #[test]
+    fn waiters_are_told_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = SledEngine::open(dir.path()).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        for number in 0..50 {
+            engine.append(entries(number + 1..number + 2, 100)).unwrap();
+            let sender = sender.clone();
+            engine.flush(Box::new(move |result| sender.send((number, result.is_ok())).unwrap()));
+        }
+        let order: Vec<_> = receiver.iter().take(50).collect();
+        assert_eq!(order, (0..50).map(|n| (n, true)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn purge_and_truncate_leave_what_is_between() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            engine.append(entries(1..2001, 50)).unwrap();
+            flush(&engine);
+            engine.purge_to(700, b"700".to_vec()).unwrap();
+            engine.truncate_from(1900).unwrap();
+            flush(&engine);
+        }
+        let engine = SledEngine::open(dir.path()).unwrap();
+        let left: Vec<u64> = engine.read(0, 5000).unwrap().into_iter().map(|(i, _)| i).collect();
+        assert_eq!(left, (701..1900).collect::<Vec<_>>());
+        assert_eq!(engine.meta(META_PURGED).unwrap().unwrap(), b"700");
+    }
+
+    #[test]
+    fn an_unfinished_snapshot_of_sled_does_not_stop_it() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            engine.append(entries(1..10, 50)).unwrap();
+            flush(&engine);
+        }
+        fs::write(dir.path().join("snap.00000000000000FF.generating"), b"").unwrap();
+        assert_eq!(SledEngine::open(dir.path()).unwrap().last().unwrap().unwrap().0, 9);
+    }
+
+    /// Damage of each kind: the error names the file, and nothing acknowledged goes missing in silence.
+    #[test]
+    fn damage_is_refused_and_names_the_file() {
+        let damages: [(&str, fn(&Path)); 3] = [
+            ("emptied", |db| fs::write(db, b"").unwrap()),
+            ("cut short", |db| {
+                let file = fs::OpenOptions::new().write(true).open(db).unwrap();
+                file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+            }),
+            ("overwritten", |db| {
+                let file = fs::OpenOptions::new().write(true).open(db).unwrap();
+                let length = file.metadata().unwrap().len();
+                file.write_all_at(&[0xAA; 4096], length / 2).unwrap();
+            }),
+        ];
+        for (kind, damage) in damages {
+            let dir = tempfile::tempdir().unwrap();
+            {
+                let engine = SledEngine::open(dir.path()).unwrap();
+                for start in 0..60 {
+                    engine.append(entries(start * 50 + 1..start * 50 + 51, 2000)).unwrap();
+                    flush(&engine);
+                }
+            }
+            for snapshot in fs::read_dir(dir.path()).unwrap() {
+                let path = snapshot.unwrap().path();
+                if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
+                    fs::remove_file(path).unwrap();
+                }
+            }
+            damage(&dir.path().join("db"));
+            let outcome = SledEngine::open(dir.path()).and_then(|engine| engine.read(1, 3001));
+            match outcome {
+                Ok(read) => assert_eq!(read, entries(1..3001, 2000), "{kind}: something was lost in silence"),
+                Err(error) => assert!(error.to_string().contains("/db"), "{kind}: {error}"),
+            }
+            assert!(kind == "overwritten" || SledEngine::open(dir.path()).is_err(), "{kind}: opened all the same");
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! One manager's part in raft: starting it, watching who leads, proposing, changing members.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use openraft::{
+    ChangeMembers, Config, Instant as _, ReadPolicy, SnapshotPolicy,
+    async_runtime::WatchReceiver,
+    errors::{ClientWriteError, RaftError},
+};
+use orch_model::ClusterId;
+use orch_proto::tls::SharedIdentity;
+use tokio::{runtime::Handle, sync::watch, time::timeout};
+
+use super::{
+    log_store::LogStore,
+    machine::StateMachine,
+    network::Network,
+    snapshot::SnapshotFolder,
+    store::Store,
+    types::{Applied, Member, Proposal, Raft, TypeConfig},
+};
+use crate::log::{LogEngine, Sealer};
+
+const HEARTBEAT_MS: u64 = 200;
+const ELECTION_MIN_MS: u64 = 1000;
+const ELECTION_MAX_MS: u64 = 2000;
+const SNAPSHOT_EVERY_ENTRIES: u64 = 10_000;
+const KEEP_ENTRIES: u64 = 2_000;
+const PURGE_BATCH_ENTRIES: u64 = 256;
+const ENTRIES_PER_MESSAGE: u64 = 64;
+/// Enough for the first snapshot chunks on a slow link; the transfer itself is limited by progress.
+const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
+/// How long a proposal may wait for a quorum before its author is told that nobody knows.
+const PROPOSAL_LIMIT: Duration = Duration::from_secs(10);
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// For a new member to catch up, and for a change of members to commit.
+const MEMBER_LIMIT: Duration = Duration::from_secs(60);
+/// A manager that has not answered for this long does not count towards a quorum.
+const REACHABLE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why consensus did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    #[error("raft does not start: {0}")]
+    Start(String),
+    #[error("this manager is not the leader")]
+    NotLeader,
+    #[error(
+        "no quorum of managers answered in time; whether the change was made is not known: look, and try again when \
+         more managers are up"
+    )]
+    NoQuorum,
+    #[error("raft has stopped on this manager: {0}")]
+    Stopped(String),
+    #[error("another change of the managers is under way: try again")]
+    MembersBusy,
+    #[error("cannot change the managers: {0}")]
+    Members(String),
+    #[error("removing this manager would leave {reachable} of {remaining} managers, fewer than the quorum of {quorum}: bring others up first")]
+    WouldLoseQuorum { remaining: usize, reachable: usize, quorum: usize },
+}
+
+/// What a manager needs to take part.
+pub struct Settings {
+    pub raft_id: u64,
+    pub cluster: ClusterId,
+    pub identity: SharedIdentity,
+    pub engine: Arc<dyn LogEngine>,
+    pub sealer: Arc<Sealer>,
+    pub snapshots: PathBuf,
+}
+
+/// Who leads, as far as this manager knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Leadership {
+    pub term: u64,
+    pub leader: Option<(u64, Member)>,
+    /// This manager leads.
+    pub is_own: bool,
+    /// Raft stopped on this manager, with the reason; it does not start again by itself.
+    pub failed: Option<String>,
+}
+
+/// A handle to this manager's raft. Clones share it.
+#[derive(Clone)]
+pub struct Consensus {
+    raft: Raft,
+    raft_id: u64,
+    pristine: bool,
+    store: Arc<Store>,
+    cluster: ClusterId,
+    leadership: watch::Receiver<Leadership>,
+}
+
+impl Consensus {
+    /// Starts raft on `runtime`.
+    pub async fn start(settings: Settings, runtime: &Handle) -> Result<Self, ConsensusError> {
+        runtime.spawn(Self::start_here(settings)).await.map_err(|e| ConsensusError::Start(e.to_string()))?
+    }
+
+    async fn start_here(settings: Settings) -> Result<Self, ConsensusError> {
+        let failed = |e: &dyn std::error::Error| ConsensusError::Start(chain(e));
+        let store = Store::new();
+        let log = LogStore::new(settings.engine, Arc::clone(&settings.sealer));
+        let folder = SnapshotFolder::open(&settings.snapshots, settings.sealer, settings.cluster.clone())
+            .map_err(|e| failed(&e))?;
+        let pristine = log.is_pristine().map_err(|e| failed(&e))?;
+        let machine = StateMachine::new(Arc::clone(&store), folder);
+        let (raft_id, cluster) = (settings.raft_id, settings.cluster);
+        let network = Network { own_id: raft_id, cluster: cluster.clone(), identity: settings.identity };
+        let config = config(&cluster).map_err(|e| failed(&e))?;
+        let raft = Raft::new(raft_id, config, network, log, machine).await.map_err(|e| failed(&e))?;
+        let (sender, leadership) = watch::channel(Leadership::default());
+        tokio::spawn(watch_leadership(raft.clone(), raft_id, sender));
+        Ok(Self { raft, raft_id, pristine, store, cluster, leadership })
+    }
+
+    #[must_use]
+    pub fn raft_id(&self) -> u64 {
+        self.raft_id
+    }
+
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    /// Whether raft had never run here when it was started.
+    #[must_use]
+    pub fn was_pristine(&self) -> bool {
+        self.pristine
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Follows who leads.
+    #[must_use]
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.leadership.borrow().is_own
+    }
+
+    /// Makes a raft of this manager alone. Does nothing when there is one already.
+    pub async fn initialize(&self, member: Member) -> Result<(), ConsensusError> {
+        if self.raft.is_initialized().await.map_err(|e| ConsensusError::Stopped(e.to_string()))? {
+            return Ok(());
+        }
+        let members = BTreeMap::from([(self.raft_id, member)]);
+        self.raft.initialize(members).await.map_err(|e| ConsensusError::Start(e.to_string()))
+    }
+
+    /// Returns once everything that was committed before the call is in the [`Store`], on the leader only.
+    pub async fn read_barrier(&self) -> Result<(), ConsensusError> {
+        if self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await.is_ok() {
+            return Ok(());
+        }
+        match timeout(READ_LIMIT, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::Fatal(fatal))) => Err(ConsensusError::Stopped(fatal.to_string())),
+            Ok(Err(RaftError::APIError(openraft::errors::LinearizableReadError::ForwardToLeader(_)))) => {
+                Err(ConsensusError::NotLeader)
+            }
+            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ConsensusError::NoQuorum),
+        }
+    }
+
+    /// Commits one entry and applies it here.
+    pub(super) async fn propose(&self, proposal: Proposal) -> Result<Applied, ConsensusError> {
+        match timeout(PROPOSAL_LIMIT, self.raft.client_write(proposal)).await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(error)) => Err(write_error(error)),
+            Err(_) => Err(ConsensusError::NoQuorum),
+        }
+    }
+
+    /// Makes `member` a voter; first it learns everything, so that the quorum never waits for it. On the leader only.
+    pub async fn add_member(&self, raft_id: u64, member: Member) -> Result<(), ConsensusError> {
+        let (is_voter, former) = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = metrics.membership_config.membership();
+            let same = membership.get_node(&raft_id) == Some(&member);
+            // The same node under another number: it lost its disk and starts anew.
+            let former: BTreeSet<u64> = membership
+                .nodes()
+                .filter(|(id, known)| **id != raft_id && known.node_id == member.node_id)
+                .map(|(id, _)| *id)
+                .collect();
+            (same && membership.voter_ids().any(|id| id == raft_id), former)
+        };
+        if !former.is_empty() {
+            self.change_members(ChangeMembers::RemoveVoters(former.clone()), false).await?;
+            self.change_members(ChangeMembers::RemoveNodes(former), false).await?;
+        }
+        if is_voter {
+            return Ok(());
+        }
+        let learned = timeout(MEMBER_LIMIT, self.raft.add_learner(raft_id, member, true)).await;
+        learned.map_err(|_| ConsensusError::NoQuorum)?.map_err(write_error)?;
+        self.change_members(ChangeMembers::AddVoterIds(BTreeSet::from([raft_id])), true).await
+    }
+
+    /// Takes a manager out of the quorum, unless what remains could not decide any more. On the leader only.
+    pub async fn remove_member(&self, raft_id: u64, force: bool) -> Result<(), ConsensusError> {
+        let (voters, reachable) = self.voters();
+        if !voters.contains(&raft_id) {
+            return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([raft_id])), false).await;
+        }
+        let remaining = voters.len() - 1;
+        let reachable = reachable.iter().filter(|id| **id != raft_id).count();
+        let quorum = remaining / 2 + 1;
+        if reachable < quorum && !force {
+            return Err(ConsensusError::WouldLoseQuorum { remaining, reachable, quorum });
+        }
+        self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([raft_id])), false).await
+    }
+
+    /// The voters, and those of them that answered this leader lately (itself included).
+    #[must_use]
+    pub fn voters(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let mut reachable = BTreeSet::from([self.raft_id]);
+        for (id, answered) in metrics.heartbeat.iter().flatten() {
+            if answered.as_ref().is_some_and(|at| at.elapsed() < REACHABLE_WITHIN) {
+                reachable.insert(*id);
+            }
+        }
+        reachable.retain(|id| voters.contains(id));
+        (voters, reachable)
+    }
+
+    /// Every manager in the membership.
+    #[must_use]
+    pub fn members(&self) -> Vec<(u64, Member)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().map(|(id, member)| (*id, member.clone())).collect()
+    }
+
+    /// Hands leadership to another manager that is up, when this one has it.
+    pub async fn hand_over(&self) {
+        let (_, reachable) = self.voters();
+        let Some(heir) = reachable.into_iter().find(|id| *id != self.raft_id) else { return };
+        if !self.is_leader() || self.raft.trigger().transfer_leader(heir).await.is_err() {
+            return;
+        }
+        let mut leadership = self.leadership();
+        // Should it not work, an election follows all the same.
+        let _ = timeout(Duration::from_secs(2), leadership.wait_for(|l| !l.is_own)).await;
+    }
+
+    /// Stops raft; nothing that was acknowledged is lost, also without this.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "raft did not stop cleanly");
+        }
+    }
+
+    pub(super) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    async fn change_members(&self, change: ChangeMembers<u64, Member>, retain: bool) -> Result<(), ConsensusError> {
+        match timeout(MEMBER_LIMIT, self.raft.change_membership(change, retain)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(write_error(error)),
+            Err(_) => Err(ConsensusError::NoQuorum),
+        }
+    }
+}
+
+fn config(cluster: &ClusterId) -> Result<Arc<Config>, openraft::ConfigError> {
+    let config = Config {
+        cluster_name: cluster.to_string(),
+        heartbeat_interval: HEARTBEAT_MS,
+        election_timeout_min: ELECTION_MIN_MS,
+        election_timeout_max: ELECTION_MAX_MS,
+        enable_pre_vote: Some(true),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY_ENTRIES),
+        max_in_snapshot_log_to_keep: KEEP_ENTRIES,
+        purge_batch_size: PURGE_BATCH_ENTRIES,
+        max_payload_entries: ENTRIES_PER_MESSAGE,
+        install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
+        ..Config::default()
+    };
+    config.validate().map(Arc::new)
+}
+
+async fn watch_leadership(raft: Raft, raft_id: u64, sender: watch::Sender<Leadership>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let now = {
+            let metrics = metrics.borrow_and_update();
+            let member = |id: u64| metrics.membership_config.membership().get_node(&id).cloned().unwrap_or_default();
+            Leadership {
+                term: metrics.current_term,
+                leader: metrics.current_leader.map(|id| (id, member(id))),
+                is_own: metrics.state.is_leader() && metrics.current_leader == Some(raft_id),
+                failed: metrics.running_state.as_ref().err().map(|fatal| chain(fatal)),
+            }
+        };
+        sender.send_if_modified(|known| {
+            let differs = *known != now;
+            if differs {
+                *known = now;
+            }
+            differs
+        });
+        if metrics.changed().await.is_err() {
+            sender.send_modify(|known| {
+                known.is_own = false;
+                known.leader = None;
+                known.failed.get_or_insert_with(|| "it was shut down".to_owned());
+            });
+            return;
+        }
+    }
+}
+
+fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ConsensusError {
+    match error {
+        RaftError::Fatal(fatal) => ConsensusError::Stopped(chain(&fatal)),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(_)) => ConsensusError::NotLeader,
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ConsensusError::NoQuorum,
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(
+            openraft::errors::ChangeMembershipError::InProgress(_),
+        )) => ConsensusError::MembersBusy,
+        RaftError::APIError(other) => ConsensusError::Members(other.to_string()),
+    }
+}
+
+/// An error with its causes, for one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,239 @@
+//! Snapshots: the state as length-delimited frames, in files and between managers.
+//!
+//! In memory a snapshot is a clone of the state, which costs nothing; it is encoded when it is written or sent.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use orch_manager_core::State;
+use orch_model::{ClusterId, Object, Timestamp};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    wire,
+};
+use prost::Message;
+
+use super::{types::SnapshotMeta, wire as convert};
+use crate::log::{Sealer, SnapshotFileError, SnapshotReader, SnapshotWriter};
+
+/// Raised when a snapshot's content changes so that older managers cannot read it.
+const FORMAT: u32 = 1;
+const FILE_EXTENSION: &str = "snapshot";
+/// A frame holds one object; a config of 1 MB is the largest.
+const FRAME_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
+/// Why a snapshot was not read or written.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SnapshotError {
+    #[error(transparent)]
+    File(#[from] SnapshotFileError),
+    #[error("cannot {what} the snapshot folder {path}", path = path.display())]
+    Folder {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the snapshot {0} has no content")]
+    Empty(PathBuf),
+    #[error("a snapshot cannot be decoded: {0}")]
+    Decode(String),
+    #[error("a snapshot of format {0} was made by a newer version of orch: upgrade this manager")]
+    NewerFormat(u32),
+    #[error("a snapshot belongs to cluster {0} and not to this one")]
+    AnotherCluster(String),
+}
+
+/// The folder with this manager's snapshots.
+#[derive(Clone)]
+pub(crate) struct SnapshotFolder {
+    dir: PathBuf,
+    sealer: Arc<Sealer>,
+    cluster: ClusterId,
+}
+
+impl SnapshotFolder {
+    pub(crate) fn open(dir: &Path, sealer: Arc<Sealer>, cluster: ClusterId) -> Result<Self, SnapshotError> {
+        fs::create_dir_all(dir).map_err(|source| SnapshotError::Folder { what: "create", path: dir.into(), source })?;
+        Ok(Self { dir: dir.into(), sealer, cluster })
+    }
+
+    pub(crate) fn cluster(&self) -> &ClusterId {
+        &self.cluster
+    }
+
+    /// Makes the snapshot durable, then removes older ones.
+    pub(crate) fn save(&self, meta: &SnapshotMeta, state: &State) -> Result<(), SnapshotError> {
+        let path = self.dir.join(file_name(meta));
+        let mut writer = SnapshotWriter::create(&path, Arc::clone(&self.sealer))?;
+        writer.write(&convert::snapshot_meta(meta).encode_length_delimited_to_vec())?;
+        for frame in frames(&self.cluster, state) {
+            writer.write(&frame)?;
+        }
+        writer.finish()?;
+        for other in self.files()?.into_iter().filter(|file| *file != path) {
+            if let Err(error) = fs::remove_file(&other) {
+                tracing::warn!(path = %other.display(), %error, "cannot remove an old snapshot");
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest snapshot.
+    pub(crate) fn load(&self) -> Result<Option<(SnapshotMeta, State)>, SnapshotError> {
+        let Some(path) = self.files()?.pop() else { return Ok(None) };
+        let mut reader = SnapshotReader::open(&path, Arc::clone(&self.sealer))?;
+        let mut meta = None;
+        let mut decoder = Decoder::new(self.cluster.clone());
+        let mut frames = Frames::default();
+        while let Some(chunk) = reader.next_chunk()? {
+            frames.push(&chunk);
+            while let Some(frame) = frames.next()? {
+                match meta {
+                    None => meta = Some(wire::SnapshotMeta::decode(frame).map_err(decode_error)?),
+                    Some(_) => decoder.frame(frame)?,
+                }
+            }
+        }
+        let meta = meta.ok_or_else(|| SnapshotError::Empty(path.clone()))?;
+        let meta = convert::snapshot_meta_from(meta).map_err(decode_error)?;
+        Ok(Some((meta, decoder.finish()?)))
+    }
+
+    /// Snapshot files, oldest first.
+    fn files(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let error = |source| SnapshotError::Folder { what: "list", path: self.dir.clone(), source };
+        let entries = fs::read_dir(&self.dir).map_err(error)?;
+        let mut files = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(error)?.path();
+            if path.extension().is_some_and(|extension| extension == FILE_EXTENSION) {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+}
+
+/// The state as frames: a header, then one object each.
+pub(crate) fn frames<'a>(cluster: &'a ClusterId, state: &'a State) -> impl Iterator<Item = Bytes> + 'a {
+    let header = wire::SnapshotHeader {
+        format: FORMAT,
+        cluster_id: cluster.to_string(),
+        last_stamp_ms: state.last_stamp().unix_ms,
+        objects: state.objects().map(|_| 1).sum(),
+    };
+    let objects = state.objects().map(|object| object.to_proto().encode_length_delimited_to_vec().into());
+    std::iter::once(header.encode_length_delimited_to_vec().into()).chain(objects)
+}
+
+/// Puts a state together from the bytes of its frames, cut anywhere.
+pub(crate) struct Assembler {
+    frames: Frames,
+    decoder: Decoder,
+}
+
+impl Assembler {
+    pub(crate) fn new(cluster: ClusterId) -> Self {
+        Self { frames: Frames::default(), decoder: Decoder::new(cluster) }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        self.frames.push(bytes);
+        while let Some(frame) = self.frames.next()? {
+            self.decoder.frame(frame)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(self) -> Result<State, SnapshotError> {
+        if !self.frames.buffer.is_empty() {
+            return Err(SnapshotError::Decode("it ends in the middle of an object".to_owned()));
+        }
+        self.decoder.finish()
+    }
+}
+
+/// Cuts bytes into length-delimited frames.
+#[derive(Default)]
+struct Frames {
+    buffer: BytesMut,
+}
+
+impl Frames {
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn next(&mut self) -> Result<Option<Bytes>, SnapshotError> {
+        let mut look = &self.buffer[..];
+        let length = match prost::decode_length_delimiter(&mut look) {
+            Ok(length) => length,
+            // Up to ten bytes make a length: fewer may be the start of one.
+            Err(_) if self.buffer.len() < 10 => return Ok(None),
+            Err(error) => return Err(decode_error(error)),
+        };
+        if length > FRAME_LIMIT_BYTES {
+            return Err(SnapshotError::Decode(format!("an object of {length} bytes is too large")));
+        }
+        if look.len() < length {
+            return Ok(None);
+        }
+        let header = self.buffer.len() - look.len();
+        self.buffer.advance(header);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+}
+
+struct Decoder {
+    cluster: ClusterId,
+    header: Option<wire::SnapshotHeader>,
+    objects: Vec<Object>,
+}
+
+impl Decoder {
+    fn new(cluster: ClusterId) -> Self {
+        Self { cluster, header: None, objects: Vec::new() }
+    }
+
+    fn frame(&mut self, frame: Bytes) -> Result<(), SnapshotError> {
+        if self.header.is_some() {
+            let object = wire::Object::decode(frame).map_err(decode_error)?;
+            self.objects.push(Object::from_proto(object).map_err(decode_error)?);
+            return Ok(());
+        }
+        let header = wire::SnapshotHeader::decode(frame).map_err(decode_error)?;
+        if header.format > FORMAT {
+            return Err(SnapshotError::NewerFormat(header.format));
+        }
+        if header.cluster_id != self.cluster.as_str() {
+            return Err(SnapshotError::AnotherCluster(header.cluster_id));
+        }
+        self.header = Some(header);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<State, SnapshotError> {
+        let header = self.header.ok_or_else(|| SnapshotError::Decode("it has no header".to_owned()))?;
+        let found = u64::try_from(self.objects.len()).unwrap_or(u64::MAX);
+        if found != header.objects {
+            return Err(SnapshotError::Decode(format!("{found} objects instead of {}", header.objects)));
+        }
+        Ok(State::from_objects(self.objects, Timestamp::from_unix_ms(header.last_stamp_ms)))
+    }
+}
+
+fn decode_error(error: impl std::fmt::Display) -> SnapshotError {
+    SnapshotError::Decode(error.to_string())
+}
+
+/// Sorts by log position.
+fn file_name(meta: &SnapshotMeta) -> String {
+    let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
+    format!("{index:020}-{term:020}.{FILE_EXTENSION}")
+}
