@@ -1,0 +1,64 @@
+//! Ports that every node answers on: those that the user named, and automatic ones from 30000 to 32767.
+
+use std::collections::BTreeSet;
+
+use orch_model::{
+    service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service},
+};
+
+use crate::state::{State, check::protocol_word};
+
+/// Hands out published ports.
+pub struct Ports<'a> {
+    state: &'a State,
+    given: BTreeSet<(Protocol, u16)>,
+}
+
+impl<'a> Ports<'a> {
+    #[must_use]
+    pub fn new(state: &'a State) -> Self {
+        Self { state, given: BTreeSet::new() }
+    }
+
+    /// The ports of a service with automatic ones filled in; what it was given before it keeps.
+    ///
+    /// # Errors
+    /// With a sentence for the operator when a port cannot be had.
+    pub fn allocate(&mut self, service: &Service) -> Result<Vec<PortConfig>, String> {
+        let mut before: Vec<&PortConfig> = service.endpoint.ports.iter().collect();
+        let mut ports = Vec::with_capacity(service.spec.endpoint.ports.len());
+        for asked in &service.spec.endpoint.ports {
+            let mut port = asked.clone();
+            if asked.publish_mode == PublishMode::Ingress && asked.published_port == 0 {
+                let same = |p: &&PortConfig| {
+                    PortConfig { published_port: 0, ..(*p).clone() } == *asked && DYNAMIC_PORTS.contains(&p.published_port)
+                };
+                port.published_port = match before.iter().position(same) {
+                    Some(at) => before.swap_remove(at).published_port,
+                    None => self.automatic(asked.protocol)?,
+                };
+            }
+            ports.push(port);
+        }
+        Ok(ports)
+    }
+
+    fn automatic(&mut self, protocol: Protocol) -> Result<u16, String> {
+        let is_free = |port: &u16| {
+            self.state.port_holder(protocol, *port).is_none() && !self.given.contains(&(protocol, *port))
+        };
+        let found = DYNAMIC_PORTS.into_iter().find(is_free);
+        match found {
+            Some(port) => {
+                self.given.insert((protocol, port));
+                Ok(port)
+            }
+            None => Err(format!(
+                "every automatic {} port from {} to {} is in use: publish fewer ports or name one",
+                protocol_word(protocol),
+                DYNAMIC_PORTS.start(),
+                DYNAMIC_PORTS.end()
+            )),
+        }
+    }
+}

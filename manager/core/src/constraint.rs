@@ -1,0 +1,134 @@
+//! Placement constraints: `key == value` and `key != value` about a node.
+//!
+//! Values compare without regard to case; what a node lacks equals the empty text. An unknown key is an error when the
+//! service is submitted, because a constraint that can never match would leave its tasks pending without a reason.
+
+use ipnetwork::IpNetwork;
+use orch_model::node::{Node, NodeRole};
+
+/// A text that is not a constraint.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConstraintError {
+    #[error("constraint {0:?} has no operator: expected \"KEY == VALUE\" or \"KEY != VALUE\"")]
+    NoOperator(String),
+    #[error(
+        "constraint {text:?}: unknown key {key:?}: expected node.id, node.hostname, node.ip, node.role, \
+         node.platform.os, node.platform.arch, node.labels.NAME or engine.labels.NAME"
+    )]
+    UnknownKey { text: String, key: String },
+    #[error("constraint {text:?}: {value:?} is not an address or a network like 10.1.0.0/16")]
+    NotAnAddress { text: String, value: String },
+    #[error("constraint {text:?}: the role is manager or worker, not {value:?}")]
+    NotARole { text: String, value: String },
+}
+
+/// One parsed constraint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Constraint {
+    key: Key,
+    equal: bool,
+    value: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Key {
+    Id,
+    Hostname,
+    Ip(IpNetwork),
+    Role,
+    Os,
+    Arch,
+    NodeLabel(String),
+    EngineLabel(String),
+}
+
+impl Constraint {
+    /// Reads a constraint as the user wrote it.
+    ///
+    /// # Errors
+    /// When it is not one: see [`ConstraintError`].
+    pub fn parse(text: &str) -> Result<Self, ConstraintError> {
+        let (key, equal, value) = match (text.split_once("!="), text.split_once("==")) {
+            (Some((key, value)), _) => (key, false, value),
+            (None, Some((key, value))) => (key, true, value),
+            (None, None) => return Err(ConstraintError::NoOperator(text.to_owned())),
+        };
+        let (key, value) = (key.trim(), value.trim());
+        let key = parse_key(text, key, value)?;
+        Ok(Self { key, equal, value: value.to_owned() })
+    }
+
+    /// Whether `node` is one that the constraint asks for.
+    #[must_use]
+    pub fn matches(&self, node: &Node) -> bool {
+        let same = |found: &str| found.to_lowercase() == self.value.to_lowercase();
+        let found = match &self.key {
+            Key::Id => same(node.id.as_str()),
+            Key::Hostname => same(&node.description.hostname),
+            Key::Ip(network) => node.status.addr.is_some_and(|addr| network.contains(addr)),
+            Key::Role => same(role_word(node.role)),
+            Key::Os => same(&node.description.platform.os),
+            Key::Arch => same_arch(&node.description.platform.arch, &self.value),
+            Key::NodeLabel(name) => same(node.spec.annotations.labels.get(name).map_or("", String::as_str)),
+            Key::EngineLabel(name) => same(node.description.engine_labels.get(name).map_or("", String::as_str)),
+        };
+        found == self.equal
+    }
+}
+
+/// Whether a node fits all constraints. What does not parse fits nothing (it was refused when submitted).
+#[must_use]
+pub fn all_match(constraints: &[String], node: &Node) -> bool {
+    constraints.iter().all(|text| Constraint::parse(text).is_ok_and(|c| c.matches(node)))
+}
+
+fn parse_key(text: &str, key: &str, value: &str) -> Result<Key, ConstraintError> {
+    let lower = key.to_lowercase();
+    Ok(match lower.as_str() {
+        "node.id" => Key::Id,
+        "node.hostname" => Key::Hostname,
+        "node.ip" => Key::Ip(value.parse().map_err(|_| ConstraintError::NotAnAddress {
+            text: text.to_owned(),
+            value: value.to_owned(),
+        })?),
+        "node.role" if ["manager", "worker"].contains(&value.to_lowercase().as_str()) => Key::Role,
+        "node.role" => {
+            return Err(ConstraintError::NotARole { text: text.to_owned(), value: value.to_owned() });
+        }
+        "node.platform.os" => Key::Os,
+        "node.platform.arch" => Key::Arch,
+        _ => return label_key(text, key, &lower),
+    })
+}
+
+fn label_key(text: &str, key: &str, lower: &str) -> Result<Key, ConstraintError> {
+    // The prefix is recognised in any case; the label's own name is taken as written.
+    for (prefix, make) in [
+        ("node.labels.", Key::NodeLabel as fn(String) -> Key),
+        ("engine.labels.", Key::EngineLabel as fn(String) -> Key),
+    ] {
+        if lower.starts_with(prefix) && key.len() > prefix.len() {
+            return Ok(make(key[prefix.len()..].to_owned()));
+        }
+    }
+    Err(ConstraintError::UnknownKey { text: text.to_owned(), key: key.to_owned() })
+}
+
+/// Docker's word for a role.
+#[must_use]
+pub fn role_word(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Worker => "worker",
+        NodeRole::Manager => "manager",
+    }
+}
+
+/// The same machine has two names: `amd64` in images, `x86_64` in `uname`.
+fn same_arch(found: &str, wanted: &str) -> bool {
+    let plain = |arch: &str| match arch.to_lowercase().as_str() {
+        "amd64" => "x86_64".to_owned(),
+        "arm64" => "aarch64".to_owned(),
+        other => other.to_owned(),
+    };
+    plain(found) == plain(wanted)
+}

@@ -1,0 +1,232 @@
+//! Assignment sets: what each node should know and run.
+//!
+//! The set is a function of the state (and of which tasks have been drained); the dispatcher's shell compares it with
+//! what a session was sent last and sends the difference. A node learns of a network only while it takes part in it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use orch_model::{
+    NetworkId, NodeId, TaskId,
+    assignment::{
+        Assignment, AssignmentKey, EndpointItem, ImageSource, NetworkItem, Peer, ServiceEndpointItem, TaskAssignment,
+    },
+    network::Network,
+    node::Node,
+    service::{PublishMode, Service},
+    task::{Task, TaskState},
+};
+
+use crate::{
+    drain,
+    state::{State, publishes_on_ingress},
+};
+
+/// VXLAN's own port, while there is no cluster object that says another.
+const DEFAULT_DATA_PATH_PORT: u16 = 4789;
+
+/// What the shell knows and the state does not.
+pub struct Sources<'a> {
+    /// Whether a stopping task's backends are known to be withdrawn everywhere: [`drain::Drain::is_drained`].
+    pub drained: &'a dyn Fn(&TaskId) -> bool,
+    /// Where a node serves its images: `ADDR:7946`.
+    pub holder: &'a dyn Fn(&Node) -> Option<String>,
+    /// A signed permission for a node to fetch a digest. Should be the same when asked again, or sets never settle.
+    pub grant: &'a dyn Fn(&NodeId, &str) -> Vec<u8>,
+}
+
+/// A node's assignments by key.
+pub type AssignmentSet = BTreeMap<AssignmentKey, Assignment>;
+
+/// The complete set of one node. For many nodes of one state, share a [`View`].
+#[must_use]
+pub fn assignments(state: &State, node: &NodeId, sources: &Sources<'_>) -> AssignmentSet {
+    View::new(state).assignments(node, sources)
+}
+
+/// The increment that leads from one set to the next: what to put, what to remove.
+#[must_use]
+pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> (Vec<Assignment>, Vec<AssignmentKey>) {
+    let changed = |(key, item): &(&AssignmentKey, &Assignment)| !old.get(key).is_some_and(|o| means_the_same(o, item));
+    let put = new.iter().filter(changed).map(|(_, item)| item.clone()).collect();
+    let removed = old.keys().filter(|key| !new.contains_key(key)).cloned().collect();
+    (put, removed)
+}
+
+/// What one state means for all nodes: computed once, then asked per node.
+pub struct View<'a> {
+    state: &'a State,
+    peers: Vec<Peer>,
+    endpoints: BTreeMap<NetworkId, Vec<EndpointItem>>,
+    services: BTreeMap<NetworkId, Vec<ServiceEndpointItem>>,
+}
+
+impl<'a> View<'a> {
+    #[must_use]
+    pub fn new(state: &'a State) -> Self {
+        let ingress = state.ingress_network().map(|n| n.id.clone());
+        let peers = state.nodes().filter_map(|n| peer(n, ingress.as_ref())).collect();
+        let mut endpoints: BTreeMap<NetworkId, Vec<EndpointItem>> = BTreeMap::new();
+        for task in state.tasks().filter(|t| is_reachable(t)) {
+            for item in endpoints_of(task) {
+                endpoints.entry(item.network.clone()).or_default().push(item);
+            }
+        }
+        let mut services: BTreeMap<NetworkId, Vec<ServiceEndpointItem>> = BTreeMap::new();
+        for service in state.services() {
+            for item in service_endpoints(service, ingress.as_ref()) {
+                services.entry(item.network.clone()).or_default().push(item);
+            }
+        }
+        Self { state, peers, endpoints, services }
+    }
+
+    /// The complete set of one node.
+    #[must_use]
+    pub fn assignments(&self, node: &NodeId, sources: &Sources<'_>) -> AssignmentSet {
+        let mut set = AssignmentSet::new();
+        let tasks: Vec<_> =
+            self.state.tasks_on(node).filter(|t| t.status.state >= TaskState::Assigned).cloned().collect();
+        for task in &tasks {
+            let desired_state = desired_on_node(task, sources);
+            insert(&mut set, Assignment::Task(TaskAssignment { task: task.clone(), desired_state }));
+            if !task.status.state.is_terminal() {
+                self.insert_needs(&mut set, node, task, sources);
+            }
+        }
+        for network in networks_of_node(self.state, node) {
+            self.insert_network(&mut set, network);
+        }
+        set
+    }
+
+    /// What a task needs before it can run: its files and its image.
+    fn insert_needs(&self, set: &mut AssignmentSet, node: &NodeId, task: &Arc<Task>, sources: &Sources<'_>) {
+        let container = &task.spec.container;
+        for secret in container.secrets.iter().filter_map(|s| self.state.secret(&s.id)) {
+            insert(set, Assignment::Secret(secret.clone()));
+        }
+        for config in container.configs.iter().filter_map(|c| self.state.config(&c.id)) {
+            insert(set, Assignment::Config(config.clone()));
+        }
+        let Some(digest) = &container.image_digest else { return };
+        let images = self.state.images().filter(|i| i.digest == *digest);
+        let holders: BTreeSet<&NodeId> = images.flat_map(|i| &i.holders).collect();
+        let others = holders.into_iter().filter(|id| *id != node).filter_map(|id| self.state.node(id));
+        let holders: Vec<_> = others.filter_map(|n| (sources.holder)(n)).collect();
+        if !holders.is_empty() {
+            let grant = (sources.grant)(node, digest);
+            let (task, name, digest) = (task.id.clone(), container.image.clone(), digest.clone());
+            insert(set, Assignment::Image(ImageSource { task, name, digest, holders, grant }));
+        }
+    }
+
+    fn insert_network(&self, set: &mut AssignmentSet, network: &Network) {
+        let Some(item) = network_item(self.state, network) else { return };
+        insert(set, Assignment::Network(item));
+        for peer in &self.peers {
+            insert(set, Assignment::Peer(peer.clone()));
+        }
+        for endpoint in self.endpoints.get(&network.id).into_iter().flatten() {
+            insert(set, Assignment::Endpoint(endpoint.clone()));
+        }
+        for service in self.services.get(&network.id).into_iter().flatten() {
+            insert(set, Assignment::ServiceEndpoint(service.clone()));
+        }
+    }
+}
+
+/// The networks that a node takes part in: those of its tasks, and ingress everywhere.
+pub fn networks_of_node<'a>(state: &'a State, node: &NodeId) -> impl Iterator<Item = &'a Arc<Network>> {
+    let tasks = state.tasks_on(node);
+    let live = tasks.filter(|t| t.status.state >= TaskState::Assigned && !t.status.state.is_terminal());
+    let mut ids: BTreeSet<&NetworkId> = live.flat_map(|t| t.networks.iter().map(|n| &n.network)).collect();
+    ids.extend(state.ingress_network().map(|n| &n.id));
+    ids.into_iter().filter_map(|id| state.network(id))
+}
+
+fn insert(set: &mut AssignmentSet, item: Assignment) {
+    set.insert(item.key(), item);
+}
+
+/// A running task that should stop is held until it is drained.
+fn desired_on_node(task: &Task, sources: &Sources<'_>) -> TaskState {
+    if drain::needs_drain(task) && !(sources.drained)(&task.id) { TaskState::Running } else { task.desired_state }
+}
+
+/// What a node reported itself is not sent back to it.
+fn means_the_same(old: &Assignment, new: &Assignment) -> bool {
+    let (Assignment::Task(old), Assignment::Task(new)) = (old, new) else { return old == new };
+    if Arc::ptr_eq(&old.task, &new.task) {
+        return old.desired_state == new.desired_state;
+    }
+    let mut reported = Task::clone(&old.task);
+    reported.meta.clone_from(&new.task.meta);
+    reported.status.clone_from(&new.task.status);
+    reported.running_since = new.task.running_since;
+    reported.desired_state = new.task.desired_state;
+    old.desired_state == new.desired_state && reported == *new.task
+}
+
+fn peer(node: &Node, ingress: Option<&NetworkId>) -> Option<Peer> {
+    Some(Peer {
+        node: node.id.clone(),
+        index: node.index,
+        data_addr: node.description.data_addr?,
+        ingress_addr: ingress.and_then(|id| node.attachments.get(id)).copied(),
+    })
+}
+
+fn is_reachable(task: &Task) -> bool {
+    task.status.state >= TaskState::Ready && !task.status.state.is_terminal()
+}
+
+fn endpoints_of(task: &Task) -> impl Iterator<Item = EndpointItem> + '_ {
+    let attached = task.networks.iter().filter(|n| !n.addresses.is_empty());
+    attached.filter_map(|attachment| {
+        Some(EndpointItem {
+            network: attachment.network.clone(),
+            task: task.id.clone(),
+            service: task.service.clone(),
+            node: task.node.clone()?,
+            addresses: attachment.addresses.iter().map(ipnetwork::IpNetwork::ip).collect(),
+            names: vec![task.name(), task.container_name()],
+            serving: task.status.state == TaskState::Running && task.desired_state <= TaskState::Running,
+        })
+    })
+}
+
+fn service_endpoints(service: &Service, ingress: Option<&NetworkId>) -> Vec<ServiceEndpointItem> {
+    let name = &service.spec.annotations.name;
+    let own = service.spec.task.networks.iter().map(|n| (&n.network, n.aliases.clone()));
+    let on_ingress = ingress.filter(|_| publishes_on_ingress(&service.spec)).map(|id| (id, Vec::new()));
+    let mut items: Vec<ServiceEndpointItem> = Vec::new();
+    for (network, aliases) in own.chain(on_ingress) {
+        let mut names = vec![name.clone()];
+        names.extend(aliases.into_iter().filter(|a| a != name));
+        let vips = service.endpoint.vips.iter().filter(|v| v.network == *network).map(|v| v.addr.ip()).collect();
+        // A service on its way out has given its ports back.
+        let answers = ingress == Some(network) && !service.removing;
+        let ports = service.endpoint.ports.iter().filter(|p| answers && p.publish_mode == PublishMode::Ingress);
+        let ports = ports.filter(|p| p.published_port != 0).cloned().collect();
+        items.push(ServiceEndpointItem { network: network.clone(), service: service.id.clone(), names, vips, ports });
+    }
+    items
+}
+
+fn network_item(state: &State, network: &Network) -> Option<NetworkItem> {
+    let allocation = network.allocation.as_ref()?;
+    Some(NetworkItem {
+        id: network.id.clone(),
+        name: network.spec.annotations.name.clone(),
+        vni: allocation.vni,
+        subnets: allocation.ipam.iter().map(|i| i.subnet).collect(),
+        gateways: allocation.ipam.iter().filter_map(|i| i.gateway).collect(),
+        internal: network.spec.internal,
+        ingress: network.spec.ingress,
+        driver_options: network.spec.driver_options.clone(),
+        data_path_port: state.cluster().map_or(DEFAULT_DATA_PATH_PORT, |c| c.spec.data_path_port),
+    })
+}

@@ -1,0 +1,270 @@
+//! Rolling updates: tasks made from an older spec are replaced, a few at a time, watched for failures.
+//!
+//! Progress is read from the tasks: what this update created has the service's current spec version and is not older
+//! than the update. `Service.update_status` only says that one is under way, since when, and how it ended.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use orch_model::{
+    Object, Timestamp,
+    change::Change,
+    service::{FailureAction, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
+    task::{Task, TaskState},
+};
+
+use super::{
+    create, desire, new_task,
+    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_replicated, slots_of},
+    takes_tasks,
+};
+use crate::{
+    decision::{Decision, Ids},
+    state::State,
+};
+
+/// Starts, continues, pauses, rolls back and completes updates.
+pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+    let mut decision = Decision::default();
+    for service in state.services().filter(|s| !s.removing && (is_replicated(s) || is_global(s))) {
+        let slots = slots_of(state, service);
+        retire_predecessors(state, service, &slots, &mut decision);
+        let dirty = dirty_slots(state, service, &slots);
+        let status = service.update_status.as_ref();
+        match status.map(|s| s.state) {
+            None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
+                if !dirty.is_empty() {
+                    decision.changes.push(with_status(service, begun(UpdateState::Updating, now)));
+                }
+            }
+            Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
+            Some(UpdateState::Updating | UpdateState::RollbackStarted) => {
+                let Some(status) = status else { continue };
+                let update = Update { state, service, status, slots: &slots, dirty: &dirty };
+                update.proceed(now, ids, &mut decision);
+            }
+        }
+    }
+    decision
+}
+
+/// A status for an update or rollback that starts now.
+#[must_use]
+pub fn begun(state: UpdateState, now: Timestamp) -> UpdateStatus {
+    let message = match state {
+        UpdateState::RollbackStarted => "rollback in progress",
+        _ => "update in progress",
+    };
+    UpdateStatus { state, started_at: now, completed_at: None, message: message.to_owned() }
+}
+
+/// What a service goes back to: its previous spec, but as many replicas as it has now.
+#[must_use]
+pub fn rolled_back(service: &Service, now: Timestamp) -> Option<Service> {
+    let previous = service.previous_spec.as_deref()?;
+    let mut next = service.clone();
+    next.spec = previous.clone();
+    if is_replicated(service) && matches!(previous.mode, orch_model::service::ServiceMode::Replicated { .. }) {
+        next.spec.mode = service.spec.mode;
+    }
+    next.previous_spec = None;
+    next.update_status = Some(begun(UpdateState::RollbackStarted, now));
+    Some(next)
+}
+
+/// An update that is under way.
+struct Update<'a> {
+    state: &'a State,
+    service: &'a Service,
+    status: &'a UpdateStatus,
+    slots: &'a BTreeMap<SlotKey, Slot>,
+    dirty: &'a [SlotKey],
+}
+
+impl Update<'_> {
+    fn proceed(&self, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
+        let config = self.config();
+        let failures: Vec<_> = self.created().filter(|t| self.failed(t, &config)).collect();
+        #[allow(clippy::cast_precision_loss)] // A ratio of task counts: 24 bits are plenty.
+        let ratio = failures.len() as f32 / self.slots.len().max(1) as f32;
+        if let Some(failure) = failures.last().filter(|_| ratio > config.max_failure_ratio) {
+            match self.after_failure(&config, failure, now) {
+                Some(change) => {
+                    decision.changes.push(change);
+                    return;
+                }
+                None => self.advance(&config, now, ids, decision),
+            }
+        } else {
+            self.advance(&config, now, ids, decision);
+        }
+    }
+
+    fn rolling_back(&self) -> bool {
+        self.status.state == UpdateState::RollbackStarted
+    }
+
+    fn config(&self) -> UpdateConfig {
+        let spec = &self.service.spec;
+        let config = if self.rolling_back() { &spec.rollback } else { &spec.update };
+        config.clone().unwrap_or_default()
+    }
+
+    /// The tasks that this update made, in the order of slots and age.
+    fn created(&self) -> impl Iterator<Item = &Arc<Task>> + '_ {
+        self.slots.values().flat_map(|s| &s.tasks).filter(|t| self.is_mine(t))
+    }
+
+    fn is_mine(&self, task: &Task) -> bool {
+        task.spec_version == self.service.spec_version && task.meta.created_at >= self.status.started_at
+    }
+
+    /// Whether a task failed before it ran, or so soon after that the update is to blame.
+    fn failed(&self, task: &Task, config: &UpdateConfig) -> bool {
+        let soon = task.running_since.is_none_or(|since| task.status.at.since(since) <= config.monitor);
+        matches!(task.status.state, TaskState::Failed | TaskState::Rejected) && soon
+    }
+
+    fn after_failure(&self, config: &UpdateConfig, failure: &Task, now: Timestamp) -> Option<Change> {
+        let because = format!("due to failure or early termination of task {}", failure.id);
+        let pause = |state, word: &str| {
+            let message = format!("{word} paused {because}");
+            Some(with_status(self.service, UpdateStatus { state, message, ..self.status.clone() }))
+        };
+        match (config.failure_action, self.rolling_back()) {
+            (FailureAction::Continue, _) => None,
+            (FailureAction::Pause, false) => pause(UpdateState::Paused, "update"),
+            // A rollback is never rolled back by itself.
+            (FailureAction::Pause | FailureAction::Rollback, true) => pause(UpdateState::RollbackPaused, "rollback"),
+            (FailureAction::Rollback, false) => match rolled_back(self.service, now) {
+                Some(mut next) => {
+                    if let Some(status) = &mut next.update_status {
+                        status.message = format!("update rolled back {because}");
+                    }
+                    Some(Change::Update(Object::Service(Arc::new(next))))
+                }
+                None => pause(UpdateState::Paused, "update (there is no previous spec to roll back to)"),
+            },
+        }
+    }
+
+    /// Replaces as many more as may be under way at once; completes when all have run for the monitored time.
+    fn advance(&self, config: &UpdateConfig, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
+        let under_way = self.slots.values().filter(|slot| self.is_busy(slot, config, now, decision)).count();
+        let limit = match usize::try_from(config.parallelism) {
+            Ok(0) | Err(_) => usize::MAX,
+            Ok(limit) => limit,
+        };
+        for key in self.dirty.iter().take(limit.saturating_sub(under_way)) {
+            if let Some(slot) = self.slots.get(key) {
+                self.replace(key, slot, config.order, now, ids, decision);
+            }
+        }
+        if self.dirty.is_empty() && under_way == 0 && self.has_settled(config, now, decision) {
+            let (state, message) = match self.rolling_back() {
+                true => (UpdateState::RollbackCompleted, "rollback completed"),
+                false => (UpdateState::Completed, "update completed"),
+            };
+            let status = UpdateStatus {
+                state,
+                message: message.to_owned(),
+                completed_at: Some(now),
+                started_at: self.status.started_at,
+            };
+            decision.changes.push(with_status(self.service, status));
+        }
+    }
+
+    /// Whether a slot's replacement is still on its way, or ran for less than the delay between steps.
+    ///
+    /// Only the first attempt holds the update up: what fails and is restarted has been counted as a failure.
+    fn is_busy(&self, slot: &Slot, config: &UpdateConfig, now: Timestamp, decision: &mut Decision) -> bool {
+        let mut mine = slot.tasks.iter().filter(|t| self.is_mine(t));
+        let (Some(first), None) = (mine.next(), mine.next()) else { return false };
+        match first.running_since.map(|since| since + config.delay) {
+            _ if !first.is_wanted() => false,
+            None => true,
+            Some(free_at) if now < free_at => {
+                decision.wake_at(free_at);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    fn replace(
+        &self,
+        key: &SlotKey,
+        slot: &Slot,
+        order: UpdateOrder,
+        now: Timestamp,
+        ids: Ids<'_>,
+        decision: &mut Decision,
+    ) {
+        let desired = match order {
+            UpdateOrder::StopFirst => {
+                let live = slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running);
+                decision.changes.extend(live.map(|t| desire(t, TaskState::Shutdown)));
+                TaskState::Ready
+            }
+            UpdateOrder::StartFirst => TaskState::Running,
+        };
+        decision.changes.push(create(new_task(self.state, self.service, key, desired, None, now, ids())));
+    }
+
+    fn has_settled(&self, config: &UpdateConfig, now: Timestamp, decision: &mut Decision) -> bool {
+        let mut settled = true;
+        for holder in self.slots.values().filter_map(Slot::holder).filter(|t| self.is_mine(t)) {
+            match holder.running_since.map(|since| since + config.monitor) {
+                _ if ended_by_itself(holder) => {}
+                None => settled = false,
+                Some(at) if now < at => {
+                    decision.wake_at(at);
+                    settled = false;
+                }
+                Some(_) => {}
+            }
+        }
+        settled
+    }
+}
+
+/// Places whose task is made from another spec and has no successor yet.
+fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>) -> Vec<SlotKey> {
+    let usable = |key: &SlotKey| match key {
+        // A paused node gets no new task; its turn comes when it takes tasks again.
+        SlotKey::Node(node) => state.node(node).is_some_and(|n| takes_tasks(n)),
+        SlotKey::Slot(_) => true,
+    };
+    // A start-first attempt that ended for good leaves the old task running; it is not tried again and again.
+    let tried = |slot: &Slot| {
+        slot.tasks.iter().any(|t| t.spec_version == service.spec_version && (t.is_wanted() || ended_by_itself(t)))
+    };
+    let is_dirty_slot = |slot: &Slot| {
+        slot.is_occupied(service) && !tried(slot) && slot.holder().is_some_and(|t| is_dirty(state, service, t))
+    };
+    slots.iter().filter(|(key, slot)| usable(key) && is_dirty_slot(slot)).map(|(key, _)| key.clone()).collect()
+}
+
+/// Start-first: once the new task runs, the old one goes.
+fn retire_predecessors(
+    state: &State,
+    service: &Service,
+    slots: &BTreeMap<SlotKey, Slot>,
+    decision: &mut Decision,
+) {
+    for slot in slots.values() {
+        let runs = |t: &&Arc<Task>| t.status.state == TaskState::Running && t.desired_state == TaskState::Running;
+        let has_successor = slot.wanted().filter(runs).any(|t| !is_dirty(state, service, t));
+        if !has_successor {
+            continue;
+        }
+        let old = slot.wanted().filter(|t| is_dirty(state, service, t));
+        decision.changes.extend(old.map(|t| desire(t, TaskState::Shutdown)));
+    }
+}
+
+fn with_status(service: &Service, status: UpdateStatus) -> Change {
+    let mut service = service.clone();
+    service.update_status = Some(status);
+    Change::Update(Object::Service(Arc::new(service)))
+}

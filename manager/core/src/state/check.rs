@@ -1,0 +1,192 @@
+//! The rules between objects, checked before an object goes in or out.
+//!
+//! Live slot: of the tasks of a slot that are wanted, no two may be made from the same spec and wanted in the same state.
+//! So two decisions that both fill an empty slot, or both replace the same task, are caught, while a replacement that
+//! waits in *ready* beside its predecessor, and a start-first update (another spec) beside the old task, are let through.
+//! For global services the slot is the node.
+
+use orch_model::{
+    NetworkId, Object, ObjectId,
+    service::{Protocol, Service},
+    task::{Task, TaskState},
+};
+
+use super::{
+    AddressHolder, ApplyError, State,
+    index::{claimed_ports, held_addresses, holder_of, unique_name},
+};
+
+pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
+    name_is_free(state, new)?;
+    addresses_are_free(state, old, new)?;
+    match new {
+        Object::Cluster(new) => match state.cluster() {
+            Some(cluster) if cluster.id != new.id => Err(ApplyError::AnotherCluster),
+            _ => Ok(()),
+        },
+        Object::Node(new) => match state.index_holder(new.index) {
+            Some(holder) if *holder != new.id => {
+                Err(ApplyError::IndexTaken { index: new.index, holder: holder.clone() })
+            }
+            _ => Ok(()),
+        },
+        Object::Network(new) => {
+            let vni = new.allocation.as_ref().map(|a| a.vni);
+            match vni.and_then(|vni| state.vni_holder(vni).map(|holder| (vni, holder))) {
+                Some((vni, holder)) if *holder != new.id => {
+                    Err(ApplyError::VniTaken { vni, holder: holder.clone() })
+                }
+                _ => Ok(()),
+            }
+        }
+        Object::Service(new) => {
+            ports_are_free(state, new)?;
+            references_exist(state, new)
+        }
+        Object::Task(new) => {
+            if state.service(&new.service).is_none() {
+                let missing = ObjectId::Service(new.service.clone());
+                return Err(ApplyError::Dangling { what: ObjectId::Task(new.id.clone()), missing });
+            }
+            slot_is_free(state, new)
+        }
+        Object::Secret(_) | Object::Config(_) | Object::Image(_) => Ok(()),
+    }
+}
+
+pub(super) fn may_remove(state: &State, object: &Object) -> Result<(), ApplyError> {
+    match object {
+        Object::Cluster(_) => return Err(ApplyError::Permanent(object.id())),
+        Object::Service(service) => {
+            if let Some(task) = state.tasks_of(&service.id).next() {
+                return Err(in_use(object, &service.spec.annotations.name, format!("task {}", task.name())));
+            }
+        }
+        Object::Network(network) => {
+            if let Some(user) = network_user(state, &network.id) {
+                return Err(in_use(object, &network.spec.annotations.name, user));
+            }
+        }
+        Object::Secret(secret) => {
+            let uses = |t: &orch_model::service::TaskSpec| t.container.secrets.iter().any(|s| s.id == secret.id);
+            if let Some(user) = spec_user(state, &uses) {
+                return Err(in_use(object, &secret.annotations.name, user));
+            }
+        }
+        Object::Config(config) => {
+            let uses = |t: &orch_model::service::TaskSpec| t.container.configs.iter().any(|c| c.id == config.id);
+            if let Some(user) = spec_user(state, &uses) {
+                return Err(in_use(object, &config.annotations.name, user));
+            }
+        }
+        Object::Node(_) | Object::Task(_) | Object::Image(_) => {}
+    }
+    Ok(())
+}
+
+/// Who keeps a network from being removed: a service that names it, or a task that is still on it.
+pub(crate) fn network_user(state: &State, network: &NetworkId) -> Option<String> {
+    let named = |s: &Service| s.spec.task.networks.iter().any(|n| n.network == *network);
+    let service = state.services().find(|s| !s.removing && named(s));
+    if let Some(service) = service {
+        return Some(format!("service {}", service.spec.annotations.name));
+    }
+    let attached = |t: &Task| !t.status.state.is_terminal() && t.networks.iter().any(|n| n.network == *network);
+    state.tasks().find(|t| attached(t)).map(|t| format!("task {} (which is stopping)", t.name()))
+}
+
+/// Who keeps a secret or config: a service that names it, or a task that still runs with it.
+pub(crate) fn spec_user(state: &State, uses: &dyn Fn(&orch_model::service::TaskSpec) -> bool) -> Option<String> {
+    let service = state.services().find(|s| !s.removing && uses(&s.spec.task));
+    if let Some(service) = service {
+        return Some(format!("service {}", service.spec.annotations.name));
+    }
+    let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(&t.spec));
+    task.map(|t| format!("task {} (which is stopping)", t.name()))
+}
+
+fn in_use(object: &Object, name: &str, user: String) -> ApplyError {
+    ApplyError::InUse { kind: object.kind(), name: name.to_owned(), user }
+}
+
+fn name_is_free(state: &State, new: &Object) -> Result<(), ApplyError> {
+    let Some(name) = unique_name(new) else { return Ok(()) };
+    match state.named(new.kind(), name) {
+        Some(holder) if holder != new.id() => {
+            Err(ApplyError::NameTaken { kind: new.kind(), name: name.to_owned() })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn addresses_are_free(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
+    let Some(owner) = holder_of(new) else { return Ok(()) };
+    // What it held before it may keep without a look.
+    let before = old.map(held_addresses).unwrap_or_default();
+    for (network, address) in held_addresses(new) {
+        if before.iter().any(|(n, a)| *n == network && *a == address) {
+            continue;
+        }
+        if let Some(holder) = state.address_holder(&network, address).filter(|h| **h != owner) {
+            let holder = match holder {
+                AddressHolder::Service(id) => ObjectId::Service(id.clone()),
+                AddressHolder::Task(id) => ObjectId::Task(id.clone()),
+                AddressHolder::Node(id) => ObjectId::Node(id.clone()),
+            };
+            return Err(ApplyError::AddressTaken { network, address, holder: holder.to_string() });
+        }
+    }
+    Ok(())
+}
+
+fn ports_are_free(state: &State, new: &Service) -> Result<(), ApplyError> {
+    for (protocol, port) in claimed_ports(new) {
+        if let Some(holder) = state.port_holder(protocol, port).filter(|h| **h != new.id) {
+            return Err(ApplyError::PortTaken { port, protocol: protocol_word(protocol), holder: holder.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn references_exist(state: &State, new: &Service) -> Result<(), ApplyError> {
+    if new.removing {
+        return Ok(());
+    }
+    let container = &new.spec.task.container;
+    let networks = new.spec.task.networks.iter().map(|n| ObjectId::Network(n.network.clone()));
+    let secrets = container.secrets.iter().map(|s| ObjectId::Secret(s.id.clone()));
+    let configs = container.configs.iter().map(|c| ObjectId::Config(c.id.clone()));
+    match networks.chain(secrets).chain(configs).find(|id| state.get(id).is_none()) {
+        Some(missing) => Err(ApplyError::Dangling { what: ObjectId::Service(new.id.clone()), missing }),
+        None => Ok(()),
+    }
+}
+
+fn slot_is_free(state: &State, new: &Task) -> Result<(), ApplyError> {
+    if !new.is_wanted() {
+        return Ok(());
+    }
+    let rival = |t: &&std::sync::Arc<Task>| {
+        t.id != new.id
+            && t.is_wanted()
+            && t.spec_version == new.spec_version
+            && (t.desired_state >= TaskState::Running) == (new.desired_state >= TaskState::Running)
+            && (new.slot != 0 || t.node == new.node)
+    };
+    match state.tasks_in(&new.service, new.slot).find(rival) {
+        Some(holder) => Err(ApplyError::SlotTaken {
+            service: new.service.clone(),
+            slot: new.slot,
+            holder: holder.id.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+pub(crate) fn protocol_word(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}

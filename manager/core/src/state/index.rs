@@ -1,0 +1,219 @@
+//! The derived side of the state: who has which name, port, address, slot.
+//!
+//! An index never decides: [`super::check`] looks here before an object goes in, and [`super::State::put`] keeps both
+//! in step.
+
+use std::{net::IpAddr, sync::Arc};
+
+use imbl::{OrdMap, OrdSet};
+use orch_model::{
+    Kind, NetworkId, NodeId, Object, ObjectId, ServiceId, TaskId,
+    network::Network,
+    node::Node,
+    service::{PortConfig, Protocol, PublishMode, Service, TaskSpec},
+    task::{Task, TaskState},
+};
+
+use super::{AddressHolder, State};
+
+#[derive(Debug, Clone, Default)]
+pub(super) struct Indexes {
+    pub(super) names: OrdMap<(Kind, String), ObjectId>,
+    pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
+    pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
+    pub(super) tasks_by_slot: OrdMap<(ServiceId, u64), OrdSet<TaskId>>,
+    pub(super) vnis: OrdMap<u32, NetworkId>,
+    pub(super) ports: OrdMap<(Protocol, u16), ServiceId>,
+    pub(super) addresses: OrdMap<NetworkId, OrdMap<IpAddr, AddressHolder>>,
+    pub(super) cursors: OrdMap<(NetworkId, bool), IpAddr>,
+    pub(super) node_indexes: OrdMap<u16, NodeId>,
+    pub(super) specs: OrdMap<ServiceId, Arc<TaskSpec>>,
+}
+
+impl State {
+    /// Stores an object that has been checked, in place of the one with its id.
+    pub(super) fn put(&mut self, object: Object) {
+        if let Some(old) = self.get(&object.id()) {
+            self.indexes.forget(&old);
+        }
+        self.indexes.learn(&object);
+        match object {
+            Object::Cluster(o) => self.cluster = Some(o),
+            Object::Node(o) => drop(self.nodes.insert(o.id.clone(), o)),
+            Object::Service(o) => drop(self.services.insert(o.id.clone(), o)),
+            Object::Task(o) => drop(self.tasks.insert(o.id.clone(), o)),
+            Object::Network(o) => drop(self.networks.insert(o.id.clone(), o)),
+            Object::Secret(o) => drop(self.secrets.insert(o.id.clone(), o)),
+            Object::Config(o) => drop(self.configs.insert(o.id.clone(), o)),
+            Object::Image(o) => drop(self.images.insert(o.id.clone(), o)),
+        }
+    }
+
+    /// Takes out an object whose removal has been checked.
+    pub(super) fn take(&mut self, old: &Object) {
+        self.indexes.forget(old);
+        match old {
+            Object::Cluster(_) => self.cluster = None,
+            Object::Node(o) => drop(self.nodes.remove(&o.id)),
+            Object::Service(o) => {
+                self.services.remove(&o.id);
+                self.indexes.specs.remove(&o.id);
+            }
+            Object::Task(o) => drop(self.tasks.remove(&o.id)),
+            Object::Network(o) => {
+                self.networks.remove(&o.id);
+                self.indexes.cursors.remove(&(o.id.clone(), false));
+                self.indexes.cursors.remove(&(o.id.clone(), true));
+            }
+            Object::Secret(o) => drop(self.secrets.remove(&o.id)),
+            Object::Config(o) => drop(self.configs.remove(&o.id)),
+            Object::Image(o) => drop(self.images.remove(&o.id)),
+        }
+    }
+}
+
+/// The unique name of an object, if its kind has one.
+pub(super) fn unique_name(object: &Object) -> Option<&str> {
+    match object {
+        // A service on its way out has given its name back, so that the same stack can be deployed again at once.
+        Object::Service(o) if o.removing => None,
+        Object::Service(o) => Some(&o.spec.annotations.name),
+        Object::Network(o) => Some(&o.spec.annotations.name),
+        Object::Secret(o) => Some(&o.annotations.name),
+        Object::Config(o) => Some(&o.annotations.name),
+        Object::Image(o) => Some(&o.name),
+        Object::Cluster(_) | Object::Node(_) | Object::Task(_) => None,
+    }
+}
+
+/// The ports that a service claims on every node: those it asks for and those it was given.
+pub(super) fn claimed_ports(service: &Service) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+    let claims = |p: &&PortConfig| p.publish_mode == PublishMode::Ingress && p.published_port != 0;
+    let asked = service.spec.endpoint.ports.iter().filter(claims);
+    let given = service.endpoint.ports.iter().filter(claims);
+    asked.chain(given).map(|p| (p.protocol, p.published_port)).filter(|_| !service.removing)
+}
+
+/// The addresses that an object holds. A task holds its own until its node has seen it stop.
+pub(super) fn held_addresses(object: &Object) -> Vec<(NetworkId, IpAddr)> {
+    match object {
+        Object::Service(o) => o.endpoint.vips.iter().map(|v| (v.network.clone(), v.addr.ip())).collect(),
+        Object::Node(o) => o.attachments.iter().map(|(network, addr)| (network.clone(), *addr)).collect(),
+        Object::Task(o) if o.status.state > TaskState::Running => Vec::new(),
+        Object::Task(o) => o
+            .networks
+            .iter()
+            .flat_map(|n| n.addresses.iter().map(|a| (n.network.clone(), a.ip())))
+            .collect(),
+        Object::Cluster(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) | Object::Image(_) => {
+            Vec::new()
+        }
+    }
+}
+
+pub(super) fn holder_of(object: &Object) -> Option<AddressHolder> {
+    match object {
+        Object::Service(o) => Some(AddressHolder::Service(o.id.clone())),
+        Object::Node(o) => Some(AddressHolder::Node(o.id.clone())),
+        Object::Task(o) => Some(AddressHolder::Task(o.id.clone())),
+        Object::Cluster(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) | Object::Image(_) => None,
+    }
+}
+
+impl Indexes {
+    fn learn(&mut self, object: &Object) {
+        if let Some(name) = unique_name(object) {
+            self.names.insert((object.kind(), name.to_owned()), object.id());
+        }
+        if let Some(holder) = holder_of(object) {
+            for (network, address) in held_addresses(object) {
+                let held = self.addresses.entry(network.clone()).or_default();
+                if held.insert(address, holder.clone()).is_none() {
+                    self.cursors.insert((network, address.is_ipv6()), address);
+                }
+            }
+        }
+        match object {
+            Object::Service(o) => self.learn_service(o),
+            Object::Task(o) => self.learn_task(o),
+            Object::Network(o) => self.learn_network(o),
+            Object::Node(o) => self.learn_node(o),
+            Object::Cluster(_) | Object::Secret(_) | Object::Config(_) | Object::Image(_) => {}
+        }
+    }
+
+    fn forget(&mut self, object: &Object) {
+        if let Some(name) = unique_name(object) {
+            self.names.remove(&(object.kind(), name.to_owned()));
+        }
+        for (network, address) in held_addresses(object) {
+            if let Some(held) = self.addresses.get_mut(&network) {
+                held.remove(&address);
+                if held.is_empty() {
+                    self.addresses.remove(&network);
+                }
+            }
+        }
+        match object {
+            Object::Service(o) => {
+                for claim in claimed_ports(o) {
+                    self.ports.remove(&claim);
+                }
+            }
+            Object::Task(o) => self.forget_task(o),
+            Object::Network(o) => {
+                if let Some(allocation) = &o.allocation {
+                    self.vnis.remove(&allocation.vni);
+                }
+            }
+            Object::Node(o) => drop(self.node_indexes.remove(&o.index)),
+            Object::Cluster(_) | Object::Secret(_) | Object::Config(_) | Object::Image(_) => {}
+        }
+    }
+
+    fn learn_service(&mut self, service: &Service) {
+        for claim in claimed_ports(service) {
+            self.ports.insert(claim, service.id.clone());
+        }
+        if self.specs.get(&service.id).is_none_or(|spec| **spec != service.spec.task) {
+            self.specs.insert(service.id.clone(), Arc::new(service.spec.task.clone()));
+        }
+    }
+
+    fn learn_task(&mut self, task: &Task) {
+        self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
+        self.tasks_by_slot.entry((task.service.clone(), task.slot)).or_default().insert(task.id.clone());
+        if let Some(node) = &task.node {
+            self.tasks_by_node.entry(node.clone()).or_default().insert(task.id.clone());
+        }
+    }
+
+    fn forget_task(&mut self, task: &Task) {
+        withdraw(&mut self.tasks_by_service, &task.service, &task.id);
+        withdraw(&mut self.tasks_by_slot, &(task.service.clone(), task.slot), &task.id);
+        if let Some(node) = &task.node {
+            withdraw(&mut self.tasks_by_node, node, &task.id);
+        }
+    }
+
+    fn learn_network(&mut self, network: &Network) {
+        if let Some(allocation) = &network.allocation {
+            self.vnis.insert(allocation.vni, network.id.clone());
+        }
+    }
+
+    fn learn_node(&mut self, node: &Node) {
+        if node.index != 0 {
+            self.node_indexes.insert(node.index, node.id.clone());
+        }
+    }
+}
+
+fn withdraw<K: Ord + Clone>(map: &mut OrdMap<K, OrdSet<TaskId>>, key: &K, task: &TaskId) {
+    if let Some(set) = map.get_mut(key) {
+        set.remove(task);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
