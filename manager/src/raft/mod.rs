@@ -15,6 +15,9 @@ mod store;
 mod types;
 mod wire;
 
+#[cfg(test)]
+mod tests;
+
 
 pub use consensus::{Consensus, ConsensusError, Leadership, Settings};
 pub use network::MESSAGE_LIMIT_BYTES;
