@@ -62,11 +62,8 @@ pub fn transaction(init: Bootstrap, now: Timestamp, ids: crate::Ids<'_>) -> Tran
         feature_level: FEATURE_LEVEL,
         ingress_network: Some(ingress.id.clone()),
     };
-    let objects = [
-        Object::Cluster(Arc::new(cluster)),
-        Object::Node(Arc::new(init.node)),
-        Object::Network(Arc::new(ingress)),
-    ];
+    let objects =
+        [Object::Cluster(Arc::new(cluster)), Object::Node(Arc::new(init.node)), Object::Network(Arc::new(ingress))];
     Transaction { at: now, changes: objects.into_iter().map(Change::Create).collect() }
 }
 

@@ -87,10 +87,11 @@ fn parse_key(text: &str, key: &str, value: &str) -> Result<Key, ConstraintError>
     Ok(match lower.as_str() {
         "node.id" => Key::Id,
         "node.hostname" => Key::Hostname,
-        "node.ip" => Key::Ip(value.parse().map_err(|_| ConstraintError::NotAnAddress {
-            text: text.to_owned(),
-            value: value.to_owned(),
-        })?),
+        "node.ip" => Key::Ip(
+            value
+                .parse()
+                .map_err(|_| ConstraintError::NotAnAddress { text: text.to_owned(), value: value.to_owned() })?,
+        ),
         "node.role" if ["manager", "worker"].contains(&value.to_lowercase().as_str()) => Key::Role,
         "node.role" => {
             return Err(ConstraintError::NotARole { text: text.to_owned(), value: value.to_owned() });

@@ -2,7 +2,9 @@
 
 /// A text that cannot name an image.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid reference format: {name:?} does not name an image: {problem}; expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]")]
+#[error(
+    "invalid reference format: {name:?} does not name an image: {problem}; expected [HOST[:PORT]/]NAME[:TAG][@DIGEST]"
+)]
 pub struct ImageNameError {
     pub name: String,
     pub problem: &'static str,
@@ -42,7 +44,9 @@ pub fn normalise_image_name(name: &str) -> Result<String, ImageNameError> {
         _ => (host, repository),
     };
     if !repository.split('/').all(is_path_component) {
-        return Err(refuse("each part of the name must be lower-case letters and digits, joined by '.', '_', '__' or '-'"));
+        return Err(refuse(
+            "each part of the name must be lower-case letters and digits, joined by '.', '_', '__' or '-'",
+        ));
     }
     Ok(match (tag, digest) {
         (_, Some(digest)) => format!("{host}/{repository}@{digest}"),
@@ -68,9 +72,8 @@ fn is_tag(text: &str) -> bool {
 }
 
 fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    text.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
 }
 
 fn is_path_component(text: &str) -> bool {

@@ -114,10 +114,10 @@ pub fn task(state: &State, text: &str) -> Result<Arc<Task>, ResolveError> {
         return Ok(task.clone());
     }
     // SERVICE.SLOT.TASKID: the id alone says which.
-    if let Some(task) = text.rsplit_once('.').and_then(|(_, id)| id.parse().ok()).and_then(|id| state.task(&id)) {
-        if task.container_name() == text {
-            return Ok(task.clone());
-        }
+    if let Some(task) = text.rsplit_once('.').and_then(|(_, id)| id.parse().ok()).and_then(|id| state.task(&id))
+        && task.container_name() == text
+    {
+        return Ok(task.clone());
     }
     if let Some(task) = task_in_slot(state, text)? {
         return Ok(task);
@@ -175,7 +175,8 @@ fn task_in_slot(state: &State, text: &str) -> Result<Option<Arc<Task>>, ResolveE
         Ok(slot) if slot > 0 && t.slot == slot => true,
         _ => t.slot == 0 && t.node.as_ref().is_some_and(|n| n.as_str() == place),
     };
-    let newest = |t: &&Arc<Task>| (t.desired_state != TaskState::Remove, t.is_wanted(), t.meta.created_at, t.meta.version);
+    let newest =
+        |t: &&Arc<Task>| (t.desired_state != TaskState::Remove, t.is_wanted(), t.meta.created_at, t.meta.version);
     Ok(state.tasks_of(&service.id).filter(in_place).max_by_key(newest).cloned())
 }
 
@@ -197,12 +198,8 @@ fn find<'a, T>(
         let rest = stack.and_then(|stack| name.strip_prefix(stack)).and_then(|rest| rest.strip_prefix('_'));
         rest == Some(text)
     };
-    let tests: [&dyn Fn(&'a T) -> bool; 4] = [
-        &|o| names(o).0 == text,
-        &|o| names(o).1 == text,
-        &is_short,
-        &|o| names(o).0.starts_with(text),
-    ];
+    let tests: [&dyn Fn(&'a T) -> bool; 4] =
+        [&|o| names(o).0 == text, &|o| names(o).1 == text, &is_short, &|o| names(o).0.starts_with(text)];
     for test in tests {
         let found: Vec<_> = all.iter().copied().filter(|o| test(o)).collect();
         if !found.is_empty() {

@@ -298,9 +298,7 @@ pub fn makes_other_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     let host = |spec: &ServiceSpec| -> Vec<_> {
         spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Host).cloned().collect()
     };
-    old.task != new.task
-        || host(old) != host(new)
-        || (!publishes_on_ingress(old) && publishes_on_ingress(new))
+    old.task != new.task || host(old) != host(new) || (!publishes_on_ingress(old) && publishes_on_ingress(new))
 }
 
 /// The version that a new object has before it is committed.

@@ -1,3 +1,128 @@
 //! Specs that a user submits: each refusal names the field, the value and what is accepted.
 //!
 //! Only what the spec itself says is checked here; rules between objects are [`crate::control`]'s and the state's.
+//! Where Docker has words for a refusal, they are used: people search for them.
+
+mod cluster;
+mod container;
+mod network;
+mod service;
+
+use orch_model::{
+    Annotations,
+    node::NodeSpec,
+    secret::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES},
+};
+
+pub use cluster::cluster_spec;
+pub use network::network_spec;
+pub use service::service_spec;
+
+/// Longest name of a service: a DNS label.
+const MAX_SERVICE_NAME: usize = 63;
+/// Longest name of a secret, config or network.
+const MAX_NAME: usize = 64;
+/// Labels together, in bytes.
+const MAX_LABELS_BYTES: usize = 64 * 1024;
+
+/// A spec that cannot be accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Names the field, the value and the accepted form.
+    #[error("{field} {value:?} is not valid: {expected}")]
+    Field { field: &'static str, value: String, expected: String },
+    /// A sentence that says it all.
+    #[error("{0}")]
+    Rule(String),
+    #[error(transparent)]
+    Constraint(#[from] crate::constraint::ConstraintError),
+    #[error(transparent)]
+    Image(#[from] crate::image_name::ImageNameError),
+}
+
+/// Checks a secret.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn secret(annotations: &Annotations, data: &[u8]) -> Result<(), SpecError> {
+    object_name("secret name", &annotations.name)?;
+    labels(annotations)?;
+    content("secret", data, MAX_SECRET_BYTES)
+}
+
+/// Checks a config.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn config(annotations: &Annotations, data: &[u8]) -> Result<(), SpecError> {
+    object_name("config name", &annotations.name)?;
+    labels(annotations)?;
+    content("config", data, MAX_CONFIG_BYTES)
+}
+
+/// Checks what the operator wants of a node.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
+    if !spec.annotations.name.is_empty() {
+        object_name("node name", &spec.annotations.name)?;
+    }
+    labels(&spec.annotations)
+}
+
+fn content(what: &str, data: &[u8], limit: usize) -> Result<(), SpecError> {
+    if data.is_empty() || data.len() > limit {
+        return Err(SpecError::Rule(format!(
+            "{what} data has {} bytes: it must be larger than 0 and at most {} bytes",
+            data.len(),
+            limit
+        )));
+    }
+    Ok(())
+}
+
+fn field(field: &'static str, value: impl ToString, expected: impl Into<String>) -> SpecError {
+    SpecError::Field { field, value: value.to_string(), expected: expected.into() }
+}
+
+fn service_name(name: &str) -> Result<(), SpecError> {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    if name.len() > MAX_SERVICE_NAME || !has_form(name, inner) {
+        return Err(field(
+            "service name",
+            name,
+            "name must be valid as a DNS name component: at most 63 letters, digits, '-' and '_', with a letter or \
+             digit at both ends",
+        ));
+    }
+    Ok(())
+}
+
+fn object_name(what: &'static str, name: &str) -> Result<(), SpecError> {
+    let inner = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if name.len() > MAX_NAME || !has_form(name, inner) {
+        return Err(field(
+            what,
+            name,
+            "only 64 [a-zA-Z0-9-_.] characters allowed, and the start and end character must be [a-zA-Z0-9]",
+        ));
+    }
+    Ok(())
+}
+
+fn has_form(name: &str, inner: impl Fn(u8) -> bool) -> bool {
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    edge(name.bytes().next()) && edge(name.bytes().last()) && name.bytes().all(inner)
+}
+
+fn labels(annotations: &Annotations) -> Result<(), SpecError> {
+    if annotations.labels.keys().any(String::is_empty) {
+        return Err(field("label", "", "a label needs a name: NAME or NAME=VALUE"));
+    }
+    let bytes: usize = annotations.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+    if bytes > MAX_LABELS_BYTES {
+        return Err(SpecError::Rule(format!("the labels have {bytes} bytes together: at most {MAX_LABELS_BYTES}")));
+    }
+    Ok(())
+}

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use orch_model::{
-    service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service},
-};
+use orch_model::service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service};
 
 use crate::state::{State, check::protocol_word};
 
@@ -31,7 +29,8 @@ impl<'a> Ports<'a> {
             let mut port = asked.clone();
             if asked.publish_mode == PublishMode::Ingress && asked.published_port == 0 {
                 let same = |p: &&PortConfig| {
-                    PortConfig { published_port: 0, ..(*p).clone() } == *asked && DYNAMIC_PORTS.contains(&p.published_port)
+                    PortConfig { published_port: 0, ..(*p).clone() } == *asked
+                        && DYNAMIC_PORTS.contains(&p.published_port)
                 };
                 port.published_port = match before.iter().position(same) {
                     Some(at) => before.swap_remove(at).published_port,
@@ -44,9 +43,8 @@ impl<'a> Ports<'a> {
     }
 
     fn automatic(&mut self, protocol: Protocol) -> Result<u16, String> {
-        let is_free = |port: &u16| {
-            self.state.port_holder(protocol, *port).is_none() && !self.given.contains(&(protocol, *port))
-        };
+        let is_free =
+            |port: &u16| self.state.port_holder(protocol, *port).is_none() && !self.given.contains(&(protocol, *port));
         let found = DYNAMIC_PORTS.into_iter().find(is_free);
         match found {
             Some(port) => {

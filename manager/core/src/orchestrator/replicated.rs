@@ -38,14 +38,7 @@ pub(super) fn remove_all<'a>(state: &'a State, service: &Service) -> impl Iterat
     live.map(|t| desire(t, TaskState::Remove))
 }
 
-fn reconcile(
-    state: &State,
-    service: &Service,
-    replicas: u64,
-    now: Timestamp,
-    ids: Ids<'_>,
-    decision: &mut Decision,
-) {
+fn reconcile(state: &State, service: &Service, replicas: u64, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
     let slots = slots_of(state, service);
     let occupied: BTreeMap<u64, &Slot> = slots
         .iter()

@@ -35,7 +35,9 @@ const MIN_BACKOFF: Duration = Duration::from_secs(1);
 /// What the restart policy says about a task that ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    Restart { delay: Duration },
+    Restart {
+        delay: Duration,
+    },
     /// The place keeps its ended task and gets no other.
     Leave,
 }
@@ -83,9 +85,8 @@ pub fn verdict(service: &Service, slot: &Slot, task: &Task) -> Verdict {
     };
     // A changed spec clears the history: other versions do not count.
     let history = || slot.tasks.iter().filter(|t| t.spec_version == service.spec_version && ended_by_itself(t));
-    let in_window = |t: &&std::sync::Arc<Task>| {
-        policy.window.is_zero() || task.status.at.since(t.status.at) <= policy.window
-    };
+    let in_window =
+        |t: &&std::sync::Arc<Task>| policy.window.is_zero() || task.status.at.since(t.status.at) <= policy.window;
     // The first task of the place was no attempt at a restart.
     let attempts = history().filter(in_window).count() as u64;
     let exhausted = policy.max_attempts > 0 && attempts > policy.max_attempts;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use orch_model::{
     NodeId,
-    service::{PublishMode, Service, ServiceMode, TaskSpec},
+    service::{ContainerSpec, PublishMode, Service, ServiceMode, TaskSpec},
     task::{Task, TaskState},
 };
 
@@ -117,13 +117,21 @@ pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
 
 fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
     let TaskSpec { container, limits, reservations, restart, placement: _, networks, log_driver, force_update } = a;
-    *container == b.container
+    same_container(container, &b.container)
         && *limits == b.limits
         && *reservations == b.reservations
         && *restart == b.restart
         && *networks == b.networks
         && *log_driver == b.log_driver
         && *force_update == b.force_update
+}
+
+/// A task that was started by name, before the cluster knew the content, is not replaced because it is known now.
+fn same_container(old: &ContainerSpec, new: &ContainerSpec) -> bool {
+    if old.image_digest.is_some() || new.image_digest.is_none() {
+        return old == new;
+    }
+    ContainerSpec { image_digest: new.image_digest.clone(), ..old.clone() } == *new
 }
 
 fn same_host_ports(service: &Service, task: &Task) -> bool {

@@ -90,7 +90,6 @@ impl Update<'_> {
             match self.after_failure(&config, failure, now) {
                 Some(change) => {
                     decision.changes.push(change);
-                    return;
                 }
                 None => self.advance(&config, now, ids, decision),
             }
@@ -246,12 +245,7 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
 }
 
 /// Start-first: once the new task runs, the old one goes.
-fn retire_predecessors(
-    state: &State,
-    service: &Service,
-    slots: &BTreeMap<SlotKey, Slot>,
-    decision: &mut Decision,
-) {
+fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>, decision: &mut Decision) {
     for slot in slots.values() {
         let runs = |t: &&Arc<Task>| t.status.state == TaskState::Running && t.desired_state == TaskState::Running;
         let has_successor = slot.wanted().filter(runs).any(|t| !is_dirty(state, service, t));

@@ -1,6 +1,9 @@
 //! Filters: each says whether a node can take a task, and in Docker's words why nodes cannot.
 
-use std::{collections::{BTreeMap, BTreeSet}, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use orch_model::{
     ServiceId, Timestamp,

@@ -33,9 +33,7 @@ pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Resu
         Object::Network(new) => {
             let vni = new.allocation.as_ref().map(|a| a.vni);
             match vni.and_then(|vni| state.vni_holder(vni).map(|holder| (vni, holder))) {
-                Some((vni, holder)) if *holder != new.id => {
-                    Err(ApplyError::VniTaken { vni, holder: holder.clone() })
-                }
+                Some((vni, holder)) if *holder != new.id => Err(ApplyError::VniTaken { vni, holder: holder.clone() }),
                 _ => Ok(()),
             }
         }
@@ -112,9 +110,7 @@ fn in_use(object: &Object, name: &str, user: String) -> ApplyError {
 fn name_is_free(state: &State, new: &Object) -> Result<(), ApplyError> {
     let Some(name) = unique_name(new) else { return Ok(()) };
     match state.named(new.kind(), name) {
-        Some(holder) if holder != new.id() => {
-            Err(ApplyError::NameTaken { kind: new.kind(), name: name.to_owned() })
-        }
+        Some(holder) if holder != new.id() => Err(ApplyError::NameTaken { kind: new.kind(), name: name.to_owned() }),
         _ => Ok(()),
     }
 }
@@ -174,11 +170,9 @@ fn slot_is_free(state: &State, new: &Task) -> Result<(), ApplyError> {
             && (new.slot != 0 || t.node == new.node)
     };
     match state.tasks_in(&new.service, new.slot).find(rival) {
-        Some(holder) => Err(ApplyError::SlotTaken {
-            service: new.service.clone(),
-            slot: new.slot,
-            holder: holder.id.clone(),
-        }),
+        Some(holder) => {
+            Err(ApplyError::SlotTaken { service: new.service.clone(), slot: new.slot, holder: holder.id.clone() })
+        }
         None => Ok(()),
     }
 }

@@ -100,11 +100,9 @@ pub(super) fn held_addresses(object: &Object) -> Vec<(NetworkId, IpAddr)> {
         Object::Service(o) => o.endpoint.vips.iter().map(|v| (v.network.clone(), v.addr.ip())).collect(),
         Object::Node(o) => o.attachments.iter().map(|(network, addr)| (network.clone(), *addr)).collect(),
         Object::Task(o) if o.status.state > TaskState::Running => Vec::new(),
-        Object::Task(o) => o
-            .networks
-            .iter()
-            .flat_map(|n| n.addresses.iter().map(|a| (n.network.clone(), a.ip())))
-            .collect(),
+        Object::Task(o) => {
+            o.networks.iter().flat_map(|n| n.addresses.iter().map(|a| (n.network.clone(), a.ip()))).collect()
+        }
         Object::Cluster(_) | Object::Network(_) | Object::Secret(_) | Object::Config(_) | Object::Image(_) => {
             Vec::new()
         }

@@ -1,0 +1,112 @@
+//! Image names: which content a name means, and which nodes have it.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use orch_model::{
+    ImageId, Kind, Meta, NodeId, Object, ObjectId, Timestamp,
+    change::{Change, Transaction},
+    image::Image,
+};
+
+use super::{ControlError, propose, removal};
+use crate::{decision::Ids, image_name::normalise_image_name, state::State};
+
+/// A node says that it holds an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    pub node: NodeId,
+    pub name: String,
+    pub digest: String,
+    pub size_bytes: u64,
+    /// The name may change its content.
+    pub replace: bool,
+    /// Only say that this node holds the content; never make or change a name.
+    pub holder_only: bool,
+}
+
+/// Registers a name, or adds a holder. The transaction is empty when nothing changes.
+///
+/// # Errors
+/// When the name means another content and `replace` is not set; when it is no name.
+pub fn register_image(
+    state: &State,
+    now: Timestamp,
+    ids: Ids<'_>,
+    request: &Registration,
+) -> Result<Transaction, ControlError> {
+    if state.node(&request.node).is_none() {
+        return Err(ControlError::not_found(format!("no such node: {}", request.node)));
+    }
+    let mut changes = Vec::new();
+    // Whatever name has this content: this node can serve it.
+    for image in state.images().filter(|i| i.digest == request.digest && !i.holders.contains(&request.node)) {
+        let mut next = Image::clone(image);
+        next.holders.insert(request.node.clone());
+        changes.push(Change::Update(Object::Image(Arc::new(next))));
+    }
+    if !request.holder_only {
+        changes.extend(name_change(state, ids, request)?);
+    }
+    let transaction = Transaction { at: now.max(state.last_stamp()), changes };
+    state.clone().apply(state.last_index() + 1, &transaction)?;
+    Ok(transaction)
+}
+
+fn name_change(state: &State, ids: Ids<'_>, request: &Registration) -> Result<Option<Change>, ControlError> {
+    let name = normalise_image_name(&request.name).map_err(|e| ControlError::invalid(e.to_string()))?;
+    let known = match state.named(Kind::Image, &name) {
+        Some(ObjectId::Image(id)) => state.image(&id),
+        _ => None,
+    };
+    let holders = BTreeSet::from([request.node.clone()]);
+    match known {
+        None => Ok(Some(Change::Create(Object::Image(Arc::new(Image {
+            id: ImageId::from_random(ids()),
+            meta: Meta::default(),
+            name,
+            digest: request.digest.clone(),
+            size_bytes: request.size_bytes,
+            holders,
+        }))))),
+        Some(image) if image.digest == request.digest => Ok(None),
+        Some(image) if request.replace => {
+            let mut next = Image::clone(image);
+            next.digest.clone_from(&request.digest);
+            next.size_bytes = request.size_bytes;
+            next.holders = holders;
+            Ok(Some(Change::Update(Object::Image(Arc::new(next)))))
+        }
+        Some(image) => Err(ControlError::exists(format!(
+            "image name {name} already means another content in this cluster ({}): pass --replace to let it mean {}, \
+             or choose another tag",
+            image.digest, request.digest
+        ))),
+    }
+}
+
+/// The name is gone from a node; without a holder the name is gone from the cluster.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn forget_image(
+    state: &State,
+    now: Timestamp,
+    node: &NodeId,
+    name: &str,
+    digest: &str,
+) -> Result<Transaction, ControlError> {
+    let name = normalise_image_name(name).map_err(|e| ControlError::invalid(e.to_string()))?;
+    let at = now.max(state.last_stamp());
+    let known = match state.named(Kind::Image, &name) {
+        Some(ObjectId::Image(id)) => state.image(&id).filter(|i| i.digest == digest && i.holders.contains(node)),
+        _ => None,
+    };
+    let Some(image) = known else { return Ok(Transaction { at, changes: Vec::new() }) };
+    let mut next = Image::clone(image);
+    next.holders.remove(node);
+    let change = match next.holders.is_empty() {
+        true => removal(&Object::Image(image.clone())),
+        false => Change::Update(Object::Image(Arc::new(next))),
+    };
+    Ok(propose(state, now, ObjectId::Image(image.id.clone()), vec![change])?.transaction)
+}

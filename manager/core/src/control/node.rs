@@ -1,0 +1,68 @@
+//! Nodes: role, availability, labels; leaving for good.
+
+use std::sync::Arc;
+
+use orch_model::{
+    NodeId, Object, ObjectId, Timestamp, Version,
+    change::Change,
+    image::Image,
+    node::{Node, NodeRole, NodeSpec, NodeState},
+};
+
+use super::{ControlError, Proposal, missing, propose, removal};
+use crate::{state::State, validate};
+
+/// Changes what the operator wants of a node.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn update_node(
+    state: &State,
+    now: Timestamp,
+    id: &NodeId,
+    version: Version,
+    spec: NodeSpec,
+) -> Result<Proposal, ControlError> {
+    validate::node_spec(&spec)?;
+    let node = state.node(id).ok_or_else(|| missing(id))?;
+    let demoted = node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker;
+    let other_managers = state.nodes().filter(|n| n.spec.role == NodeRole::Manager && n.id != *id).count();
+    if demoted && other_managers == 0 {
+        return Err(ControlError::precondition(format!(
+            "attempting to demote the last manager of the cluster: promote another node first, {} is the only one",
+            node.description.hostname
+        )));
+    }
+    let mut next = Node::clone(node);
+    next.meta.version = version;
+    next.spec = spec;
+    propose(state, now, ObjectId::Node(id.clone()), vec![Change::Update(Object::Node(Arc::new(next)))])
+}
+
+/// Removes a node that has left or is down; its tasks are orphaned.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn remove_node(state: &State, now: Timestamp, id: &NodeId, force: bool) -> Result<Proposal, ControlError> {
+    let node = state.node(id).ok_or_else(|| missing(id))?;
+    let name = &node.description.hostname;
+    // Taking a member out of raft behind its back could cost the quorum.
+    if node.spec.role == NodeRole::Manager || node.role == NodeRole::Manager || node.manager.is_some() {
+        return Err(ControlError::precondition(format!(
+            "node {name} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before \
+             removal: \"orch node demote {name}\""
+        )));
+    }
+    if node.status.state != NodeState::Down && !force {
+        return Err(ControlError::precondition(format!(
+            "node {name} is not down and can't be removed: run \"orch leave\" on it first, or remove it with --force"
+        )));
+    }
+    let mut changes = vec![removal(&Object::Node(node.clone()))];
+    for image in state.images().filter(|i| i.holders.contains(id)) {
+        let mut next = Image::clone(image);
+        next.holders.remove(id);
+        changes.push(Change::Update(Object::Image(Arc::new(next))));
+    }
+    propose(state, now, ObjectId::Node(id.clone()), changes)
+}

@@ -1,0 +1,204 @@
+//! Services.
+
+use std::sync::Arc;
+
+use orch_model::{
+    Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
+    change::Change,
+    service::{Endpoint, PublishMode, Service, ServiceMode, ServiceSpec},
+};
+
+use super::{ControlError, Proposal, missing, propose};
+use crate::{
+    decision::Ids,
+    image_name::{digest_of, normalise_image_name},
+    orchestrator::{fits, update::rolled_back},
+    state::{State, check::protocol_word, makes_other_tasks},
+    validate,
+};
+
+/// Creates a service.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn create_service(
+    state: &State,
+    now: Timestamp,
+    ids: Ids<'_>,
+    mut spec: ServiceSpec,
+) -> Result<Proposal, ControlError> {
+    validate::service_spec(&spec)?;
+    let name = &spec.annotations.name;
+    if state.named(Kind::Service, name).is_some() {
+        return Err(ControlError::exists(format!(
+            "name conflicts with an existing object: service {name} already exists"
+        )));
+    }
+    references_fit(state, &spec, None)?;
+    resolve_image(state, &mut spec, None);
+    let id = ServiceId::from_random(ids());
+    let service = Service {
+        id: id.clone(),
+        meta: Meta::default(),
+        spec,
+        spec_version: Version::default(),
+        previous_spec: None,
+        endpoint: Endpoint::default(),
+        update_status: None,
+        removing: false,
+    };
+    let warnings = warnings(state, &service);
+    let created = Change::Create(Object::Service(Arc::new(service)));
+    Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id), vec![created])? })
+}
+
+/// Changes a service. `version` is the one that the caller changed.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn update_service(
+    state: &State,
+    now: Timestamp,
+    id: &ServiceId,
+    version: Version,
+    mut spec: ServiceSpec,
+) -> Result<Proposal, ControlError> {
+    let service = live(state, id)?;
+    validate::service_spec(&spec)?;
+    if spec.annotations.name != service.spec.annotations.name {
+        return Err(ControlError::invalid(format!(
+            "renaming services is not supported: {} cannot become {}; create a new service instead",
+            service.spec.annotations.name, spec.annotations.name
+        )));
+    }
+    if std::mem::discriminant(&spec.mode) != std::mem::discriminant(&service.spec.mode) {
+        return Err(ControlError::invalid(format!(
+            "service mode change is not allowed: service {} is {} and would become {}; remove it and create it anew",
+            spec.annotations.name,
+            mode_word(service.spec.mode),
+            mode_word(spec.mode)
+        )));
+    }
+    references_fit(state, &spec, Some(id))?;
+    resolve_image(state, &mut spec, Some(&service.spec));
+    let mut next = Service::clone(service);
+    next.meta.version = version;
+    let other_tasks = makes_other_tasks(&service.spec, &spec);
+    // Scaling is not what a rollback should undo.
+    if other_tasks || spec.endpoint != service.spec.endpoint {
+        next.previous_spec = Some(Box::new(service.spec.clone()));
+    }
+    if other_tasks {
+        next.update_status = None;
+    }
+    next.spec = spec;
+    let warnings = warnings(state, &next);
+    let updated = Change::Update(Object::Service(Arc::new(next)));
+    Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id.clone()), vec![updated])? })
+}
+
+/// Goes back to the previous spec.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn rollback_service(
+    state: &State,
+    now: Timestamp,
+    id: &ServiceId,
+    version: Version,
+) -> Result<Proposal, ControlError> {
+    let service = live(state, id)?;
+    let Some(mut next) = rolled_back(service, now.max(state.last_stamp())) else {
+        return Err(ControlError::precondition(format!(
+            "service {} does not have a previous spec: there is nothing to roll back to",
+            service.spec.annotations.name
+        )));
+    };
+    references_fit(state, &next.spec, Some(id))?;
+    next.meta.version = version;
+    // Rolling back once more returns to where the user came from.
+    next.previous_spec = Some(Box::new(service.spec.clone()));
+    propose(state, now, ObjectId::Service(id.clone()), vec![Change::Update(Object::Service(Arc::new(next)))])
+}
+
+/// Marks a service for removal: its tasks are drained and stopped, then it is deleted.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn remove_service(state: &State, now: Timestamp, id: &ServiceId) -> Result<Proposal, ControlError> {
+    let service = live(state, id)?;
+    let mut next = Service::clone(service);
+    next.removing = true;
+    propose(state, now, ObjectId::Service(id.clone()), vec![Change::Update(Object::Service(Arc::new(next)))])
+}
+
+fn live<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Arc<Service>, ControlError> {
+    state.service(id).filter(|s| !s.removing).ok_or_else(|| missing(id))
+}
+
+/// Networks that may be joined, ports that nobody else has.
+fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), ControlError> {
+    for attachment in &spec.task.networks {
+        let network = state.network(&attachment.network).ok_or_else(|| missing(&attachment.network))?;
+        if network.spec.ingress {
+            return Err(ControlError::invalid(format!(
+                "Service cannot be explicitly attached to the ingress network {:?}: publish a port instead",
+                network.spec.annotations.name
+            )));
+        }
+    }
+    for file in &spec.task.container.secrets {
+        state.secret(&file.id).ok_or_else(|| missing(&file.id))?;
+    }
+    for file in &spec.task.container.configs {
+        state.config(&file.id).ok_or_else(|| missing(&file.id))?;
+    }
+    for port in spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress) {
+        let holder = state.port_holder(port.protocol, port.published_port).filter(|h| Some(*h) != own);
+        if let Some(holder) = holder.and_then(|id| state.service(id)).filter(|_| port.published_port != 0) {
+            return Err(ControlError::invalid(format!(
+                "port '{}' is already in use by service '{}' ({}, {}) as an ingress port: choose another published port",
+                port.published_port,
+                holder.spec.annotations.name,
+                holder.id,
+                protocol_word(port.protocol)
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Fills in which content the image's name means now, if the cluster knows it.
+fn resolve_image(state: &State, spec: &mut ServiceSpec, old: Option<&ServiceSpec>) {
+    let container = &mut spec.task.container;
+    let was = old.map(|s| &s.task.container);
+    let is_left_over = was.is_some_and(|w| w.image != container.image && w.image_digest == container.image_digest);
+    if container.image_digest.is_some() && !is_left_over {
+        return;
+    }
+    let known = normalise_image_name(&container.image).ok().and_then(|name| match state.named(Kind::Image, &name) {
+        Some(ObjectId::Image(id)) => state.image(&id).map(|i| i.digest.clone()),
+        _ => None,
+    });
+    container.image_digest = digest_of(&container.image).map(str::to_owned).or(known);
+}
+
+/// What will go wrong although it may be asked for.
+fn warnings(state: &State, service: &Service) -> Vec<String> {
+    let constraints = &service.spec.task.placement.constraints;
+    let unplaceable = !constraints.is_empty() && !state.nodes().any(|n| fits(service, n));
+    let warning = format!(
+        "no node of this cluster satisfies the constraints {}: its tasks stay pending until one does",
+        constraints.join(", ")
+    );
+    unplaceable.then_some(warning).into_iter().collect()
+}
+
+fn mode_word(mode: ServiceMode) -> &'static str {
+    match mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+        ServiceMode::ReplicatedJob { .. } => "a replicated job",
+        ServiceMode::GlobalJob => "a global job",
+    }
+}

@@ -1,0 +1,129 @@
+//! What a task runs: image, environment, mounts, files.
+
+use std::collections::BTreeSet;
+
+use orch_model::{
+    Duration,
+    service::{ContainerSpec, FileRef, HealthConfig, Mount, MountKind},
+};
+
+use super::{SpecError, field};
+use crate::image_name::normalise_image_name;
+
+/// Environment, commands and labels together; what execve takes is a little more.
+const MAX_TEXT_BYTES: usize = 1024 * 1024;
+/// Docker's minimum of health check times.
+const MIN_HEALTH_TIME: Duration = Duration::from_millis(1);
+
+pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), SpecError> {
+    if container.image.is_empty() {
+        return Err(SpecError::Rule("ContainerSpec: image reference must be provided".to_owned()));
+    }
+    normalise_image_name(&container.image)?;
+    texts(container)?;
+    if !container.dir.is_empty() && !container.dir.starts_with('/') {
+        return Err(field("working directory", &container.dir, "it must be an absolute path"));
+    }
+    if !container.hostname.is_empty() && !is_host_name(&container.hostname) {
+        return Err(field("hostname", &container.hostname, "at most 63 letters, digits, '-' and '.'"));
+    }
+    if container.labels.keys().any(String::is_empty) {
+        return Err(field("container label", "", "a label needs a name: NAME or NAME=VALUE"));
+    }
+    let mut targets = BTreeSet::new();
+    for one in &container.mounts {
+        mount(one)?;
+        if !targets.insert(one.target.as_str()) {
+            return Err(SpecError::Rule(format!("ContainerSpec: duplicate mount point: {}", one.target)));
+        }
+    }
+    files("secret", &container.secrets)?;
+    files("config", &container.configs)?;
+    container.health.as_ref().map_or(Ok(()), health)
+}
+
+fn texts(container: &ContainerSpec) -> Result<(), SpecError> {
+    for line in &container.env {
+        if line.split('=').next().is_none_or(str::is_empty) {
+            return Err(field("environment variable", line, "expected NAME=VALUE or NAME"));
+        }
+    }
+    let all = container.env.iter().chain(&container.command).chain(&container.args);
+    if let Some(text) = all.clone().find(|t| t.contains('\0')) {
+        return Err(field("text", text.replace('\0', "\\0"), "environment and arguments cannot contain a zero byte"));
+    }
+    let bytes: usize = all.map(String::len).sum();
+    if bytes > MAX_TEXT_BYTES {
+        return Err(SpecError::Rule(format!(
+            "environment, command and arguments have {bytes} bytes together: at most {MAX_TEXT_BYTES}; put large \
+             content in a config"
+        )));
+    }
+    Ok(())
+}
+
+fn mount(mount: &Mount) -> Result<(), SpecError> {
+    if !mount.target.starts_with('/') || mount.target == "/" {
+        return Err(field("mount target", &mount.target, "invalid mount target, must be an absolute path and not /"));
+    }
+    match mount.kind {
+        MountKind::Bind if !mount.source.starts_with('/') => {
+            Err(field("mount source", &mount.source, "invalid bind mount source, must be an absolute path"))
+        }
+        MountKind::Volume if mount.source.starts_with('/') => Err(field(
+            "mount source",
+            &mount.source,
+            "invalid volume mount source, must not be an absolute path: a volume has a name; for a folder of the node \
+             use type=bind",
+        )),
+        MountKind::Volume if !mount.source.is_empty() && !is_volume_name(&mount.source) => {
+            Err(field("volume name", &mount.source, "only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"))
+        }
+        MountKind::Tmpfs if !mount.source.is_empty() => {
+            Err(field("mount source", &mount.source, "invalid tmpfs source, source must be empty"))
+        }
+        MountKind::Bind | MountKind::Volume | MountKind::Tmpfs => Ok(()),
+    }
+}
+
+fn files<Id>(what: &'static str, refs: &[FileRef<Id>]) -> Result<(), SpecError> {
+    let mut targets = BTreeSet::new();
+    for file in refs {
+        if file.target.is_empty() || file.target.split('/').any(|part| part == "..") {
+            return Err(SpecError::Rule(format!(
+                "{what} {}: target {:?} is not valid: expected a file name or an absolute path without ..",
+                file.name, file.target
+            )));
+        }
+        if !targets.insert(file.target.as_str()) {
+            return Err(SpecError::Rule(format!(
+                "{what} references {} and another one have a conflicting target: {}",
+                file.name, file.target
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn health(health: &HealthConfig) -> Result<(), SpecError> {
+    let known = ["NONE", "CMD", "CMD-SHELL"];
+    if let Some(first) = health.test.first().filter(|first| !known.contains(&first.as_str())) {
+        return Err(field("health check", first, "it must start with NONE, CMD or CMD-SHELL"));
+    }
+    let times = [health.interval, health.timeout, health.start_period, health.start_interval];
+    match times.into_iter().flatten().find(|t| !t.is_zero() && *t < MIN_HEALTH_TIME) {
+        Some(time) => Err(field("health check time", format!("{time:?}"), "it must be 0 or at least 1ms")),
+        None => Ok(()),
+    }
+}
+
+fn is_host_name(text: &str) -> bool {
+    // Templates like {{.Node.Hostname}} are filled in on the node.
+    text.contains("{{") || (text.len() <= 63 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b)))
+}
+
+fn is_volume_name(text: &str) -> bool {
+    text.contains("{{")
+        || (text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b)))
+}

@@ -1,0 +1,148 @@
+//! Services: mode, resources, restart and update policies, placement, ports.
+
+use orch_model::{
+    Duration,
+    service::{
+        EndpointMode, EndpointSpec, FailureAction, Placement, PublishMode, ResourceLimits, ServiceMode, ServiceSpec,
+        TaskSpec, UpdateConfig,
+    },
+};
+
+use super::{SpecError, container::container_spec, field, labels, service_name};
+use crate::{constraint::Constraint, scheduler::spread};
+
+/// One service may have this many tasks.
+const MAX_REPLICAS: u64 = 100_000;
+/// 0.001 CPUs.
+const MIN_NANO_CPUS: u64 = 1_000_000;
+/// Docker's minimum.
+const MIN_MEMORY_BYTES: u64 = 4 * 1024 * 1024;
+/// Delays and periods beyond a year are mistakes.
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Checks a service.
+///
+/// # Errors
+/// See [`SpecError`].
+pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
+    service_name(&spec.annotations.name)?;
+    labels(&spec.annotations)?;
+    mode(spec.mode)?;
+    task_spec(&spec.task)?;
+    for (which, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
+        if let Some(config) = config {
+            update_config(which, config)?;
+        }
+    }
+    endpoint(&spec.endpoint)
+}
+
+fn mode(mode: ServiceMode) -> Result<(), SpecError> {
+    match mode {
+        ServiceMode::Replicated { replicas } if replicas > MAX_REPLICAS => {
+            Err(field("replicas", replicas, format!("at most {MAX_REPLICAS}")))
+        }
+        ServiceMode::Replicated { .. } | ServiceMode::Global => Ok(()),
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Err(SpecError::Rule(
+            "jobs are not supported yet: use mode replicated or global; with restart condition \"none\" a task runs \
+             once"
+                .to_owned(),
+        )),
+    }
+}
+
+fn task_spec(task: &TaskSpec) -> Result<(), SpecError> {
+    container_spec(&task.container)?;
+    limits(&task.limits, task.reservations.nano_cpus, task.reservations.memory_bytes)?;
+    duration("restart delay", task.restart.delay)?;
+    duration("restart window", task.restart.window)?;
+    placement(&task.placement)?;
+    for (i, network) in task.networks.iter().enumerate() {
+        if task.networks[..i].iter().any(|other| other.network == network.network) {
+            return Err(field("network", &network.network, "the service is attached to it twice: name it once"));
+        }
+        if let Some(alias) = network.aliases.iter().find(|a| !is_host_name(a)) {
+            return Err(field("network alias", alias, "it must be a host name"));
+        }
+    }
+    Ok(())
+}
+
+fn limits(limits: &ResourceLimits, reserved_cpus: u64, reserved_memory: u64) -> Result<(), SpecError> {
+    for (nano_cpus, what) in [(limits.nano_cpus, "limit"), (reserved_cpus, "reservation")] {
+        if nano_cpus != 0 && nano_cpus < MIN_NANO_CPUS {
+            #[allow(clippy::cast_precision_loss)] // For show.
+            let cpus = nano_cpus as f64 / 1e9;
+            return Err(SpecError::Rule(format!("invalid cpu value {cpus} as {what}: Must be at least 0.001")));
+        }
+    }
+    for (bytes, what) in [(limits.memory_bytes, "limit"), (reserved_memory, "reservation")] {
+        if bytes != 0 && bytes < MIN_MEMORY_BYTES {
+            return Err(SpecError::Rule(format!("invalid memory value {bytes} as {what}: Must be at least 4MiB")));
+        }
+    }
+    let above = |reserved: u64, limit: u64| limit != 0 && reserved > limit;
+    if above(reserved_cpus, limits.nano_cpus) || above(reserved_memory, limits.memory_bytes) {
+        return Err(SpecError::Rule("a reservation is larger than its limit: lower it or raise the limit".to_owned()));
+    }
+    Ok(())
+}
+
+fn placement(placement: &Placement) -> Result<(), SpecError> {
+    for text in &placement.constraints {
+        Constraint::parse(text)?;
+    }
+    match placement.spread.iter().find(|d| !spread::is_descriptor(d)) {
+        Some(text) => Err(field("placement preference", text, "expected node.labels.NAME or engine.labels.NAME")),
+        None => Ok(()),
+    }
+}
+
+fn update_config(which: &str, config: &UpdateConfig) -> Result<(), SpecError> {
+    duration("update delay", config.delay)?;
+    duration("update monitor period", config.monitor)?;
+    if !(0.0..=1.0).contains(&config.max_failure_ratio) {
+        return Err(field("update maximum failure ratio", config.max_failure_ratio, "expected a number from 0 to 1"));
+    }
+    if which == "rollback" && config.failure_action == FailureAction::Rollback {
+        return Err(SpecError::Rule(
+            "a rollback cannot be rolled back: its failure action must be pause or continue".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
+    for (i, port) in endpoint.ports.iter().enumerate() {
+        if port.target_port == 0 {
+            return Err(field("target port", port.target_port, "it must be from 1 to 65535"));
+        }
+        if endpoint.mode == EndpointMode::DnsRoundRobin && port.publish_mode == PublishMode::Ingress {
+            return Err(SpecError::Rule(
+                "EndpointSpec: port published with ingress mode can't be used with dnsrr mode: publish it in mode \
+                 host, or use endpoint mode vip"
+                    .to_owned(),
+            ));
+        }
+        let clash = endpoint.ports[..i].iter().any(|other| {
+            port.published_port != 0 && other.published_port == port.published_port && other.protocol == port.protocol
+        });
+        if clash {
+            return Err(SpecError::Rule(format!(
+                "EndpointSpec: duplicate published ports provided: {} is published twice",
+                port.published_port
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn duration(what: &'static str, value: Duration) -> Result<(), SpecError> {
+    if value > MAX_DURATION { Err(field(what, format!("{value:?}"), "at most a year")) } else { Ok(()) }
+}
+
+fn is_host_name(text: &str) -> bool {
+    let label =
+        |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    text.len() <= 253 && text.split('.').all(label)
+}
