@@ -1,0 +1,171 @@
+//! `orch lab kill` and `orch lab start`.
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt, net::UnixStream},
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill as send},
+    unistd::Pid,
+};
+
+use crate::{
+    Target,
+    cgroup::Cgroups,
+    host, net,
+    registry::{Host, Lab, LabsLock},
+};
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+const DIE_LIMIT: Duration = Duration::from_secs(10);
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+impl Target {
+    /// The subcommand that the daemon was started with.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Manager => "manager",
+            Self::Worker => "worker",
+            Self::Netd => "netd",
+            Self::Node => "node",
+            Self::All => "all",
+        }
+    }
+}
+
+/// `orch lab kill NODE [TARGET]`
+pub(crate) fn kill(lab: &str, node: &str, target: Target) -> Result<()> {
+    let _lock = LabsLock::take()?;
+    let lab = Lab::load(lab)?;
+    let host = lab.host(node)?;
+    let cgroups = Cgroups::find()?;
+    if target == Target::All {
+        return power_off(&host, &cgroups);
+    }
+    let victims = daemons(&host, &cgroups, target.word());
+    if victims.is_empty() {
+        bail!("no {} runs on {node}", target.word());
+    }
+    for victim in &victims {
+        match send(Pid::from_raw(*victim), Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {victim}")),
+        }
+    }
+    wait_gone(&host, &cgroups, target.word(), &victims)
+}
+
+/// Everything of the host that a power cut would end: processes, and with them mounts, networks and namespaces.
+pub(crate) fn power_off(host: &Host<'_>, cgroups: &Cgroups) -> Result<()> {
+    cgroups.kill(&host.cgroup()).with_context(|| format!("cannot cut the power of {}", host.name))?;
+    cgroups.remove(&host.cgroup())
+}
+
+/// `orch lab start NODE`: whatever is missing of it; nothing when it runs.
+pub(crate) fn start(lab: &str, node: &str) -> Result<()> {
+    let lock = LabsLock::take()?;
+    let lab = Lab::load(lab)?;
+    let host = lab.host(node)?;
+    let cgroups = Cgroups::find()?;
+    boot(&host, &cgroups)?;
+    drop(lock);
+    if host.is_node() {
+        wait_ready(&host, &cgroups)?;
+    }
+    Ok(())
+}
+
+/// Power, cable and the supervisor; does not wait for the daemons.
+pub(crate) fn boot(host: &Host<'_>, cgroups: &Cgroups) -> Result<()> {
+    if host::holder(host, cgroups).is_none() {
+        let switch = host::holder(&host.lab.switch(), cgroups);
+        let switch = switch.with_context(|| format!("the switch of lab {:?} is gone; take it down", host.lab.name))?;
+        let holder = host::power_on(host, cgroups)?;
+        net::plug_in(host, switch, holder)?;
+    }
+    if host.is_node() && !supervisor_runs(host, cgroups) {
+        let log = host.data_dir().join("node/log/node.log");
+        host::spawn_detached(host, &["node"], &log)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn supervisor_runs(host: &Host<'_>, cgroups: &Cgroups) -> bool {
+    !daemons(host, cgroups, Target::Node.word()).is_empty()
+}
+
+/// Until the supervisor answers and, on a member of a cluster, its daemons do.
+pub(crate) fn wait_ready(host: &Host<'_>, cgroups: &Cgroups) -> Result<()> {
+    let deadline = Instant::now() + START_LIMIT;
+    loop {
+        let missing = missing_sockets(host, cgroups);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let logs = host.data_dir().join("node/log");
+            bail!("{} does not come up: no answer from {}; see {}", host.name, missing.join(", "), logs.display());
+        }
+        sleep(POLL_INTERVAL);
+    }
+}
+
+fn missing_sockets(host: &Host<'_>, cgroups: &Cgroups) -> Vec<&'static str> {
+    let Some(holder) = host::holder(host, cgroups) else { return vec!["the node"] };
+    let run = PathBuf::from(format!("/proc/{holder}/root{}", host::RUN));
+    let mut wanted = vec!["node"];
+    wanted.extend(expected_daemons(host));
+    wanted.into_iter().filter(|name| UnixStream::connect(run.join(format!("{name}.sock"))).is_err()).collect()
+}
+
+/// The daemons that the node's membership calls for.
+fn expected_daemons(host: &Host<'_>) -> Vec<&'static str> {
+    match membership(host) {
+        None => Vec::new(),
+        Some(Membership { manager: true }) => vec!["manager", "worker", "netd"],
+        Some(Membership { manager: false }) => vec!["worker", "netd"],
+    }
+}
+
+/// What the node's own state file says.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Membership {
+    pub(crate) manager: bool,
+}
+
+pub(crate) fn membership(host: &Host<'_>) -> Option<Membership> {
+    let text = fs::read(host.data_dir().join("node/state.json")).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// The host's processes that were started as `orch WORD`.
+fn daemons(host: &Host<'_>, cgroups: &Cgroups, word: &str) -> BTreeSet<i32> {
+    let program = host.lab.program.file_name();
+    let mut found = cgroups.processes(&host.cgroup());
+    found.retain(|process| {
+        let Ok(line) = fs::read(format!("/proc/{process}/cmdline")) else { return false };
+        let mut args = line.split(|byte| *byte == 0);
+        let called = args.next().map(|arg| Path::new(OsStr::from_bytes(arg)).file_name());
+        called == Some(program) && args.next() == Some(word.as_bytes())
+    });
+    found
+}
+
+fn wait_gone(host: &Host<'_>, cgroups: &Cgroups, word: &str, victims: &BTreeSet<i32>) -> Result<()> {
+    let deadline = Instant::now() + DIE_LIMIT;
+    while !daemons(host, cgroups, word).is_disjoint(victims) {
+        if Instant::now() >= deadline {
+            bail!("the {word} of {} does not die", host.name);
+        }
+        sleep(POLL_INTERVAL);
+    }
+    Ok(())
+}
