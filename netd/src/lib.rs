@@ -1,1 +1,92 @@
-//! Placeholder.
+//! The network daemon: carries out what [`orch_netd_core`] decides.
+//!
+//! One engine owns all state and takes one step at a time (requests that wait meanwhile are carried out together); work
+//! inside namespaces is done by threads that enter them and end there. It can be killed at any instant: on its start it
+//! reads its files and the kernel, compares with what is wanted, and carries on; the packets of running containers never
+//! depend on it, only their DNS does.
+//!
+//! Must not know containers, images or managers: only the worker talks to it.
+
+mod conntrack;
+mod dns;
+mod engine;
+mod netlink;
+mod netns;
+mod nfnetlink;
+mod nft;
+mod service;
+mod store;
+
+use std::{io, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use orch_proto::{paths::Paths, transport, wire::netd_server::NetdServer};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc,
+};
+
+use crate::{dns::Resolvers, engine::Engine, nft::NftProgram, store::Store};
+
+/// Requests that may wait for the engine.
+const MAX_WAITING: usize = 1_024;
+/// Only the worker, which is root, talks to the daemon.
+const SOCKET_MODE: u32 = 0o600;
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What the daemon needs to start.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub paths: Paths,
+}
+
+/// Serves `Netd` until SIGTERM or a fatal error. What it made stays: containers keep their networks.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    runtime.block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let store = Store::open(&config.paths).context("opening the network daemon's folders")?;
+    let resolvers = Arc::new(Resolvers::new(RESOLV_CONF.into()));
+    let engine = Engine::start(store, resolvers, Arc::new(NftProgram)).await.context("starting the network daemon")?;
+    let socket = config.paths.netd_sock();
+    let incoming = transport::unix_incoming(&socket, SOCKET_MODE).context("opening the network daemon's socket")?;
+    let (commands, receiver) = mpsc::channel(MAX_WAITING);
+    let engine = tokio::spawn(engine.run(receiver));
+    let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let server = tonic::transport::Server::builder()
+        .add_service(NetdServer::new(service::Netd { commands }))
+        .serve_with_incoming_shutdown(incoming, async move { drop(terminate.recv().await) });
+    tracing::info!(socket = %socket.display(), "the network daemon is ready");
+    server.await.context("serving the network daemon's socket")?;
+    // The last sender is gone with the server: the engine ends when it has done what was asked.
+    engine.await.context("the network daemon's engine panicked")
+}
+
+/// Removes everything that the daemon ever made on this node: tables, links, namespaces, files. For leaving a cluster;
+/// the daemon must not run, and the node's containers must have ended. Goes on after a failure and reports the first.
+pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
+    let store = Store::open(paths).context("opening the network daemon's folders")?;
+    let mut results = Vec::new();
+    for (path, network) in store.namespaces().context("listing namespaces")? {
+        if network.is_some() {
+            results.push(empty_sandbox(&path).with_context(|| format!("emptying {}", path.display())));
+        }
+        results.push(netns::remove(&path).with_context(|| format!("removing {}", path.display())));
+    }
+    results.push(netns::on_own_thread(|| netlink::connected(netlink::delete_own_links)?).context("removing links"));
+    results.push(nft::delete_tables(&[("ip", "orch_host")]).context("removing rules"));
+    results.push(store.remove().context("removing files"));
+    results.into_iter().collect()
+}
+
+/// Links are deleted by hand: the kernel takes its time with those of a namespace that goes, and a tunnel with the same
+/// number cannot be made meanwhile.
+fn empty_sandbox(path: &Path) -> io::Result<()> {
+    let Some(ns) = netns::NetNs::open(path)? else { return Ok(()) };
+    netns::on_own_thread(move || {
+        ns.enter()?;
+        netlink::connected(netlink::delete_all_links)?
+    })
+}

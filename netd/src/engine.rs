@@ -1,0 +1,342 @@
+//! The one owner of the daemon's state.
+//!
+//! Requests change what should be; a pass then makes it so and answers them. Requests that arrive during a pass are taken
+//! together into the next: a burst costs as much as its last state. Between requests a pass every few seconds looks
+//! whether someone else changed something, and puts it back.
+
+mod apply;
+mod pass;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
+
+use orch_model::{NetworkId, TaskId, assignment::Assignment};
+use orch_netd_core::{
+    desired::{Desired, LocalTask},
+    flows::Standings,
+    gateway::Gateway,
+    ns::NsName,
+    resolv,
+};
+use orch_proto::{
+    conv::{DecodeError, FromProto},
+    wire::{AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+
+use crate::{
+    dns::{self, Resolvers},
+    engine::apply::Applied,
+    netlink::{self, Namespaces},
+    netns::{self, NetNs},
+    nft::RuleSink,
+    store::{Store, StoredTask, local_task},
+};
+
+/// How often the kernel is compared with what should be.
+const CHECK_PERIOD: Duration = Duration::from_secs(4);
+/// Requests taken into one pass at most.
+const MAX_BATCH: usize = 256;
+/// MTU of the underlay while the link that has the tunnel address is unknown.
+const DEFAULT_MTU: u32 = 1_500;
+
+type Reply<T> = oneshot::Sender<Result<T, EngineError>>;
+
+/// A request with where its answer goes.
+pub(crate) enum Command {
+    SetDesired(DesiredNetworks, Reply<SetDesiredResponse>),
+    Attach(AttachTaskRequest, Reply<AttachTaskResponse>),
+    Down(TaskId, Reply<Empty>),
+    Detach(TaskId, Reply<Empty>),
+    Status(Reply<NetdStatus>),
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    #[error("the request does not make sense")]
+    Invalid(#[from] DecodeError),
+    #[error("network {network} is not known on this node yet: send it with SetDesired before the task is attached")]
+    UnknownNetwork { network: NetworkId },
+    #[error("the node's gateway network has no free address: too many tasks on this node")]
+    NoAddress,
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+/// Answered once the pass is over.
+enum Waiting {
+    SetDesired(Reply<SetDesiredResponse>),
+    Attach(TaskId, Reply<AttachTaskResponse>),
+    Gone(Reply<Empty>),
+    Status(Reply<NetdStatus>),
+}
+
+pub(crate) struct Engine {
+    store: Store,
+    rules: Arc<dyn RuleSink>,
+    resolvers: Arc<Resolvers>,
+    desired: Desired,
+    sequence: u64,
+    gateway: Gateway,
+    last_addr: Option<Ipv4Addr>,
+    underlay_mtu: u32,
+    tasks: BTreeMap<TaskId, LocalTask>,
+    /// What the worker sent, for the task's file.
+    requests: BTreeMap<TaskId, AttachTaskRequest>,
+    /// Tasks whose file is older than they are.
+    unsaved: BTreeSet<TaskId>,
+    namespaces: Namespaces,
+    applied: BTreeMap<NsName, Applied>,
+    servers: BTreeMap<TaskId, dns::Server>,
+    standings: Standings,
+    problems: BTreeMap<NsName, String>,
+    plan_problems: Vec<String>,
+}
+
+impl Engine {
+    /// Finds what an earlier daemon left, and makes the first pass.
+    pub(crate) async fn start(
+        store: Store,
+        resolvers: Arc<Resolvers>,
+        rules: Arc<dyn RuleSink>,
+    ) -> Result<Self, EngineError> {
+        let host = NetNs::host().map_err(failed("opening the node's network namespace"))?;
+        let stored = store.load_desired().unwrap_or_default();
+        let (sequence, desired) = (stored.sequence, decode(stored).unwrap_or_default());
+        let gateway = match store.load_gateway() {
+            Some(gateway) => gateway,
+            None => choose_gateway(&host, &desired).await?,
+        };
+        store.save_gateway(gateway).map_err(failed("saving the gateway network"))?;
+        let mut engine = Self {
+            store,
+            rules,
+            resolvers,
+            desired,
+            sequence,
+            gateway,
+            last_addr: None,
+            underlay_mtu: DEFAULT_MTU,
+            tasks: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            unsaved: BTreeSet::new(),
+            namespaces: Namespaces::from([(NsName::Host, host)]),
+            applied: BTreeMap::new(),
+            servers: BTreeMap::new(),
+            standings: Standings::new(),
+            problems: BTreeMap::new(),
+            plan_problems: Vec::new(),
+        };
+        engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;
+        engine.pass(true).await;
+        Ok(engine)
+    }
+
+    /// Serves `commands` until the last sender is gone.
+    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut check = tokio::time::interval(CHECK_PERIOD);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick comes at once; the start has just looked.
+        check.tick().await;
+        loop {
+            let mut batch = Vec::new();
+            tokio::select! {
+                received = commands.recv_many(&mut batch, MAX_BATCH) => {
+                    if received == 0 {
+                        return;
+                    }
+                    let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
+                    self.pass(false).await;
+                    waiting.into_iter().for_each(|waiting| self.answer(waiting));
+                }
+                _ = check.tick() => self.pass(true).await,
+            }
+        }
+    }
+
+    /// Opens the namespaces that are there. What has no file, and what has no namespace, is not a task any more.
+    fn find_tasks(&mut self) -> io::Result<()> {
+        for stored in self.store.load_tasks()? {
+            let Some((request, task)) = stored.decode_task() else { continue };
+            let path = self.store.task_netns(&task.id);
+            match NetNs::open(&path) {
+                Ok(Some(ns)) => drop(self.namespaces.insert(NsName::Task(task.id.clone()), ns)),
+                Ok(None) | Err(_) => {
+                    tracing::info!(task = %task.id, "forgetting a task whose namespace is gone");
+                    self.store.forget_task(&task.id)?;
+                    continue;
+                }
+            }
+            self.last_addr = self.last_addr.max(Some(task.gateway_addr));
+            self.requests.insert(task.id.clone(), request);
+            self.tasks.insert(task.id.clone(), task);
+        }
+        let known: BTreeSet<_> = self.tasks.keys().map(|id| self.store.task_netns(id)).collect();
+        for (path, network) in self.store.namespaces()? {
+            match network {
+                Some(network) => {
+                    if let Some(ns) = NetNs::open(&path)? {
+                        self.namespaces.insert(NsName::Sandbox(network), ns);
+                    }
+                }
+                None if known.contains(&path) => {}
+                None => netns::remove(&path)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a request into what should be; `None` when it is answered already.
+    fn accept(&mut self, command: Command) -> Option<Waiting> {
+        match command {
+            Command::SetDesired(desired, reply) => match self.set_desired(desired) {
+                Ok(()) => Some(Waiting::SetDesired(reply)),
+                Err(error) => refuse(reply, error),
+            },
+            Command::Attach(request, reply) => match self.attach(request) {
+                Ok(id) => Some(Waiting::Attach(id, reply)),
+                Err(error) => refuse(reply, error),
+            },
+            Command::Down(id, reply) => {
+                if let Some(task) = self.tasks.get_mut(&id).filter(|task| !task.down) {
+                    task.down = true;
+                    self.unsaved.insert(id);
+                }
+                Some(Waiting::Gone(reply))
+            }
+            Command::Detach(id, reply) => {
+                self.tasks.remove(&id);
+                self.requests.remove(&id);
+                Some(Waiting::Gone(reply))
+            }
+            Command::Status(reply) => Some(Waiting::Status(reply)),
+        }
+    }
+
+    fn set_desired(&mut self, desired: DesiredNetworks) -> Result<(), EngineError> {
+        if desired.sequence != 0 && desired.sequence < self.sequence {
+            return Ok(());
+        }
+        let decoded = decode(desired.clone())?;
+        self.sequence = desired.sequence;
+        if decoded != self.desired {
+            self.desired = decoded;
+            self.store.save_desired(&desired).map_err(failed("saving the desired networks"))?;
+        }
+        Ok(())
+    }
+
+    fn attach(&mut self, request: AttachTaskRequest) -> Result<TaskId, EngineError> {
+        let mut task = local_task(request.clone(), Ipv4Addr::UNSPECIFIED)?;
+        for attachment in &task.attachments {
+            if !self.desired.networks.contains_key(&attachment.network) {
+                return Err(EngineError::UnknownNetwork { network: attachment.network.clone() });
+            }
+        }
+        let id = task.id.clone();
+        match self.tasks.get(&id) {
+            Some(known) => {
+                (task.gateway_addr, task.dns_port, task.down) = (known.gateway_addr, known.dns_port, known.down);
+            }
+            None => {
+                let used = self.tasks.values().map(|task| task.gateway_addr).collect();
+                let addr = self.gateway.allocate(self.last_addr, &used).ok_or(EngineError::NoAddress)?;
+                task.gateway_addr = addr;
+                self.last_addr = Some(addr);
+            }
+        }
+        // Known before there is a namespace: after a crash in between, none is without a file.
+        let stored = StoredTask::new(request.clone(), &task);
+        self.store.save_task(&stored, &id).map_err(failed("saving the task"))?;
+        self.requests.insert(id.clone(), request);
+        self.tasks.insert(id.clone(), task);
+        Ok(id)
+    }
+
+    fn answer(&self, waiting: Waiting) {
+        // Who no longer waits for an answer needs none.
+        match waiting {
+            Waiting::SetDesired(reply) => {
+                drop(reply.send(Ok(SetDesiredResponse { problems: self.all_problems() })));
+            }
+            Waiting::Attach(id, reply) => drop(reply.send(self.attached(&id))),
+            Waiting::Gone(reply) => drop(reply.send(Ok(Empty {}))),
+            Waiting::Status(reply) => drop(reply.send(Ok(NetdStatus {
+                sequence: self.sequence,
+                tasks: self.tasks.keys().map(ToString::to_string).collect(),
+                networks: self.sandboxes().map(ToString::to_string).collect(),
+                problems: self.all_problems(),
+            }))),
+        }
+    }
+
+    fn attached(&self, id: &TaskId) -> Result<AttachTaskResponse, EngineError> {
+        let what = || format!("attaching task {id}");
+        if let Some(problem) = self.problems.get(&NsName::Task(id.clone())) {
+            return Err(EngineError::Io { what: what(), source: io::Error::other(problem.clone()) });
+        }
+        let gone = || EngineError::Io { what: what(), source: io::Error::other("it was detached meanwhile") };
+        let task = self.tasks.get(id).ok_or_else(gone)?;
+        let dns = self.requests.get(id).and_then(|request| request.dns.clone()).unwrap_or_default();
+        Ok(AttachTaskResponse {
+            netns_path: self.store.task_netns(id).display().to_string(),
+            resolv_conf: resolv::render(&dns.search, &dns.options, &self.resolvers.node()),
+            primary_address: task.primary_addr(&self.desired).to_string(),
+        })
+    }
+
+    fn sandboxes(&self) -> impl Iterator<Item = &NetworkId> {
+        self.namespaces.keys().filter_map(|ns| match ns {
+            NsName::Sandbox(network) => Some(network),
+            NsName::Host | NsName::Task(_) => None,
+        })
+    }
+
+    fn all_problems(&self) -> Vec<String> {
+        let of_namespaces = self.problems.iter().map(|(ns, problem)| format!("{ns}: {problem}"));
+        self.plan_problems.iter().cloned().chain(of_namespaces).collect()
+    }
+}
+
+fn refuse<T>(reply: Reply<T>, error: EngineError) -> Option<Waiting> {
+    drop(reply.send(Err(error)));
+    None
+}
+
+fn failed(what: &str) -> impl FnOnce(io::Error) -> EngineError {
+    let what = what.to_owned();
+    move |source| EngineError::Io { what, source }
+}
+
+fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
+    let node = if desired.node_id.is_empty() { None } else { Some(FromProto::from_proto(desired.node_id)?) };
+    let items = Vec::<Assignment>::from_proto(desired.items)?;
+    Ok(Desired::new(node, items))
+}
+
+async fn choose_gateway(host: &NetNs, desired: &Desired) -> Result<Gateway, EngineError> {
+    let networks = host.run(|| netlink::connected(netlink::host_networks)?).await;
+    let mut taken = networks.map_err(failed("reading the node's networks"))?;
+    taken.extend(desired.networks.values().flat_map(|network| network.subnets.iter().copied()));
+    Gateway::choose(&taken).ok_or_else(|| EngineError::Io {
+        what: "choosing a subnet for the node's gateway network".to_owned(),
+        source: io::Error::other(
+            "172.18.0.0/16 to 172.31.0.0/16 and 192.168.0.0/16 all overlap networks of this node: free one of them",
+        ),
+    })
+}
+
+/// MTU of the link that has `addr`.
+async fn underlay_mtu(host: &NetNs, addr: IpAddr) -> Option<u32> {
+    let found = host.run(move || netlink::connected(|handle| netlink::mtu_of(handle, addr))?).await;
+    found.inspect_err(|error| tracing::warn!(%error, "cannot read the underlay's MTU")).ok().flatten()
+}

@@ -1,0 +1,279 @@
+//! One pass: from what should be to what is.
+//!
+//! The order is that of dependence: namespaces and DNS sockets, the plan, the node's own namespace, sandboxes, tasks,
+//! then what nobody wants any more, and last the connections that must be forgotten (when their rules are gone).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use orch_model::TaskId;
+use orch_netd_core::{
+    flows::{self, Cut},
+    ns::{NsName, NsPlan},
+    plan::{Inputs, NodeFacts, Plan, plan},
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    DEFAULT_MTU, Engine,
+    apply::{Job, Outcome},
+    choose_gateway, underlay_mtu,
+};
+use crate::{
+    conntrack,
+    dns::{self, Server, TaskView},
+    netlink,
+    netns::{self, NetNs},
+    store::StoredTask,
+};
+
+/// Namespaces worked on at once.
+const MAX_PARALLEL: usize = 8;
+
+impl Engine {
+    /// Makes it so. With `check` every namespace is looked at, else only those whose plan changed.
+    pub(super) async fn pass(&mut self, check: bool) {
+        self.update_facts(check).await;
+        self.prepare_tasks().await;
+        let facts = NodeFacts { gateway: self.gateway, underlay_mtu: self.underlay_mtu };
+        let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, facts });
+        self.open_sandboxes(&plan).await;
+        self.apply_all(&plan, check).await;
+        self.remove_unwanted(&plan).await;
+        self.forget_flows(&plan).await;
+        for (id, view) in plan.views {
+            if let (Some(server), Some(task)) = (self.servers.get(&id), self.tasks.get(&id)) {
+                server.set_view(TaskView { view, nameservers: task.nameservers.clone() });
+            }
+        }
+        self.standings = plan.standings;
+        self.plan_problems = plan.problems;
+        self.save_tasks();
+    }
+
+    async fn update_facts(&mut self, check: bool) {
+        let Some(host) = self.namespaces.get(&NsName::Host) else { return };
+        let subnets: Vec<_> = self.desired.networks.values().flat_map(|n| n.subnets.iter().copied()).collect();
+        if self.tasks.is_empty() && self.gateway.overlaps(&subnets) {
+            match choose_gateway(host, &self.desired).await {
+                Ok(gateway) => {
+                    self.gateway = gateway;
+                    self.last_addr = None;
+                    if let Err(error) = self.store.save_gateway(gateway) {
+                        tracing::warn!(%error, "cannot save the gateway network");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "the gateway network overlaps another one"),
+            }
+        }
+        let known = self.applied.contains_key(&NsName::Host) && self.underlay_mtu != DEFAULT_MTU;
+        if let Some(peer) = self.desired.own_peer().filter(|_| check || !known) {
+            self.underlay_mtu = underlay_mtu(host, peer.data_addr).await.unwrap_or(DEFAULT_MTU);
+        }
+    }
+
+    /// Gives each task its namespace and DNS server.
+    async fn prepare_tasks(&mut self) {
+        let mut work = JoinSet::new();
+        let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
+        for (id, task) in self.tasks.iter().filter(|(id, _)| !self.servers.contains_key(id)) {
+            let (id, port, path) = (id.clone(), task.dns_port, self.store.task_netns(id));
+            let known = self.namespaces.get(&NsName::Task(id.clone())).cloned();
+            let limit = limit.clone();
+            work.spawn(async move {
+                let _permit = limit.acquire_owned().await;
+                (id, prepare(known, path, port).await)
+            });
+        }
+        while let Some(done) = work.join_next().await {
+            let Ok((id, prepared)) = done else { continue };
+            let result = prepared.and_then(|(ns, sockets)| {
+                self.namespaces.insert(NsName::Task(id.clone()), ns);
+                let port = sockets.port;
+                self.servers.insert(id.clone(), Server::start(sockets, self.resolvers.clone())?);
+                Ok(port)
+            });
+            match (result, self.tasks.get_mut(&id)) {
+                (Ok(port), Some(task)) if task.dns_port != port => {
+                    task.dns_port = port;
+                    self.unsaved.insert(id);
+                }
+                (Err(error), _) => drop(self.problems.insert(NsName::Task(id), error.to_string())),
+                (Ok(_), _) => {}
+            }
+        }
+    }
+
+    async fn open_sandboxes(&mut self, plan: &Plan) {
+        for name in plan.namespaces.keys() {
+            let NsName::Sandbox(network) = name else { continue };
+            if self.namespaces.contains_key(name) {
+                continue;
+            }
+            let path = self.store.sandbox_netns(network);
+            match blocking(move || NetNs::create(&path)).await {
+                Ok(ns) => drop(self.namespaces.insert(name.clone(), ns)),
+                Err(error) => drop(self.problems.insert(name.clone(), error.to_string())),
+            }
+        }
+    }
+
+    /// In three rounds, since links between namespaces are made from the earlier one.
+    async fn apply_all(&mut self, plan: &Plan, check: bool) {
+        let mut touched = BTreeSet::new();
+        for round in [is_host, is_sandbox, is_task] {
+            let mut work = JoinSet::new();
+            let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
+            for (name, wanted) in plan.namespaces.iter().filter(|(name, _)| round(name)) {
+                let changed = self.applied.get(name).is_none_or(|applied| applied.plan != *wanted);
+                if !(check || changed || touched.contains(name)) {
+                    continue;
+                }
+                let Some(job) = self.job(name, wanted) else { continue };
+                let limit = limit.clone();
+                work.spawn(async move {
+                    let _permit = limit.acquire_owned().await;
+                    tokio::task::spawn_blocking(move || job.run()).await
+                });
+            }
+            while let Some(done) = work.join_next().await {
+                if let Ok(Ok((name, outcome))) = done {
+                    touched.extend(outcome.touched.iter().cloned());
+                    self.record(name, outcome);
+                }
+            }
+        }
+    }
+
+    fn job(&self, name: &NsName, wanted: &NsPlan) -> Option<Job> {
+        Some(Job {
+            name: name.clone(),
+            ns: self.namespaces.get(name)?.clone(),
+            plan: wanted.clone(),
+            last: self.applied.get(name).cloned(),
+            peers: self.namespaces.clone(),
+            rules: self.rules.clone(),
+        })
+    }
+
+    fn record(&mut self, name: NsName, outcome: Outcome) {
+        match outcome.error {
+            Some(error) => {
+                tracing::warn!(ns = %name, %error, "a namespace is not as it should be");
+                self.problems.insert(name.clone(), error.to_string());
+            }
+            None => drop(self.problems.remove(&name)),
+        }
+        match outcome.applied {
+            Some(applied) => drop(self.applied.insert(name, applied)),
+            None => drop(self.applied.remove(&name)),
+        }
+    }
+
+    /// Takes away namespaces that nobody wants.
+    async fn remove_unwanted(&mut self, plan: &Plan) {
+        let unwanted: Vec<_> = self.namespaces.keys().filter(|n| !plan.namespaces.contains_key(n)).cloned().collect();
+        for name in unwanted {
+            let Some(ns) = self.namespaces.remove(&name) else { continue };
+            self.applied.remove(&name);
+            self.problems.remove(&name);
+            let result = match &name {
+                NsName::Host => Ok(()),
+                NsName::Sandbox(network) => remove_sandbox(ns, self.store.sandbox_netns(network)).await,
+                NsName::Task(id) => {
+                    self.servers.remove(id);
+                    self.unsaved.remove(id);
+                    let (path, store, id) = (self.store.task_netns(id), self.store.clone(), id.clone());
+                    blocking(move || netns::remove(&path).and_then(|()| store.forget_task(&id))).await
+                }
+            };
+            if let Err(error) = result {
+                tracing::warn!(ns = %name, %error, "cannot remove a namespace");
+            }
+        }
+    }
+
+    async fn forget_flows(&mut self, plan: &Plan) {
+        let cuts = flows::cuts(&self.standings, &plan.standings);
+        if cuts.is_empty() {
+            return;
+        }
+        let mut by_ns = BTreeMap::<NsName, BTreeMap<IpAddr, Cut>>::new();
+        for (network, cut) in cuts {
+            let on_network = |id: &TaskId| {
+                self.tasks.get(id).is_some_and(|task| task.attachments.iter().any(|a| a.network == network))
+            };
+            for name in self.namespaces.keys() {
+                let concerned = match name {
+                    NsName::Host => false,
+                    NsName::Sandbox(sandbox) => *sandbox == network,
+                    NsName::Task(id) => on_network(id),
+                };
+                if concerned {
+                    by_ns.entry(name.clone()).or_default().extend(cut.iter().map(|(addr, cut)| (*addr, *cut)));
+                }
+            }
+        }
+        let mut work = JoinSet::new();
+        let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
+        for (name, cuts) in by_ns {
+            let (Some(ns), limit) = (self.namespaces.get(&name).cloned(), limit.clone()) else { continue };
+            work.spawn(async move {
+                let _permit = limit.acquire_owned().await;
+                match ns.run(move || conntrack::forget(&cuts)).await {
+                    Ok(0) => {}
+                    Ok(count) => tracing::debug!(ns = %name, count, "forgot flows to backends that are gone"),
+                    Err(error) => tracing::warn!(ns = %name, %error, "cannot forget flows to backends that are gone"),
+                }
+            });
+        }
+        while work.join_next().await.is_some() {}
+    }
+
+    fn save_tasks(&mut self) {
+        for id in std::mem::take(&mut self.unsaved) {
+            let (Some(request), Some(task)) = (self.requests.get(&id), self.tasks.get(&id)) else { continue };
+            if let Err(error) = self.store.save_task(&StoredTask::new(request.clone(), task), &id) {
+                tracing::warn!(task = %id, %error, "cannot save a task");
+                self.unsaved.insert(id);
+                return;
+            }
+        }
+    }
+}
+
+fn is_host(name: &NsName) -> bool {
+    matches!(name, NsName::Host)
+}
+
+fn is_sandbox(name: &NsName) -> bool {
+    matches!(name, NsName::Sandbox(_))
+}
+
+fn is_task(name: &NsName) -> bool {
+    matches!(name, NsName::Task(_))
+}
+
+async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16) -> io::Result<(NetNs, dns::Sockets)> {
+    let ns = match known {
+        Some(ns) => ns,
+        None => blocking(move || NetNs::create(&path)).await?,
+    };
+    let sockets = dns::open(&ns, port).await?;
+    Ok((ns, sockets))
+}
+
+async fn remove_sandbox(ns: NetNs, path: PathBuf) -> io::Result<()> {
+    // A tunnel with the same number could not be made while the kernel still takes its time with this one.
+    ns.run(|| netlink::connected(netlink::delete_all_links)?).await?;
+    blocking(move || netns::remove(&path)).await
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

@@ -1,0 +1,271 @@
+//! What is in a namespace, read from the kernel.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use futures::TryStreamExt as _;
+use ipnetwork::IpNetwork;
+use orch_netd_core::{
+    names::{HOST_PREFIX, Mac},
+    ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
+};
+use rtnetlink::{
+    Handle, IpVersion, RouteMessageBuilder,
+    packet_route::{
+        AddressFamily,
+        address::AddressAttribute,
+        link::{
+            InfoBridgePort, InfoData, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+        },
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+        rule::{RuleAttribute, RuleMessage},
+    },
+};
+
+use super::{Session, io_error, protocol};
+
+/// Link names by index.
+pub(super) type LinkNames = BTreeMap<u32, String>;
+
+impl Session {
+    /// Everything that `plan` may be compared with, but the ruleset.
+    pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
+        let mut observed = self.runtime.block_on(observe(&self.here)).map_err(io_error)?;
+        for path in plan.sysctls.keys() {
+            if let Ok(value) = fs::read_to_string(format!("/proc/sys/{path}")) {
+                observed.sysctls.insert(path.clone(), value.trim().to_owned());
+            }
+        }
+        Ok(observed)
+    }
+}
+
+async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
+    let messages: Vec<_> = handle.link().get().execute().try_collect().await?;
+    let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?))).collect();
+    let links = messages.iter().filter_map(|m| Some((name_of(m)?, link(m, &names)))).collect();
+    let addresses = addresses(handle, &names).await?;
+    let routes = routes(handle).await?.iter().filter_map(|m| route(m, &names)).collect();
+    let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
+    let mut neighbours: Vec<_> = handle.neighbours().get().set_family(IpVersion::V4).execute().try_collect().await?;
+    let v6: Vec<_> = handle.neighbours().get().set_family(IpVersion::V6).execute().try_collect().await?;
+    neighbours.extend(v6);
+    let bridge = handle.neighbours().get().set_address_family(AddressFamily::Bridge);
+    let fdb_messages: Vec<_> = bridge.execute().try_collect().await?;
+    Ok(Observed {
+        links,
+        addresses,
+        routes,
+        rules: rules.iter().filter_map(rule).collect(),
+        neighbours: neighbours.iter().filter_map(|m| neighbour(m, &names)).collect(),
+        fdb: fdb(&fdb_messages, &names),
+        ..Observed::default()
+    })
+}
+
+async fn addresses(handle: &Handle, names: &LinkNames) -> Result<BTreeSet<(String, IpNetwork)>, rtnetlink::Error> {
+    let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
+    Ok(messages
+        .iter()
+        .filter_map(|m| {
+            let local = m.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Local(addr) => Some(*addr),
+                _ => None,
+            });
+            let plain = m.attributes.iter().find_map(|a| match a {
+                AddressAttribute::Address(addr) => Some(*addr),
+                _ => None,
+            });
+            let addr = IpNetwork::new(local.or(plain)?, m.header.prefix_len).ok()?;
+            Some((names.get(&m.header.index)?.clone(), addr))
+        })
+        .collect())
+}
+
+async fn routes(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
+    handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().try_collect().await
+}
+
+fn name_of(message: &LinkMessage) -> Option<String> {
+    message.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
+fn link(message: &LinkMessage, names: &LinkNames) -> ObservedLink {
+    let mut link = ObservedLink {
+        vxlan: None,
+        mac: None,
+        mtu: 0,
+        master: None,
+        isolated: false,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Address(bytes) => link.mac = bytes.first_chunk().copied().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.master = names.get(index).cloned(),
+            LinkAttribute::LinkInfo(infos) => infos.iter().for_each(|info| link_info(info, &mut link)),
+            _ => {}
+        }
+    }
+    link
+}
+
+fn link_info(info: &LinkInfo, link: &mut ObservedLink) {
+    match info {
+        LinkInfo::Data(InfoData::Vxlan(infos)) => link.vxlan = vxlan(infos),
+        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+            link.isolated = infos.contains(&InfoBridgePort::Isolated(true));
+        }
+        _ => {}
+    }
+}
+
+fn vxlan(infos: &[InfoVxlan]) -> Option<Vxlan> {
+    let vni = infos.iter().find_map(|i| if let InfoVxlan::Id(vni) = i { Some(*vni) } else { None })?;
+    let port = infos.iter().find_map(|i| if let InfoVxlan::Port(port) = i { Some(*port) } else { None })?;
+    let local = infos.iter().find_map(|i| match i {
+        InfoVxlan::Local(addr) => Some(IpAddr::V4(*addr)),
+        InfoVxlan::Local6(addr) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    })?;
+    Some(Vxlan { vni, port, local })
+}
+
+fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
+    if message.header.protocol != protocol() {
+        return None;
+    }
+    let mut table = u32::from(message.header.table);
+    let (mut destination, mut via, mut link) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(addr) => destination = ip_of(addr)?,
+            RouteAttribute::Gateway(addr) => via = Some(ip_of(addr)?),
+            RouteAttribute::Oif(index) => link = Some(names.get(index)?.clone()),
+            _ => {}
+        }
+    }
+    let target = match (message.header.kind, via, link) {
+        (RouteType::BlackHole, ..) => Target::Blackhole,
+        (_, Some(via), Some(link)) => Target::Via(via, link),
+        (_, None, Some(link)) => Target::Link(link),
+        (_, _, None) => return None,
+    };
+    let destination = IpNetwork::new(destination, message.header.destination_prefix_length).ok()?;
+    Some(Route { table, destination, target })
+}
+
+fn ip_of(addr: &RouteAddress) -> Option<IpAddr> {
+    match addr {
+        RouteAddress::Inet(addr) => Some(IpAddr::V4(*addr)),
+        RouteAddress::Inet6(addr) => Some(IpAddr::V6(*addr)),
+        _ => None,
+    }
+}
+
+fn rule(message: &RuleMessage) -> Option<PolicyRule> {
+    let mut table = u32::from(message.header.table);
+    let (mut priority, mut selector, mut ours) = (0, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Source(addr) => selector = Some(Selector::From(*addr)),
+            RuleAttribute::FwMark(mark) => selector = Some(Selector::Mark(*mark)),
+            RuleAttribute::Protocol(by) => ours = *by == protocol(),
+            _ => {}
+        }
+    }
+    ours.then_some(())?;
+    Some(PolicyRule { priority, selector: selector?, table })
+}
+
+fn neighbour(message: &NeighbourMessage, names: &LinkNames) -> Option<Neighbour> {
+    if message.header.state != NeighbourState::Permanent {
+        return None;
+    }
+    let addr = destination(message)?;
+    Some(Neighbour { link: names.get(&message.header.ifindex)?.clone(), addr, mac: mac(message)? })
+}
+
+fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)) => Some(IpAddr::V4(*addr)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(addr)) => Some(IpAddr::V6(*addr)),
+        // Of the bridge family the address comes as bytes.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => match bytes.len() {
+            4 => bytes.first_chunk::<4>().map(|b| IpAddr::from(*b)),
+            16 => bytes.first_chunk::<16>().map(|b| IpAddr::from(*b)),
+            _ => None,
+        },
+        _ => None,
+    })
+}
+
+fn mac(message: &NeighbourMessage) -> Option<Mac> {
+    message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(bytes) => bytes.first_chunk().copied().map(Mac),
+        _ => None,
+    })
+}
+
+/// The tunnel's entries, with whether the bridge has each too.
+fn fdb(messages: &[NeighbourMessage], names: &LinkNames) -> BTreeSet<FdbEntry> {
+    let tunnels = messages.iter().filter(|m| m.header.flags.contains(NeighbourFlags::Own));
+    let bridged: BTreeSet<_> = messages
+        .iter()
+        .filter(|m| !m.header.flags.contains(NeighbourFlags::Own))
+        .filter_map(|m| Some((m.header.ifindex, mac(m)?)))
+        .collect();
+    tunnels
+        .filter_map(|m| {
+            let (index, mac) = (m.header.ifindex, mac(m)?);
+            let link = names.get(&index)?.clone();
+            Some(FdbEntry { link, mac, vtep: destination(m)?, bridged: bridged.contains(&(index, mac)) })
+        })
+        .collect()
+}
+
+/// The networks that the node itself has: addresses of its links and routes that are not the daemon's.
+pub(crate) async fn host_networks(handle: Handle) -> io::Result<Vec<IpNetwork>> {
+    let observed = observe(&handle).await.map_err(io_error)?;
+    let of_others = observed.addresses.iter().filter(|(link, _)| !link.starts_with(HOST_PREFIX));
+    let mut networks: Vec<_> = of_others.map(|(_, addr)| *addr).collect();
+    for message in routes(&handle).await.map_err(io_error)? {
+        let destination = message.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Destination(addr) => ip_of(addr),
+            _ => None,
+        });
+        let link = message.attributes.iter().find_map(|a| match a {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
+        let names: BTreeSet<u32> = own_link_indexes(&handle).await?;
+        if let Some(addr) = destination.filter(|_| link.is_none_or(|index| !names.contains(&index))) {
+            networks.extend(IpNetwork::new(addr, message.header.destination_prefix_length));
+        }
+    }
+    Ok(networks)
+}
+
+async fn own_link_indexes(handle: &Handle) -> io::Result<BTreeSet<u32>> {
+    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
+    let ours = messages.iter().filter(|m| name_of(m).is_some_and(|name| name.starts_with(HOST_PREFIX)));
+    Ok(ours.map(|m| m.header.index).collect())
+}
+
+/// MTU of the link that has `addr`; `None` when none has.
+pub(crate) async fn mtu_of(handle: Handle, addr: IpAddr) -> io::Result<Option<u32>> {
+    let observed = observe(&handle).await.map_err(io_error)?;
+    let link = observed.addresses.iter().find(|(_, network)| network.ip() == addr).map(|(link, _)| link);
+    Ok(link.and_then(|link| observed.links.get(link)).map(|link| link.mtu))
+}

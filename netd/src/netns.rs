@@ -1,0 +1,101 @@
+//! Network namespaces: made, found, entered and removed.
+//!
+//! Invariant: only threads made for it ever leave the daemon's own namespace, and they end there. Where a runtime's
+//! thread is does therefore never matter.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, AsRawFd, RawFd},
+    path::Path,
+    sync::Arc,
+    thread,
+};
+
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, setns, unshare},
+    sys::statfs::{FsType, fstatfs},
+};
+use tokio::sync::oneshot;
+
+/// What a file must be on to be a namespace.
+const NSFS_MAGIC: FsType = FsType(libc::NSFS_MAGIC);
+
+/// A network namespace, held open.
+#[derive(Debug, Clone)]
+pub(crate) struct NetNs(Arc<File>);
+
+impl NetNs {
+    /// The namespace that the daemon was started in.
+    pub(crate) fn host() -> io::Result<Self> {
+        File::open("/proc/thread-self/ns/net").map(|file| Self(Arc::new(file)))
+    }
+
+    /// The namespace mounted at `path`; `None` when there is a file but no namespace (left from before a reboot).
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
+        let file = File::open(path)?;
+        let is_ns = fstatfs(&file)?.filesystem_type() == NSFS_MAGIC;
+        Ok(is_ns.then(|| Self(Arc::new(file))))
+    }
+
+    /// Makes a namespace and mounts it at `path`.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        File::options().create(true).append(true).open(path)?;
+        let target = path.to_owned();
+        on_own_thread(move || {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            mount(Some("/proc/thread-self/ns/net"), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            Ok(())
+        })?;
+        Self::open(path)?.ok_or_else(|| io::Error::other("the namespace is not there after it was mounted"))
+    }
+
+    /// Moves the calling thread there, for good.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Runs `work` on a thread of its own inside the namespace.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let ns = self.clone();
+        let (send, receive) = oneshot::channel();
+        spawn(move || {
+            let _ = send.send(ns.enter().and_then(|()| work()));
+        })?;
+        receive.await.unwrap_or_else(|_| Err(thread_died()))
+    }
+}
+
+/// Takes the mount at `path` away. The namespace goes with its last user.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // Not mounted, or not there: fine.
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Runs `work` on a thread that ends with it, and waits.
+pub(crate) fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    spawn(work)?.join().unwrap_or_else(|_| Err(thread_died()))
+}
+
+fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<thread::JoinHandle<T>> {
+    thread::Builder::new().name("netns".to_owned()).spawn(work)
+}
+
+fn thread_died() -> io::Error {
+    io::Error::other("a thread that worked in a network namespace panicked")
+}

@@ -1,0 +1,169 @@
+//! The netfilter side of netlink, as far as it is needed: reading the ruleset's generation, forgetting connections.
+//!
+//! Requests and replies are small and few, so that plain blocking sockets on a namespace's thread are enough.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use nix::sys::{
+    socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket, sockopt,
+    },
+    time::{TimeVal, TimeValLike},
+};
+
+const HEADER_LEN: usize = 16;
+/// Family, version and resource id of netfilter messages.
+const NFGEN_LEN: usize = 4;
+const NLM_F_REQUEST: u16 = 0x01;
+const NLM_F_ACK: u16 = 0x04;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// The kernel fills dumps up to 32 KiB.
+const RECEIVE_LEN: usize = 64 * 1024;
+const RECEIVE_TIMEOUT_S: i64 = 5;
+
+/// A socket in the namespace of the thread that opened it.
+pub(crate) struct Socket(OwnedFd);
+
+/// What is asked of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// One message comes back.
+    Get,
+    /// Many messages come back.
+    Dump,
+    /// Done, or an error.
+    Act,
+}
+
+impl Socket {
+    pub(crate) fn open() -> io::Result<Self> {
+        let protocol = SockProtocol::NetlinkNetFilter;
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_S))?;
+        Ok(Self(fd))
+    }
+
+    /// Sends one message and hands each payload (attributes only) that comes back to `each`.
+    pub(crate) fn request(
+        &self,
+        kind: u16,
+        mode: Mode,
+        family: u8,
+        attributes: &[u8],
+        mut each: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        let flags = match mode {
+            Mode::Get => NLM_F_REQUEST,
+            Mode::Dump => NLM_F_REQUEST | NLM_F_DUMP,
+            Mode::Act => NLM_F_REQUEST | NLM_F_ACK,
+        };
+        let length = HEADER_LEN + NFGEN_LEN + attributes.len();
+        let mut message = Vec::with_capacity(length);
+        message.extend(u32::try_from(length).map_err(io::Error::other)?.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend(flags.to_ne_bytes());
+        message.extend([0; 8]);
+        message.extend([family, 0, 0, 0]);
+        message.extend(attributes);
+        sendto(self.0.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut buffer = vec![0; RECEIVE_LEN];
+        loop {
+            let received = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if read_messages(&buffer[..received], mode, &mut each)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether the reply is complete.
+fn read_messages(mut buffer: &[u8], mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+    while let Some(header) = buffer.first_chunk::<HEADER_LEN>() {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let Some(body) = buffer.get(HEADER_LEN..length) else { return Err(short()) };
+        match kind {
+            NLMSG_ERROR => {
+                let code = body.first_chunk().copied().map(i32::from_ne_bytes).ok_or_else(short)?;
+                return if code == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-code)) };
+            }
+            NLMSG_DONE => return Ok(true),
+            _ => {
+                each(body.get(NFGEN_LEN..).ok_or_else(short)?);
+                if mode == Mode::Get {
+                    return Ok(true);
+                }
+            }
+        }
+        buffer = buffer.get(align(length)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+fn short() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the kernel sent a netlink message that is too short")
+}
+
+/// Attributes and messages start at multiples of four.
+fn align(length: usize) -> usize {
+    length.div_ceil(4) * 4
+}
+
+/// Attributes: type without its flag bits, value.
+pub(crate) fn attributes(mut buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [l0, l1, t0, t1] = *buffer.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let kind = u16::from_ne_bytes([t0, t1]) & 0x3fff;
+        let value = buffer.get(4..length)?;
+        buffer = buffer.get(align(length)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// The value of the first attribute `kind`.
+pub(crate) fn attribute(buffer: &[u8], kind: u16) -> Option<&[u8]> {
+    attributes(buffer).find(|(found, _)| *found == kind).map(|(_, value)| value)
+}
+
+/// Appends an attribute; `kind` may have its flag bits.
+pub(crate) fn push(buffer: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    // Values come from messages of at most 64 KiB or are constants.
+    let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
+    buffer.extend(length.to_ne_bytes());
+    buffer.extend(kind.to_ne_bytes());
+    buffer.extend(value);
+    buffer.resize(align(buffer.len()), 0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_are_read_back() {
+        let mut buffer = Vec::new();
+        push(&mut buffer, 1 | 0x8000, b"abc");
+        push(&mut buffer, 7, &[1, 2, 3, 4]);
+        assert_eq!(attributes(&buffer).collect::<Vec<_>>(), [(1, &b"abc"[..]), (7, &[1, 2, 3, 4][..])]);
+        assert_eq!(attribute(&buffer, 7), Some(&[1, 2, 3, 4][..]));
+        assert_eq!(attributes(&buffer[..6]).count(), 0);
+    }
+
+    #[test]
+    fn an_error_of_the_kernel_is_reported() {
+        let mut message = Vec::new();
+        message.extend(36_u32.to_ne_bytes());
+        message.extend(NLMSG_ERROR.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend((-2_i32).to_ne_bytes());
+        message.extend([0; 16]);
+        let error = read_messages(&message, Mode::Act, &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

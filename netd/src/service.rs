@@ -1,0 +1,69 @@
+//! The `Netd` service: turns requests into the engine's commands and its errors into gRPC's.
+
+use orch_model::TaskId;
+use orch_proto::wire::{
+    AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse, TaskRequest,
+    netd_server,
+};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Request, Response, Status};
+
+use crate::engine::{Command, EngineError};
+
+/// Answers on the socket.
+pub(crate) struct Netd {
+    pub(crate) commands: mpsc::Sender<Command>,
+}
+
+impl Netd {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
+    ) -> Result<Response<T>, Status> {
+        let (send, receive) = oneshot::channel();
+        let stopping = || Status::unavailable("the network daemon is stopping; try again");
+        self.commands.send(command(send)).await.map_err(|_| stopping())?;
+        receive.await.map_err(|_| stopping())?.map(Response::new).map_err(Status::from)
+    }
+}
+
+impl From<EngineError> for Status {
+    fn from(error: EngineError) -> Self {
+        let text = error.to_string();
+        match error {
+            EngineError::Invalid(_) => Self::invalid_argument(text),
+            EngineError::UnknownNetwork { .. } => Self::failed_precondition(text),
+            EngineError::NoAddress => Self::resource_exhausted(text),
+            EngineError::Io { .. } => Self::internal(text),
+        }
+    }
+}
+
+fn task_id(request: &TaskRequest) -> Result<TaskId, Status> {
+    request.task_id.parse().map_err(|error: orch_model::ParseIdError| Status::invalid_argument(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl netd_server::Netd for Netd {
+    async fn set_desired(&self, request: Request<DesiredNetworks>) -> Result<Response<SetDesiredResponse>, Status> {
+        self.ask(|done| Command::SetDesired(request.into_inner(), done)).await
+    }
+
+    async fn attach_task(&self, request: Request<AttachTaskRequest>) -> Result<Response<AttachTaskResponse>, Status> {
+        self.ask(|done| Command::Attach(request.into_inner(), done)).await
+    }
+
+    async fn task_down(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
+        let id = task_id(request.get_ref())?;
+        self.ask(|done| Command::Down(id, done)).await
+    }
+
+    async fn detach_task(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
+        let id = task_id(request.get_ref())?;
+        self.ask(|done| Command::Detach(id, done)).await
+    }
+
+    async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {
+        self.ask(Command::Status).await
+    }
+}
