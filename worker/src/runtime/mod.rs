@@ -12,33 +12,297 @@
 //! container.delete().await?;                            // idempotent; then the caller unmounts the rootfs
 //! ```
 
+mod caps;
+pub(crate) mod cgroup;
+mod client;
+mod container;
+mod error;
+mod exec;
+mod logs;
 mod plan;
+mod rootfs;
+pub(crate) mod seccomp;
+mod spec;
+mod user;
 
+use std::{
+    ffi::OsString,
+    fs::{self, DirBuilder, File},
+    io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+            net::UnixListener,
+            process::CommandExt,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use orch_model::{
+    TaskId,
+    service::{ContainerSpec, MountKind},
+};
+use orch_proto::paths::Paths;
+
+pub use container::Container;
+pub use error::RuntimeError;
+pub use exec::{Exec, ExecEnding, ExecInput, ExecOutput, Terminal};
+pub use logs::{LogLine, LogOptions, LogSource, LogStream};
 pub use plan::{BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles};
 
-// Published signatures; bodies follow.
-//
-// impl Runtime {                                             Clone, Send, Sync
-//   pub fn new(paths: &orch_proto::paths::Paths, cgroup_parent: &str) -> Result<Runtime, RuntimeError>
-//   pub fn with_shim_command(self, program: PathBuf, args: Vec<OsString>) -> Runtime     tests only; default: /proc/self/exe shim
-//   pub async fn create(&self, plan: &ContainerPlan<'_>) -> Result<Container, RuntimeError>
-//   pub async fn recover(&self) -> Result<Vec<Recovered>, RuntimeError>   after a worker restart: every container that has a shim folder
-//   pub fn logs(log: &LogFiles, options: LogOptions) -> LogStream         also for containers that are gone
-// }
-// pub enum Recovered { Running(Container) , Created(Container), Exited { task_id: TaskId, container: Container, exit: Exit } }
-// impl Container {                                           Clone, Send, Sync
-//   pub fn task_id(&self) -> &TaskId; container_id(&self) -> &str; pid(&self) -> u32 (0 when gone); log_files(&self) -> &LogFiles
-//   pub async fn start(&self) -> Result<(), RuntimeError>
-//   pub async fn kill(&self, signal: i32) -> Result<(), RuntimeError>      Ok when it is gone already
-//   pub async fn wait(&self) -> Result<Exit, RuntimeError>                 any number of times; also after the exit; cleans up after a dead shim
-//   pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, RuntimeError>
-//   pub async fn delete(&self) -> Result<(), RuntimeError>                 SIGKILLs what still runs; removes cgroups and the shim folder
-//   pub fn logs(&self, options: LogOptions) -> LogStream                   follow ends when the container has ended
-// }
-// pub struct Exec { pub pid: u32, pub stdin: Option<ExecStdin: AsyncWrite>, pub stdout: ExecOutput: AsyncRead, pub stderr: Option<ExecOutput> (None with tty), .. }
-//   exec.take parts by moving the fields; pub fn resizer(&self) -> Option<Resizer>; Resizer::resize(&self, rows: u16, cols: u16);
-//   exec.wait(self) -> Result<i32, RuntimeError>
-// pub struct LogOptions { follow: bool, tail: Option<usize>, since: Option<SystemTime>, until: Option<SystemTime> }
-// pub struct LogLine { stream: LogSource (Stdout|Stderr), time: SystemTime, line: String /* with its "\n" unless partial */ }
-// LogStream: futures::Stream<Item = Result<LogLine, RuntimeError>> + Send + Unpin
-// RuntimeError::{NotFound, ..}: `error.exit_code()` -> Option<i32>: 126/127 when the program could not be started
+use crate::shim::protocol::{Files, ShimConfig, VERSION};
+use caps::CapSet;
+use cgroup::Layout;
+use container::{Found, blocking, io_error};
+use spec::{Device, Facts, SpecError};
+
+/// The cgroup of the shims, under the node's; containers are beside it.
+const SHIM_CGROUP: &str = "shims";
+
+/// Makes and finds containers. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Runtime(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shims_dir: PathBuf,
+    seccomp_dir: PathBuf,
+    cgroup_parent: String,
+    layout: Layout,
+    program: PathBuf,
+    args: Vec<OsString>,
+}
+
+/// A container that was there before this worker.
+#[derive(Debug)]
+pub enum Recovered {
+    /// Made, but never started.
+    Created(Container),
+    Running(Container),
+    /// Ended while nobody looked; delete it when that is reported.
+    Ended(Container, Exit),
+}
+
+impl Runtime {
+    /// Containers' cgroups go under `cgroup_parent`, which is made when it is missing.
+    pub fn new(paths: &Paths, cgroup_parent: &str) -> Result<Self, RuntimeError> {
+        // The running program, even when its file has been replaced by an upgrade.
+        Self::with_shim_command(paths, cgroup_parent, "/proc/self/exe".into(), vec!["shim".into()])
+    }
+
+    /// With another program than this one as the shim: `program args… FOLDER`.
+    pub fn with_shim_command(
+        paths: &Paths,
+        cgroup_parent: &str,
+        program: PathBuf,
+        args: Vec<OsString>,
+    ) -> Result<Self, RuntimeError> {
+        let layout = Layout::detect().map_err(|err| io_error("cannot read", "/proc/self/mountinfo", err))?;
+        let shims_dir = paths.shims_dir();
+        make_private(&shims_dir)?;
+        let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
+        let seccomp_dir = paths.run.join("seccomp");
+        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, program, args })))
+    }
+
+    /// Makes the container; its program waits for [`Container::start`]. A missing program is an error here already.
+    pub async fn create(&self, plan: &ContainerPlan<'_>) -> Result<Container, RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        let folder = inner.shims_dir.join(plan.task_id.as_str());
+        let prepared = inner.prepare(plan)?;
+        let task_id = plan.task_id.clone();
+        let container = Container::new(task_id, folder.clone(), prepared.config.clone(), inner.layout.clone());
+        blocking(move || inner.launch(&folder, &prepared)).await?;
+        match container.look().await? {
+            Found::Created | Found::Running => Ok(container),
+            Found::Ended(exit) => {
+                container.delete().await?;
+                let message = exit.error.unwrap_or_else(|| "the container could not be made".to_owned());
+                Err(RuntimeError::Start { message, code: Some(exit.code) })
+            }
+        }
+    }
+
+    /// Every container that an earlier worker left.
+    pub async fn recover(&self) -> Result<Vec<Recovered>, RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        let left = blocking(move || inner.left_by_others()).await?;
+        let mut recovered = Vec::new();
+        for container in left {
+            recovered.push(match container.look().await? {
+                Found::Created => Recovered::Created(container),
+                Found::Running => Recovered::Running(container),
+                Found::Ended(exit) => Recovered::Ended(container, exit),
+            });
+        }
+        Ok(recovered)
+    }
+
+    /// Lines of a log whose container may be gone; does not follow.
+    #[must_use]
+    pub fn logs(files: &LogFiles, options: LogOptions) -> LogStream {
+        LogStream::open(files.clone(), LogOptions { follow: false, ..options }, std::future::ready(()))
+    }
+}
+
+/// What is written for a shim.
+struct Prepared {
+    config: ShimConfig,
+    spec: serde_json::Value,
+}
+
+impl Inner {
+    fn prepare(&self, plan: &ContainerPlan<'_>) -> Result<Prepared, RuntimeError> {
+        let container = &plan.spec.container;
+        let user = user::lookup(&plan.rootfs, user_name(container, &plan.image), &container.groups)?;
+        let caps = self.capabilities(container)?;
+        let devices = devices(container)?;
+        check_sources(container)?;
+        let dir = spec::working_dir(container, &plan.image)?;
+        rootfs::make_folders(&plan.rootfs, &dir).map_err(|err| io_error("cannot make the working directory", &dir, err))?;
+        let cgroup = format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), plan.container_id);
+        let facts = Facts { user: &user, caps, layout: &self.layout, cgroup: &cgroup, devices: &devices };
+        let spec = spec::build(plan, &facts)?;
+        let filter = (!container.privileged).then(|| seccomp::store(&self.seccomp_dir, caps)).transpose()?;
+        let config = ShimConfig {
+            version: VERSION,
+            task_id: plan.task_id.to_string(),
+            container_id: plan.container_id.clone(),
+            rootfs: plan.rootfs.clone(),
+            shim_cgroup: format!("{}/{SHIM_CGROUP}", self.cgroup_parent.trim_end_matches('/')),
+            cgroup,
+            log: (&plan.log).into(),
+            tty: container.tty,
+            open_stdin: container.open_stdin,
+            uid: user.uid,
+            caps: caps.0,
+            seccomp: filter,
+        };
+        Ok(Prepared { config, spec })
+    }
+
+    /// On version 2 devices are not filtered (that takes a BPF program), so a container must not make device nodes there
+    /// unless it was asked to.
+    fn capabilities(&self, container: &ContainerSpec) -> Result<CapSet, RuntimeError> {
+        let all = if container.privileged { CapSet::ALL } else { CapSet::effective(&container.cap_add, &container.cap_drop)? };
+        let asked = container.privileged || CapSet::effective(&container.cap_add, &["ALL".to_owned()])?.has("MKNOD");
+        let safe = if self.layout.is_v2() && !asked { all.without("MKNOD") } else { all };
+        Ok(safe.known_to_kernel())
+    }
+
+    /// Writes the folder and starts the shim, with its socket open already.
+    fn launch(&self, folder: &Path, prepared: &Prepared) -> Result<(), RuntimeError> {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(RuntimeError::Exists(prepared.config.task_id.clone()));
+            }
+            made => made.map_err(|err| io_error("cannot make", folder, err))?,
+        }
+        let launched = self.fill_and_spawn(folder, prepared);
+        if launched.is_err() {
+            let _ = fs::remove_dir_all(folder);
+        }
+        launched
+    }
+
+    fn fill_and_spawn(&self, folder: &Path, prepared: &Prepared) -> Result<(), RuntimeError> {
+        let files = Files(folder);
+        let write = |path: PathBuf, value: Vec<u8>| fs::write(&path, value).map_err(|err| io_error("cannot write", path, err));
+        make_private(&files.bundle())?;
+        write(files.bundle().join("config.json"), prepared.spec.to_string().into_bytes())?;
+        write(files.config(), serde_json::to_vec(&prepared.config).unwrap_or_default())?;
+        let listener = UnixListener::bind(files.socket()).map_err(|err| io_error("cannot listen on", files.socket(), err))?;
+        let messages = folder.join("shim.log");
+        let messages = File::create(&messages).map_err(|err| io_error("cannot write", messages, err))?;
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).arg(folder).arg0("orch").env_clear();
+        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(messages);
+        let spawned = command.status().and_then(|status| match status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("{status}: {}", fs::read_to_string(folder.join("shim.log")).unwrap_or_default()))),
+        });
+        spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
+    }
+
+    fn left_by_others(&self) -> Result<Vec<Container>, RuntimeError> {
+        let failed = |err| io_error("cannot read", &self.shims_dir, err);
+        let mut left = Vec::new();
+        for entry in fs::read_dir(&self.shims_dir).map_err(failed)? {
+            let folder = entry.map_err(failed)?.path();
+            let config = fs::read(Files(&folder).config()).ok().and_then(|text| serde_json::from_slice::<ShimConfig>(&text).ok());
+            match config.and_then(|config| config.task_id.parse::<TaskId>().ok().map(|id| (id, config))) {
+                Some((id, config)) => left.push(Container::new(id, folder, config, self.layout.clone())),
+                // Its worker died while writing; no shim was started.
+                None => drop(fs::remove_dir_all(&folder)),
+            }
+        }
+        Ok(left)
+    }
+}
+
+fn user_name<'a>(container: &'a ContainerSpec, image: &'a ImageDefaults) -> &'a str {
+    if container.user.is_empty() { &image.user } else { &container.user }
+}
+
+fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {
+    let mut binds = container.mounts.iter().filter(|mount| mount.kind == MountKind::Bind);
+    match binds.find(|mount| !Path::new(&mount.source).exists()) {
+        Some(mount) => Err(RuntimeError::NoBindSource(mount.source.clone().into())),
+        None => Ok(()),
+    }
+}
+
+/// Those that are asked for; a privileged container gets what is directly in the host's /dev.
+fn devices(container: &ContainerSpec) -> Result<Vec<Device>, RuntimeError> {
+    let mut devices = container.devices.iter().map(|text| device(text)).collect::<Result<Vec<_>, _>>()?;
+    if container.privileged {
+        let host = fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.path());
+        let names = host.filter_map(|path| path.to_str().map(str::to_owned)).filter(|path| path != "/dev/console");
+        devices.extend(names.filter_map(|path| look_at(&path, &path, "rwm").ok()));
+    }
+    Ok(devices)
+}
+
+fn device(text: &str) -> Result<Device, RuntimeError> {
+    let malformed = || SpecError::Device(text.to_owned());
+    let parts: Vec<&str> = text.split(':').collect();
+    let is_access = |part: &str| !part.is_empty() && part.chars().all(|c| "rwm".contains(c));
+    let (host, path, access) = match parts.as_slice() {
+        [host] => (*host, *host, "rwm"),
+        [host, access] if is_access(access) => (*host, *host, *access),
+        [host, path] => (*host, *path, "rwm"),
+        [host, path, access] if is_access(access) => (*host, *path, *access),
+        _ => return Err(malformed().into()),
+    };
+    if !host.starts_with('/') || !path.starts_with('/') {
+        return Err(malformed().into());
+    }
+    look_at(host, path, access).map_err(|source| RuntimeError::Device { path: host.to_owned(), source })
+}
+
+fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
+    let metadata = fs::metadata(host)?;
+    let kind = match metadata.file_type() {
+        t if t.is_char_device() => 'c',
+        t if t.is_block_device() => 'b',
+        _ => return Err(io::Error::other("not a device")),
+    };
+    let number = metadata.rdev();
+    Ok(Device {
+        path: path.to_owned(),
+        kind,
+        major: nix::sys::stat::major(number),
+        minor: nix::sys::stat::minor(number),
+        mode: metadata.mode() & 0o777,
+        access: access.to_owned(),
+    })
+}
+
+fn make_private(folder: &Path) -> Result<(), RuntimeError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|err| io_error("cannot make", folder, err))
+}

@@ -1,0 +1,271 @@
+//! A container and what can be done with it, over its shim's socket.
+//!
+//! The shim's exit file is the truth about the end. A shim that is gone without one was killed; then this module kills
+//! what is left of the container and writes the file itself, so that every container ends exactly once.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::SystemTime,
+};
+
+use orch_model::TaskId;
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use super::{
+    caps::CapSet,
+    cgroup::Layout,
+    client::{Connection, ask},
+    error::RuntimeError,
+    exec::{Exec, Pipes, attach_terminal},
+    logs::{LogOptions, LogStream},
+    plan::{ExecRequest, Exit, LogFiles},
+    spec::{capabilities, merge_env, user_value},
+    user,
+};
+use crate::shim::protocol::{ExecOrder, ExitRecord, Files, Reply, Request, ShimConfig, VERSION, to_ns};
+
+/// What a container whose shim was killed returns: its processes got SIGKILL.
+const CODE_KILLED: i32 = 137;
+
+/// A container on this node. Clones are handles to the same one.
+#[derive(Debug, Clone)]
+pub struct Container(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    task_id: TaskId,
+    folder: PathBuf,
+    config: ShimConfig,
+    layout: Layout,
+    log: LogFiles,
+    pid: AtomicI32,
+}
+
+/// What a shim says about its container, if there is a shim.
+pub(super) enum Found {
+    Created,
+    Running,
+    Ended(Exit),
+}
+
+impl Container {
+    pub(super) fn new(task_id: TaskId, folder: PathBuf, config: ShimConfig, layout: Layout) -> Self {
+        let log = config.log.clone().into();
+        Self(Arc::new(Inner { task_id, folder, config, layout, log, pid: AtomicI32::new(0) }))
+    }
+
+    #[must_use]
+    pub fn task_id(&self) -> &TaskId {
+        &self.0.task_id
+    }
+
+    /// 64 hex digits.
+    #[must_use]
+    pub fn container_id(&self) -> &str {
+        &self.0.config.container_id
+    }
+
+    /// The first process on the host; 0 when the container had ended before this handle was made.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.0.pid.load(Ordering::Relaxed).unsigned_abs()
+    }
+
+    #[must_use]
+    pub fn rootfs(&self) -> &Path {
+        &self.0.config.rootfs
+    }
+
+    /// Its cgroup, relative to each hierarchy's mount.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.0.config.cgroup
+    }
+
+    #[must_use]
+    pub fn log_files(&self) -> &LogFiles {
+        &self.0.log
+    }
+
+    /// Runs the program. An error with an exit code says why it cannot be executed; the container has ended then.
+    pub async fn start(&self) -> Result<(), RuntimeError> {
+        match ask(&self.0.folder, Request::Start).await? {
+            Some(Reply::Done) => Ok(()),
+            Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
+            Some(other) => Err(unexpected(&other)),
+            None => {
+                let exit = self.settle().await?;
+                let message = exit.error.unwrap_or_else(|| "the container ended before it was started".to_owned());
+                Err(RuntimeError::Start { message, code: Some(exit.code) })
+            }
+        }
+    }
+
+    /// Signals the first process. Fine when the container has ended. A container that was only created takes SIGKILL
+    /// alone: nothing in it listens yet.
+    pub async fn kill(&self, signal: i32) -> Result<(), RuntimeError> {
+        match ask(&self.0.folder, Request::Kill { signal }).await? {
+            Some(Reply::Done) | None => Ok(()),
+            Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: None }),
+            Some(other) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Until it has ended; at once when it has. Any number of callers.
+    pub async fn wait(&self) -> Result<Exit, RuntimeError> {
+        match ask(&self.0.folder, Request::Wait).await? {
+            Some(Reply::Exit(record)) => Ok(record.into()),
+            Some(other) => Err(unexpected(&other)),
+            None => self.settle().await,
+        }
+    }
+
+    /// Runs a command inside.
+    pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, RuntimeError> {
+        let order = self.exec_order(request)?;
+        let io_error = |source| RuntimeError::Io { what: "cannot make the streams of", path: "exec".into(), source };
+        let pipes = (!request.tty).then(|| Pipes::open(request.stdin)).transpose().map_err(io_error)?;
+        let mut connection = Connection::open(&self.0.folder).await?.ok_or(RuntimeError::Ended)?;
+        let theirs = pipes.as_ref().map_or(&[][..], Pipes::theirs);
+        if !connection.send(Request::Exec(Box::new(order)), theirs).await {
+            return Err(RuntimeError::Ended);
+        }
+        let pid = match connection.receive().await?.ok_or(RuntimeError::Ended)? {
+            Reply::Running { pid } => pid.unsigned_abs(),
+            Reply::Failed(failure) => return Err(RuntimeError::Start { message: failure.message, code: failure.code }),
+            other => return Err(unexpected(&other)),
+        };
+        match pipes {
+            Some(pipes) => Ok(pipes.attach(pid, connection)),
+            None => {
+                let master = connection.take_fd().ok_or_else(|| RuntimeError::Protocol("no terminal".to_owned()))?;
+                attach_terminal(pid, connection, master, request.size).map_err(io_error)
+            }
+        }
+    }
+
+    /// Kills what still runs and removes cgroups and the shim's folder; may be repeated. The log stays: it is the caller's.
+    pub async fn delete(&self) -> Result<(), RuntimeError> {
+        self.kill(libc::SIGKILL).await?;
+        if let Some(mut connection) = Connection::open(&self.0.folder).await? {
+            connection.send(Request::Wait, &[]).await;
+            // After the answer the shim still tidies up; its end closes the connection.
+            while connection.receive().await?.is_some() {}
+        }
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            inner.layout.destroy(&inner.config.cgroup).map_err(|source| io_error("cannot remove the cgroup", inner.config.cgroup.as_str(), source))?;
+            match fs::remove_dir_all(&inner.folder) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", &inner.folder, err)),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Lines of its log; following ends when the container has ended.
+    #[must_use]
+    pub fn logs(&self, options: LogOptions) -> LogStream {
+        let container = self.clone();
+        let ended = async move { drop(container.wait().await) };
+        LogStream::open(self.0.log.clone(), options, ended)
+    }
+
+    /// Asks the shim; the first question to a new one is answered when it has created the container.
+    pub(super) async fn look(&self) -> Result<Found, RuntimeError> {
+        match ask(&self.0.folder, Request::State).await? {
+            Some(Reply::State { pid, started }) => {
+                self.0.pid.store(pid, Ordering::Relaxed);
+                Ok(if started { Found::Running } else { Found::Created })
+            }
+            Some(other) => Err(unexpected(&other)),
+            None => self.settle().await.map(Found::Ended),
+        }
+    }
+
+    /// How it ended, once there is no shim.
+    async fn settle(&self) -> Result<Exit, RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || inner.settle()).await
+    }
+
+    fn exec_order(&self, request: &ExecRequest) -> Result<ExecOrder, RuntimeError> {
+        let config = &self.0.config;
+        let path = Files(&self.0.folder).bundle().join("config.json");
+        let spec = fs::read(&path).and_then(|text| serde_json::from_slice::<Value>(&text).map_err(Into::into));
+        let mut process = spec.map_err(|err| io_error("cannot read", &path, err))?["process"].take();
+        let caps = if request.privileged { CapSet::ALL.known_to_kernel() } else { CapSet(config.caps) };
+        process["terminal"] = json!(request.tty);
+        process["args"] = json!(request.args);
+        process["capabilities"] = capabilities(caps);
+        let mut env: Vec<String> = serde_json::from_value(process["env"].take()).unwrap_or_default();
+        if !request.user.is_empty() {
+            let user = user::lookup(&config.rootfs, &request.user, &[])?;
+            env = merge_env(env, &[format!("HOME={}", user.home)]);
+            process["user"] = user_value(&user);
+        }
+        if request.tty {
+            env = merge_env(env, &["TERM=xterm".to_owned()]);
+        }
+        process["env"] = json!(merge_env(env, &request.env));
+        if !request.cwd.is_empty() {
+            process["cwd"] = json!(request.cwd);
+        }
+        Ok(ExecOrder { process, tty: request.tty, caps: caps.0, seccomp: !request.privileged })
+    }
+}
+
+impl Inner {
+    fn settle(&self) -> Result<Exit, RuntimeError> {
+        let files = Files(&self.folder);
+        match fs::read(files.exit()) {
+            Ok(text) => {
+                let record: ExitRecord = serde_json::from_slice(&text).map_err(|err| io_error("cannot understand", files.exit(), err.into()))?;
+                return Ok(record.into());
+            }
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(io_error("cannot read", files.exit(), err)),
+        }
+        self.layout.destroy(&self.config.cgroup).map_err(|source| io_error("cannot empty the cgroup", self.config.cgroup.as_str(), source))?;
+        let record = ExitRecord {
+            version: VERSION,
+            code: CODE_KILLED,
+            signal: Some(libc::SIGKILL),
+            oom_killed: false,
+            error: Some("the container's shim was killed; what was left of the container has been killed too".to_owned()),
+            started_at_ns: None,
+            finished_at_ns: to_ns(SystemTime::now()),
+        };
+        if self.folder.exists() {
+            let text = serde_json::to_vec(&record).unwrap_or_default();
+            let temporary = files.exit().with_extension("lost");
+            let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, files.exit()));
+            written.map_err(|err| io_error("cannot write", files.exit(), err))?;
+        }
+        Ok(record.into())
+    }
+}
+
+fn unexpected(reply: &Reply) -> RuntimeError {
+    RuntimeError::Protocol(format!("{reply:?}"))
+}
+
+pub(super) fn io_error(what: &'static str, path: impl Into<PathBuf>, source: io::Error) -> RuntimeError {
+    RuntimeError::Io { what, path: path.into(), source }
+}
+
+/// Files and processes are waited for outside the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RuntimeError> + Send + 'static,
+) -> Result<T, RuntimeError> {
+    match spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(err) => Err(io_error("a task of the runtime failed in", "worker", io::Error::other(err))),
+    }
+}

@@ -1,0 +1,91 @@
+//! Looking into a container's root filesystem from outside: links in it are resolved as if it were `/`, so that an image
+//! cannot point at the host's files.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    path::{Component, Path},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    sys::stat::{Mode, mkdirat},
+};
+
+/// Larger files than this are not read from an image: they are no user databases.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The text of a file inside `rootfs`; empty when it is not there.
+pub(crate) fn read(rootfs: &Path, path: &str) -> io::Result<String> {
+    let root = open_root(rootfs)?;
+    match open_in(&root, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            File::from(file).take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(String::new()),
+        Err(err) => Err(err.into()),
+    }
+}
+
+/// Makes `path` and what is missing above it, as folders.
+pub(crate) fn make_folders(rootfs: &Path, path: &str) -> io::Result<()> {
+    let mut at = open_root(rootfs)?;
+    let root = open_root(rootfs)?;
+    let mut walked = String::new();
+    for component in Path::new(path).components() {
+        let Component::Normal(name) = component else { continue };
+        walked = format!("{walked}/{}", name.to_string_lossy());
+        let folder = OFlag::O_PATH | OFlag::O_DIRECTORY;
+        at = match open_in(&root, &walked, folder) {
+            Ok(next) => next,
+            Err(Errno::ENOENT) => {
+                mkdirat(&at, name, Mode::from_bits_truncate(0o755))?;
+                open_in(&root, &walked, folder)?
+            }
+            Err(err) => return Err(err.into()),
+        };
+    }
+    Ok(())
+}
+
+fn open_root(rootfs: &Path) -> io::Result<OwnedFd> {
+    Ok(open(rootfs, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
+}
+
+fn open_in(root: &OwnedFd, path: &str, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    #[test]
+    fn links_stay_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        symlink("/etc/hostname", dir.path().join("etc/passwd")).unwrap();
+        symlink("../../../../../../etc/hostname", dir.path().join("etc/group")).unwrap();
+        assert_eq!(read(dir.path(), "/etc/passwd").unwrap(), "");
+        fs::write(dir.path().join("etc/hostname"), "inside").unwrap();
+        assert_eq!(read(dir.path(), "/etc/passwd").unwrap(), "inside");
+        assert_eq!(read(dir.path(), "/etc/group").unwrap(), "inside");
+    }
+
+    #[test]
+    fn folders_are_made_behind_links_of_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("real")).unwrap();
+        symlink("/real", dir.path().join("app")).unwrap();
+        make_folders(dir.path(), "/app/a/b").unwrap();
+        make_folders(dir.path(), "/app/a/b").unwrap();
+        assert!(dir.path().join("real/a/b").is_dir());
+    }
+}

@@ -1,0 +1,304 @@
+//! From a plan to an OCI runtime specification: pure, except that devices are looked up on the host by the caller.
+//!
+//! The result is JSON rather than `oci_spec`'s types: it goes to a file, where libcontainer reads it; a test checks that
+//! it does.
+
+use serde_json::{Value, json};
+
+use orch_model::service::{ContainerSpec, Mount, MountKind, ResourceLimits, Ulimit};
+
+use super::{
+    caps::CapSet,
+    cgroup::Layout,
+    plan::{BindMount, ContainerPlan, ImageDefaults},
+    user::User,
+};
+
+/// Where programs are looked for unless the image says otherwise.
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Length of the scheduler's period, in microseconds; the quota is a share of it.
+const CPU_PERIOD_US: u64 = 100_000;
+const NANOS_PER_CPU: u64 = 1_000_000_000;
+/// Size of /dev/shm.
+const SHM_OPTION: &str = "size=65536k";
+/// Mode of tmpfs mounts.
+const TMPFS_MODE: u32 = 0o1777;
+
+/// What tells about the host rather than about the container.
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// What changes the host.
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Controllers of cgroup version 1 that programs read their limits from.
+const VISIBLE_CONTROLLERS: [&str; 6] = ["cpu", "cpuacct", "cpuset", "memory", "pids", "blkio"];
+
+/// Why a specification cannot be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SpecError {
+    #[error("no command specified: neither the service nor the image names one")]
+    NoCommand,
+    #[error("unknown ulimit {0:?}: use a name like nofile, nproc or core")]
+    Ulimit(String),
+    #[error("the mount target {0:?} is not an absolute path")]
+    Target(String),
+    #[error("the working directory {0:?} is not an absolute path")]
+    WorkingDir(String),
+    #[error("the device {0:?} is not written as /dev/x[:/dev/y[:rwm]]")]
+    Device(String),
+}
+
+/// What was found out about the host and the image.
+pub(crate) struct Facts<'a> {
+    pub(crate) user: &'a User,
+    pub(crate) caps: CapSet,
+    pub(crate) layout: &'a Layout,
+    pub(crate) cgroup: &'a str,
+    pub(crate) devices: &'a [Device],
+}
+
+/// A device that the container gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    /// In the container.
+    pub(crate) path: String,
+    /// `c` or `b`
+    pub(crate) kind: char,
+    pub(crate) major: u64,
+    pub(crate) minor: u64,
+    pub(crate) mode: u32,
+    pub(crate) access: String,
+}
+
+/// The `config.json` of a bundle.
+pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value, SpecError> {
+    let container = &plan.spec.container;
+    let hostname = hostname(plan);
+    let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+    namespaces.push(match &plan.netns {
+        Some(path) => json!({"type": "network", "path": path}),
+        None => json!({"type": "network"}),
+    });
+    if facts.layout.is_v2() {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    let mut linux = json!({
+        "namespaces": namespaces,
+        "cgroupsPath": facts.cgroup,
+        "resources": resources(plan.spec.limits, facts.devices, container.privileged),
+        "sysctl": sysctls(container),
+    });
+    if !facts.devices.is_empty() {
+        linux["devices"] = facts.devices.iter().map(device).collect();
+    }
+    if !container.privileged {
+        linux["maskedPaths"] = json!(MASKED_PATHS);
+        linux["readonlyPaths"] = json!(READONLY_PATHS);
+    }
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "hostname": hostname,
+        "root": {"path": plan.rootfs, "readonly": container.read_only},
+        "process": process(plan, facts, &hostname)?,
+        "mounts": mounts(plan, facts)?,
+        "linux": linux,
+    }))
+}
+
+/// The service's own, else the first 12 digits of the container's id.
+pub(crate) fn hostname(plan: &ContainerPlan<'_>) -> String {
+    match plan.spec.container.hostname.as_str() {
+        "" => plan.container_id.chars().take(12).collect(),
+        name => name.to_owned(),
+    }
+}
+
+/// Where the program starts.
+pub(crate) fn working_dir(container: &ContainerSpec, image: &ImageDefaults) -> Result<String, SpecError> {
+    let dir = [&container.dir, &image.working_dir].into_iter().find(|dir| !dir.is_empty()).map_or("/", String::as_str);
+    if dir.starts_with('/') { Ok(dir.to_owned()) } else { Err(SpecError::WorkingDir(dir.to_owned())) }
+}
+
+/// The five sets as the specification has them: the wanted ones and what the executor needs until it drops it.
+pub(crate) fn capabilities(wanted: CapSet) -> Value {
+    let names = wanted.with(&crate::shim::NEEDED_CAPS).names();
+    let none: [&str; 0] = [];
+    json!({"bounding": names, "effective": names, "permitted": names, "inheritable": none, "ambient": none})
+}
+
+/// The user as the specification has it.
+pub(crate) fn user_value(user: &User) -> Value {
+    json!({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups, "umask": 0o022})
+}
+
+/// `base` with the variables of `over` set (`NAME=value`) or taken away (`NAME`).
+pub(crate) fn merge_env(base: Vec<String>, over: &[String]) -> Vec<String> {
+    let name = |var: &str| var.split('=').next().unwrap_or_default().to_owned();
+    let mut env = base;
+    for var in over {
+        let same = env.iter().position(|old| name(old) == name(var));
+        match (same, var.contains('=')) {
+            (Some(at), true) => env[at].clone_from(var),
+            (Some(at), false) => drop(env.remove(at)),
+            (None, true) => env.push(var.clone()),
+            (None, false) => {}
+        }
+    }
+    env
+}
+
+fn process(plan: &ContainerPlan<'_>, facts: &Facts<'_>, hostname: &str) -> Result<Value, SpecError> {
+    let container = &plan.spec.container;
+    let mut env = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={hostname}"), format!("HOME={}", facts.user.home)];
+    if container.tty {
+        env.push("TERM=xterm".to_owned());
+    }
+    let env = merge_env(merge_env(env, &plan.image.env), &container.env);
+    Ok(json!({
+        "terminal": container.tty,
+        "user": user_value(facts.user),
+        "args": args(container, &plan.image)?,
+        "env": env,
+        "cwd": working_dir(container, &plan.image)?,
+        "capabilities": capabilities(facts.caps),
+        "rlimits": container.ulimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?,
+        "oomScoreAdj": 0,
+    }))
+}
+
+/// A service's command replaces the image's entrypoint, and with it the image's arguments.
+fn args(container: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<String>, SpecError> {
+    let own = !container.command.is_empty();
+    let entrypoint = if own { &container.command } else { &image.entrypoint };
+    let args = match (container.args.is_empty(), own) {
+        (false, _) => container.args.as_slice(),
+        (true, false) => image.cmd.as_slice(),
+        (true, true) => &[],
+    };
+    let all: Vec<String> = entrypoint.iter().chain(args).cloned().collect();
+    if all.is_empty() { Err(SpecError::NoCommand) } else { Ok(all) }
+}
+
+fn rlimit(ulimit: &Ulimit) -> Result<Value, SpecError> {
+    const NAMES: [&str; 16] = [
+        "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
+        "rttime", "sigpending", "stack",
+    ];
+    if !NAMES.contains(&ulimit.name.as_str()) {
+        return Err(SpecError::Ulimit(ulimit.name.clone()));
+    }
+    // -1 is "unlimited", the largest number.
+    let limit = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+    Ok(json!({
+        "type": format!("RLIMIT_{}", ulimit.name.to_ascii_uppercase()),
+        "soft": limit(ulimit.soft),
+        "hard": limit(ulimit.hard),
+    }))
+}
+
+fn resources(limits: ResourceLimits, devices: &[Device], privileged: bool) -> Value {
+    let rules = devices.iter().map(|d| json!({"allow": true, "type": d.kind.to_string(), "major": d.major, "minor": d.minor, "access": d.access}));
+    let base = json!({"allow": privileged, "access": "rwm"});
+    let rules: Vec<Value> = [base].into_iter().chain(rules).collect();
+    let mut resources = json!({"devices": rules});
+    if limits.memory_bytes > 0 {
+        resources["memory"] = json!({"limit": limits.memory_bytes});
+    }
+    if limits.nano_cpus > 0 {
+        let quota = limits.nano_cpus.saturating_mul(CPU_PERIOD_US) / NANOS_PER_CPU;
+        // The kernel takes no quota under a millisecond.
+        resources["cpu"] = json!({"quota": quota.max(1000), "period": CPU_PERIOD_US});
+    }
+    if limits.pids > 0 {
+        resources["pids"] = json!({"limit": limits.pids});
+    }
+    resources
+}
+
+/// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
+fn sysctls(container: &ContainerSpec) -> Value {
+    let defaults = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    let mut all: serde_json::Map<String, Value> = defaults.into_iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
+    all.extend(container.sysctls.iter().map(|(k, v)| (k.clone(), json!(v))));
+    Value::Object(all)
+}
+
+fn device(device: &Device) -> Value {
+    json!({
+        "path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
+        "fileMode": device.mode, "uid": 0, "gid": 0,
+    })
+}
+
+fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, SpecError> {
+    let container = &plan.spec.container;
+    let mount = |destination: &str, kind: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": kind, "options": options});
+    let read = if container.privileged { "rw" } else { "ro" };
+    let mut all = vec![
+        mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", read]),
+        mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", SHM_OPTION]),
+    ];
+    all.extend(cgroup_mounts(facts, read));
+    let binds = plan.binds.iter().map(|bind| (bind.target.clone(), bind_mount(bind)));
+    let own = container.mounts.iter().filter_map(|m| own_mount(m).map(|value| (m.target.clone(), value)));
+    let mut wanted: Vec<(String, Value)> = binds.chain(own).collect();
+    if let Some((target, _)) = wanted.iter().find(|(target, _)| !target.starts_with('/')) {
+        return Err(SpecError::Target(target.clone()));
+    }
+    // What lies deeper comes later, or it would be covered.
+    wanted.sort_by_key(|(target, _)| target.split('/').filter(|part| !part.is_empty()).count());
+    all.extend(wanted.into_iter().map(|(_, value)| value));
+    Ok(all)
+}
+
+/// Version 1 by hand: libcontainer would mount every hierarchy, and writable.
+fn cgroup_mounts(facts: &Facts<'_>, read: &str) -> Vec<Value> {
+    let target = "/sys/fs/cgroup";
+    let Layout::V1(hierarchies) = facts.layout else {
+        return vec![json!({"destination": target, "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", read]})];
+    };
+    let tmpfs = json!({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755", "size=64k"]});
+    let visible = hierarchies.iter().filter(|h| VISIBLE_CONTROLLERS.iter().any(|name| h.has(name)));
+    let binds = visible.map(|hierarchy| {
+        let name = hierarchy.mount.file_name().unwrap_or_default().to_string_lossy();
+        let source = hierarchy.mount.join(facts.cgroup.trim_start_matches('/'));
+        json!({"destination": format!("{target}/{name}"), "type": "bind", "source": source, "options": ["bind", "nosuid", "noexec", "nodev", read]})
+    });
+    [tmpfs].into_iter().chain(binds).collect()
+}
+
+fn bind_mount(bind: &BindMount) -> Value {
+    let propagation = if bind.propagation.is_empty() { "rprivate" } else { &bind.propagation };
+    let access = if bind.read_only { "ro" } else { "rw" };
+    json!({"destination": bind.target, "type": "bind", "source": bind.source, "options": ["rbind", propagation, access]})
+}
+
+/// Volumes come as binds from the caller, who knows where they are.
+fn own_mount(mount: &Mount) -> Option<Value> {
+    match mount.kind {
+        MountKind::Volume => None,
+        MountKind::Bind => Some(bind_mount(&BindMount {
+            source: mount.source.clone().into(),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+            propagation: mount.propagation.clone(),
+        })),
+        MountKind::Tmpfs => {
+            let mode = if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode };
+            let mut options = vec!["nosuid".to_owned(), "noexec".to_owned(), "nodev".to_owned(), format!("mode={mode:o}")];
+            if mount.tmpfs_size_bytes > 0 {
+                options.push(format!("size={}", mount.tmpfs_size_bytes));
+            }
+            if mount.read_only {
+                options.push("ro".to_owned());
+            }
+            Some(json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}))
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The last steps inside the container before its program: find it, load the system call filter, drop capabilities, and
+//! execute it. libcontainer calls this in the process that becomes the program, for the container's own and for
+//! executed ones.
+//!
+//! libcontainer leaves SYS_ADMIN, SETPCAP and CHOWN in place beside the wanted capabilities, because loading a filter
+//! needs the first when "no new privileges" is off (and it is: setuid programs must work). They go here.
+
+use std::{
+    ffi::{CString, OsStr},
+    io::Write,
+    mem::ManuallyDrop,
+    os::{
+        fd::{FromRawFd, RawFd},
+        unix::{ffi::OsStrExt, fs::PermissionsExt},
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+};
+
+use libcontainer::{
+    oci_spec::runtime::{Process, Spec},
+    workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
+};
+use nix::{errno::Errno, unistd};
+use seccompiler::sock_filter;
+
+use super::protocol::Failure;
+
+/// Capabilities that [`ContainerExecutor`] needs for itself, on top of what the program gets.
+pub(crate) const NEEDED_CAPS: [&str; 3] = ["SYS_ADMIN", "SETPCAP", "CHOWN"];
+
+/// What a shell returns for a program that is not there.
+const CODE_NOT_FOUND: i32 = 127;
+/// What a shell returns for a program that cannot be executed.
+const CODE_NOT_EXECUTABLE: i32 = 126;
+
+/// The number of the last capability the kernel could have: bits of the 64-bit set.
+const LAST_CAP: u32 = 63;
+
+#[derive(Debug, Clone)]
+pub(super) struct ContainerExecutor {
+    /// Where a [`Failure`] goes as JSON; closed by a successful exec.
+    pub(super) report: RawFd,
+    /// Capabilities of the program, as bits.
+    pub(super) caps: u64,
+    pub(super) filter: Option<Rc<Vec<sock_filter>>>,
+}
+
+impl ContainerExecutor {
+    /// Tells the shim; the error that libcontainer passes on is wrapped many times and has no code.
+    fn report(&self, failure: &Failure) {
+        let text = serde_json::to_vec(failure).unwrap_or_default();
+        // The shim holds the other end until it has read this.
+        let mut pipe = ManuallyDrop::new(file_of(self.report));
+        let _ = pipe.write_all(&text);
+    }
+
+    fn execute(&self, process: &Process) -> Result<(), Failure> {
+        let empty = Vec::new();
+        let args = process.args().as_ref().unwrap_or(&empty);
+        let env = process.env().as_ref().unwrap_or(&empty);
+        let program = find(args, env)?;
+        let failed = |what: &str, source: &dyn std::fmt::Display| Failure {
+            message: format!("cannot start {}: {what}: {source}", program.display()),
+            code: Some(CODE_NOT_EXECUTABLE),
+        };
+        let c_strings = |texts: &[String]| texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>();
+        let argv = c_strings(args).map_err(|err| failed("an argument", &err))?;
+        let envp = c_strings(env).map_err(|err| failed("an environment variable", &err))?;
+        let path = CString::new(program.as_os_str().as_bytes()).map_err(|err| failed("its path", &err))?;
+
+        if process.terminal().unwrap_or(false) {
+            // Programs that are not root reopen their terminal by name.
+            own_terminal(process.user().uid()).map_err(|err| failed("handing over the terminal", &err))?;
+        }
+        reset_signals();
+        if let Some(filter) = &self.filter {
+            load_filter(filter).map_err(|err| failed("loading the system call filter", &err))?;
+        }
+        drop_capabilities(self.caps).map_err(|err| failed("dropping capabilities", &err))?;
+        let Err(err) = unistd::execve(&path, &argv, &envp);
+        Err(cannot_execute(&args[0], err))
+    }
+}
+
+impl Executor for ContainerExecutor {
+    /// Runs before the container counts as created, so that a missing program is known early.
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        let nothing = (Vec::new(), Vec::new());
+        let (args, env) = spec.process().as_ref().map_or(nothing, |process| {
+            (process.args().clone().unwrap_or_default(), process.env().clone().unwrap_or_default())
+        });
+        find(&args, &env).map(drop).map_err(|failure| {
+            self.report(&failure);
+            ExecutorValidationError::ArgValidationError(failure.message)
+        })
+    }
+
+    /// The environment goes to `execve` as it stands in the specification, in its order.
+    fn setup_envs(&self, _: std::collections::HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let process = spec.process().as_ref().ok_or(ExecutorError::InvalidArg)?;
+        self.execute(process).map_err(|failure| {
+            self.report(&failure);
+            ExecutorError::Other(failure.message)
+        })
+    }
+}
+
+/// The program's path inside the container, as a shell would look it up.
+fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
+    let Some(name) = args.first().filter(|name| !name.is_empty()) else {
+        return Err(Failure { message: "no command specified".to_owned(), code: Some(CODE_NOT_FOUND) });
+    };
+    if name.contains('/') {
+        return check_executable(Path::new(name)).map_err(|errno| cannot_execute(name, errno));
+    }
+    let search = env.iter().find_map(|var| var.strip_prefix("PATH=")).unwrap_or_default();
+    let mut denied = None;
+    for folder in search.split(':').map(|folder| if folder.is_empty() { "." } else { folder }) {
+        match check_executable(&Path::new(folder).join(OsStr::new(name))) {
+            Ok(path) => return Ok(path),
+            Err(Errno::EACCES) => denied = Some(Errno::EACCES),
+            Err(_) => {}
+        }
+    }
+    Err(denied.map_or_else(
+        || Failure { message: format!("exec: {name:?}: executable file not found in $PATH"), code: Some(CODE_NOT_FOUND) },
+        |errno| cannot_execute(name, errno),
+    ))
+}
+
+fn check_executable(path: &Path) -> Result<PathBuf, Errno> {
+    let metadata = path.metadata().map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(libc::ENOENT)))?;
+    if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 { Ok(path.to_owned()) } else { Err(Errno::EACCES) }
+}
+
+fn cannot_execute(name: &str, errno: Errno) -> Failure {
+    match errno {
+        Errno::ENOENT | Errno::ENOTDIR => Failure {
+            message: format!("exec: {name:?}: stat {name}: no such file or directory"),
+            code: Some(CODE_NOT_FOUND),
+        },
+        Errno::EACCES | Errno::EPERM => {
+            Failure { message: format!("exec: {name:?}: permission denied"), code: Some(CODE_NOT_EXECUTABLE) }
+        }
+        Errno::ENOEXEC => Failure {
+            message: format!("exec: {name:?}: exec format error (a script without \"#!\", or built for another machine)"),
+            code: Some(CODE_NOT_EXECUTABLE),
+        },
+        other => Failure { message: format!("exec: {name:?}: {}", other.desc()), code: Some(CODE_NOT_EXECUTABLE) },
+    }
+}
+
+#[allow(unsafe_code)]
+fn file_of(fd: RawFd) -> std::fs::File {
+    // SAFETY: the descriptor was opened by the shim for this purpose; the caller does not let the file close it.
+    unsafe { std::fs::File::from_raw_fd(fd) }
+}
+
+#[allow(unsafe_code)]
+fn own_terminal(uid: u32) -> Result<(), Errno> {
+    // SAFETY: changes the owner of an open descriptor; no memory involved.
+    Errno::result(unsafe { libc::fchown(0, uid, u32::MAX) }).map(drop)
+}
+
+/// The shim blocks signals and the Rust runtime ignores SIGPIPE: both would be inherited.
+#[allow(unsafe_code)]
+fn reset_signals() {
+    // SAFETY: sets default actions and an empty mask; numbers that cannot be set are refused by the kernel.
+    unsafe {
+        for number in 1..=libc::SIGRTMAX() {
+            libc::signal(number, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// `seccompiler::apply_filter` would set "no new privileges".
+#[allow(unsafe_code)]
+fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Program {
+        len: libc::c_ushort,
+        filter: *const sock_filter,
+    }
+    let len = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
+    let program = Program { len, filter: filter.as_ptr() };
+    // SAFETY: the kernel copies `len` instructions from memory that lives until the call returns.
+    Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+}
+
+/// Leaves `wanted` in the bounding, permitted and effective sets, and nothing in the inheritable and ambient ones.
+#[allow(unsafe_code)]
+fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    struct Sets {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    const VERSION_3: u32 = 0x2008_0522;
+    // The two halves of a 64-bit set.
+    #[allow(clippy::cast_possible_truncation)]
+    let halves = [wanted as u32, (wanted >> 32) as u32].map(|half| Sets { effective: half, permitted: half, inheritable: 0 });
+    let header = Header { version: VERSION_3, pid: 0 };
+    // SAFETY: prctl takes integers here; capset reads a header and two elements, as version 3 prescribes.
+    unsafe {
+        for cap in (0..=LAST_CAP).filter(|cap| wanted & (1 << cap) == 0) {
+            // Fails for numbers that the kernel does not have.
+            if libc::prctl(libc::PR_CAPBSET_READ, cap, 0, 0, 0) == 1 {
+                Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0))?;
+            }
+        }
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+        Errno::result(libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr())).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(args: &[&str], path: &str, want: Result<&str, (&str, i32)>) {
+        let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+        let got = find(&args, &[format!("PATH={path}")]);
+        let got = got.as_ref().map(|path| path.to_str().unwrap()).map_err(|f| (f.message.as_str(), f.code.unwrap()));
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn programs_are_found_as_a_shell_does() {
+        check(&["sh"], "/nowhere:/bin", Ok("/bin/sh"));
+        check(&["/bin/sh"], "", Ok("/bin/sh"));
+        check(&["nosuch"], "/bin", Err(("exec: \"nosuch\": executable file not found in $PATH", 127)));
+        check(&["/no/such"], "/bin", Err(("exec: \"/no/such\": stat /no/such: no such file or directory", 127)));
+        check(&["/etc/passwd"], "/bin", Err(("exec: \"/etc/passwd\": permission denied", 126)));
+        check(&["/etc"], "/bin", Err(("exec: \"/etc\": permission denied", 126)));
+        check(&[], "/bin", Err(("no command specified", 127)));
+    }
+}

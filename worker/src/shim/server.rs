@@ -1,0 +1,383 @@
+//! The shim's loop: container output to the log, requests on the socket, ends of processes. One thread, one `poll`.
+
+use std::{
+    fs, io,
+    io::{Read, Write},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::PathBuf,
+    time::SystemTime,
+};
+
+use jiff::Timestamp;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{Signal, kill},
+        signalfd::SignalFd,
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use super::{
+    container::{Instance, Output},
+    log::{Lines, LogWriter, Source},
+    protocol::{ExecOrder, ExitRecord, Failure, Files, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns},
+    wire,
+};
+
+/// More connections than this are refused: the worker needs one per waiter and one per executed process.
+const MAX_CONNECTIONS: usize = 256;
+/// Read at once from the container's output.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a container that a signal ended returns in a shell's eyes.
+const SIGNAL_CODE_BASE: i32 = 128;
+
+pub(super) struct Server {
+    pub(super) folder: PathBuf,
+    pub(super) listener: UnixListener,
+    pub(super) signals: SignalFd,
+    pub(super) instance: Instance,
+    pub(super) log: LogWriter,
+    streams: Vec<Stream>,
+    connections: Vec<Connection>,
+    started_at: Option<SystemTime>,
+    start_failure: Option<Failure>,
+    buffer: Vec<u8>,
+}
+
+/// One of the container's output streams.
+struct Stream {
+    fd: fs::File,
+    lines: Lines,
+}
+
+struct Connection {
+    stream: UnixStream,
+    text: Vec<u8>,
+    fds: Vec<std::os::fd::OwnedFd>,
+    waits: bool,
+    /// The process that was executed on behalf of this connection.
+    executed: Option<i32>,
+}
+
+impl Server {
+    pub(super) fn new(
+        folder: PathBuf,
+        listener: UnixListener,
+        signals: SignalFd,
+        instance: Instance,
+        output: Output,
+        log: LogWriter,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout) };
+        let stderr = output.stderr.map(|fd| Stream { fd: fd.into(), lines: Lines::new(Source::Stderr) });
+        let streams: Vec<Stream> = [Some(stdout), stderr].into_iter().flatten().collect();
+        for stream in &streams {
+            set_nonblocking(stream.fd.as_fd())?;
+        }
+        Ok(Self {
+            folder,
+            listener,
+            signals,
+            instance,
+            log,
+            streams,
+            connections: Vec::new(),
+            started_at: None,
+            start_failure: None,
+            buffer: vec![0; READ_BYTES],
+        })
+    }
+
+    /// Until the container has ended and its end is on disk.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        loop {
+            let ready = self.wait_ready()?;
+            if ready.streams.iter().any(|&ready| ready) {
+                self.read_output(&ready.streams);
+            }
+            if ready.connections.iter().any(|&ready| ready) {
+                self.serve(&ready.connections);
+            }
+            if ready.listener {
+                self.accept();
+            }
+            if ready.signals {
+                while let Ok(Some(_)) = self.signals.read_signal() {}
+            }
+            // Also without a signal: one may have arrived while libcontainer waited for its own children.
+            if let Some(status) = self.reap() {
+                return self.finish(status);
+            }
+        }
+    }
+
+    fn wait_ready(&self) -> io::Result<Ready> {
+        let fds = [self.signals.as_fd(), self.listener.as_fd()]
+            .into_iter()
+            .chain(self.streams.iter().map(|stream| stream.fd.as_fd()))
+            .chain(self.connections.iter().map(|connection| connection.stream.as_fd()));
+        let mut polled: Vec<PollFd<'_>> = fds.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        match poll(&mut polled, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(true));
+        Ok(Ready {
+            signals: ready.next().unwrap_or(false),
+            listener: ready.next().unwrap_or(false),
+            streams: ready.by_ref().take(self.streams.len()).collect(),
+            connections: ready.collect(),
+        })
+    }
+
+    /// Reads once from each ready stream; streams that have ended go.
+    fn read_output(&mut self, ready: &[bool]) {
+        let mut objects = Vec::new();
+        let now = Timestamp::now();
+        let mut ready = ready.iter();
+        let buffer = &mut self.buffer;
+        self.streams.retain_mut(|stream| {
+            !ready.next().is_some_and(|&ready| ready) || stream.read(buffer, now, &mut objects) != Progress::Ended
+        });
+        self.write_log(&objects);
+    }
+
+    fn write_log(&mut self, objects: &[u8]) {
+        if let Err(err) = self.log.write(objects) {
+            eprintln!("output is lost: cannot write the log: {err}");
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.connections.len() < MAX_CONNECTIONS && stream.set_nonblocking(true).is_ok() {
+                let connection = Connection { stream, text: Vec::new(), fds: Vec::new(), waits: false, executed: None };
+                self.connections.push(connection);
+            }
+        }
+    }
+
+    fn serve(&mut self, ready: &[bool]) {
+        let connections = std::mem::take(&mut self.connections);
+        let served = connections.into_iter().enumerate().filter_map(|(n, mut connection)| {
+            let keep = !ready.get(n).is_some_and(|&ready| ready) || self.serve_one(&mut connection).is_some();
+            keep.then_some(connection)
+        });
+        self.connections = served.collect();
+    }
+
+    /// Nothing when the connection is to be closed.
+    fn serve_one(&mut self, connection: &mut Connection) -> Option<()> {
+        match wire::receive(&connection.stream, &mut self.buffer) {
+            Ok((0, _)) => return None,
+            Ok((len, fds)) => {
+                connection.text.extend_from_slice(&self.buffer[..len]);
+                connection.fds.extend(fds);
+            }
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => return Some(()),
+            Err(_) => return None,
+        }
+        while let Some(end) = connection.text.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = connection.text.drain(..=end).collect();
+            match serde_json::from_slice::<Message>(&line) {
+                Ok(message) => self.answer(connection, message.request)?,
+                Err(err) => {
+                    let message = format!("this shim (protocol {VERSION}) does not understand the request: {err}");
+                    connection.reply(&Reply::Failed(Failure { message, code: None }))?;
+                }
+            }
+        }
+        (connection.text.len() <= MAX_LINE_BYTES).then_some(())
+    }
+
+    fn answer(&mut self, connection: &mut Connection, request: Request) -> Option<()> {
+        match request {
+            Request::State => {
+                let started = self.started_at.is_some() || self.start_failure.is_some();
+                connection.reply(&Reply::State { pid: self.instance.pid(), started })
+            }
+            Request::Start => {
+                let done = self.start().map_or_else(Reply::Failed, |()| Reply::Done);
+                connection.reply(&done)
+            }
+            Request::Kill { signal } => {
+                let done = self.kill(signal).map_or_else(Reply::Failed, |()| Reply::Done);
+                connection.reply(&done)
+            }
+            Request::Wait => {
+                connection.waits = true;
+                Some(())
+            }
+            Request::Exec(order) => self.exec(connection, &order),
+        }
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        if self.started_at.is_some() || self.start_failure.is_some() {
+            return Err(Failure { message: "the container has been started already".to_owned(), code: None });
+        }
+        let started = self.instance.start();
+        match &started {
+            Ok(()) => self.started_at = Some(SystemTime::now()),
+            Err(failure) => self.start_failure = Some(failure.clone()),
+        }
+        started
+    }
+
+    /// The process exists until [`Server::reap`] has seen its end, so the number cannot mean another one.
+    fn kill(&self, signal: i32) -> Result<(), Failure> {
+        let failure = |err: Errno| Failure { message: format!("cannot send signal {signal}: {}", err.desc()), code: None };
+        let signal = Signal::try_from(signal).map_err(failure)?;
+        kill(Pid::from_raw(self.instance.pid()), signal).map_err(failure)
+    }
+
+    fn exec(&mut self, connection: &mut Connection, order: &ExecOrder) -> Option<()> {
+        let stdio = std::mem::take(&mut connection.fds);
+        match self.instance.exec(order, stdio) {
+            Ok((pid, terminal)) => {
+                connection.executed = Some(pid);
+                let terminal: Vec<_> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+                connection.reply_with(&Reply::Running { pid }, &terminal)
+            }
+            Err(failure) => connection.reply(&Reply::Failed(failure)),
+        }
+    }
+
+    /// Collects ended children; how the container's first process ended, once it has.
+    fn reap(&mut self) -> Option<WaitStatus> {
+        let mut container = None;
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(status) => match status.pid() {
+                    Some(pid) if pid.as_raw() == self.instance.pid() => container = Some(status),
+                    Some(pid) => self.executed_ended(pid.as_raw(), status),
+                    None => return container,
+                },
+                Err(_) => return container,
+            }
+        }
+    }
+
+    fn executed_ended(&mut self, pid: i32, status: WaitStatus) {
+        let (code, _) = code_of(status);
+        self.connections.retain_mut(|connection| {
+            connection.executed != Some(pid) || connection.reply(&Reply::Ended { code }).is_none()
+        });
+    }
+
+    /// The rest of the output, the exit file, the answers to those who wait, then the cgroup: in this order, because the
+    /// file is what a worker believes, and removal takes time.
+    fn finish(mut self, status: WaitStatus) -> io::Result<()> {
+        self.drain_output();
+        let (code, signal) = code_of(status);
+        let failure = self.start_failure.take();
+        let record = ExitRecord {
+            version: VERSION,
+            code: failure.as_ref().and_then(|failure| failure.code).unwrap_or(code),
+            signal: signal.filter(|_| failure.is_none()),
+            oom_killed: self.instance.was_oom_killed(),
+            error: failure.map(|failure| failure.message),
+            started_at_ns: self.started_at.map(to_ns),
+            finished_at_ns: to_ns(SystemTime::now()),
+        };
+        write_exit(&Files(&self.folder), &record)?;
+        let reply = Reply::Exit(record);
+        for connection in self.connections.iter_mut().filter(|connection| connection.waits) {
+            let _ = connection.reply(&reply);
+        }
+        self.instance.remove();
+        Ok(())
+    }
+
+    fn drain_output(&mut self) {
+        let now = Timestamp::now();
+        let mut objects = Vec::new();
+        for mut stream in std::mem::take(&mut self.streams) {
+            while stream.read(&mut self.buffer, now, &mut objects) == Progress::Read {
+                self.write_log(&std::mem::take(&mut objects));
+            }
+            stream.lines.finish(now, &mut objects);
+        }
+        self.write_log(&objects);
+    }
+}
+
+struct Ready {
+    signals: bool,
+    listener: bool,
+    streams: Vec<bool>,
+    connections: Vec<bool>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Progress {
+    Read,
+    Nothing,
+    Ended,
+}
+
+impl Stream {
+    fn read(&mut self, buffer: &mut [u8], now: Timestamp, objects: &mut Vec<u8>) -> Progress {
+        match self.fd.read(buffer) {
+            // A terminal whose other side is closed fails with EIO.
+            Ok(0) => self.end(now, objects),
+            Ok(len) => {
+                self.lines.push(&buffer[..len], now, objects);
+                Progress::Read
+            }
+            Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Progress::Nothing,
+            Err(_) => self.end(now, objects),
+        }
+    }
+
+    fn end(&mut self, now: Timestamp, objects: &mut Vec<u8>) -> Progress {
+        self.lines.finish(now, objects);
+        Progress::Ended
+    }
+}
+
+impl Connection {
+    fn reply(&mut self, reply: &Reply) -> Option<()> {
+        self.reply_with(reply, &[])
+    }
+
+    fn reply_with(&mut self, reply: &Reply, fds: &[i32]) -> Option<()> {
+        let mut text = serde_json::to_vec(reply).ok()?;
+        text.push(b'\n');
+        let sent = wire::send(&self.stream, &text, fds).ok()?;
+        (sent == text.len()).then_some(())
+    }
+}
+
+/// Code as a shell has it, and the signal if there was one.
+fn code_of(status: WaitStatus) -> (i32, Option<i32>) {
+    match status {
+        WaitStatus::Exited(_, code) => (code, None),
+        WaitStatus::Signaled(_, signal, _) => (SIGNAL_CODE_BASE + signal as i32, Some(signal as i32)),
+        _ => (0, None),
+    }
+}
+
+/// Complete or absent: a worker that sees the file believes it.
+pub(super) fn write_exit(files: &Files<'_>, record: &ExitRecord) -> io::Result<()> {
+    let temporary = files.exit().with_extension("tmp");
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(record)?)?;
+    file.sync_all()?;
+    fs::rename(temporary, files.exit())
+}
+
+fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
