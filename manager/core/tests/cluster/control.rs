@@ -1,0 +1,216 @@
+//! Requests: what is refused, in which words; finding things by name; the rules that `apply` keeps.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use orch_manager_core::{
+    control::{self, Code, Registration},
+    resolve, validate,
+};
+use orch_model::{
+    Annotations, Object, TaskId,
+    change::{Change, Transaction},
+    service::{EndpointMode, Mount, MountKind, PublishMode, ServiceMode, ServiceSpec},
+    task::{Task, TaskState},
+};
+
+use crate::sim::{Sim, node_id, port, secs, web};
+
+#[test]
+fn specs_are_refused_with_a_sentence() {
+    type Case = (&'static str, fn(&mut ServiceSpec));
+    let mount = |kind, source: &str, target: &str| Mount {
+        kind,
+        source: source.into(),
+        target: target.into(),
+        read_only: false,
+        no_copy: false,
+        volume_driver: None,
+        volume_labels: BTreeMap::new(),
+        propagation: String::new(),
+        tmpfs_size_bytes: 0,
+        tmpfs_mode: 0,
+    };
+    let cases: [Case; 10] = [
+        ("service name \"-web\" is not valid: name must be valid as a DNS name component", |s| {
+            s.annotations.name = "-web".into();
+        }),
+        ("image reference must be provided", |s| s.task.container.image = String::new()),
+        ("invalid reference format", |s| s.task.container.image = "No Image".into()),
+        ("unknown key \"node.colour\"", |s| s.task.placement.constraints = vec!["node.colour == red".into()]),
+        ("has no operator", |s| s.task.placement.constraints = vec!["node.role = manager".into()]),
+        ("Must be at least 4MiB", |s| s.task.limits.memory_bytes = 1024),
+        ("invalid cpu value 0.0005", |s| s.task.limits.nano_cpus = 500_000),
+        ("port published with ingress mode can't be used with dnsrr mode", |s| {
+            s.endpoint.mode = EndpointMode::DnsRoundRobin;
+            s.endpoint.ports = vec![port(80, 80, PublishMode::Ingress)];
+        }),
+        ("duplicate published ports provided", |s| {
+            s.endpoint.ports = vec![port(80, 80, PublishMode::Ingress), port(80, 81, PublishMode::Ingress)];
+        }),
+        ("jobs are not supported yet", |s| s.mode = ServiceMode::GlobalJob),
+    ];
+    for (words, edit) in cases {
+        let mut spec = web("web", "nginx", 1);
+        edit(&mut spec);
+        let text = validate::service_spec(&spec).expect_err(words).to_string();
+        assert!(text.contains(words), "{text}");
+    }
+    for (words, one) in [
+        ("must be an absolute path", mount(MountKind::Volume, "data", "data")),
+        ("invalid bind mount source", mount(MountKind::Bind, "data", "/data")),
+        ("use type=bind", mount(MountKind::Volume, "/data", "/data")),
+    ] {
+        let mut spec = web("web", "nginx", 1);
+        spec.task.container.mounts = vec![one];
+        let text = validate::service_spec(&spec).expect_err(words).to_string();
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn names_are_unique_and_versions_are_checked() {
+    let mut sim = Sim::new(1);
+    sim.create(web("web", "nginx", 1)).expect("accepted");
+    let refused = sim.create(web("web", "nginx", 1)).expect_err("taken");
+    assert_eq!(refused.code, Code::AlreadyExists);
+    assert_eq!(refused.text, "name conflicts with an existing object: service web already exists");
+    let service = sim.service("web");
+    sim.scale("web", 2);
+    let stale = control::update_service(&sim.state, sim.now, &service.id, service.meta.version, service.spec.clone());
+    let stale = stale.expect_err("out of date");
+    assert_eq!(stale.code, Code::Aborted);
+    assert!(stale.text.starts_with("update out of sequence"), "{stale}");
+}
+
+#[test]
+fn services_and_tasks_are_found_by_what_users_type() {
+    let mut sim = Sim::new(1);
+    for (stack, name) in [("shop", "shop_web"), ("shop", "shop_db"), ("blog", "blog_db")] {
+        let mut spec = web(name, "nginx", 1);
+        spec.annotations.labels.insert(resolve::STACK_LABEL.into(), stack.into());
+        sim.create(spec).expect("accepted");
+    }
+    sim.run(secs(1));
+    let web_id = sim.service("shop_web").id.clone();
+    assert_eq!(sim.service("web").id, web_id);
+    assert_eq!(resolve::service(&sim.state, web_id.as_str()).map(|s| s.id.clone()), Ok(web_id));
+    let ambiguous = resolve::service(&sim.state, "db").expect_err("two").to_string();
+    assert!(ambiguous.starts_with("service db is ambiguous (2 matches found): "), "{ambiguous}");
+    assert!(ambiguous.contains("shop_db (") && ambiguous.contains("blog_db ("), "{ambiguous}");
+    assert_eq!(resolve::service(&sim.state, "cache").expect_err("none").to_string(), "no such service: cache");
+    let task = resolve::task(&sim.state, "web.1").expect("a task");
+    for text in [task.id.as_str(), &task.container_name(), "shop_web.1"] {
+        assert_eq!(resolve::task(&sim.state, text).map(|t| t.id.clone()), Ok(task.id.clone()), "{text}");
+    }
+    assert!(resolve::task(&sim.state, "web.2").is_err());
+    assert_eq!(resolve::node(&sim.state, "n1").map(|n| n.id.clone()), Ok(node_id(1)));
+}
+
+#[test]
+fn an_image_name_means_one_content() {
+    let mut sim = Sim::new(2);
+    let digest = |c: &str| format!("sha256:{}", c.repeat(64));
+    let mut register = |sim: &mut Sim, node: u8, digest: String, replace: bool| {
+        let (now, node) = (sim.now, node_id(node));
+        let request = Registration { node, name: "web".into(), digest, size_bytes: 1, replace, holder_only: false };
+        let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request))?;
+        sim.commit(&tx);
+        Ok::<_, control::ControlError>(tx.changes.len())
+    };
+    assert_eq!(register(&mut sim, 1, digest("a"), false), Ok(1));
+    assert_eq!(register(&mut sim, 1, digest("a"), false), Ok(0), "again");
+    assert_eq!(register(&mut sim, 2, digest("a"), false), Ok(1), "another holder");
+    let refused = register(&mut sim, 2, digest("b"), false).expect_err("another content");
+    assert!(refused.text.contains("pass --replace"), "{refused}");
+    sim.create(web("web", "web", 1)).expect("accepted");
+    assert_eq!(sim.service("web").spec.task.container.image_digest, Some(digest("a")));
+    assert_eq!(register(&mut sim, 2, digest("b"), true), Ok(1));
+    // Saying the same again keeps what was resolved; a new name is resolved anew.
+    sim.update("web", |s| s.task.container.image_digest = None).expect("accepted");
+    assert_eq!(sim.service("web").spec.task.container.image_digest, Some(digest("b")));
+    sim.update("web", |s| s.task.container.image = "other".into()).expect("accepted");
+    assert_eq!(sim.service("web").spec.task.container.image_digest, None);
+    let gone = control::forget_image(&sim.state, sim.now, &node_id(2), "web", &digest("b")).expect("accepted");
+    sim.commit(&gone);
+    assert_eq!(sim.state.images().count(), 0);
+}
+
+#[test]
+fn a_secret_in_use_stays() {
+    let mut sim = Sim::new(1);
+    let now = sim.now;
+    let annotations = Annotations { name: "key".into(), labels: BTreeMap::new() };
+    let made =
+        sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations, b"x".to_vec())).expect("accepted");
+    sim.accept(&made);
+    let secret = sim.state.secrets().next().expect("stored").clone();
+    let mut spec = web("web", "nginx", 1);
+    spec.task.container.secrets.push(orch_model::service::FileRef {
+        id: secret.id.clone(),
+        name: "key".into(),
+        target: "key".into(),
+        uid: "0".into(),
+        gid: "0".into(),
+        mode: 0o444,
+    });
+    sim.create(spec).expect("accepted");
+    let refused = control::remove_secret(&sim.state, sim.now, &secret.id).expect_err("in use");
+    assert_eq!(refused.text, "secret key is in use by service web: remove that first");
+    sim.run(secs(1));
+    assert!(sim.set_of(1).keys().any(|k| matches!(k, orch_model::assignment::AssignmentKey::Secret(_))));
+}
+
+/// `apply` is all-or-nothing, takes reports only upward and only from the task's node, and fills no slot twice.
+#[test]
+fn apply_keeps_its_rules() {
+    let mut sim = Sim::new(2);
+    sim.create(web("web", "nginx", 1)).expect("accepted");
+    sim.run(secs(1));
+    let task = resolve::task(&sim.state, "web.1").expect("a task");
+    let before = sim.state.clone();
+    let twin = Task { id: TaskId::from_random(1), ..Task::clone(&task) };
+    let stop = Task { desired_state: TaskState::Shutdown, ..Task::clone(&task) };
+    let create = |t: Task| Change::Create(Object::Task(Arc::new(t)));
+    let update = |t: Task| Change::Update(Object::Task(Arc::new(t)));
+    let mut apply = |changes: Vec<Change>| {
+        let mut state = before.clone();
+        let result = state.apply(1000, &Transaction { at: before.last_stamp(), changes });
+        assert!(result.is_ok() || state.objects().eq(before.objects()), "a refused transaction left something");
+        result.map(|events| (state, events.len())).map_err(|e| e.to_string())
+    };
+    let refused = apply(vec![create(twin.clone())]).expect_err("the slot is taken");
+    assert!(refused.contains("already has task"), "{refused}");
+    let refused = apply(vec![update(stop.clone()), update(stop.clone())]).expect_err("stale");
+    assert!(refused.starts_with("update out of sequence"), "{refused}");
+    assert!(apply(vec![update(stop.clone()), create(twin)]).is_ok(), "stopped first");
+    let report = |node: u8, state: TaskState| Change::TaskStatus {
+        task: task.id.clone(),
+        node: node_id(node),
+        status: orch_model::task::TaskStatus { state, ..task.status.clone() },
+    };
+    let own = if task.node == Some(node_id(1)) { 1 } else { 2 };
+    let state_after = |changes: Vec<Change>| {
+        let (state, events) = apply(changes).expect("accepted");
+        (state.task(&task.id).expect("there").status.state, events)
+    };
+    let mut state_after = state_after;
+    assert_eq!(state_after(vec![report(3 - own, TaskState::Failed)]), (TaskState::Running, 0));
+    assert_eq!(state_after(vec![report(own, TaskState::Ready)]), (TaskState::Running, 0));
+    assert_eq!(state_after(vec![report(own, TaskState::Failed)]), (TaskState::Failed, 1));
+    assert_eq!(state_after(vec![update(stop), report(own, TaskState::Failed)]), (TaskState::Shutdown, 2));
+    // A decision made before the report does not take the report back.
+    let stale_status = Task { desired_state: TaskState::Shutdown, ..Task::clone(&task) };
+    assert_eq!(state_after(vec![report(own, TaskState::Failed), update(stale_status)]), (TaskState::Failed, 2));
+}
+
+#[test]
+fn the_last_manager_is_not_demoted() {
+    let sim = Sim::new(2);
+    let node = sim.state.node(&node_id(1)).expect("n1").clone();
+    let mut spec = node.spec.clone();
+    spec.role = orch_model::node::NodeRole::Worker;
+    let refused = control::update_node(&sim.state, sim.now, &node.id, node.meta.version, spec).expect_err("the last");
+    assert!(refused.text.starts_with("attempting to demote the last manager"), "{refused}");
+    let refused = control::remove_node(&sim.state, sim.now, &node.id, true).expect_err("a manager");
+    assert!(refused.text.contains("must be demoted to worker before removal"), "{refused}");
+}

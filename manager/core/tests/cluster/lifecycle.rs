@@ -1,0 +1,149 @@
+//! Creating, scaling, removing; nodes that go down, drain, come back.
+
+use orch_manager_core::control;
+use orch_model::{Duration, node::Availability, service::ServiceMode, task::TaskState};
+
+use crate::sim::{STEP, Sim, check, node_id, secs, web};
+
+#[test]
+fn a_service_is_spread_and_runs() {
+    let mut sim = Sim::new(3);
+    sim.create(web("web", "nginx", 5)).expect("accepted");
+    sim.run(secs(1));
+    check(
+        &sim.ps("web"),
+        "1 n1 Running Running
+         2 n2 Running Running
+         3 n3 Running Running
+         4 n1 Running Running
+         5 n2 Running Running",
+    );
+}
+
+#[test]
+fn scaling_down_keeps_what_runs_and_the_spread() {
+    let mut sim = Sim::new(3);
+    sim.create(web("web", "nginx", 6)).expect("accepted");
+    sim.run(secs(1));
+    sim.fail("web.1");
+    sim.scale("web", 3);
+    sim.run(secs(2));
+    assert_eq!(sim.running("web").values().copied().collect::<Vec<_>>(), [1, 1, 1]);
+    assert!(!sim.ps("web").contains("1 n1"), "the failed slot goes first:\n{}", sim.ps("web"));
+    sim.scale("web", 4);
+    sim.run(secs(1));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 4);
+}
+
+#[test]
+fn six_hundred_replicas_come_and_go_in_small_transactions() {
+    let mut sim = Sim::new(3);
+    sim.create(web("web", "nginx", 600)).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web").values().copied().collect::<Vec<_>>(), [200, 200, 200]);
+    sim.scale("web", 0);
+    sim.run(secs(2));
+    assert_eq!(sim.ps("web"), "");
+}
+
+#[test]
+fn a_removed_service_goes_with_its_last_task_and_gives_its_name_back_at_once() {
+    let mut sim = Sim::new(2);
+    sim.stop_takes = secs(3);
+    let id = sim.create(web("web", "nginx", 2)).expect("accepted");
+    sim.run(secs(1));
+    let removal = control::remove_service(&sim.state, sim.now, &id).expect("accepted");
+    sim.accept(&removal);
+    sim.run(secs(1));
+    assert!(sim.state.service(&id).is_some(), "its tasks still stop");
+    let again = sim.create(web("web", "nginx", 1)).expect("the name is free");
+    sim.run(secs(4));
+    assert!(sim.state.service(&id).is_none());
+    assert!(sim.state.service(&again).is_some());
+    assert_eq!(sim.state.task_count(), 1);
+}
+
+#[test]
+fn tasks_of_a_down_node_are_replaced_after_the_delay() {
+    let mut sim = Sim::new(3);
+    sim.create(web("web", "nginx", 3)).expect("accepted");
+    sim.run(secs(1));
+    sim.down(2);
+    sim.run(secs(4));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 2);
+    sim.run(secs(3));
+    check(
+        &sim.ps("web"),
+        "1 n1 Running Running
+         2 n2 Shutdown Running
+         2 n1 Running Running
+         3 n3 Running Running",
+    );
+    sim.up(2);
+    sim.run(secs(1));
+    assert!(sim.ps("web").contains("2 n2 Shutdown Shutdown"));
+}
+
+#[test]
+fn a_day_after_its_node_went_down_a_task_is_orphaned() {
+    let mut sim = Sim::new(2);
+    sim.create(web("web", "nginx", 2)).expect("accepted");
+    sim.run(secs(1));
+    sim.down(2);
+    sim.run(secs(10));
+    assert!(sim.ps("web").contains("n2 Shutdown Running"));
+    sim.now = sim.now + Duration::from_secs(24 * 3600);
+    sim.run(STEP);
+    assert!(sim.ps("web").contains("n2 Shutdown Orphaned"), "{}", sim.ps("web"));
+}
+
+#[test]
+fn draining_moves_tasks_without_delay_and_pause_keeps_them() {
+    let mut sim = Sim::new(3);
+    sim.create(web("web", "nginx", 3)).expect("accepted");
+    sim.run(secs(1));
+    sim.availability(2, Availability::Pause);
+    sim.availability(3, Availability::Drain);
+    sim.run(secs(1));
+    let nodes = sim.running("web");
+    assert_eq!((nodes["n1"], nodes["n2"]), (2, 1), "{}", sim.ps("web"));
+    assert!(!nodes.contains_key("n3"));
+}
+
+#[test]
+fn a_global_service_follows_the_nodes() {
+    let mut sim = Sim::new(3);
+    let mut spec = web("agent", "nginx", 0);
+    spec.mode = ServiceMode::Global;
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("agent").len(), 3);
+    sim.availability(2, Availability::Drain);
+    sim.availability(3, Availability::Pause);
+    sim.join(4);
+    sim.run(secs(1));
+    assert_eq!(sim.running("agent").keys().cloned().collect::<Vec<_>>(), ["n1", "n3", "n4"]);
+    sim.availability(2, Availability::Active);
+    sim.down(4);
+    sim.run(secs(1));
+    assert_eq!(sim.running("agent").keys().cloned().collect::<Vec<_>>(), ["n1", "n2", "n3"]);
+    sim.up(4);
+    sim.run(secs(1));
+    assert_eq!(sim.running("agent").len(), 4, "{}", sim.ps("agent"));
+}
+
+#[test]
+fn a_removed_nodes_tasks_are_orphaned_at_once() {
+    let mut sim = Sim::new(2);
+    sim.create(web("web", "nginx", 2)).expect("accepted");
+    sim.run(secs(1));
+    let refused = control::remove_node(&sim.state, sim.now, &node_id(2), false).expect_err("it is up");
+    assert!(refused.text.contains("node n2 is not down and can't be removed"), "{refused}");
+    sim.down(2);
+    let removal = control::remove_node(&sim.state, sim.now, &node_id(2), false).expect("accepted");
+    sim.accept(&removal);
+    sim.run(secs(7));
+    assert_eq!(sim.running("web")["n1"], 2, "{}", sim.ps("web"));
+    let orphans = sim.state.tasks().filter(|t| t.status.state == TaskState::Orphaned).count();
+    assert_eq!(orphans, 1);
+}

@@ -1,0 +1,10 @@
+//! A cluster in virtual time: the deciding core, with agents that do what they are told.
+
+mod control;
+mod lifecycle;
+mod network;
+mod properties;
+mod restart;
+mod schedule;
+mod sim;
+mod update;

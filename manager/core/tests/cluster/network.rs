@@ -1,0 +1,252 @@
+//! Subnets, addresses, ports, and what nodes are told of them.
+
+use std::collections::BTreeMap;
+
+use ipnetwork::IpNetwork;
+use orch_manager_core::{bootstrap, control};
+use orch_model::{
+    Annotations, NetworkId, ObjectId,
+    assignment::{Assignment, AssignmentKey},
+    cluster::ClusterSpec,
+    network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
+    service::{NetworkAttachmentSpec, PublishMode, ServiceSpec},
+    task::TaskState,
+};
+
+use crate::sim::{Sim, port, secs, web};
+
+fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result<NetworkId, control::ControlError> {
+    let ipam = subnet.map(|s| IpamConfig { subnet: s.parse().expect("a subnet"), range: None, gateway: None });
+    let spec = NetworkSpec {
+        annotations: Annotations { name: name.into(), labels: BTreeMap::new() },
+        driver: DRIVER_OVERLAY.into(),
+        ipam: ipam.into_iter().collect(),
+        ..NetworkSpec::default()
+    };
+    let now = sim.now;
+    let proposal = sim.with_ids(|state, ids| control::create_network(state, now, ids, spec))?;
+    sim.accept(&proposal);
+    sim.step();
+    let ObjectId::Network(id) = proposal.id else { panic!("not a network") };
+    Ok(id)
+}
+
+fn on(name: &str, replicas: u64, network: &NetworkId) -> ServiceSpec {
+    let mut spec = web(name, "nginx", replicas);
+    spec.task.networks.push(NetworkAttachmentSpec {
+        network: network.clone(),
+        aliases: vec!["alias".into()],
+        driver_options: BTreeMap::new(),
+    });
+    spec
+}
+
+fn subnet(sim: &Sim, id: &NetworkId) -> Option<IpNetwork> {
+    sim.state.network(id).and_then(|n| n.allocation.as_ref()).map(|a| a.ipam[0].subnet)
+}
+
+fn pools(pools: &[&str]) -> ClusterSpec {
+    let address_pools = pools.iter().map(|p| p.parse().expect("a pool")).collect();
+    ClusterSpec { address_pools, ..bootstrap::default_cluster_spec() }
+}
+
+#[test]
+fn networks_get_identifiers_and_subnets_that_overlap_nothing() {
+    let mut sim = Sim::new(2);
+    let ingress = sim.state.ingress_network().expect("init made it").clone();
+    assert_eq!(subnet(&sim, &ingress.id), "10.0.0.0/24".parse().ok());
+    let a = network(&mut sim, "a", None).expect("accepted");
+    let b = network(&mut sim, "b", Some("10.0.2.0/23")).expect("accepted");
+    let c = network(&mut sim, "c", None).expect("accepted");
+    assert_eq!(subnet(&sim, &a), "10.0.1.0/24".parse().ok());
+    assert_eq!(subnet(&sim, &c), "10.0.4.0/24".parse().ok());
+    let vnis: Vec<_> =
+        [&ingress.id, &a, &b, &c].map(|id| sim.state.network(id)?.allocation.as_ref().map(|a| a.vni)).into();
+    assert_eq!(vnis, [Some(4096), Some(4097), Some(4098), Some(4099)]);
+    let refused = network(&mut sim, "d", Some("10.0.1.128/25")).expect_err("it overlaps");
+    assert!(refused.text.contains("overlaps 10.0.1.0/24 of network a"), "{refused}");
+    let refused = network(&mut sim, "e", Some("192.168.0.0/16")).expect_err("it overlaps the underlay");
+    assert!(refused.text.contains("a network that node n1 is on"), "{refused}");
+}
+
+#[test]
+fn subnets_keep_out_of_the_nodes_own_networks() {
+    let mut sim = Sim::with_spec(1, pools(&["192.168.6.0/23"]));
+    let ingress = sim.state.ingress_network().expect("init made it").id.clone();
+    assert_eq!(subnet(&sim, &ingress), "192.168.6.0/24".parse().ok());
+    let id = network(&mut sim, "a", None).expect("accepted");
+    let network = sim.state.network(&id).expect("stored");
+    let problem = network.problem.as_deref().unwrap_or_default();
+    assert!(problem.contains("every /24 of 192.168.6.0/23 belongs to a network or overlaps"), "{network:?}");
+}
+
+#[test]
+fn an_exhausted_pool_is_said_and_tried_again() {
+    let mut sim = Sim::with_spec(1, pools(&["10.7.0.0/23"]));
+    let a = network(&mut sim, "a", None).expect("accepted");
+    let b = network(&mut sim, "b", None).expect("accepted");
+    sim.create(on("web", 1, &b)).expect("accepted");
+    sim.run(secs(1));
+    let text = sim.ps("web");
+    assert!(text.starts_with("1 - Running New: network b is not ready: could not find an available"), "{text}");
+    let removal = control::remove_network(&sim.state, sim.now, &a).expect("unused");
+    sim.accept(&removal);
+    sim.run(secs(1));
+    assert_eq!(sim.running("web")["n1"], 1, "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_full_subnet_is_said_and_the_task_waits() {
+    let mut sim = Sim::new(1);
+    // 8 addresses: network, gateway, broadcast, a virtual one and room for 4 tasks.
+    let id = network(&mut sim, "small", Some("10.9.0.0/29")).expect("accepted");
+    sim.create(on("web", 5, &id)).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web")["n1"], 4);
+    assert!(sim.ps("web").contains("5 - Running New: network small has no free address left in 10.9.0.0/29"));
+    sim.scale("web", 4);
+    sim.run(secs(1));
+    sim.fail("web.2");
+    sim.run(secs(7));
+    assert_eq!(sim.running("web")["n1"], 4, "a stopped task gave its address back:\n{}", sim.ps("web"));
+}
+
+#[test]
+fn an_address_is_not_given_out_while_its_task_still_stops() {
+    let mut sim = Sim::new(1);
+    let id = network(&mut sim, "small", Some("10.9.0.0/29")).expect("accepted");
+    sim.create(on("web", 4, &id)).expect("accepted");
+    sim.run(secs(1));
+    sim.stop_takes = secs(5);
+    sim.scale("web", 0);
+    sim.step();
+    sim.scale("web", 4);
+    sim.run(secs(3));
+    assert_eq!(sim.running("web"), BTreeMap::new());
+    assert!(sim.ps("web").contains("no free address left"), "{}", sim.ps("web"));
+    sim.run(secs(6));
+    assert_eq!(sim.running("web")["n1"], 4);
+}
+
+#[test]
+fn a_freed_address_rests_before_it_is_used_again() {
+    let mut sim = Sim::new(1);
+    let id = network(&mut sim, "net", None).expect("accepted");
+    sim.create(on("web", 1, &id)).expect("accepted");
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        sim.run(secs(7));
+        let task = sim.state.tasks().find(|t| t.is_wanted()).expect("a task");
+        seen.push(task.networks[0].addresses[0].to_string());
+        sim.fail("web.1");
+    }
+    assert_eq!(seen, ["10.0.1.3/24", "10.0.1.4/24", "10.0.1.5/24", "10.0.1.6/24"]);
+}
+
+#[test]
+fn ports_are_published_once_and_automatic_ones_stay() {
+    let mut sim = Sim::new(2);
+    let mut spec = web("a", "nginx", 1);
+    spec.endpoint.ports = vec![port(80, 8080, PublishMode::Ingress), port(0, 9090, PublishMode::Ingress)];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    let numbers = |sim: &Sim| sim.service("a").endpoint.ports.iter().map(|p| p.published_port).collect::<Vec<_>>();
+    assert_eq!(numbers(&sim), [80, 30000]);
+    let mut spec = web("b", "nginx", 1);
+    spec.endpoint.ports = vec![port(80, 80, PublishMode::Ingress)];
+    let refused = sim.create(spec).expect_err("the port is taken");
+    assert!(refused.text.starts_with("port '80' is already in use by service 'a'"), "{refused}");
+    let vips = sim.service("a").endpoint.vips.clone();
+    assert_eq!(vips.len(), 1, "on the ingress network");
+    let before = sim.state.tasks().map(|t| t.id.clone()).collect::<Vec<_>>();
+    sim.update("a", |s| s.endpoint.ports.push(port(81, 8081, PublishMode::Ingress))).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(numbers(&sim), [80, 30000, 81]);
+    assert_eq!(sim.state.tasks().map(|t| t.id.clone()).collect::<Vec<_>>(), before, "no task is restarted for a port");
+    sim.update("a", |s| s.task.force_update = 1).expect("accepted");
+    sim.run(secs(10));
+    assert_eq!(sim.service("a").endpoint.vips, vips, "the address stays across an update");
+}
+
+#[test]
+fn a_service_that_starts_to_publish_moves_its_tasks_onto_ingress() {
+    let mut sim = Sim::new(1);
+    sim.create(web("a", "nginx", 1)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("a", |s| s.endpoint.ports = vec![port(80, 80, PublishMode::Ingress)]).expect("accepted");
+    sim.run(secs(10));
+    let ingress = sim.state.ingress_network().expect("init made it").id.clone();
+    let task = sim.state.tasks().find(|t| t.is_wanted()).expect("a task");
+    assert!(task.networks.iter().any(|n| n.network == ingress && !n.addresses.is_empty()), "{task:?}");
+}
+
+#[test]
+fn nodes_learn_only_of_networks_that_they_take_part_in() {
+    let mut sim = Sim::new(3);
+    let id = network(&mut sim, "net", None).expect("accepted");
+    let mut spec = on("shop_web", 1, &id);
+    spec.endpoint.ports = vec![port(8080, 80, PublishMode::Ingress)];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    let ingress = sim.state.ingress_network().expect("init made it").id.clone();
+    let service = sim.service("shop_web").id.clone();
+    let knows = |node: u8, key: &AssignmentKey| sim.set_of(node).get(key).cloned();
+    assert!(knows(1, &AssignmentKey::Network(id.clone())).is_some());
+    assert!(knows(2, &AssignmentKey::Network(id.clone())).is_none());
+    for node in 1..=3 {
+        let Some(Assignment::ServiceEndpoint(item)) =
+            knows(node, &AssignmentKey::ServiceEndpoint(ingress.clone(), service.clone()))
+        else {
+            panic!("node {node} does not know the published port");
+        };
+        assert_eq!(item.ports.iter().map(|p| p.published_port).collect::<Vec<_>>(), [8080]);
+        let peers = sim.set_of(node).values().filter(|i| matches!(i, Assignment::Peer(p) if p.index > 0)).count();
+        assert_eq!(peers, 3);
+    }
+    let Some(Assignment::ServiceEndpoint(item)) = knows(1, &AssignmentKey::ServiceEndpoint(id, service)) else {
+        panic!("n1 does not know the service");
+    };
+    assert_eq!(item.names, ["shop_web", "alias"]);
+    assert_eq!((item.vips.len(), item.ports.len()), (1, 0));
+}
+
+#[test]
+fn a_backend_is_withdrawn_everywhere_before_its_task_is_stopped() {
+    let mut sim = Sim::new(2);
+    let id = network(&mut sim, "net", None).expect("accepted");
+    sim.create(on("web", 2, &id)).expect("accepted");
+    sim.run(secs(1));
+    sim.scale("web", 1);
+    let task = sim.state.tasks().find(|t| t.slot == 2).expect("slot 2").clone();
+    let node = if task.node == Some(crate::sim::node_id(1)) { 1 } else { 2 };
+    sim.step();
+    let seen = |sim: &Sim, on: u8| match sim.set_of(on).get(&AssignmentKey::Endpoint(id.clone(), task.id.clone())) {
+        Some(Assignment::Endpoint(e)) => Some(e.serving),
+        _ => None,
+    };
+    let desired = |sim: &Sim| match sim.set_of(node).get(&AssignmentKey::Task(task.id.clone())) {
+        Some(Assignment::Task(t)) => Some(t.desired_state),
+        _ => None,
+    };
+    assert_eq!((seen(&sim, 1), seen(&sim, 2), desired(&sim)), (Some(false), Some(false), Some(TaskState::Running)));
+    sim.step();
+    assert_eq!(sim.state.task(&task.id).map(|t| t.status.state), None, "stopped, then deleted");
+}
+
+#[test]
+fn a_network_in_use_stays() {
+    let mut sim = Sim::new(1);
+    let id = network(&mut sim, "net", None).expect("accepted");
+    sim.stop_takes = secs(2);
+    let service = sim.create(on("web", 1, &id)).expect("accepted");
+    sim.run(secs(1));
+    let refused = control::remove_network(&sim.state, sim.now, &id).expect_err("in use");
+    assert_eq!(refused.text, "network net is in use by service web: remove that first");
+    let removal = control::remove_service(&sim.state, sim.now, &service).expect("accepted");
+    sim.accept(&removal);
+    sim.step();
+    let refused = control::remove_network(&sim.state, sim.now, &id).expect_err("still in use");
+    assert!(refused.text.contains("task web.1 (which is stopping)"), "{refused}");
+    sim.run(secs(4));
+    control::remove_network(&sim.state, sim.now, &id).expect("free now");
+}

@@ -1,0 +1,104 @@
+//! Whatever happens to a cluster, it settles, and its rules hold at every step on the way.
+//!
+//! [`Sim::step`] checks the rules (no address twice, no slot twice, small transactions, a fixed point after each round);
+//! here random histories are run through it.
+
+use orch_model::{node::Availability, service::ServiceMode};
+use proptest::prelude::*;
+
+use crate::sim::{STEP, Sim, secs, web};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Scale(u64),
+    Image(&'static str),
+    Fail(u64),
+    Down(u8),
+    Up(u8),
+    Availability(u8, Availability),
+    Constraint(Option<&'static str>),
+    Wait(u64),
+    Snapshot,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let availability = prop_oneof![Just(Availability::Active), Just(Availability::Pause), Just(Availability::Drain)];
+    let constraint = prop_oneof![Just(None), Just(Some("node.hostname != n2")), Just(Some("node.role == worker"))];
+    let image = prop_oneof![Just("nginx"), Just("crash"), Just("flaky"), Just("missing"), Just("once"), Just("v2")];
+    let step = prop_oneof![
+        (0u64..8).prop_map(Step::Scale),
+        image.prop_map(Step::Image),
+        (1u64..8).prop_map(Step::Fail),
+        (2u8..=4).prop_map(Step::Down),
+        (2u8..=4).prop_map(Step::Up),
+        ((1u8..=4), availability).prop_map(|(n, a)| Step::Availability(n, a)),
+        constraint.prop_map(Step::Constraint),
+        (1u64..40).prop_map(Step::Wait),
+        Just(Step::Snapshot),
+    ];
+    prop::collection::vec(step, 1..16)
+}
+
+fn act(sim: &mut Sim, step: &Step) {
+    match step {
+        Step::Scale(replicas) => sim.scale("web", *replicas),
+        Step::Image(image) => {
+            sim.update("web", |s| s.task.container.image = (*image).into()).expect("accepted");
+        }
+        Step::Fail(slot) => {
+            let name = format!("web.{slot}");
+            let running = orch_manager_core::resolve::task(&sim.state, &name);
+            if running.is_ok_and(|t| t.node.is_some()) {
+                sim.fail(&name);
+            }
+        }
+        Step::Down(node) => sim.down(*node),
+        Step::Up(node) => sim.up(*node),
+        Step::Availability(node, availability) => sim.availability(*node, *availability),
+        Step::Constraint(constraint) => {
+            let constraints = constraint.map(str::to_owned).into_iter().collect();
+            sim.update("web", |s| s.task.placement.constraints = constraints).expect("accepted");
+        }
+        Step::Wait(steps) => (0..*steps).for_each(|_| sim.step()),
+        Step::Snapshot => {
+            let objects = sim.state.objects().collect();
+            sim.state = orch_manager_core::State::from_objects(objects, sim.state.last_stamp());
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_history_settles_on_what_was_asked_for(history in steps()) {
+        let mut sim = Sim::new(4);
+        sim.stop_takes = STEP * 3;
+        sim.create(web("web", "nginx", 3)).expect("accepted");
+        let mut global = web("agent", "nginx", 0);
+        global.mode = ServiceMode::Global;
+        sim.create(global).expect("accepted");
+        for step in &history {
+            act(&mut sim, step);
+            sim.step();
+        }
+        // Peace returns: every node is up, the image is good.
+        for node in 1..=4 {
+            sim.up(node);
+            sim.availability(node, Availability::Active);
+        }
+        sim.update("web", |s| {
+            s.task.container.image = "peace".into();
+            s.task.placement.constraints.clear();
+            s.mode = ServiceMode::Replicated { replicas: 5 };
+        }).expect("accepted");
+        sim.run(secs(180));
+        prop_assert_eq!(sim.running("web").values().sum::<usize>(), 5, "{}", sim.ps("web"));
+        prop_assert_eq!(sim.running("agent").len(), 4, "{}", sim.ps("agent"));
+        let strays = sim.state.tasks().filter(|t| !t.is_wanted() && !t.status.state.is_terminal()).count();
+        prop_assert_eq!(strays, 0);
+        sim.events.clear();
+        sim.run(secs(30));
+        prop_assert!(sim.events.is_empty(), "it has not settled: {:?}", sim.events);
+    }
+}

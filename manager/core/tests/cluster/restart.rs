@@ -1,0 +1,145 @@
+//! The restart policy: delay, attempts, window, condition, back-off.
+
+use orch_model::{
+    Duration, Timestamp,
+    service::{RestartCondition, RestartPolicy, ServiceSpec},
+    task::TaskState,
+};
+
+use crate::sim::{Sim, check, secs, web};
+
+fn with_policy(image: &str, policy: RestartPolicy) -> ServiceSpec {
+    let mut spec = web("web", image, 1);
+    spec.task.restart = policy;
+    spec
+}
+
+/// When each task of the service was first seen running or, if it never was, when it ended.
+fn starts(sim: &Sim) -> Vec<Duration> {
+    let id = sim.service("web").id.clone();
+    let mut times: Vec<Timestamp> = sim.state.tasks_of(&id).map(|t| t.running_since.unwrap_or(t.status.at)).collect();
+    times.sort_unstable();
+    times.windows(2).map(|pair| pair[1].since(pair[0])).collect()
+}
+
+#[test]
+fn a_failed_task_is_replaced_after_its_delay() {
+    let mut sim = Sim::new(1);
+    sim.create(web("web", "nginx", 1)).expect("accepted");
+    sim.run(secs(1));
+    sim.fail("web.1");
+    sim.run(secs(4));
+    check(
+        &sim.ps("web"),
+        "1 n1 Shutdown Failed: task: non-zero exit (1)
+         1 n1 Ready Ready",
+    );
+    sim.run(secs(2));
+    check(
+        &sim.ps("web"),
+        "1 n1 Shutdown Failed: task: non-zero exit (1)
+         1 n1 Running Running",
+    );
+}
+
+#[test]
+fn after_max_attempts_the_slot_stays_as_it_is() {
+    let mut sim = Sim::new(1);
+    let policy = RestartPolicy { delay: secs(1), max_attempts: 2, ..RestartPolicy::default() };
+    sim.create(with_policy("crash", policy)).expect("accepted");
+    sim.run(secs(60));
+    check(
+        &sim.ps("web"),
+        "1 n1 Shutdown Failed: exit 1
+         1 n1 Shutdown Failed: exit 1
+         1 n1 Shutdown Failed: exit 1",
+    );
+    // A changed spec clears the history.
+    sim.update("web", |s| s.task.container.image = "nginx".into()).expect("accepted");
+    sim.run(secs(2));
+    assert_eq!(sim.running("web")["n1"], 1);
+}
+
+#[test]
+fn attempts_outside_the_window_do_not_count() {
+    let mut sim = Sim::new(1);
+    let policy = RestartPolicy { delay: secs(1), max_attempts: 1, window: secs(3), ..RestartPolicy::default() };
+    sim.create(with_policy("nginx", policy)).expect("accepted");
+    for _ in 0..3 {
+        sim.run(secs(5));
+        assert_eq!(sim.running("web").get("n1"), Some(&1), "{}", sim.ps("web"));
+        sim.fail("web.1");
+    }
+    sim.run(secs(2));
+    sim.fail("web.1");
+    sim.run(secs(10));
+    assert!(sim.running("web").is_empty(), "two failures within the window:\n{}", sim.ps("web"));
+}
+
+#[test]
+fn the_condition_is_kept() {
+    for (image, condition, ends) in [
+        ("once", RestartCondition::None, "1 n1 Shutdown Complete"),
+        ("once", RestartCondition::OnFailure, "1 n1 Shutdown Complete"),
+        ("crash", RestartCondition::None, "1 n1 Shutdown Failed: exit 1"),
+    ] {
+        let mut sim = Sim::new(1);
+        sim.create(with_policy(image, RestartPolicy { condition, ..RestartPolicy::default() })).expect("accepted");
+        sim.run(secs(20));
+        check(&sim.ps("web"), ends);
+    }
+}
+
+#[test]
+fn a_place_that_fails_again_and_again_is_restarted_less_often() {
+    let mut sim = Sim::new(1);
+    let policy = RestartPolicy { delay: secs(1), ..RestartPolicy::default() };
+    sim.create(with_policy("crash", policy)).expect("accepted");
+    sim.run(secs(5));
+    let early = starts(&sim);
+    assert!(early.iter().all(|d| *d < secs(2)), "{early:?}");
+    sim.run(secs(600));
+    let late = starts(&sim);
+    assert!(late.iter().all(|d| *d > secs(30) && *d <= secs(301)), "{late:?}");
+    assert!(late.windows(2).all(|pair| pair[1] >= pair[0]), "{late:?}");
+}
+
+#[test]
+fn no_more_than_the_history_is_kept() {
+    let mut sim = Sim::new(1);
+    let policy = RestartPolicy { delay: Duration::from_millis(100), ..RestartPolicy::default() };
+    sim.create(with_policy("crash", policy)).expect("accepted");
+    sim.run(secs(120));
+    let over = sim.state.tasks().filter(|t| t.status.state == TaskState::Failed).count();
+    assert_eq!(over, 5, "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_missing_image_is_said_and_tried_again() {
+    let mut sim = Sim::new(1);
+    sim.create(web("web", "missing", 1)).expect("accepted");
+    sim.run(secs(7));
+    assert!(sim.ps("web").lines().all(|l| l.ends_with("Rejected: No such image: missing") || l.contains("Ready")));
+    assert!(sim.ps("web").lines().count() >= 2, "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_replacement_waits_for_its_predecessor_for_a_minute_at_most() {
+    let mut sim = Sim::new(1);
+    sim.stop_takes = secs(90);
+    sim.create(web("web", "nginx", 1)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.force_update += 1).expect("accepted");
+    sim.run(secs(58));
+    check(
+        &sim.ps("web"),
+        "1 n1 Shutdown Running
+         1 n1 Ready Ready",
+    );
+    sim.run(secs(4));
+    check(
+        &sim.ps("web"),
+        "1 n1 Shutdown Running
+         1 n1 Running Running",
+    );
+}

@@ -1,0 +1,106 @@
+//! Where tasks go, and what is said when they cannot go anywhere.
+
+use orch_model::service::{PublishMode, ServiceSpec};
+
+use crate::sim::{Sim, check, port, secs, web};
+
+fn placed(edit: impl FnOnce(&mut ServiceSpec)) -> ServiceSpec {
+    let mut spec = web("web", "nginx", 1);
+    edit(&mut spec);
+    spec
+}
+
+#[test]
+fn what_cannot_be_placed_says_why() {
+    let cases: [(&str, fn(&mut ServiceSpec)); 4] = [
+        ("scheduling constraints not satisfied on 3 nodes", |s| {
+            s.task.placement.constraints = vec!["node.labels.disk == ssd".into()];
+        }),
+        ("insufficient resources on 3 nodes", |s| s.task.reservations.memory_bytes = 1 << 40),
+        ("scheduling constraints not satisfied on 2 nodes; insufficient resources on 1 node", |s| {
+            s.task.reservations.nano_cpus = 2_500_000_000;
+            s.task.placement.constraints = vec!["node.role == manager".into()];
+        }),
+        ("max replicas per node limit exceeded on 3 nodes", |s| {
+            s.task.placement.max_replicas_per_node = 1;
+            s.mode = orch_model::service::ServiceMode::Replicated { replicas: 4 };
+        }),
+    ];
+    for (why, edit) in cases {
+        let mut sim = Sim::new(3);
+        sim.create(placed(|s| {
+            s.annotations.name = "first".into();
+            s.task.placement.constraints = vec!["node.role == manager".into()];
+            s.task.reservations.nano_cpus = 2_000_000_000;
+        }))
+        .expect("accepted");
+        sim.run(secs(1));
+        sim.create(placed(edit)).expect("accepted");
+        sim.run(secs(1));
+        let text = sim.ps("web");
+        let pending = text.lines().last().expect("a task");
+        assert!(pending.ends_with(&format!("- Running Pending: no suitable node ({why})")), "{text}");
+        sim.events.clear();
+        sim.run(secs(1));
+        assert_eq!(sim.events, [], "the same explanation is written once");
+    }
+}
+
+#[test]
+fn a_pending_task_is_placed_once_a_node_fits() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| s.task.placement.constraints = vec!["node.labels.disk==SSD".into()])).expect("accepted");
+    sim.run(secs(1));
+    sim.edit_node(2, |n| drop(n.spec.annotations.labels.insert("disk".into(), "ssd".into())));
+    sim.run(secs(1));
+    check(&sim.ps("web"), "1 n2 Running Running");
+    sim.edit_node(2, |n| drop(n.spec.annotations.labels.remove("disk")));
+    sim.run(secs(1));
+    assert!(sim.ps("web").contains("1 n2 Shutdown Shutdown"), "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_host_port_is_used_once_per_node() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| {
+        s.endpoint.ports = vec![port(8080, 80, PublishMode::Host)];
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 3 };
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web").values().copied().collect::<Vec<_>>(), [1, 1]);
+    assert!(sim.ps("web").contains("host-mode port already in use on 2 nodes"), "{}", sim.ps("web"));
+}
+
+#[test]
+fn spread_preferences_are_hierarchical() {
+    let mut sim = Sim::new(5);
+    for (node, zone, rack) in [(1, "a", "1"), (2, "a", "1"), (3, "a", "2"), (4, "b", "1"), (5, "b", "1")] {
+        sim.edit_node(node, |n| {
+            n.spec.annotations.labels.insert("zone".into(), zone.into());
+            n.spec.annotations.labels.insert("rack".into(), rack.into());
+        });
+    }
+    sim.create(placed(|s| {
+        s.task.placement.spread = vec!["node.labels.zone".into(), "node.labels.rack".into()];
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 8 };
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    let on = sim.running("web");
+    assert_eq!(on["n1"] + on["n2"] + on["n3"], 4, "{on:?}");
+    assert_eq!((on["n3"], on["n4"], on["n5"]), (2, 2, 2), "{on:?}");
+}
+
+#[test]
+fn a_node_where_a_service_keeps_failing_is_avoided() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| s.task.restart.delay = orch_model::Duration::from_millis(100))).expect("accepted");
+    for _ in 0..5 {
+        sim.run(secs(3));
+        assert_eq!(sim.running("web").get("n1"), Some(&1), "{}", sim.ps("web"));
+        sim.fail("web.1");
+    }
+    sim.run(secs(6));
+    assert_eq!(sim.running("web").get("n2"), Some(&1), "{}", sim.ps("web"));
+}

@@ -1,0 +1,175 @@
+//! Rolling updates and rollbacks.
+
+use orch_manager_core::control;
+use orch_model::{
+    Duration,
+    service::{FailureAction, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    task::TaskState,
+};
+
+use crate::sim::{STEP, Sim, secs, web};
+
+fn with_update(replicas: u64, config: UpdateConfig) -> ServiceSpec {
+    ServiceSpec { update: Some(config), ..web("web", "v1", replicas) }
+}
+
+fn update_state(sim: &Sim) -> Option<UpdateState> {
+    sim.service("web").update_status.as_ref().map(|s| s.state)
+}
+
+fn images(sim: &Sim) -> Vec<String> {
+    let id = sim.service("web").id.clone();
+    let mut tasks: Vec<_> = sim.state.tasks_of(&id).filter(|t| t.is_wanted()).collect();
+    tasks.sort_by_key(|t| t.slot);
+    tasks.into_iter().map(|t| t.spec.container.image.clone()).collect()
+}
+
+#[test]
+fn one_task_at_a_time_by_default() {
+    let mut sim = Sim::new(3);
+    sim.create(with_update(4, UpdateConfig { delay: secs(1), ..UpdateConfig::default() })).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    let mut least = 4;
+    for _ in 0..100 {
+        sim.step();
+        least = least.min(sim.running("web").values().sum::<usize>());
+    }
+    assert_eq!(least, 3);
+    assert_eq!(update_state(&sim), Some(UpdateState::Updating), "it is watched for the monitored time");
+    sim.run(secs(6));
+    assert_eq!(update_state(&sim), Some(UpdateState::Completed));
+    assert_eq!(images(&sim), ["v2"; 4]);
+}
+
+#[test]
+fn a_failing_update_pauses_and_leaves_the_rest_running() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(3, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "crash".into()).expect("accepted");
+    sim.run(secs(30));
+    let status = sim.service("web").update_status.clone().expect("an update");
+    assert_eq!(status.state, UpdateState::Paused);
+    assert!(status.message.starts_with("update paused due to failure or early termination of task"), "{status:?}");
+    assert_eq!(images(&sim), ["crash", "v1", "v1"]);
+    sim.update("web", |s| s.task.container.image = "v3".into()).expect("accepted");
+    sim.run(secs(30));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v3".to_owned(); 3]));
+}
+
+#[test]
+fn a_failing_update_rolls_back_if_asked_to_and_keeps_the_scale() {
+    let mut sim = Sim::new(2);
+    let config = UpdateConfig { failure_action: FailureAction::Rollback, ..UpdateConfig::default() };
+    sim.create(with_update(3, config)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "crash".into()).expect("accepted");
+    sim.scale("web", 4);
+    sim.run(secs(40));
+    assert_eq!(update_state(&sim), Some(UpdateState::RollbackCompleted), "{}", sim.ps("web"));
+    assert_eq!(images(&sim), ["v1"; 4]);
+}
+
+#[test]
+fn failures_up_to_the_ratio_are_tolerated() {
+    let mut sim = Sim::new(2);
+    let config = UpdateConfig { max_failure_ratio: 0.5, parallelism: 0, ..UpdateConfig::default() };
+    sim.create(with_update(2, config)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(1));
+    sim.fail("web.1");
+    sim.run(secs(20));
+    assert_eq!(update_state(&sim), Some(UpdateState::Completed));
+}
+
+#[test]
+fn a_late_failure_is_not_the_updates() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(2, UpdateConfig { delay: secs(20), ..UpdateConfig::default() })).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(10));
+    sim.fail("web.1");
+    sim.run(secs(40));
+    assert_eq!(update_state(&sim), Some(UpdateState::Completed), "{}", sim.ps("web"));
+}
+
+#[test]
+fn start_first_never_has_fewer() {
+    let mut sim = Sim::new(2);
+    let config = UpdateConfig { order: UpdateOrder::StartFirst, ..UpdateConfig::default() };
+    sim.create(with_update(3, config)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    for _ in 0..100 {
+        sim.step();
+        assert!(sim.running("web").values().sum::<usize>() >= 3, "{}", sim.ps("web"));
+    }
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned(); 3]));
+}
+
+#[test]
+fn a_start_first_update_that_cannot_start_leaves_the_old_tasks_alone() {
+    let mut sim = Sim::new(2);
+    let config = UpdateConfig { order: UpdateOrder::StartFirst, ..UpdateConfig::default() };
+    sim.create(with_update(2, config)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "missing".into()).expect("accepted");
+    sim.run(secs(60));
+    assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 2, "{}", sim.ps("web"));
+}
+
+#[test]
+fn what_changes_nothing_for_tasks_restarts_none() {
+    let mut sim = Sim::new(3);
+    sim.create(with_update(3, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    let before: Vec<_> = sim.state.tasks().map(|t| t.id.clone()).collect();
+    sim.update("web", |_| {}).expect("accepted");
+    sim.update("web", |s| s.task.placement.constraints = vec!["node.platform.os == linux".into()]).expect("accepted");
+    sim.update("web", |s| drop(s.annotations.labels.insert("a".into(), "b".into()))).expect("accepted");
+    sim.run(secs(10));
+    assert_eq!(sim.state.tasks().map(|t| t.id.clone()).collect::<Vec<_>>(), before);
+    // Those that do not fit any more do move.
+    sim.update("web", |s| s.task.placement.constraints = vec!["node.hostname != n3".into()]).expect("accepted");
+    sim.run(secs(10));
+    assert!(!sim.running("web").contains_key("n3"), "{}", sim.ps("web"));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 3);
+}
+
+#[test]
+fn a_rollback_by_hand_returns_to_the_previous_spec() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(2, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    let service = sim.service("web");
+    let refused = control::rollback_service(&sim.state, sim.now, &service.id, service.meta.version);
+    assert!(refused.expect_err("nothing to go back to").text.contains("does not have a previous spec"));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(10));
+    let service = sim.service("web");
+    let back = control::rollback_service(&sim.state, sim.now, &service.id, service.meta.version).expect("accepted");
+    sim.accept(&back);
+    sim.run(secs(10));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::RollbackCompleted), vec!["v1".to_owned(); 2]));
+}
+
+#[test]
+fn another_manager_carries_an_update_on() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(3, UpdateConfig { delay: secs(1), ..UpdateConfig::default() })).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    for _ in 0..120 {
+        sim.run(STEP);
+        // A state rebuilt from a snapshot knows nothing else.
+        sim.state = orch_manager_core::State::from_objects(sim.state.objects().collect(), sim.state.last_stamp());
+    }
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned(); 3]));
+    let shut = sim.state.tasks().filter(|t| t.status.state == TaskState::Shutdown).count();
+    assert_eq!(shut, 3, "each slot was replaced once");
+    assert!(sim.now.since(sim.service("web").meta.created_at) > Duration::from_secs(10));
+}
