@@ -303,7 +303,9 @@ impl Engine {
 
     fn all_problems(&self) -> Vec<String> {
         let of_namespaces = self.problems.iter().map(|(ns, problem)| format!("{ns}: {problem}"));
-        self.plan_problems.iter().cloned().chain(of_namespaces).collect()
+        let malformed = self.servers.iter().filter(|(_, server)| server.malformed() > 0);
+        let of_dns = malformed.map(|(id, s)| format!("task {id}: {} DNS messages were no queries", s.malformed()));
+        self.plan_problems.iter().cloned().chain(of_namespaces).chain(of_dns).collect()
     }
 }
 

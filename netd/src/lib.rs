@@ -57,7 +57,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let server = tonic::transport::Server::builder()
         .add_service(NetdServer::new(service::Netd { commands }))
-        .serve_with_incoming_shutdown(incoming, async move { drop(terminate.recv().await) });
+        .serve_with_incoming_shutdown(incoming, async move {
+            terminate.recv().await;
+        });
     tracing::info!(socket = %socket.display(), "the network daemon is ready");
     server.await.context("serving the network daemon's socket")?;
     // The last sender is gone with the server: the engine ends when it has done what was asked.

@@ -51,8 +51,8 @@ async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
     let addresses = addresses(handle, &names).await?;
     let routes = routes(handle).await?.iter().filter_map(|m| route(m, &names)).collect();
     let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
-    let mut neighbours: Vec<_> = handle.neighbours().get().set_family(IpVersion::V4).execute().try_collect().await?;
-    let v6: Vec<_> = handle.neighbours().get().set_family(IpVersion::V6).execute().try_collect().await?;
+    let mut neighbours: Vec<_> = handle.neighbours().get().set_address_family(AddressFamily::Inet).execute().try_collect().await?;
+    let v6: Vec<_> = handle.neighbours().get().set_address_family(AddressFamily::Inet6).execute().try_collect().await?;
     neighbours.extend(v6);
     let bridge = handle.neighbours().get().set_address_family(AddressFamily::Bridge);
     let fdb_messages: Vec<_> = bridge.execute().try_collect().await?;

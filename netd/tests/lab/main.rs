@@ -1,0 +1,232 @@
+//! The daemon on real kernels' namespaces: three nodes on a switch, a client beside them, real sockets in the tasks.
+//!
+//! Needs root, `ip` and `nft`. All namespaces are made here, named `orchnt-*`, and removed at the end.
+
+#![allow(clippy::unwrap_used)]
+
+mod dns;
+mod nodes;
+mod sockets;
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use nodes::{INGRESS, Lab, Sent, USER_A, USER_B, endpoint, ingress_service, network, service, task_id};
+use orch_model::assignment::Assignment;
+
+const VIP_WEB: [u8; 4] = [10, 0, 1, 2];
+const VIP_IDLE: [u8; 4] = [10, 0, 1, 3];
+
+/// The daemon process of the other tests.
+#[test]
+#[ignore = "started by the other tests as a process of its own"]
+fn daemon() {
+    if std::env::var_os("ORCH_NETD_TEST").is_none() {
+        return;
+    }
+    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    orch_netd::run(orch_netd::Config { paths: orch_proto::paths::Paths::from_env() }).unwrap();
+}
+
+/// web: tasks 1 (n1), 2 (n2) on network A and ingress; 3 (n1) on network A only, asks; 4 (n2) on network B.
+fn items(serving: &[u32]) -> Vec<Assignment> {
+    let mut items = vec![
+        network(USER_A, "net_a", "10.0.1.0/24", false),
+        network(USER_B, "net_b", "10.0.2.0/24", false),
+        network(INGRESS, "ingress", "10.0.0.0/24", true),
+        service(USER_A, 1, "web", &[VIP_WEB]),
+        service(USER_A, 2, "idle", &[VIP_IDLE]),
+        service(USER_A, 3, "asker", &[]),
+        service(USER_B, 4, "other", &[]),
+        ingress_service(1, 80, 8080),
+        ingress_service(2, 81, 8081),
+        endpoint(USER_A, 3, 3, 1, [10, 0, 1, 13], true),
+        endpoint(USER_B, 4, 4, 2, [10, 0, 2, 14], true),
+    ];
+    for (task, node) in [(1, 1), (2, 2)] {
+        let is_serving = serving.contains(&task);
+        let last = 10 + u8::try_from(task).unwrap();
+        items.push(endpoint(USER_A, task, 1, node, [10, 0, 1, last], is_serving));
+        items.push(endpoint(INGRESS, task, 1, node, [10, 0, 0, 10 + last], is_serving));
+    }
+    items
+}
+
+fn started() -> Lab {
+    let mut lab = Lab::up(3);
+    lab.set_all(&items(&[1, 2]));
+    lab.attach(1, 1, &[(INGRESS, "10.0.0.21/24"), (USER_A, "10.0.1.11/24")]);
+    lab.attach(2, 2, &[(INGRESS, "10.0.0.22/24"), (USER_A, "10.0.1.12/24")]);
+    lab.attach(1, 3, &[(USER_A, "10.0.1.13/24")]);
+    lab.attach(2, 4, &[(USER_B, "10.0.2.14/24")]);
+    for task in [1, 2] {
+        lab.serve(task, 80);
+    }
+    lab
+}
+
+/// Who answered, over several connections.
+fn who(from: &std::path::Path, to: impl Into<SocketAddr>, times: usize) -> Vec<String> {
+    let to = to.into();
+    let mut names: Vec<_> = (0..times).map(|_| sockets::ask(from, to).unwrap().name).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[test]
+fn virtual_addresses_and_names_reach_across_nodes_and_no_further() {
+    let lab = started();
+    let asker = lab.netns(1, 3);
+
+    assert_eq!(who(&asker, (VIP_WEB, 80), 6), ["t1", "t2"], "the VIP reaches tasks on both nodes");
+    assert_eq!(who(&lab.netns(1, 1), (VIP_WEB, 80), 6), ["t1", "t2"], "a task reaches itself by its VIP");
+    assert!(sockets::ping(&asker, VIP_WEB.into()), "the VIP answers a ping");
+    let start = Instant::now();
+    let refused = sockets::ask(&asker, (VIP_IDLE, 80).into()).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "a service without tasks refuses at once");
+    assert!(start.elapsed() < Duration::from_millis(500));
+
+    let ask = |name| dns::ask(&asker, name);
+    let addr = |last| IpAddr::from([10, 0, 1, last]);
+    assert_eq!(ask("WEB"), Some(vec![VIP_WEB.into()]));
+    assert_eq!(ask("tasks.web"), Some(vec![addr(11), addr(12)]));
+    assert_eq!(ask("web.1"), Some(vec![addr(11)]));
+    assert_eq!(ask("asker.net_a"), Some(vec![addr(13)]));
+    assert_eq!(ask("idle"), Some(vec![VIP_IDLE.into()]));
+    assert_eq!(dns::ask_tcp(&asker, "tasks.web"), Some(vec![addr(11), addr(12)]));
+    // The nodes' resolver in this test knows one name.
+    assert_eq!(ask("outside.example"), Some(vec![IpAddr::from([192, 0, 2, 7])]));
+    assert_eq!(ask("other"), None, "names of another network are not known");
+
+    let stranger = lab.netns(2, 4);
+    assert_eq!(dns::ask(&stranger, "web"), None);
+    assert!(sockets::ask(&stranger, (VIP_WEB, 80).into()).is_err(), "another network reaches no VIP");
+    assert!(sockets::ask(&stranger, ([10, 0, 1, 12], 80).into()).is_err(), "nor a task beside it");
+    assert!(sockets::ask(&stranger, ([10, 0, 0, 22], 80).into()).is_err(), "nor by the ingress network");
+    assert_eq!(sockets::ask_plain(&asker, (lab.client_addr(), 7777).into()).unwrap(), "outside", "a way out");
+}
+
+#[test]
+fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
+    let mut lab = started();
+    let client = lab.client();
+    for node in 1..=3 {
+        let to = SocketAddr::from((lab.addr(node), 8080));
+        assert_eq!(who(&client, to, 6), ["t1", "t2"], "node {node}");
+        for _ in 0..4 {
+            assert_eq!(sockets::ask(&client, to).unwrap().peer, lab.client_addr(), "client address through node {node}");
+        }
+        let own = lab.host(node);
+        assert_eq!(who(&own, ([127, 0, 0, 1], 8080), 6), ["t1", "t2"], "127.0.0.1 of node {node}");
+        assert_eq!(who(&own, to, 6), ["t1", "t2"], "its own address from node {node}");
+        let refused = sockets::ask(&client, (lab.addr(node), 8081).into()).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "no backends on node {node}");
+    }
+    assert_eq!(who(&lab.netns(1, 3), (lab.addr(3), 8080), 6), ["t1", "t2"], "from a task by a node's address");
+
+    // Drained: connections that exist live on, new ones go elsewhere.
+    let mut open = sockets::open(&client, (lab.addr(3), 8080).into());
+    let name = sockets::name(&mut open);
+    let other = if name == "t1" { 2 } else { 1 };
+    lab.set_all(&items(&[other]));
+    assert_eq!(who(&client, (lab.addr(3), 8080), 6), [format!("t{other}")]);
+    open.write_all(b"still there?\n").unwrap();
+    let mut echoed = [0; 13];
+    open.read_exact(&mut echoed).unwrap();
+    assert_eq!(&echoed, b"still there?\n");
+}
+
+#[test]
+fn a_dead_task_is_dropped_at_once_and_its_clients_go_elsewhere() {
+    let mut lab = started();
+    let asker = lab.netns(1, 3);
+    lab.down(2, 2);
+    // Node 1 does not know yet: an attempt that meets the dead task hangs, and is balanced anew when it is told.
+    let attempts: Vec<_> = (0..4)
+        .map(|_| {
+            let asker = asker.clone();
+            std::thread::spawn(move || sockets::ask_within(&asker, (VIP_WEB, 80).into(), Duration::from_secs(8)))
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let hanging = attempts.iter().filter(|attempt| !attempt.is_finished()).count();
+    assert!(hanging > 0, "some attempts meet the dead task and get no answer");
+    lab.set_all(&items(&[1]));
+    for attempt in attempts {
+        assert_eq!(attempt.join().unwrap().unwrap().name, "t1", "no attempt was refused");
+    }
+    // On its own node it is out of balancing without any manager.
+    lab.set_all(&items(&[1, 2]));
+    assert_eq!(who(&lab.host(2), ([127, 0, 0, 1], 8080), 6), ["t1"]);
+    lab.detach(2, 2);
+    assert!(!lab.netns(2, 2).exists());
+}
+
+#[test]
+fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
+    let mut lab = started();
+    let asker = lab.netns(1, 3);
+    let mut vip = sockets::open(&asker, (VIP_WEB, 80).into());
+    let mut port = sockets::open(&lab.client(), (lab.addr(1), 8080).into());
+    sockets::name(&mut vip);
+    sockets::name(&mut port);
+    lab.kill(1);
+    let check = |stream: &mut std::net::TcpStream| {
+        stream.write_all(b"hello\n").unwrap();
+        let mut echoed = [0; 6];
+        stream.read_exact(&mut echoed).unwrap();
+        assert_eq!(&echoed, b"hello\n");
+    };
+    check(&mut vip);
+    check(&mut port);
+    assert_eq!(who(&asker, (VIP_WEB, 80), 6), ["t1", "t2"], "balancing needs no daemon");
+    lab.start(1);
+    check(&mut vip);
+    check(&mut port);
+    assert_eq!(dns::ask(&asker, "web"), Some(vec![VIP_WEB.into()]), "it serves before anyone tells it anything");
+    let status = lab.status(1);
+    assert_eq!(status.tasks.len(), 2);
+    assert_eq!(status.problems, Vec::<String>::new());
+
+    for ns in [&asker, &lab.host(1)] {
+        sockets::command(ns, "nft", &["flush", "ruleset"]);
+    }
+    sockets::command(&lab.host(1), "ip", &["link", "del", "orch_gw"]);
+    let deadline = Instant::now() + Duration::from_secs(12);
+    let repaired = || {
+        sockets::ask(&asker, (VIP_WEB, 80).into()).is_ok()
+            && sockets::ask(&lab.client(), (lab.addr(1), 8080).into()).is_ok()
+            && sockets::ask_plain(&asker, (lab.client_addr(), 7777).into()).is_ok()
+    };
+    while !repaired() {
+        assert!(Instant::now() < deadline, "what was flushed does not come back");
+    }
+
+    for (node, task) in [(1, 1), (1, 3), (2, 2), (2, 4)] {
+        lab.detach(node, task);
+    }
+    assert_eq!(lab.status(2).networks, [INGRESS.to_string()], "sandboxes go with the last task");
+    lab.assert_nothing_left_after_cleanup();
+}
+
+/// Attaching is quick enough to be in the way of nothing; the figure is printed, the limit only catches disasters.
+#[test]
+fn many_tasks_attach_together() {
+    let mut lab = Lab::up(1);
+    lab.set_all(&items(&[]));
+    let start = Instant::now();
+    lab.attach(1, 100, &[(USER_A, "10.0.1.100/24")]);
+    let one = start.elapsed();
+    let addresses: Vec<_> = (101..121).map(|n| (n, format!("10.0.1.{n}/24"))).collect();
+    let start = Instant::now();
+    let sent: Vec<Sent> = addresses.iter().map(|(n, a)| lab.send_attach(1, *n, &[(USER_A, a.as_str())])).collect();
+    sent.into_iter().for_each(|sent| lab.wait(sent));
+    let twenty = start.elapsed();
+    println!("attach: one {one:?}, twenty at once {twenty:?}");
+    assert!(one < Duration::from_secs(1) && twenty < Duration::from_secs(5), "{one:?} {twenty:?}");
+    assert!(lab.netns(1, 120).exists() && task_id(120).as_str().len() == 25);
+}
