@@ -32,8 +32,11 @@ pub(crate) fn plug_in(host: &Host<'_>, switch: i32, holder: i32) -> Result<()> {
     let cable = format!("link add {port} netns {switch} type veth peer name {INTERFACE} netns {holder}\n");
     ip_batch(switch, &cable).with_context(|| format!("cannot make the cable of {}", host.name))?;
     ip_batch(switch, &format!("link set {port} master br0\nlink set {port} up\n"))?;
-    let mut inside =
-        format!("link set lo up\naddr add {address}/{PREFIX_LEN} dev {INTERFACE}\nlink set {INTERFACE} up\n");
+    let mut inside = format!(
+        "link set lo up\nlink set {INTERFACE} address {}\naddr add {address}/{PREFIX_LEN} dev {INTERFACE}\n\
+         link set {INTERFACE} up\n",
+        host.mac_address()
+    );
     if host.name != CLIENT {
         inside.push_str(&format!("route add default via {}\n", host.lab.host(CLIENT)?.address()));
     }

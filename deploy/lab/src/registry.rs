@@ -138,7 +138,13 @@ impl Host<'_> {
         Ipv4Addr::new(192, 168, self.lab.subnet, last)
     }
 
-    /// Holds `lib`, `run` (until power is cut) and `etc`.
+    /// The same after every power cut, as a machine's would be: other hosts remember it.
+    pub(crate) fn mac_address(&self) -> String {
+        let [_, _, subnet, last] = self.address().octets();
+        format!("02:6f:72:63:{subnet:02x}:{last:02x}")
+    }
+
+    /// Holds `lib` and `etc`; `/run/orch` lives in memory and is gone with the power.
     pub(crate) fn dir(&self) -> PathBuf {
         self.lab.dir().join(&self.name)
     }

@@ -1,8 +1,8 @@
 //! `orch lab ls`.
 
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use crate::{
@@ -25,16 +25,24 @@ pub(crate) fn list(lab: &str, format: Format) -> Result<()> {
     let lab = Lab::load(lab)?;
     let cgroups = Cgroups::find()?;
     let rows: Vec<Row> = lab.hosts().iter().map(|host| row(host, &cgroups)).collect();
-    match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Format::Table => {
-            println!("{:<8} {:<16} {:<16} {:<9} DATA DIR", "NAME", "ADDRESS", "ROLES", "STATE");
-            for Row { name, address, data_dir, roles, state } in rows {
-                println!("{name:<8} {address:<16} {:<16} {state:<9} {}", roles.join(","), data_dir.display());
-            }
-        }
+    let text = match format {
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        Format::Table => table(&rows),
+    };
+    match std::io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("cannot print the list"),
     }
-    Ok(())
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = format!("{:<8} {:<16} {:<16} {:<9} DATA DIR\n", "NAME", "ADDRESS", "ROLES", "STATE");
+    for Row { name, address, data_dir, roles, state } in rows {
+        let (roles, data_dir) = (roles.join(","), data_dir.display());
+        text.push_str(&format!("{name:<8} {address:<16} {roles:<16} {state:<9} {data_dir}\n"));
+    }
+    text
 }
 
 fn row(host: &Host<'_>, cgroups: &Cgroups) -> Row {
