@@ -11,7 +11,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
 };
 
-
 pub(crate) use forward::Resolvers;
 pub(crate) use server::{Server, TaskView};
 
@@ -54,4 +53,3 @@ fn bind(port: u16) -> io::Result<Sockets> {
 fn no_port() -> io::Error {
     io::Error::new(io::ErrorKind::AddrInUse, "no port of 127.0.0.11 is free for UDP and TCP")
 }
-

@@ -149,9 +149,10 @@ fn rdata(addr: IpAddr, wanted: RecordType) -> Option<RData> {
 
 fn pointer(name: &Name, view: &View) -> Option<Vec<Record>> {
     let addr = name.parse_arpa_name().ok()?.addr();
-    let known = view.networks.iter().find_map(|network| {
-        network.reverse.get(&addr).map(|name| format!("{name}.{}.", network.network))
-    })?;
+    let known = view
+        .networks
+        .iter()
+        .find_map(|network| network.reverse.get(&addr).map(|name| format!("{name}.{}.", network.network)))?;
     let target = Name::from_ascii(known).ok()?;
     Some(vec![Record::from_rdata(name.clone(), TTL_S, RData::PTR(PTR(target)))])
 }

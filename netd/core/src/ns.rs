@@ -88,7 +88,10 @@ pub enum LinkKind {
     Bridge,
     Vxlan(Vxlan),
     /// A pair, made from here with its other end in another namespace.
-    Veth { peer_ns: NsName, peer_name: String },
+    Veth {
+        peer_ns: NsName,
+        peer_name: String,
+    },
     /// The other end of a pair; made from over there.
     VethPeer,
 }

@@ -116,7 +116,12 @@ fn removals(ns: &NsName, plan: &NsPlan, observed: &Observed, remade: &BTreeSet<S
     ops.extend(observed.routes.difference(&plan.routes).filter(route_stays).cloned().map(NetOp::DeleteRoute));
     ops.extend(observed.fdb.difference(&plan.fdb).filter(|f| stays(&f.link)).cloned().map(NetOp::DeleteFdb));
     ops.extend(
-        observed.neighbours.difference(&plan.neighbours).filter(|n| stays(&n.link)).cloned().map(NetOp::DeleteNeighbour),
+        observed
+            .neighbours
+            .difference(&plan.neighbours)
+            .filter(|n| stays(&n.link))
+            .cloned()
+            .map(NetOp::DeleteNeighbour),
     );
     for (link, addr) in observed.addresses.difference(&plan.addresses) {
         if stays(link) && plan.links.contains_key(link) && is_ours(ns, link, *addr) {
@@ -148,7 +153,11 @@ fn sysctls(plan: &NsPlan, observed: &Observed, kept: &dyn Fn(&str) -> bool) -> (
         .filter(|(path, value)| wrong(path, value))
         .map(|(path, value)| (link_of(path), NetOp::SetSysctl { path: path.clone(), value: value.clone() }))
         .fold((Vec::new(), Vec::new()), |(mut early, mut late), (link, op)| {
-            if link.is_some() { late.push(op) } else { early.push(op) }
+            if link.is_some() {
+                late.push(op)
+            } else {
+                early.push(op)
+            }
             (early, late)
         })
 }

@@ -51,8 +51,7 @@ impl Job {
         let session = Session::enter(&self.ns)?;
         let mut observed = session.observe(&self.plan)?;
         let generation = nft::generation()?;
-        observed.ruleset =
-            self.last.filter(|last| last.generation == generation).map(|last| last.plan.ruleset);
+        observed.ruleset = self.last.filter(|last| last.generation == generation).map(|last| last.plan.ruleset);
         let ops = steps(&self.name, &self.plan, &observed);
         tracing::debug!(ns = %self.name, steps = ops.len(), "bringing up to date");
         let error = session.execute(&ops, &self.peers, &*self.rules).err();

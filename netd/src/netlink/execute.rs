@@ -14,9 +14,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         link::{InfoBridge, InfoBridgePort, InfoData, InfoVeth, LinkAttribute, LinkMessage},
-        neighbour::{
-            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-        },
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },

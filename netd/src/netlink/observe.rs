@@ -17,9 +17,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
-        link::{
-            InfoBridgePort, InfoData, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-        },
+        link::{InfoBridgePort, InfoData, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
         rule::{RuleAttribute, RuleMessage},
@@ -51,7 +49,8 @@ async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
     let addresses = addresses(handle, &names).await?;
     let routes = routes(handle).await?.iter().filter_map(|m| route(m, &names)).collect();
     let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
-    let mut neighbours: Vec<_> = handle.neighbours().get().set_address_family(AddressFamily::Inet).execute().try_collect().await?;
+    let mut neighbours: Vec<_> =
+        handle.neighbours().get().set_address_family(AddressFamily::Inet).execute().try_collect().await?;
     let v6: Vec<_> = handle.neighbours().get().set_address_family(AddressFamily::Inet6).execute().try_collect().await?;
     neighbours.extend(v6);
     let bridge = handle.neighbours().get().set_address_family(AddressFamily::Bridge);

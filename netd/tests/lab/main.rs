@@ -118,7 +118,11 @@ fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
         let to = SocketAddr::from((lab.addr(node), 8080));
         assert_eq!(who(&client, to, 6), ["t1", "t2"], "node {node}");
         for _ in 0..4 {
-            assert_eq!(sockets::ask(&client, to).unwrap().peer, lab.client_addr(), "client address through node {node}");
+            assert_eq!(
+                sockets::ask(&client, to).unwrap().peer,
+                lab.client_addr(),
+                "client address through node {node}"
+            );
         }
         let own = lab.host(node);
         assert_eq!(who(&own, ([127, 0, 0, 1], 8080), 6), ["t1", "t2"], "127.0.0.1 of node {node}");

@@ -259,8 +259,11 @@ impl Lab {
         let peers: Vec<_> = self.nodes.keys().map(|node| peer(*node)).collect();
         let items: Vec<_> = peers.iter().chain(items).map(|item| item.to_proto()).collect();
         for (number, node) in &mut self.nodes {
-            let desired =
-                DesiredNetworks { sequence: node.sequence, node_id: node_id(*number).to_string(), items: items.clone() };
+            let desired = DesiredNetworks {
+                sequence: node.sequence,
+                node_id: node_id(*number).to_string(),
+                items: items.clone(),
+            };
             node.sequence += 1;
             let response = self.runtime.block_on(node.client.set_desired(desired)).unwrap().into_inner();
             assert_eq!(response.problems, Vec::<String>::new(), "node {number}");

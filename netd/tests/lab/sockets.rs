@@ -3,7 +3,8 @@
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    os::fd::AsRawFd as _,
     path::Path,
     process::Command,
     thread,
@@ -37,9 +38,29 @@ pub(crate) fn command(ns: &Path, program: &'static str, args: &[&str]) -> String
     String::from_utf8(output.stdout).unwrap()
 }
 
-pub(crate) fn ping(ns: &Path, to: IpAddr) -> bool {
-    let to = to.to_string();
-    in_ns(ns, move || Command::new("ping").args(["-c1", "-W2", &to]).output().unwrap().status.success())
+/// One ICMP echo; whether the answer comes from the address that was asked.
+pub(crate) fn ping(ns: &Path, to: Ipv4Addr) -> bool {
+    use nix::sys::socket::{
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, setsockopt, socket,
+        sockopt,
+    };
+    in_ns(ns, move || {
+        let fd = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).unwrap();
+        let limit = nix::sys::time::TimeVal::new(2, 0);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &limit).unwrap();
+        // Echo request, id 7, number 1, with its checksum.
+        let request = [8, 0, 0xf7, 0xf7, 0, 7, 0, 1];
+        let target = SockaddrIn::from(std::net::SocketAddrV4::new(to, 0));
+        sendto(fd.as_raw_fd(), &request, &target, MsgFlags::empty()).unwrap();
+        let mut buffer = [0; 256];
+        while let Ok(length) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            let is_reply = length >= 28 && buffer[20] == 0 && buffer[24..28] == [0, 7, 0, 1];
+            if is_reply && buffer[12..16] == to.octets() {
+                return true;
+            }
+        }
+        false
+    })
 }
 
 fn connect(ns: &Path, to: SocketAddr, limit: Duration) -> io::Result<TcpStream> {

@@ -47,10 +47,8 @@ pub(super) fn plan(context: &Context<'_>) -> NsPlan {
 
 /// Isolated from each other: the gateway network must not be a way around the isolation of networks.
 fn gateway_port(task: &LocalTask) -> Link {
-    let kind = LinkKind::Veth {
-        peer_ns: NsName::Task(task.id.clone()),
-        peer_name: names::task_link(task.attachments.len()),
-    };
+    let kind =
+        LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(task.attachments.len()) };
     Link { master: Some(GATEWAY_BRIDGE.to_owned()), isolated: true, up: !task.down, ..Link::up(kind) }
 }
 

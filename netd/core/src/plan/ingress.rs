@@ -18,9 +18,7 @@ use orch_model::{
 use super::{Context, host::nft_protocol};
 use crate::{
     names::{self, Mac},
-    ns::{
-        FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan,
-    },
+    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
     ruleset::{Chain, Family, Ruleset, Set, Table, dnat_in_turn},
 };
 

@@ -21,8 +21,7 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
     ns.links.insert(names::BRIDGE.to_owned(), Link { mtu, ..Link::up(LinkKind::Bridge) });
     ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
     for (task, index) in context.local_ports(&network.id) {
-        let kind =
-            LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
+        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
         ns.links.insert(names::task_port(&task.id), port(Link { mtu, up: !task.down, ..Link::up(kind) }));
     }
     for endpoint in context.desired.endpoints_of(&network.id).filter(|e| e.node != own.node) {

@@ -79,11 +79,7 @@ fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
 }
 
 /// The networks' names that the task may know, in the order of its attachments.
-pub(super) fn view(
-    context: &Context<'_>,
-    task: &LocalTask,
-    names: &BTreeMap<NetworkId, Arc<NetworkNames>>,
-) -> View {
+pub(super) fn view(context: &Context<'_>, task: &LocalTask, names: &BTreeMap<NetworkId, Arc<NetworkNames>>) -> View {
     View {
         networks: task.attachments.iter().filter_map(|a| names.get(&a.network)).cloned().collect(),
         forward: task.has_way_out(context.desired),
@@ -154,9 +150,11 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     ));
     let mut rules = Vec::new();
     if family == Family::V4 && task.dns_port != 0 {
-        rules.extend(["udp", "tcp"].map(|protocol| {
-            format!("ip daddr {DNS_ADDR} {protocol} dport 53 dnat to {DNS_ADDR}:{}", task.dns_port)
-        }));
+        rules.extend(
+            ["udp", "tcp"].map(|protocol| {
+                format!("ip daddr {DNS_ADDR} {protocol} dport 53 dnat to {DNS_ADDR}:{}", task.dns_port)
+            }),
+        );
     }
     rules.push(format!("{daddr} vmap @vips"));
     chains.push(Chain::new("output", "type nat hook output priority -100", rules));
