@@ -153,7 +153,7 @@ async fn finish(container: &Container) -> (i32, String) {
 
 async fn text(container: &Container) -> String {
     let lines = Runtime::logs(container.log_files(), LogOptions::default());
-    lines.map(|line| line.unwrap().text).collect().await
+    lines.map(|line| line.unwrap().line).collect().await
 }
 
 fn command(args: &[&str]) -> ExecRequest {
@@ -161,14 +161,14 @@ fn command(args: &[&str]) -> ExecRequest {
 }
 
 async fn output(exec: Exec) -> (i32, String, String) {
-    let Exec { mut stdout, stderr, ending, stdin, .. } = exec;
+    let Exec { mut stdout, stderr, exit, stdin, .. } = exec;
     drop(stdin);
     let (mut out, mut err) = (String::new(), String::new());
     stdout.read_to_string(&mut out).await.unwrap();
     if let Some(mut stderr) = stderr {
         stderr.read_to_string(&mut err).await.unwrap();
     }
-    (timeout(LIMIT, ending.wait()).await.expect("the process does not end").unwrap(), out, err)
+    (timeout(LIMIT, exit.wait()).await.expect("the process does not end").unwrap(), out, err)
 }
 
 fn status(pid: u32, field: &str) -> String {
@@ -187,8 +187,8 @@ async fn output_and_exit_codes_arrive() {
     let container = node.start(&["sh", "-c", "echo out; echo err >&2"]).await;
     container.wait().await.unwrap();
     let mut lines: Vec<_> = container.logs(LogOptions::default()).map(|line| line.unwrap()).collect().await;
-    lines.sort_by_key(|line| line.text.clone());
-    let got: Vec<_> = lines.iter().map(|line| (line.source, line.text.as_str())).collect();
+    lines.sort_by_key(|line| line.line.clone());
+    let got: Vec<_> = lines.iter().map(|line| (line.stream, line.line.as_str())).collect();
     assert_eq!(got, [(LogSource::Stderr, "err\n"), (LogSource::Stdout, "out\n")]);
     assert!(lines[0].time <= SystemTime::now());
     let raw = fs::read_to_string(&container.log_files().path).unwrap();
@@ -211,7 +211,7 @@ async fn signals_end_it() {
 
     let container = node.start(&["sh", "-c", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done"]).await;
     let mut lines = container.logs(LogOptions { follow: true, ..Default::default() });
-    assert_eq!(timeout(LIMIT, lines.next()).await.unwrap().unwrap().unwrap().text, "ready\n");
+    assert_eq!(timeout(LIMIT, lines.next()).await.unwrap().unwrap().unwrap().line, "ready\n");
     container.kill(libc::SIGTERM).await.unwrap();
     assert_eq!(finish(&container).await.0, 7);
     assert!(timeout(LIMIT, lines.next()).await.unwrap().is_none(), "following ends with the container");
@@ -398,7 +398,7 @@ async fn exec_on_a_terminal() {
     request.size = Some((30, 100));
     let mut exec = container.exec(&request).await.unwrap();
     assert!(exec.stderr.is_none());
-    exec.terminal.as_ref().unwrap().resize(40, 120).unwrap();
+    exec.resizer().unwrap().resize(40, 120).unwrap();
     let mut stdin = exec.stdin.take().unwrap();
     stdin.write_all(b"word\n").await.unwrap();
     let (code, out, _) = output(exec).await;
@@ -536,10 +536,10 @@ async fn following_goes_on_over_rotations() {
     let container = container.await.unwrap();
     container.start().await.unwrap();
     let lines = container.logs(LogOptions { follow: true, ..Default::default() });
-    let got: Vec<String> = timeout(LIMIT, lines.map(|line| line.unwrap().text).collect()).await.unwrap();
+    let got: Vec<String> = timeout(LIMIT, lines.map(|line| line.unwrap().line).collect()).await.unwrap();
     let want: Vec<String> = (1..=2010).map(|n| format!("{n}\n")).collect();
     assert_eq!(got, want);
-    let tail: Vec<String> = container.logs(LogOptions { tail: Some(2), ..Default::default() }).map(|line| line.unwrap().text).collect().await;
+    let tail: Vec<String> = container.logs(LogOptions { tail: Some(2), ..Default::default() }).map(|line| line.unwrap().line).collect().await;
     assert_eq!(tail, ["2009\n", "2010\n"]);
     container.delete().await.unwrap();
 }

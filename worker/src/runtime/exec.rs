@@ -28,9 +28,8 @@ pub struct Exec {
     pub stdout: ExecOutput,
     /// `None` with a terminal.
     pub stderr: Option<ExecOutput>,
-    /// With a terminal only.
-    pub terminal: Option<Terminal>,
-    pub ending: ExecEnding,
+    terminal: Option<Terminal>,
+    pub exit: ExecExit,
 }
 
 /// Changes the size of a process's terminal.
@@ -38,13 +37,21 @@ pub struct Exec {
 pub struct Terminal(Arc<OwnedFd>);
 
 /// Tells when the process has ended.
-pub struct ExecEnding(Connection);
+pub struct ExecExit(Connection);
 
 /// Write end of a process's standard input; shutting it down closes it.
 pub struct ExecInput(Option<pipe::Sender>);
 
 /// Read end of a process's output.
 pub struct ExecOutput(pipe::Receiver);
+
+impl Exec {
+    /// With a terminal only.
+    #[must_use]
+    pub fn resizer(&self) -> Option<Terminal> {
+        self.terminal.clone()
+    }
+}
 
 impl Terminal {
     /// Tells the program, as a terminal emulator does.
@@ -53,7 +60,7 @@ impl Terminal {
     }
 }
 
-impl ExecEnding {
+impl ExecExit {
     /// The process's code; 128 + n when signal n ended it; 137 too when its container was gone first.
     pub async fn wait(mut self) -> Result<i32, RuntimeError> {
         const KILLED: i32 = 137;
@@ -103,7 +110,7 @@ impl Pipes {
             stdout: self.stdout,
             stderr: Some(self.stderr),
             terminal: None,
-            ending: ExecEnding(connection),
+            exit: ExecExit(connection),
         }
     }
 }
@@ -128,7 +135,7 @@ pub(super) fn attach_terminal(
         stdout: ExecOutput(output),
         stderr: None,
         terminal: Some(Terminal(Arc::new(master))),
-        ending: ExecEnding(connection),
+        exit: ExecExit(connection),
     })
 }
 

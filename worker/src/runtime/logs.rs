@@ -47,10 +47,10 @@ pub enum LogSource {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
-    pub source: LogSource,
+    pub stream: LogSource,
     pub time: SystemTime,
     /// With its newline, unless the program's line goes on in the next one.
-    pub text: String,
+    pub line: String,
 }
 
 /// A container's log, line by line. Dropping it ends the reading.
@@ -244,8 +244,8 @@ fn parse(line: &[u8]) -> Option<LogLine> {
     }
     let object: Object = serde_json::from_slice(line).ok()?;
     let time: Timestamp = object.time.parse().ok()?;
-    let source = if object.stream == "stderr" { LogSource::Stderr } else { LogSource::Stdout };
-    Some(LogLine { source, time: time.into(), text: object.log })
+    let stream = if object.stream == "stderr" { LogSource::Stderr } else { LogSource::Stdout };
+    Some(LogLine { stream, time: time.into(), line: object.log })
 }
 
 /// Tells when something happens in a log's folder: an inotify descriptor, which is read like a pipe.

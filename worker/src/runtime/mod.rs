@@ -50,7 +50,7 @@ use orch_proto::paths::Paths;
 
 pub use container::Container;
 pub use error::RuntimeError;
-pub use exec::{Exec, ExecEnding, ExecInput, ExecOutput, Terminal};
+pub use exec::{Exec, ExecExit, ExecInput, ExecOutput, Terminal};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
 pub use plan::{BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles};
 
