@@ -1,8 +1,108 @@
 //! The worker: brings this node's tasks to the state that managers want, and keeps them there without managers.
+//!
+//! [`run`] composes the parts: `agent` (session, assignments, tasks), `image`, `volume`, `netd_client`, `peer` (images for
+//! other nodes), `api` (the local socket), over `runtime` and `shim` (containers) and `store` (what outlives a restart).
+//!
+//! Invariants: containers outlive this process and are found again by the next one; nothing of a secret reaches the
+//! disk; only this crate talks to netd's socket.
 
 pub mod runtime;
 pub mod shim;
 
+mod agent;
+mod api;
+mod cleanup;
 mod config;
 mod image;
+mod netd_client;
+mod peer;
 mod store;
+mod volume;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context;
+use orch_proto::{
+    paths::Paths,
+    tls::{SharedIdentity, install_crypto_provider},
+    wire::DaemonConfig,
+};
+use prost::Message;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::{Agent, Host},
+    config::Settings,
+    image::{Images, store::ImageStore},
+    netd_client::Netd,
+    runtime::Runtime,
+    store::Store,
+    volume::Volumes,
+};
+
+pub use cleanup::cleanup;
+
+/// What [`run`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub paths: Paths,
+}
+
+/// Runs the worker until SIGTERM or a fatal error. Containers go on either way.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    install_crypto_provider();
+    let tokio = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the worker's threads")?;
+    let result = tokio.block_on(serve(config));
+    // What still runs (waiting for exits, streams) has nothing to finish.
+    tokio.shutdown_background();
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let paths = config.paths;
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let addr = SocketAddr::from(([0, 0, 0, 0], peer::PEER_PORT));
+    let listener = peer::listen(addr).await?;
+    let agent = start(&paths, |runtime_paths, cgroup_parent| Runtime::new(runtime_paths, cgroup_parent)).await?;
+    let (host, socket) = (agent.host.clone(), paths.worker_sock());
+    tokio::select! {
+        served = peer::serve(listener, host.identity.clone(), host.images.store.clone()) => served.context("peer server"),
+        served = api::serve(&socket, agent.clone()) => served.context("local API"),
+        () = agent.clone().keep_session() => Ok(()),
+        () = host.netd.clone().keep() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+/// Opens everything and takes up the tasks of an earlier run.
+async fn start(
+    paths: &Paths,
+    make_runtime: impl FnOnce(&Paths, &str) -> Result<Runtime, runtime::RuntimeError>,
+) -> anyhow::Result<Arc<Agent>> {
+    let dir = paths.worker_dir();
+    let store = Arc::new(Store::open(&dir)?);
+    let daemon = read_daemon_config(paths)?;
+    let settings = Settings::new(paths.config_file());
+    let identity = SharedIdentity::follow(&dir.join("tls")).context("load this node's worker certificate")?;
+    let images = ImageStore::open(&dir.join("images")).context("open the image store")?;
+    let images = Images::new(images, settings.clone(), identity.clone());
+    let volumes = Volumes::open(&dir.join("volumes"))?;
+    let netd = Netd::new(paths.netd_sock(), daemon.node_id.clone());
+    let runtime = make_runtime(paths, &settings.cgroup_parent()?)?;
+    let host = Host::new(paths.clone(), store, images, volumes, netd, runtime, identity);
+    let agent = Agent::new(host, daemon, settings);
+    agent.recover().await?;
+    Ok(agent)
+}
+
+fn read_daemon_config(paths: &Paths) -> anyhow::Result<DaemonConfig> {
+    let path = paths.worker_dir().join("daemon.pb");
+    let bytes = std::fs::read(&path)
+        .with_context(|| format!("read {}: the node supervisor (orch node) writes it and starts the worker", path.display()))?;
+    DaemonConfig::decode(bytes.as_slice()).with_context(|| format!("{} is damaged", path.display()))
+}

@@ -1,16 +1,16 @@
 //! Fetches images from other nodes of the cluster, by digest only.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use orch_model::{assignment::ImageSource, node::NodeRole};
 use orch_proto::{
-    tls::SharedIdentity,
+    tls::{Identity, SharedIdentity},
     transport::{TransportError, tls_channel},
     wire::{FetchBlobRequest, peer_client::PeerClient},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
 use super::store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage};
@@ -53,11 +53,9 @@ pub(crate) async fn fetch(
     fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;
     let manifest = store.manifest(&from.digest)?;
     fetcher.blob(0, &manifest.config.digest, Some(MAX_METADATA_BYTES)).await?;
-    stream::iter(manifest.layers.iter().enumerate())
-        .map(|(n, layer)| fetcher.blob(n, &layer.digest, None))
-        .buffer_unordered(PARALLEL_BLOBS)
-        .try_collect::<Vec<()>>()
-        .await?;
+    let downloads: Vec<_> =
+        manifest.layers.iter().enumerate().map(|(n, layer)| fetcher.blob(n, &layer.digest, None)).collect();
+    stream::iter(downloads).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
     let (store, digest) = (store.clone(), from.digest.clone());
     let image = tokio::task::spawn_blocking(move || store.add_image(&digest)).await.map_err(FetchError::Interrupted)?;
     Ok(image?)
@@ -71,30 +69,31 @@ struct Holder {
 /// Connects to all holders at once, so that a dead one costs no waiting while another answers.
 async fn reachable(identity: &SharedIdentity, from: &ImageSource) -> Result<Vec<Holder>, FetchError> {
     let identity = identity.current();
-    let connect = |addr: &String| {
-        let (addr, identity) = (addr.clone(), identity.clone());
-        async move {
-            match tls_channel(&addr, &identity, NodeRole::Worker).await {
-                Ok(channel) => Ok(Holder { addr, client: PeerClient::new(channel) }),
-                Err(source) => Err(FetchError::Connect { holder: addr, source }),
-            }
-        }
-    };
+    let connects: Vec<_> = from.holders.iter().map(|addr| connect(addr.clone(), identity.clone())).collect();
     let (mut holders, mut last) = (Vec::new(), FetchError::NoHolder(from.digest.clone()));
-    let mut tries = stream::iter(from.holders.iter().map(connect)).buffer_unordered(from.holders.len().max(1));
+    let mut tries = stream::iter(connects).buffer_unordered(from.holders.len().max(1));
     while let Some(tried) = tries.next().await {
         match tried {
             Ok(holder) => {
                 holders.push(holder);
                 // The ones that answer within a moment of the first share the work.
-                let more = timeout(HOLDER_GRACE, tries.by_ref().collect::<Vec<_>>()).await.unwrap_or_default();
-                holders.extend(more.into_iter().filter_map(Result::ok));
+                let deadline = Instant::now() + HOLDER_GRACE;
+                while let Ok(Some(tried)) = timeout_at(deadline, tries.next()).await {
+                    holders.extend(tried);
+                }
                 return Ok(holders);
             }
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+async fn connect(addr: String, identity: Arc<Identity>) -> Result<Holder, FetchError> {
+    match tls_channel(&addr, &identity, NodeRole::Worker).await {
+        Ok(channel) => Ok(Holder { addr, client: PeerClient::new(channel) }),
+        Err(source) => Err(FetchError::Connect { holder: addr, source }),
+    }
 }
 
 const HOLDER_GRACE: Duration = Duration::from_millis(50);

@@ -53,13 +53,15 @@ pub(crate) struct Images {
     pub store: ImageStore,
     settings: Settings,
     identity: SharedIdentity,
+    /// Told when an image arrived.
+    arrived: Arc<tokio::sync::Notify>,
     /// One fetch per reference at a time; the others wait and then find the image here.
     fetching: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
 impl Images {
     pub(crate) fn new(store: ImageStore, settings: Settings, identity: SharedIdentity) -> Self {
-        Self { store, settings, identity, fetching: Arc::default() }
+        Self { store, settings, identity, arrived: Arc::default(), fetching: Arc::default() }
     }
 
     /// The image that a task needs: from here, else from another node, else from its registry.
@@ -91,6 +93,7 @@ impl Images {
             match fetch::fetch(&self.store, &self.identity, from).await {
                 Ok(found) => {
                     self.name_fetched(&reference, &found)?;
+                    self.arrived.notify_one();
                     return Ok(self.store.by_digest(&found.digest).unwrap_or(found));
                 }
                 Err(error) => reasons.push(format!("from other nodes: {}", chain(&error))),
@@ -113,6 +116,11 @@ impl Images {
         self.pull_now(reference, progress).await
     }
 
+    /// Waits for the next image to arrive; may return without one.
+    pub(crate) async fn changed(&self) {
+        self.arrived.notified().await;
+    }
+
     /// What the image says about running it, and its unpacked layers, bottom first.
     pub(crate) fn parts(&self, image: &StoredImage) -> Result<(ImageConfig, Vec<PathBuf>), StoreError> {
         let config = self.store.config(&image.record.config)?;
@@ -131,6 +139,7 @@ impl Images {
         if reference.tag.is_some() {
             self.store.set_name(&Reference { digest: None, ..reference.clone() }, &image.digest)?;
         }
+        self.arrived.notify_one();
         Ok(self.store.by_digest(&image.digest).unwrap_or(image))
     }
 

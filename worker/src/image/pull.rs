@@ -133,11 +133,8 @@ impl Endpoint {
         let session = Session { endpoint: self, client, store, reference };
         let (index_digest, digest, manifest) = session.manifest().await?;
         session.blob(&manifest.config, &mpsc::channel(1).0).await?;
-        stream::iter(&manifest.layers)
-            .map(|layer| session.blob(layer, progress))
-            .buffer_unordered(PARALLEL_LAYERS)
-            .try_collect::<Vec<()>>()
-            .await?;
+        let downloads: Vec<_> = manifest.layers.iter().map(|layer| session.blob(layer, progress)).collect();
+        stream::iter(downloads).buffer_unordered(PARALLEL_LAYERS).try_collect::<Vec<()>>().await?;
         let (store, digest) = (store.clone(), digest);
         let unpacked = tokio::task::spawn_blocking(move || store.add_image(&digest)).await;
         let image = unpacked.map_err(|error| PullError::Registry {

@@ -83,9 +83,9 @@ pub(crate) struct ImageRecord {
     pub diff_ids: Vec<String>,
     pub size_bytes: u64,
     pub created_at_ms: u64,
-    /// A manager knows that this node holds it.
+    /// Cluster and node under which managers know that this node holds it.
     #[serde(default)]
-    pub announced: bool,
+    pub announced_as: String,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -219,10 +219,12 @@ impl ImageStore {
             layers,
             diff_ids,
             created_at_ms: config.created_at_ms(),
-            announced: false,
+            announced_as: String::new(),
         };
         let mut index = self.lock();
-        record.announced = index.images.get(digest).is_some_and(|have| have.announced);
+        if let Some(have) = index.images.get(digest) {
+            record.announced_as = have.announced_as.clone();
+        }
         index.images.insert(digest.to_owned(), record);
         self.save(&index)?;
         index.stored(digest).ok_or_else(|| StoreError::NoBlob(digest.to_owned()))
@@ -235,10 +237,10 @@ impl ImageStore {
         self.save(&index)
     }
 
-    pub(crate) fn set_announced(&self, digest: &str) -> Result<()> {
+    pub(crate) fn set_announced(&self, digest: &str, announced_as: &str) -> Result<()> {
         let mut index = self.lock();
         match index.images.get_mut(digest) {
-            Some(record) if !record.announced => record.announced = true,
+            Some(record) if record.announced_as != announced_as => record.announced_as = announced_as.to_owned(),
             _ => return Ok(()),
         }
         self.save(&index)

@@ -414,3 +414,6 @@ fn pax_time(text: &str) -> Option<Timestamps> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     Some(timestamps(seconds.parse().ok()?, digits.parse().ok()?))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! Logs of and commands in the containers of this node, whoever asks: a manager's stream or the local socket.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::{Stream, StreamExt, stream::BoxStream};
+use orch_model::TaskId;
+use orch_proto::wire::{self, exec_input::Input, exec_output::Output};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
+
+use super::{Host, executor::log_files};
+use crate::{
+    image::chain,
+    runtime::{self, ExecRequest, LogSource, Runtime},
+};
+
+/// Output is passed on in pieces of at most this size.
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// The log lines of a task, also of one whose container is gone.
+pub(crate) fn logs(
+    host: &Host,
+    task: &TaskId,
+    options: &wire::LogOptions,
+) -> Result<BoxStream<'static, Result<wire::LogLine, String>>, String> {
+    let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
+    let wanted = runtime::LogOptions {
+        follow: options.follow,
+        tail: options.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
+        since: options.since_ms.map(time_of),
+        until: options.until_ms.map(time_of),
+    };
+    let lines = match &entry.container {
+        Some(container) => container.logs(wanted),
+        None => Runtime::logs(&log_files(host, &entry.task), wanted),
+    };
+    let (both, stdout, stderr) = (!options.stdout && !options.stderr, options.stdout, options.stderr);
+    let task = task.to_string();
+    let shown = lines.filter_map(move |line| {
+        let line = match line {
+            Ok(line) => {
+                let is_stderr = matches!(line.stream, LogSource::Stderr);
+                let wanted = both || if is_stderr { stderr } else { stdout };
+                wanted.then(|| Ok(wire_line(&task, line, is_stderr)))
+            }
+            Err(error) => Some(Err(chain(&error))),
+        };
+        std::future::ready(line)
+    });
+    Ok(shown.boxed())
+}
+
+/// Runs a command; its last output is the exit code. Ends early when nobody takes the output any more.
+pub(crate) async fn exec(
+    host: &Host,
+    task: &TaskId,
+    start: &wire::ExecStart,
+    mut inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
+    outputs: mpsc::Sender<Output>,
+) -> Result<(), String> {
+    let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
+    let container = entry.container.ok_or_else(|| format!("container of task {task} is not running"))?;
+    let request = ExecRequest {
+        args: start.argv.clone(),
+        env: start.env.clone(),
+        cwd: start.dir.clone(),
+        user: start.user.clone(),
+        tty: start.tty,
+        stdin: start.stdin,
+        privileged: start.privileged,
+        size: start.size.as_ref().map(terminal_size),
+    };
+    let running = match container.exec(&request).await {
+        Ok(running) => running,
+        Err(error) => {
+            // As a shell does: say why and end with 126 or 127.
+            let Some(code) = error.exit_code() else { return Err(chain(&error)) };
+            let text = format!("{}\n", chain(&error)).into_bytes();
+            let _ = outputs.send(Output::Stderr(text.into())).await;
+            let _ = outputs.send(Output::ExitCode(code)).await;
+            return Ok(());
+        }
+    };
+    let resizer = running.resizer();
+    let pid = running.pid;
+    let feed = tokio::spawn({
+        let mut stdin = running.stdin;
+        async move {
+            while let Some(input) = inputs.next().await {
+                match input {
+                    Input::Stdin(data) => {
+                        let Some(to) = &mut stdin else { continue };
+                        if to.write_all(&data).await.is_err() {
+                            stdin = None;
+                        }
+                    }
+                    Input::StdinClosed(_) => stdin = None,
+                    Input::Resize(size) => {
+                        if let Some(resizer) = &resizer {
+                            let (rows, columns) = terminal_size(&size);
+                            // The terminal may be gone with its process.
+                            let _ = resizer.resize(rows, columns);
+                        }
+                    }
+                    Input::Signal(number) => signal(pid, number),
+                    Input::Start(_) => {}
+                }
+            }
+        }
+    });
+    let out = pass_on(running.stdout, outputs.clone(), Output::Stdout);
+    let err = async {
+        if let Some(stderr) = running.stderr {
+            pass_on(stderr, outputs.clone(), Output::Stderr).await;
+        }
+    };
+    let code = tokio::select! {
+        (code, (), ()) = async { tokio::join!(running.exit.wait(), out, err) } => code,
+        () = outputs.closed() => {
+            signal(pid, HANG_UP);
+            feed.abort();
+            return Ok(());
+        }
+    };
+    feed.abort();
+    let _ = outputs.send(Output::ExitCode(code.map_err(|error| chain(&error))?)).await;
+    Ok(())
+}
+
+const HANG_UP: i32 = 1;
+
+fn signal(pid: u32, number: i32) {
+    let (Ok(pid), Ok(signal)) = (i32::try_from(pid), nix::sys::signal::Signal::try_from(number)) else { return };
+    if pid > 0 {
+        // Gone already: nothing to tell.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    }
+}
+
+async fn pass_on(mut from: impl AsyncRead + Unpin, to: mpsc::Sender<Output>, wrap: fn(bytes::Bytes) -> Output) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    // A terminal whose process has ended answers with an error instead of the end.
+    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+        if to.send(wrap(bytes::Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn terminal_size(size: &wire::TerminalSize) -> (u16, u16) {
+    let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
+    (clamp(size.rows), clamp(size.columns))
+}
+
+fn time_of(unix_ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(unix_ms)
+}
+
+fn wire_line(task: &str, line: runtime::LogLine, stderr: bool) -> wire::LogLine {
+    let since = line.time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    wire::LogLine {
+        task_id: task.to_owned(),
+        at_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+        stderr,
+        data: line.line.into_bytes().into(),
+        notice: String::new(),
+    }
+}

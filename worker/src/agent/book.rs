@@ -1,0 +1,171 @@
+//! Every task of this node: what is wanted, what was last seen, and whether the manager knows it.
+//!
+//! Each change is written to the task's record before anyone is told. A status stays here until the manager has
+//! acknowledged exactly that one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use orch_model::{
+    TaskId,
+    assignment::{Assignment, TaskAssignment},
+    task::{Task, TaskState, TaskStatus},
+};
+use orch_proto::{conv::ToProto, wire};
+use tokio::sync::{Notify, mpsc};
+
+use super::task::Event;
+use crate::{runtime::Container, store::Store};
+
+/// One task of this node.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub task: Arc<Task>,
+    pub desired: TaskState,
+    pub status: TaskStatus,
+    pub acknowledged: bool,
+    /// While the container exists.
+    pub container: Option<Container>,
+    /// Manifest digest of the image that it was made from.
+    pub image: Option<String>,
+    pub command: Vec<String>,
+    pub created_at_ms: u64,
+    /// Where its executor hears what is wanted.
+    pub events: mpsc::UnboundedSender<Event>,
+}
+
+pub(crate) struct Book {
+    store: Arc<Store>,
+    entries: Mutex<BTreeMap<TaskId, Entry>>,
+    changed: Notify,
+}
+
+impl Book {
+    pub(crate) fn new(store: Arc<Store>) -> Self {
+        Self { store, entries: Mutex::default(), changed: Notify::new() }
+    }
+
+    pub(crate) fn add(&self, entry: Entry) {
+        self.save(&entry);
+        self.lock().insert(entry.task.id.clone(), entry);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn entry(&self, task: &TaskId) -> Option<Entry> {
+        self.lock().get(task).cloned()
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.lock().values().cloned().collect()
+    }
+
+    pub(crate) fn change(&self, task: &TaskId, change: impl FnOnce(&mut Entry)) {
+        if let Some(entry) = self.lock().get_mut(task) {
+            change(entry);
+        }
+    }
+
+    /// What the manager wants now; passes it on when it is news.
+    pub(crate) fn set_desired(&self, task: &TaskId, desired: TaskState) {
+        let mut entries = self.lock();
+        if let Some(entry) = entries.get_mut(task)
+            && entry.desired != desired
+        {
+            entry.desired = desired;
+            let entry = entry.clone();
+            drop(entries);
+            self.save(&entry);
+            // An executor that is gone has forgotten the task.
+            let _ = entry.events.send(Event::Desired(desired));
+        }
+    }
+
+    pub(crate) fn report(&self, task: &TaskId, status: TaskStatus) {
+        let changed = {
+            let mut entries = self.lock();
+            entries.get_mut(task).map(|entry| {
+                entry.status = status;
+                entry.acknowledged = false;
+                entry.clone()
+            })
+        };
+        if let Some(entry) = changed {
+            self.save(&entry);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Statuses that the manager does not know yet, at most `limit`.
+    pub(crate) fn pending(&self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
+        let entries = self.lock();
+        let pending = entries.values().filter(|entry| !entry.acknowledged);
+        pending.take(limit).map(|entry| (entry.task.id.clone(), entry.status.clone())).collect()
+    }
+
+    /// The manager has these; a status that changed since stays pending.
+    pub(crate) fn acknowledge(&self, sent: &[(TaskId, TaskStatus)]) {
+        for (task, status) in sent {
+            let acknowledged = {
+                let mut entries = self.lock();
+                entries.get_mut(task).filter(|entry| entry.status == *status).map(|entry| {
+                    entry.acknowledged = true;
+                    entry.clone()
+                })
+            };
+            if let Some(entry) = acknowledged {
+                self.save(&entry);
+            }
+        }
+    }
+
+    /// After a change of manager nothing counts as known: statuses that its predecessor took may be lost with it.
+    pub(crate) fn unacknowledge_all(&self) {
+        for entry in self.lock().values_mut() {
+            entry.acknowledged = false;
+        }
+        self.changed.notify_one();
+    }
+
+    /// Waits for news; may return without any.
+    pub(crate) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    pub(crate) fn forget(&self, task: &TaskId) {
+        self.lock().remove(task);
+        if let Err(error) = self.store.forget_task(task) {
+            tracing::error!(%task, error = crate::image::chain(&error), "the task's record stays");
+        }
+    }
+
+    /// Whether a container, running or not, was made from this image.
+    pub(crate) fn user_of_image(&self, digest: &str) -> Option<Entry> {
+        self.lock().values().find(|entry| entry.image.as_deref() == Some(digest)).cloned()
+    }
+
+    fn save(&self, entry: &Entry) {
+        let assignment =
+            Assignment::Task(TaskAssignment { task: entry.task.clone(), desired_state: entry.desired }).to_proto();
+        let record = wire::WorkerTaskRecord {
+            assignment: Some(assignment),
+            status: Some(entry.status.to_proto()),
+            acknowledged: entry.acknowledged,
+        };
+        // Without its record, a task is not found again after a restart, but it can run: go on.
+        if let Err(error) = self.store.save_task(&entry.task.id, &record, is_milestone(entry)) {
+            tracing::error!(task = %entry.task.id, error = crate::image::chain(&error), "the task's record is not saved");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskId, Entry>> {
+        // Each holder changes one entry as a whole.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What must outlive a power cut: that a container was started, and how it ended. The rest can be done again.
+fn is_milestone(entry: &Entry) -> bool {
+    !entry.acknowledged && (entry.status.state == TaskState::Starting || entry.status.state.is_terminal())
+}

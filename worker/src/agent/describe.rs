@@ -1,0 +1,88 @@
+//! What this node says of itself when its session starts.
+
+use std::{fs, net::IpAddr, path::Path};
+
+use ipnetwork::IpNetwork;
+use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
+use orch_model::node::{NodeDescription, Platform, Resources};
+use orch_proto::wire::DaemonConfig;
+
+use crate::config::{ConfigError, Settings};
+
+const NANOS_PER_CPU: u64 = 1_000_000_000;
+
+pub(crate) fn describe(daemon: &DaemonConfig, settings: &Settings) -> Result<NodeDescription, ConfigError> {
+    Ok(NodeDescription {
+        hostname: hostname(daemon),
+        platform: Platform { os: "linux".to_owned(), arch: std::env::consts::ARCH.to_owned() },
+        resources: Resources { nano_cpus: cpus() * NANOS_PER_CPU, memory_bytes: memory_bytes() },
+        engine_version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_labels: settings.labels()?,
+        features: features(),
+        underlay: underlay(),
+        data_addr: daemon.data_addr.parse().ok(),
+    })
+}
+
+/// `1` or `2`: which cgroup hierarchy has the controllers.
+pub(crate) fn cgroup_version() -> &'static str {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" }
+}
+
+fn hostname(daemon: &DaemonConfig) -> String {
+    if !daemon.hostname.is_empty() {
+        return daemon.hostname.clone();
+    }
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn cpus() -> u64 {
+    std::thread::available_parallelism().map_or(1, |n| n.get() as u64)
+}
+
+fn memory_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.unwrap_or(0_u64) * 1024
+}
+
+fn features() -> Vec<String> {
+    let seccomp = Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
+    let ipv6 = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "0");
+    let found = [("seccomp", seccomp), ("ipv6", ipv6)];
+    let mut features: Vec<String> = found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
+    features.push(format!("cgroup-v{}", cgroup_version()));
+    features
+}
+
+/// Networks of the node's own interfaces: overlays must keep out of them.
+fn underlay() -> Vec<IpNetwork> {
+    let Ok(interfaces) = getifaddrs() else { return Vec::new() };
+    let mut networks: Vec<IpNetwork> = interfaces
+        .filter(|interface| {
+            interface.flags.contains(InterfaceFlags::IFF_UP) && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+        })
+        .filter_map(|interface| {
+            let addr = ip_of(interface.address.as_ref()?)?;
+            let mask = ip_of(interface.netmask.as_ref()?)?;
+            let network = IpNetwork::with_netmask(addr, mask).ok()?;
+            IpNetwork::new(network.network(), network.prefix()).ok()
+        })
+        .filter(|network| !is_link_local(network.ip()))
+        .collect();
+    networks.sort();
+    networks.dedup();
+    networks
+}
+
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::from(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::from(v6.ip())))
+}
+
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}

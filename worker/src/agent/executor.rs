@@ -1,0 +1,315 @@
+//! Brings one task where its state machine says: a thin shell around [`super::task::Machine`].
+
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use orch_model::{
+    Timestamp,
+    task::{ContainerStatus, Task, TaskState, TaskStatus},
+};
+use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
+
+use super::{
+    Host,
+    prepare::{self, Prepared},
+    quiet::await_quiet,
+    task::{Command, Ended, Event, Machine, Report},
+};
+use crate::{
+    image::chain,
+    runtime::{Container, ContainerPlan, LogFiles},
+};
+
+/// Between the stop signal and SIGKILL, when the service does not say.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
+
+pub(crate) struct Executor {
+    host: Arc<Host>,
+    task: Arc<Task>,
+    machine: Machine,
+    events: mpsc::UnboundedReceiver<Event>,
+    /// What is under way; each ends with an event.
+    jobs: FuturesUnordered<Job>,
+    preparing: Option<AbortHandle>,
+    prepared: Arc<Mutex<Option<Prepared>>>,
+    /// Held while the container's folders change, so that giving up and giving back do not overlap.
+    folders: Arc<tokio::sync::Mutex<()>>,
+    container: Arc<Mutex<Option<Container>>>,
+}
+
+#[derive(PartialEq, Eq)]
+enum Flow {
+    Continue,
+    Forgotten,
+}
+
+impl Executor {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        task: Arc<Task>,
+        machine: Machine,
+        events: mpsc::UnboundedReceiver<Event>,
+        container: Option<Container>,
+    ) -> Self {
+        Self {
+            host,
+            task,
+            machine,
+            events,
+            jobs: FuturesUnordered::new(),
+            preparing: None,
+            prepared: Arc::default(),
+            folders: Arc::default(),
+            container: Arc::new(Mutex::new(container)),
+        }
+    }
+
+    /// Runs until the task is forgotten.
+    pub(crate) async fn run(mut self, first: Vec<Command>) {
+        if self.container().is_some() {
+            self.watch();
+        }
+        let mut flow = self.execute(first).await;
+        while flow == Flow::Continue {
+            let event = tokio::select! {
+                Some(event) = self.events.recv() => event,
+                Some(event) = self.jobs.next(), if !self.jobs.is_empty() => event,
+                else => return,
+            };
+            if matches!(event, Event::Started(Ok(_))) {
+                self.watch();
+            }
+            let commands = self.machine.step(event);
+            flow = self.execute(commands).await;
+        }
+    }
+
+    async fn execute(&mut self, commands: Vec<Command>) -> Flow {
+        for command in commands {
+            match command {
+                Command::Report(report) => self.report(report),
+                Command::Prepare => self.prepare(),
+                Command::Abandon => {
+                    if let Some(preparing) = self.preparing.take() {
+                        preparing.abort();
+                    }
+                }
+                Command::Start => self.start(),
+                Command::AwaitQuiet => {
+                    let pid = self.container().map_or(0, |container| container.pid());
+                    self.jobs.push(await_quiet(pid).map(|()| Event::Quiet).boxed());
+                }
+                Command::SignalStop => self.stop(),
+                Command::Kill => self.kill(),
+                Command::NetDown => self.host.netd.task_down(&self.task.id).await,
+                Command::Release => self.release(),
+                Command::Forget => {
+                    self.forget().await;
+                    return Flow::Forgotten;
+                }
+            }
+        }
+        Flow::Continue
+    }
+
+    fn report(&self, report: Report) {
+        let before = self.host.book.entry(&self.task.id).and_then(|entry| entry.status.container);
+        let container = match (report.pid, before) {
+            (Some(pid), _) => {
+                Some(ContainerStatus { container_id: container_id(&self.task), pid, exit_code: report.exit_code })
+            }
+            (None, Some(before)) => Some(ContainerStatus { exit_code: report.exit_code, ..before }),
+            (None, None) => None,
+        };
+        if report.state >= TaskState::Failed {
+            tracing::warn!(task = %self.task.id, name = self.task.name(), error = report.error, "task {}", report.state);
+        }
+        let at = Timestamp::from_unix_ms(super::unix_ms(SystemTime::now()));
+        let status =
+            TaskStatus { state: report.state, at, message: report.message.to_owned(), error: report.error, container };
+        tokio::task::block_in_place(|| self.host.book.report(&self.task.id, status));
+    }
+
+    fn prepare(&mut self) {
+        let (host, task) = (self.host.clone(), self.task.clone());
+        let (slot, folders) = (self.prepared.clone(), self.folders.clone());
+        let work = tokio::spawn(async move {
+            let prepared = prepare::prepare(&host, &task, folders).await.map_err(|error| chain(&error))?;
+            host.book.change(&task.id, |entry| {
+                entry.image = Some(prepared.image_digest.clone());
+                entry.command = prepared.command(&task);
+            });
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared);
+            Ok(())
+        });
+        self.preparing = Some(work.abort_handle());
+        let done = async move {
+            Event::Prepared(work.await.unwrap_or_else(|error| Err(format!("preparing was interrupted: {error}"))))
+        };
+        self.jobs.push(done.boxed());
+    }
+
+    fn start(&mut self) {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (host, task, slot) = (self.host.clone(), self.task.clone(), self.container.clone());
+        let work = async move {
+            let prepared = prepared.ok_or_else(|| "it was not prepared".to_owned())?;
+            let plan = ContainerPlan {
+                task_id: task.id.clone(),
+                container_id: container_id(&task),
+                rootfs: prepared.rootfs,
+                image: prepared.defaults,
+                spec: &task.spec,
+                netns: Some(prepared.netns),
+                binds: prepared.binds,
+                log: log_files(&host, &task),
+            };
+            let failed = |error: crate::runtime::RuntimeError| format!("starting container failed: {}", chain(&error));
+            let container = host.runtime.create(&plan).await.map_err(failed)?;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
+            container.start().await.map_err(failed)?;
+            host.book.change(&task.id, |entry| entry.container = Some(container.clone()));
+            Ok(container.pid())
+        };
+        self.jobs.push(work.map(Event::Started).boxed());
+    }
+
+    /// Turns the container's end into an event.
+    fn watch(&mut self) {
+        let Some(container) = self.container() else { return };
+        let exited = async move {
+            let ended = match container.wait().await {
+                Ok(exit) => Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error },
+                Err(error) => Ended { code: 255, oom_killed: false, error: Some(chain(&error)) },
+            };
+            Event::Exited(ended)
+        };
+        self.jobs.push(exited.boxed());
+    }
+
+    fn stop(&mut self) {
+        let Some(container) = self.container() else { return };
+        let signal = self.stop_signal();
+        let grace = self.task.spec.container.stop_grace_period.unwrap_or(DEFAULT_GRACE);
+        let task = self.task.id.clone();
+        let work = async move {
+            if let Err(error) = container.kill(signal).await {
+                tracing::warn!(%task, error = chain(&error), "the stop signal was not delivered");
+            }
+            sleep(grace).await;
+            Event::GraceOver
+        };
+        self.jobs.push(work.boxed());
+    }
+
+    fn kill(&mut self) {
+        let Some(container) = self.container() else { return };
+        let task = self.task.id.clone();
+        tokio::spawn(async move {
+            if let Err(error) = container.kill(SIGKILL).await {
+                tracing::error!(%task, error = chain(&error), "the container cannot be killed");
+            }
+        });
+    }
+
+    /// Goes on after a failure: what stays behind is found again by the next worker.
+    fn release(&mut self) {
+        let (host, task) = (self.host.clone(), self.task.clone());
+        let (container, folders) = (self.container(), self.folders.clone());
+        let work = async move {
+            let warn = |what: &str, error: String| tracing::warn!(task = %task.id, error, "{what}");
+            if let Some(container) = container
+                && let Err(error) = container.delete().await
+            {
+                warn("the container is not deleted", chain(&error));
+            }
+            if let Err(error) = host.netd.detach(&task.id).await {
+                warn("the network namespace stays", chain(&error));
+            }
+            let _turn = folders.lock().await;
+            if let Err(error) = tokio::task::block_in_place(|| prepare::release(&host, &task.id)) {
+                warn("the container's files stay", chain(&error));
+            }
+            host.book.change(&task.id, |entry| entry.container = None);
+            Event::Released
+        };
+        self.jobs.push(work.boxed());
+    }
+
+    async fn forget(&mut self) {
+        let (host, task) = (self.host.clone(), self.task.id.clone());
+        let work = tokio::task::spawn_blocking(move || prepare::forget(&host, &task));
+        if let Ok(Err(error)) = work.await {
+            tracing::warn!(task = %self.task.id, error = chain(&error), "something of the task stays on disk");
+        }
+        self.host.book.forget(&self.task.id);
+    }
+
+    fn container(&self) -> Option<Container> {
+        self.container.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The service's, else the image's, else SIGTERM.
+    fn stop_signal(&self) -> i32 {
+        let spec = &self.task.spec.container;
+        if !spec.stop_signal.is_empty() {
+            return signal_number(&spec.stop_signal).unwrap_or(SIGTERM);
+        }
+        let digest = self.host.book.entry(&self.task.id).and_then(|entry| entry.image);
+        let image = digest.and_then(|digest| self.host.images.store.by_digest(&digest));
+        let config = image.and_then(|image| self.host.images.store.config(&image.record.config).ok());
+        config.and_then(|config| signal_number(&config.config.stop_signal)).unwrap_or(SIGTERM)
+    }
+}
+
+pub(crate) fn log_files(host: &Host, task: &Task) -> LogFiles {
+    LogFiles::at(log_path(host, task))
+}
+
+fn log_path(host: &Host, task: &Task) -> PathBuf {
+    host.store.container_dir(&task.id).join("container.log")
+}
+
+/// 64 hex digits; the first 12 are the default hostname.
+pub(crate) fn container_id(task: &Task) -> String {
+    use sha2::Digest;
+    hex::encode(sha2::Sha256::digest(task.id.as_str()))
+}
+
+/// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.
+fn signal_number(text: &str) -> Option<i32> {
+    let name = text.trim().to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    if let Ok(number) = name.parse::<i32>() {
+        return (1..=64).contains(&number).then_some(number);
+    }
+    if let Some(offset) = name.strip_prefix("RTMIN+") {
+        return offset.parse::<i32>().ok().map(|offset| libc::SIGRTMIN() + offset);
+    }
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGQUIT", 3), ("SIGRTMIN+3", 37)] {
+            assert_eq!(signal_number(text), Some(number), "{text}");
+        }
+        for text in ["", "0", "65", "SIGNOPE"] {
+            assert_eq!(signal_number(text), None, "{text}");
+        }
+    }
+}

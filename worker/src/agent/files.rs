@@ -1,0 +1,142 @@
+//! Files that a container gets from its node: hosts, hostname, resolv.conf, secrets and configs.
+//!
+//! Secrets and configs live in a tmpfs of their own per task, never on disk.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+};
+
+use orch_model::service::{ContainerSpec, FileRef};
+use rustix::{
+    io::Errno,
+    mount::{MountFlags, UnmountFlags, mount, unmount},
+};
+
+use super::items::Items;
+use crate::runtime::BindMount;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FilesError {
+    #[error("{action} {path:?}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{kind} {name} is not known to this node: was it removed?")]
+    Unknown { kind: &'static str, name: String },
+    #[error("{kind} {name}: the owner {owner:?} is not a number")]
+    Owner { kind: &'static str, name: String, owner: String },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
+    move |source| FilesError::Io { action, path: path.to_owned(), source }
+}
+
+/// Writes /etc/hosts, /etc/hostname and /etc/resolv.conf of a container into `dir`.
+pub(crate) fn write_network_files(
+    dir: &Path,
+    hostname: &str,
+    address: &str,
+    resolv_conf: &str,
+    hosts: &[String],
+) -> Result<Vec<BindMount>, FilesError> {
+    fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    let files = [
+        ("hosts", "/etc/hosts", hosts_file(hostname, address, hosts)),
+        ("hostname", "/etc/hostname", format!("{hostname}\n")),
+        ("resolv.conf", "/etc/resolv.conf", resolv_conf.to_owned()),
+    ];
+    let write = |(name, target, content): (&str, &str, String)| {
+        let source = dir.join(name);
+        fs::write(&source, content).map_err(io_error("write", &source))?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).map_err(io_error("change the mode of", &source))?;
+        Ok(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() })
+    };
+    files.into_iter().map(write).collect()
+}
+
+fn hosts_file(hostname: &str, address: &str, extra: &[String]) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for line in extra {
+        text.push_str(line);
+        text.push('\n');
+    }
+    // Its own name means something even before it has an address.
+    let own = if address.is_empty() { "127.0.1.1" } else { address };
+    text.push_str(&format!("{own}\t{hostname}\n"));
+    text
+}
+
+/// Writes the secrets and configs of a container into a tmpfs on `dir`.
+pub(crate) fn write_secret_files(dir: &Path, spec: &ContainerSpec, items: &Items) -> Result<Vec<BindMount>, FilesError> {
+    if spec.secrets.is_empty() && spec.configs.is_empty() {
+        return Ok(Vec::new());
+    }
+    remove_secret_files(dir)?;
+    fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("tmpfs", dir, "tmpfs", flags, c"mode=0700").map_err(|e| io_error("mount a tmpfs on", dir)(e.into()))?;
+    let mut binds = Vec::new();
+    for (n, file) in spec.secrets.iter().enumerate() {
+        let secret = items.secret(&file.id).ok_or_else(|| unknown("secret", &file.name))?;
+        binds.push(write_one(&dir.join(format!("secret-{n}")), "secret", file, &secret.data, "/run/secrets")?);
+    }
+    for (n, file) in spec.configs.iter().enumerate() {
+        let config = items.config(&file.id).ok_or_else(|| unknown("config", &file.name))?;
+        binds.push(write_one(&dir.join(format!("config-{n}")), "config", file, &config.data, "")?);
+    }
+    Ok(binds)
+}
+
+pub(crate) fn remove_secret_files(dir: &Path) -> Result<(), FilesError> {
+    match unmount(dir, UnmountFlags::DETACH) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+        Err(e) => return Err(io_error("unmount", dir)(e.into())),
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("delete", dir)(e)),
+        _ => Ok(()),
+    }
+}
+
+fn unknown(kind: &'static str, name: &str) -> FilesError {
+    FilesError::Unknown { kind, name: name.to_owned() }
+}
+
+fn write_one<Id>(
+    source: &Path,
+    kind: &'static str,
+    file: &FileRef<Id>,
+    data: &[u8],
+    base: &str,
+) -> Result<BindMount, FilesError> {
+    let number = |owner: &str| match owner {
+        "" => Ok(0),
+        _ => owner.parse::<u32>().map_err(|_| FilesError::Owner { kind, name: file.name.clone(), owner: owner.to_owned() }),
+    };
+    let (uid, gid) = (number(&file.uid)?, number(&file.gid)?);
+    fs::write(source, data).map_err(io_error("write", source))?;
+    chown(source, Some(uid), Some(gid)).map_err(io_error("change the owner of", source))?;
+    fs::set_permissions(source, fs::Permissions::from_mode(file.mode)).map_err(io_error("change the mode of", source))?;
+    let name = if file.target.is_empty() { &file.name } else { &file.target };
+    let target = if name.starts_with('/') { name.clone() } else { format!("{base}/{name}") };
+    Ok(BindMount { source: source.to_owned(), target, read_only: true, propagation: String::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_container_finds_itself_and_the_extra_hosts() {
+        let text = hosts_file("web", "10.0.1.3", &["1.2.3.4 db".to_owned()]);
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n") && text.ends_with("1.2.3.4 db\n10.0.1.3\tweb\n"), "{text}");
+    }
+}

@@ -1,0 +1,344 @@
+//! The agent: takes assignments from the leader, carries them out, and reports.
+//!
+//! Invariants: what runs is never stopped because a manager cannot be reached; a restarted worker finds its containers
+//! again before it takes assignments, so that nothing is started twice; networks are handed to netd before tasks that
+//! may need them, and an acknowledgement means that the kernel has them.
+
+mod assignments;
+mod attach;
+mod book;
+mod describe;
+mod executor;
+mod files;
+mod items;
+mod prepare;
+mod quiet;
+mod session;
+mod streams;
+mod task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use orch_model::{
+    TaskId,
+    assignment::{Assignment, AssignmentKey, TaskAssignment},
+    node::NodeDescription,
+    task::{TaskState, TaskStatus},
+};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    paths::Paths,
+    tls::SharedIdentity,
+    wire,
+};
+use tokio::sync::{Semaphore, mpsc};
+
+use self::{
+    assignments::{AssignmentSet, Delta},
+    book::Book,
+    executor::Executor,
+    items::Items,
+    session::CurrentSession,
+    task::{Command, Ended, Event, Found, Machine},
+};
+use crate::{
+    config::{ConfigError, Settings},
+    image::Images,
+    netd_client::Netd,
+    runtime::{Container, Recovered, Runtime, RuntimeError},
+    store::Store,
+    volume::Volumes,
+};
+
+pub(crate) use attach::{exec, logs};
+pub(crate) use book::Entry;
+pub(crate) use describe::cgroup_version;
+pub(crate) use executor::container_id;
+pub(crate) use session::Live;
+
+/// What tasks are carried out with.
+pub(crate) struct Host {
+    pub paths: Paths,
+    pub store: Arc<Store>,
+    pub book: Book,
+    pub items: Items,
+    pub images: Images,
+    pub volumes: Volumes,
+    pub netd: Netd,
+    pub runtime: Runtime,
+    pub identity: SharedIdentity,
+}
+
+pub(crate) struct Agent {
+    pub host: Arc<Host>,
+    pub session: CurrentSession,
+    daemon: wire::DaemonConfig,
+    settings: Settings,
+    managers: Mutex<Vec<String>>,
+    stream_slots: Arc<Semaphore>,
+    /// The revision that netd was given last.
+    networks_revision: Mutex<u64>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AgentError {
+    #[error("read the records of tasks")]
+    Store(#[from] crate::store::StoreError),
+    #[error("find containers of an earlier run")]
+    Runtime(#[from] RuntimeError),
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn unix_ms(at: SystemTime) -> u64 {
+    u64::try_from(at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Host {
+    pub(crate) fn new(
+        paths: Paths,
+        store: Arc<Store>,
+        images: Images,
+        volumes: Volumes,
+        netd: Netd,
+        runtime: Runtime,
+        identity: SharedIdentity,
+    ) -> Self {
+        let book = Book::new(store.clone());
+        Self { paths, store, book, items: Items::default(), images, volumes, netd, runtime, identity }
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.book.entries()
+    }
+
+    pub(crate) fn user_of_image(&self, digest: &str) -> Option<Entry> {
+        self.book.user_of_image(digest)
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(host: Host, daemon: wire::DaemonConfig, settings: Settings) -> Arc<Self> {
+        let known = host.store.managers();
+        let managers = known.into_iter().chain(daemon.managers.iter().cloned()).collect();
+        Arc::new(Self {
+            host: Arc::new(host),
+            session: CurrentSession::default(),
+            daemon,
+            settings,
+            managers: Mutex::new(managers),
+            stream_slots: session::stream_slots(),
+            networks_revision: Mutex::default(),
+        })
+    }
+
+    /// Takes up the tasks of an earlier run; nothing else may be started before.
+    pub(crate) async fn recover(&self) -> Result<(), AgentError> {
+        let networks = self.host.store.networks();
+        if !networks.is_empty() {
+            self.set_networks(networks);
+        }
+        let mut containers: BTreeMap<TaskId, Recovered> = BTreeMap::new();
+        for found in self.host.runtime.recover().await? {
+            containers.insert(recovered_task(&found), found);
+        }
+        for record in self.host.store.tasks()? {
+            let Some((assignment, status)) = decode_record(record.clone()) else {
+                tracing::error!("a task record of an earlier version is ignored");
+                continue;
+            };
+            let found = containers.remove(&assignment.task.id);
+            self.take_up(assignment, status, record.acknowledged, found).await;
+        }
+        for (task, found) in containers {
+            tracing::warn!(%task, "deleting a container that belongs to no task");
+            delete_container(found).await;
+        }
+        Ok(())
+    }
+
+    /// Keeps the session; ends with the process.
+    pub(crate) async fn keep_session(self: Arc<Self>) {
+        session::keep(self).await;
+    }
+
+    pub(crate) fn describe(&self) -> Result<NodeDescription, ConfigError> {
+        describe::describe(&self.daemon, &self.settings)
+    }
+
+    /// Applies what changed and returns the revision that netd must have applied before it may be acknowledged.
+    fn apply(&self, set: &AssignmentSet, delta: &Delta) -> u64 {
+        self.apply_items(delta);
+        let changed = delta.put.iter().map(Assignment::key).chain(delta.removed.iter().cloned()).any(|key| is_network(&key));
+        let revision = if delta.complete || changed {
+            let items: Vec<_> =
+                set.items().filter(|item| is_network(&item.key())).map(ToProto::to_proto).collect();
+            if let Err(error) = self.host.store.save_networks(&items) {
+                tracing::warn!(error = crate::image::chain(&error), "the networks are not saved");
+            }
+            self.set_networks(items)
+        } else {
+            *self.networks_revision.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        self.apply_tasks(delta);
+        revision
+    }
+
+    fn apply_items(&self, delta: &Delta) {
+        if delta.complete {
+            self.host.items.clear();
+        }
+        delta.removed.iter().for_each(|key| self.host.items.remove(key));
+        delta.put.iter().for_each(|item| self.host.items.put(item));
+    }
+
+    fn apply_tasks(&self, delta: &Delta) {
+        let mut kept = BTreeSet::new();
+        for item in &delta.put {
+            let Assignment::Task(assignment) = item else { continue };
+            kept.insert(assignment.task.id.clone());
+            match self.host.book.entry(&assignment.task.id) {
+                Some(_) => self.host.book.set_desired(&assignment.task.id, assignment.desired_state),
+                None => self.begin(assignment),
+            }
+        }
+        for entry in self.host.book.entries() {
+            let task = &entry.task.id;
+            let removed = delta.removed.contains(&AssignmentKey::Task(task.clone()));
+            if !kept.contains(task) && (removed || delta.complete) {
+                // An executor that is gone has forgotten the task already.
+                let _ = entry.events.send(Event::Unassigned);
+            }
+        }
+    }
+
+    /// A task that this node has no record of.
+    fn begin(&self, assignment: &TaskAssignment) {
+        let state = assignment.task.status.state;
+        if state.is_terminal() {
+            return;
+        }
+        let (machine, commands) = if state >= TaskState::Starting {
+            Machine::lost(assignment.desired_state)
+        } else {
+            let mut machine = Machine::new(assignment.desired_state);
+            let commands = machine.step(Event::Assigned);
+            (machine, commands)
+        };
+        self.spawn(assignment.clone(), assignment.task.status.clone(), true, machine, commands, None);
+    }
+
+    async fn take_up(&self, assignment: TaskAssignment, status: TaskStatus, acknowledged: bool, found: Option<Recovered>) {
+        let (found, container) = match found {
+            Some(Recovered::Running(container)) => (Found::Running { pid: container.pid() }, Some(container)),
+            Some(Recovered::Ended(container, exit)) => {
+                let ended = Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error };
+                (Found::Exited(ended), Some(container))
+            }
+            Some(created @ Recovered::Created(_)) => {
+                delete_container(created).await;
+                (Found::Nothing, None)
+            }
+            None => (Found::Nothing, None),
+        };
+        if let Found::Running { pid } = found {
+            tracing::info!(task = %assignment.task.id, pid, "found a running container again");
+            self.host.netd.remember(&assignment.task.id, prepare::attach_request(&assignment.task));
+        }
+        let (machine, commands) = Machine::recover(status.state, assignment.desired_state, found);
+        self.spawn(assignment, status, acknowledged, machine, commands, container);
+    }
+
+    fn spawn(
+        &self,
+        assignment: TaskAssignment,
+        status: TaskStatus,
+        acknowledged: bool,
+        machine: Machine,
+        commands: Vec<Command>,
+        container: Option<Container>,
+    ) {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let spec = &assignment.task.spec.container;
+        let image = self.host.images.store.find(spec.image_digest.as_deref().unwrap_or(&spec.image));
+        self.host.book.add(Entry {
+            task: assignment.task.clone(),
+            desired: assignment.desired_state,
+            created_at_ms: assignment.task.meta.created_at.unix_ms,
+            command: spec.command.iter().chain(&spec.args).cloned().collect(),
+            image: container.is_some().then(|| image.map(|image| image.digest)).flatten(),
+            status,
+            acknowledged,
+            container: container.clone(),
+            events,
+        });
+        let executor = Executor::new(self.host.clone(), assignment.task, machine, receiver, container);
+        tokio::spawn(executor.run(commands));
+    }
+
+    fn set_networks(&self, items: Vec<wire::Assignment>) -> u64 {
+        let mut current = self.networks_revision.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = self.host.netd.set_desired(items);
+        *current
+    }
+
+    fn managers(&self) -> Vec<String> {
+        let mut managers = self.managers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        managers.sort();
+        managers.dedup();
+        managers
+    }
+
+    fn set_managers(&self, managers: Vec<String>) {
+        let mut known = self.managers.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == managers {
+            return;
+        }
+        if let Err(error) = self.host.store.save_managers(&managers) {
+            tracing::warn!(error = crate::image::chain(&error), "the managers' addresses are not saved");
+        }
+        *known = managers;
+    }
+
+    /// Under which cluster and node images are announced: another cluster must hear of them anew.
+    pub(crate) fn announced_as(&self) -> String {
+        format!("{}/{}", self.daemon.cluster_id, self.daemon.node_id)
+    }
+}
+
+fn is_network(key: &AssignmentKey) -> bool {
+    match key {
+        AssignmentKey::Peer(_)
+        | AssignmentKey::Network(_)
+        | AssignmentKey::Endpoint(..)
+        | AssignmentKey::ServiceEndpoint(..) => true,
+        AssignmentKey::Task(_) | AssignmentKey::Secret(_) | AssignmentKey::Config(_) | AssignmentKey::Image(_) => false,
+    }
+}
+
+fn decode_record(record: wire::WorkerTaskRecord) -> Option<(TaskAssignment, TaskStatus)> {
+    let assignment = Assignment::from_proto(record.assignment?).ok()?;
+    let status = TaskStatus::from_proto(record.status?).ok()?;
+    match assignment {
+        Assignment::Task(task) => Some((task, status)),
+        _ => None,
+    }
+}
+
+fn recovered_task(found: &Recovered) -> TaskId {
+    match found {
+        Recovered::Running(container) | Recovered::Created(container) | Recovered::Ended(container, _) => {
+            container.task_id().clone()
+        }
+    }
+}
+
+async fn delete_container(found: Recovered) {
+    let (Recovered::Running(container) | Recovered::Created(container) | Recovered::Ended(container, _)) = found;
+    if let Err(error) = container.delete().await {
+        tracing::warn!(task = %container.task_id(), error = crate::image::chain(&error), "a container stays");
+    }
+}

@@ -1,0 +1,243 @@
+//! Gets everything that a container needs before it starts: image, root, volumes, network namespace, files.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use orch_model::{
+    TaskId,
+    service::{ContainerSpec, Mount, MountKind},
+    task::Task,
+};
+use orch_proto::{conv::ToProto, wire::AttachTaskRequest};
+
+use super::{
+    Host,
+    executor::container_id,
+    files::{self, FilesError},
+};
+use crate::{
+    image::{
+        ImageError,
+        config::ImageConfig,
+        rootfs::{Rootfs, RootfsError},
+        store::StoreError,
+    },
+    netd_client::NetdError,
+    runtime::{BindMount, ImageDefaults},
+    volume::{VolumeError, Wanted},
+};
+
+/// Length of the default hostname: a short container id.
+const HOSTNAME_LEN: usize = 12;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    /// In Docker's words.
+    #[error("invalid mount config for type \"bind\": bind source path does not exist: {0}")]
+    NoBindSource(String),
+    #[error("invalid mount config for type \"volume\": volume driver {0:?} is not known, only \"local\" is")]
+    VolumeDriver(String),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Network(#[from] NetdError),
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    #[error("read the image")]
+    Store(#[from] StoreError),
+    #[error("delete {path:?}")]
+    Delete {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("preparing was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+/// All that starting the container needs.
+pub(crate) struct Prepared {
+    pub image_digest: String,
+    pub rootfs: PathBuf,
+    pub netns: PathBuf,
+    pub defaults: ImageDefaults,
+    pub binds: Vec<BindMount>,
+}
+
+impl Prepared {
+    /// The command line, as `orch ps` shows it.
+    pub(crate) fn command(&self, task: &Task) -> Vec<String> {
+        let spec = &task.spec.container;
+        let entrypoint = if spec.command.is_empty() { &self.defaults.entrypoint } else { &spec.command };
+        let args = match (spec.args.is_empty(), spec.command.is_empty()) {
+            (false, _) => spec.args.as_slice(),
+            (true, true) => self.defaults.cmd.as_slice(),
+            (true, false) => &[],
+        };
+        entrypoint.iter().chain(args).cloned().collect()
+    }
+}
+
+/// `folders` is held whenever the container's folders change.
+pub(crate) async fn prepare(
+    host: &Arc<Host>,
+    task: &Arc<Task>,
+    folders: Arc<tokio::sync::Mutex<()>>,
+) -> Result<Prepared, PrepareError> {
+    let spec = &task.spec.container;
+    check_mounts(&spec.mounts)?;
+    let source = host.items.image_source(&task.id);
+    let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref()).await?;
+    let (config, layers) = host.images.parts(&image)?;
+
+    let attach = host.netd.attach(&task.id, attach_request(task));
+    let turn = folders.clone().lock_owned().await;
+    let (for_folders, for_task, image_config) = (host.clone(), task.clone(), config.clone());
+    let root = tokio::task::spawn_blocking(move || {
+        // Moved in here: whoever gives up waiting does not end this work.
+        let _turn = turn;
+        make_root(&for_folders, &for_task, &layers, &image_config)
+    });
+    let (attached, root) = tokio::join!(attach, root);
+    let (rootfs, mut binds) = root??;
+    let attached = attached?;
+
+    let files_dir = host.store.container_dir(&task.id).join("files");
+    binds.extend(files::write_network_files(
+        &files_dir,
+        &hostname(task),
+        &attached.primary_address,
+        &attached.resolv_conf,
+        &spec.hosts,
+    )?);
+    Ok(Prepared { image_digest: image.digest, rootfs, netns: attached.netns_path.into(), defaults: defaults(config), binds })
+}
+
+/// The request that attaches a task, the same after every restart.
+pub(crate) fn attach_request(task: &Task) -> AttachTaskRequest {
+    AttachTaskRequest {
+        task_id: task.id.to_string(),
+        service_id: task.service.to_string(),
+        hostname: hostname(task),
+        attachments: task.networks.to_proto(),
+        host_ports: task.host_ports.to_proto(),
+        dns: Some(task.spec.container.dns.to_proto()),
+    }
+}
+
+/// Gives back what [`prepare`] took, except the log and the record.
+pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
+    let dir = host.store.container_dir(task);
+    let unmounted = Rootfs::inside(&dir).delete();
+    let secrets = files::remove_secret_files(&secrets_dir(host, task));
+    delete(&dir.join("files"))?;
+    unmounted?;
+    Ok(secrets?)
+}
+
+/// Deletes what is left of a task, its log included.
+pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
+    host.volumes.remove_of_task(task)?;
+    delete(&host.store.container_dir(task))
+}
+
+fn delete(dir: &Path) -> Result<(), PrepareError> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(PrepareError::Delete { path: dir.to_owned(), source: e })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(crate) fn hostname(task: &Task) -> String {
+    match task.spec.container.hostname.as_str() {
+        "" => container_id(task)[..HOSTNAME_LEN].to_owned(),
+        given => given.to_owned(),
+    }
+}
+
+fn secrets_dir(host: &Host, task: &TaskId) -> PathBuf {
+    host.paths.run.join("secrets").join(task.as_str())
+}
+
+fn check_mounts(mounts: &[Mount]) -> Result<(), PrepareError> {
+    for mount in mounts {
+        match mount.kind {
+            MountKind::Bind if !Path::new(&mount.source).exists() => {
+                return Err(PrepareError::NoBindSource(mount.source.clone()));
+            }
+            MountKind::Volume => {
+                if let Some(driver) = &mount.volume_driver
+                    && !matches!(driver.name.as_str(), "" | "local")
+                {
+                    return Err(PrepareError::VolumeDriver(driver.name.clone()));
+                }
+            }
+            MountKind::Bind | MountKind::Tmpfs => {}
+        }
+    }
+    Ok(())
+}
+
+fn make_root(
+    host: &Host,
+    task: &Task,
+    layers: &[PathBuf],
+    image: &ImageConfig,
+) -> Result<(PathBuf, Vec<BindMount>), PrepareError> {
+    let rootfs = Rootfs::inside(&host.store.container_dir(&task.id));
+    rootfs.mount(layers)?;
+    let mut binds = volumes(host, task, &rootfs.root, image)?;
+    binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items)?);
+    Ok((rootfs.root, binds))
+}
+
+fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result<Vec<BindMount>, PrepareError> {
+    let spec = &task.spec.container;
+    let now = SystemTime::now();
+    let mut binds = Vec::new();
+    for mount in spec.mounts.iter().filter(|mount| mount.kind == MountKind::Volume) {
+        let wanted = if mount.source.is_empty() {
+            Wanted::Anonymous { task: &task.id, target: &mount.target }
+        } else {
+            Wanted::Named { name: &mount.source, labels: &mount.volume_labels }
+        };
+        let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
+        let source = host.volumes.prepare(wanted, fill_from, now)?;
+        let (target, read_only) = (mount.target.clone(), mount.read_only);
+        binds.push(BindMount { source, target, read_only, propagation: String::new() });
+    }
+    for target in undeclared(spec, image) {
+        let source =
+            host.volumes.prepare(Wanted::Anonymous { task: &task.id, target }, Some((root, target)), now)?;
+        binds.push(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() });
+    }
+    Ok(binds)
+}
+
+/// Volumes that the image asks for and the service mounts nothing on.
+fn undeclared<'a>(spec: &ContainerSpec, image: &'a ImageConfig) -> impl Iterator<Item = &'a str> {
+    let clean = |path: &str| path.trim_end_matches('/').to_owned();
+    let mounted: Vec<String> = spec.mounts.iter().map(|mount| clean(&mount.target)).collect();
+    image.config.volumes.keys().map(String::as_str).filter(move |target| !mounted.contains(&clean(target)))
+}
+
+fn defaults(image: ImageConfig) -> ImageDefaults {
+    let config = image.config;
+    ImageDefaults {
+        entrypoint: config.entrypoint,
+        cmd: config.cmd,
+        env: config.env,
+        working_dir: config.working_dir,
+        user: config.user,
+    }
+}

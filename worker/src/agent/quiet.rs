@@ -1,0 +1,77 @@
+//! Drain before stop: whether clients are still connected to a container.
+
+use std::{collections::HashSet, fs, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+/// Clients that keep connections open do not hold up a stop for longer.
+const LIMIT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+const ESTABLISHED: &str = "01";
+const LISTEN: &str = "0A";
+
+/// Waits until nobody is connected to a port that the container listens on.
+pub(crate) async fn await_quiet(pid: u32) {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline && has_clients(pid) {
+        sleep(POLL_INTERVAL).await;
+    }
+}
+
+fn has_clients(pid: u32) -> bool {
+    // With the node's own network, other programs' connections would be taken for the task's.
+    let netns = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    if pid == 0 || netns(&pid.to_string()) == netns("self") {
+        return false;
+    }
+    let read = |file| fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
+    inbound(&format!("{}\n{}", read("tcp"), read("tcp6"))) > 0
+}
+
+/// Counts established connections to listening ports in the text of /proc/net/tcp and tcp6.
+fn inbound(tables: &str) -> usize {
+    let sockets: Vec<(&str, &str, &str)> = tables
+        .lines()
+        .filter_map(|line| {
+            let mut columns = line.split_whitespace().skip(1);
+            let (local, remote, state) = (columns.next()?, columns.next()?, columns.next()?);
+            Some((local.rsplit_once(':')?.1, remote.rsplit_once(':')?.0, state))
+        })
+        .collect();
+    let listening: HashSet<&str> =
+        sockets.iter().filter(|(_, _, state)| *state == LISTEN).map(|(port, _, _)| *port).collect();
+    let from_outside = |remote: &str| !is_loopback(remote);
+    sockets
+        .iter()
+        .filter(|(port, remote, state)| *state == ESTABLISHED && listening.contains(port) && from_outside(remote))
+        .count()
+}
+
+/// Addresses are in the machine's byte order, hexadecimal.
+fn is_loopback(address: &str) -> bool {
+    match address.len() {
+        8 => address.ends_with("7F"),
+        _ => address == "00000000000000000000000001000000" || (address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clients_from_outside_count() {
+        let table = "  sl  local_address rem_address   st\n\
+            0: 00000000:0050 00000000:0000 0A 0\n\
+            1: 0100000A:0050 0500000A:C001 01 0\n\
+            2: 0100007F:0050 0100007F:C002 01 0\n\
+            3: 0100000A:C003 0900000A:0050 01 0\n\
+            4: 0100000A:0050 0500000A:C004 06 0\n\
+            5: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 0\n\
+            6: 0000000000000000FFFF00000100000A:1F90 0000000000000000FFFF00000500000A:C005 01 0\n\
+            7: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000100007F:C005 01 0\n";
+        assert_eq!(inbound(table), 2);
+        assert_eq!(inbound(""), 0);
+    }
+}

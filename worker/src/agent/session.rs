@@ -1,0 +1,323 @@
+//! The session with the leader: found among the managers, kept alive, and opened again when it ends.
+//!
+//! Everything that a session carries is sent again in the next one as far as it is needed: assignments start with a
+//! complete set, statuses stay pending until acknowledged.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use orch_model::node::NodeRole;
+use orch_proto::{
+    conv::ToProto,
+    transport::{TransportError, tls_channel},
+    wire::{
+        AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, RegisterImageRequest, SessionMessage,
+        SessionRequest, TaskStatusUpdate, UpdateTaskStatusRequest, dispatcher_client::DispatcherClient,
+    },
+};
+use rand::{Rng, seq::SliceRandom};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tonic::{Code, Status, Streaming, transport::Channel};
+
+use super::{Agent, assignments::AssignmentError, assignments::AssignmentSet, streams};
+use crate::config::ConfigError;
+
+/// Metadata in which a manager that is not the leader names the one that is.
+const LEADER_METADATA: &str = "orch-leader";
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Status updates and acknowledgements may wait for the leader's disk.
+const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+/// Statuses in one message.
+const MAX_UPDATES: usize = 500;
+/// Announced streams that are served at once.
+const MAX_STREAMS: usize = 256;
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+type Dispatcher = DispatcherClient<Channel>;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(transparent)]
+    Connect(#[from] TransportError),
+    #[error("{}", .0.message())]
+    Refused(Box<Status>),
+    #[error("the manager does not answer")]
+    TimedOut,
+    #[error("the manager ended the session")]
+    Ended,
+    #[error(transparent)]
+    Assignments(#[from] AssignmentError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+impl From<Status> for SessionError {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for SessionError {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::TimedOut
+    }
+}
+
+impl SessionError {
+    fn leader_hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(status) => status.metadata().get(LEADER_METADATA)?.to_str().ok().map(str::to_owned),
+            _ => None,
+        }
+    }
+}
+
+/// The session that is open now, for whoever needs to ask the leader something.
+#[derive(Debug, Clone)]
+pub(crate) struct Live {
+    pub manager: String,
+    pub dispatcher: Dispatcher,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct CurrentSession(Mutex<Option<Live>>);
+
+impl CurrentSession {
+    pub(crate) fn get(&self) -> Option<Live> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, live: Option<Live>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = live;
+    }
+}
+
+/// Keeps a session open; ends with the process.
+pub(crate) async fn keep(agent: Arc<Agent>) {
+    let mut pause = MIN_PAUSE;
+    let mut hint: Option<String> = None;
+    let mut order: Vec<String> = Vec::new();
+    let mut last_session = String::new();
+    loop {
+        if order.is_empty() {
+            order = agent.managers();
+            order.shuffle(&mut rand::rng());
+        }
+        let Some(addr) = hint.take().or_else(|| order.pop()) else {
+            tracing::error!("no manager is known: this node was never told one");
+            sleep(MAX_PAUSE).await;
+            continue;
+        };
+        let (opened, error) = run(&agent, &addr, &mut last_session).await;
+        agent.session.set(None);
+        hint = error.leader_hint().filter(|leader| *leader != addr);
+        if opened {
+            pause = MIN_PAUSE;
+            order.clear();
+            tracing::warn!(manager = addr, error = crate::image::chain(&error), "the session ended");
+        } else {
+            tracing::info!(manager = addr, error = crate::image::chain(&error), "no session");
+        }
+        // Jitter: a restarted leader must not meet all nodes at once.
+        let wait = if hint.is_some() { MIN_PAUSE } else { pause };
+        sleep(wait.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+/// Opens a session and stays in it; tells whether it was open.
+async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool, SessionError) {
+    let opened = match open(agent, addr, last_session).await {
+        Ok(opened) => opened,
+        Err(error) => return (false, error),
+    };
+    let id = opened.id.clone();
+    tracing::info!(manager = addr, session = id, "session open");
+    if *last_session != id {
+        agent.host.book.unacknowledge_all();
+    }
+    last_session.clone_from(&id);
+    agent.session.set(Some(Live { manager: addr.to_owned(), dispatcher: opened.dispatcher.clone() }));
+    let (acks, to_acknowledge) = mpsc::unbounded_channel();
+    let dispatcher = &opened.dispatcher;
+    let ended = tokio::select! {
+        Err(e) = listen(agent, addr, opened.messages) => e,
+        Err(e) = follow_assignments(agent, dispatcher.clone(), &id, acks) => e,
+        Err(e) = acknowledge(agent, dispatcher.clone(), &id, to_acknowledge) => e,
+        Err(e) = heartbeat(dispatcher.clone(), &id, opened.period) => e,
+        Err(e) = report(agent, dispatcher.clone(), &id) => e,
+        Err(e) = announce_images(agent, dispatcher.clone()) => e,
+    };
+    (true, ended)
+}
+
+struct Opened {
+    id: String,
+    period: Duration,
+    dispatcher: Dispatcher,
+    messages: Streaming<SessionMessage>,
+}
+
+async fn open(agent: &Arc<Agent>, addr: &str, last_session: &str) -> Result<Opened, SessionError> {
+    let channel = tls_channel(addr, &agent.host.identity.current(), NodeRole::Manager).await?;
+    let mut dispatcher = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let description = agent.describe()?.to_proto();
+    let request = SessionRequest { description: Some(description), session_id: last_session.to_owned() };
+    let mut messages = timeout(CALL_TIMEOUT, dispatcher.session(request)).await??.into_inner();
+    let first = timeout(CALL_TIMEOUT, messages.message()).await??.ok_or(SessionError::Ended)?;
+    let (id, period) = (first.session_id.clone(), period(first.heartbeat_period_ms));
+    take_message(agent, addr, first);
+    Ok(Opened { id, period, dispatcher, messages })
+}
+
+fn period(ms: u64) -> Duration {
+    if ms == 0 { DEFAULT_HEARTBEAT } else { Duration::from_millis(ms) }
+}
+
+async fn listen(
+    agent: &Arc<Agent>,
+    addr: &str,
+    mut messages: Streaming<SessionMessage>,
+) -> Result<Infallible, SessionError> {
+    loop {
+        let message = messages.message().await?.ok_or(SessionError::Ended)?;
+        take_message(agent, addr, message);
+    }
+}
+
+fn take_message(agent: &Arc<Agent>, addr: &str, message: SessionMessage) {
+    if !message.managers.is_empty() {
+        agent.set_managers(message.managers);
+    }
+    for announced in message.streams {
+        let Ok(slot) = agent.stream_slots.clone().try_acquire_owned() else {
+            tracing::warn!(stream = announced.stream_id, "more than {MAX_STREAMS} streams at once; one is refused");
+            continue;
+        };
+        let (host, addr) = (agent.host.clone(), addr.to_owned());
+        tokio::spawn(async move {
+            let _slot = slot;
+            if let Err(error) = streams::serve(host, addr, announced).await {
+                tracing::warn!(error = crate::image::chain(&error), "an announced stream failed");
+            }
+        });
+    }
+}
+
+pub(crate) fn stream_slots() -> Arc<tokio::sync::Semaphore> {
+    Arc::new(tokio::sync::Semaphore::new(MAX_STREAMS))
+}
+
+async fn follow_assignments(
+    agent: &Arc<Agent>,
+    mut dispatcher: Dispatcher,
+    session: &str,
+    acks: mpsc::UnboundedSender<(u64, u64)>,
+) -> Result<Infallible, SessionError> {
+    loop {
+        let request = AssignmentsRequest { session_id: session.to_owned() };
+        let messages = timeout(CALL_TIMEOUT, dispatcher.assignments(request)).await??.into_inner();
+        match apply_assignments(agent, messages, &acks).await {
+            // Asking again gives everything again.
+            Err(SessionError::Assignments(error @ AssignmentError::Gap { .. })) => tracing::warn!(%error, "resync"),
+            Err(error) => return Err(error),
+            Ok(never) => match never {},
+        }
+    }
+}
+
+async fn apply_assignments(
+    agent: &Arc<Agent>,
+    mut messages: Streaming<AssignmentsMessage>,
+    acks: &mpsc::UnboundedSender<(u64, u64)>,
+) -> Result<Infallible, SessionError> {
+    let mut set = AssignmentSet::default();
+    loop {
+        let message = messages.message().await?.ok_or(SessionError::Ended)?;
+        if let Some(delta) = set.apply(message)? {
+            let revision = tokio::task::block_in_place(|| agent.apply(&set, &delta));
+            // The receiver lives in the same session.
+            let _ = acks.send((delta.sequence, revision));
+        }
+    }
+}
+
+/// Acknowledges each sequence once netd has applied it.
+async fn acknowledge(
+    agent: &Arc<Agent>,
+    mut dispatcher: Dispatcher,
+    session: &str,
+    mut applied: mpsc::UnboundedReceiver<(u64, u64)>,
+) -> Result<Infallible, SessionError> {
+    loop {
+        let (sequence, revision) = applied.recv().await.ok_or(SessionError::Ended)?;
+        agent.host.netd.applied(revision).await;
+        let request = AckRequest { session_id: session.to_owned(), sequence };
+        timeout(UPDATE_TIMEOUT, dispatcher.ack(request)).await??;
+    }
+}
+
+async fn heartbeat(mut dispatcher: Dispatcher, session: &str, mut every: Duration) -> Result<Infallible, SessionError> {
+    loop {
+        sleep(every.mul_f64(rand::rng().random_range(0.9..1.0))).await;
+        let request = HeartbeatRequest { session_id: session.to_owned() };
+        every = period(timeout(every, dispatcher.heartbeat(request)).await??.into_inner().period_ms);
+    }
+}
+
+async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> Result<Infallible, SessionError> {
+    let book = &agent.host.book;
+    loop {
+        let pending = book.pending(MAX_UPDATES);
+        if pending.is_empty() {
+            book.changed().await;
+            continue;
+        }
+        let updates = pending
+            .iter()
+            .map(|(task, status)| TaskStatusUpdate { task_id: task.to_string(), status: Some(status.to_proto()) })
+            .collect();
+        let request = UpdateTaskStatusRequest { session_id: session.to_owned(), updates };
+        timeout(UPDATE_TIMEOUT, dispatcher.update_task_status(request)).await??;
+        tokio::task::block_in_place(|| book.acknowledge(&pending));
+    }
+}
+
+/// Tells the leader which images this node can give to others.
+async fn announce_images(agent: &Arc<Agent>, mut dispatcher: Dispatcher) -> Result<Infallible, SessionError> {
+    let announced_as = agent.announced_as();
+    loop {
+        let images = agent.host.images.store.list();
+        for image in images.into_iter().filter(|image| image.record.announced_as != announced_as) {
+            let request = RegisterImageRequest {
+                name: image.names.first().cloned().unwrap_or_default(),
+                digest: image.digest.clone(),
+                size_bytes: image.record.size_bytes,
+                replace: false,
+                holder_only: true,
+            };
+            match timeout(UPDATE_TIMEOUT, dispatcher.register_image(request)).await? {
+                Err(status) if is_lost(&status) => return Err(status.into()),
+                // The cluster knows no name for it, so nobody will ask this node.
+                Err(_) | Ok(_) => {}
+            }
+            if let Err(error) = agent.host.images.store.set_announced(&image.digest, &announced_as) {
+                tracing::warn!(error = crate::image::chain(&error), "an announced image will be announced again");
+            }
+        }
+        agent.host.images.changed().await;
+    }
+}
+
+fn is_lost(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unauthenticated)
+}

@@ -1,0 +1,196 @@
+//! Images for the command line: list, import, pull, remove, inspect.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream::BoxStream};
+use orch_proto::wire::{
+    ForgetImageRequest, ImportImageRequest, ImportImageStart, LocalImage, PullProgress, RegisterImageRequest,
+    RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use crate::{
+    agent::{Agent, Live, container_id},
+    image::{
+        ImageError, chain, import,
+        pull::PullError,
+        reference::Reference,
+        store::{ImageStore, StoredImage},
+    },
+};
+
+/// Progress messages that a slow terminal may be behind; more are dropped.
+const BUFFERED_PROGRESS: usize = 256;
+const SHORT_ID_LEN: usize = 12;
+
+pub(super) fn list(agent: &Agent) -> Vec<LocalImage> {
+    let store = &agent.host.images.store;
+    store.list().into_iter().map(|image| local_image(store, image)).collect()
+}
+
+pub(super) fn inspect(agent: &Agent, reference: &str) -> Result<LocalImage, Status> {
+    let store = &agent.host.images.store;
+    let image = store.find(reference).ok_or_else(|| no_such_image(reference))?;
+    Ok(local_image(store, image))
+}
+
+/// The name is registered with the leader before it means anything here: nothing is half done.
+pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageRequest>) -> Result<LocalImage, Status> {
+    let Some(Message::Start(start)) = messages.message().await?.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message must say what is imported"));
+    };
+    let name = Reference::parse(&start.name).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if name.digest.is_some() {
+        return Err(Status::invalid_argument("an import is named NAME[:TAG]; its digest follows from its content"));
+    }
+    let config =
+        import::configuration(&start.changes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let live = agent.session.get().ok_or_else(no_leader)?;
+
+    let store = agent.host.images.store.clone();
+    let _arriving = store.arriving();
+    let internal = |error: &dyn std::error::Error| Status::internal(chain(error));
+    let mut writer = store.blob_writer().map_err(|error| internal(&error))?;
+    while let Some(message) = messages.message().await? {
+        if let Some(Message::Data(data)) = message.message {
+            tokio::task::block_in_place(|| writer.append(&data)).map_err(|error| internal(&error))?;
+        }
+    }
+    let (for_import, note) = (store.clone(), start.message.clone());
+    let imported = tokio::task::spawn_blocking(move || {
+        let layer = writer.commit(None)?;
+        import::import(&for_import, &layer, config, &note, jiff::Timestamp::now())
+    });
+    let image = imported
+        .await
+        .map_err(|error| internal(&error))?
+        .map_err(|error| Status::invalid_argument(format!("import {}: {}", name.familiar(), chain(&error))))?;
+
+    if let Err(refused) = register(live, &name, &image, &start).await {
+        if image.names.is_empty()
+            && let Err(error) = store.remove(&image.digest, None)
+        {
+            tracing::warn!(error = chain(&error), "an image whose name was refused stays");
+        }
+        return Err(refused);
+    }
+    store.set_announced(&image.digest, &agent.announced_as()).map_err(|error| internal(&error))?;
+    store.set_name(&name, &image.digest).map_err(|error| internal(&error))?;
+    let image = store.by_digest(&image.digest).ok_or_else(|| no_such_image(&start.name))?;
+    Ok(local_image(&store, image))
+}
+
+async fn register(mut live: Live, name: &Reference, image: &StoredImage, start: &ImportImageStart) -> Result<(), Status> {
+    let request = RegisterImageRequest {
+        name: name.to_string(),
+        digest: image.digest.clone(),
+        size_bytes: image.record.size_bytes,
+        replace: start.replace,
+        holder_only: false,
+    };
+    live.dispatcher.register_image(request).await.map(drop).map_err(|status| {
+        Status::new(status.code(), format!("register {} in the cluster: {}", name.familiar(), status.message()))
+    })
+}
+
+pub(super) fn pull(agent: &Arc<Agent>, text: &str) -> Result<BoxStream<'static, Result<PullProgress, Status>>, Status> {
+    let reference = Reference::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let (progress, messages) = mpsc::channel(BUFFERED_PROGRESS);
+    let (result, last) = mpsc::channel(1);
+    let images = agent.host.images.clone();
+    tokio::spawn(async move {
+        let status = pull_progress::Progress::Status(format!("Pulling from {}", reference.name()));
+        let _ = progress.try_send(PullProgress { progress: Some(status) });
+        let pulled = images.pull(&reference, &progress).await;
+        drop(progress);
+        let done = match pulled {
+            Ok(image) => {
+                let image = local_image(&images.store, image);
+                Ok(PullProgress { progress: Some(pull_progress::Progress::Done(image)) })
+            }
+            Err(error) => Err(pull_status(&error)),
+        };
+        // The reader may be gone; the image is here all the same.
+        let _ = result.send(done).await;
+    });
+    Ok(ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(last)).boxed())
+}
+
+pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
+    let store = &agent.host.images.store;
+    let image = store.find(&request.reference).ok_or_else(|| no_such_image(&request.reference))?;
+    let named = Reference::parse(&request.reference).ok().map(|reference| reference.to_string());
+    let only = named.filter(|name| image.names.contains(name));
+    let last_name = only.is_none() || image.names.len() == 1;
+    if only.is_none() && image.names.len() > 1 && !request.force {
+        return Err(Status::failed_precondition(format!(
+            "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
+            short_id(&image)
+        )));
+    }
+    if last_name && let Some(user) = agent.host.user_of_image(&image.digest) {
+        let container = container_id(&user.task);
+        return Err(Status::failed_precondition(format!(
+            "conflict: unable to remove repository reference {:?} - container {} is using its referenced image {}",
+            request.reference,
+            &container[..SHORT_ID_LEN],
+            short_id(&image)
+        )));
+    }
+    forget(agent, &image, only.as_deref()).await;
+    let removed = store.remove(&image.digest, only.as_deref()).map_err(|error| Status::internal(chain(&error)))?;
+    Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
+}
+
+/// Tells the leader that this node no longer has these names. Without a leader, others will find out when they ask.
+async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
+    let Some(mut live) = agent.session.get() else { return };
+    for name in image.names.iter().filter(|name| only.is_none_or(|only| only == *name)) {
+        let request = ForgetImageRequest { name: name.clone(), digest: image.digest.clone() };
+        if let Err(status) = live.dispatcher.forget_image(request).await {
+            tracing::warn!(name, error = status.message(), "the leader was not told that an image is gone");
+        }
+    }
+}
+
+fn local_image(store: &ImageStore, image: StoredImage) -> LocalImage {
+    let config_json = store.read_blob(&image.record.config).unwrap_or_default();
+    LocalImage {
+        names: image.names,
+        digest: image.digest,
+        config_digest: image.record.config,
+        size_bytes: image.record.size_bytes,
+        created_at_ms: image.record.created_at_ms,
+        config_json: String::from_utf8_lossy(&config_json).into_owned(),
+    }
+}
+
+fn short_id(image: &StoredImage) -> &str {
+    let hex = image.record.config.strip_prefix("sha256:").unwrap_or(&image.record.config);
+    hex.get(..SHORT_ID_LEN).unwrap_or(hex)
+}
+
+fn no_such_image(reference: &str) -> Status {
+    let shown = Reference::parse(reference).map_or_else(|_| reference.to_owned(), |reference| reference.familiar());
+    Status::not_found(format!("No such image: {shown}"))
+}
+
+fn no_leader() -> Status {
+    Status::unavailable(
+        "no manager can be reached, so the name cannot be registered in the cluster: try again when one answers",
+    )
+}
+
+fn pull_status(error: &ImageError) -> Status {
+    let text = chain(error);
+    match error {
+        ImageError::NotFound { .. } | ImageError::Pull(PullError::NotFound { .. } | PullError::Platform { .. }) => {
+            Status::not_found(text)
+        }
+        ImageError::Pull(PullError::Unreachable { .. }) => Status::unavailable(text),
+        ImageError::Reference(_) => Status::invalid_argument(text),
+        ImageError::Pull(_) | ImageError::Store(_) => Status::internal(text),
+    }
+}

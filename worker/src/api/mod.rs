@@ -1,0 +1,129 @@
+//! `WorkerLocal` on the worker's socket: this node's containers, images and volumes.
+
+mod images;
+mod tasks;
+
+use std::{path::Path, sync::Arc};
+
+use futures::{StreamExt, stream::BoxStream};
+use orch_proto::{
+    conv::ToProto,
+    transport::{TransportError, unix_incoming},
+    wire::{
+        ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage, LogLine,
+        LogsRequest, PullImageRequest, PullProgress, RemoveImageRequest, RemoveImageResponse, Volume, VolumeList,
+        VolumeReference, WorkerInfo,
+        worker_local_server::{WorkerLocal, WorkerLocalServer},
+    },
+};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+use crate::{
+    agent::{Agent, cgroup_version},
+    image::chain,
+    volume::VolumeError,
+};
+
+/// Root and the socket's group.
+const SOCKET_MODE: u32 = 0o660;
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("open the worker's socket")]
+    Socket(#[from] TransportError),
+    #[error("serve the worker's socket")]
+    Serve(#[from] tonic::transport::Error),
+}
+
+/// Serves until the process ends.
+pub(crate) async fn serve(socket: &Path, agent: Arc<Agent>) -> Result<(), ApiError> {
+    let incoming = unix_incoming(socket, SOCKET_MODE)?;
+    let service = WorkerLocalServer::new(Api { agent }).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    Ok(Server::builder().add_service(service).serve_with_incoming(incoming).await?)
+}
+
+struct Api {
+    agent: Arc<Agent>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl WorkerLocal for Api {
+    type PullImageStream = BoxStream<'static, Result<PullProgress, Status>>;
+    type LogsStream = BoxStream<'static, Result<LogLine, Status>>;
+    type ExecStream = BoxStream<'static, Result<ExecOutput, Status>>;
+
+    async fn list_containers(&self, _: Request<Empty>) -> Answer<ContainerList> {
+        let containers = self.agent.host.entries().iter().map(tasks::container).collect();
+        Ok(Response::new(ContainerList { containers }))
+    }
+
+    async fn list_images(&self, _: Request<Empty>) -> Answer<ImageList> {
+        Ok(Response::new(ImageList { images: images::list(&self.agent) }))
+    }
+
+    async fn import_image(&self, request: Request<Streaming<ImportImageRequest>>) -> Answer<LocalImage> {
+        images::import(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<Self::PullImageStream> {
+        images::pull(&self.agent, &request.into_inner().reference).map(Response::new)
+    }
+
+    async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
+        images::remove(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn inspect_image(&self, request: Request<ImageReference>) -> Answer<LocalImage> {
+        images::inspect(&self.agent, &request.into_inner().reference).map(Response::new)
+    }
+
+    async fn list_volumes(&self, _: Request<Empty>) -> Answer<VolumeList> {
+        let volumes = self.agent.host.volumes.list().map_err(|error| Status::internal(chain(&error)))?;
+        let wire = |volume: crate::volume::Volume| Volume {
+            name: volume.name,
+            driver: "local".to_owned(),
+            mountpoint: volume.mountpoint.display().to_string(),
+            labels: volume.labels,
+            created_at_ms: volume.created_at_ms,
+        };
+        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(wire).collect() }))
+    }
+
+    async fn remove_volume(&self, request: Request<VolumeReference>) -> Answer<Empty> {
+        let VolumeReference { name, force } = request.into_inner();
+        if let Some(user) = tasks::user_of_volume(&self.agent.host, &name) {
+            return Err(Status::failed_precondition(format!("remove {name}: volume is in use - [{user}]")));
+        }
+        match self.agent.host.volumes.remove(&name) {
+            Err(VolumeError::NotFound(_)) if force => Ok(Response::new(Empty {})),
+            Err(error @ VolumeError::NotFound(_)) => Err(Status::not_found(error.to_string())),
+            Err(error @ VolumeError::Name(_)) => Err(Status::invalid_argument(error.to_string())),
+            Err(error @ VolumeError::Io { .. }) => Err(Status::internal(chain(&error))),
+            Ok(()) => Ok(Response::new(Empty {})),
+        }
+    }
+
+    async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
+        tasks::logs(&self.agent.host, request.into_inner()).map(Response::new)
+    }
+
+    async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Answer<Self::ExecStream> {
+        tasks::exec(self.agent.host.clone(), request.into_inner()).await.map(|outputs| Response::new(outputs.boxed()))
+    }
+
+    async fn info(&self, _: Request<Empty>) -> Answer<WorkerInfo> {
+        let description = self.agent.describe().map_err(|error| Status::failed_precondition(chain(&error)))?;
+        let (running, stopped) = tasks::count(&self.agent.host);
+        Ok(Response::new(WorkerInfo {
+            containers_running: running,
+            containers_stopped: stopped,
+            images: self.agent.host.images.store.list().len() as u64,
+            description: Some(description.to_proto()),
+            cgroup_version: cgroup_version().to_owned(),
+            manager: self.agent.session.get().map(|live| live.manager).unwrap_or_default(),
+        }))
+    }
+}

@@ -1,0 +1,252 @@
+//! The worker's side of the network daemon's socket.
+//!
+//! Keeps netd at the desired networks and attachments: whoever restarts, netd gets all of it again. Invariants: a task
+//! is attached only after netd has applied what was desired when it asked; a task whose process is gone is never
+//! attached again.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use orch_model::TaskId;
+use orch_proto::{
+    transport::{TransportError, unix_channel},
+    wire::{
+        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, netd_client::NetdClient,
+    },
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tonic::transport::Channel;
+
+/// How often netd is asked whether it still has what it was told.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The kernel's work for one message; a large cluster's first set is the longest.
+const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// A task that netd cannot attach for so long is rejected.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+/// An exit is reported to the manager no later than this, netd or not.
+const DOWN_TIMEOUT: Duration = Duration::from_millis(500);
+const PARALLEL_ATTACHES: usize = 8;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetdError {
+    #[error("reach the network daemon")]
+    Connect(#[from] TransportError),
+    #[error("network daemon: {}", .0.message())]
+    Refused(Box<tonic::Status>),
+    #[error("the network daemon did not get ready within {} s", ATTACH_TIMEOUT.as_secs())]
+    NotReady,
+}
+
+impl From<tonic::Status> for NetdError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+/// Clones share the connection and what is desired.
+#[derive(Clone)]
+pub(crate) struct Netd {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    socket: PathBuf,
+    node_id: String,
+    desired: watch::Sender<Desired>,
+    /// The last revision that netd has applied.
+    applied: watch::Sender<u64>,
+    channel: Mutex<Option<Channel>>,
+    attached: Mutex<BTreeMap<TaskId, AttachTaskRequest>>,
+}
+
+#[derive(Clone, Default)]
+struct Desired {
+    /// 0: nothing is known yet, and netd is left with what it has.
+    revision: u64,
+    items: Arc<Vec<Assignment>>,
+}
+
+impl Netd {
+    pub(crate) fn new(socket: PathBuf, node_id: String) -> Self {
+        let inner = Inner {
+            socket,
+            node_id,
+            desired: watch::Sender::default(),
+            applied: watch::Sender::new(0),
+            channel: Mutex::default(),
+            attached: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Replaces what should be and returns its revision.
+    pub(crate) fn set_desired(&self, items: Vec<Assignment>) -> u64 {
+        let mut revision = 0;
+        self.inner.desired.send_modify(|desired| {
+            revision = desired.revision + 1;
+            *desired = Desired { revision, items: Arc::new(items) };
+        });
+        revision
+    }
+
+    /// Waits until netd has applied this revision or a later one.
+    pub(crate) async fn applied(&self, revision: u64) {
+        // The sender lives as long as `self`.
+        let _ = self.inner.applied.subscribe().wait_for(|applied| *applied >= revision).await;
+    }
+
+    /// Makes (or finds again) a task's network namespace.
+    pub(crate) async fn attach(&self, task: &TaskId, request: AttachTaskRequest) -> Result<AttachTaskResponse, NetdError> {
+        let deadline = Instant::now() + ATTACH_TIMEOUT;
+        let revision = self.inner.desired.borrow().revision;
+        timeout_at(deadline, self.applied(revision)).await.map_err(|_| NetdError::NotReady)?;
+        loop {
+            let attempt = timeout_at(deadline, self.attach_once(request.clone())).await;
+            match attempt.map_err(|_| NetdError::NotReady)? {
+                Ok(response) => {
+                    self.remember(task, request);
+                    return Ok(response);
+                }
+                Err(error) if is_passing(&error) && Instant::now() < deadline => {
+                    self.disconnect();
+                    sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// A task that an earlier worker attached: a restarted netd must attach it again.
+    pub(crate) fn remember(&self, task: &TaskId, request: AttachTaskRequest) {
+        lock(&self.inner.attached).insert(task.clone(), request);
+    }
+
+    /// The task's process is gone: nothing may be sent to it any more. Gives up quickly; the manager takes the task
+    /// out of everyone's balancing soon after.
+    pub(crate) async fn task_down(&self, task: &TaskId) {
+        lock(&self.inner.attached).remove(task);
+        let down = async { Ok::<_, NetdError>(self.client().await?.task_down(request(task)).await?) };
+        match timeout(DOWN_TIMEOUT, down).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%task, %error, "netd was not told that the task is down"),
+            Err(_) => tracing::warn!(%task, "netd did not answer that the task is down"),
+        }
+    }
+
+    /// Removes the task's namespace. A netd that is away finds out by itself, or from the next worker.
+    pub(crate) async fn detach(&self, task: &TaskId) -> Result<(), NetdError> {
+        lock(&self.inner.attached).remove(task);
+        let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
+        timeout(CALL_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady))
+    }
+
+    /// Keeps netd at what is desired; ends with the process.
+    pub(crate) async fn keep(self) {
+        let mut desired = self.inner.desired.subscribe();
+        // (revision, sequence) that netd has, while it is the same netd.
+        let mut has: Option<(u64, u64)> = None;
+        let mut next_sequence = 0;
+        loop {
+            let wanted = desired.borrow_and_update().clone();
+            if wanted.revision > 0 && has.is_none_or(|(revision, _)| revision != wanted.revision) {
+                let resync = has.is_none();
+                match self.send(&wanted, next_sequence).await {
+                    Ok(()) => {
+                        has = Some((wanted.revision, next_sequence));
+                        next_sequence += 1;
+                        if resync {
+                            self.attach_again().await;
+                        }
+                        self.inner.applied.send_replace(wanted.revision);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "netd did not take the desired networks; trying again");
+                        self.disconnect();
+                        has = None;
+                        sleep(RETRY_PAUSE).await;
+                        continue;
+                    }
+                }
+            }
+            if timeout(CHECK_INTERVAL, desired.changed()).await.is_err()
+                && let Some((_, sequence)) = has
+                && !self.still_has(sequence).await
+            {
+                tracing::info!("netd restarted; telling it everything again");
+                self.disconnect();
+                has = None;
+            }
+        }
+    }
+
+    async fn send(&self, wanted: &Desired, sequence: u64) -> Result<(), NetdError> {
+        let message =
+            DesiredNetworks { sequence, node_id: self.inner.node_id.clone(), items: wanted.items.as_ref().clone() };
+        let mut client = self.client().await?;
+        let response = timeout(CALL_TIMEOUT, client.set_desired(message)).await.map_err(|_| NetdError::NotReady)??;
+        for problem in response.into_inner().problems {
+            tracing::warn!(problem, "netd could not apply all of the desired networks");
+        }
+        Ok(())
+    }
+
+    async fn still_has(&self, sequence: u64) -> bool {
+        let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
+        matches!(timeout(CALL_TIMEOUT, status).await, Ok(Ok(status)) if status.sequence == sequence)
+    }
+
+    async fn attach_again(&self) {
+        let requests: Vec<_> = lock(&self.inner.attached).values().cloned().collect();
+        let attach = |request: AttachTaskRequest| async move {
+            let task = request.task_id.clone();
+            if let Err(error) = self.attach_once(request).await {
+                tracing::error!(task, %error, "netd did not attach a running task again");
+            }
+        };
+        stream::iter(requests.into_iter().map(attach)).buffer_unordered(PARALLEL_ATTACHES).collect::<()>().await;
+    }
+
+    async fn attach_once(&self, request: AttachTaskRequest) -> Result<AttachTaskResponse, NetdError> {
+        Ok(self.client().await?.attach_task(request).await?.into_inner())
+    }
+
+    async fn client(&self) -> Result<NetdClient<Channel>, NetdError> {
+        if let Some(channel) = lock(&self.inner.channel).clone() {
+            return Ok(NetdClient::new(channel).max_decoding_message_size(usize::MAX));
+        }
+        let channel = unix_channel(&self.inner.socket).await?;
+        *lock(&self.inner.channel) = Some(channel.clone());
+        Ok(NetdClient::new(channel).max_decoding_message_size(usize::MAX))
+    }
+
+    fn disconnect(&self) {
+        *lock(&self.inner.channel) = None;
+    }
+}
+
+fn request(task: &TaskId) -> TaskRequest {
+    TaskRequest { task_id: task.to_string() }
+}
+
+/// Whether trying again may help: netd is away or only just starting.
+fn is_passing(error: &NetdError) -> bool {
+    match error {
+        NetdError::Connect(_) => true,
+        NetdError::Refused(status) => matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown),
+        NetdError::NotReady => false,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each holder makes one change; a panic elsewhere leaves the value whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,103 @@
+//! Grants one by one, and a fetch between two nodes over mutual TLS.
+
+use orch_model::{ClusterId, NodeId, TaskId, assignment::ImageSource, cluster::RootCa};
+use orch_proto::{
+    ca::{generate_root, new_key_and_csr, sign_blob, sign_csr},
+    tls::{Identity, install_crypto_provider},
+};
+
+use super::*;
+use crate::image::{config::ImageConfig, fetch, import};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn root(cluster: &ClusterId) -> RootCa {
+    install_crypto_provider();
+    generate_root(cluster, SystemTime::now()).unwrap()
+}
+
+fn identity(root: &RootCa, cluster: &ClusterId, node: &NodeId) -> Identity {
+    let keys = new_key_and_csr().unwrap();
+    let cert =
+        sign_csr(root, &keys.csr_pem, node, cluster, NodeRole::Worker, HOUR, SystemTime::now()).unwrap();
+    Identity::from_pem(root.cert_pem.clone(), cert, keys.key_pem.to_string()).unwrap()
+}
+
+fn grant(root: &RootCa, node: &NodeId, digest: &str, expires_at: SystemTime) -> Vec<u8> {
+    let grant = FetchGrant {
+        node_id: node.to_string(),
+        image_digest: digest.to_owned(),
+        expires_at_ms: unix_ms(expires_at),
+    }
+    .encode_to_vec();
+    let signature = sign_blob(root, &grant).unwrap();
+    SignedGrant { grant: grant.into(), signature: signature.into() }.encode_to_vec()
+}
+
+#[test]
+fn a_grant_is_for_one_node_one_image_and_some_time() {
+    let cluster = ClusterId::from_random(1);
+    let (ours, theirs) = (root(&cluster), root(&cluster));
+    let (me, other) = (NodeId::from_random(2), NodeId::from_random(3));
+    let now = SystemTime::now();
+    let check = |signer: &RootCa, node: &NodeId, digest: &str, expires_at, expected| {
+        let request = FetchBlobRequest {
+            digest: "blob".to_owned(),
+            image_digest: "image".to_owned(),
+            grant: grant(signer, node, digest, expires_at).into(),
+            offset: 0,
+        };
+        let caller = PeerIdentity { node_id: me.clone(), cluster_id: cluster.clone(), role: NodeRole::Worker };
+        assert_eq!(check_grant(&ours.cert_pem, &caller, &request, now), expected);
+    };
+    check(&ours, &me, "image", now + HOUR, Ok(()));
+    check(&theirs, &me, "image", now + HOUR, Err(GrantError::Signature));
+    check(&ours, &other, "image", now + HOUR, Err(GrantError::AnotherNode));
+    check(&ours, &me, "other", now + HOUR, Err(GrantError::AnotherImage));
+    check(&ours, &me, "image", now - HOUR, Err(GrantError::Expired));
+}
+
+fn imported(store: &ImageStore) -> crate::image::store::StoredImage {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    // More than one chunk.
+    let content = vec![7; 3 * CHUNK_BYTES + 1];
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "data", content.as_slice()).unwrap();
+    let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
+    import::import(store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_fetches_an_image_from_another() {
+    let cluster = ClusterId::from_random(1);
+    let ca = root(&cluster);
+    let (holder, asker) = (NodeId::from_random(2), NodeId::from_random(3));
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [has, wants] = [0, 1].map(|n: usize| ImageStore::open(dirs[n].path()).unwrap());
+    let image = imported(&has);
+
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    tokio::spawn(serve(listener, SharedIdentity::new(identity(&ca, &cluster, &holder)), has.clone()));
+    let mine = SharedIdentity::new(identity(&ca, &cluster, &asker));
+    let source = |grant: Vec<u8>| ImageSource {
+        task: TaskId::from_random(9),
+        name: "docker.io/library/x:latest".to_owned(),
+        digest: image.digest.clone(),
+        // The first one is dead.
+        holders: vec!["127.0.0.1:1".to_owned(), addr.clone()],
+        grant,
+    };
+    let now = SystemTime::now();
+    let refused = fetch::fetch(&wants, &mine, &source(grant(&ca, &holder, &image.digest, now + HOUR))).await;
+    assert!(refused.unwrap_err().to_string().contains("another node"));
+    assert!(wants.list().is_empty());
+
+    let fetched = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR))).await.unwrap();
+    assert_eq!(fetched.digest, image.digest);
+    assert_eq!(fetched.record.diff_ids, image.record.diff_ids);
+    let data = wants.layer_path(&fetched.record.diff_ids[0]).unwrap().join("data");
+    assert_eq!(std::fs::metadata(data).unwrap().len(), 3 * CHUNK_BYTES as u64 + 1);
+}

@@ -1,0 +1,279 @@
+//! Volumes of the `local` driver: folders of this node that outlive the tasks which use them.
+//!
+//! A new volume is filled with what the image has at the place where it is mounted, as Docker does. An anonymous one
+//! belongs to its task and goes with it.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt, lchown, symlink},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use orch_model::TaskId;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, openat2, utimensat};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VolumeError {
+    #[error("{action} {path:?}")]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
+        "volume name {0:?} is not valid: letters, digits, `_`, `.` and `-`, at least two, the first a letter or digit"
+    )]
+    Name(String),
+    #[error("get {0}: no such volume")]
+    NotFound(String),
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
+    move |source| VolumeError::Io { action, path: path.to_owned(), source }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Description {
+    labels: BTreeMap<String, String>,
+    created_at_ms: u64,
+    /// The task that an anonymous volume belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    task: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Volume {
+    pub name: String,
+    pub mountpoint: PathBuf,
+    pub labels: BTreeMap<String, String>,
+    pub created_at_ms: u64,
+}
+
+/// Whose volume it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted<'a> {
+    Named { name: &'a str, labels: &'a BTreeMap<String, String> },
+    /// Made for one place in one task's container.
+    Anonymous { task: &'a TaskId, target: &'a str },
+}
+
+/// Clones share the lock that keeps two tasks from filling one volume.
+#[derive(Clone)]
+pub(crate) struct Volumes {
+    dir: PathBuf,
+    changing: Arc<Mutex<()>>,
+}
+
+impl Volumes {
+    pub(crate) fn open(dir: &Path) -> Result<Self, VolumeError> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        Ok(Self { dir: dir.to_owned(), changing: Arc::default() })
+    }
+
+    /// Makes the volume when it is not there, fills it when it is empty, and returns its folder. `fill_from` is the
+    /// container's root and the place in it.
+    pub(crate) fn prepare(
+        &self,
+        wanted: Wanted<'_>,
+        fill_from: Option<(&Path, &str)>,
+        now: SystemTime,
+    ) -> Result<PathBuf, VolumeError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (name, description) = wanted.describe(now);
+        check_name(&name)?;
+        let data = self.dir.join(&name).join("_data");
+        let description_path = self.dir.join(&name).join("volume.json");
+        fs::create_dir_all(&data).map_err(io_error("create", &data))?;
+        if !description_path.exists() {
+            let text = serde_json::to_vec(&description).unwrap_or_default();
+            crate::store::write_atomically(&description_path, &text).map_err(io_error("write", &description_path))?;
+        }
+        if let Some((root, target)) = fill_from
+            && is_empty(&data).map_err(io_error("list", &data))?
+        {
+            fill(&data, root, target).map_err(io_error("fill the volume", &data))?;
+        }
+        Ok(data)
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<Volume>, VolumeError> {
+        let mut volumes = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))? {
+            let path = entry.map_err(io_error("list", &self.dir))?.path();
+            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+                let Description { labels, created_at_ms, .. } = describe(&path);
+                let mountpoint = path.join("_data");
+                volumes.push(Volume { name: name.to_owned(), mountpoint, labels, created_at_ms });
+            }
+        }
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(volumes)
+    }
+
+    /// The caller has made sure that no container uses it.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), VolumeError> {
+        check_name(name)?;
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = self.dir.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(name.to_owned())),
+            removed => removed.map_err(io_error("delete", &path)),
+        }
+    }
+
+    /// Deletes the anonymous volumes of a task that is gone.
+    pub(crate) fn remove_of_task(&self, task: &TaskId) -> Result<(), VolumeError> {
+        for volume in self.list()? {
+            if describe(&self.dir.join(&volume.name)).task.as_deref() == Some(task.as_str()) {
+                self.remove(&volume.name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Wanted<'_> {
+    fn describe(self, now: SystemTime) -> (String, Description) {
+        let created_at_ms = crate::agent::unix_ms(now);
+        match self {
+            Self::Named { name, labels } => {
+                (name.to_owned(), Description { labels: labels.clone(), created_at_ms, task: None })
+            }
+            Self::Anonymous { task, target } => (
+                hex::encode(Sha256::digest(format!("{task}\0{target}"))),
+                Description { created_at_ms, task: Some(task.to_string()), ..Default::default() },
+            ),
+        }
+    }
+}
+
+/// An unreadable description costs a volume its labels, never its data.
+fn describe(volume: &Path) -> Description {
+    fs::read(volume.join("volume.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+}
+
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    let bytes = name.as_bytes();
+    let valid = bytes.len() >= 2
+        && bytes.len() <= 255
+        && bytes[0].is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
+    if valid { Ok(()) } else { Err(VolumeError::Name(name.to_owned())) }
+}
+
+fn is_empty(dir: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(dir)?.next().is_none())
+}
+
+/// Copies what the image has at `target`; nothing when it has no folder there.
+fn fill(data: &Path, root: &Path, target: &str) -> io::Result<()> {
+    let root = fs::File::open(root)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = target.trim_start_matches('/');
+    let inside = if inside.is_empty() { "." } else { inside };
+    // Links in the image resolve inside the image.
+    let Ok(from) = openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    else {
+        return Ok(());
+    };
+    copy_folder(&PathBuf::from(format!("/proc/self/fd/{}/.", from.as_raw_fd())), data)
+}
+
+fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let metadata = fs::symlink_metadata(&source)?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            fs::create_dir(&target)?;
+            copy_folder(&source, &target)?;
+            continue;
+        }
+        if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+            lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
+            continue;
+        }
+        if kind.is_file() {
+            fs::copy(&source, &target)?;
+        } else if kind.is_fifo() {
+            mknodat(CWD, &target, FileType::Fifo, Mode::from_raw_mode(metadata.mode() & 0o7777), 0)?;
+        } else {
+            // Sockets and devices of an image have no meaning in a volume.
+            continue;
+        }
+        copy_attributes(&metadata, &target)?;
+    }
+    copy_attributes(&fs::metadata(from)?, to)
+}
+
+fn copy_attributes(from: &fs::Metadata, to: &Path) -> io::Result<()> {
+    lchown(to, Some(from.uid()), Some(from.gid()))?;
+    // After the owner: changing that clears the set-id bits.
+    fs::set_permissions(to, from.permissions())?;
+    let at = Timespec { tv_sec: from.mtime(), tv_nsec: from.mtime_nsec() };
+    utimensat(CWD, to, &Timestamps { last_access: at, last_modification: at }, AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Needs root: it gives files to another user.
+    #[test]
+    fn a_new_volume_has_what_the_image_has_and_keeps_what_tasks_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("real/sub")).unwrap();
+        fs::write(root.join("real/sub/file"), "from the image").unwrap();
+        lchown(root.join("real"), Some(999), Some(998)).unwrap();
+        // Absolute inside the image, not on the node.
+        symlink("/real", root.join("data")).unwrap();
+        let volumes = Volumes::open(&dir.path().join("volumes")).unwrap();
+        let wanted = Wanted::Named { name: "db", labels: &BTreeMap::new() };
+        let now = SystemTime::UNIX_EPOCH;
+        let data = volumes.prepare(wanted, Some((&root, "/data")), now).unwrap();
+        assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "from the image");
+        let owner = fs::metadata(&data).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (999, 998));
+
+        fs::write(data.join("sub/file"), "mine").unwrap();
+        volumes.prepare(wanted, Some((&root, "/data")), now).unwrap();
+        assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "mine");
+        assert_eq!(volumes.list().unwrap().len(), 1);
+        volumes.remove("db").unwrap();
+        assert!(matches!(volumes.remove("db"), Err(VolumeError::NotFound(_))));
+    }
+
+    #[test]
+    fn anonymous_volumes_go_with_their_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(dir.path()).unwrap();
+        let (mine, other) = (TaskId::from_random(1), TaskId::from_random(2));
+        for task in [&mine, &other] {
+            volumes.prepare(Wanted::Anonymous { task, target: "/data" }, None, SystemTime::UNIX_EPOCH).unwrap();
+        }
+        volumes.remove_of_task(&mine).unwrap();
+        assert_eq!(volumes.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_name_cannot_leave_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(dir.path()).unwrap();
+        for name in ["..", ".", "", "a", "a/b", "../x", "-a"] {
+            assert!(matches!(volumes.remove(name), Err(VolumeError::Name(_))), "{name}");
+        }
+    }
+}
