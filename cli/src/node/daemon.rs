@@ -36,6 +36,8 @@ const RESTART_DELAYS: [Duration; 6] = [
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 /// From SIGTERM to SIGKILL.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// How much the daemons log; `log-level` in orch.toml sets it for those that the supervisor starts.
+const LOG_VAR: &str = "ORCH_LOG";
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -82,7 +84,8 @@ impl Daemon {
         }
         let (stop, stopping) = watch::channel(false);
         let facts = Arc::default();
-        let supervision = Supervision { role, log, stopping, facts: Arc::clone(&facts) };
+        let log_level = log_level(&paths.config_file());
+        let supervision = Supervision { role, log, log_level, stopping, facts: Arc::clone(&facts) };
         Ok(Self { role, facts, stop, task: tokio::spawn(supervision.run()) })
     }
 
@@ -139,6 +142,12 @@ pub(super) fn own_program() -> Result<PathBuf> {
     Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
 }
 
+/// `log-level` of orch.toml. A file that cannot be read is the worker's to complain about.
+fn log_level(config: &Path) -> Option<String> {
+    let config: toml::Table = toml::from_str(&fs::read_to_string(config).ok()?).ok()?;
+    config.get("log-level")?.as_str().map(str::to_owned)
+}
+
 /// The user that the manager runs as, when the machine has it.
 pub(super) fn manager_user() -> Option<(Uid, Gid)> {
     const NAME: &str = "orch";
@@ -148,6 +157,7 @@ pub(super) fn manager_user() -> Option<(Uid, Gid)> {
 struct Supervision {
     role: Role,
     log: PathBuf,
+    log_level: Option<String>,
     stopping: watch::Receiver<bool>,
     facts: Arc<Mutex<Facts>>,
 }
@@ -211,6 +221,11 @@ impl Supervision {
             .stdout(log.try_clone().context("cannot duplicate the log's descriptor")?)
             .stderr(log)
             .kill_on_drop(true);
+        if let Some(level) = &self.log_level
+            && std::env::var_os(LOG_VAR).is_none()
+        {
+            command.env(LOG_VAR, level);
+        }
         if let (Role::Manager, Some((uid, gid))) = (self.role, manager_user()) {
             command.uid(uid.as_raw()).gid(gid.as_raw());
         }
@@ -278,5 +293,48 @@ fn describe(status: ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => format!("signal {signal}"),
         (None, None) => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The program is this test binary, which takes the daemon's name for a filter that nothing matches, and ends.
+    #[tokio::test]
+    async fn a_daemon_that_ends_is_started_again_until_it_is_stopped() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        let daemon = Daemon::start(Role::Netd, &paths).unwrap();
+        let restarted = async {
+            while daemon.restarts() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), restarted).await.unwrap();
+        daemon.stop().await;
+        assert!(log_tail(&paths, "netd").contains("test result"), "{}", log_tail(&paths, "netd"));
+    }
+
+    #[test]
+    fn a_log_is_cut_when_it_has_grown_too_long() {
+        let root = tempfile::tempdir().unwrap();
+        let log = root.path().join("x.log");
+        fs::write(&log, "short").unwrap();
+        bound_log(&log);
+        assert_eq!(fs::read_to_string(&log).unwrap(), "short");
+        fs::File::create(&log).unwrap().set_len(LOG_LIMIT_BYTES + 1).unwrap();
+        bound_log(&log);
+        assert_eq!(fs::metadata(&log).unwrap().len(), 0);
+        assert_eq!(fs::metadata(log.with_extension("log.1")).unwrap().len(), LOG_LIMIT_BYTES + 1);
+    }
+
+    #[test]
+    fn the_log_level_comes_from_the_configuration() {
+        let root = tempfile::tempdir().unwrap();
+        let config = root.path().join("orch.toml");
+        assert_eq!(log_level(&config), None);
+        fs::write(&config, "log-level = \"debug\"\n").unwrap();
+        assert_eq!(log_level(&config).as_deref(), Some("debug"));
     }
 }

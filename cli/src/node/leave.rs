@@ -13,6 +13,7 @@ use super::{
     credentials::worker_identity,
     daemon::{Role, own_program},
     error::{NodeError, Result},
+    managers,
     supervisor::Supervisor,
 };
 
@@ -25,26 +26,31 @@ pub(super) async fn leave(supervisor: &Supervisor, request: wire::LeaveNodeReque
     let Some(member) = supervisor.member() else {
         return Err(NodeError::Refused("This node is not part of a cluster".to_owned()));
     };
+    let managers = managers::known(supervisor, &member).await;
     if member.manager && !request.force {
-        let last = member.managers.len() <= 1;
-        let consequence = if last {
-            "Removing the last manager erases all current state of the cluster."
-        } else {
-            "Leaving with too few managers left makes the cluster unable to change anything."
-        };
-        return Err(NodeError::Refused(format!(
-            "You are attempting to leave the cluster on a node that is participating as a manager. {consequence} Use \
-             `--force` to ignore this message."
-        )));
+        return Err(NodeError::Refused(manager_warning(managers.len() <= 1)));
     }
-    // The other managers first: the own one is about to go.
+    // The other managers: the own one is about to go.
     let others: Vec<String> =
-        member.managers.iter().filter(|addr| !member.manager || **addr != member.advertise_addr).cloned().collect();
+        managers.into_iter().filter(|addr| !member.manager || *addr != member.advertise_addr).collect();
     tell_managers(supervisor, &others, request.force).await;
     supervisor.forget_membership()?;
     supervisor.stop_daemons().await;
     clean_up(supervisor).await;
     Ok(wire::Empty {})
+}
+
+/// Docker's words, which people search for.
+fn manager_warning(last: bool) -> String {
+    let consequence = if last {
+        "Removing the last manager erases all current state of the cluster."
+    } else {
+        "Leaving with too few managers left makes the cluster unable to change anything."
+    };
+    format!(
+        "You are attempting to leave the cluster on a node that is participating as a manager. {consequence} Use \
+         `--force` to ignore this message."
+    )
 }
 
 /// Says goodbye to the first manager that listens.

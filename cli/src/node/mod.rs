@@ -14,6 +14,7 @@ mod files;
 mod init;
 mod join;
 mod leave;
+mod managers;
 mod member;
 mod renew;
 mod server;

@@ -17,6 +17,7 @@ use super::{
     credentials::{NewKeys, worker_identity},
     daemon::Role,
     error::{NodeError, Result},
+    managers,
     member::Member,
     supervisor::Supervisor,
 };
@@ -29,7 +30,7 @@ pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
     let point = 0.5 + 0.3 * rand::random::<f64>();
     loop {
         sleep(CHECK_INTERVAL).await;
-        let Some(member) = supervisor.member() else { continue };
+        let Some(member) = remember_managers(&supervisor).await else { continue };
         let Ok(identity) = worker_identity(&supervisor.paths) else { continue };
         if SystemTime::now() < due(&identity, point) {
             continue;
@@ -40,6 +41,22 @@ pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
             Err(_) => tracing::warn!("no manager renewed the certificates in time, will try again"),
         }
     }
+}
+
+/// Keeps the state file's list current: after a restart it is all this node has.
+async fn remember_managers(supervisor: &Supervisor) -> Option<Member> {
+    let mut member = supervisor.member()?;
+    let managers = managers::known(supervisor, &member).await;
+    if managers != member.managers
+        && let Ok(_operation) = supervisor.begin()
+        && supervisor.member().as_ref() == Some(&member)
+    {
+        member.managers = managers;
+        if let Err(error) = supervisor.become_member(member.clone()) {
+            tracing::warn!("cannot write the managers' addresses down: {error:#}");
+        }
+    }
+    Some(member)
 }
 
 fn due(identity: &Identity, point: f64) -> SystemTime {
@@ -66,6 +83,10 @@ async fn renew(supervisor: &Supervisor, mut member: Member, identity: &Identity)
             Ok(answer) => {
                 let answer = answer.into_inner();
                 let _operation = supervisor.begin()?;
+                // It may have left, or be another node by now.
+                if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
+                    return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
+                }
                 keys.save(&answer, &supervisor.paths)?;
                 supervisor.hand_over(Role::Manager)?;
                 if !answer.managers.is_empty() {
