@@ -133,3 +133,81 @@ fn same_arch(found: &str, wanted: &str) -> bool {
     };
     plain(found) == plain(wanted)
 }
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{
+        Annotations, Meta, NodeId, Timestamp,
+        node::{Availability, NodeDescription, NodeSpec, NodeState, NodeStatus, Platform},
+    };
+
+    use super::*;
+
+    fn node() -> Node {
+        let labels = [("disk".to_owned(), "SSD".to_owned())].into();
+        Node {
+            id: NodeId::from_random(36),
+            meta: Meta::default(),
+            spec: NodeSpec {
+                annotations: Annotations { name: String::new(), labels },
+                role: NodeRole::Worker,
+                availability: Availability::Active,
+            },
+            role: NodeRole::Worker,
+            description: NodeDescription {
+                hostname: "N1".to_owned(),
+                platform: Platform { os: "linux".to_owned(), arch: "x86_64".to_owned() },
+                engine_labels: [("Rack".to_owned(), "7".to_owned())].into(),
+                ..NodeDescription::default()
+            },
+            status: NodeStatus {
+                state: NodeState::Ready,
+                message: String::new(),
+                addr: "10.1.2.3".parse().ok(),
+                since: Timestamp::default(),
+            },
+            manager: None,
+            index: 1,
+            attachments: [].into(),
+        }
+    }
+
+    fn check(text: &str, expected: Result<bool, &str>) {
+        match (Constraint::parse(text).map(|c| c.matches(&node())), expected) {
+            (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{text}"),
+            (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{text}: {error}"),
+            (found, expected) => panic!("{text}: {found:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn constraints_match_nodes() {
+        check("node.id == 0000000000000000000000010", Ok(true));
+        check("node.id==0000000000000000000000011", Ok(false));
+        check("node.hostname == n1", Ok(true));
+        check("node.hostname != n1", Ok(false));
+        check("node.ip == 10.1.2.3", Ok(true));
+        check("node.ip == 10.1.0.0/16", Ok(true));
+        check("node.ip != 10.1.0.0/16", Ok(false));
+        check("node.role == WORKER", Ok(true));
+        check("node.role != manager", Ok(true));
+        check("node.platform.os == linux", Ok(true));
+        check("node.platform.arch == amd64", Ok(true));
+        check("node.platform.arch == arm64", Ok(false));
+        check("node.labels.disk == ssd", Ok(true));
+        check("Node.Labels.disk == ssd", Ok(true));
+        check("node.labels.Disk == ssd", Ok(false));
+        check("node.labels.none == ", Ok(true));
+        check("node.labels.none != x", Ok(true));
+        check("engine.labels.Rack == 7", Ok(true));
+    }
+
+    #[test]
+    fn what_is_no_constraint_is_refused() {
+        check("node.role = manager", Err("has no operator"));
+        check("node.role == boss", Err("manager or worker"));
+        check("node.ip == home", Err("not an address"));
+        check("node.labels. == x", Err("unknown key"));
+        check("role == manager", Err("unknown key \"role\""));
+    }
+}

@@ -4,10 +4,10 @@
 //! between the state and that copy, so a task that is created, given an address and assigned is one change. Deciding
 //! again on the outcome proposes nothing: a fixed point.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeSet, sync::Arc};
 
 use orch_model::{
-    Kind, Object, ObjectId, ServiceId, Timestamp, Version,
+    Kind, NodeId, Object, ObjectId, ServiceId, Timestamp, Version,
     change::{Change, Transaction},
     task::Task,
 };
@@ -17,7 +17,7 @@ use crate::{
     decision::{Decision, Ids, earliest},
     orchestrator::{global, orphan, reaper, replicated, restart, update},
     scheduler,
-    state::{Event, State},
+    state::{Event, State, UNCOMMITTED},
 };
 
 /// Changes in one transaction, at most: a raft entry stays small.
@@ -40,7 +40,8 @@ pub struct Plan {
 
 /// Decides what follows from a state at a time.
 pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Plan {
-    let mut draft = Draft { state: state.clone(), now, refused: Vec::new(), new_version: false };
+    let mut draft =
+        Draft { state: state.clone(), now, refused: Vec::new(), touched: BTreeSet::new(), new_version: false };
     let mut wake = None;
     for _ in 0..MAX_ROUNDS {
         let mut changed = false;
@@ -84,6 +85,8 @@ struct Draft {
     state: State,
     now: Timestamp,
     refused: Vec<String>,
+    /// What was changed: comparing whole states would cost as much as they are large.
+    touched: BTreeSet<ObjectId>,
     /// A service got a new spec version.
     new_version: bool,
 }
@@ -97,6 +100,7 @@ impl Draft {
             match self.state.apply(TENTATIVE_INDEX, &tx) {
                 Ok(events) => {
                     changed |= !events.is_empty();
+                    self.touched.extend(events.iter().map(Event::id));
                     self.new_version |= events.iter().any(is_new_version);
                 }
                 Err(error) => self.refused.push(error.to_string()),
@@ -107,7 +111,7 @@ impl Draft {
 
     fn into_plan(self, before: &State, wake: Option<Timestamp>) -> Plan {
         let at = self.now;
-        let batches = batch(difference(before, &self.state));
+        let batches = batch(difference(before, &self.state, &self.touched));
         let transactions = batches.into_iter().map(|changes| Transaction { at, changes }).collect();
         Plan { transactions, wake, refused: self.refused }
     }
@@ -127,31 +131,34 @@ enum Rank {
     RemoveTask,
     Remove,
     Update(Kind),
-    Slot(ServiceId, u64, Option<orch_model::NodeId>),
+    Slot(ServiceId, u64, Option<NodeId>),
 }
 
-fn difference(before: &State, after: &State) -> Vec<(Rank, Change)> {
-    let old: BTreeMap<ObjectId, Object> = changed_objects(before, after);
-    let new: BTreeMap<ObjectId, Object> = changed_objects(after, before);
-    let mut changes = Vec::new();
-    for (id, object) in &old {
-        if !new.contains_key(id) {
-            let rank = if id.kind() == Kind::Task { Rank::RemoveTask } else { Rank::Remove };
-            changes.push((rank, false, Change::Remove { id: id.clone(), version: object.meta().version }));
-        }
-    }
-    for (id, object) in new {
-        let rank = match &object {
-            Object::Task(task) => slot_rank(task),
-            other => Rank::Update(other.kind()),
-        };
-        match old.get(&id) {
-            Some(seen) => changes.push((rank, false, Change::Update(with_version(object, seen.meta().version)))),
-            None => changes.push((rank, true, Change::Create(object))),
+fn difference(before: &State, after: &State, touched: &BTreeSet<ObjectId>) -> Vec<(Rank, Change)> {
+    let mut changes: Vec<(Rank, bool, Change)> = Vec::new();
+    for id in touched {
+        match (before.get(id), after.get(id)) {
+            (Some(old), None) => {
+                let rank = if id.kind() == Kind::Task { Rank::RemoveTask } else { Rank::Remove };
+                changes.push((rank, false, Change::Remove { id: id.clone(), version: old.meta().version }));
+            }
+            (Some(old), Some(new)) => {
+                changes.push((rank(&new), false, Change::Update(with_version(new, old.meta().version))));
+            }
+            (None, Some(new)) => changes.push((rank(&new), true, Change::Create(with_version(new, UNCOMMITTED)))),
+            // Made and dropped within the same plan.
+            (None, None) => {}
         }
     }
     changes.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
     changes.into_iter().map(|(rank, _, change)| (rank, change)).collect()
+}
+
+fn rank(object: &Object) -> Rank {
+    match object {
+        Object::Task(task) => slot_rank(task),
+        other => Rank::Update(other.kind()),
+    }
 }
 
 fn slot_rank(task: &Task) -> Rank {
@@ -159,35 +166,7 @@ fn slot_rank(task: &Task) -> Rank {
     Rank::Slot(task.service.clone(), task.slot, node)
 }
 
-/// The objects of `a` that `b` has not, or has otherwise.
-fn changed_objects(a: &State, b: &State) -> BTreeMap<ObjectId, Object> {
-    a.objects()
-        .filter_map(|object| {
-            let id = object.id();
-            let same = b.get(&id).is_some_and(|other| is_same(&object, &other));
-            (!same).then_some((id, object))
-        })
-        .collect()
-}
-
-/// Unchanged objects are shared between the two states.
-fn is_same(a: &Object, b: &Object) -> bool {
-    use std::sync::Arc;
-    match (a, b) {
-        (Object::Cluster(a), Object::Cluster(b)) => Arc::ptr_eq(a, b),
-        (Object::Node(a), Object::Node(b)) => Arc::ptr_eq(a, b),
-        (Object::Service(a), Object::Service(b)) => Arc::ptr_eq(a, b),
-        (Object::Task(a), Object::Task(b)) => Arc::ptr_eq(a, b),
-        (Object::Network(a), Object::Network(b)) => Arc::ptr_eq(a, b),
-        (Object::Secret(a), Object::Secret(b)) => Arc::ptr_eq(a, b),
-        (Object::Config(a), Object::Config(b)) => Arc::ptr_eq(a, b),
-        (Object::Image(a), Object::Image(b)) => Arc::ptr_eq(a, b),
-        _ => false,
-    }
-}
-
 fn with_version(object: Object, version: Version) -> Object {
-    use std::sync::Arc;
     macro_rules! with {
         ($($kind:ident),+) => {
             match object {

@@ -17,7 +17,7 @@ use super::{
     takes_tasks,
 };
 use crate::{
-    decision::{Decision, Ids},
+    decision::{Decision, Ids, earliest},
     state::State,
 };
 
@@ -59,6 +59,10 @@ pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
         for (key, slot) in slots_of(state, service) {
             for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
                 match cause(state, service, task) {
+                    // It failed to get ready while it waited for its turn: the next one gets no earlier turn.
+                    Some(Cause::Ended) if task.start_at.is_some_and(|start| now < start) => {
+                        decision.wake = earliest(decision.wake, task.start_at);
+                    }
                     Some(cause) => replace(state, service, &key, &slot, task, cause, now, ids, &mut decision),
                     None if task.desired_state == TaskState::Ready => {
                         promote(state, &slot, task, now, &mut decision);
@@ -96,7 +100,11 @@ pub fn verdict(service: &Service, slot: &Slot, task: &Task) -> Verdict {
     let recent = |t: &&std::sync::Arc<Task>| {
         t.status.state != TaskState::Complete && task.status.at.since(t.status.at) < FAILURE_WINDOW
     };
-    Verdict::Restart { delay: backed_off(policy.delay, task, history().filter(recent).count()) }
+    let delay = match task.spec_version == service.spec_version {
+        true => backed_off(policy.delay, task, history().filter(recent).count()),
+        false => policy.delay,
+    };
+    Verdict::Restart { delay }
 }
 
 /// The delay before the next attempt: as configured, doubled each time once a place fails again and again.

@@ -110,7 +110,7 @@ fn services_and_tasks_are_found_by_what_users_type() {
 fn an_image_name_means_one_content() {
     let mut sim = Sim::new(2);
     let digest = |c: &str| format!("sha256:{}", c.repeat(64));
-    let mut register = |sim: &mut Sim, node: u8, digest: String, replace: bool| {
+    let register = |sim: &mut Sim, node: u8, digest: String, replace: bool| {
         let (now, node) = (sim.now, node_id(node));
         let request = Registration { node, name: "web".into(), digest, size_bytes: 1, replace, holder_only: false };
         let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request))?;
@@ -172,7 +172,7 @@ fn apply_keeps_its_rules() {
     let stop = Task { desired_state: TaskState::Shutdown, ..Task::clone(&task) };
     let create = |t: Task| Change::Create(Object::Task(Arc::new(t)));
     let update = |t: Task| Change::Update(Object::Task(Arc::new(t)));
-    let mut apply = |changes: Vec<Change>| {
+    let apply = |changes: Vec<Change>| {
         let mut state = before.clone();
         let result = state.apply(1000, &Transaction { at: before.last_stamp(), changes });
         assert!(result.is_ok() || state.objects().eq(before.objects()), "a refused transaction left something");
@@ -193,7 +193,6 @@ fn apply_keeps_its_rules() {
         let (state, events) = apply(changes).expect("accepted");
         (state.task(&task.id).expect("there").status.state, events)
     };
-    let mut state_after = state_after;
     assert_eq!(state_after(vec![report(3 - own, TaskState::Failed)]), (TaskState::Running, 0));
     assert_eq!(state_after(vec![report(own, TaskState::Ready)]), (TaskState::Running, 0));
     assert_eq!(state_after(vec![report(own, TaskState::Failed)]), (TaskState::Failed, 1));

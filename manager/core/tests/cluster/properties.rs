@@ -67,8 +67,14 @@ fn act(sim: &mut Sim, step: &Step) {
     }
 }
 
+/// Few by default; `PROPTEST_CASES=2000` looks harder.
+#[allow(clippy::disallowed_methods)] // A test may look at its environment.
+fn cases() -> u32 {
+    std::env::var("PROPTEST_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(48)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_history_settles_on_what_was_asked_for(history in steps()) {

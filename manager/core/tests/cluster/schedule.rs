@@ -12,7 +12,8 @@ fn placed(edit: impl FnOnce(&mut ServiceSpec)) -> ServiceSpec {
 
 #[test]
 fn what_cannot_be_placed_says_why() {
-    let cases: [(&str, fn(&mut ServiceSpec)); 4] = [
+    type Case = (&'static str, fn(&mut ServiceSpec));
+    let cases: [Case; 4] = [
         ("scheduling constraints not satisfied on 3 nodes", |s| {
             s.task.placement.constraints = vec!["node.labels.disk == ssd".into()];
         }),

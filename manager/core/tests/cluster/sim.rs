@@ -13,6 +13,7 @@ use orch_manager_core::{
     Event, State, bootstrap,
     bootstrap::Bootstrap,
     control::{self, ControlError, Proposal},
+    decision,
     dispatch::{self, AssignmentSet, Sources},
     drain::Drain,
     plan, resolve,
@@ -30,7 +31,7 @@ use orch_model::{
 };
 
 /// One step of virtual time.
-pub const STEP: Duration = Duration::from_millis(100);
+pub(crate) const STEP: Duration = Duration::from_millis(100);
 const GIB: u64 = 1 << 30;
 
 /// An agent: whether it lives, what it was sent, how far its tasks are.
@@ -42,27 +43,28 @@ struct Agent {
 }
 
 /// A cluster in virtual time.
-pub struct Sim {
-    pub state: State,
-    pub now: Timestamp,
+pub(crate) struct Sim {
+    pub(crate) state: State,
+    pub(crate) now: Timestamp,
     /// Events since the test last looked.
-    pub events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
     index: u64,
     random: u128,
     agents: BTreeMap<NodeId, Agent>,
     drain: Drain,
     /// Status reports of a stop are held back for this long.
-    pub stop_takes: Duration,
+    pub(crate) stop_takes: Duration,
     stopping: BTreeMap<String, Timestamp>,
+    wake: Option<Timestamp>,
 }
 
 impl Sim {
     /// A cluster of `nodes` nodes n1, n2, …; n1 is the manager.
-    pub fn new(nodes: u8) -> Self {
+    pub(crate) fn new(nodes: u8) -> Self {
         Self::with_spec(nodes, bootstrap::default_cluster_spec())
     }
 
-    pub fn with_spec(nodes: u8, spec: ClusterSpec) -> Self {
+    pub(crate) fn with_spec(nodes: u8, spec: ClusterSpec) -> Self {
         let mut sim = Self {
             state: State::empty(),
             now: Timestamp::from_unix_ms(1_000_000),
@@ -73,6 +75,7 @@ impl Sim {
             drain: Drain::new(),
             stop_takes: Duration::ZERO,
             stopping: BTreeMap::new(),
+            wake: None,
         };
         let init = Bootstrap {
             cluster_id: ClusterId::from_random(7),
@@ -92,14 +95,14 @@ impl Sim {
         sim
     }
 
-    pub fn join(&mut self, number: u8) {
+    pub(crate) fn join(&mut self, number: u8) {
         let object = Object::Node(Arc::new(node(number, self.now)));
         self.commit_changes(vec![Change::Create(object)]);
         self.agents.insert(node_id(number), Agent { alive: true, ..Agent::default() });
     }
 
     /// The node stops answering, and the managers have noticed.
-    pub fn down(&mut self, number: u8) {
+    pub(crate) fn down(&mut self, number: u8) {
         if let Some(agent) = self.agents.get_mut(&node_id(number)) {
             agent.alive = false;
         }
@@ -107,18 +110,18 @@ impl Sim {
         self.edit_node(number, |n| n.status.state = NodeState::Down);
     }
 
-    pub fn up(&mut self, number: u8) {
+    pub(crate) fn up(&mut self, number: u8) {
         if let Some(agent) = self.agents.get_mut(&node_id(number)) {
             *agent = Agent { alive: true, ..Agent::default() };
         }
         self.edit_node(number, |n| n.status.state = NodeState::Ready);
     }
 
-    pub fn availability(&mut self, number: u8, availability: Availability) {
+    pub(crate) fn availability(&mut self, number: u8, availability: Availability) {
         self.edit_node(number, |n| n.spec.availability = availability);
     }
 
-    pub fn edit_node(&mut self, number: u8, edit: impl FnOnce(&mut Node)) {
+    pub(crate) fn edit_node(&mut self, number: u8, edit: impl FnOnce(&mut Node)) {
         let mut node = Node::clone(self.state.node(&node_id(number)).expect("a node of the test"));
         let before = node.status.state;
         edit(&mut node);
@@ -128,7 +131,7 @@ impl Sim {
         self.commit_changes(vec![Change::Update(Object::Node(Arc::new(node)))]);
     }
 
-    pub fn create(&mut self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
+    pub(crate) fn create(&mut self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
         let now = self.now;
         let proposal = self.with_ids(|state, ids| control::create_service(state, now, ids, spec))?;
         self.accept(&proposal);
@@ -136,7 +139,7 @@ impl Sim {
         Ok(id)
     }
 
-    pub fn update(&mut self, name: &str, edit: impl FnOnce(&mut ServiceSpec)) -> Result<(), ControlError> {
+    pub(crate) fn update(&mut self, name: &str, edit: impl FnOnce(&mut ServiceSpec)) -> Result<(), ControlError> {
         let service = self.service(name);
         let mut spec = service.spec.clone();
         edit(&mut spec);
@@ -145,19 +148,19 @@ impl Sim {
         Ok(())
     }
 
-    pub fn scale(&mut self, name: &str, replicas: u64) {
+    pub(crate) fn scale(&mut self, name: &str, replicas: u64) {
         self.update(name, |s| s.mode = ServiceMode::Replicated { replicas }).expect("scaling");
     }
 
-    pub fn accept(&mut self, proposal: &Proposal) {
+    pub(crate) fn accept(&mut self, proposal: &Proposal) {
         self.commit(&proposal.transaction);
     }
 
-    pub fn service(&self, name: &str) -> Arc<Service> {
+    pub(crate) fn service(&self, name: &str) -> Arc<Service> {
         resolve::service(&self.state, name).expect("a service of the test")
     }
 
-    pub fn with_ids<T>(&mut self, f: impl FnOnce(&State, &mut dyn FnMut() -> u128) -> T) -> T {
+    pub(crate) fn with_ids<T>(&mut self, f: impl FnOnce(&State, &mut dyn FnMut() -> u128) -> T) -> T {
         let mut random = self.random;
         let result = f(&self.state, &mut || {
             random += 0x1_0000_0001;
@@ -167,25 +170,39 @@ impl Sim {
         result
     }
 
-    pub fn commit_changes(&mut self, changes: Vec<Change>) {
+    pub(crate) fn commit_changes(&mut self, changes: Vec<Change>) {
         self.commit(&Transaction { at: self.now, changes });
     }
 
-    pub fn commit(&mut self, tx: &Transaction) {
+    pub(crate) fn commit(&mut self, tx: &Transaction) {
         self.index += 1;
         let events = self.state.apply(self.index, tx).expect("the transaction fits");
         self.events.extend(events);
     }
 
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
+            let before = self.events.len();
             self.step();
+            // Nothing happens until something wakes: a decision that forgot to ask for a wake-up would be missed here.
+            if self.events.len() == before && !self.agents_are_busy() {
+                let wake = decision::earliest(self.wake, self.drain.wake()).unwrap_or(end);
+                self.now = self.now.max((wake - STEP).min(end));
+            }
         }
     }
 
+    /// Whether time alone will make an agent report something.
+    fn agents_are_busy(&self) -> bool {
+        let stops = |t: &Task| t.desired_state > TaskState::Running && t.status.state >= TaskState::Assigned;
+        let ends = |t: &Task| t.status.state == TaskState::Running && t.spec.container.image == "flaky";
+        let alive = |t: &Task| t.node.as_ref().is_some_and(|n| self.agents.get(n).is_some_and(|a| a.alive));
+        self.state.tasks().any(|t| !t.status.state.is_terminal() && alive(t) && (stops(t) || ends(t)))
+    }
+
     /// Decides, lets agents act, checks what must always hold.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.now = self.now + STEP;
         self.decide();
         self.dispatch();
@@ -209,6 +226,7 @@ impl Sim {
             assert!(rounds < 5, "no fixed point: still {:#?}", next.transactions);
             next = self.with_ids(|state, ids| plan::decide(state, now, ids));
         }
+        self.wake = next.wake;
     }
 
     fn dispatch(&mut self) {
@@ -233,6 +251,7 @@ impl Sim {
             for key in removed {
                 agent.set.remove(&key);
             }
+            assert!(agent.set.keys().eq(set.keys()), "increments lead to another set than the complete one");
             agent.sequence += 1;
             sent.insert(id.clone(), agent.sequence);
             acks.push((id.clone(), agent.sequence));
@@ -255,10 +274,10 @@ impl Sim {
             }
         }
         for report in &reports {
-            if let Change::TaskStatus { task, status, .. } = report {
-                if status.state.is_terminal() {
-                    self.stopping.remove(task.as_str());
-                }
+            if let Change::TaskStatus { task, status, .. } = report
+                && status.state.is_terminal()
+            {
+                self.stopping.remove(task.as_str());
             }
         }
         let now = self.now;
@@ -297,7 +316,7 @@ impl Sim {
     }
 
     /// A task's process ends.
-    pub fn fail(&mut self, name: &str) {
+    pub(crate) fn fail(&mut self, name: &str) {
         let task = resolve::task(&self.state, name).expect("a task of the test");
         let status = TaskStatus {
             state: TaskState::Failed,
@@ -339,7 +358,7 @@ impl Sim {
     }
 
     /// `orch service ps`, oldest first: slot, node, desired, current, error.
-    pub fn ps(&self, name: &str) -> String {
+    pub(crate) fn ps(&self, name: &str) -> String {
         let service = self.service(name);
         let mut tasks: Vec<_> = self.state.tasks_of(&service.id).collect();
         tasks.sort_by_key(|t| (t.slot, t.node.clone().filter(|_| t.slot == 0), t.meta.created_at, t.id.clone()));
@@ -358,7 +377,7 @@ impl Sim {
     }
 
     /// How many tasks run and should, by hostname.
-    pub fn running(&self, name: &str) -> BTreeMap<String, usize> {
+    pub(crate) fn running(&self, name: &str) -> BTreeMap<String, usize> {
         let service = self.service(name);
         let mut nodes = BTreeMap::new();
         let runs = |t: &&Arc<Task>| t.status.state == TaskState::Running && t.desired_state == TaskState::Running;
@@ -369,12 +388,12 @@ impl Sim {
         nodes
     }
 
-    pub fn set_of(&self, number: u8) -> AssignmentSet {
+    pub(crate) fn set_of(&self, number: u8) -> AssignmentSet {
         self.agents[&node_id(number)].set.clone()
     }
 }
 
-pub fn node_id(number: u8) -> NodeId {
+pub(crate) fn node_id(number: u8) -> NodeId {
     NodeId::from_random(u128::from(number) << 64)
 }
 
@@ -402,7 +421,7 @@ fn node(number: u8, now: Timestamp) -> Node {
 }
 
 /// A replicated service of an image.
-pub fn web(name: &str, image: &str, replicas: u64) -> ServiceSpec {
+pub(crate) fn web(name: &str, image: &str, replicas: u64) -> ServiceSpec {
     ServiceSpec {
         annotations: Annotations { name: name.into(), labels: BTreeMap::new() },
         task: TaskSpec {
@@ -416,17 +435,17 @@ pub fn web(name: &str, image: &str, replicas: u64) -> ServiceSpec {
     }
 }
 
-pub fn port(published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
+pub(crate) fn port(published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
     PortConfig { name: String::new(), protocol: Protocol::Tcp, target_port, published_port, publish_mode }
 }
 
-pub fn secs(n: u64) -> Duration {
+pub(crate) fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// Compares with a text that is indented in the test's source.
 #[track_caller]
-pub fn check(actual: &str, expected: &str) {
+pub(crate) fn check(actual: &str, expected: &str) {
     let lines: Vec<_> = expected.lines().map(str::trim).filter(|l| !l.is_empty()).collect();
     assert_eq!(actual.lines().map(str::trim).collect::<Vec<_>>(), lines, "\nin full:\n{actual}");
 }
