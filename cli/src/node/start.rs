@@ -5,12 +5,12 @@ use std::{
     os::unix::{net::UnixStream, process::CommandExt},
     path::Path,
     process::{Child, Command, Stdio},
-    thread::sleep,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 use orch_proto::paths::Paths;
+use tokio::time::sleep;
 
 use super::{
     daemon::{log_file, log_tail, own_program},
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Returns when the supervisor of this machine answers; starts it when none does, with systemd where that runs and
 /// knows orch, as a process of its own otherwise.
-pub(crate) fn ensure_running(paths: &Paths) -> Result<()> {
+pub(crate) async fn ensure_running(paths: &Paths) -> Result<()> {
     if answers(paths) {
         return Ok(());
     }
@@ -39,10 +39,10 @@ pub(crate) fn ensure_running(paths: &Paths) -> Result<()> {
     } else {
         Some(spawn_detached(paths)?)
     };
-    wait_for_answer(paths, child.as_mut())
+    wait_for_answer(paths, child.as_mut()).await
 }
 
-fn wait_for_answer(paths: &Paths, mut child: Option<&mut Child>) -> Result<()> {
+async fn wait_for_answer(paths: &Paths, mut child: Option<&mut Child>) -> Result<()> {
     let deadline = Instant::now() + START_LIMIT;
     while !answers(paths) {
         let ended = child.as_mut().map(|child| child.try_wait()).transpose()?.flatten();
@@ -53,7 +53,7 @@ fn wait_for_answer(paths: &Paths, mut child: Option<&mut Child>) -> Result<()> {
                 log_tail(paths, "node")
             );
         }
-        sleep(POLL_INTERVAL);
+        sleep(POLL_INTERVAL).await;
     }
     Ok(())
 }
