@@ -148,15 +148,19 @@ pub(crate) fn membership(host: &Host<'_>) -> Option<Membership> {
 
 /// The host's processes that were started as `orch WORD`.
 fn daemons(host: &Host<'_>, cgroups: &Cgroups, word: &str) -> BTreeSet<i32> {
-    let program = host.lab.program.file_name();
     let mut found = cgroups.processes(&host.cgroup());
     found.retain(|process| {
-        let Ok(line) = fs::read(format!("/proc/{process}/cmdline")) else { return false };
-        let mut args = line.split(|byte| *byte == 0);
-        let called = args.next().map(|arg| Path::new(OsStr::from_bytes(arg)).file_name());
-        called == Some(program) && args.next() == Some(word.as_bytes())
+        let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+        is_daemon(&line, &host.lab.program, word)
     });
     found
+}
+
+/// `orch node` is the supervisor, `orch node ls` is not.
+fn is_daemon(command_line: &[u8], program: &Path, word: &str) -> bool {
+    let args: Vec<&[u8]> = command_line.strip_suffix(&[0]).unwrap_or(command_line).split(|byte| *byte == 0).collect();
+    let [called, subcommand] = args[..] else { return false };
+    Path::new(OsStr::from_bytes(called)).file_name() == program.file_name() && subcommand == word.as_bytes()
 }
 
 fn wait_gone(host: &Host<'_>, cgroups: &Cgroups, word: &str, victims: &BTreeSet<i32>) -> Result<()> {
@@ -168,4 +172,21 @@ fn wait_gone(host: &Host<'_>, cgroups: &Cgroups, word: &str, victims: &BTreeSet<
         sleep(POLL_INTERVAL);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_is_known_by_its_whole_command_line() {
+        let program = Path::new("/usr/bin/orch");
+        let check = |line: &[u8], word| is_daemon(line, program, word);
+        assert!(check(b"/usr/bin/orch\0node\0", "node"));
+        assert!(check(b"orch\0worker\0", "worker"));
+        assert!(!check(b"orch\0node\0ls\0", "node"));
+        assert!(!check(b"orch\0worker\0", "node"));
+        assert!(!check(b"sh\0node\0", "node"));
+        assert!(!check(b"", "node"));
+    }
 }
