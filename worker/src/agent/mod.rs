@@ -342,3 +342,6 @@ async fn delete_container(found: Recovered) {
         tracing::warn!(task = %container.task_id(), error = crate::image::chain(&error), "a container stays");
     }
 }
+
+#[cfg(test)]
+mod tests;

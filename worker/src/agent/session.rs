@@ -5,6 +5,7 @@
 
 use std::{
     convert::Infallible,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -129,7 +130,7 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         }
         // Jitter: a restarted leader must not meet all nodes at once.
         let wait = if hint.is_some() { MIN_PAUSE } else { pause };
-        sleep(wait.mul_f64(rand::rng().random_range(0.5..1.5))).await;
+        sleep(jittered(wait, 0.5..1.5)).await;
         pause = (pause * 2).min(MAX_PAUSE);
     }
 }
@@ -158,6 +159,10 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
     };
     (true, ended)
+}
+
+fn jittered(length: Duration, factor: Range<f64>) -> Duration {
+    length.mul_f64(rand::rng().random_range(factor))
 }
 
 struct Opened {
@@ -268,7 +273,7 @@ async fn acknowledge(
 
 async fn heartbeat(mut dispatcher: Dispatcher, session: &str, mut every: Duration) -> Result<Infallible, SessionError> {
     loop {
-        sleep(every.mul_f64(rand::rng().random_range(0.9..1.0))).await;
+        sleep(jittered(every, 0.9..1.0)).await;
         let request = HeartbeatRequest { session_id: session.to_owned() };
         every = period(timeout(every, dispatcher.heartbeat(request)).await??.into_inner().period_ms);
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 /// An image configuration (the blob that a manifest's `config` names).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ImageConfig {
+pub(crate) struct ImageConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     #[serde(default, deserialize_with = "or_default")]
@@ -27,7 +27,7 @@ pub struct ImageConfig {
 /// How a container of the image runs, where its service does not say otherwise.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct RunConfig {
+pub(crate) struct RunConfig {
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub user: String,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
@@ -50,10 +50,10 @@ pub struct RunConfig {
 
 /// `{}`, which the specification uses as the value of its sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Empty {}
+pub(crate) struct Empty {}
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RootFs {
+pub(crate) struct RootFs {
     #[serde(rename = "type", default)]
     pub kind: String,
     #[serde(default)]
@@ -61,7 +61,7 @@ pub struct RootFs {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct History {
+pub(crate) struct History {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<String>,
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -75,7 +75,7 @@ pub struct History {
 impl ImageConfig {
     /// When it was made, in milliseconds since 1970; 0 when it does not say (or not in a way that can be read).
     #[must_use]
-    pub fn created_at_ms(&self) -> u64 {
+    pub(crate) fn created_at_ms(&self) -> u64 {
         self.created
             .as_deref()
             .and_then(|text| text.parse::<jiff::Timestamp>().ok())

@@ -107,6 +107,9 @@ mod tests {
         let mut header = tar::Header::new_gnu();
         header.set_size(2);
         header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         tar.append_data(&mut header, "./bin/sh", &b"#!"[..]).unwrap();
         let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
         let config = configuration(&["CMD [\"/bin/sh\"]".to_owned()]).unwrap();

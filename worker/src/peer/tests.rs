@@ -64,6 +64,9 @@ fn imported(store: &ImageStore) -> crate::image::store::StoredImage {
     let content = vec![7; 3 * CHUNK_BYTES + 1];
     header.set_size(content.len() as u64);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     tar.append_data(&mut header, "data", content.as_slice()).unwrap();
     let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
     import::import(store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap()

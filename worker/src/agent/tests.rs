@@ -1,0 +1,573 @@
+//! The whole worker against a manager and a netd of the test's own: TLS, netd's socket, busybox containers. Needs root,
+//! busybox and the shim example (`cargo test` builds it).
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use orch_model::{
+    Annotations, ClusterId, Meta, NodeId, ServiceId, Timestamp,
+    cluster::RootCa,
+    node::NodeRole,
+    service::{ContainerSpec, Mount, MountKind, TaskSpec},
+    task::Task,
+};
+use orch_proto::{
+    ca::{generate_root, new_key_and_csr, sign_csr},
+    tls::{Identity, install_crypto_provider, require_role},
+    transport::{tls_incoming, unix_incoming},
+    wire::{
+        AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty,
+        ExecOutput, ExecStart, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, LogOptions,
+        NetdStatus, RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
+        StreamAnnouncement, TaskRequest, ToNode, UpdateTaskStatusRequest,
+        dispatcher_server::{Dispatcher, DispatcherServer},
+        exec_output, from_node,
+        netd_server::{Netd as NetdService, NetdServer},
+        stream_announcement,
+        streams_server::{Streams, StreamsServer},
+    },
+};
+use prost::Message;
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio_stream::wrappers::WatchStream;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+use super::*;
+use crate::image::{config::ImageConfig, import, reference::Reference};
+
+const LIMIT: Duration = Duration::from_secs(20);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What the manager and netd of the test have heard, in order.
+#[derive(Default)]
+struct Heard {
+    log: Mutex<Vec<String>>,
+    news: tokio::sync::Notify,
+}
+
+impl Heard {
+    fn note(&self, line: String) {
+        self.log.lock().unwrap().push(line);
+        self.news.notify_waiters();
+    }
+
+    fn has(&self, line: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|heard| heard.starts_with(line))
+    }
+
+    fn position(&self, line: &str) -> Option<usize> {
+        self.log.lock().unwrap().iter().position(|heard| heard.starts_with(line))
+    }
+
+    async fn wait(&self, line: &str) {
+        let wait = async {
+            loop {
+                let news = self.news.notified();
+                if self.has(line) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        if timeout(LIMIT, wait).await.is_err() {
+            panic!("never heard {line:?}, but {:#?}", self.log.lock().unwrap());
+        }
+    }
+}
+
+struct FakeManager {
+    heard: Arc<Heard>,
+    wanted: watch::Receiver<(u64, Vec<Assignment>)>,
+    streams: watch::Receiver<Vec<StreamAnnouncement>>,
+}
+
+#[tonic::async_trait]
+impl Dispatcher for FakeManager {
+    type SessionStream = BoxStream<'static, Result<SessionMessage, Status>>;
+    type AssignmentsStream = BoxStream<'static, Result<AssignmentsMessage, Status>>;
+
+    async fn session(&self, request: Request<SessionRequest>) -> Result<Response<Self::SessionStream>, Status> {
+        let node = require_role(&request, &[NodeRole::Worker])?.node_id;
+        let description = request.into_inner().description.unwrap();
+        self.heard.note(format!("session {node} {}", description.hostname));
+        let messages = WatchStream::new(self.streams.clone()).map(|streams| {
+            Ok(SessionMessage { session_id: "s1".to_owned(), heartbeat_period_ms: 300, streams, ..Default::default() })
+        });
+        Ok(Response::new(messages.boxed()))
+    }
+
+    async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
+        self.heard.note("heartbeat".to_owned());
+        Ok(Response::new(HeartbeatResponse { period_ms: 300 }))
+    }
+
+    async fn assignments(&self, _: Request<AssignmentsRequest>) -> Result<Response<Self::AssignmentsStream>, Status> {
+        let sets = WatchStream::new(self.wanted.clone()).map(|(sequence, items)| {
+            let put = items.iter().map(ToProto::to_proto).collect();
+            Ok(AssignmentsMessage { complete: true, results_in: sequence, put, ..Default::default() })
+        });
+        Ok(Response::new(sets.boxed()))
+    }
+
+    async fn ack(&self, request: Request<AckRequest>) -> Result<Response<Empty>, Status> {
+        self.heard.note(format!("ack {}", request.into_inner().sequence));
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn update_task_status(&self, request: Request<UpdateTaskStatusRequest>) -> Result<Response<Empty>, Status> {
+        for update in request.into_inner().updates {
+            let status = TaskStatus::from_proto(update.status.unwrap()).unwrap();
+            let pid = status.container.as_ref().map_or(0, |container| container.pid);
+            let error = status.error.unwrap_or_default();
+            self.heard.note(format!("{} {} {error} pid={pid}", update.task_id, status.state.word()));
+        }
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn register_image(&self, request: Request<RegisterImageRequest>) -> Result<Response<RegisterImageResponse>, Status> {
+        let request = request.into_inner();
+        self.heard.note(format!("image {} holder_only={}", request.name, request.holder_only));
+        Ok(Response::new(RegisterImageResponse { image: None }))
+    }
+
+    async fn forget_image(&self, _: Request<ForgetImageRequest>) -> Result<Response<Empty>, Status> {
+        Ok(Response::new(Empty {}))
+    }
+}
+
+#[tonic::async_trait]
+impl Streams for FakeManager {
+    type AttachStream = BoxStream<'static, Result<ToNode, Status>>;
+
+    async fn attach(&self, request: Request<Streaming<FromNode>>) -> Result<Response<Self::AttachStream>, Status> {
+        let mut messages = request.into_inner();
+        let heard = self.heard.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(FromNode { message: Some(message) })) = messages.message().await {
+                heard.note(match message {
+                    from_node::Message::Hello(hello) => format!("hello {}", hello.stream_id),
+                    from_node::Message::Log(line) => format!("log {}", String::from_utf8_lossy(&line.data)),
+                    from_node::Message::Exec(ExecOutput { output }) => match output.unwrap() {
+                        exec_output::Output::Stdout(data) => format!("stdout {}", String::from_utf8_lossy(&data)),
+                        exec_output::Output::Stderr(data) => format!("stderr {}", String::from_utf8_lossy(&data)),
+                        exec_output::Output::ExitCode(code) => format!("exit {code}"),
+                    },
+                    from_node::Message::Error(error) => format!("error {error}"),
+                });
+            }
+            heard.note("stream ended".to_owned());
+        });
+        Ok(Response::new(futures::stream::pending().boxed()))
+    }
+}
+
+struct FakeNetd {
+    heard: Arc<Heard>,
+    paths: Paths,
+    sequence: Mutex<u64>,
+}
+
+#[tonic::async_trait]
+impl NetdService for FakeNetd {
+    async fn set_desired(&self, request: Request<DesiredNetworks>) -> Result<Response<SetDesiredResponse>, Status> {
+        let request = request.into_inner();
+        *self.sequence.lock().unwrap() = request.sequence;
+        self.heard.note(format!("desired {}", request.items.len()));
+        Ok(Response::new(SetDesiredResponse { problems: Vec::new() }))
+    }
+
+    async fn attach_task(&self, request: Request<AttachTaskRequest>) -> Result<Response<AttachTaskResponse>, Status> {
+        let request = request.into_inner();
+        self.heard.note(format!("attach {}", request.task_id));
+        let path = self.paths.netns(&request.task_id.parse().unwrap());
+        make_netns(&path);
+        Ok(Response::new(AttachTaskResponse {
+            netns_path: path.display().to_string(),
+            resolv_conf: "nameserver 127.0.0.11\n".to_owned(),
+            primary_address: "10.9.0.7".to_owned(),
+        }))
+    }
+
+    async fn task_down(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
+        self.heard.note(format!("down {}", request.into_inner().task_id));
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn detach_task(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
+        let task = request.into_inner().task_id;
+        remove_netns(&self.paths.netns(&task.parse().unwrap()));
+        self.heard.note(format!("detach {task}"));
+        Ok(Response::new(Empty {}))
+    }
+
+    async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {
+        Ok(Response::new(NetdStatus { sequence: *self.sequence.lock().unwrap(), ..Default::default() }))
+    }
+}
+
+fn make_netns(path: &Path) {
+    if path.exists() {
+        return;
+    }
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, "").unwrap();
+    let path = path.to_owned();
+    // A thread of its own: it changes its namespace for good.
+    let made = std::thread::spawn(move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        rustix::mount::mount_bind("/proc/thread-self/ns/net", &path).unwrap();
+    });
+    made.join().unwrap();
+}
+
+fn remove_netns(path: &Path) {
+    let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+    let _ = fs::remove_file(path);
+}
+
+/// A machine of its own with a manager and a netd; workers come and go.
+struct Node {
+    dir: tempfile::TempDir,
+    paths: Paths,
+    heard: Arc<Heard>,
+    wanted: watch::Sender<(u64, Vec<Assignment>)>,
+    streams: watch::Sender<Vec<StreamAnnouncement>>,
+    cgroup: String,
+}
+
+/// A worker that can be killed like a process: everything it was doing stops in the middle.
+struct Worker {
+    agent: Arc<Agent>,
+    tokio: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if let Some(tokio) = self.tokio.take() {
+            tokio.shutdown_background();
+        }
+    }
+}
+
+impl Node {
+    async fn new() -> Self {
+        install_crypto_provider();
+        let dir = tempfile::Builder::new().prefix("orch-agent-").tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let (cluster, node) = (ClusterId::from_random(1), NodeId::from_random(2));
+        let root = generate_root(&cluster, SystemTime::now()).unwrap();
+        let (wanted, wanted_receiver) = watch::channel((1, Vec::new()));
+        let (streams, streams_receiver) = watch::channel(Vec::new());
+        let heard = Arc::new(Heard::default());
+
+        let manager_identity = identity(&root, &cluster, &NodeId::from_random(3), NodeRole::Manager);
+        let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let manager = |heard: &Arc<Heard>| FakeManager {
+            heard: heard.clone(),
+            wanted: wanted_receiver.clone(),
+            streams: streams_receiver.clone(),
+        };
+        let server = Server::builder()
+            .add_service(DispatcherServer::new(manager(&heard)))
+            .add_service(StreamsServer::new(manager(&heard)));
+        tokio::spawn(server.serve_with_incoming(tls_incoming(listener, SharedIdentity::new(manager_identity))));
+
+        let netd = FakeNetd { heard: heard.clone(), paths: paths.clone(), sequence: Mutex::new(0) };
+        let incoming = unix_incoming(&paths.netd_sock(), 0o600).unwrap();
+        tokio::spawn(Server::builder().add_service(NetdServer::new(netd)).serve_with_incoming(incoming));
+
+        let worker_dir = paths.worker_dir();
+        fs::create_dir_all(&worker_dir).unwrap();
+        identity(&root, &cluster, &node, NodeRole::Worker).save(&worker_dir.join("tls")).unwrap();
+        let daemon = wire::DaemonConfig {
+            node_id: node.to_string(),
+            cluster_id: cluster.to_string(),
+            hostname: "n1".to_owned(),
+            data_addr: "127.0.0.1".to_owned(),
+            // The dead one must not keep the node from its session.
+            managers: vec!["127.0.0.1:1".to_owned(), addr],
+            ..Default::default()
+        };
+        fs::write(worker_dir.join("daemon.pb"), daemon.encode_to_vec()).unwrap();
+        let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
+        fs::create_dir_all(&paths.etc).unwrap();
+        fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
+        Self { dir, paths, heard, wanted, streams, cgroup }
+    }
+
+    async fn worker(&self) -> Worker {
+        let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
+        let paths = self.paths.clone();
+        let started = tokio.spawn(async move {
+            let agent = crate::start(&paths, |paths, cgroup| {
+                let test = std::env::current_exe().unwrap();
+                let shim = test.parent().and_then(Path::parent).unwrap().join("examples/shim");
+                assert!(shim.exists(), "{} is missing: cargo build -p orch-worker --example shim", shim.display());
+                Runtime::with_shim_command(paths, cgroup, shim, Vec::new())
+            })
+            .await
+            .unwrap();
+            tokio::spawn(agent.clone().keep_session());
+            tokio::spawn(agent.host.netd.clone().keep());
+            agent
+        });
+        let agent = started.await.unwrap();
+        Worker { agent, tokio: Some(tokio) }
+    }
+
+    fn assign(&self, tasks: &[(&Arc<Task>, TaskState)]) {
+        let items = tasks.iter().map(|(task, desired_state)| {
+            Assignment::Task(TaskAssignment { task: (*task).clone(), desired_state: *desired_state })
+        });
+        let sequence = self.wanted.borrow().0 + 1;
+        self.wanted.send_replace((sequence, items.collect()));
+    }
+
+    async fn wait(&self, task: &Task, state: TaskState) {
+        self.heard.wait(&format!("{} {}", task.id, state.word())).await;
+    }
+
+    fn pid(&self, task: &Task) -> u32 {
+        let log = self.heard.log.lock().unwrap();
+        let prefix = format!("{} Running", task.id);
+        let running = log.iter().rev().find(|line| line.starts_with(&prefix)).unwrap();
+        running.rsplit_once('=').unwrap().1.parse().unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let parents = ["", "memory", "cpu", "pids", "unified", "cpuacct", "cpuset", "devices", "freezer", "blkio", "systemd"];
+        for parent in parents.map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(&self.cgroup[1..])) {
+            for child in fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+                let procs = fs::read_to_string(child.path().join("cgroup.procs")).unwrap_or_default();
+                for pid in procs.lines().filter_map(|pid| pid.parse().ok()) {
+                    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+                }
+                for _ in 0..100 {
+                    if fs::remove_dir(child.path()).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            let _ = fs::remove_dir(parent);
+        }
+        for entry in fs::read_dir(self.paths.netns_dir()).into_iter().flatten().flatten() {
+            remove_netns(&entry.path());
+        }
+        for entry in fs::read_dir(self.paths.worker_dir().join("containers")).into_iter().flatten().flatten() {
+            let _ = crate::image::rootfs::Rootfs::inside(&entry.path()).delete();
+        }
+        let _ = self.dir.path();
+    }
+}
+
+fn identity(root: &RootCa, cluster: &ClusterId, node: &NodeId, role: NodeRole) -> Identity {
+    let keys = new_key_and_csr().unwrap();
+    let cert = sign_csr(root, &keys.csr_pem, node, cluster, role, HOUR, SystemTime::now()).unwrap();
+    Identity::from_pem(root.cert_pem.clone(), cert, keys.key_pem.to_string()).unwrap()
+}
+
+/// Imports an image of busybox and nothing else as `box:latest`.
+fn import_box(agent: &Agent) {
+    let busybox = fs::read("/bin/busybox").expect("these tests need busybox: apt-get install busybox-static");
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut add = |kind, name: &str, link: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o755);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(content.len() as u64);
+        if !link.is_empty() {
+            header.set_link_name(link).unwrap();
+        }
+        tar.append_data(&mut header, name, content).unwrap();
+    };
+    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev", "data"] {
+        add(tar::EntryType::Directory, folder, "", &[]);
+    }
+    add(tar::EntryType::Regular, "bin/busybox", "", &busybox);
+    add(tar::EntryType::Regular, "data/seed", "", b"from the image");
+    for program in ["sh", "cat", "echo", "sleep"] {
+        add(tar::EntryType::Symlink, &format!("bin/{program}"), "busybox", &[]);
+    }
+    let tar = tar.into_inner().unwrap();
+    let store = &agent.host.images.store;
+    let layer = store.put_bytes(&tar, None).unwrap();
+    let mut config = ImageConfig::default();
+    config.config.env = vec!["PATH=/bin".to_owned()];
+    let image = import::import(store, &layer, config, "", jiff::Timestamp::UNIX_EPOCH).unwrap();
+    store.set_name(&Reference::parse("box").unwrap(), &image.digest).unwrap();
+}
+
+fn task(n: u128, image: &str, command: &[&str]) -> Arc<Task> {
+    task_with(n, ContainerSpec {
+        image: image.to_owned(),
+        command: command.iter().map(|&arg| arg.to_owned()).collect(),
+        stop_grace_period: Some(Duration::from_millis(300)),
+        ..Default::default()
+    })
+}
+
+fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
+    let at = Timestamp::from_unix_ms(1);
+    let status =
+        TaskStatus { state: TaskState::Assigned, at, message: String::new(), error: None, container: None };
+    Arc::new(Task {
+        id: TaskId::from_random(n + (u128::from(std::process::id()) << 64)),
+        meta: Meta { created_at: at, ..Meta::default() },
+        service: ServiceId::from_random(7),
+        service_annotations: Annotations { name: "web".to_owned(), ..Default::default() },
+        slot: 1,
+        node: Some(NodeId::from_random(2)),
+        spec: Arc::new(TaskSpec { container, ..Default::default() }),
+        spec_version: Default::default(),
+        status,
+        desired_state: TaskState::Running,
+        start_at: None,
+        networks: Vec::new(),
+        host_ports: Vec::new(),
+        running_since: None,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_runs_is_watched_and_stops() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent);
+    let script = "cat /etc/hosts /etc/resolv.conf /data/seed; echo started; sleep 1000";
+    let mut spec = task(1, "box", &["sh", "-c", script]).spec.container.clone();
+    spec.mounts = vec![Mount {
+        kind: MountKind::Volume,
+        source: "seeded".to_owned(),
+        target: "/data".to_owned(),
+        read_only: false,
+        no_copy: false,
+        volume_driver: None,
+        volume_labels: BTreeMap::new(),
+        propagation: String::new(),
+        tmpfs_size_bytes: 0,
+        tmpfs_mode: 0,
+    }];
+    let web = task_with(1, spec);
+    node.assign(&[(&web, TaskState::Ready)]);
+    node.wait(&web, TaskState::Ready).await;
+    assert!(!node.heard.has(&format!("{} Starting", web.id)));
+    node.heard.wait("ack 2").await;
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    node.heard.wait("heartbeat").await;
+
+    let announce = |id: &str, what| StreamAnnouncement {
+        stream_id: id.to_owned(),
+        task_id: web.id.to_string(),
+        what: Some(what),
+    };
+    let logs = LogOptions { follow: true, stdout: true, stderr: true, ..Default::default() };
+    node.streams.send_replace(vec![announce("l", stream_announcement::What::Logs(logs))]);
+    node.heard.wait("log started").await;
+    for line in ["hello l", "log 10.9.0.7\t", "log nameserver 127.0.0.11", "log from the image"] {
+        assert!(node.heard.has(line), "{line}");
+    }
+    let exec = ExecStart { argv: ["sh", "-c", "echo inside; exit 3"].map(str::to_owned).into(), ..Default::default() };
+    node.streams.send_replace(vec![announce("e", stream_announcement::What::Exec(exec))]);
+    node.heard.wait("exit 3").await;
+    assert!(node.heard.has("stdout inside"));
+
+    node.assign(&[(&web, TaskState::Shutdown)]);
+    node.wait(&web, TaskState::Shutdown).await;
+    let down = node.heard.position(&format!("down {}", web.id)).unwrap();
+    assert!(down < node.heard.position(&format!("{} Shutdown", web.id)).unwrap());
+    node.heard.wait(&format!("detach {}", web.id)).await;
+    node.assign(&[]);
+    let gone = || !node.paths.worker_dir().join("containers").join(web.id.as_str()).exists();
+    wait_until(gone).await;
+    wait_until(|| worker.agent.host.entries().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_reported_in_words() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent);
+    let no_image = task(1, "127.0.0.1:1/nosuch", &[]);
+    let exits = task(2, "box", &["sh", "-c", "exit 3"]);
+    let no_command = task(3, "box", &["nosuch"]);
+    let done = task(4, "box", &["echo", "done"]);
+    node.assign(&[&no_image, &exits, &no_command, &done].map(|task| (task, TaskState::Running)));
+    for (task, expected) in [
+        (&no_image, "Rejected No such image: 127.0.0.1:1/nosuch:latest (no route to registry 127.0.0.1:1"),
+        (&exits, "Failed task: non-zero exit (3)"),
+        (&no_command, "Failed starting container failed: "),
+        (&done, "Complete "),
+    ] {
+        node.heard.wait(&format!("{} {expected}", task.id)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_finds_its_containers_again() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent);
+    let (stays, ends) = (task(1, "box", &["sleep", "1000"]), task(2, "box", &["sh", "-c", "sleep 1; exit 5"]));
+    node.assign(&[(&stays, TaskState::Running), (&ends, TaskState::Running)]);
+    node.wait(&stays, TaskState::Running).await;
+    node.wait(&ends, TaskState::Running).await;
+    let pid = node.pid(&stays);
+    drop(worker);
+    let ended = node.pid(&ends);
+    wait_until(|| !alive(ended)).await;
+    node.heard.log.lock().unwrap().clear();
+
+    let worker = node.worker().await;
+    node.heard.wait(&format!("{} Failed task: non-zero exit (5)", ends.id)).await;
+    node.heard.wait(&format!("attach {}", stays.id)).await;
+    assert!(alive(pid));
+    let entry = worker.agent.host.book.entry(&stays.id).unwrap();
+    assert_eq!((entry.status.state, entry.container.map(|container| container.pid())), (TaskState::Running, Some(pid)));
+    node.assign(&[(&stays, TaskState::Shutdown)]);
+    node.wait(&stays, TaskState::Shutdown).await;
+    wait_until(|| !alive(pid)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_cut_tasks_that_ran_have_failed() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent);
+    let web = task(1, "box", &["sleep", "1000"]);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    let found = worker.agent.host.book.entry(&web.id).and_then(|entry| entry.container).unwrap();
+    drop(worker);
+    // The container, its shim and all of /run are gone.
+    found.delete().await.unwrap();
+    fs::remove_dir_all(node.paths.shims_dir()).unwrap();
+    let _worker = node.worker().await;
+    node.heard.wait(&format!("{} Failed node restarted", web.id)).await;
+}
+
+async fn wait_until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("it does not come true");
+}
+
+fn alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !stat.is_empty() && !stat.contains(") Z ")
+}
