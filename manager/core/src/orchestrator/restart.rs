@@ -4,17 +4,19 @@
 //! image is there in time), which is promoted to *running* after its delay and after the old task stopped. The history of
 //! a place is the tasks that are kept of it, so it must not be reaped below `max_attempts + 1`.
 
+use std::sync::Arc;
+
 use orch_model::{
     Duration, Timestamp,
     node::{Availability, NodeState},
-    service::{RestartCondition, Service},
+    service::{RestartCondition, Service, UpdateOrder},
     task::{Task, TaskState},
 };
 
 use super::{
     create, desire, fits, new_task,
-    slot::{Slot, SlotKey, ended_by_itself, is_global, is_replicated, slots_of},
-    takes_tasks,
+    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_replicated, slots_of},
+    takes_tasks, update,
 };
 use crate::{
     decision::{Decision, Ids, earliest},
@@ -65,7 +67,7 @@ pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
                     }
                     Some(cause) => replace(state, service, &key, &slot, task, cause, now, ids, &mut decision),
                     None if task.desired_state == TaskState::Ready => {
-                        promote(state, &slot, task, now, &mut decision);
+                        promote(state, service, &slot, task, now, &mut decision);
                     }
                     None => {}
                 }
@@ -89,17 +91,15 @@ pub fn verdict(service: &Service, slot: &Slot, task: &Task) -> Verdict {
     };
     // A changed spec clears the history: other versions do not count.
     let history = || slot.tasks.iter().filter(|t| t.spec_version == service.spec_version && ended_by_itself(t));
-    let in_window =
-        |t: &&std::sync::Arc<Task>| policy.window.is_zero() || task.status.at.since(t.status.at) <= policy.window;
+    let in_window = |t: &&Arc<Task>| policy.window.is_zero() || task.status.at.since(t.status.at) <= policy.window;
     // The first task of the place was no attempt at a restart.
     let attempts = history().filter(in_window).count() as u64;
     let exhausted = policy.max_attempts > 0 && attempts > policy.max_attempts;
     if !asked_for || exhausted {
         return Verdict::Leave;
     }
-    let recent = |t: &&std::sync::Arc<Task>| {
-        t.status.state != TaskState::Complete && task.status.at.since(t.status.at) < FAILURE_WINDOW
-    };
+    let recent =
+        |t: &&Arc<Task>| t.status.state != TaskState::Complete && task.status.at.since(t.status.at) < FAILURE_WINDOW;
     let delay = match task.spec_version == service.spec_version {
         true => backed_off(policy.delay, task, history().filter(recent).count()),
         false => policy.delay,
@@ -176,14 +176,18 @@ fn replace(
 }
 
 /// Lets a waiting replacement run once its time has come and its predecessors are gone.
-fn promote(state: &State, slot: &Slot, task: &Task, now: Timestamp, decision: &mut Decision) {
+fn promote(state: &State, service: &Service, slot: &Slot, task: &Task, now: Timestamp, decision: &mut Decision) {
     let start_at = task.start_at.unwrap_or(task.meta.created_at);
     if now < start_at {
         decision.wake_at(start_at);
         return;
     }
-    let give_up_at = start_at.max(task.meta.created_at + MAX_WAIT_FOR_STOP);
-    let in_the_way = |old: &&std::sync::Arc<Task>| {
+    // Stop-first: the update retires the old task once this one is ready.
+    let not_yet_retired = |old: &&Arc<Task>| old.is_wanted() && old.id != task.id && is_dirty(state, service, old);
+    if update::config(service).order == UpdateOrder::StopFirst && slot.tasks.iter().any(|t| not_yet_retired(&t)) {
+        return;
+    }
+    let in_the_way = |old: &&Arc<Task>| {
         let node = old.node.as_ref().and_then(|id| state.node(id));
         let reachable = node.is_some_and(|n| n.status.state != NodeState::Down);
         old.id != task.id
@@ -192,7 +196,9 @@ fn promote(state: &State, slot: &Slot, task: &Task, now: Timestamp, decision: &m
             && old.status.state >= TaskState::Assigned
             && reachable
     };
-    if now < give_up_at && slot.tasks.iter().any(|old| in_the_way(&old)) {
+    // An old task was last written when it was told to stop.
+    let told_at = slot.tasks.iter().filter(in_the_way).map(|old| old.meta.updated_at).max();
+    if let Some(give_up_at) = told_at.map(|at| at + MAX_WAIT_FOR_STOP).filter(|at| now < *at) {
         decision.wake_at(give_up_at);
         return;
     }

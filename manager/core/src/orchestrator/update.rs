@@ -71,6 +71,16 @@ pub fn rolled_back(service: &Service, now: Timestamp) -> Option<Service> {
     Some(next)
 }
 
+/// The settings that apply now: those for updates, or for rollbacks during one.
+pub(super) fn config(service: &Service) -> UpdateConfig {
+    let is_rollback = |s: &UpdateStatus| {
+        matches!(s.state, UpdateState::RollbackStarted | UpdateState::RollbackPaused | UpdateState::RollbackCompleted)
+    };
+    let rolling_back = service.update_status.as_ref().is_some_and(is_rollback);
+    let config = if rolling_back { &service.spec.rollback } else { &service.spec.update };
+    config.clone().unwrap_or_default()
+}
+
 /// An update that is under way.
 struct Update<'a> {
     state: &'a State,
@@ -82,7 +92,7 @@ struct Update<'a> {
 
 impl Update<'_> {
     fn proceed(&self, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
-        let config = self.config();
+        let config = config(self.service);
         let failures: Vec<_> = self.created().filter(|t| self.failed(t, &config)).collect();
         #[allow(clippy::cast_precision_loss)] // A ratio of task counts: 24 bits are plenty.
         let ratio = failures.len() as f32 / self.slots.len().max(1) as f32;
@@ -100,12 +110,6 @@ impl Update<'_> {
 
     fn rolling_back(&self) -> bool {
         self.status.state == UpdateState::RollbackStarted
-    }
-
-    fn config(&self) -> UpdateConfig {
-        let spec = &self.service.spec;
-        let config = if self.rolling_back() { &spec.rollback } else { &spec.update };
-        config.clone().unwrap_or_default()
     }
 
     /// The tasks that this update made, in the order of slots and age.
@@ -199,12 +203,11 @@ impl Update<'_> {
         ids: Ids<'_>,
         decision: &mut Decision,
     ) {
+        // What never came to run makes room at once; what runs stays until its successor is ready.
+        let superseded = slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running && !serves(t));
+        decision.changes.extend(superseded.map(|t| desire(t, TaskState::Shutdown)));
         let desired = match order {
-            UpdateOrder::StopFirst => {
-                let live = slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running);
-                decision.changes.extend(live.map(|t| desire(t, TaskState::Shutdown)));
-                TaskState::Ready
-            }
+            UpdateOrder::StopFirst => TaskState::Ready,
             UpdateOrder::StartFirst => TaskState::Running,
         };
         decision.changes.push(create(new_task(self.state, self.service, key, desired, None, now, ids())));
@@ -239,22 +242,36 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
         slot.tasks.iter().any(|t| t.spec_version == service.spec_version && (t.is_wanted() || ended_by_itself(t)))
     };
     let is_dirty_slot = |slot: &Slot| {
-        slot.is_occupied(service) && !tried(slot) && slot.holder().is_some_and(|t| is_dirty(state, service, t))
+        let has_clean = slot.wanted().any(|t| !is_dirty(state, service, t));
+        let is_stale = slot.holder().is_some_and(|t| is_dirty(state, service, t));
+        slot.is_occupied(service) && !has_clean && is_stale && !tried(slot)
     };
     slots.iter().filter(|(key, slot)| usable(key) && is_dirty_slot(slot)).map(|(key, _)| key.clone()).collect()
 }
 
-/// Start-first: once the new task runs, the old one goes.
+/// Once its successor can take over, an old task goes: start-first, when that runs; stop-first, when that is ready to
+/// start, so that an image which cannot be had stops nothing.
 fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>, decision: &mut Decision) {
+    let order = config(service).order;
     for slot in slots.values() {
-        let runs = |t: &&Arc<Task>| t.status.state == TaskState::Running && t.desired_state == TaskState::Running;
-        let has_successor = slot.wanted().filter(runs).any(|t| !is_dirty(state, service, t));
-        if !has_successor {
-            continue;
+        let has_successor = slot.wanted().any(|t| !is_dirty(state, service, t) && takes_over(t, order));
+        if has_successor {
+            let old = slot.wanted().filter(|t| is_dirty(state, service, t));
+            decision.changes.extend(old.map(|t| desire(t, TaskState::Shutdown)));
         }
-        let old = slot.wanted().filter(|t| is_dirty(state, service, t));
-        decision.changes.extend(old.map(|t| desire(t, TaskState::Shutdown)));
     }
+}
+
+fn takes_over(task: &Task, order: UpdateOrder) -> bool {
+    let has_its_image = task.status.state >= TaskState::Ready;
+    // It may be its predecessor's port, memory or address that it waits for.
+    let cannot_be_placed = task.status.state <= TaskState::Pending && task.status.error.is_some();
+    let waits = task.desired_state == TaskState::Ready && order == UpdateOrder::StopFirst;
+    serves(task) || (waits && (has_its_image || cannot_be_placed))
+}
+
+fn serves(task: &Task) -> bool {
+    task.status.state == TaskState::Running && task.desired_state == TaskState::Running
 }
 
 fn with_status(service: &Service, status: UpdateStatus) -> Change {

@@ -3,11 +3,11 @@
 use orch_manager_core::control;
 use orch_model::{
     Duration,
-    service::{FailureAction, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    service::{FailureAction, PublishMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
     task::TaskState,
 };
 
-use crate::sim::{STEP, Sim, secs, web};
+use crate::sim::{STEP, Sim, port, secs, web};
 
 fn with_update(replicas: u64, config: UpdateConfig) -> ServiceSpec {
     ServiceSpec { update: Some(config), ..web("web", "v1", replicas) }
@@ -172,4 +172,35 @@ fn another_manager_carries_an_update_on() {
     let shut = sim.state.tasks().filter(|t| t.status.state == TaskState::Shutdown).count();
     assert_eq!(shut, 3, "each slot was replaced once");
     assert!(sim.now.since(sim.service("web").meta.created_at) > Duration::from_secs(10));
+}
+
+#[test]
+fn an_image_that_cannot_be_had_stops_nothing() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(2, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "missing".into()).expect("accepted");
+    sim.run(secs(60));
+    assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 2, "{}", sim.ps("web"));
+    let service = sim.service("web");
+    let back = control::rollback_service(&sim.state, sim.now, &service.id, service.meta.version).expect("accepted");
+    let before: Vec<_> = sim.state.tasks().filter(|t| t.status.state == TaskState::Running).cloned().collect();
+    sim.accept(&back);
+    sim.run(secs(20));
+    let after: Vec<_> = sim.state.tasks().filter(|t| t.is_wanted()).map(|t| t.id.clone()).collect();
+    assert_eq!(after, before.iter().map(|t| t.id.clone()).collect::<Vec<_>>(), "{}", sim.ps("web"));
+    assert_eq!(update_state(&sim), Some(UpdateState::RollbackCompleted));
+}
+
+#[test]
+fn an_update_proceeds_where_old_and_new_cannot_be_side_by_side() {
+    let mut sim = Sim::new(1);
+    let mut spec = with_update(1, UpdateConfig::default());
+    spec.endpoint.ports = vec![port(8080, 80, PublishMode::Host)];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(10));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned()]));
 }
