@@ -64,7 +64,10 @@ pub(crate) enum Command {
 pub(crate) enum EngineError {
     #[error("the request does not make sense")]
     Invalid(#[from] DecodeError),
-    #[error("network {network} is not known on this node yet: send it with SetDesired before the task is attached")]
+    #[error(
+        "network {network}, or this node's own address for it, is not known here yet: send both with SetDesired before \
+         the task is attached"
+    )]
     UnknownNetwork { network: NetworkId },
     #[error("the node's gateway network has no free address: too many tasks on this node")]
     NoAddress,
@@ -238,7 +241,7 @@ impl Engine {
     fn attach(&mut self, request: AttachTaskRequest) -> Result<TaskId, EngineError> {
         let mut task = local_task(request.clone(), Ipv4Addr::UNSPECIFIED)?;
         for attachment in &task.attachments {
-            if !self.desired.networks.contains_key(&attachment.network) {
+            if !self.desired.can_attach(&attachment.network) {
                 return Err(EngineError::UnknownNetwork { network: attachment.network.clone() });
             }
         }

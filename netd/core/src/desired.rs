@@ -74,6 +74,16 @@ impl Desired {
         Some((network, own, addr))
     }
 
+    /// Whether this node can attach tasks to `network`: it is known, and so is this node's own address for it.
+    #[must_use]
+    pub fn can_attach(&self, network: &NetworkId) -> bool {
+        match self.networks.get(network) {
+            Some(item) if item.ingress => self.ingress().is_some_and(|(ingress, ..)| ingress.id == *network),
+            Some(_) => self.own_peer().is_some(),
+            None => false,
+        }
+    }
+
     /// Addresses that answer for `service` on `network` now, in order; `down` are tasks that this node knows to be dead.
     #[must_use]
     pub fn backends(&self, network: &NetworkId, service: &ServiceId, down: &BTreeSet<TaskId>) -> Vec<IpAddr> {

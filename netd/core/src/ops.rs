@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     names::Mac,
-    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Observed, ObservedLink, PolicyRule, Route},
+    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Observed, ObservedLink, PolicyRule, Route, Target},
     ruleset::Ruleset,
 };
 
@@ -104,14 +104,16 @@ fn ups(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<Net
         .collect()
 }
 
-/// What is there, not wanted and the daemon's own. What belongs to a link that goes needs no step of its own.
+/// What is there, not wanted and the daemon's own. What belongs to a link that goes, and routes out
+/// of one that goes down, need no step of their own.
 fn removals(ns: &NsName, plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<NetOp> {
     let stays = |link: &str| !remade.contains(link);
     let mut ops = Vec::new();
     ops.extend(observed.rules.difference(&plan.rules).cloned().map(NetOp::DeleteRule));
+    let goes_down = |link: &str| plan.links.get(link).is_some_and(|link| !link.up);
     let route_stays = |route: &&Route| match &route.target {
-        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => stays(link),
-        crate::ns::Target::Blackhole => true,
+        Target::Link(link) | Target::Via(_, link) => stays(link) && !goes_down(link),
+        Target::Blackhole => true,
     };
     ops.extend(observed.routes.difference(&plan.routes).filter(route_stays).cloned().map(NetOp::DeleteRoute));
     ops.extend(observed.fdb.difference(&plan.fdb).filter(|f| stays(&f.link)).cloned().map(NetOp::DeleteFdb));
@@ -138,7 +140,7 @@ fn is_ours(ns: &NsName, link: &str, addr: IpNetwork) -> bool {
         IpNetwork::V4(v4) => v4.ip().is_loopback(),
         IpNetwork::V6(v6) => v6.ip().is_loopback() || v6.ip().is_unicast_link_local(),
     };
-    !kernels && !(*ns == NsName::Host && !ns.may_remove(link))
+    !kernels && (*ns != NsName::Host || ns.may_remove(link))
 }
 
 /// Settings of the namespace come before links are made (they take them over), settings of a link after.
@@ -179,13 +181,13 @@ fn change(link: &Link, seen: Option<&ObservedLink>) -> LinkChange {
 fn additions(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> Vec<NetOp> {
     let lost = |link: &str| remade.contains(link);
     let route_lost = |route: &Route| match &route.target {
-        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => lost(link),
-        crate::ns::Target::Blackhole => false,
+        Target::Link(link) | Target::Via(_, link) => lost(link),
+        Target::Blackhole => false,
     };
     // Routes out of a link that is down do not exist, and cannot be made.
     let possible = |route: &Route| match &route.target {
-        crate::ns::Target::Link(link) | crate::ns::Target::Via(_, link) => plan.links.get(link).is_none_or(|l| l.up),
-        crate::ns::Target::Blackhole => true,
+        Target::Link(link) | Target::Via(_, link) => plan.links.get(link).is_none_or(|l| l.up),
+        Target::Blackhole => true,
     };
     // Neighbours in a subnet come first among routes: `Target::Link` sorts before `Target::Via` only within one
     // destination, so two passes.
@@ -194,7 +196,7 @@ fn additions(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> V
         .iter()
         .filter(|r| possible(r) && (route_lost(r) || !observed.routes.contains(*r)))
         .cloned()
-        .partition(|r| !matches!(r.target, crate::ns::Target::Via(..)));
+        .partition(|r| !matches!(r.target, Target::Via(..)));
     let mut ops: Vec<_> = direct.into_iter().chain(via).map(NetOp::AddRoute).collect();
     ops.extend(plan.rules.difference(&observed.rules).cloned().map(NetOp::AddRule));
     ops.extend(
@@ -205,7 +207,8 @@ fn additions(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> V
             .map(NetOp::SetNeighbour),
     );
     ops.extend(plan.fdb.iter().filter(|f| lost(&f.link) || !observed.fdb.contains(*f)).cloned().map(NetOp::SetFdb));
-    if observed.ruleset.as_ref() != Some(&plan.ruleset) {
+    // Nothing to load is not worth a process, and a namespace that wants rules never stops wanting some.
+    if !plan.ruleset.tables.is_empty() && observed.ruleset.as_ref() != Some(&plan.ruleset) {
         ops.push(NetOp::LoadRuleset(plan.ruleset.clone()));
     }
     ops

@@ -117,7 +117,7 @@ fn add_tasks(context: &Context<'_>, network: &NetworkItem, own: &Peer, ns: &mut 
             ns.neighbours.insert(Neighbour { link: port, addr, mac: Mac::of(addr) });
         }
     }
-    for endpoint in context.desired.endpoints_of(&network.id).filter(|e| e.node != own.node) {
+    for endpoint in context.remote_endpoints(&network.id, own) {
         let Some(via) = context.desired.peers.get(&endpoint.node).and_then(|peer| peer.ingress_addr) else { continue };
         for addr in endpoint.addresses.iter().filter(|a| a.is_ipv4()) {
             let target = Target::Via(via, names::VXLAN.to_owned());

@@ -13,7 +13,10 @@ use std::{
     sync::Arc,
 };
 
-use orch_model::{NetworkId, TaskId, assignment::NetworkItem};
+use orch_model::{
+    NetworkId, TaskId,
+    assignment::{EndpointItem, NetworkItem, Peer},
+};
 
 use crate::{
     desired::{Desired, LocalTask},
@@ -92,6 +95,12 @@ impl<'a> Context<'a> {
         self.inputs.tasks.values().filter_map(move |task| {
             task.attachments.iter().position(|a| a.network == network).map(|index| (task, index))
         })
+    }
+
+    /// Tasks on other nodes. A task that is here is here, whatever an item that is late says.
+    fn remote_endpoints(&self, network: &NetworkId, own: &Peer) -> impl Iterator<Item = &'a EndpointItem> {
+        let (own, tasks) = (own.node.clone(), self.inputs.tasks);
+        self.desired.endpoints_of(network).filter(move |e| e.node != own && !tasks.contains_key(&e.task))
     }
 
     fn mtu(&self) -> u32 {

@@ -24,7 +24,7 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
         let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
         ns.links.insert(names::task_port(&task.id), port(Link { mtu, up: !task.down, ..Link::up(kind) }));
     }
-    for endpoint in context.desired.endpoints_of(&network.id).filter(|e| e.node != own.node) {
+    for endpoint in context.remote_endpoints(&network.id, own) {
         let Some(peer) = context.desired.peers.get(&endpoint.node) else { continue };
         for addr in &endpoint.addresses {
             let (link, mac) = (names::VXLAN.to_owned(), Mac::of(*addr));

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
-use orch_model::NetworkId;
+use orch_model::{NetworkId, task::TaskAttachment};
 
 use super::{Context, ingress::any_v4};
 use crate::{
@@ -26,7 +26,9 @@ const MAIN_TABLE: u32 = 254;
 pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     let mut ns = NsPlan::default();
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
-    for (index, attachment) in task.attachments.iter().enumerate() {
+    // A network that this node no longer takes part in has no sandbox to be linked with.
+    let linked = |a: &&TaskAttachment| context.desired.can_attach(&a.network);
+    for (index, attachment) in task.attachments.iter().enumerate().filter(|(_, a)| linked(a)) {
         let name = names::task_link(index);
         let mac = attachment.addresses.first().map(|addr| Mac::of(addr.ip()));
         let link = Link { mac, mtu: Some(context.mtu()), ..Link::up(LinkKind::VethPeer) };

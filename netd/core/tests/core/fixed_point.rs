@@ -1,0 +1,240 @@
+//! Carrying out the steps leads to what was planned, from wherever one starts, and touches nothing of others.
+
+use std::collections::BTreeMap;
+
+use orch_model::service::PublishMode;
+use orch_netd_core::{
+    desired::LocalTask,
+    ns::{LinkKind, NsName, Observed, ObservedLink, Target},
+    ops::{NetOp, steps},
+    plan::Plan,
+};
+
+use crate::scenario::{INGRESS, Scenario, port};
+
+const SEEDS: u64 = 300;
+
+type End = (NsName, String);
+
+/// All namespaces of a node, and which links are two ends of one pair.
+#[derive(Default)]
+struct World {
+    namespaces: BTreeMap<NsName, Observed>,
+    pairs: BTreeMap<End, End>,
+}
+
+impl World {
+    fn of(&mut self, ns: &NsName) -> &mut Observed {
+        self.namespaces.entry(ns.clone()).or_default()
+    }
+
+    /// With all that belongs to it.
+    fn lose_link(&mut self, ns: &NsName, name: &str) {
+        let observed = self.of(ns);
+        observed.links.remove(name);
+        forget_routes(observed, name);
+        observed.addresses.retain(|(link, _)| link != name);
+        observed.neighbours.retain(|n| n.link != name);
+        observed.fdb.retain(|f| f.link != name);
+        observed.sysctls.retain(|path, _| !path.contains(&format!("/{name}/")));
+    }
+
+    /// With its other end.
+    fn delete_link(&mut self, ns: &NsName, name: &str) {
+        if let Some((peer_ns, peer_name)) = self.pairs.remove(&(ns.clone(), name.to_owned())) {
+            self.pairs.remove(&(peer_ns.clone(), peer_name.clone()));
+            self.lose_link(&peer_ns, &peer_name);
+        }
+        self.lose_link(ns, name);
+    }
+}
+
+/// Numbers from a seed (xorshift): the same on every machine.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: u8) -> u8 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        u8::try_from(self.0 % u64::from(limit)).unwrap()
+    }
+
+    fn coin(&mut self) -> bool {
+        self.below(2) == 0
+    }
+}
+
+fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario {
+    let mut scenario = Scenario::new(1 + numbers.below(3));
+    for network in 0..3 {
+        if numbers.below(4) > 0 {
+            scenario = scenario.network(network, network == 2 && is_internal);
+            for service in 1..=numbers.below(3) {
+                let ports = if network == INGRESS {
+                    vec![port(8000 + u16::from(service), 80, PublishMode::Ingress)]
+                } else {
+                    vec![]
+                };
+                scenario = scenario.service(network, service, ports);
+            }
+            for task in 1..=numbers.below(6) {
+                let (service, node) = (1 + numbers.below(2), 1 + numbers.below(3));
+                scenario = scenario.endpoint(network, task, service, node, numbers.coin());
+            }
+        }
+    }
+    for task in first_task..=first_task + numbers.below(4) {
+        let networks: Vec<_> = (0..3).filter(|_| numbers.coin()).collect();
+        let ports = if numbers.coin() { vec![port(9000 + u16::from(task), 80, PublishMode::Host)] } else { vec![] };
+        scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
+    }
+    scenario
+}
+
+/// What others have on the node.
+fn foreign() -> Observed {
+    let mut host = Observed::default();
+    host.links.insert("eth0".to_owned(), ObservedLink { up: true, mtu: 1500, ..made() });
+    host.links.insert("docker0".to_owned(), made());
+    host.addresses.insert(("eth0".to_owned(), "192.168.9.1/24".parse().unwrap()));
+    host
+}
+
+fn made() -> ObservedLink {
+    ObservedLink { vxlan: None, mac: None, mtu: 1500, master: None, isolated: false, up: false }
+}
+
+/// A kernel, as far as the steps concern it.
+fn carry_out(ns: &NsName, op: NetOp, world: &mut World) {
+    if let NetOp::DeleteLink(name) = &op {
+        assert!(world.of(ns).links.contains_key(name));
+        return world.delete_link(ns, name);
+    }
+    if let NetOp::CreateLink { name, link } = &op
+        && let LinkKind::Veth { peer_ns, peer_name } = &link.kind
+    {
+        let previous = world.of(peer_ns).links.insert(peer_name.clone(), made());
+        assert_eq!(previous, None, "{peer_name} of {peer_ns} was there already");
+        let (here, there) = ((ns.clone(), name.clone()), (peer_ns.clone(), peer_name.clone()));
+        world.pairs.insert(here.clone(), there.clone());
+        world.pairs.insert(there, here);
+    }
+    let observed = world.of(ns);
+    match op {
+        NetOp::CreateLink { name, link } => {
+            let vxlan = if let LinkKind::Vxlan(vxlan) = link.kind { Some(vxlan) } else { None };
+            let mtu = link.mtu.unwrap_or(1500);
+            let previous = observed.links.insert(name, ObservedLink { vxlan, mac: link.mac, mtu, ..made() });
+            assert_eq!(previous, None, "made twice");
+        }
+        NetOp::DeleteLink(_) => {}
+        NetOp::SetLink { name, change } => {
+            let link = observed.links.get_mut(&name).unwrap();
+            link.mac = change.mac.or(link.mac);
+            link.mtu = change.mtu.unwrap_or(link.mtu);
+            link.master = change.master.or(link.master.take());
+            link.isolated = change.isolated.unwrap_or(link.isolated);
+        }
+        NetOp::SetUp { name, up } => {
+            observed.links.get_mut(&name).unwrap().up = up;
+            if !up {
+                forget_routes(observed, &name);
+            }
+        }
+        NetOp::AddAddress(link, addr) => assert!(observed.addresses.insert((link, addr))),
+        NetOp::DeleteAddress(link, addr) => assert!(observed.addresses.remove(&(link, addr))),
+        NetOp::AddRoute(route) => {
+            if let Target::Link(link) | Target::Via(_, link) = &route.target {
+                assert!(observed.links[link].up, "a route out of {link}, which is down");
+            }
+            // As `replace` does.
+            observed.routes.retain(|r| (r.table, r.destination) != (route.table, route.destination));
+            observed.routes.insert(route);
+        }
+        NetOp::DeleteRoute(route) => assert!(observed.routes.remove(&route)),
+        NetOp::AddRule(rule) => assert!(observed.rules.insert(rule)),
+        NetOp::DeleteRule(rule) => assert!(observed.rules.remove(&rule)),
+        NetOp::SetNeighbour(n) => drop(observed.neighbours.insert(n)),
+        NetOp::DeleteNeighbour(n) => assert!(observed.neighbours.remove(&n)),
+        NetOp::SetFdb(entry) => drop(observed.fdb.insert(entry)),
+        NetOp::DeleteFdb(entry) => assert!(observed.fdb.remove(&entry)),
+        NetOp::SetSysctl { path, value } => drop(observed.sysctls.insert(path, value)),
+        NetOp::LoadRuleset(ruleset) => observed.ruleset = Some(ruleset),
+    }
+}
+
+fn forget_routes(observed: &mut Observed, link: &str) {
+    let other = |target: &Target| !matches!(target, Target::Link(l) | Target::Via(_, l) if l == link);
+    observed.routes.retain(|route| other(&route.target));
+}
+
+/// What the daemon does in a pass.
+fn pass(plan: &Plan, world: &mut World) {
+    for (name, wanted) in &plan.namespaces {
+        let lo = ObservedLink { up: true, ..made() };
+        world.of(name).links.entry("lo".to_owned()).or_insert(lo);
+        for op in steps(name, wanted, &world.of(name).clone()) {
+            carry_out(name, op, world);
+        }
+    }
+    let unwanted: Vec<_> = world.namespaces.keys().filter(|ns| !plan.namespaces.contains_key(ns)).cloned().collect();
+    for ns in unwanted {
+        let links: Vec<_> = world.of(&ns).links.keys().cloned().collect();
+        links.iter().for_each(|link| world.delete_link(&ns, link));
+        world.namespaces.remove(&ns);
+    }
+}
+
+fn assert_nothing_to_do(plan: &Plan, world: &World, when: &str) {
+    for (name, wanted) in &plan.namespaces {
+        assert_eq!(steps(name, wanted, &world.namespaces[name]), vec![], "{when}, {name}");
+    }
+}
+
+/// Two states of one node. A task never changes what it is attached to; it may die, and networks may come and go.
+fn seeded(seed: u64) -> (Scenario, Scenario) {
+    let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let is_internal = numbers.coin();
+    let first = random(&mut numbers, 1, is_internal);
+    let mut second = random(&mut numbers, 11, is_internal);
+    for (id, task) in &first.tasks {
+        if numbers.coin() {
+            second.tasks.insert(id.clone(), LocalTask { down: task.down || numbers.coin(), ..task.clone() });
+        }
+    }
+    (first, second)
+}
+
+fn empty_world() -> World {
+    World { namespaces: BTreeMap::from([(NsName::Host, foreign())]), ..World::default() }
+}
+
+#[test]
+fn after_the_steps_there_is_nothing_left_to_do() {
+    for seed in 0..SEEDS {
+        let (first, second) = seeded(seed);
+        let mut world = empty_world();
+        for (number, plan) in [first.plan(), second.plan(), first.plan()].iter().enumerate() {
+            pass(plan, &mut world);
+            assert_nothing_to_do(plan, &world, &format!("seed {seed}, plan {number}"));
+            let host = &world.namespaces[&NsName::Host];
+            for (link, seen) in foreign().links {
+                assert_eq!(host.links[&link], seen, "seed {seed}: {link} is someone else's");
+            }
+            assert!(host.addresses.is_superset(&foreign().addresses), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_dead_tasks_link_goes_down_before_anything_else() {
+    let task = |down| Scenario::new(1).network(1, false).task(1, &[1], vec![], down).plan();
+    let alive = task(false);
+    let mut world = empty_world();
+    pass(&alive, &mut world);
+    let dead = task(true);
+    let name = NsName::Sandbox(crate::scenario::net_id(1));
+    let ops = steps(&name, &dead.namespaces[&name], &world.namespaces[&name]);
+    assert_eq!(ops, [NetOp::SetUp { name: "t-0000000001".to_owned(), up: false }]);
+}

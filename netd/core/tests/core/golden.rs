@@ -1,0 +1,123 @@
+//! Whole plans as text. `UPDATE_GOLDEN=1 cargo test` writes them anew; read the difference before you commit it.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use orch_model::service::PublishMode;
+use orch_netd_core::{
+    ns::{LinkKind, NsPlan, Target},
+    plan::Plan,
+};
+
+use crate::scenario::{INGRESS, Scenario, port};
+
+fn check(name: &str, scenario: &Scenario) {
+    let text = render(&scenario.plan());
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/core/golden").join(format!("{name}.txt"));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert!(text == golden, "{} is not what is planned now:\n{text}", path.display());
+}
+
+fn render(plan: &Plan) -> String {
+    let mut text = String::new();
+    for (name, ns) in &plan.namespaces {
+        writeln!(text, "== {name}").unwrap();
+        render_ns(ns, &mut text);
+    }
+    for problem in &plan.problems {
+        writeln!(text, "problem: {problem}").unwrap();
+    }
+    text
+}
+
+fn render_ns(ns: &NsPlan, text: &mut String) {
+    for (name, link) in &ns.links {
+        let kind = match &link.kind {
+            LinkKind::Loopback => "loopback".to_owned(),
+            LinkKind::Bridge => "bridge".to_owned(),
+            LinkKind::Vxlan(v) => format!("vxlan {} port {} local {}", v.vni, v.port, v.local),
+            LinkKind::Veth { peer_ns, peer_name } => format!("pair with {peer_name} of {peer_ns}"),
+            LinkKind::VethPeer => "end of a pair".to_owned(),
+        };
+        write!(text, "link {name}: {kind}").unwrap();
+        link.mac.iter().for_each(|mac| write!(text, ", mac {mac}").unwrap());
+        link.mtu.iter().for_each(|mtu| write!(text, ", mtu {mtu}").unwrap());
+        link.master.iter().for_each(|master| write!(text, ", port of {master}").unwrap());
+        text.push_str(if link.isolated { ", isolated" } else { "" });
+        text.push_str(if link.up { "\n" } else { ", down\n" });
+    }
+    ns.addresses.iter().for_each(|(link, addr)| writeln!(text, "address {addr} on {link}").unwrap());
+    for route in &ns.routes {
+        let target = match &route.target {
+            Target::Link(link) => format!("dev {link}"),
+            Target::Via(via, link) => format!("via {via} dev {link}"),
+            Target::Blackhole => "dropped".to_owned(),
+        };
+        writeln!(text, "route {} table {}: {target}", route.destination, route.table).unwrap();
+    }
+    ns.rules.iter().for_each(|r| writeln!(text, "rule {} {:?} table {}", r.priority, r.selector, r.table).unwrap());
+    ns.neighbours.iter().for_each(|n| writeln!(text, "neighbour {} {} on {}", n.addr, n.mac, n.link).unwrap());
+    for entry in &ns.fdb {
+        let bridged = if entry.bridged { ", bridge too" } else { "" };
+        writeln!(text, "forward {} to {} on {}{bridged}", entry.mac, entry.vtep, entry.link).unwrap();
+    }
+    ns.sysctls.iter().for_each(|(path, value)| writeln!(text, "sysctl {path} = {value}").unwrap());
+    write!(text, "{}", ns.ruleset).unwrap();
+}
+
+#[test]
+fn nothing_yet() {
+    check("nothing_yet", &Scenario { items: vec![], tasks: Default::default() });
+}
+
+#[test]
+fn a_service_on_two_nodes_with_a_published_port() {
+    let web = || vec![port(8080, 80, PublishMode::Ingress), port(8081, 81, PublishMode::Ingress)];
+    check(
+        "service_on_two_nodes",
+        &Scenario::new(2)
+            .network(INGRESS, false)
+            .network(1, false)
+            .service(1, 1, vec![])
+            .service(1, 2, vec![])
+            .service(INGRESS, 1, web())
+            .service(INGRESS, 2, vec![port(9090, 90, PublishMode::Ingress)])
+            .endpoint(1, 1, 1, 1, true)
+            .endpoint(1, 2, 1, 2, true)
+            .endpoint(INGRESS, 1, 1, 1, true)
+            .endpoint(INGRESS, 2, 1, 2, true)
+            .task(1, &[INGRESS, 1], vec![], false),
+    );
+}
+
+#[test]
+fn a_dead_task_an_internal_network_and_host_ports() {
+    let host_port = |published| vec![port(published, 80, PublishMode::Host)];
+    check(
+        "dead_internal_host_ports",
+        &Scenario::new(1)
+            .network(1, false)
+            .network(2, true)
+            .service(1, 1, vec![])
+            .endpoint(1, 1, 1, 1, true)
+            .endpoint(1, 2, 1, 1, true)
+            .task(1, &[1], host_port(8000), true)
+            .task(2, &[1], host_port(8000), false)
+            .task(3, &[2], vec![], false)
+            .task(4, &[2], host_port(8001), false)
+            .task(5, &[], vec![], false),
+    );
+}
+
+#[test]
+fn a_network_in_the_way_of_the_gateway_is_a_problem() {
+    let mut scenario = Scenario::new(1).network(1, false);
+    if let orch_model::assignment::Assignment::Network(network) = &mut scenario.items[1] {
+        network.subnets = vec!["172.18.3.0/24".parse().unwrap()];
+    }
+    let problems = scenario.plan().problems;
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].contains("net1 overlaps this node's gateway network 172.18.0.0/16"), "{problems:?}");
+}

@@ -1,0 +1,8 @@
+//! What the core decides: golden texts of whole plans, a fixed-point property over random ones, DNS answers.
+
+#![allow(clippy::unwrap_used)]
+
+mod dns;
+mod fixed_point;
+mod golden;
+mod scenario;

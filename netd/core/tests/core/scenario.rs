@@ -1,0 +1,138 @@
+//! Desired states to plan from, by small numbers.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use orch_model::{
+    NetworkId, NodeId, ServiceId, TaskId,
+    assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
+    service::{PortConfig, Protocol, PublishMode},
+    task::TaskAttachment,
+};
+use orch_netd_core::{
+    desired::{Desired, LocalTask},
+    gateway::Gateway,
+    plan::{Inputs, NodeFacts, Plan, plan},
+};
+
+/// The ingress network's number.
+pub(crate) const INGRESS: u8 = 0;
+
+pub(crate) struct Scenario {
+    pub(crate) items: Vec<Assignment>,
+    pub(crate) tasks: BTreeMap<TaskId, LocalTask>,
+}
+
+pub(crate) fn net_id(network: u8) -> NetworkId {
+    NetworkId::from_random(network.into())
+}
+
+pub(crate) fn task_id(task: u8) -> TaskId {
+    TaskId::from_random(task.into())
+}
+
+fn node_id(node: u8) -> NodeId {
+    NodeId::from_random(node.into())
+}
+
+fn service_id(service: u8) -> ServiceId {
+    ServiceId::from_random(service.into())
+}
+
+/// 10.0.NETWORK.10 + task.
+pub(crate) fn addr(network: u8, task: u8) -> IpAddr {
+    IpAddr::from([10, 0, network, 10 + task])
+}
+
+pub(crate) fn port(published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
+    PortConfig { name: String::new(), protocol: Protocol::Tcp, target_port, published_port, publish_mode }
+}
+
+impl Scenario {
+    /// Nodes 1..=`nodes`; this is node 1.
+    pub(crate) fn new(nodes: u8) -> Self {
+        let peer = |node| {
+            Assignment::Peer(Peer {
+                node: node_id(node),
+                index: node.into(),
+                data_addr: IpAddr::from([192, 168, 9, node]),
+                ingress_addr: Some(IpAddr::from([10, 0, 0, 200 + node])),
+            })
+        };
+        Self { items: (1..=nodes).map(peer).collect(), tasks: BTreeMap::new() }
+    }
+
+    pub(crate) fn network(mut self, network: u8, internal: bool) -> Self {
+        let subnet = ipnetwork::IpNetwork::new(IpAddr::from([10, 0, network, 0]), 24).unwrap();
+        self.items.push(Assignment::Network(NetworkItem {
+            id: net_id(network),
+            name: format!("net{network}"),
+            vni: 4096 + u32::from(network),
+            subnets: vec![subnet],
+            gateways: vec![IpAddr::from([10, 0, network, 1])],
+            internal,
+            ingress: network == INGRESS,
+            driver_options: BTreeMap::new(),
+            data_path_port: 4789,
+        }));
+        self
+    }
+
+    /// Service `service` has the VIP 10.0.NETWORK.100 + service on a user network, its ports on the ingress network.
+    pub(crate) fn service(mut self, network: u8, service: u8, ports: Vec<PortConfig>) -> Self {
+        let vip = IpAddr::from([10, 0, network, 100 + service]);
+        self.items.push(Assignment::ServiceEndpoint(ServiceEndpointItem {
+            network: net_id(network),
+            service: service_id(service),
+            names: vec![format!("svc{service}")],
+            vips: if network == INGRESS { vec![] } else { vec![vip] },
+            ports,
+        }));
+        self
+    }
+
+    pub(crate) fn endpoint(mut self, network: u8, task: u8, service: u8, node: u8, serving: bool) -> Self {
+        self.items.push(Assignment::Endpoint(EndpointItem {
+            network: net_id(network),
+            task: task_id(task),
+            service: service_id(service),
+            node: node_id(node),
+            addresses: vec![addr(network, task)],
+            names: vec![format!("svc{service}.{task}")],
+            serving,
+        }));
+        self
+    }
+
+    /// A task of this node.
+    pub(crate) fn task(mut self, task: u8, networks: &[u8], host_ports: Vec<PortConfig>, down: bool) -> Self {
+        let attachment = |network: &u8| TaskAttachment {
+            network: net_id(*network),
+            addresses: vec![ipnetwork::IpNetwork::new(addr(*network, task), 24).unwrap()],
+            aliases: vec![],
+        };
+        self.tasks.insert(
+            task_id(task),
+            LocalTask {
+                id: task_id(task),
+                service: None,
+                hostname: format!("t{task}"),
+                attachments: networks.iter().map(attachment).collect(),
+                host_ports,
+                nameservers: vec![],
+                gateway_addr: [172, 18, 0, 10 + task].into(),
+                dns_port: 40_000 + u16::from(task),
+                down,
+            },
+        );
+        self
+    }
+
+    pub(crate) fn desired(&self) -> Desired {
+        Desired::new(Some(node_id(1)), self.items.clone())
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500 };
+        plan(Inputs { desired: &self.desired(), tasks: &self.tasks, facts })
+    }
+}
