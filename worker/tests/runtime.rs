@@ -262,7 +262,7 @@ async fn limits_are_in_the_cgroups() {
     assert!(["50000", "50000 100000"].contains(&cpu.as_str()), "{cpu}");
     let inside = output(container.exec(&command(&["sh", "-c", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"])).await.unwrap()).await;
     assert_eq!(inside.1.trim(), (64 << 20).to_string(), "a program sees its limit");
-    let write = output(container.exec(&command(&["sh", "-c", "echo 1 > /sys/fs/cgroup/memory/memory.limit_in_bytes || echo 1 > /sys/fs/cgroup/memory.max"])).await.unwrap()).await;
+    let write = output(container.exec(&command(&["sh", "-c", "echo 1 > $(ls -d /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null)"])).await.unwrap()).await;
     assert_ne!(write.0, 0, "and cannot change it");
     let path = container.cgroup().to_owned();
     container.delete().await.unwrap();
@@ -297,8 +297,9 @@ async fn privileges_are_dockers() {
             assert_eq!(status(pid, set), want, "{set} of {pid}");
         }
         assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "0");
-        assert_eq!(status(pid, "SigBlk"), "0000000000000000");
-        assert_eq!(status(pid, "SigIgn"), "0000000000000000");
+        for set in ["SigBlk", "SigIgn"] {
+            assert_eq!(status(pid, set), "0000000000000000", "{set} of {pid}");
+        }
         assert_eq!(status(pid, "Groups"), "0");
     }
     let (code, _, err) = output(container.exec(&command(&["unshare", "-m", "true"])).await.unwrap()).await;
@@ -422,7 +423,7 @@ async fn the_inside_looks_as_it_should() {
     fs::write(&file, "10.0.0.9 me\n").unwrap();
     let script = "hostname; cat /etc/hosts; touch /x 2>/dev/null && echo writable; touch /data/f && echo data; \
                   touch /ro/f 2>/dev/null || echo readonly; grep -c ' /scratch ' /proc/mounts; cat /proc/1/comm; \
-                  cat /proc/kcore | head -c1; touch /proc/sys/kernel/hostname 2>/dev/null || echo protected; \
+                  touch /proc/sys/kernel/hostname 2>/dev/null || echo protected; \
                   grep 'open files' /proc/self/limits; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /dev";
     let data = node.dir.path().join("data");
     fs::create_dir(&data).unwrap();

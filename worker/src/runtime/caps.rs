@@ -70,11 +70,13 @@ impl CapSet {
         NAMES.iter().enumerate().filter(|(n, _)| self.0 & (1 << n) != 0).map(|(_, name)| format!("CAP_{name}")).collect()
     }
 
-    /// Without those that the running kernel does not have, which nobody can be given.
-    pub(crate) fn known_to_kernel(self) -> Self {
-        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok().and_then(|text| text.trim().parse().ok());
-        let last: u32 = last.unwrap_or(40).min(62);
-        Self(self.0 & ((1 << (last + 1)) - 1))
+    /// Without those that this process does not have itself (the kernel may not know them, or a machine that is a
+    /// container may lack them): nobody can be given these.
+    pub(crate) fn grantable(self) -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+        let permitted = permitted.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+        Self(self.0 & permitted.unwrap_or(u64::MAX))
     }
 }
 

@@ -200,7 +200,7 @@ impl Container {
         let path = Files(&self.0.folder).bundle().join("config.json");
         let spec = fs::read(&path).and_then(|text| serde_json::from_slice::<Value>(&text).map_err(Into::into));
         let mut process = spec.map_err(|err| io_error("cannot read", &path, err))?["process"].take();
-        let caps = if request.privileged { CapSet::ALL.known_to_kernel() } else { CapSet(config.caps) };
+        let caps = if request.privileged { CapSet::ALL.grantable() } else { CapSet(config.caps) };
         process["terminal"] = json!(request.tty);
         process["args"] = json!(request.args);
         process["capabilities"] = capabilities(caps);
@@ -238,7 +238,7 @@ impl Inner {
             code: CODE_KILLED,
             signal: Some(libc::SIGKILL),
             oom_killed: false,
-            error: Some("the container's shim was killed; what was left of the container has been killed too".to_owned()),
+            error: Some(self.shim_died()),
             started_at_ns: None,
             finished_at_ns: to_ns(SystemTime::now()),
         };
@@ -249,6 +249,15 @@ impl Inner {
             written.map_err(|err| io_error("cannot write", files.exit(), err))?;
         }
         Ok(record.into())
+    }
+}
+
+impl Inner {
+    /// With what it said, should it have failed rather than been killed.
+    fn shim_died(&self) -> String {
+        let said = fs::read_to_string(Files(&self.folder).messages()).unwrap_or_default();
+        let base = "the container's shim was killed; what was left of the container has been killed too";
+        if said.trim().is_empty() { base.to_owned() } else { format!("{base} (its last words: {})", said.trim()) }
     }
 }
 

@@ -191,7 +191,7 @@ impl Inner {
         let all = if container.privileged { CapSet::ALL } else { CapSet::effective(&container.cap_add, &container.cap_drop)? };
         let asked = container.privileged || CapSet::effective(&container.cap_add, &["ALL".to_owned()])?.has("MKNOD");
         let safe = if self.layout.is_v2() && !asked { all.without("MKNOD") } else { all };
-        Ok(safe.known_to_kernel())
+        Ok(safe.grantable())
     }
 
     /// Writes the folder and starts the shim, with its socket open already.
@@ -216,14 +216,13 @@ impl Inner {
         write(files.bundle().join("config.json"), prepared.spec.to_string().into_bytes())?;
         write(files.config(), serde_json::to_vec(&prepared.config).unwrap_or_default())?;
         let listener = UnixListener::bind(files.socket()).map_err(|err| io_error("cannot listen on", files.socket(), err))?;
-        let messages = folder.join("shim.log");
-        let messages = File::create(&messages).map_err(|err| io_error("cannot write", messages, err))?;
+        let messages = File::create(files.messages()).map_err(|err| io_error("cannot write", files.messages(), err))?;
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg(folder).arg0("orch").env_clear();
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(messages);
         let spawned = command.status().and_then(|status| match status.success() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("{status}: {}", fs::read_to_string(folder.join("shim.log")).unwrap_or_default()))),
+            false => Err(io::Error::other(format!("{status}: {}", fs::read_to_string(files.messages()).unwrap_or_default()))),
         });
         spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
     }

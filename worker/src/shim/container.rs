@@ -221,11 +221,10 @@ fn own(stream: &OwnedFd, uid: u32) {
     }
 }
 
-/// libcontainer sets its own process's score to what the container shall inherit.
+/// libcontainer sets its own process's score to what the container shall inherit. Where the shim may not lower its own
+/// (a machine that is a container itself), it is killed like any other process.
 fn reset_oom_score() {
-    if let Err(err) = fs::write("/proc/self/oom_score_adj", SHIM_OOM_SCORE) {
-        eprintln!("cannot set oom_score_adj: {err}");
-    }
+    let _ = fs::write("/proc/self/oom_score_adj", SHIM_OOM_SCORE);
 }
 
 /// Where libcontainer sends a terminal's master side.

@@ -167,17 +167,22 @@ fn own_terminal(uid: u32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fchown(0, uid, u32::MAX) }).map(drop)
 }
 
-/// The shim blocks signals and the Rust runtime ignores SIGPIPE: both would be inherited.
+/// The shim blocks signals and the Rust runtime ignores SIGPIPE: both would be inherited. By system calls, because the
+/// C library keeps two signals to itself and leaves them as they are.
 #[allow(unsafe_code)]
 fn reset_signals() {
-    // SAFETY: sets default actions and an empty mask; numbers that cannot be set are refused by the kernel.
+    const LAST_SIGNAL: libc::c_int = 64;
+    const SET_BYTES: usize = 8;
+    let none = 0_u64;
+    // SIG_DFL, no flags, no restorer, empty mask: all zeros.
+    let default_action = [0_u64; 4];
+    let nothing = std::ptr::null_mut::<u8>();
+    // SAFETY: the kernel reads an action of 32 bytes and a mask of 8; SIGKILL and SIGSTOP are refused.
     unsafe {
-        for number in 1..=libc::SIGRTMAX() {
-            libc::signal(number, libc::SIG_DFL);
+        for number in 1..=LAST_SIGNAL {
+            libc::syscall(libc::SYS_rt_sigaction, number, default_action.as_ptr(), nothing, SET_BYTES);
         }
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, nothing, SET_BYTES);
     }
 }
 

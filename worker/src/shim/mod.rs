@@ -85,10 +85,13 @@ fn detach() -> io::Result<Detached> {
 fn serve(folder: &Path, listener: UnixListener) -> io::Result<()> {
     let files = Files(folder);
     let config: ShimConfig = serde_json::from_slice(&fs::read(files.config())?)?;
+    // The worker takes a closed socket for the end, and looks for the exit file then: the file comes first.
+    let open_until_written = listener.try_clone()?;
     let server = match prepare(folder, listener, &config) {
         Ok(server) => server,
         Err(failure) => return server::write_exit(&files, &not_created(failure)),
     };
+    drop(open_until_written);
     server.run()
 }
 

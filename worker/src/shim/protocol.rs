@@ -43,6 +43,11 @@ impl Files<'_> {
         self.0.join("shim.sock")
     }
 
+    /// What the shim had to say to the operator; usually nothing.
+    pub(crate) fn messages(&self) -> PathBuf {
+        self.0.join("shim.log")
+    }
+
     pub(crate) fn exit(&self) -> PathBuf {
         self.0.join("exit.json")
     }
