@@ -2,7 +2,20 @@
 //!
 //! It decides nothing itself: `orch-manager-core` does, from the state alone. This crate commits decisions, carries
 //! them to nodes and answers people. Crash-only: killed at any instant, it reads its disk and carries on.
+//!
+//! `daemon` puts it together: `log` (bytes on disk) under `raft` (the only user of openraft), `leader` (the loop that
+//! commits decisions, and what lives as long as a reign) with `dispatcher` (agents) and `streams` (logs, exec), `api`
+//! (control API, CA, access) in front, `membership` and `home` at the start.
 
 pub mod api;
+pub mod daemon;
+pub mod dispatcher;
+pub mod home;
+pub mod leader;
 pub mod log;
+pub mod membership;
 pub mod raft;
+mod random;
+pub mod streams;
+
+pub use daemon::{Config, run};

@@ -1,3 +1,20 @@
-//! What the manager answers: the control API, the CA, and who may call what.
+//! What the manager answers: the control API, the CA, and who may call what where.
 
+mod access;
+mod ca;
+mod control;
+mod filter;
+mod forward;
+mod gate;
+mod info;
+mod outgoing;
+mod spec;
 pub mod status;
+mod watch;
+
+pub use access::Origin;
+pub use ca::CaService;
+pub(crate) use ca::availability;
+pub use control::ControlService;
+pub use forward::Forwarder;
+pub use gate::GateLayer;

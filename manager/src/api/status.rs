@@ -2,7 +2,7 @@
 //!
 //! A status carries a sentence for the operator and, in its metadata, a stable code for programs.
 
-use orch_manager_core::ApplyError;
+use orch_manager_core::{ApplyError, control::ControlError, resolve::ResolveError};
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::raft::{ConsensusError, Leadership, ProposeError};
@@ -85,4 +85,42 @@ pub fn from_apply(error: &ApplyError) -> Status {
         ApplyError::Backwards { .. } => (Code::FailedPrecondition, "backwards"),
     };
     with_code(code, stable, error.to_string())
+}
+
+/// The connection to the leader broke while it had the call.
+#[must_use]
+pub fn leader_lost() -> Status {
+    with_code(
+        Code::Unavailable,
+        "leader-lost",
+        "the leader went away before it answered; whether the change was made is not known: look, and try again",
+    )
+}
+
+#[must_use]
+pub fn from_control(error: &ControlError) -> Status {
+    use orch_manager_core::control::Code as Refusal;
+    let (code, stable) = match error.code {
+        Refusal::NotFound => (Code::NotFound, "not-found"),
+        Refusal::AlreadyExists => (Code::AlreadyExists, "exists"),
+        Refusal::InvalidArgument => (Code::InvalidArgument, "invalid"),
+        Refusal::FailedPrecondition => (Code::FailedPrecondition, "precondition"),
+        Refusal::Aborted => (Code::Aborted, "stale"),
+    };
+    with_code(code, stable, error.text.clone())
+}
+
+#[must_use]
+pub fn from_resolve(error: &ResolveError) -> Status {
+    let (code, stable) = match error {
+        ResolveError::NotFound { .. } => (Code::NotFound, "not-found"),
+        ResolveError::Ambiguous { .. } => (Code::InvalidArgument, "ambiguous"),
+    };
+    with_code(code, stable, error.to_string())
+}
+
+/// A message that cannot be decoded.
+#[must_use]
+pub fn malformed(error: &dyn std::error::Error) -> Status {
+    with_code(Code::InvalidArgument, "malformed", error.to_string())
 }

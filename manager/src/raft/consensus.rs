@@ -187,7 +187,7 @@ impl Consensus {
 
     /// Makes `member` a voter; first it learns everything, so that the quorum never waits for it. On the leader only.
     pub async fn add_member(&self, raft_id: u64, member: Member) -> Result<(), ConsensusError> {
-        let (is_voter, former) = {
+        let (is_voter, same, former) = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
             let membership = metrics.membership_config.membership();
@@ -198,14 +198,18 @@ impl Consensus {
                 .filter(|(id, known)| **id != raft_id && known.node_id == member.node_id)
                 .map(|(id, _)| *id)
                 .collect();
-            (same && membership.voter_ids().any(|id| id == raft_id), former)
+            (membership.voter_ids().any(|id| id == raft_id), same, former)
         };
         if !former.is_empty() {
             self.change_members(ChangeMembers::RemoveVoters(former.clone()), false).await?;
             self.change_members(ChangeMembers::RemoveNodes(former), false).await?;
         }
-        if is_voter {
+        if is_voter && same {
             return Ok(());
+        }
+        if is_voter {
+            // It has moved.
+            return self.change_members(ChangeMembers::SetNodes(BTreeMap::from([(raft_id, member)])), true).await;
         }
         let learned = timeout(MEMBER_LIMIT, self.raft.add_learner(raft_id, member, true)).await;
         learned.map_err(|_| ConsensusError::NoQuorum)?.map_err(write_error)?;
@@ -214,17 +218,23 @@ impl Consensus {
 
     /// Takes a manager out of the quorum, unless what remains could not decide any more. On the leader only.
     pub async fn remove_member(&self, raft_id: u64, force: bool) -> Result<(), ConsensusError> {
-        let (voters, reachable) = self.voters();
-        if !voters.contains(&raft_id) {
+        if !self.voters().0.contains(&raft_id) {
             return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([raft_id])), false).await;
         }
-        let remaining = voters.len() - 1;
+        self.may_remove(raft_id, force)?;
+        self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([raft_id])), false).await
+    }
+
+    /// Whether the managers that would remain could still decide.
+    pub fn may_remove(&self, raft_id: u64, force: bool) -> Result<(), ConsensusError> {
+        let (voters, reachable) = self.voters();
+        let remaining = voters.iter().filter(|id| **id != raft_id).count();
         let reachable = reachable.iter().filter(|id| **id != raft_id).count();
         let quorum = remaining / 2 + 1;
         if reachable < quorum && !force {
             return Err(ConsensusError::WouldLoseQuorum { remaining, reachable, quorum });
         }
-        self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([raft_id])), false).await
+        Ok(())
     }
 
     /// The voters, and those of them that answered this leader lately (itself included).

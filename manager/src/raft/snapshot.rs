@@ -62,10 +62,6 @@ impl SnapshotFolder {
         Ok(Self { dir: dir.into(), sealer, cluster })
     }
 
-    pub(crate) fn cluster(&self) -> &ClusterId {
-        &self.cluster
-    }
-
     /// Makes the snapshot durable, then removes older ones.
     pub(crate) fn save(&self, meta: &SnapshotMeta, state: &State) -> Result<(), SnapshotError> {
         let path = self.dir.join(file_name(meta));

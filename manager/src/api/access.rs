@@ -1,0 +1,109 @@
+//! Who may make which call, and which manager answers it: one row per call.
+//!
+//! A call that is not here is refused.
+
+use orch_model::node::NodeRole;
+
+/// Where a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The local socket: its file mode has decided who may use it.
+    LocalSocket,
+    /// Mutual TLS; the certificate is optional.
+    Network,
+}
+
+/// What a caller has to show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Access {
+    /// The local socket, or a manager's certificate.
+    Admin,
+    /// A certificate of one of these roles.
+    Nodes(&'static [NodeRole]),
+    /// Nothing: the call brings a proof of its own (a join token).
+    Anyone,
+}
+
+/// Which manager answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The one that was asked.
+    Here,
+    /// The leader; others pass the call on.
+    Leader,
+    /// The leader, or the one that was asked while there is no leader.
+    LeaderElseHere,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub(super) access: Access,
+    pub(super) place: Place,
+}
+
+const ANY_NODE: Access = Access::Nodes(&[NodeRole::Worker, NodeRole::Manager]);
+const MANAGERS: Access = Access::Nodes(&[NodeRole::Manager]);
+
+const RULES: &[(&str, Access, Place)] = &[
+    ("/orch.v1.Control/Create", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Update", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Remove", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Get", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/List", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Watch", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/RotateJoinToken", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Info", Access::Admin, Place::LeaderElseHere),
+    ("/orch.v1.Control/Logs", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/Exec", Access::Admin, Place::Leader),
+    ("/orch.v1.Ca/Join", Access::Anyone, Place::Leader),
+    ("/orch.v1.Ca/Renew", ANY_NODE, Place::Leader),
+    ("/orch.v1.Ca/Leave", ANY_NODE, Place::Leader),
+    ("/orch.v1.Dispatcher/Session", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/Heartbeat", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/Assignments", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/Ack", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/UpdateTaskStatus", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/RegisterImage", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/ForgetImage", ANY_NODE, Place::Here),
+    ("/orch.v1.Streams/Attach", ANY_NODE, Place::Here),
+    ("/orch.v1.Raft/AppendEntries", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/Vote", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/Snapshot", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/TransferLeader", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/AddMember", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/RemoveMember", MANAGERS, Place::Here),
+];
+
+/// The row of a call; `None` when there is no such call.
+pub(super) fn rule(path: &str) -> Option<Rule> {
+    RULES.iter().find(|(known, ..)| *known == path).map(|(_, access, place)| Rule { access: *access, place: *place })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Every call of the services that a manager serves has a row, and no row is left over.
+    #[test]
+    fn every_call_has_a_rule() {
+        let mut declared = Vec::new();
+        let protos = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/orch/v1");
+        for file in ["control.proto", "ca.proto", "dispatcher.proto", "raft.proto"] {
+            let text = fs::read_to_string(format!("{protos}/{file}")).unwrap();
+            let mut service = "";
+            for line in text.lines().map(str::trim) {
+                if let Some(rest) = line.strip_prefix("service ") {
+                    service = rest.split_whitespace().next().unwrap();
+                } else if let Some(rest) = line.strip_prefix("rpc ") {
+                    declared.push(format!("/orch.v1.{service}/{}", rest.split('(').next().unwrap()));
+                }
+            }
+        }
+        let mut ruled: Vec<_> = RULES.iter().map(|(path, ..)| (*path).to_owned()).collect();
+        declared.sort();
+        ruled.sort();
+        assert_eq!(declared, ruled);
+    }
+}

@@ -1,0 +1,271 @@
+//! The `Ca` service: nodes join, renew their certificates and leave.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use orch_model::{
+    Annotations, Meta, NodeId, Object,
+    change::Change,
+    cluster::{Cluster, RootCa},
+    node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
+};
+use orch_proto::{
+    ca::{self, CaError},
+    tls::{JoinToken, peer_identity},
+    wire::{self, ca_server},
+};
+use tonic::{Code, Request, Response, Status};
+
+use super::status;
+use crate::{
+    dispatcher::Reign,
+    leader::Throne,
+    raft::{Consensus, View},
+    random,
+};
+
+/// Signs certificates with the cluster's authority; on the leader only.
+pub struct CaService {
+    consensus: Consensus,
+    throne: Throne,
+}
+
+impl CaService {
+    #[must_use]
+    pub fn new(consensus: Consensus, throne: Throne) -> Self {
+        Self { consensus, throne }
+    }
+
+    fn reign(&self) -> Result<Arc<Reign>, Status> {
+        self.throne.load_full().ok_or_else(|| status::not_leader(&self.consensus.leadership().borrow()))
+    }
+
+    fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
+        let peer = peer_identity(request).ok_or_else(|| Status::unauthenticated("this call needs a certificate"))?;
+        Ok(peer.node_id.clone())
+    }
+}
+
+#[tonic::async_trait]
+impl ca_server::Ca for CaService {
+    async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        let reign = self.reign()?;
+        let request = request.into_inner();
+        let cluster = cluster(&self.consensus.store().view())?;
+        let role = role_of_token(&cluster, &request.token)?;
+        let node = new_node(&reign, &request, role)?;
+        // Signed first: a request that cannot be signed leaves no node behind.
+        let certificates = Certificates::sign(&cluster, &node.id, role, &request.worker_csr_pem, &request.manager_csr_pem)?;
+        let id = node.id.clone();
+        let created = reign.proposer().propose(vec![Change::Create(Object::Node(Arc::new(node)))]).await;
+        created.map_err(|e| status::from_propose(&e))?;
+        tracing::info!(node = %id, hostname = request.hostname, ?role, "a node joined the cluster");
+        Ok(Response::new(certificates.answer(&cluster, &id, &self.consensus.store().view())))
+    }
+
+    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::JoinResponse>, Status> {
+        self.reign()?;
+        let id = Self::caller(&request)?;
+        let request = request.into_inner();
+        let view = self.consensus.store().view();
+        let cluster = cluster(&view)?;
+        let Some(node) = view.state.node(&id) else { return Err(removed(&id)) };
+        let certificates =
+            Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem)?;
+        Ok(Response::new(certificates.answer(&cluster, &id, &view)))
+    }
+
+    async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::Empty>, Status> {
+        let reign = self.reign()?;
+        let id = Self::caller(&request)?;
+        let force = request.into_inner().force;
+        let view = self.consensus.store().view();
+        let Some(node) = view.state.node(&id) else { return Err(removed(&id)) };
+        let raft_id = node.manager.as_ref().map(|manager| manager.raft_id);
+        drop(view);
+        if let Some(raft_id) = raft_id {
+            let (voters, _) = self.consensus.voters();
+            if voters.len() == 1 && voters.contains(&raft_id) {
+                return last_manager_leaves(force);
+            }
+            self.consensus.may_remove(raft_id, force).map_err(|e| status::from_consensus(&e))?;
+        }
+        let now = reign.proposer().now();
+        let left = reign.edit_node(&id, |node| {
+            node.role = NodeRole::Worker;
+            node.spec.role = NodeRole::Worker;
+            node.manager = None;
+            let message = "the node left the cluster".to_owned();
+            node.status = NodeStatus { state: NodeState::Down, message, addr: node.status.addr, since: now };
+        });
+        left.await.map_err(|e| status::from_propose(&e))?;
+        reign.expel(&id);
+        if let Some(raft_id) = raft_id {
+            self.consensus.remove_member(raft_id, force).await.map_err(|e| status::from_consensus(&e))?;
+        }
+        tracing::info!(node = %id, "a node left the cluster");
+        Ok(Response::new(wire::Empty {}))
+    }
+}
+
+/// Which role a token gives, or in which way it is wrong.
+fn role_of_token(cluster: &Cluster, text: &str) -> Result<NodeRole, Status> {
+    let refused = |stable, text: String| status::with_code(Code::PermissionDenied, stable, text);
+    let token = JoinToken::parse(text)
+        .map_err(|e| status::with_code(Code::InvalidArgument, "bad-token", e.to_string()))?;
+    let known = |text: &str| JoinToken::parse(text).ok();
+    let (worker, manager) = (known(&cluster.join_tokens.worker), known(&cluster.join_tokens.manager));
+    // Both are always compared, and in constant time.
+    let is_worker = worker.as_ref().is_some_and(|t| same(&t.secret, &token.secret));
+    let is_manager = manager.as_ref().is_some_and(|t| same(&t.secret, &token.secret));
+    if [&worker, &manager].into_iter().flatten().all(|t| t.digest != token.digest) {
+        return Err(refused(
+            "foreign-token",
+            "this join token belongs to another cluster: get one with \"orch join-token worker\" on a manager of the \
+             cluster that you want to join"
+                .to_owned(),
+        ));
+    }
+    match (is_manager, is_worker) {
+        (true, _) => Ok(NodeRole::Manager),
+        (false, true) => Ok(NodeRole::Worker),
+        (false, false) => Err(refused(
+            "rotated-token",
+            "this join token is not valid (any more): it was rotated or mistyped; get the current one with \
+             \"orch join-token worker\" or \"orch join-token manager\" on a manager"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Compares without telling, by the time it takes, where the difference is.
+fn same(a: &str, b: &str) -> bool {
+    let difference = a.bytes().zip(b.bytes()).fold(0, |all, (a, b)| all | (a ^ b));
+    a.len() == b.len() && std::hint::black_box(difference) == 0
+}
+
+fn new_node(reign: &Reign, request: &wire::JoinRequest, role: NodeRole) -> Result<Node, Status> {
+    let availability = availability(&request.availability)?;
+    let description = NodeDescription { hostname: request.hostname.clone(), ..NodeDescription::default() };
+    Ok(Node {
+        id: NodeId::from_random(random::bits()),
+        meta: Meta::default(),
+        spec: NodeSpec { annotations: Annotations::default(), role, availability },
+        role,
+        description,
+        status: NodeStatus {
+            state: NodeState::Unknown,
+            message: "the node has joined and not yet reported".to_owned(),
+            addr: None,
+            since: reign.proposer().now(),
+        },
+        // Written when it asks to become a member of raft.
+        manager: None,
+        index: 0,
+        attachments: std::collections::BTreeMap::new(),
+    })
+}
+
+/// `""` is the default.
+pub(crate) fn availability(word: &str) -> Result<Availability, Status> {
+    match word {
+        "" | "active" => Ok(Availability::Active),
+        "pause" => Ok(Availability::Pause),
+        "drain" => Ok(Availability::Drain),
+        other => Err(Status::invalid_argument(format!("invalid availability {other:?}: use active, pause or drain"))),
+    }
+}
+
+struct Certificates {
+    worker: String,
+    /// Empty for a worker.
+    manager: String,
+}
+
+impl Certificates {
+    /// Every node has a worker's certificate, managers have a manager's as well.
+    fn sign(
+        cluster: &Cluster,
+        id: &NodeId,
+        role: NodeRole,
+        worker_csr: &str,
+        manager_csr: &str,
+    ) -> Result<Self, Status> {
+        let lifetime = cluster.spec.cert_expiry;
+        let sign = |csr: &str, role| sign(&cluster.root_ca, csr, id, cluster, role, lifetime);
+        let worker = sign(worker_csr, NodeRole::Worker)?;
+        let manager = match role {
+            NodeRole::Worker => String::new(),
+            NodeRole::Manager if manager_csr.is_empty() => {
+                return Err(Status::invalid_argument("a manager joins with a manager's certificate request as well"));
+            }
+            NodeRole::Manager => sign(manager_csr, NodeRole::Manager)?,
+        };
+        Ok(Self { worker, manager })
+    }
+
+    fn answer(self, cluster: &Cluster, id: &NodeId, view: &View) -> wire::JoinResponse {
+        let managers = view.state.nodes().filter_map(|n| n.manager.as_ref()).map(|m| m.addr.clone()).collect();
+        wire::JoinResponse {
+            node_id: id.to_string(),
+            cluster_id: cluster.id.to_string(),
+            root_cert_pem: cluster.root_ca.cert_pem.clone(),
+            worker_cert_pem: self.worker,
+            manager_cert_pem: self.manager,
+            managers,
+        }
+    }
+}
+
+fn sign(
+    root: &RootCa,
+    csr: &str,
+    id: &NodeId,
+    cluster: &Cluster,
+    role: NodeRole,
+    lifetime: Duration,
+) -> Result<String, Status> {
+    ca::sign_csr(root, csr, id, &cluster.id, role, lifetime, SystemTime::now()).map_err(|error| match error {
+        CaError::Request(_) | CaError::KeyKind => Status::invalid_argument(error.to_string()),
+        other => Status::internal(other.to_string()),
+    })
+}
+
+fn cluster(view: &View) -> Result<Arc<Cluster>, Status> {
+    view.state.cluster().cloned().ok_or_else(status::no_leader)
+}
+
+fn removed(id: &NodeId) -> Status {
+    status::with_code(
+        Code::PermissionDenied,
+        "node-removed",
+        format!("node {id} was removed from the cluster: leave it with \"orch leave --force\" and join again"),
+    )
+}
+
+fn last_manager_leaves(force: bool) -> Result<Response<wire::Empty>, Status> {
+    if force {
+        // There is nobody to tell: the cluster ends with it.
+        return Ok(Response::new(wire::Empty {}));
+    }
+    Err(status::with_code(
+        Code::FailedPrecondition,
+        "last-manager",
+        "this is the last manager: leaving ends the cluster with all its services. Use --force if you mean that",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_compared_whole() {
+        assert!(same("abc", "abc"));
+        for other in ["abd", "ab", "abcd", "", "bbc"] {
+            assert!(!same("abc", other), "{other}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The `Control` service. The gate has checked the caller and that this manager leads; the core decides; here a
+//! decision is committed, again when the state moved on meanwhile.
+
+use std::sync::Arc;
+
+use orch_manager_core::{
+    State,
+    control::{self, ControlError, Proposal},
+    resolve,
+};
+use orch_model::{Kind, ObjectId, Timestamp, Version, cluster::JoinTokens};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    tls::{JoinToken, SharedIdentity},
+    wire::{self, control_server},
+};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    filter::{Filter, of_kind},
+    forward::VIA_KEY,
+    info, outgoing,
+    spec::{self, Spec},
+    status,
+    watch::{self, WatchStream},
+};
+use crate::{
+    dispatcher::Reign,
+    leader::Throne,
+    raft::{Consensus, ProposeError},
+    random,
+    streams::{self, ExecStream, LogStream},
+};
+
+const ATTEMPTS: usize = 5;
+
+/// Answers the control API on the leader.
+#[derive(Clone)]
+pub struct ControlService {
+    consensus: Consensus,
+    throne: Throne,
+    identity: SharedIdentity,
+}
+
+impl ControlService {
+    #[must_use]
+    pub fn new(consensus: Consensus, throne: Throne, identity: SharedIdentity) -> Self {
+        Self { consensus, throne, identity }
+    }
+
+    fn reign(&self) -> Result<Arc<Reign>, Status> {
+        self.throne.load_full().ok_or_else(|| status::not_leader(&self.consensus.leadership().borrow()))
+    }
+
+    /// The reign, once this manager is sure that nobody has taken over meanwhile.
+    async fn reader(&self) -> Result<Arc<Reign>, Status> {
+        let reign = self.reign()?;
+        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
+        Ok(reign)
+    }
+}
+
+#[tonic::async_trait]
+impl control_server::Control for ControlService {
+    type WatchStream = WatchStream;
+    type LogsStream = LogStream;
+    type ExecStream = ExecStream;
+
+    async fn create(&self, request: Request<wire::CreateRequest>) -> Result<Response<wire::CreateResponse>, Status> {
+        let reign = self.reign()?;
+        let wanted = request.into_inner().spec;
+        let (object, warnings) =
+            commit(&reign, |state, now| create(state, now, wanted.clone()).map_err(|status| *status)).await?;
+        Ok(Response::new(wire::CreateResponse { object, warnings }))
+    }
+
+    async fn update(&self, request: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
+        let reign = self.reign()?;
+        let request = request.into_inner();
+        let (object, warnings) =
+            commit(&reign, |state, now| update(state, now, &request).map_err(|status| *status)).await?;
+        Ok(Response::new(wire::UpdateResponse { object, warnings }))
+    }
+
+    async fn remove(&self, request: Request<wire::RemoveRequest>) -> Result<Response<wire::RemoveResponse>, Status> {
+        let reign = self.reign()?;
+        let wire::RemoveRequest { kind, reference, force } = request.into_inner();
+        let kind = kind_from(kind)?;
+        let proposal = propose(&reign, |state, now| {
+            let id = resolve::id(state, kind, &reference).map_err(|e| status::from_resolve(&e))?;
+            control::remove(state, now, &id, force).map_err(|e| status::from_control(&e))
+        })
+        .await?;
+        if let ObjectId::Node(node) = &proposal.id {
+            reign.expel(node);
+        }
+        Ok(Response::new(wire::RemoveResponse { id: Some(proposal.id.to_proto()) }))
+    }
+
+    async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Object>, Status> {
+        let reign = self.reader().await?;
+        let wire::GetRequest { kind, reference } = request.into_inner();
+        let view = reign.consensus().store().view();
+        let found = resolve::object(&view.state, kind_from(kind)?, &reference);
+        found.map(|o| Response::new(outgoing::object(&o))).map_err(|e| status::from_resolve(&e))
+    }
+
+    async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
+        let reign = self.reader().await?;
+        let wire::ListRequest { kind, filters } = request.into_inner();
+        let filter = Filter::new(filters).map_err(|status| *status)?;
+        let view = reign.consensus().store().view();
+        let all = of_kind(&view.state, kind_from(kind)?);
+        let objects = all.iter().filter(|o| filter.matches(o)).map(outgoing::object).collect();
+        Ok(Response::new(wire::ListResponse { objects }))
+    }
+
+    async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<WatchStream>, Status> {
+        let reign = self.reader().await?;
+        let wire::WatchRequest { kinds, filters } = request.into_inner();
+        let kinds = kinds.into_iter().map(kind_from).collect::<Result<Vec<_>, _>>()?;
+        let filter = Filter::new(filters).map_err(|status| *status)?;
+        Ok(Response::new(watch::watch(&reign, kinds, filter)))
+    }
+
+    async fn rotate_join_token(
+        &self,
+        request: Request<wire::RotateJoinTokenRequest>,
+    ) -> Result<Response<wire::RotateJoinTokenResponse>, Status> {
+        let reign = self.reign()?;
+        let wire::RotateJoinTokenRequest { worker, manager } = request.into_inner();
+        propose(&reign, |state, now| {
+            let cluster = state.cluster().ok_or_else(status::no_leader)?;
+            let fresh = || {
+                let token = JoinToken::generate(&cluster.root_ca.cert_pem, random::bits());
+                token.map_err(|e| Status::internal(e.to_string()))
+            };
+            let mut tokens: JoinTokens = cluster.join_tokens.clone();
+            if worker {
+                tokens.worker = fresh()?;
+            }
+            if manager {
+                tokens.manager = fresh()?;
+            }
+            control::set_join_tokens(state, now, tokens).map_err(|e| status::from_control(&e))
+        })
+        .await?;
+        let view = reign.consensus().store().view();
+        let tokens = view.state.cluster().map(|c| c.join_tokens.clone()).ok_or_else(status::no_leader)?;
+        let answer = wire::RotateJoinTokenResponse { worker_token: tokens.worker, manager_token: tokens.manager };
+        Ok(Response::new(answer))
+    }
+
+    async fn info(&self, request: Request<wire::Empty>) -> Result<Response<wire::ClusterInfo>, Status> {
+        let own = self.identity.current().node_id.to_string();
+        let via = request.metadata().get(VIA_KEY).and_then(|v| v.to_str().ok()).map(str::to_owned);
+        Ok(Response::new(info::cluster_info(&self.consensus, &via.unwrap_or(own))))
+    }
+
+    async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<LogStream>, Status> {
+        let reign = self.reader().await?;
+        streams::logs(reign, request.into_inner()).map(Response::new)
+    }
+
+    async fn exec(&self, request: Request<Streaming<wire::ExecInput>>) -> Result<Response<ExecStream>, Status> {
+        let reign = self.reader().await?;
+        streams::exec(reign, request.into_inner()).await.map(Response::new)
+    }
+}
+
+/// Commits the proposal and returns the object as it is then.
+async fn commit(
+    reign: &Reign,
+    decide: impl Fn(&State, Timestamp) -> Result<Proposal, Status>,
+) -> Result<(Option<wire::Object>, Vec<String>), Status> {
+    let proposal = propose(reign, decide).await?;
+    let view = reign.consensus().store().view();
+    let object = view.state.get(&proposal.id).map(|o| outgoing::object(&o));
+    Ok((object, proposal.warnings))
+}
+
+/// Commits what `decide` makes of the state. When others were quicker it decides again: either that works, or it gives
+/// the reason in its own words.
+async fn propose(
+    reign: &Reign,
+    decide: impl Fn(&State, Timestamp) -> Result<Proposal, Status>,
+) -> Result<Proposal, Status> {
+    let mut outcome = Err(Status::aborted("others keep changing the same objects: try again"));
+    for _ in 0..ATTEMPTS {
+        let view = reign.consensus().store().view();
+        let proposal = decide(&view.state, reign.proposer().now())?;
+        if proposal.transaction.changes.is_empty() {
+            return Ok(proposal);
+        }
+        match reign.proposer().propose(proposal.transaction.changes.clone()).await {
+            Ok(_) => return Ok(proposal),
+            Err(ProposeError::Refused(error)) => outcome = Err(status::from_control(&ControlError::from(error))),
+            Err(other) => return Err(status::from_propose(&other)),
+        }
+    }
+    outcome
+}
+
+fn create(state: &State, now: Timestamp, wanted: Option<wire::Spec>) -> Result<Proposal, Box<Status>> {
+    let ids = &mut random::bits;
+    let proposal = match spec::decode(state, wanted)? {
+        Spec::Service(service) => control::create_service(state, now, ids, *service),
+        Spec::Network(network) => control::create_network(state, now, ids, network),
+        Spec::Secret(annotations, data) => control::create_secret(state, now, ids, annotations, data),
+        Spec::Config(annotations, data) => control::create_config(state, now, ids, annotations, data),
+        Spec::Node(_) => Err(ControlError::invalid("nodes are not created but join: \"orch join-token worker\"")),
+        Spec::Cluster(_) => Err(ControlError::invalid("a cluster is made by \"orch init\"")),
+    };
+    proposal.map_err(|e| Box::new(status::from_control(&e)))
+}
+
+fn update(state: &State, now: Timestamp, request: &wire::UpdateRequest) -> Result<Proposal, Box<Status>> {
+    let kind = kind_from(request.kind)?;
+    let id = resolve::id(state, kind, &request.id).map_err(|e| status::from_resolve(&e))?;
+    let version = Version(request.version);
+    if request.rollback {
+        let ObjectId::Service(id) = &id else {
+            return Err(Box::new(Status::invalid_argument(format!("a {kind} cannot be rolled back"))));
+        };
+        let proposal = control::rollback_service(state, now, id, version);
+        return proposal.map_err(|e| Box::new(status::from_control(&e)));
+    }
+    let proposal = match (&id, spec::decode(state, request.spec.clone())?) {
+        (ObjectId::Service(id), Spec::Service(service)) => control::update_service(state, now, id, version, *service),
+        (ObjectId::Secret(id), Spec::Secret(annotations, data)) => {
+            control::update_secret(state, now, id, version, annotations, &data)
+        }
+        (ObjectId::Config(id), Spec::Config(annotations, data)) => {
+            control::update_config(state, now, id, version, annotations, &data)
+        }
+        (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node),
+        (ObjectId::Cluster(_), Spec::Cluster(cluster)) => control::update_cluster(state, now, version, cluster),
+        (ObjectId::Network(_), Spec::Network(_)) => {
+            Err(ControlError::invalid("a network cannot be changed: remove it and create it anew"))
+        }
+        _ => Err(ControlError::invalid(format!("this spec is not one of a {kind}"))),
+    };
+    proposal.map_err(|e| Box::new(status::from_control(&e)))
+}
+
+fn kind_from(kind: i32) -> Result<Kind, Status> {
+    Kind::from_proto(kind).map_err(|e| status::malformed(&e))
+}

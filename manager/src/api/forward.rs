@@ -1,0 +1,160 @@
+//! Passing calls on to the leader, as the bytes they are.
+//!
+//! The leader sees this manager's certificate; who really asked travels in metadata, which counts only when a manager
+//! says it.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::{HeaderMap, HeaderValue, Request, Response};
+use orch_model::node::NodeRole;
+use orch_proto::{
+    tls::{PeerIdentity, SharedIdentity},
+    transport::{self, TransportError},
+};
+use tonic::{body::Body, transport::Channel};
+use tower::Service;
+
+use super::access::Origin;
+
+/// `CLUSTER/NODE/ROLE` of the caller, or one of the words below.
+const CALLER_KEY: &str = "orch-caller";
+/// The node that passed the call on.
+pub(super) const VIA_KEY: &str = "orch-via";
+const LOCAL_CALLER: &str = "local";
+const NO_CALLER: &str = "none";
+const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+
+/// Connections to leaders, one at a time.
+#[derive(Clone)]
+pub struct Forwarder {
+    identity: SharedIdentity,
+    current: Arc<Mutex<Option<(String, Channel)>>>,
+}
+
+impl Forwarder {
+    #[must_use]
+    pub fn new(identity: SharedIdentity) -> Self {
+        Self { identity, current: Arc::default() }
+    }
+
+    /// A connection to the leader at `addr`.
+    pub(super) async fn channel(&self, addr: &str) -> Result<Channel, TransportError> {
+        let known = self.lock().as_ref().filter(|(known, _)| known == addr).map(|(_, channel)| channel.clone());
+        if let Some(channel) = known {
+            return Ok(channel);
+        }
+        let identity = self.identity.current();
+        let connecting = transport::tls_channel(addr, &identity, NodeRole::Manager);
+        let channel = tokio::time::timeout(CONNECT_LIMIT, connecting)
+            .await
+            .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;
+        *self.lock() = Some((addr.to_owned(), channel.clone()));
+        Ok(channel)
+    }
+
+    /// Passes a call on. The caller's identity goes along.
+    pub(super) async fn forward(
+        &self,
+        mut channel: Channel,
+        mut request: Request<Body>,
+        origin: Origin,
+        caller: Option<&PeerIdentity>,
+    ) -> Result<Response<Body>, tonic::transport::Error> {
+        let own = self.identity.current();
+        let caller = match (origin, caller) {
+            (Origin::LocalSocket, _) => LOCAL_CALLER.to_owned(),
+            (Origin::Network, None) => NO_CALLER.to_owned(),
+            (Origin::Network, Some(peer)) => render(peer),
+        };
+        request.extensions_mut().clear();
+        set(request.headers_mut(), CALLER_KEY, &caller);
+        set(request.headers_mut(), VIA_KEY, own.node_id.as_str());
+        let outcome = async {
+            std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+            channel.call(request).await
+        }
+        .await;
+        if outcome.is_err() {
+            *self.lock() = None;
+        }
+        outcome
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(String, Channel)>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a manager said of the caller of a call that it passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum ForwardedCaller {
+    Admin,
+    Nobody,
+    Node(PeerIdentity),
+}
+
+/// Reads the metadata of a call that a manager passed on; `None` when it was not passed on or is malformed.
+pub(super) fn forwarded_caller(headers: &HeaderMap) -> Option<ForwardedCaller> {
+    let text = headers.get(CALLER_KEY)?.to_str().ok()?;
+    match text {
+        LOCAL_CALLER => return Some(ForwardedCaller::Admin),
+        NO_CALLER => return Some(ForwardedCaller::Nobody),
+        _ => {}
+    }
+    let mut parts = text.split('/');
+    let (cluster, node, role) = (parts.next()?, parts.next()?, parts.next()?);
+    let role = [NodeRole::Worker, NodeRole::Manager].into_iter().find(|r| role_word(*r) == role)?;
+    Some(ForwardedCaller::Node(PeerIdentity {
+        node_id: node.parse().ok()?,
+        cluster_id: cluster.parse().ok()?,
+        role,
+    }))
+}
+
+fn render(peer: &PeerIdentity) -> String {
+    format!("{}/{}/{}", peer.cluster_id, peer.node_id, role_word(peer.role))
+}
+
+fn role_word(role: NodeRole) -> &'static str {
+    match role {
+        NodeRole::Worker => "worker",
+        NodeRole::Manager => "manager",
+    }
+}
+
+fn set(headers: &mut HeaderMap, key: &'static str, value: &str) {
+    // Ids and words are visible ASCII.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(key, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{ClusterId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_caller_survives_being_passed_on_and_nonsense_does_not() {
+        let peer = PeerIdentity {
+            node_id: NodeId::from_random(1),
+            cluster_id: ClusterId::from_random(2),
+            role: NodeRole::Worker,
+        };
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            set(&mut headers, CALLER_KEY, text);
+            forwarded_caller(&headers)
+        };
+        assert_eq!(read(&render(&peer)), Some(ForwardedCaller::Node(peer)));
+        assert_eq!(read("local"), Some(ForwardedCaller::Admin));
+        assert_eq!(read("none"), Some(ForwardedCaller::Nobody));
+        for text in ["", "local/", "a/b/worker", "root"] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The manager's process: opens its folder, starts raft, serves, and stops cleanly when told to.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use orch_model::{ClusterId, NodeId};
+use orch_proto::{
+    paths::Paths,
+    tls::{self, SharedIdentity},
+    transport,
+    wire::{
+        ca_server::CaServer, control_server::ControlServer, dispatcher_server::DispatcherServer,
+        raft_server::RaftServer, streams_server::StreamsServer,
+    },
+};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+    time::timeout,
+};
+use tonic::transport::Server;
+
+use crate::{
+    api::{CaService, ControlService, Forwarder, GateLayer, Origin},
+    dispatcher::DispatcherService,
+    home::Home,
+    leader::{self, Throne},
+    log::{KeyRing, Sealer, SledEngine},
+    membership::Entrance,
+    raft::{self, Consensus, Proposer, RaftService, Settings},
+    streams::StreamsService,
+};
+
+const SOCKET_MODE: u32 = 0o660;
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// For calls in progress when the daemon is told to stop; watches and sessions would go on for ever.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+
+/// What the daemon is started with; the rest is in its folder.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub paths: Paths,
+}
+
+/// Runs the manager until SIGTERM or an error that a restart of the process would not cure by itself.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    start_logging();
+    tls::install_crypto_provider();
+    let main = runtime("manager", 2)?;
+    let raft = runtime("raft", 2)?;
+    let outcome = main.block_on(serve(&config.paths, &raft));
+    // Tasks that still run have nothing to lose: the log is safe at any instant.
+    raft.shutdown_timeout(STOP_LIMIT);
+    main.shutdown_timeout(STOP_LIMIT);
+    outcome
+}
+
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,openraft=warn,sled=warn".into());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // A test, or the binary's main function, may have one already.
+    let _ = subscriber.try_init();
+}
+
+fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .enable_all()
+        .build()
+        .context("cannot start threads")
+}
+
+async fn serve(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<()> {
+    let manager = Manager::open(paths, raft_runtime).await?;
+    let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    let stopping = async {
+        tokio::select! {
+            _ = stop.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    manager.run(stopping).await
+}
+
+/// A manager that is ready to serve.
+pub struct Manager {
+    home: Arc<Home>,
+    config: orch_proto::wire::DaemonConfig,
+    identity: SharedIdentity,
+    consensus: Consensus,
+    proposer: Proposer,
+    throne: Throne,
+    listener: TcpListener,
+    socket: tokio_stream::wrappers::UnixListenerStream,
+}
+
+impl Manager {
+    /// Opens the folder, starts raft on `raft_runtime` and listens.
+    pub async fn open(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<Self> {
+        let home = Arc::new(Home::open(paths)?);
+        let config = home.config()?;
+        let identity = SharedIdentity::follow(&home.tls()).context("this manager's certificate")?;
+        let node: NodeId = config.node_id.parse().context("daemon.pb: node_id")?;
+        let cluster: ClusterId = config.cluster_id.parse().context("daemon.pb: cluster_id")?;
+        let own = identity.current();
+        anyhow::ensure!(
+            own.cluster_id == cluster && own.node_id == node,
+            "the certificate in {} belongs to node {} of cluster {}, and daemon.pb says node {node} of cluster {cluster}",
+            home.tls().display(),
+            own.node_id,
+            own.cluster_id
+        );
+        // Listening comes before raft, so that a taken port is found before anything is written.
+        let addr: SocketAddr = config.listen_addr.parse().with_context(|| {
+            format!("{:?} is not an address to listen on: expected ADDRESS:PORT", config.listen_addr)
+        })?;
+        let listener = TcpListener::bind(addr)
+            .await
+            .with_context(|| format!("cannot listen on {addr}: is another program using that port?"))?;
+        let raft_id = home.raft_id()?;
+        let sealer = Arc::new(Sealer::new(KeyRing::load_or_create(&home.keys())?, cluster.clone(), node));
+        let engine = Arc::new(SledEngine::open(&home.log())?);
+        let settings =
+            Settings { raft_id, cluster, identity: identity.clone(), engine, sealer, snapshots: home.snapshots() };
+        let consensus = Consensus::start(settings, raft_runtime.handle()).await?;
+        let proposer = Proposer::start(consensus.clone());
+        let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;
+        let throne = Arc::new(ArcSwapOption::empty());
+        Ok(Self { home, config, identity, consensus, proposer, throne, listener, socket })
+    }
+
+    /// The replicated state and who leads, for tests.
+    #[must_use]
+    pub fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    /// Serves until `stopping` completes, then hands leadership over and stops.
+    pub async fn run(self, stopping: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let (stop, stopped) = watch::channel(false);
+        let consensus = self.consensus.clone();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Self::as_task("leading", {
+            let work = leader::watch(consensus.clone(), self.proposer.clone(), Arc::clone(&self.throne));
+            async {
+                work.await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        }));
+        let entrance = Entrance {
+            home: Arc::clone(&self.home),
+            config: self.config.clone(),
+            consensus: consensus.clone(),
+            proposer: self.proposer.clone(),
+            identity: self.identity.clone(),
+        };
+        let entering = tokio::spawn(async move { entrance.enter().await });
+        tracing::info!(node = self.config.node_id, addr = self.config.listen_addr, "manager started");
+        self.start_servers(&mut tasks, &stopped);
+        let mut leadership = consensus.leadership();
+        let outcome = tokio::select! {
+            () = stopping => Ok(()),
+            failed = leadership.wait_for(|l| l.failed.is_some()) => {
+                let reason = failed.ok().and_then(|l| l.failed.clone()).unwrap_or_default();
+                Err(anyhow::anyhow!("raft stopped: {reason}"))
+            }
+            ended = ended_early(entering) => ended,
+            Some(ended) = tasks.join_next() => ended.context("a task of the manager failed")?,
+        };
+        tracing::info!("manager is stopping");
+        consensus.hand_over().await;
+        stop.send_replace(true);
+        let rest = async { while tasks.join_next().await.is_some() {} };
+        // What is left is streams without an end.
+        let _ = timeout(STOP_LIMIT, rest).await;
+        consensus.shutdown().await;
+        outcome
+    }
+
+    fn start_servers(self, tasks: &mut JoinSet<anyhow::Result<()>>, stopped: &watch::Receiver<bool>) {
+        let Self { identity, consensus, proposer, throne, listener, socket, .. } = self;
+        let forwarder = Forwarder::new(identity.clone());
+        let gate = |origin| GateLayer::new(origin, consensus.clone(), Arc::clone(&throne), forwarder.clone());
+        let control = ControlService::new(consensus.clone(), Arc::clone(&throne), identity.clone());
+        let raft_service = RaftServer::new(RaftService::new(consensus.clone(), proposer))
+            .max_decoding_message_size(raft::MESSAGE_LIMIT_BYTES)
+            .max_encoding_message_size(raft::MESSAGE_LIMIT_BYTES);
+        let network = Server::builder()
+            .http2_keepalive_interval(Some(KEEP_ALIVE))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .tcp_nodelay(true)
+            .layer(gate(Origin::Network))
+            .add_service(raft_service)
+            .add_service(ControlServer::new(control.clone()))
+            .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
+            .add_service(DispatcherServer::new(DispatcherService::new(consensus.clone(), Arc::clone(&throne))))
+            .add_service(StreamsServer::new(StreamsService::new(consensus.clone(), Arc::clone(&throne))));
+        let local = Server::builder().layer(gate(Origin::LocalSocket)).add_service(ControlServer::new(control));
+        let incoming = transport::tls_incoming(listener, identity);
+        let (network_stop, local_stop) = (until_true(stopped), until_true(stopped));
+        tasks.spawn(Self::as_task("the network server", async move {
+            network.serve_with_incoming_shutdown(incoming, network_stop).await
+        }));
+        tasks.spawn(Self::as_task("the local server", async move {
+            local.serve_with_incoming_shutdown(socket, local_stop).await
+        }));
+    }
+
+    async fn as_task<E>(what: &'static str, work: impl Future<Output = Result<(), E>>) -> anyhow::Result<()>
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        work.await.with_context(|| format!("{what} failed"))
+    }
+}
+
+/// Completes only when entering failed: a manager that is in stays.
+async fn ended_early(
+    entering: tokio::task::JoinHandle<Result<(), crate::membership::MembershipError>>,
+) -> anyhow::Result<()> {
+    match entering.await {
+        Ok(Ok(())) => std::future::pending().await,
+        Ok(Err(error)) => Err(error.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn until_true(flag: &watch::Receiver<bool>) -> impl Future<Output = ()> + use<> {
+    let mut flag = flag.clone();
+    async move {
+        // A sender that is gone means stopping, too.
+        let _ = flag.wait_for(|stop| *stop).await;
+    }
+}

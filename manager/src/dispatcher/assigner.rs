@@ -1,0 +1,279 @@
+//! Sends each node its assignment set: complete once, then what changed.
+//!
+//! One task computes the sets of all nodes from one state, so that the order of things across nodes is known: a task
+//! is told to stop only after every node that balances to it has acknowledged that it is out ([`Drain`]).
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use orch_manager_core::{
+    dispatch::{self, AssignmentSet, Sources},
+    drain::Drain,
+};
+use orch_model::{
+    NodeId, SessionId, Timestamp,
+    assignment::{Assignment, AssignmentKey},
+    node::{Node, NodeState},
+};
+use orch_proto::{
+    conv::ToProto,
+    wire::{self, AssignmentsMessage},
+};
+use prost::Message;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use super::grants::Grants;
+use crate::raft::{Consensus, Proposer};
+
+/// Changes that arrive this close together travel together.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Increments that may wait for a slow node before it has to start over with a complete set.
+const INCREMENTS_AHEAD: usize = 64;
+/// Bytes of one message; a set that is larger takes several.
+const MESSAGE_BYTES: usize = 1024 * 1024;
+const COMMANDS: usize = 4096;
+/// Where nodes serve images to each other.
+const PEER_PORT: u16 = 7946;
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Messages that belong to one sequence.
+pub(super) type Increment = Vec<AssignmentsMessage>;
+
+pub(super) enum Command {
+    Subscribe { node: NodeId, session: SessionId, increments: mpsc::Sender<Increment> },
+    Ack { node: NodeId, session: String, sequence: u64 },
+    Gone { node: NodeId, session: SessionId },
+}
+
+/// How services talk to the assigner.
+#[derive(Clone)]
+pub(super) struct AssignerHandle(mpsc::Sender<Command>);
+
+impl AssignerHandle {
+    pub(super) async fn subscribe(&self, node: NodeId, session: SessionId) -> mpsc::Receiver<Increment> {
+        let (increments, receiver) = mpsc::channel(INCREMENTS_AHEAD);
+        // After the reign's end the receiver ends at once, which is what the caller should see.
+        let _ = self.0.send(Command::Subscribe { node, session, increments }).await;
+        receiver
+    }
+
+    pub(super) async fn ack(&self, node: NodeId, session: String, sequence: u64) {
+        let _ = self.0.send(Command::Ack { node, session, sequence }).await;
+    }
+
+    pub(super) async fn gone(&self, node: NodeId, session: SessionId) {
+        let _ = self.0.send(Command::Gone { node, session }).await;
+    }
+}
+
+pub(super) struct Assigner {
+    consensus: Consensus,
+    proposer: Proposer,
+    commands: mpsc::Receiver<Command>,
+    subscribers: HashMap<NodeId, Subscriber>,
+    drain: Drain,
+    grants: RefCell<Grants>,
+}
+
+struct Subscriber {
+    session: SessionId,
+    increments: mpsc::Sender<Increment>,
+    /// What the node has been sent; `None` before the complete set.
+    sent: Option<AssignmentSet>,
+    sequence: u64,
+    acknowledged: u64,
+}
+
+impl Assigner {
+    pub(super) fn new(consensus: Consensus, proposer: Proposer) -> (Self, AssignerHandle) {
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let assigner = Self {
+            consensus,
+            proposer,
+            commands,
+            subscribers: HashMap::new(),
+            drain: Drain::new(),
+            grants: RefCell::default(),
+        };
+        (assigner, AssignerHandle(sender))
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut changes = self.consensus.store().changes();
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                _ = changes.changed() => {}
+                () = sleep_until(wake) => {}
+            }
+            // More often comes together: a commit per task, acknowledgements of many nodes.
+            let gathered = Instant::now() + COALESCE;
+            while let Ok(Some(command)) = timeout_at(gathered, self.commands.recv()).await {
+                self.command(command);
+            }
+            changes.mark_unchanged();
+            self.send_all();
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Subscribe { node, session, increments } => {
+                // The node forgot what it had, so nobody waits for what it had not acknowledged.
+                self.drain.on_session_gone(&node);
+                self.subscribers.insert(node, Subscriber { session, increments, sent: None, sequence: 0, acknowledged: 0 });
+            }
+            Command::Ack { node, session, sequence } => {
+                if let Some(subscriber) = self.subscribers.get_mut(&node).filter(|s| s.session.as_str() == session) {
+                    subscriber.acknowledged = subscriber.acknowledged.max(sequence);
+                    self.drain.on_ack(&node, sequence);
+                }
+            }
+            Command::Gone { node, session } => {
+                if self.subscribers.get(&node).is_some_and(|s| s.session == session) {
+                    self.subscribers.remove(&node);
+                    self.drain.on_session_gone(&node);
+                }
+            }
+        }
+    }
+
+    /// Sends everyone what changed, again when that released tasks which waited to stop.
+    fn send_all(&mut self) {
+        let view = self.consensus.store().view();
+        let now = self.proposer.now();
+        self.drain.on_time(now);
+        loop {
+            self.send_once(&view.state, now);
+            let sent = self.subscribers.iter().map(|(node, s)| (node.clone(), s.sequence)).collect::<BTreeMap<_, _>>();
+            let mut released = self.drain.on_state(&view.state, &sent, now);
+            // Nothing new to send means that the acknowledgement is there already.
+            for (node, subscriber) in &self.subscribers {
+                released.extend(self.drain.on_ack(node, subscriber.acknowledged));
+            }
+            if released.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn send_once(&mut self, state: &orch_manager_core::State, now: Timestamp) {
+        let Some(cluster) = state.cluster() else { return };
+        let (drain, grants) = (&self.drain, &self.grants);
+        let sources = Sources {
+            drained: &|task| drain.is_drained(task),
+            holder: &image_server,
+            grant: &|node, digest| grants.borrow_mut().get(&cluster.root_ca, node, digest, now),
+        };
+        let view = dispatch::View::new(state);
+        let mut lagging = Vec::new();
+        for (node, subscriber) in &mut self.subscribers {
+            if !subscriber.send(view.assignments(node, &sources)) {
+                lagging.push(node.clone());
+            }
+        }
+        for node in lagging {
+            // Its stream ends; it comes back for a complete set.
+            self.subscribers.remove(&node);
+            self.drain.on_session_gone(&node);
+        }
+    }
+
+    fn next_wake(&self) -> Instant {
+        let now = self.proposer.now();
+        let pause = self.drain.wake().map_or(LONGEST_SLEEP, |at| at.since(now)).min(LONGEST_SLEEP);
+        Instant::now() + pause
+    }
+}
+
+impl Subscriber {
+    /// Sends what leads to `set`; `false` when the node does not keep up or is gone.
+    fn send(&mut self, set: AssignmentSet) -> bool {
+        let complete = self.sent.is_none();
+        let (put, remove) = match &self.sent {
+            Some(sent) => dispatch::diff(sent, &set),
+            None => (set.values().cloned().collect(), Vec::new()),
+        };
+        if put.is_empty() && remove.is_empty() && !complete {
+            // Not kept: what the node was sent stays the base, so that nothing hides in differences that mean nothing.
+            return true;
+        }
+        let increment = messages(complete, self.sequence, &put, &remove);
+        self.sequence += 1;
+        self.sent = Some(set);
+        self.increments.try_send(increment).is_ok()
+    }
+}
+
+fn messages(complete: bool, sequence: u64, put: &[Assignment], remove: &[AssignmentKey]) -> Increment {
+    let message = |put: Vec<wire::Assignment>| AssignmentsMessage {
+        complete,
+        applies_to: sequence,
+        results_in: sequence + 1,
+        put,
+        remove: Vec::new(),
+        more: true,
+    };
+    let mut messages = Vec::new();
+    let (mut items, mut bytes) = (Vec::new(), 0);
+    for item in put {
+        let item = item.to_proto();
+        let size = item.encoded_len();
+        if bytes + size > MESSAGE_BYTES && !items.is_empty() {
+            messages.push(message(std::mem::take(&mut items)));
+            bytes = 0;
+        }
+        bytes += size;
+        items.push(item);
+    }
+    let mut last = message(items);
+    last.remove = remove.iter().map(ToProto::to_proto).collect();
+    last.more = false;
+    messages.push(last);
+    messages
+}
+
+/// Where a node that is up serves its images.
+fn image_server(node: &Node) -> Option<String> {
+    let addr = node.status.addr.filter(|_| node.status.state != NodeState::Down)?;
+    Some(std::net::SocketAddr::new(addr, PEER_PORT).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{TaskId, assignment::ImageSource};
+
+    use super::*;
+
+    fn image(number: u128, grant_bytes: usize) -> Assignment {
+        Assignment::Image(ImageSource {
+            task: TaskId::from_random(number),
+            name: String::new(),
+            digest: String::new(),
+            holders: Vec::new(),
+            grant: vec![1; grant_bytes],
+        })
+    }
+
+    #[test]
+    fn a_large_set_takes_several_messages_of_one_sequence() {
+        let put: Vec<_> = (0..5).map(|n| image(n, MESSAGE_BYTES / 2)).collect();
+        let messages = messages(true, 7, &put, &[AssignmentKey::Task(TaskId::from_random(9))]);
+        assert!(messages.len() > 1);
+        assert_eq!(messages.iter().map(|m| m.put.len()).sum::<usize>(), 5);
+        let (last, before) = messages.split_last().unwrap();
+        assert!(before.iter().all(|m| m.more && m.remove.is_empty()));
+        assert!(!last.more && last.remove.len() == 1);
+        assert!(messages.iter().all(|m| m.complete && m.applies_to == 7 && m.results_in == 8));
+    }
+}

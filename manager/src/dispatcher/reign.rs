@@ -1,0 +1,176 @@
+//! Everything that a leader holds for the agents, from the day it leads until it does not.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use orch_model::{
+    NodeId, Object,
+    change::Change,
+    node::{Node, NodeState, NodeStatus},
+};
+use tokio::{sync::watch, time::sleep};
+
+use super::{
+    assigner::{Assigner, AssignerHandle},
+    sessions::Sessions,
+};
+use crate::{
+    raft::{Consensus, ProposeError, Proposer},
+    streams::StreamHub,
+};
+
+/// How often silent nodes are looked for.
+const SWEEP: Duration = Duration::from_millis(500);
+/// Tries of a change that others keep getting in the way of.
+const ATTEMPTS: usize = 8;
+
+/// One term of leadership of this manager.
+pub struct Reign {
+    pub(super) consensus: Consensus,
+    pub(super) proposer: Proposer,
+    pub(super) sessions: Sessions,
+    pub(super) assigner: AssignerHandle,
+    streams: StreamHub,
+    /// Taken by [`Reign::run`].
+    work: Mutex<Option<Assigner>>,
+    ended: watch::Sender<bool>,
+}
+
+impl Reign {
+    #[must_use]
+    pub fn start(consensus: Consensus, proposer: Proposer) -> Arc<Self> {
+        let (work, assigner) = Assigner::new(consensus.clone(), proposer.clone());
+        Arc::new(Self {
+            consensus,
+            proposer,
+            sessions: Sessions::new(),
+            assigner,
+            streams: StreamHub::default(),
+            work: Mutex::new(Some(work)),
+            ended: watch::Sender::new(false),
+        })
+    }
+
+    /// Serves until dropped.
+    pub async fn run(self: Arc<Self>) {
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(assigner) = work else { return };
+        tokio::select! {
+            () = assigner.run() => {}
+            () = self.declare_silent_nodes_down() => {}
+        }
+    }
+
+    /// Ends every stream of this reign.
+    pub fn end(&self) {
+        self.ended.send_replace(true);
+    }
+
+    /// Tells when the reign is over.
+    #[must_use]
+    pub fn ended(&self) -> End {
+        End(self.ended.subscribe())
+    }
+
+    #[must_use]
+    pub fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
+    #[must_use]
+    pub fn proposer(&self) -> &Proposer {
+        &self.proposer
+    }
+
+    /// Streams that nodes are asked to open.
+    #[must_use]
+    pub fn streams(&self) -> &StreamHub {
+        &self.streams
+    }
+
+    /// Asks a node to open a stream; `false` when it is not connected.
+    pub fn announce(&self, node: &NodeId, announcement: orch_proto::wire::StreamAnnouncement) -> bool {
+        self.sessions.announce(node, announcement)
+    }
+
+    /// Ends the node's session.
+    pub fn expel(&self, node: &NodeId) {
+        self.sessions.expel(node);
+    }
+
+    /// Changes a node object with `edit`, again when others changed it meanwhile. Nothing is committed when `edit`
+    /// changes nothing. `None`: there is no such node.
+    pub async fn edit_node(
+        &self,
+        id: &NodeId,
+        edit: impl Fn(&mut Node) + Send + Sync,
+    ) -> Result<Option<Arc<Node>>, ProposeError> {
+        let mut outcome = Ok(None);
+        for _ in 0..ATTEMPTS {
+            let view = self.consensus.store().view();
+            let Some(known) = view.state.node(id) else { return Ok(None) };
+            let mut node = Node::clone(known);
+            edit(&mut node);
+            if node == **known {
+                return Ok(Some(Arc::clone(known)));
+            }
+            match self.proposer.propose(vec![Change::Update(Object::Node(Arc::new(node)))]).await {
+                Ok(_) => return Ok(self.consensus.store().view().state.node(id).cloned()),
+                Err(ProposeError::Refused(refused)) => outcome = Err(ProposeError::Refused(refused)),
+                Err(other) => return Err(other),
+            }
+        }
+        outcome
+    }
+
+    async fn declare_silent_nodes_down(&self) {
+        loop {
+            sleep(SWEEP).await;
+            let view = self.consensus.store().view();
+            let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { continue };
+            let now = self.proposer.now();
+            let silent = view.state.nodes().filter(|node| {
+                let known_for = now.since(node.status.since);
+                node.status.state != NodeState::Down && self.sessions.is_silent(&node.id, known_for, period)
+            });
+            for node in silent {
+                self.declare_down(&node.id).await;
+            }
+        }
+    }
+
+    async fn declare_down(&self, id: &NodeId) {
+        let now = self.proposer.now();
+        let declared = self
+            .edit_node(id, |node| {
+                node.status = NodeStatus {
+                    state: NodeState::Down,
+                    message: "heartbeat failure".to_owned(),
+                    addr: node.status.addr,
+                    since: now,
+                };
+            })
+            .await;
+        match declared {
+            Ok(_) => {
+                tracing::warn!(node = %id, "no sign of life from this node: it counts as down");
+                self.sessions.expel(id);
+            }
+            Err(error) => tracing::warn!(node = %id, %error, "cannot note that a node is down"),
+        }
+    }
+}
+
+/// The end of a reign, to wait for.
+#[derive(Clone)]
+pub struct End(watch::Receiver<bool>);
+
+impl End {
+    /// Completes when the reign is over.
+    pub async fn over(&mut self) {
+        // A reign that is gone is over.
+        let _ = self.0.wait_for(|over| *over).await;
+    }
+}

@@ -1,0 +1,385 @@
+//! The `Dispatcher` service. The caller's certificate was checked; here it says which node it is, and only that node's
+//! things are touched.
+
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+
+use async_stream::try_stream;
+use futures::Stream;
+use orch_manager_core::control::{Registration, forget_image, register_image};
+use orch_model::{
+    NodeId, Object, SessionId, TaskId,
+    change::{Change, Transaction},
+    node::{Node, NodeDescription, NodeState, NodeStatus},
+    task::TaskStatus,
+};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    tls::{peer_identity, remote_addr},
+    wire::{self, dispatcher_server},
+};
+use rand::Rng;
+use tonic::{Code, Request, Response, Status};
+
+use super::reign::Reign;
+use crate::{
+    api::status,
+    leader::Throne,
+    raft::{Consensus, ProposeError, View},
+    random,
+};
+
+/// Heartbeats are spread by this much either way, so that they do not come all at once.
+const HEARTBEAT_SPREAD_MS: u64 = 500;
+/// Status updates in one transaction.
+const UPDATES_PER_TRANSACTION: usize = 200;
+/// Status updates in one call.
+const UPDATES_PER_CALL: usize = 10_000;
+const ATTEMPTS: usize = 5;
+
+/// Answers agents; only the leader does.
+pub struct DispatcherService {
+    consensus: Consensus,
+    throne: Throne,
+}
+
+type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl DispatcherService {
+    #[must_use]
+    pub fn new(consensus: Consensus, throne: Throne) -> Self {
+        Self { consensus, throne }
+    }
+
+    fn reign(&self) -> Result<Arc<Reign>, Status> {
+        self.throne.load_full().ok_or_else(|| status::not_leader(&self.consensus.leadership().borrow()))
+    }
+
+    /// The caller, if it is still part of the cluster.
+    fn caller<T>(&self, request: &Request<T>) -> Result<NodeId, Status> {
+        let peer = peer_identity(request)
+            .ok_or_else(|| Status::unauthenticated("this call needs the certificate of a node of this cluster"))?;
+        if self.consensus.store().view().state.node(&peer.node_id).is_none() {
+            return Err(status::with_code(
+                Code::PermissionDenied,
+                "node-removed",
+                format!("node {} was removed from the cluster: leave it with \"orch leave --force\"", peer.node_id),
+            ));
+        }
+        Ok(peer.node_id.clone())
+    }
+
+    fn session_of<T>(&self, request: &Request<T>, session: &str) -> Result<(Arc<Reign>, NodeId), Status> {
+        let reign = self.reign()?;
+        let node = self.caller(request)?;
+        if !reign.sessions.heard(&node, session) {
+            return Err(status::with_code(
+                Code::FailedPrecondition,
+                "no-session",
+                "this session has ended: open a new one",
+            ));
+        }
+        Ok((reign, node))
+    }
+}
+
+#[tonic::async_trait]
+impl dispatcher_server::Dispatcher for DispatcherService {
+    type SessionStream = Outgoing<wire::SessionMessage>;
+    type AssignmentsStream = Outgoing<wire::AssignmentsMessage>;
+
+    async fn session(
+        &self,
+        request: Request<wire::SessionRequest>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let reign = self.reign()?;
+        let node = self.caller(&request)?;
+        let remote = remote_addr(&request).map(|addr| addr.ip().to_canonical());
+        let description = request.into_inner().description;
+        let description = description.ok_or_else(|| Status::invalid_argument("a session without a description"))?;
+        let description = NodeDescription::from_proto(description).map_err(invalid)?;
+        let registered = register(&reign, &node, &description, remote).await?;
+        let session = SessionId::from_random(random::bits());
+        tracing::info!(node = %node, hostname = description.hostname, "agent session opened");
+        Ok(Response::new(session_stream(reign, registered, session)))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::HeartbeatRequest>,
+    ) -> Result<Response<wire::HeartbeatResponse>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, _) = self.session_of(&request, &session)?;
+        Ok(Response::new(wire::HeartbeatResponse { period_ms: heartbeat_ms(&reign.consensus.store().view()) }))
+    }
+
+    async fn assignments(
+        &self,
+        request: Request<wire::AssignmentsRequest>,
+    ) -> Result<Response<Self::AssignmentsStream>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, node) = self.session_of(&request, &session)?;
+        let session: SessionId = session.parse().map_err(invalid)?;
+        let mut ended = reign.ended();
+        let mut increments = reign.assigner.subscribe(node.clone(), session.clone()).await;
+        let leave = OnDrop::new({
+            let assigner = reign.assigner.clone();
+            move || {
+                tokio::spawn(async move { assigner.gone(node, session).await });
+            }
+        });
+        drop(reign);
+        let stream = try_stream! {
+            let _leave = leave;
+            loop {
+                let increment = tokio::select! {
+                    () = ended.over() => None,
+                    increment = increments.recv() => increment,
+                };
+                let Some(increment) = increment else {
+                    Err(Status::unavailable("the assignments start over: subscribe again"))?;
+                    break;
+                };
+                for message in increment {
+                    yield message;
+                }
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn ack(&self, request: Request<wire::AckRequest>) -> Result<Response<wire::Empty>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, node) = self.session_of(&request, &session)?;
+        reign.assigner.ack(node, session, request.get_ref().sequence).await;
+        Ok(Response::new(wire::Empty {}))
+    }
+
+    async fn update_task_status(
+        &self,
+        request: Request<wire::UpdateTaskStatusRequest>,
+    ) -> Result<Response<wire::Empty>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, node) = self.session_of(&request, &session)?;
+        let updates = request.into_inner().updates;
+        if updates.len() > UPDATES_PER_CALL {
+            return Err(Status::invalid_argument(format!("more than {UPDATES_PER_CALL} status updates in one call")));
+        }
+        let changes = updates.into_iter().map(|u| status_change(u, &node)).collect::<Result<Vec<_>, _>>()?;
+        for part in changes.chunks(UPDATES_PER_TRANSACTION) {
+            reign.proposer.propose(part.to_vec()).await.map_err(|e| status::from_propose(&e))?;
+        }
+        Ok(Response::new(wire::Empty {}))
+    }
+
+    async fn register_image(
+        &self,
+        request: Request<wire::RegisterImageRequest>,
+    ) -> Result<Response<wire::RegisterImageResponse>, Status> {
+        let reign = self.reign()?;
+        let node = self.caller(&request)?;
+        let request = request.into_inner();
+        let registration = Registration {
+            node,
+            name: request.name,
+            digest: request.digest,
+            size_bytes: request.size_bytes,
+            replace: request.replace,
+            holder_only: request.holder_only,
+        };
+        commit(&reign, |view, now| register_image(&view.state, now, &mut random::bits, &registration)).await?;
+        let view = reign.consensus.store().view();
+        let image = view.state.images().find(|i| {
+            i.digest == registration.digest && (registration.holder_only || same_name(&i.name, &registration.name))
+        });
+        Ok(Response::new(wire::RegisterImageResponse { image: image.map(ToProto::to_proto) }))
+    }
+
+    async fn forget_image(
+        &self,
+        request: Request<wire::ForgetImageRequest>,
+    ) -> Result<Response<wire::Empty>, Status> {
+        let reign = self.reign()?;
+        let node = self.caller(&request)?;
+        let wire::ForgetImageRequest { name, digest } = request.into_inner();
+        commit(&reign, |view, now| forget_image(&view.state, now, &node, &name, &digest)).await?;
+        Ok(Response::new(wire::Empty {}))
+    }
+}
+
+/// Writes what the node says of itself and that it is there.
+async fn register(
+    reign: &Reign,
+    id: &NodeId,
+    description: &NodeDescription,
+    remote: Option<IpAddr>,
+) -> Result<Arc<Node>, Status> {
+    let now = reign.proposer.now();
+    let edited = reign.edit_node(id, |node| {
+        node.description = description.clone();
+        let addr = session_addr(node, remote);
+        let since = if node.status.state == NodeState::Ready { node.status.since } else { now };
+        node.status = NodeStatus { state: NodeState::Ready, message: String::new(), addr, since };
+    });
+    let node = edited.await.map_err(|e| status::from_propose(&e))?;
+    node.ok_or_else(|| Status::permission_denied("this node was removed from the cluster"))
+}
+
+/// A manager's own worker comes through the loopback interface; others reach it by the manager's address.
+fn session_addr(node: &Node, remote: Option<IpAddr>) -> Option<IpAddr> {
+    let is_local = remote.is_none_or(|addr| addr.is_loopback());
+    let advertised = node.manager.as_ref().filter(|_| is_local).and_then(|manager| host_of(&manager.addr));
+    advertised.or(remote).or(node.status.addr)
+}
+
+fn host_of(addr: &str) -> Option<IpAddr> {
+    addr.parse::<std::net::SocketAddr>().ok().map(|addr| addr.ip())
+}
+
+fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Outgoing<wire::SessionMessage> {
+    let mut announcements = reign.sessions.open(node.id.clone(), session.clone());
+    let mut changes = reign.consensus.store().changes();
+    let mut ended = reign.ended();
+    let weak = Arc::downgrade(&reign);
+    let leave = OnDrop::new({
+        let (node, session) = (node.id.clone(), session.clone());
+        move || {
+            if let Some(reign) = weak.upgrade() {
+                reign.sessions.close(&node, &session);
+            }
+        }
+    });
+    Box::pin(try_stream! {
+        let _leave = leave;
+        let view = reign.consensus.store().view();
+        let mut told = Told { node, managers: managers(&view) };
+        let mut first = told.message(&session);
+        first.heartbeat_period_ms = heartbeat_ms(&view);
+        first.root_cert_pem = view.state.cluster().map(|c| c.root_ca.cert_pem.clone().into()).unwrap_or_default();
+        drop(view);
+        yield first;
+        loop {
+            let news = tokio::select! {
+                () = ended.over() => News::Ended,
+                announcement = announcements.recv() => announcement.map_or(News::Replaced, News::Stream),
+                _ = changes.changed() => News::State,
+            };
+            let message = match news {
+                News::Ended => Err(status::not_leader(&reign.consensus.leadership().borrow())),
+                News::Replaced => {
+                    Err(Status::aborted("this session was replaced by another, or the node counts as down"))
+                }
+                News::Stream(announcement) => {
+                    Ok(Some(wire::SessionMessage { streams: vec![announcement], ..wire::SessionMessage::default() }))
+                }
+                News::State => told.update(&reign, &session),
+            };
+            let Some(mut message) = message? else { continue };
+            message.session_id = session.to_string();
+            yield message;
+        }
+    })
+}
+
+/// Why a session's stream woke up.
+enum News {
+    Ended,
+    Replaced,
+    Stream(wire::StreamAnnouncement),
+    State,
+}
+
+/// What the agent was last told of its node and the managers.
+struct Told {
+    node: Arc<Node>,
+    managers: Vec<String>,
+}
+
+impl Told {
+    /// The next message, if something has changed that the agent should know.
+    fn update(&mut self, reign: &Reign, session: &SessionId) -> Result<Option<wire::SessionMessage>, Status> {
+        let view = reign.consensus.store().view();
+        let Some(node) = view.state.node(&self.node.id) else {
+            return Err(Status::permission_denied("this node was removed from the cluster"));
+        };
+        let now = Self { node: Arc::clone(node), managers: managers(&view) };
+        let is_known =
+            now.node.spec == self.node.spec && now.node.role == self.node.role && now.managers == self.managers;
+        *self = now;
+        Ok((!is_known).then(|| self.message(session)))
+    }
+
+    fn message(&self, session: &SessionId) -> wire::SessionMessage {
+        wire::SessionMessage {
+            session_id: session.to_string(),
+            managers: self.managers.clone(),
+            node: Some(Object::Node(Arc::clone(&self.node)).to_proto()),
+            ..wire::SessionMessage::default()
+        }
+    }
+}
+
+fn managers(view: &View) -> Vec<String> {
+    view.state.nodes().filter_map(|node| node.manager.as_ref()).map(|manager| manager.addr.clone()).collect()
+}
+
+fn heartbeat_ms(view: &View) -> u64 {
+    let period = view.state.cluster().map_or(Duration::from_secs(5), |c| c.spec.heartbeat_period);
+    let period = u64::try_from(period.as_millis()).unwrap_or(u64::MAX);
+    let spread = HEARTBEAT_SPREAD_MS.min(period / 10);
+    period - spread + rand::rng().random_range(0..=2 * spread)
+}
+
+fn status_change(update: wire::TaskStatusUpdate, node: &NodeId) -> Result<Change, Status> {
+    let task: TaskId = update.task_id.parse().map_err(invalid)?;
+    let status = update.status.ok_or_else(|| Status::invalid_argument("a status update without a status"))?;
+    let status = TaskStatus::from_proto(status).map_err(invalid)?;
+    Ok(Change::TaskStatus { task, node: node.clone(), status })
+}
+
+/// Commits what the core makes of the state, again when the state moved on meanwhile.
+async fn commit(
+    reign: &Reign,
+    decide: impl Fn(&View, orch_model::Timestamp) -> Result<Transaction, orch_manager_core::control::ControlError>,
+) -> Result<(), Status> {
+    let mut outcome = Ok(());
+    for _ in 0..ATTEMPTS {
+        let transaction = {
+            let view = reign.consensus.store().view();
+            decide(&view, reign.proposer.now()).map_err(|e| status::from_control(&e))?
+        };
+        if transaction.changes.is_empty() {
+            return Ok(());
+        }
+        outcome = match reign.proposer.propose(transaction.changes).await {
+            Ok(_) => return Ok(()),
+            Err(ProposeError::Refused(error)) => Err(status::from_apply(&error)),
+            Err(other) => return Err(status::from_propose(&other)),
+        };
+    }
+    outcome
+}
+
+fn same_name(known: &str, given: &str) -> bool {
+    orch_manager_core::image_name::normalise_image_name(given).is_ok_and(|full| full == known)
+}
+
+fn invalid(error: impl std::fmt::Display) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Does something when a stream is dropped, however that comes.
+struct OnDrop<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> OnDrop<F> {
+    fn new(action: F) -> Self {
+        Self(Some(action))
+    }
+}
+
+impl<F: FnOnce()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        if let Some(action) = self.0.take() {
+            action();
+        }
+    }
+}

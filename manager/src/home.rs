@@ -1,0 +1,208 @@
+//! The manager's folder: format number, lock, configuration and what raft calls itself.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use nix::fcntl::{Flock, FlockArg};
+use orch_proto::{paths::Paths, wire::DaemonConfig};
+use prost::Message;
+
+use crate::random;
+
+/// Raised when the folder's content changes so that an older version cannot read it.
+const FORMAT: u32 = 1;
+
+/// What is wrong with the folder.
+#[derive(Debug, thiserror::Error)]
+pub enum HomeError {
+    #[error("cannot {what} {path}", path = path.display())]
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another manager already uses {path}", path = path.display())]
+    InUse { path: PathBuf },
+    #[error("{path} has format {found}, and this version of orch knows {FORMAT}: use the version that wrote it, or a newer one", path = path.display())]
+    Format { path: PathBuf, found: String },
+    #[error("{path} does not exist: this node is not a manager; run \"orch init\" or \"orch join\"", path = path.display())]
+    NotConfigured { path: PathBuf },
+    #[error("{path} cannot be read as the manager's configuration: {detail}", path = path.display())]
+    Config { path: PathBuf, detail: String },
+}
+
+/// The open folder; the lock is held while this lives.
+pub struct Home {
+    dir: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Home {
+    pub fn open(paths: &Paths) -> Result<Self, HomeError> {
+        let dir = paths.manager_dir();
+        fs::create_dir_all(&dir).map_err(error("create", &dir))?;
+        let lock_path = dir.join("lock");
+        let file = fs::OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(error("open", &lock_path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, _)| HomeError::InUse { path: dir.clone() })?;
+        let home = Self { dir, _lock: lock };
+        home.check_format()?;
+        Ok(home)
+    }
+
+    #[must_use]
+    pub fn keys(&self) -> PathBuf {
+        self.dir.join("keys")
+    }
+
+    #[must_use]
+    pub fn tls(&self) -> PathBuf {
+        self.dir.join("tls")
+    }
+
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.raft().join("log")
+    }
+
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.raft().join("snapshots")
+    }
+
+    pub fn config(&self) -> Result<DaemonConfig, HomeError> {
+        let path = self.dir.join("daemon.pb");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(HomeError::NotConfigured { path }),
+            Err(source) => return Err(HomeError::Io { what: "read", path, source }),
+        };
+        DaemonConfig::decode(bytes.as_slice()).map_err(|e| HomeError::Config { path, detail: e.to_string() })
+    }
+
+    /// Deletes the material of the first start: the CA's key and the tokens are in the sealed log now.
+    pub fn forget_first_start(&self) -> Result<(), HomeError> {
+        let config = DaemonConfig { first_start: None, ..self.config()? };
+        self.write("daemon.pb", &config.encode_to_vec())
+    }
+
+    /// This manager's number in raft. A number whose log is gone is never used again: whoever forgot what it voted for
+    /// must not vote under the same name. What is left of it is put aside, and the manager joins anew.
+    pub fn raft_id(&self) -> Result<u64, HomeError> {
+        let raft = self.raft();
+        fs::create_dir_all(&raft).map_err(error("create", &raft))?;
+        let path = raft.join("id");
+        let known = match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().ok().filter(|id| *id != 0),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(HomeError::Io { what: "read", path, source }),
+        };
+        if let Some(id) = known {
+            if self.log().join("db").exists() {
+                return Ok(id);
+            }
+            self.put_aside(id)?;
+        }
+        // 64 of 128 random bits.
+        #[allow(clippy::cast_possible_truncation)]
+        let id = (random::bits() as u64).max(1);
+        fs::create_dir_all(&raft).map_err(error("create", &raft))?;
+        self.write("raft/id", format!("{id}\n").as_bytes())?;
+        Ok(id)
+    }
+
+    /// Whether this manager is known to be a member of raft.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.raft().join("member").exists()
+    }
+
+    pub fn note_member(&self) -> Result<(), HomeError> {
+        self.write("raft/member", b"")
+    }
+
+    fn put_aside(&self, id: u64) -> Result<(), HomeError> {
+        let raft = self.raft();
+        let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let aside = self.dir.join(format!("raft.lost-{stamp}"));
+        tracing::error!(raft_id = id, kept = %aside.display(), "the raft log of this manager is gone; joining anew under another number");
+        fs::rename(&raft, &aside).map_err(error("rename", &raft))
+    }
+
+    fn check_format(&self) -> Result<(), HomeError> {
+        let path = self.dir.join("format");
+        match fs::read_to_string(&path) {
+            Ok(text) if text.trim() == FORMAT.to_string() => Ok(()),
+            Ok(text) => Err(HomeError::Format { path: self.dir.clone(), found: text.trim().to_owned() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.write("format", format!("{FORMAT}\n").as_bytes()),
+            Err(source) => Err(HomeError::Io { what: "read", path, source }),
+        }
+    }
+
+    fn raft(&self) -> PathBuf {
+        self.dir.join("raft")
+    }
+
+    /// The whole file or the old one, also after a power cut.
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), HomeError> {
+        let path = self.dir.join(name);
+        let fresh = path.with_extension("new");
+        let write = || {
+            let mut file =
+                fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        };
+        write().map_err(error("write", &path))
+    }
+}
+
+fn error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HomeError {
+    let path = path.to_owned();
+    move |source| HomeError::Io { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_has_one_manager_and_one_format() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let home = Home::open(&paths).unwrap();
+        assert!(matches!(Home::open(&paths), Err(HomeError::InUse { .. })));
+        assert!(matches!(home.config(), Err(HomeError::NotConfigured { .. })));
+        drop(home);
+        fs::write(paths.manager_dir().join("format"), "9\n").unwrap();
+        assert!(matches!(Home::open(&paths), Err(HomeError::Format { .. })));
+    }
+
+    #[test]
+    fn a_raft_number_without_its_log_is_not_used_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&Paths::under(dir.path())).unwrap();
+        let first = home.raft_id().unwrap();
+        fs::create_dir_all(home.log()).unwrap();
+        fs::write(home.log().join("db"), b"x").unwrap();
+        home.note_member().unwrap();
+        assert_eq!(home.raft_id().unwrap(), first);
+        fs::remove_dir_all(home.log()).unwrap();
+        assert_ne!(home.raft_id().unwrap(), first);
+        assert!(!home.is_member(), "the new number is not a member yet");
+    }
+}
