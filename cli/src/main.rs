@@ -1,2 +1,28 @@
-//! Placeholder.
-fn main() {}
+//! The `orch` program: the commands that people use, and (hidden) the daemons of a node.
+//!
+//! One binary, several processes: `orch node` supervises `orch manager`, `orch worker` and `orch netd`; each container
+//! has an `orch shim`. This crate is the only place that knows all of them. The shim must start before any thread does,
+//! so it is looked for before the command line is parsed.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod api;
+mod cli;
+mod commands;
+mod compose;
+mod daemons;
+mod flags;
+mod inspect;
+mod node;
+mod progress;
+mod render;
+mod template;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    if let Some(code) = daemons::shim() {
+        return code;
+    }
+    cli::main()
+}

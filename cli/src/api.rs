@@ -1,0 +1,226 @@
+//! The manager's control API with the model's types, and the sentences for when there is no manager to ask.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::{Context as _, anyhow, bail};
+use orch_model::{
+    Kind, Object, ObjectId, Version,
+    network::Network,
+    node::Node,
+    secret::{Config, Secret},
+    service::Service,
+    task::Task,
+};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    paths::Paths,
+    transport::unix_channel,
+    wire::{
+        self, control_client::ControlClient, node_control_client::NodeControlClient,
+        worker_local_client::WorkerLocalClient,
+    },
+};
+use tonic::{Code, Status, transport::Channel};
+
+pub(crate) const NOT_A_MANAGER: &str = "This node is not a manager. Worker nodes can't be used to view or modify \
+                                        cluster state. Please run this command on a manager node or promote the \
+                                        current node to a manager.";
+pub(crate) const IN_NO_CLUSTER: &str = "This node is not part of a cluster. Use \"orch init\" or \"orch join\" to \
+                                        connect this node to one and try again.";
+
+/// Lists of a large cluster are longer than tonic's default of 4 MiB.
+const MAX_MESSAGE_BYTES: usize = 256 << 20;
+
+pub(crate) type Control = ControlClient<Channel>;
+pub(crate) type Worker = WorkerLocalClient<Channel>;
+
+/// An object kind that the API stores.
+pub(crate) trait Stored: Sized {
+    const KIND: Kind;
+    fn from_object(object: Object) -> Option<Arc<Self>>;
+}
+
+macro_rules! stored {
+    ($($name:ident),+) => {$(
+        impl Stored for $name {
+            const KIND: Kind = Kind::$name;
+            fn from_object(object: Object) -> Option<Arc<Self>> {
+                match object {
+                    Object::$name(inner) => Some(inner),
+                    _ => None,
+                }
+            }
+        }
+    )+};
+}
+stored!(Service, Task, Node, Network, Secret, Config);
+
+pub(crate) struct Api {
+    pub(crate) control: Control,
+}
+
+impl Api {
+    pub(crate) async fn connect(paths: &Paths) -> anyhow::Result<Self> {
+        let Ok(channel) = unix_channel(&paths.manager_sock()).await else {
+            return Err(no_manager(paths).await);
+        };
+        Ok(Self { control: ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES) })
+    }
+
+    pub(crate) async fn info(&mut self) -> anyhow::Result<wire::ClusterInfo> {
+        Ok(self.control.info(wire::Empty {}).await.map_err(explain)?.into_inner())
+    }
+
+    pub(crate) async fn list<T: Stored>(&mut self, filters: wire::Filters) -> anyhow::Result<Vec<Arc<T>>> {
+        let request = wire::ListRequest { kind: T::KIND.to_proto(), filters: Some(filters) };
+        let response = self.control.list(request).await.map_err(explain)?.into_inner();
+        response.objects.into_iter().map(decode::<T>).collect()
+    }
+
+    pub(crate) async fn all<T: Stored>(&mut self) -> anyhow::Result<Vec<Arc<T>>> {
+        self.list(wire::Filters::default()).await
+    }
+
+    /// By id, unique prefix, name or short stack name.
+    pub(crate) async fn get<T: Stored>(&mut self, reference: &str) -> anyhow::Result<Arc<T>> {
+        self.find::<T>(reference).await.map_err(explain)?.map_or_else(|| bail!("the manager sent nothing"), decode::<T>)
+    }
+
+    /// As [`Api::get`], but `None` when there is no such object.
+    pub(crate) async fn get_optional<T: Stored>(&mut self, reference: &str) -> anyhow::Result<Option<Arc<T>>> {
+        match self.find::<T>(reference).await {
+            Ok(object) => object.map(decode::<T>).transpose(),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(explain(status)),
+        }
+    }
+
+    async fn find<T: Stored>(&mut self, reference: &str) -> Result<Option<wire::Object>, Status> {
+        let request = wire::GetRequest { kind: T::KIND.to_proto(), reference: reference.into() };
+        Ok(Some(self.control.get(request).await?.into_inner()))
+    }
+
+    /// The stored object and the manager's warnings.
+    pub(crate) async fn create<T: Stored>(&mut self, spec: wire::spec::Spec) -> anyhow::Result<(Arc<T>, Vec<String>)> {
+        let request = wire::CreateRequest { spec: Some(wire::Spec { spec: Some(spec) }) };
+        let response = self.control.create(request).await.map_err(explain)?.into_inner();
+        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+    }
+
+    /// `spec: None` rolls a service back.
+    pub(crate) async fn update<T: Stored>(
+        &mut self,
+        id: &str,
+        version: Version,
+        spec: Option<wire::spec::Spec>,
+    ) -> anyhow::Result<(Arc<T>, Vec<String>)> {
+        let rollback = spec.is_none();
+        let request = wire::UpdateRequest {
+            kind: T::KIND.to_proto(),
+            id: id.into(),
+            version: version.0,
+            spec: spec.map(|spec| wire::Spec { spec: Some(spec) }),
+            rollback,
+        };
+        let response = self.control.update(request).await.map_err(explain)?.into_inner();
+        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+    }
+
+    pub(crate) async fn remove(&mut self, kind: Kind, reference: &str, force: bool) -> anyhow::Result<()> {
+        let request = wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force };
+        self.control.remove(request).await.map_err(explain)?;
+        Ok(())
+    }
+
+    pub(crate) async fn watch(
+        &mut self,
+        kind: Kind,
+        filters: wire::Filters,
+    ) -> anyhow::Result<tonic::Streaming<wire::WatchResponse>> {
+        let request = wire::WatchRequest { kinds: vec![kind.to_proto()], filters: Some(filters) };
+        Ok(self.control.watch(request).await.map_err(explain)?.into_inner())
+    }
+}
+
+fn decode<T: Stored>(object: wire::Object) -> anyhow::Result<Arc<T>> {
+    let object = Object::from_proto(object).context("cannot read the manager's answer")?;
+    T::from_object(object).ok_or_else(|| anyhow!("the manager sent another kind of object than a {}", T::KIND))
+}
+
+pub(crate) enum WatchEvent {
+    Put(Object),
+    Removed(ObjectId),
+}
+
+pub(crate) fn watch_events(response: wire::WatchResponse) -> anyhow::Result<Vec<WatchEvent>> {
+    let events = response.events.into_iter().filter_map(|event| event.event);
+    events
+        .map(|event| {
+            Ok(match event {
+                wire::watch_event::Event::Put(object) => WatchEvent::Put(Object::from_proto(object)?),
+                wire::watch_event::Event::Removed(id) => WatchEvent::Removed(ObjectId::from_proto(id)?),
+            })
+        })
+        .collect()
+}
+
+/// What the manager said, without gRPC's words around it.
+pub(crate) fn explain(status: Status) -> anyhow::Error {
+    let message = status.message();
+    match status.code() {
+        Code::Unavailable | Code::Cancelled | Code::Unknown if is_transport(&status) => {
+            anyhow!("the daemon closed the connection: {message}. See its log, then try again")
+        }
+        code if message.is_empty() => anyhow!("the daemon refused: {code}"),
+        _ => anyhow!("{message}"),
+    }
+}
+
+fn is_transport(status: &Status) -> bool {
+    std::error::Error::source(status).is_some()
+}
+
+pub(crate) async fn worker(paths: &Paths) -> anyhow::Result<Worker> {
+    match unix_channel(&paths.worker_sock()).await {
+        Ok(channel) => Ok(WorkerLocalClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)),
+        Err(error) => Err(match node_info(paths).await {
+            Some(info) if info.state == "active" => anyhow!(
+                "the worker daemon of this node does not answer: {error}. It is restarted by itself; see the node's \
+                 log if that does not help"
+            ),
+            _ => anyhow!(IN_NO_CLUSTER),
+        }),
+    }
+}
+
+pub(crate) async fn node(paths: &Paths) -> anyhow::Result<NodeControlClient<Channel>> {
+    Ok(NodeControlClient::new(unix_channel(&paths.node_sock()).await?))
+}
+
+pub(crate) async fn node_info(paths: &Paths) -> Option<wire::NodeInfo> {
+    let mut client = node(paths).await.ok()?;
+    Some(client.info(wire::Empty {}).await.ok()?.into_inner())
+}
+
+async fn no_manager(paths: &Paths) -> anyhow::Error {
+    let socket = paths.manager_sock();
+    match node_info(paths).await {
+        Some(info) if info.state == "active" && !info.manager => anyhow!(NOT_A_MANAGER),
+        Some(info) if info.state == "active" || info.state == "pending" => anyhow!(
+            "the manager of this node does not answer on {}. It is restarted by itself; try again, and see the \
+             node's log if that does not help",
+            socket.display()
+        ),
+        Some(info) if info.state == "error" => anyhow!("this node is in error: {}", info.error),
+        Some(_) => anyhow!(IN_NO_CLUSTER),
+        None if denied(&socket) => anyhow!(
+            "permission denied on {}: run this as root, or as a member of the group that owns the socket",
+            socket.display()
+        ),
+        None => anyhow!(IN_NO_CLUSTER),
+    }
+}
+
+fn denied(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+}

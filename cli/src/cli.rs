@@ -1,0 +1,205 @@
+//! The command line: which words lead where.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use orch_model::Kind;
+use orch_proto::paths::Paths;
+
+use crate::{
+    commands::{cluster, container, data, exec, image, info, inspect, logs, network, node, service, stack, volume},
+    daemons::{self, Daemon},
+};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "orch",
+    version = info::VERSION,
+    about = "A container cluster in one program",
+    disable_help_subcommand = false,
+    max_term_width = 100
+)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Initialize a cluster: this node becomes its first manager
+    Init(Box<cluster::InitArgs>),
+    /// Join a cluster as a worker or manager
+    Join(cluster::JoinArgs),
+    /// Show or rotate the tokens that nodes join with
+    JoinToken(cluster::JoinTokenArgs),
+    /// Leave the cluster
+    Leave(cluster::LeaveArgs),
+    /// The cluster's commands under Docker's names
+    Swarm {
+        #[command(subcommand)]
+        command: cluster::SwarmCommand,
+    },
+    /// Manage nodes
+    Node {
+        #[command(subcommand)]
+        command: Option<node::NodeCommand>,
+    },
+    /// Manage services
+    Service {
+        #[command(subcommand)]
+        command: service::ServiceCommand,
+    },
+    /// Manage stacks
+    Stack {
+        #[command(subcommand)]
+        command: stack::StackCommand,
+    },
+    /// Manage networks
+    Network {
+        #[command(subcommand)]
+        command: network::NetworkCommand,
+    },
+    /// Manage secrets
+    Secret {
+        #[command(subcommand)]
+        command: data::DataCommand,
+    },
+    /// Manage configs
+    Config {
+        #[command(subcommand)]
+        command: data::DataCommand,
+    },
+    /// Manage this node's images
+    Image {
+        #[command(subcommand)]
+        command: image::ImageCommand,
+    },
+    /// List this node's images
+    Images(image::LsArgs),
+    /// Manage this node's volumes
+    Volume {
+        #[command(subcommand)]
+        command: volume::VolumeCommand,
+    },
+    /// List this node's containers
+    Ps(container::PsArgs),
+    /// Execute a command in a running task
+    Exec(exec::ExecArgs),
+    /// Fetch the logs of a task
+    Logs(logs::LogsArgs),
+    /// Return low-level information on objects of the cluster
+    Inspect(inspect::InspectArgs),
+    /// Display what is known of this node and its cluster
+    Info(info::FormatArgs),
+    /// Show the versions
+    Version(info::FormatArgs),
+    /// Clusters of network namespaces on this machine
+    Lab(orch_lab::LabArgs),
+    #[command(flatten)]
+    Daemon(Daemon),
+}
+
+pub(crate) fn main() -> ExitCode {
+    let line = match Line::command().try_get_matches().and_then(|matches| Line::from_arg_matches(&matches)) {
+        Ok(line) => line,
+        Err(error) => {
+            // Help and version are not errors; everything else is one, with Docker's exit code.
+            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            let _ = error.print();
+            return code;
+        }
+    };
+    let outcome = match line.command {
+        Command::Daemon(daemon) => daemons::run(daemon).map(|()| ExitCode::SUCCESS),
+        Command::Node { command: None } => daemons::supervise().map(|()| ExitCode::SUCCESS),
+        Command::Lab(args) => {
+            default_sigpipe();
+            orch_lab::run(args)
+        }
+        command => {
+            default_sigpipe();
+            on_runtime(command)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("{error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
+    orch_proto::tls::install_crypto_provider();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let outcome = runtime.block_on(run(command, &Paths::from_env()));
+    // A thread that waits for the keyboard must not keep the program.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Exec(args) => return exec::run(args, paths).await,
+        Command::Init(args) => cluster::init(*args, paths).await,
+        Command::Join(args) => cluster::join(args, paths).await,
+        Command::JoinToken(args) => cluster::join_token(args, paths).await,
+        Command::Leave(args) => cluster::leave(args, paths).await,
+        Command::Swarm { command } => cluster::swarm(command, paths).await,
+        Command::Node { command: Some(command) } => node::run(command, paths).await,
+        Command::Service { command } => service::run(command, paths).await,
+        Command::Stack { command } => stack::run(command, paths).await,
+        Command::Network { command } => network::run(command, paths).await,
+        Command::Secret { command } => data::run(Kind::Secret, command, paths).await,
+        Command::Config { command } => data::run(Kind::Config, command, paths).await,
+        Command::Image { command } => image::run(command, paths).await,
+        Command::Images(args) => image::list(args, paths).await,
+        Command::Volume { command } => volume::run(command, paths).await,
+        Command::Ps(args) => container::ps(args, paths).await,
+        Command::Logs(args) => logs::logs(args, paths).await,
+        Command::Inspect(args) => inspect::run(args, paths).await,
+        Command::Info(args) => info::info(args, paths).await,
+        Command::Version(args) => info::version(args, paths).await,
+        // `main` has handled these.
+        Command::Node { command: None } | Command::Lab(_) | Command::Daemon(_) => Ok(()),
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// `orch … | head` ends quietly, as other programs do.
+fn default_sigpipe() {
+    #[allow(unsafe_code)]
+    // SAFETY: no other thread exists yet, and the default action is a valid disposition.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Line::command().debug_assert();
+    }
+
+    #[test]
+    fn dockers_spellings_are_understood() {
+        for line in [
+            "orch stack deploy -c=compose.yml shop",
+            "orch stack deploy shop -c compose.yml",
+            "orch stack deploy --compose-file compose.yml",
+            "orch service create -d=false --read-only web sh -c x",
+            "orch service scale web=5 api=2",
+            "orch swarm join-token -q worker",
+            "orch service logs -f web",
+            "orch exec -it web.1 sh -c 'x'",
+            "orch node update --availability drain n1",
+            "orch image import web:1 -",
+            "orch node",
+        ] {
+            if let Err(error) = Line::try_parse_from(line.split(' ')) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! `orch init|join|join-token|leave`, and the same under `orch swarm`.
+
+use anyhow::{anyhow, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use orch_model::{Duration, cluster::ClusterSpec};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    paths::Paths,
+    wire,
+};
+
+use crate::{
+    api::{Api, explain, node},
+    flags::duration,
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SwarmCommand {
+    /// Initialize a cluster
+    Init(Box<InitArgs>),
+    /// Join a cluster as a worker or manager
+    Join(JoinArgs),
+    /// Manage join tokens
+    JoinToken(JoinTokenArgs),
+    /// Leave the cluster
+    Leave(LeaveArgs),
+    /// Update the cluster's settings
+    Update(UpdateArgs),
+    /// Display and rotate the root CA
+    Ca,
+    /// Unlock a locked manager
+    Unlock,
+    /// Manage the unlock key
+    UnlockKey,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct InitArgs {
+    /// Advertised address (format: "<ip|interface>[:port]")
+    #[arg(long, value_name = "ADDR", default_value = "")]
+    advertise_addr: String,
+    /// Listen address (format: "<ip|interface>[:port]")
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:2377", value_parser = address)]
+    listen_addr: String,
+    /// Address or interface to use for data path traffic (format: "<ip|interface>")
+    #[arg(long, value_name = "ADDR", default_value = "")]
+    data_path_addr: String,
+    /// Port number to use for data path traffic (1024 - 49151; 0 for the default, 4789)
+    #[arg(long, value_name = "PORT", default_value_t = 0, value_parser = data_path_port)]
+    data_path_port: u32,
+    /// Default address pool in CIDR format (may be given several times)
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    default_addr_pool: Vec<ipnetwork::IpNetwork>,
+    /// Prefix length of the subnets cut from the pools
+    #[arg(long, value_name = "BITS", default_value_t = 24, value_parser = clap::value_parser!(u32).range(8..=30))]
+    default_addr_pool_mask_length: u32,
+    /// Availability of the node
+    #[arg(long, value_enum, default_value = "active")]
+    availability: AvailabilityFlag,
+    /// Validity period for node certificates (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION", value_parser = cert_expiry)]
+    cert_expiry: Option<Duration>,
+    /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    dispatcher_heartbeat: Option<Duration>,
+    /// Task history retention limit
+    #[arg(long, value_name = "N")]
+    task_history_limit: Option<u64>,
+    /// Force create a new cluster from current state
+    #[arg(long)]
+    force_new_cluster: bool,
+    /// Enable manager autolocking
+    #[arg(long)]
+    autolock: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JoinArgs {
+    /// Token for entry into the cluster
+    #[arg(long)]
+    token: String,
+    /// Advertised address (format: "<ip|interface>[:port]")
+    #[arg(long, value_name = "ADDR", default_value = "")]
+    advertise_addr: String,
+    /// Listen address (format: "<ip|interface>[:port]")
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:2377", value_parser = address)]
+    listen_addr: String,
+    /// Address or interface to use for data path traffic (format: "<ip|interface>")
+    #[arg(long, value_name = "ADDR", default_value = "")]
+    data_path_addr: String,
+    /// Availability of the node
+    #[arg(long, value_enum, default_value = "active")]
+    availability: AvailabilityFlag,
+    /// Address of a manager
+    #[arg(value_name = "HOST:PORT", value_parser = host_port)]
+    remote: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JoinTokenArgs {
+    /// Only display the token
+    #[arg(short, long)]
+    quiet: bool,
+    /// Rotate the join token
+    #[arg(long)]
+    rotate: bool,
+    #[arg(value_enum)]
+    role: RoleFlag,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LeaveArgs {
+    /// Force this node to leave the cluster, ignoring warnings
+    #[arg(short, long)]
+    force: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpdateArgs {
+    /// Validity period for node certificates (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION", value_parser = cert_expiry)]
+    cert_expiry: Option<Duration>,
+    /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    dispatcher_heartbeat: Option<Duration>,
+    /// Task history retention limit
+    #[arg(long, value_name = "N")]
+    task_history_limit: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AvailabilityFlag {
+    Active,
+    Pause,
+    Drain,
+}
+
+impl AvailabilityFlag {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RoleFlag {
+    Worker,
+    Manager,
+}
+
+pub(crate) async fn swarm(command: SwarmCommand, paths: &Paths) -> anyhow::Result<()> {
+    match command {
+        SwarmCommand::Init(args) => init(*args, paths).await,
+        SwarmCommand::Join(args) => join(args, paths).await,
+        SwarmCommand::JoinToken(args) => join_token(args, paths).await,
+        SwarmCommand::Leave(args) => leave(args, paths).await,
+        SwarmCommand::Update(args) => update(args, paths).await,
+        SwarmCommand::Ca => bail!("root CA rotation is not in this version of Orch; nothing was changed"),
+        SwarmCommand::Unlock | SwarmCommand::UnlockKey => {
+            bail!("autolock is not in this version of Orch: managers are never locked; nothing was changed")
+        }
+    }
+}
+
+pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
+    if args.autolock {
+        bail!("--autolock is not in this version of Orch; nothing was changed");
+    }
+    crate::node::ensure_running(paths).await?;
+    let request = wire::InitRequest {
+        advertise_addr: args.advertise_addr,
+        listen_addr: args.listen_addr,
+        address_pools: args.default_addr_pool.iter().map(ToString::to_string).collect(),
+        subnet_prefix_len: args.default_addr_pool_mask_length,
+        data_path_port: args.data_path_port,
+        data_path_addr: args.data_path_addr,
+        cert_expiry_ms: args.cert_expiry.map_or(0, millis),
+        task_history_limit: args.task_history_limit.unwrap_or_default(),
+        task_history_limit_set: args.task_history_limit.is_some(),
+        heartbeat_period_ms: args.dispatcher_heartbeat.map_or(0, millis),
+        availability: args.availability.word().into(),
+        force_new_cluster: args.force_new_cluster,
+        autolock: false,
+    };
+    let made = node(paths).await?.init(request).await.map_err(explain)?.into_inner();
+    print!("{}", init_text(&made));
+    Ok(())
+}
+
+fn init_text(made: &wire::InitResponse) -> String {
+    format!(
+        "Cluster initialized: current node ({}) is now a manager.\n\n{}\nTo add a manager to this cluster, run 'orch \
+         join-token manager' and follow the instructions.\n\n",
+        made.node_id,
+        join_text("worker", &made.worker_token, &made.advertise_addr)
+    )
+}
+
+fn join_text(role: &str, token: &str, addr: &str) -> String {
+    format!("To add a {role} to this cluster, run the following command:\n\n    orch join --token {token} {addr}\n")
+}
+
+pub(crate) async fn join(args: JoinArgs, paths: &Paths) -> anyhow::Result<()> {
+    crate::node::ensure_running(paths).await?;
+    let request = wire::JoinNodeRequest {
+        token: args.token,
+        remote_addr: args.remote,
+        advertise_addr: args.advertise_addr,
+        listen_addr: args.listen_addr,
+        data_path_addr: args.data_path_addr,
+        availability: args.availability.word().into(),
+    };
+    let joined = node(paths).await?.join(request).await.map_err(explain)?.into_inner();
+    println!("This node joined a cluster as a {}.", if joined.manager { "manager" } else { "worker" });
+    Ok(())
+}
+
+pub(crate) async fn join_token(args: JoinTokenArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let is_worker = args.role == RoleFlag::Worker;
+    let role = if is_worker { "worker" } else { "manager" };
+    let info = api.info().await?;
+    let (worker, manager) = if args.rotate {
+        let request = wire::RotateJoinTokenRequest { worker: is_worker, manager: !is_worker };
+        let rotated = api.control.rotate_join_token(request).await.map_err(explain)?.into_inner();
+        if !args.quiet {
+            println!("Successfully rotated {role} join token.\n");
+        }
+        (rotated.worker_token, rotated.manager_token)
+    } else {
+        (info.worker_token, info.manager_token)
+    };
+    let token = if is_worker { worker } else { manager };
+    if args.quiet {
+        println!("{token}");
+    } else {
+        let addr = info.manager_addrs.first().cloned().unwrap_or(info.leader_addr);
+        println!("{}", join_text(role, &token, &addr));
+    }
+    Ok(())
+}
+
+pub(crate) async fn leave(args: LeaveArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut client = node(paths).await.map_err(|_| anyhow!(crate::api::IN_NO_CLUSTER))?;
+    client.leave(wire::LeaveNodeRequest { force: args.force }).await.map_err(explain)?;
+    println!("Node left the cluster.");
+    Ok(())
+}
+
+async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let info = api.info().await?;
+    let get = wire::GetRequest { kind: orch_model::Kind::Cluster.to_proto(), reference: info.cluster_id };
+    let object = api.control.get(get).await.map_err(explain)?.into_inner();
+    let Some(wire::object::Object::Cluster(cluster)) = object.object else { bail!("the manager sent no cluster") };
+    let mut spec = ClusterSpec::from_proto(cluster.spec.ok_or_else(|| anyhow!("the manager sent no settings"))?)?;
+    spec.cert_expiry = args.cert_expiry.unwrap_or(spec.cert_expiry);
+    spec.heartbeat_period = args.dispatcher_heartbeat.unwrap_or(spec.heartbeat_period);
+    spec.task_history_limit = args.task_history_limit.unwrap_or(spec.task_history_limit);
+    let request = wire::UpdateRequest {
+        kind: orch_model::Kind::Cluster.to_proto(),
+        id: cluster.id,
+        version: cluster.meta.map_or(0, |m| m.version),
+        spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Cluster(spec.to_proto())) }),
+        rollback: false,
+    };
+    api.control.update(request).await.map_err(explain)?;
+    println!("Cluster updated.");
+    Ok(())
+}
+
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn cert_expiry(text: &str) -> Result<Duration, String> {
+    let expiry = duration::parse(text)?;
+    if expiry < orch_model::cluster::MIN_CERT_EXPIRY { Err("expected at least 1h".into()) } else { Ok(expiry) }
+}
+
+fn data_path_port(text: &str) -> Result<u32, String> {
+    let port = text.parse().ok().filter(|port| *port == 0 || (1024..=49151).contains(port));
+    port.ok_or_else(|| "expected a port from 1024 to 49151, or 0 for the default".into())
+}
+
+/// `ADDR`, `IFACE`, either with `:PORT`.
+fn address(text: &str) -> Result<String, String> {
+    match text.rsplit_once(':') {
+        Some((_, port)) if !text.ends_with(']') && port.parse::<u16>().is_err() && !text.contains("::") => {
+            Err(format!("{port:?} is not a port; expected <ip|interface>[:port]"))
+        }
+        _ if text.is_empty() => Err("expected <ip|interface>[:port]".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
+/// The port may be left out: managers listen on 2377.
+fn host_port(text: &str) -> Result<String, String> {
+    let form = || format!("expected HOST:PORT, such as {}:2377", if text.is_empty() { "192.168.0.10" } else { text });
+    if text.is_empty() || text.contains(char::is_whitespace) || text.contains('/') {
+        return Err("expected HOST:PORT, such as 192.168.0.10:2377".into());
+    }
+    match text.rsplit_once(':') {
+        None => Ok(format!("{text}:2377")),
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0) => Ok(text.to_owned()),
+        Some(_) => Err(form()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn init_prints_the_line_to_paste() {
+        let made = wire::InitResponse {
+            node_id: "n".into(),
+            worker_token: "ORCHTKN-1-a-b".into(),
+            advertise_addr: "10.0.0.1:2377".into(),
+            ..wire::InitResponse::default()
+        };
+        assert_eq!(
+            init_text(&made),
+            "Cluster initialized: current node (n) is now a manager.\n\nTo add a worker to this cluster, run the \
+             following command:\n\n    orch join --token ORCHTKN-1-a-b 10.0.0.1:2377\n\nTo add a manager to this \
+             cluster, run 'orch join-token manager' and follow the instructions.\n\n"
+        );
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(host_port("m1"), Ok("m1:2377".into()));
+        assert_eq!(host_port("m1:99"), Ok("m1:99".into()));
+        assert_eq!(host_port("[::1]:2377"), Ok("[::1]:2377".into()));
+        for text in ["", "m1:", ":1", "m1:x", "http://x", "a b"] {
+            assert!(host_port(text).is_err(), "{text}");
+        }
+        assert!(address("eth0").is_ok() && address("eth0:1").is_ok() && address("1.2.3.4:x").is_err());
+    }
+}

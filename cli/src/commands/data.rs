@@ -1,0 +1,185 @@
+//! `orch secret …` and `orch config …`: the same commands over two kinds of objects.
+
+use std::{io::Read as _, path::PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+use orch_model::{
+    Annotations, Kind, Meta,
+    secret::{Config, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, Secret},
+};
+use orch_proto::{conv::ToProto, paths::Paths, wire};
+
+use super::{ListFlags, for_each, print_inspected, warn};
+use crate::{
+    api::Api,
+    flags::key_value,
+    inspect,
+    render::{
+        listing::{Listing, Row, row},
+        natural_order, time,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataCommand {
+    /// Create one from a file or STDIN as content
+    Create(CreateArgs),
+    /// List them
+    #[command(visible_alias = "list")]
+    Ls(ListFlags),
+    /// Display detailed information on one or more
+    Inspect {
+        /// Format output: 'json' or a Go template
+        #[arg(short, long)]
+        format: Option<String>,
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Remove one or more
+    #[command(visible_alias = "remove")]
+    Rm {
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Labels
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    label: Vec<(String, String)>,
+    name: String,
+    /// A file, or - for STDIN
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+}
+
+const SECRETS: Listing<'static> =
+    Listing { default: "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.CreatedAt}}\t{{.UpdatedAt}}", ..CONFIGS };
+
+const CONFIGS: Listing<'static> = Listing {
+    default: "{{.ID}}\t{{.Name}}\t{{.CreatedAt}}\t{{.UpdatedAt}}",
+    headings: &[
+        ("ID", "ID"),
+        ("Name", "NAME"),
+        ("Driver", "DRIVER"),
+        ("CreatedAt", "CREATED"),
+        ("UpdatedAt", "UPDATED"),
+        ("Labels", "LABELS"),
+    ],
+    quiet: "ID",
+};
+
+/// `kind` is secret or config.
+pub(crate) async fn run(kind: Kind, command: DataCommand, paths: &Paths) -> anyhow::Result<()> {
+    match command {
+        DataCommand::Create(args) => create(kind, args, paths).await,
+        DataCommand::Ls(flags) => list(kind, &flags, paths).await,
+        DataCommand::Inspect { format, names } => {
+            let mut api = Api::connect(paths).await?;
+            let mut found = Vec::new();
+            let outcome = for_each(&names, async |reference| {
+                found.push(match kind {
+                    Kind::Secret => inspect::secret(&*api.get::<Secret>(reference).await?),
+                    _ => inspect::config(&*api.get::<Config>(reference).await?),
+                });
+                Ok(())
+            })
+            .await;
+            print_inspected(found, format.as_deref())?;
+            outcome
+        }
+        DataCommand::Rm { names } => {
+            let mut api = Api::connect(paths).await?;
+            for_each(&names, async |reference| {
+                api.remove(kind, reference, false).await?;
+                println!("{reference}");
+                Ok(())
+            })
+            .await
+        }
+    }
+}
+
+async fn create(kind: Kind, args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
+    let data = if args.file.as_os_str() == "-" {
+        let mut data = Vec::new();
+        std::io::stdin().read_to_end(&mut data).context("cannot read standard input")?;
+        data
+    } else {
+        std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?
+    };
+    check_size(kind, data.len())?;
+    let annotations = Annotations { name: args.name, labels: key_value::map(&args.label) };
+    let mut api = Api::connect(paths).await?;
+    println!("{}", store(&mut api, kind, &annotations, data).await?);
+    Ok(())
+}
+
+pub(crate) fn check_size(kind: Kind, bytes: usize) -> anyhow::Result<()> {
+    let max = if kind == Kind::Secret { MAX_SECRET_BYTES } else { MAX_CONFIG_BYTES };
+    if bytes == 0 || bytes > max {
+        bail!("a {kind} holds from 1 to {max} bytes; this content has {bytes}");
+    }
+    Ok(())
+}
+
+/// The new object's id.
+pub(crate) async fn store(
+    api: &mut Api,
+    kind: Kind,
+    annotations: &Annotations,
+    data: Vec<u8>,
+) -> anyhow::Result<String> {
+    let annotations = Some(annotations.to_proto());
+    let (id, warnings) = if kind == Kind::Secret {
+        let spec = wire::SecretSpec { annotations, data: data.into() };
+        let (secret, warnings) = api.create::<Secret>(wire::spec::Spec::Secret(spec)).await?;
+        (secret.id.to_string(), warnings)
+    } else {
+        let spec = wire::ConfigSpec { annotations, data: data.into() };
+        let (config, warnings) = api.create::<Config>(wire::spec::Spec::Config(spec)).await?;
+        (config.id.to_string(), warnings)
+    };
+    warn(&warnings);
+    Ok(id)
+}
+
+async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> {
+    let filters = flags.filters(&["id", "name", "label"])?;
+    let mut api = Api::connect(paths).await?;
+    let mut items: Vec<(String, Meta, Annotations)> = match kind {
+        Kind::Secret => {
+            let all = api.all::<Secret>().await?;
+            all.iter().map(|s| (s.id.to_string(), s.meta.clone(), s.annotations.clone())).collect()
+        }
+        _ => {
+            let all = api.all::<Config>().await?;
+            all.iter().map(|c| (c.id.to_string(), c.meta.clone(), c.annotations.clone())).collect()
+        }
+    };
+    items.sort_by(|a, b| natural_order(&a.2.name, &b.2.name));
+    let now = time::now();
+    let rows: Vec<Row> = items
+        .iter()
+        .filter(|(id, _, annotations)| {
+            filters.any("id", |prefix| id.starts_with(prefix))
+                && filters.any("name", |part| annotations.name.contains(part))
+                && filters.labels("label", &annotations.labels)
+        })
+        .map(|(id, meta, annotations)| {
+            let labels: Vec<String> = annotations.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+            row([
+                ("ID", id.as_str().into()),
+                ("Name", annotations.name.as_str().into()),
+                ("Driver", "".into()),
+                ("CreatedAt", time::ago(meta.created_at, now).into()),
+                ("UpdatedAt", time::ago(meta.updated_at, now).into()),
+                ("Labels", labels.join(",").into()),
+            ])
+        })
+        .collect();
+    let listing = if kind == Kind::Secret { SECRETS } else { CONFIGS };
+    Ok(listing.print(&flags.shape(), &rows)?)
+}

@@ -1,0 +1,310 @@
+//! `orch image …` and `orch images`: this node's images.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, Subcommand};
+use orch_model::Timestamp;
+use orch_proto::{paths::Paths, wire};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+
+use super::{ListFlags, for_each, print_inspected};
+use crate::{
+    api::{Worker, explain, worker},
+    flags::quantity,
+    inspect,
+    render::{
+        listing::{Listing, Row, row},
+        short_id, time,
+    },
+};
+
+/// What goes into one message of an import.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Import a root filesystem tar (plain, gzip or zstd) as an image
+    Import(ImportArgs),
+    /// Download an image from a registry
+    Pull(PullArgs),
+    /// List images
+    #[command(visible_alias = "list")]
+    Ls(LsArgs),
+    /// Display detailed information on one or more images
+    Inspect {
+        /// Format output: 'json' or a Go template
+        #[arg(short, long)]
+        format: Option<String>,
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+    /// Remove one or more images
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Force removal of the image
+        #[arg(short, long)]
+        force: bool,
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// Apply a Dockerfile instruction to the created image (CMD, ENTRYPOINT, ENV, WORKDIR, EXPOSE, USER, LABEL)
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    change: Vec<String>,
+    /// Set a message for the imported image
+    #[arg(short, long, default_value = "")]
+    message: String,
+    /// Let the name mean another content than it does now
+    #[arg(long)]
+    replace: bool,
+    /// Name of the image
+    #[arg(value_name = "NAME[:TAG]")]
+    name: String,
+    /// A file, or - for STDIN
+    #[arg(value_name = "FILE|-")]
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Suppress verbose output
+    #[arg(short, long)]
+    quiet: bool,
+    image: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LsArgs {
+    #[command(flatten)]
+    list: ListFlags,
+    /// Show all images
+    #[arg(short, long)]
+    all: bool,
+    /// Show digests
+    #[arg(long)]
+    digests: bool,
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    repository: Option<String>,
+}
+
+const HEADINGS: &[(&str, &str)] = &[
+    ("Repository", "REPOSITORY"),
+    ("Tag", "TAG"),
+    ("Digest", "DIGEST"),
+    ("ID", "IMAGE ID"),
+    ("CreatedSince", "CREATED"),
+    ("CreatedAt", "CREATED AT"),
+    ("Size", "SIZE"),
+];
+
+pub(crate) async fn run(command: ImageCommand, paths: &Paths) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Import(args) => import(args, paths).await,
+        ImageCommand::Pull(args) => pull(args, paths).await,
+        ImageCommand::Ls(args) => list(args, paths).await,
+        ImageCommand::Inspect { format, images } => {
+            let mut worker = worker(paths).await?;
+            let mut found = Vec::new();
+            let outcome = for_each(&images, async |reference| {
+                let request = wire::ImageReference { reference: reference.into() };
+                found.push(inspect::image(&worker.inspect_image(request).await.map_err(explain)?.into_inner()));
+                Ok(())
+            })
+            .await;
+            print_inspected(found, format.as_deref())?;
+            outcome
+        }
+        ImageCommand::Rm { force, images } => {
+            let mut worker = worker(paths).await?;
+            for_each(&images, async |reference| remove(&mut worker, reference, force).await).await
+        }
+    }
+}
+
+async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Result<()> {
+    let request = wire::RemoveImageRequest { reference: reference.into(), force };
+    let removed = worker.remove_image(request).await.map_err(explain)?.into_inner();
+    removed.untagged.iter().for_each(|name| println!("Untagged: {}", familiar(name)));
+    removed.deleted.iter().for_each(|digest| println!("Deleted: {digest}"));
+    Ok(())
+}
+
+async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
+    // `docker image import FILE NAME` has them the other way round: say so instead of importing the wrong thing.
+    if !args.file.exists() && args.file.as_os_str() != "-" && (args.name == "-" || PathBuf::from(&args.name).is_file())
+    {
+        return Err(anyhow!(
+            "{} is not a file: the name comes first. Write `orch image import {} {}`",
+            args.file.display(),
+            args.file.display(),
+            args.name
+        ));
+    }
+    let source: Box<dyn AsyncRead + Send + Unpin> = if args.file.as_os_str() == "-" {
+        Box::new(tokio::io::stdin())
+    } else {
+        let file = tokio::fs::File::open(&args.file).await;
+        Box::new(file.with_context(|| format!("cannot read {}", args.file.display()))?)
+    };
+    let mut worker = worker(paths).await?;
+    let start =
+        wire::ImportImageStart { name: args.name, changes: args.change, replace: args.replace, message: args.message };
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    let feeder = tokio::spawn(feed(start, source, sender));
+    let outcome = worker.import_image(ReceiverStream::new(receiver)).await;
+    // The worker's answer is what counts; a read error explains it better.
+    feeder.abort();
+    if let Ok(Err(error)) = feeder.await {
+        return Err(error.context(format!("cannot read {}", args.file.display())));
+    }
+    println!("{}", outcome.map_err(explain)?.into_inner().config_digest);
+    Ok(())
+}
+
+async fn feed(
+    start: wire::ImportImageStart,
+    mut source: Box<dyn AsyncRead + Send + Unpin>,
+    sender: tokio::sync::mpsc::Sender<wire::ImportImageRequest>,
+) -> anyhow::Result<()> {
+    let message = |message| wire::ImportImageRequest { message: Some(message) };
+    let mut next = message(wire::import_image_request::Message::Start(start));
+    loop {
+        if sender.send(next).await.is_err() {
+            return Ok(());
+        }
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+        let read = (&mut source).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        next = message(wire::import_image_request::Message::Data(chunk.into()));
+    }
+}
+
+async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let request = wire::PullImageRequest { reference: args.image.clone() };
+    let mut progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
+    let mut seen = std::collections::HashMap::new();
+    while let Some(message) = progress.next().await {
+        match message.map_err(explain)?.progress {
+            Some(wire::pull_progress::Progress::Layer(layer)) if !args.quiet => {
+                // One line per change of state: bytes alone would flood a pipe.
+                if seen.insert(layer.digest.clone(), layer.state.clone()) != Some(layer.state.clone()) {
+                    let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
+                    println!("{}: {}", short_id(digest), layer_words(&layer.state));
+                }
+            }
+            Some(wire::pull_progress::Progress::Status(text)) if !args.quiet => println!("{text}"),
+            Some(wire::pull_progress::Progress::Done(image)) => {
+                if !args.quiet {
+                    println!("Digest: {}", image.digest);
+                }
+                println!("{}", image.names.first().map_or(args.image.as_str(), String::as_str));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn layer_words(state: &str) -> &str {
+    match state {
+        "waiting" => "Waiting",
+        "downloading" => "Downloading",
+        "unpacking" => "Extracting",
+        "done" => "Pull complete",
+        "exists" => "Already exists",
+        other => other,
+    }
+}
+
+pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let flags = &args.list;
+    let filters = flags.filters(&["reference", "dangling"])?;
+    let mut worker = worker(paths).await?;
+    let mut images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
+    images.sort_by(|a, b| b.created_at_ms.cmp(&a.created_at_ms).then(a.names.cmp(&b.names)));
+    let now = time::now();
+    let mut rows: Vec<Row> = Vec::new();
+    for image in &images {
+        let unnamed = [String::new()];
+        let names = if image.names.is_empty() { &unnamed[..] } else { &image.names };
+        for name in names {
+            let (repository, tag) = split_name(name);
+            let wanted = args.repository.as_deref().is_none_or(|wanted| {
+                let (wanted_repository, wanted_tag) = wanted.split_once(':').unwrap_or((wanted, ""));
+                wanted_repository == repository && (wanted_tag.is_empty() || wanted_tag == tag)
+            });
+            if wanted
+                && filters.any("reference", |r| r == repository || r == format!("{repository}:{tag}"))
+                && filters.any("dangling", |d| (d == "true") == image.names.is_empty())
+            {
+                rows.push(image_row(image, &repository, &tag, now, flags.no_trunc));
+            }
+        }
+    }
+    if flags.quiet {
+        rows.dedup_by(|a, b| a.get("ID") == b.get("ID"));
+    }
+    let default = if args.digests {
+        "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    } else {
+        "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+    };
+    Ok(Listing { default, headings: HEADINGS, quiet: "ID" }.print(&flags.shape(), &rows)?)
+}
+
+fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timestamp, no_trunc: bool) -> Row {
+    let created = Timestamp::from_unix_ms(image.created_at_ms);
+    let id = image.config_digest.as_str();
+    let id = if no_trunc { id } else { short_id(id.strip_prefix("sha256:").unwrap_or(id)) };
+    row([
+        ("Repository", repository.into()),
+        ("Tag", tag.into()),
+        ("Digest", image.digest.as_str().into()),
+        ("ID", id.into()),
+        ("CreatedSince", time::ago(created, now).into()),
+        ("CreatedAt", time::go_style(created).into()),
+        ("Size", quantity::human(image.size_bytes).into()),
+    ])
+}
+
+/// The name as the user would type it.
+fn familiar(name: &str) -> &str {
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    name.strip_prefix("library/").unwrap_or(name)
+}
+
+fn split_name(name: &str) -> (String, String) {
+    if name.is_empty() {
+        return ("<none>".into(), "<none>".into());
+    }
+    match familiar(name).rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository.into(), tag.into()),
+        _ => (familiar(name).into(), "<none>".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_typed() {
+        for (name, repository, tag) in [
+            ("docker.io/library/web:latest", "web", "latest"),
+            ("docker.io/user/web:1", "user/web", "1"),
+            ("127.0.0.1:5000/web:1", "127.0.0.1:5000/web", "1"),
+            ("127.0.0.1:5000/web", "127.0.0.1:5000/web", "<none>"),
+            ("", "<none>", "<none>"),
+        ] {
+            assert_eq!(split_name(name), (repository.into(), tag.into()), "{name}");
+        }
+    }
+}

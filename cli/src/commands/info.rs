@@ -1,0 +1,166 @@
+//! `orch info` and `orch version`.
+
+use std::fmt::Write as _;
+
+use clap::Args;
+use orch_proto::{
+    paths::Paths,
+    wire::{self, control_client::ControlClient},
+};
+use serde_json::{Value, json};
+
+use super::print_inspected;
+use crate::{
+    api::{node_info, worker},
+    flags::quantity,
+    render::time,
+};
+
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// Format output: 'json' or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+}
+
+pub(crate) async fn version(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> {
+    let daemon = node_info(paths).await.map(|info| info.version);
+    if args.format.is_some() {
+        let value = json!({
+            "Client": {"Version": VERSION, "Os": "linux", "Arch": std::env::consts::ARCH},
+            "Server": daemon.map(|version| json!({"Version": version})),
+        });
+        return print_inspected(vec![value], args.format.as_deref());
+    }
+    println!("Client: Orch\n Version:    {VERSION}\n OS/Arch:    linux/{}", std::env::consts::ARCH);
+    match daemon {
+        Some(version) => println!("\nServer: Orch node\n Version:    {version}"),
+        None => println!("\nServer: no node daemon runs here (start one with `orch init` or `orch join`)"),
+    }
+    Ok(())
+}
+
+/// What can be found out; a missing daemon is a fact, not an error.
+struct Facts {
+    node: Option<wire::NodeInfo>,
+    worker: Option<wire::WorkerInfo>,
+    cluster: Option<wire::ClusterInfo>,
+}
+
+pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> {
+    let node = node_info(paths).await;
+    let worker = match worker(paths).await {
+        Ok(mut worker) => worker.info(wire::Empty {}).await.ok().map(tonic::Response::into_inner),
+        Err(_) => None,
+    };
+    let cluster = match orch_proto::transport::unix_channel(&paths.manager_sock()).await {
+        Ok(channel) => ControlClient::new(channel).info(wire::Empty {}).await.ok().map(tonic::Response::into_inner),
+        Err(_) => None,
+    };
+    let facts = Facts { node, worker, cluster };
+    match args.format.as_deref() {
+        Some(format) => print_inspected(vec![facts.json()], Some(format)),
+        None => {
+            print!("{}", facts.text());
+            Ok(())
+        }
+    }
+}
+
+impl Facts {
+    fn state(&self) -> &str {
+        match (&self.node, &self.cluster) {
+            (Some(node), _) => &node.state,
+            // A manager without a supervisor, as tests run it.
+            (None, Some(_)) => "active",
+            (None, None) => "inactive",
+        }
+    }
+
+    fn json(&self) -> Value {
+        let node = self.node.clone().unwrap_or_default();
+        let worker = self.worker.clone().unwrap_or_default();
+        let description = worker.description.clone().unwrap_or_default();
+        let resources = description.resources.unwrap_or_default();
+        let managers = node.managers.iter().map(|addr| json!({"Addr": addr})).collect::<Value>();
+        let cluster = self.cluster.as_ref().map(|c| {
+            json!({"ID": c.cluster_id, "CreatedAt": time::rfc3339(orch_model::Timestamp::from_unix_ms(c.created_at_ms))})
+        });
+        json!({
+            "Containers": worker.containers_running + worker.containers_stopped,
+            "ContainersRunning": worker.containers_running,
+            "ContainersStopped": worker.containers_stopped,
+            "Images": worker.images,
+            "NCPU": resources.nano_cpus / 1_000_000_000,
+            "MemTotal": resources.memory_bytes,
+            "Name": description.hostname,
+            "ServerVersion": node.version,
+            "CgroupVersion": worker.cgroup_version,
+            "Swarm": {
+                "NodeID": node.node_id,
+                "NodeAddr": node.advertise_addr.split(':').next().unwrap_or_default(),
+                "LocalNodeState": self.state(),
+                "ControlAvailable": self.cluster.is_some(),
+                "Error": node.error,
+                "RemoteManagers": managers,
+                "Nodes": self.cluster.as_ref().map_or(0, |c| c.nodes),
+                "Managers": self.cluster.as_ref().map_or(0, |c| c.managers),
+                "Cluster": cluster,
+            },
+        })
+    }
+
+    fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut out);
+        out
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        writeln!(out, "Client: Orch\n Version:    {VERSION}\n\nServer:")?;
+        if let Some(worker) = &self.worker {
+            let (running, stopped) = (worker.containers_running, worker.containers_stopped);
+            writeln!(out, " Containers: {}\n  Running: {running}\n  Stopped: {stopped}", running + stopped)?;
+            writeln!(out, " Images: {}\n Cgroup Version: {}", worker.images, worker.cgroup_version)?;
+            if let Some(description) = &worker.description {
+                let resources = description.resources.unwrap_or_default();
+                writeln!(out, " Name: {}\n CPUs: {}", description.hostname, resources.nano_cpus / 1_000_000_000)?;
+                writeln!(out, " Total Memory: {}", quantity::human_binary(resources.memory_bytes))?;
+            }
+        }
+        writeln!(out, " Cluster: {}", self.state())?;
+        if let Some(node) = &self.node {
+            writeln!(out, "  NodeID: {}", node.node_id)?;
+            if !node.error.is_empty() {
+                writeln!(out, "  Error: {}", node.error)?;
+            }
+            writeln!(out, "  Is Manager: {}", node.manager)?;
+        }
+        if let Some(cluster) = &self.cluster {
+            writeln!(
+                out,
+                "  ClusterID: {}\n  Managers: {}\n  Nodes: {}",
+                cluster.cluster_id, cluster.managers, cluster.nodes
+            )?;
+            if let Some(spec) = &cluster.spec {
+                writeln!(out, "  Default Address Pool: {}", spec.address_pools.join(", "))?;
+                writeln!(out, "  SubnetSize: {}\n  Data Path Port: {}", spec.subnet_prefix_len, spec.data_path_port)?;
+                writeln!(out, "  Orchestration:\n   Task History Retention Limit: {}", spec.task_history_limit)?;
+            }
+        }
+        if let Some(node) = &self.node {
+            writeln!(out, "  Node Address: {}", node.advertise_addr)?;
+            if !node.managers.is_empty() {
+                writeln!(out, "  Manager Addresses:")?;
+                node.managers.iter().try_for_each(|addr| writeln!(out, "   {addr}"))?;
+            }
+            for daemon in &node.daemons {
+                writeln!(out, " Daemon {}: pid {}, restarts {}", daemon.name, daemon.pid, daemon.restarts)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+//! `orch logs TASK` and `orch service logs SERVICE|TASK`.
+
+use std::{collections::HashMap, io::Write as _};
+
+use clap::Args;
+use orch_model::{node::Node, service::Service, task::Task};
+use orch_proto::{paths::Paths, wire};
+use tokio_stream::StreamExt as _;
+
+use super::{node_names, service_names};
+use crate::{
+    api::{Api, explain, worker},
+    render::{short_id, time},
+};
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LogFlags {
+    /// Follow log output
+    #[arg(short, long)]
+    follow: bool,
+    /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<u64>,
+    /// Show logs before a timestamp or relative time
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    until: Option<u64>,
+    /// Number of lines to show from the end of the logs, or all
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail)]
+    tail: Tail,
+    /// Show timestamps
+    #[arg(short, long)]
+    timestamps: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    #[command(flatten)]
+    flags: LogFlags,
+    task: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceLogsArgs {
+    #[command(flatten)]
+    flags: LogFlags,
+    /// Do not map IDs to names in output
+    #[arg(long)]
+    no_resolve: bool,
+    /// Do not include task IDs in output
+    #[arg(long)]
+    no_task_ids: bool,
+    /// Do not truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Do not neatly format logs
+    #[arg(long)]
+    raw: bool,
+    #[arg(value_name = "SERVICE|TASK")]
+    target: String,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Tail(Option<u64>);
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text {
+        "all" => Ok(Tail(None)),
+        count => count.parse().map(|n| Tail(Some(n))).map_err(|_| "expected a number of lines, or all".into()),
+    }
+}
+
+fn since(text: &str) -> Result<u64, String> {
+    time::parse_since(text, time::now())
+}
+
+impl LogFlags {
+    fn options(&self) -> wire::LogOptions {
+        wire::LogOptions {
+            follow: self.follow,
+            tail: self.tail.0,
+            since_ms: self.since,
+            until_ms: self.until,
+            stdout: true,
+            stderr: true,
+        }
+    }
+}
+
+/// One task's output as it was written.
+pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let request =
+        wire::LogsRequest { tasks: vec![args.task.clone()], services: Vec::new(), options: Some(args.flags.options()) };
+    let mut lines = match Api::connect(paths).await {
+        Ok(mut api) => api.control.logs(request).await.map_err(explain)?.into_inner(),
+        // On a worker, the containers of the node itself are at hand.
+        Err(no_manager) => match worker(paths).await {
+            Ok(mut worker) => worker.logs(request).await.map_err(explain)?.into_inner(),
+            Err(_) => return Err(no_manager),
+        },
+    };
+    while let Some(line) = lines.next().await {
+        write_line(&line.map_err(explain)?, "", args.flags.timestamps)?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn service_logs(args: ServiceLogsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let service = api.get_optional::<Service>(&args.target).await?;
+    let (services, tasks) = match &service {
+        Some(service) => (vec![service.id.to_string()], Vec::new()),
+        None => (Vec::new(), vec![args.target.clone()]),
+    };
+    let request = wire::LogsRequest { tasks, services, options: Some(args.flags.options()) };
+    let mut lines = api.control.logs(request).await.map_err(explain)?.into_inner();
+    let mut prefixes = Prefixes::load(&mut api, &args).await?;
+    while let Some(line) = lines.next().await {
+        let line = line.map_err(explain)?;
+        let prefix = if args.raw { String::new() } else { prefixes.of(&mut api, &line.task_id).await? };
+        write_line(&line, &prefix, args.flags.timestamps)?;
+    }
+    Ok(())
+}
+
+/// `web.1.abc@n1    | `, padded so that the bars are below each other.
+struct Prefixes {
+    nodes: HashMap<String, String>,
+    services: HashMap<String, String>,
+    known: HashMap<String, String>,
+    no_resolve: bool,
+    no_task_ids: bool,
+    no_trunc: bool,
+}
+
+impl Prefixes {
+    async fn load(api: &mut Api, args: &ServiceLogsArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            nodes: node_names(&api.all::<Node>().await?),
+            services: service_names(&api.all::<Service>().await?),
+            known: HashMap::new(),
+            no_resolve: args.no_resolve,
+            no_task_ids: args.no_task_ids,
+            no_trunc: args.no_trunc,
+        })
+    }
+
+    async fn of(&mut self, api: &mut Api, task_id: &str) -> anyhow::Result<String> {
+        if let Some(prefix) = self.known.get(task_id) {
+            return Ok(prefix.clone());
+        }
+        let prefix = match api.get_optional::<Task>(task_id).await? {
+            Some(task) => self.make(&task),
+            None => format!("{task_id}    | "),
+        };
+        self.known.insert(task_id.to_owned(), prefix.clone());
+        Ok(prefix)
+    }
+
+    fn make(&self, task: &Task) -> String {
+        let service = self.services.get(task.service.as_str());
+        let service = service.map_or(task.service_annotations.name.as_str(), String::as_str);
+        let node = task.node.as_ref().map(|n| n.as_str()).unwrap_or_default();
+        let hostname = self.nodes.get(node).filter(|_| !self.no_resolve).map_or(node, String::as_str);
+        let slot = if task.slot == 0 { node.to_owned() } else { task.slot.to_string() };
+        let mut name = if self.no_resolve { task.service.to_string() } else { format!("{service}.{slot}") };
+        if !self.no_task_ids && !self.no_resolve {
+            let id = task.id.as_str();
+            name = format!("{name}.{}", if self.no_trunc { id } else { short_id(id) });
+        }
+        // As wide as slot 999, so that scaling does not move the bar.
+        let padding = 3_usize.saturating_sub(if task.slot == 0 { 3 } else { slot.len() });
+        format!("{name}@{hostname}{}    | ", " ".repeat(padding))
+    }
+}
+
+fn write_line(line: &wire::LogLine, prefix: &str, timestamps: bool) -> std::io::Result<()> {
+    if !line.notice.is_empty() {
+        eprintln!("{}", line.notice);
+        return Ok(());
+    }
+    let stamp = if timestamps { format!("{} ", time::rfc3339_nanos(line.at_unix_ns)) } else { String::new() };
+    let mut out: Box<dyn std::io::Write> =
+        if line.stderr { Box::new(std::io::stderr().lock()) } else { Box::new(std::io::stdout().lock()) };
+    out.write_all(stamp.as_bytes())?;
+    out.write_all(prefix.as_bytes())?;
+    out.write_all(&line.data)?;
+    if !prefix.is_empty() && !line.data.ends_with(b"\n") {
+        out.write_all(b"\n")?;
+    }
+    out.flush()
+}

@@ -1,0 +1,295 @@
+//! `orch node …`.
+
+use std::collections::HashMap;
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use orch_model::{
+    Kind,
+    node::{Availability, Node, NodeRole, NodeState},
+    task::Task,
+};
+use orch_proto::{conv::ToProto, paths::Paths, wire};
+
+use super::{
+    ListFlags,
+    cluster::{AvailabilityFlag, RoleFlag},
+    for_each, print_inspected,
+    service::print_tasks,
+    warn,
+};
+use crate::{
+    api::Api,
+    flags::key_value,
+    inspect,
+    render::{
+        listing::{Listing, Row, row},
+        natural_order,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// List nodes in the cluster
+    #[command(visible_alias = "list")]
+    Ls(ListFlags),
+    /// Display detailed information on one or more nodes
+    Inspect(InspectArgs),
+    /// List tasks running on one or more nodes, defaults to current node
+    Ps(PsArgs),
+    /// Remove one or more nodes from the cluster
+    #[command(visible_alias = "remove")]
+    Rm(RmArgs),
+    /// Update a node
+    Update(UpdateArgs),
+    /// Promote one or more nodes to manager in the cluster
+    Promote {
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+    /// Demote one or more nodes from manager in the cluster
+    Demote {
+        #[arg(required = true, value_name = "NODE")]
+        nodes: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Format output: 'json' or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+    /// Print the information in a human friendly format
+    #[arg(long, conflicts_with = "format")]
+    pretty: bool,
+    #[arg(required = true, value_name = "self|NODE")]
+    nodes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    #[command(flatten)]
+    list: ListFlags,
+    /// Do not map IDs to names
+    #[arg(long)]
+    no_resolve: bool,
+    #[arg(value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Force remove a node from the cluster
+    #[arg(short, long)]
+    force: bool,
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Availability of the node
+    #[arg(long, value_enum)]
+    availability: Option<AvailabilityFlag>,
+    /// Add or update a node label (key=value)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    label_add: Vec<(String, String)>,
+    /// Remove a node label if exists
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// Role of the node
+    #[arg(long, value_enum)]
+    role: Option<RoleFlag>,
+    node: String,
+}
+
+const NODES: Listing<'static> = Listing {
+    default: "{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
+    headings: &[
+        ("ID", "ID"),
+        ("Self", ""),
+        ("Hostname", "HOSTNAME"),
+        ("Status", "STATUS"),
+        ("Availability", "AVAILABILITY"),
+        ("ManagerStatus", "MANAGER STATUS"),
+        ("EngineVersion", "ENGINE VERSION"),
+        ("Address", "ADDRESS"),
+    ],
+    quiet: "ID",
+};
+
+pub(crate) async fn run(command: NodeCommand, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    match command {
+        NodeCommand::Ls(flags) => list(&flags, &mut api).await,
+        NodeCommand::Inspect(args) => inspect_nodes(&args, &mut api).await,
+        NodeCommand::Ps(args) => ps(&args, &mut api).await,
+        NodeCommand::Rm(args) => {
+            for_each(&args.nodes, async |reference| {
+                api.remove(Kind::Node, reference, args.force).await?;
+                println!("{reference}");
+                Ok(())
+            })
+            .await
+        }
+        NodeCommand::Update(args) => update(&args, &mut api).await,
+        NodeCommand::Promote { nodes } => change_roles(&nodes, NodeRole::Manager, &mut api).await,
+        NodeCommand::Demote { nodes } => change_roles(&nodes, NodeRole::Worker, &mut api).await,
+    }
+}
+
+/// Node id to (leads, answers).
+pub(crate) fn reachability(info: &wire::ClusterInfo) -> HashMap<String, (bool, bool)> {
+    info.reachability.iter().map(|r| (r.node_id.clone(), (r.leader, r.reachable))).collect()
+}
+
+async fn list(flags: &ListFlags, api: &mut Api) -> anyhow::Result<()> {
+    let filters = flags.filters(&["id", "name", "label", "node.label", "role", "membership"])?;
+    let info = api.info().await?;
+    let reachable = reachability(&info);
+    let mut nodes = api.all::<Node>().await?;
+    nodes.sort_by(|a, b| natural_order(&a.description.hostname, &b.description.hostname).then(a.id.cmp(&b.id)));
+    let rows: Vec<Row> = nodes
+        .iter()
+        .filter(|node| {
+            filters.any("id", |id| node.id.as_str().starts_with(id))
+                && filters.any("name", |name| node.description.hostname.starts_with(name))
+                && filters.any("role", |role| inspect::role_word(node.role) == role)
+                && filters.any("membership", |word| word == "accepted")
+                && filters.labels("label", &node.spec.annotations.labels)
+                && filters.labels("node.label", &node.spec.annotations.labels)
+        })
+        .map(|node| node_row(node, node.id.as_str() == info.node_id, reachable.get(node.id.as_str()).copied()))
+        .collect();
+    Ok(NODES.print(&flags.shape(), &rows)?)
+}
+
+fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>) -> Row {
+    let manager_status = match (&node.manager, reachability) {
+        (None, _) => "",
+        (Some(_), Some((true, _))) => "Leader",
+        (Some(_), Some((false, true))) => "Reachable",
+        (Some(_), _) => "Unreachable",
+    };
+    row([
+        ("ID", node.id.as_str().into()),
+        ("Self", is_self.into()),
+        ("Hostname", node.description.hostname.as_str().into()),
+        ("Status", status_word(node.status.state).into()),
+        ("Availability", title(inspect::availability_word(node.spec.availability)).into()),
+        ("ManagerStatus", manager_status.into()),
+        ("EngineVersion", node.description.engine_version.as_str().into()),
+        ("Address", node.status.addr.map(|a| a.to_string()).unwrap_or_default().into()),
+    ])
+}
+
+fn status_word(state: NodeState) -> String {
+    title(inspect::state_word(state))
+}
+
+fn title(word: &str) -> String {
+    let mut chars = word.chars();
+    chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// `self` is the node that answers.
+async fn find(api: &mut Api, reference: &str) -> anyhow::Result<std::sync::Arc<Node>> {
+    if reference == "self" {
+        let id = api.info().await?.node_id;
+        return api.get(&id).await;
+    }
+    api.get(reference).await
+}
+
+async fn inspect_nodes(args: &InspectArgs, api: &mut Api) -> anyhow::Result<()> {
+    let reachable = reachability(&api.info().await?);
+    let mut found = Vec::new();
+    let outcome = for_each(&args.nodes, async |reference| {
+        found.push(find(api, reference).await?);
+        Ok(())
+    })
+    .await;
+    if args.pretty {
+        for node in &found {
+            print!("{}", pretty(node));
+        }
+    } else {
+        let values = found.iter().map(|n| inspect::node(n, reachable.get(n.id.as_str()).copied())).collect();
+        print_inspected(values, args.format.as_deref())?;
+    }
+    outcome
+}
+
+fn pretty(node: &Node) -> String {
+    let labels: String = node.spec.annotations.labels.iter().map(|(k, v)| format!(" - {k}={v}\n")).collect();
+    let labels = if labels.is_empty() { labels } else { format!("Labels:\n{labels}") };
+    let description = &node.description;
+    format!(
+        "ID:\t\t\t{}\n{labels}Hostname:              \t{}\nJoined at:             \t{}\nStatus:\n State:\t\t\t{}\n \
+         Availability:         \t{}\n Address:\t\t{}\nPlatform:\n Operating System:\t{}\n Architecture:\t\t{}\n\
+         Resources:\n CPUs:\t\t\t{}\n Memory:\t\t{}\nEngine Version:\t\t{}\n",
+        node.id,
+        description.hostname,
+        crate::render::time::go_style(node.meta.created_at),
+        status_word(node.status.state),
+        title(inspect::availability_word(node.spec.availability)),
+        node.status.addr.map(|a| a.to_string()).unwrap_or_default(),
+        description.platform.os,
+        description.platform.arch,
+        description.resources.nano_cpus / 1_000_000_000,
+        crate::flags::quantity::human_binary(description.resources.memory_bytes),
+        description.engine_version,
+    )
+}
+
+async fn ps(args: &PsArgs, api: &mut Api) -> anyhow::Result<()> {
+    let current = ["self".to_owned()];
+    let references = if args.nodes.is_empty() { &current[..] } else { &args.nodes };
+    let mut ids = Vec::new();
+    for reference in references {
+        ids.push(find(api, reference).await?.id.to_string());
+    }
+    let tasks = api.list::<Task>(wire::Filters { node_ids: ids, ..wire::Filters::default() }).await?;
+    print_tasks(api, &tasks, &args.list, args.no_resolve).await
+}
+
+async fn update(args: &UpdateArgs, api: &mut Api) -> anyhow::Result<()> {
+    let node = find(api, &args.node).await?;
+    let mut spec = node.spec.clone();
+    spec.annotations.labels.retain(|key, _| !args.label_rm.contains(key));
+    spec.annotations.labels.extend(args.label_add.iter().cloned());
+    spec.availability = match args.availability {
+        Some(AvailabilityFlag::Active) => Availability::Active,
+        Some(AvailabilityFlag::Pause) => Availability::Pause,
+        Some(AvailabilityFlag::Drain) => Availability::Drain,
+        None => spec.availability,
+    };
+    spec.role = match args.role {
+        Some(RoleFlag::Worker) => NodeRole::Worker,
+        Some(RoleFlag::Manager) => NodeRole::Manager,
+        None => spec.role,
+    };
+    let wire = wire::spec::Spec::Node(spec.to_proto());
+    let (_, warnings) = api.update::<Node>(node.id.as_str(), node.meta.version, Some(wire)).await?;
+    warn(&warnings);
+    println!("{}", args.node);
+    Ok(())
+}
+
+async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow::Result<()> {
+    let word = inspect::role_word(role);
+    for_each(nodes, async |reference| {
+        let node = find(api, reference).await?;
+        if node.spec.role == role {
+            bail!("Node {reference} is already a {word}.");
+        }
+        let mut spec = node.spec.clone();
+        spec.role = role;
+        let wire = wire::spec::Spec::Node(spec.to_proto());
+        api.update::<Node>(node.id.as_str(), node.meta.version, Some(wire)).await?;
+        let verb = if role == NodeRole::Manager { "promoted to a manager" } else { "demoted" };
+        println!("Node {reference} {verb} in the cluster.");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,84 @@
+//! `orch service ps`, and the same list for nodes and stacks.
+
+use std::sync::Arc;
+
+use clap::Args;
+use orch_model::{
+    node::Node,
+    service::Service,
+    task::{Task, TaskState},
+};
+use orch_proto::paths::Paths;
+
+use super::list::of_services;
+use crate::{
+    api::Api,
+    commands::{ListFlags, for_each, node_names, service_names},
+    render::{
+        task::{self, TASKS, View},
+        time,
+    },
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    #[command(flatten)]
+    pub(crate) list: ListFlags,
+    /// Do not map IDs to names
+    #[arg(long)]
+    pub(crate) no_resolve: bool,
+    #[arg(required = true, value_name = "SERVICE")]
+    services: Vec<String>,
+}
+
+pub(super) async fn run(args: &PsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let mut services = Vec::new();
+    let missing = for_each(&args.services, async |reference| {
+        services.push(api.get::<Service>(reference).await?);
+        Ok(())
+    })
+    .await;
+    if services.is_empty() {
+        return missing;
+    }
+    let tasks = api.list::<Task>(of_services(&services)).await?;
+    print_tasks(&mut api, &tasks, &args.list, args.no_resolve).await?;
+    missing
+}
+
+pub(crate) async fn print_tasks(
+    api: &mut Api,
+    tasks: &[Arc<Task>],
+    flags: &ListFlags,
+    no_resolve: bool,
+) -> anyhow::Result<()> {
+    let filters = flags.filters(&["id", "name", "node", "desired-state"])?;
+    let nodes = node_names(&api.all::<Node>().await?);
+    let services = service_names(&api.all::<Service>().await?);
+    let view = View { now: time::now(), no_trunc: flags.no_trunc, no_resolve, nodes: &nodes, services: &services };
+    let kept: Vec<Arc<Task>> = tasks
+        .iter()
+        // Tasks that wait for deletion are no longer part of the service.
+        .filter(|t| t.desired_state != TaskState::Remove || flags.no_trunc)
+        .filter(|t| {
+            let node = t.node.as_ref().map(|n| n.as_str()).unwrap_or_default();
+            filters.any("id", |id| t.id.as_str().starts_with(id))
+                && filters.any("name", |prefix| task::name(t, &view).starts_with(prefix))
+                && filters.any("node", |name| node.starts_with(name) || nodes.get(node).is_some_and(|n| n == name))
+                && filters.any("desired-state", |state| desired(t.desired_state, state))
+        })
+        .cloned()
+        .collect();
+    Ok(TASKS.print(&flags.shape(), &task::rows(&kept, &view))?)
+}
+
+fn desired(state: TaskState, word: &str) -> bool {
+    match word.to_lowercase().as_str() {
+        "running" => state <= TaskState::Running && state > TaskState::Ready,
+        "accepted" => state == TaskState::Accepted,
+        "ready" => state == TaskState::Ready,
+        "shutdown" => state > TaskState::Running,
+        _ => false,
+    }
+}

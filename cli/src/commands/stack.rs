@@ -1,0 +1,112 @@
+//! `orch stack …`.
+
+mod deploy;
+mod remove;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use orch_model::{service::Service, task::Task};
+use orch_proto::{paths::Paths, wire};
+
+use super::{ListFlags, service};
+use crate::{
+    api::Api,
+    compose::NAMESPACE_LABEL,
+    render::{
+        listing::{Listing, Row, Shape, row},
+        natural_order,
+    },
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StackCommand {
+    /// Deploy a new stack or update an existing stack
+    #[command(visible_alias = "up")]
+    Deploy(deploy::DeployArgs),
+    /// List stacks
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
+        #[arg(long)]
+        format: Option<String>,
+    },
+    /// List the tasks in the stack
+    Ps(PsArgs),
+    /// List the services in the stack
+    Services {
+        #[command(flatten)]
+        list: ListFlags,
+        stack: String,
+    },
+    /// Remove one or more stacks
+    #[command(visible_aliases = ["remove", "down"])]
+    Rm {
+        #[arg(required = true, value_name = "STACK")]
+        stacks: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArgs {
+    #[command(flatten)]
+    list: ListFlags,
+    /// Do not map IDs to names
+    #[arg(long)]
+    no_resolve: bool,
+    stack: String,
+}
+
+const STACKS: Listing<'static> = Listing {
+    default: "{{.Name}}\t{{.Services}}",
+    headings: &[("Name", "NAME"), ("Services", "SERVICES"), ("Orchestrator", "ORCHESTRATOR")],
+    quiet: "Name",
+};
+
+pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<()> {
+    match command {
+        StackCommand::Deploy(args) => deploy::run(args, paths).await,
+        StackCommand::Ls { format } => list(format, paths).await,
+        StackCommand::Ps(args) => {
+            let mut api = Api::connect(paths).await?;
+            let services = services_of(&mut api, &args.stack).await?;
+            let tasks = api.list::<Task>(service::list::of_services(&services)).await?;
+            service::print_tasks(&mut api, &tasks, &args.list, args.no_resolve).await
+        }
+        StackCommand::Services { list, stack } => service::list::print(&list, Some(&stack), paths).await,
+        StackCommand::Rm { stacks } => remove::run(&stacks, paths).await,
+    }
+}
+
+/// The services of a stack; none means that there is no such stack.
+pub(crate) async fn services_of(api: &mut Api, stack: &str) -> anyhow::Result<Vec<Arc<Service>>> {
+    let services = api.list::<Service>(in_stack(stack)).await?;
+    if services.is_empty() {
+        bail!("nothing found in stack: {stack}; `orch stack ls` shows the stacks there are");
+    }
+    Ok(services)
+}
+
+fn in_stack(stack: &str) -> wire::Filters {
+    wire::Filters { labels: vec![format!("{NAMESPACE_LABEL}={stack}")], ..wire::Filters::default() }
+}
+
+async fn list(format: Option<String>, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let mut stacks: BTreeMap<String, u64> = BTreeMap::new();
+    for service in api.all::<Service>().await? {
+        if let Some(stack) = service.spec.annotations.labels.get(NAMESPACE_LABEL) {
+            *stacks.entry(stack.clone()).or_default() += 1;
+        }
+    }
+    let mut stacks: Vec<_> = stacks.into_iter().collect();
+    stacks.sort_by(|a, b| natural_order(&a.0, &b.0));
+    let rows: Vec<Row> = stacks
+        .into_iter()
+        .map(|(name, count)| {
+            row([("Name", name.into()), ("Services", count.to_string().into()), ("Orchestrator", "Orch".into())])
+        })
+        .collect();
+    Ok(STACKS.print(&Shape { format, quiet: false }, &rows)?)
+}

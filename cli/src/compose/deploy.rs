@@ -1,0 +1,168 @@
+//! `deploy:` of a service.
+
+use orch_model::service::{
+    EndpointMode, FailureAction, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+};
+
+use super::{convert::Reader, error::ComposeError, keys::Known, yaml::Node};
+use crate::flags::{duration, quantity};
+
+const DEPLOY: &[Known] = &[
+    ("mode", 0),
+    ("replicas", 0),
+    ("labels", 0),
+    ("update_config", 0),
+    ("rollback_config", 7),
+    ("resources", 0),
+    ("restart_policy", 0),
+    ("placement", 0),
+    ("endpoint_mode", 3),
+];
+const PACE: &[Known] =
+    &[("parallelism", 0), ("delay", 0), ("failure_action", 0), ("monitor", 0), ("max_failure_ratio", 0), ("order", 4)];
+
+pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
+    reader.check(node, path, DEPLOY)?;
+    spec.mode = mode(reader, node, path)?;
+    spec.update = node.get("update_config").map(|n| pace(reader, n, &format!("{path}.update_config"))).transpose()?;
+    spec.rollback =
+        node.get("rollback_config").map(|n| pace(reader, n, &format!("{path}.rollback_config"))).transpose()?;
+    if let Some(endpoint) = node.get("endpoint_mode") {
+        spec.endpoint.mode = reader.parsed(endpoint, &format!("{path}.endpoint_mode"), |text| match text {
+            "vip" => Ok(EndpointMode::Vip),
+            "dnsrr" => Ok(EndpointMode::DnsRoundRobin),
+            _ => Err("expected vip or dnsrr".into()),
+        })?;
+    }
+    if let Some(resources) = node.get("resources") {
+        apply_resources(reader, resources, &format!("{path}.resources"), spec)?;
+    }
+    if let Some(policy) = node.get("restart_policy") {
+        apply_restart(reader, policy, &format!("{path}.restart_policy"), spec)?;
+    }
+    if let Some(placement) = node.get("placement") {
+        apply_placement(reader, placement, &format!("{path}.placement"), spec)?;
+    }
+    Ok(())
+}
+
+fn mode(reader: &Reader<'_>, node: &Node, path: &str) -> Result<ServiceMode, ComposeError> {
+    let replicas = node.get("replicas").map(|n| reader.number(n, &format!("{path}.replicas"))).transpose()?;
+    let count = replicas.unwrap_or(1);
+    let Some(mode) = node.get("mode") else { return Ok(ServiceMode::Replicated { replicas: count }) };
+    let mode_path = format!("{path}.mode");
+    let made = reader.parsed(mode, &mode_path, |text| match text {
+        "replicated" => Ok(ServiceMode::Replicated { replicas: count }),
+        "global" => Ok(ServiceMode::Global),
+        "replicated-job" => Ok(ServiceMode::ReplicatedJob { max_concurrent: count, total_completions: count }),
+        "global-job" => Ok(ServiceMode::GlobalJob),
+        _ => Err("expected replicated, global, replicated-job or global-job".into()),
+    })?;
+    if replicas.is_some() && matches!(made, ServiceMode::Global | ServiceMode::GlobalJob) {
+        return Err(reader
+            .error(mode, format!("{mode_path}: replicas can only be used with replicated or replicated-job mode")));
+    }
+    Ok(made)
+}
+
+fn pace(reader: &Reader<'_>, node: &Node, path: &str) -> Result<UpdateConfig, ComposeError> {
+    reader.check(node, path, PACE)?;
+    let mut config = UpdateConfig::default();
+    if let Some(n) = node.get("parallelism") {
+        config.parallelism = reader.number(n, &format!("{path}.parallelism"))?;
+    }
+    if let Some(n) = node.get("delay") {
+        config.delay = reader.parsed(n, &format!("{path}.delay"), duration::parse)?;
+    }
+    if let Some(n) = node.get("monitor") {
+        config.monitor = reader.parsed(n, &format!("{path}.monitor"), duration::parse)?;
+    }
+    if let Some(n) = node.get("max_failure_ratio") {
+        config.max_failure_ratio = reader.parsed(n, &format!("{path}.max_failure_ratio"), |text| {
+            text.parse().ok().filter(|r| (0.0..=1.0).contains(r)).ok_or_else(|| "expected a ratio from 0 to 1".into())
+        })?;
+    }
+    if let Some(n) = node.get("failure_action") {
+        config.failure_action = reader.parsed(n, &format!("{path}.failure_action"), |text| match text {
+            "pause" => Ok(FailureAction::Pause),
+            "continue" => Ok(FailureAction::Continue),
+            "rollback" if path.ends_with("update_config") => Ok(FailureAction::Rollback),
+            _ => Err("expected pause, continue or (for updates) rollback".into()),
+        })?;
+    }
+    if let Some(n) = node.get("order") {
+        config.order = reader.parsed(n, &format!("{path}.order"), |text| match text {
+            "stop-first" => Ok(UpdateOrder::StopFirst),
+            "start-first" => Ok(UpdateOrder::StartFirst),
+            _ => Err("expected stop-first or start-first".into()),
+        })?;
+    }
+    Ok(config)
+}
+
+fn apply_resources(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
+    reader.check(node, path, &[("limits", 0), ("reservations", 0)])?;
+    for (section, known) in [
+        ("limits", &[("cpus", 0), ("memory", 0), ("pids", 9)][..]),
+        ("reservations", &[("cpus", 0), ("memory", 0), ("generic_resources", 2)][..]),
+    ] {
+        let Some(inner) = node.get(section) else { continue };
+        let path = format!("{path}.{section}");
+        reader.check(inner, &path, known)?;
+        let cpus = inner.get("cpus").map(|n| reader.parsed(n, &format!("{path}.cpus"), quantity::nano_cpus));
+        let memory = inner.get("memory").map(|n| reader.parsed(n, &format!("{path}.memory"), quantity::bytes));
+        let (cpus, memory) = (cpus.transpose()?.unwrap_or(0), memory.transpose()?.unwrap_or(0));
+        if section == "limits" {
+            spec.task.limits.nano_cpus = cpus;
+            spec.task.limits.memory_bytes = memory;
+            spec.task.limits.pids = inner.get("pids").map(|n| reader.number(n, &path)).transpose()?.unwrap_or(0);
+        } else {
+            spec.task.reservations.nano_cpus = cpus;
+            spec.task.reservations.memory_bytes = memory;
+        }
+    }
+    Ok(())
+}
+
+fn apply_restart(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
+    reader.check(node, path, &[("condition", 0), ("delay", 0), ("max_attempts", 0), ("window", 0)])?;
+    let policy = &mut spec.task.restart;
+    if let Some(n) = node.get("condition") {
+        policy.condition = reader.parsed(n, &format!("{path}.condition"), |text| match text {
+            "none" => Ok(RestartCondition::None),
+            "on-failure" => Ok(RestartCondition::OnFailure),
+            "any" => Ok(RestartCondition::Any),
+            _ => Err("expected none, on-failure or any".into()),
+        })?;
+    }
+    if let Some(n) = node.get("delay") {
+        policy.delay = reader.parsed(n, &format!("{path}.delay"), duration::parse)?;
+    }
+    if let Some(n) = node.get("max_attempts") {
+        policy.max_attempts = reader.number(n, &format!("{path}.max_attempts"))?;
+    }
+    if let Some(n) = node.get("window") {
+        policy.window = reader.parsed(n, &format!("{path}.window"), duration::parse)?;
+    }
+    Ok(())
+}
+
+fn apply_placement(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
+    reader.check(node, path, &[("constraints", 0), ("preferences", 3), ("max_replicas_per_node", 8)])?;
+    let placement = &mut spec.task.placement;
+    for constraint in node.get("constraints").map(Node::items).unwrap_or_default() {
+        let path = format!("{path}.constraints");
+        placement.constraints.push(reader.parsed(constraint, &path, crate::commands::service::constraint)?);
+    }
+    for preference in node.get("preferences").map(Node::items).unwrap_or_default() {
+        let path = format!("{path}.preferences");
+        reader.check(preference, &path, &[("spread", 3)])?;
+        if let Some(spread) = preference.get("spread") {
+            placement.spread.push(reader.text(spread, &path)?);
+        }
+    }
+    if let Some(n) = node.get("max_replicas_per_node") {
+        placement.max_replicas_per_node = reader.number(n, &format!("{path}.max_replicas_per_node"))?;
+    }
+    Ok(())
+}

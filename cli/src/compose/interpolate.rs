@@ -1,0 +1,170 @@
+//! `${NAME:-default}` and its kin, in values only.
+
+use std::collections::BTreeSet;
+
+use super::{
+    error::{ComposeError, Source},
+    yaml::{Node, Yaml},
+};
+
+const SECTIONS: [&str; 5] = ["services", "networks", "volumes", "secrets", "configs"];
+
+/// Returns a warning for every variable that is not set and has no default.
+pub(super) fn document(
+    root: &mut Node,
+    source: &Source,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Vec<String>, ComposeError> {
+    let mut unset = BTreeSet::new();
+    if let Yaml::Map(entries) = &mut root.value {
+        for (key, value) in entries.iter_mut().filter(|(key, _)| SECTIONS.contains(&key.text.as_str())) {
+            let _ = key;
+            node(value, source, variable, &mut unset)?;
+        }
+    }
+    let warn = |name| format!("The {name:?} variable is not set. Defaulting to a blank string.");
+    Ok(unset.into_iter().map(warn).collect())
+}
+
+fn node(
+    node_: &mut Node,
+    source: &Source,
+    variable: &dyn Fn(&str) -> Option<String>,
+    unset: &mut BTreeSet<String>,
+) -> Result<(), ComposeError> {
+    match &mut node_.value {
+        Yaml::Null => Ok(()),
+        Yaml::Scalar(text) => {
+            if text.contains('$') {
+                *text = expand(text, variable, unset).map_err(|reason| source.error(node_.place, reason))?;
+            }
+            Ok(())
+        }
+        Yaml::List(items) => items.iter_mut().try_for_each(|item| node(item, source, variable, unset)),
+        Yaml::Map(entries) => entries.iter_mut().try_for_each(|(_, value)| node(value, source, variable, unset)),
+    }
+}
+
+pub(super) fn expand(
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+    unset: &mut BTreeSet<String>,
+) -> Result<String, String> {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        out.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        if let Some(tail) = after.strip_prefix('$') {
+            out.push('$');
+            rest = tail;
+        } else if let Some(inner) = after.strip_prefix('{') {
+            let end = closing(inner).ok_or_else(|| invalid(text))?;
+            out.push_str(&braced(&inner[..end], text, variable, unset)?);
+            rest = &inner[end + 1..];
+        } else {
+            let len = name_len(after);
+            if len == 0 {
+                return Err(invalid(text));
+            }
+            out.push_str(&lookup(&after[..len], variable, unset));
+            rest = &after[len..];
+        }
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+fn invalid(text: &str) -> String {
+    format!("invalid interpolation format: {text:?}; write ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar sign")
+}
+
+fn braced(
+    inner: &str,
+    text: &str,
+    variable: &dyn Fn(&str) -> Option<String>,
+    unset: &mut BTreeSet<String>,
+) -> Result<String, String> {
+    let len = name_len(inner);
+    let (name, operator) = inner.split_at(len);
+    if len == 0 {
+        return Err(invalid(text));
+    }
+    let value = variable(name);
+    // With a colon, an empty value counts as none.
+    let (value, operator) = match operator.strip_prefix(':') {
+        Some(operator) if !operator.is_empty() => (value.filter(|v| !v.is_empty()), operator),
+        Some(_) => return Err(invalid(text)),
+        None => (value, operator),
+    };
+    let argument = operator.get(1..).unwrap_or_default();
+    match operator.chars().next() {
+        None => Ok(lookup(name, variable, unset)),
+        Some('-') => value.map_or_else(|| expand(argument, variable, unset), Ok),
+        Some('+') => value.map_or_else(|| Ok(String::new()), |_| expand(argument, variable, unset)),
+        Some('?') => value.ok_or_else(|| {
+            let reason = if argument.is_empty() { "it is not set" } else { argument };
+            format!("required variable {name} is missing a value: {reason}")
+        }),
+        Some(_) => Err(invalid(text)),
+    }
+}
+
+fn lookup(name: &str, variable: &dyn Fn(&str) -> Option<String>, unset: &mut BTreeSet<String>) -> String {
+    variable(name).unwrap_or_else(|| {
+        unset.insert(name.to_owned());
+        String::new()
+    })
+}
+
+fn name_len(text: &str) -> usize {
+    let valid = |(at, c): (usize, char)| c == '_' || c.is_ascii_alphabetic() || (at > 0 && c.is_ascii_digit());
+    text.char_indices().take_while(|&pair| valid(pair)).count()
+}
+
+/// The brace that closes this level.
+fn closing(inner: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in inner.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let variable = |name: &str| match name {
+            "A" => Some("a".to_owned()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        };
+        let mut unset = BTreeSet::new();
+        for (text, expected) in [
+            ("x$A-${A}y", Ok("xa-ay")),
+            ("$$A $${A}", Ok("$A ${A}")),
+            ("${B:-d}${EMPTY:-d}${EMPTY-d}", Ok("dd")),
+            ("${B:-${A}}", Ok("a")),
+            ("${A:+set}${B:+set}", Ok("set")),
+            ("${NONE}", Ok("")),
+        ] {
+            assert_eq!(expand(text, &variable, &mut unset).as_deref(), expected, "{text}");
+        }
+        assert_eq!(unset.into_iter().collect::<Vec<_>>(), ["NONE"]);
+        let mut unset = BTreeSet::new();
+        for (text, fragment) in
+            [("${B:?say why}", "say why"), ("${A", "invalid"), ("$ x", "invalid"), ("${A:}", "invalid")]
+        {
+            let error = expand(text, &variable, &mut unset).unwrap_err();
+            assert!(error.contains(fragment), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! One service of a file.
+
+use std::collections::BTreeSet;
+
+use orch_model::{
+    Annotations,
+    service::{
+        ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PortConfig, ServiceMode, ServiceSpec,
+        TaskSpec, Ulimit,
+    },
+};
+
+use super::{
+    IMAGE_LABEL, StackService,
+    convert::Reader,
+    deploy,
+    error::ComposeError,
+    keys::{self, Known},
+    yaml::{Key, Node, Yaml},
+};
+use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, port, quantity, words};
+
+/// Collects in `used` the networks that the service is on.
+pub(super) fn service(
+    reader: &Reader<'_>,
+    key: &Key,
+    node: &Node,
+    used: &mut BTreeSet<String>,
+) -> Result<StackService, ComposeError> {
+    let name = &key.text;
+    let path = format!("services.{name}");
+    reader.check(node, &path, keys::SERVICE)?;
+    let Some(image) = node.get("image") else {
+        let message = format!("{path} has no image");
+        let help = "a cluster builds nothing: build and import (or push) the image first, then write `image: NAME`";
+        return Err(reader.source.error_with_help(key.place, message, Some(help.into())));
+    };
+    let image = reader.text(image, &format!("{path}.image"))?;
+    let deploy = node.get("deploy");
+    let mut labels = reader.labels(deploy.and_then(|d| d.get("labels")), &format!("{path}.deploy.labels"))?;
+    labels.insert(IMAGE_LABEL.into(), image.clone());
+    let mut spec = ServiceSpec {
+        annotations: Annotations { name: reader.scoped(name), labels },
+        task: TaskSpec { container: container(reader, node, &path, image)?, ..TaskSpec::default() },
+        mode: ServiceMode::Replicated { replicas: 1 },
+        update: None,
+        rollback: None,
+        endpoint: EndpointSpec { ports: ports(reader, node, &path)?, ..EndpointSpec::default() },
+    };
+    spec.task.log_driver = node.get("logging").map(|n| logging(reader, n, &path)).transpose()?;
+    if let Some(deploy) = deploy {
+        deploy::apply(reader, deploy, &format!("{path}.deploy"), &mut spec)?;
+    }
+    Ok(StackService {
+        spec,
+        networks: networks(reader, name, node, &path, used)?,
+        secrets: files(reader, node, "secrets", &path)?,
+        configs: files(reader, node, "configs", &path)?,
+    })
+}
+
+fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Result<ContainerSpec, ComposeError> {
+    let text = |key: &str| node.get(key).map(|n| reader.text(n, &format!("{path}.{key}"))).transpose();
+    let texts = |key: &str| node.get(key).map(|n| reader.texts(n, &format!("{path}.{key}"))).transpose();
+    let flag = |key: &str| node.get(key).map(|n| reader.boolean(n, &format!("{path}.{key}"))).transpose();
+    let command = |key: &str| node.get(key).map(|n| command(reader, n, &format!("{path}.{key}"))).transpose();
+    let mut container = ContainerSpec {
+        image,
+        command: command("entrypoint")?.unwrap_or_default(),
+        args: command("command")?.unwrap_or_default(),
+        hostname: text("hostname")?.unwrap_or_default(),
+        env: environment(reader, node, path)?,
+        dir: text("working_dir")?.unwrap_or_default(),
+        user: text("user")?.unwrap_or_default(),
+        labels: reader.labels(node.get("labels"), &format!("{path}.labels"))?,
+        tty: flag("tty")?.unwrap_or(false),
+        open_stdin: flag("stdin_open")?.unwrap_or(false),
+        read_only: flag("read_only")?.unwrap_or(false),
+        init: flag("init")?,
+        privileged: flag("privileged")?.unwrap_or(false),
+        stop_signal: text("stop_signal")?.unwrap_or_default(),
+        mounts: mounts(reader, node, path)?,
+        cap_add: texts("cap_add")?.unwrap_or_default(),
+        cap_drop: texts("cap_drop")?.unwrap_or_default(),
+        devices: texts("devices")?.unwrap_or_default(),
+        sysctls: reader.map(node.get("sysctls"), &format!("{path}.sysctls"))?,
+        hosts: hosts(reader, node, path)?,
+        ulimits: ulimits(reader, node, path)?,
+        ..ContainerSpec::default()
+    };
+    if let Some(grace) = node.get("stop_grace_period") {
+        let grace = reader.parsed(grace, &format!("{path}.stop_grace_period"), duration::parse)?;
+        container.stop_grace_period = Some(grace);
+    }
+    if let Some(dns) = node.get("dns") {
+        for server in reader.texts(dns, &format!("{path}.dns"))? {
+            let address =
+                server.parse().map_err(|_| reader.error(dns, format!("{path}.dns: {server:?} is not an address")))?;
+            container.dns.nameservers.push(address);
+        }
+    }
+    container.dns.search = texts("dns_search")?.unwrap_or_default();
+    container.health = node.get("healthcheck").map(|n| health(reader, n, path)).transpose()?;
+    Ok(container)
+}
+
+/// A text is cut into words as a shell does; a list is taken as it is.
+fn command(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
+    match &node.value {
+        Yaml::Scalar(_) => reader.parsed(node, path, words::split),
+        _ => reader.texts(node, path),
+    }
+}
+
+fn environment(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
+    let mut all = Vec::new();
+    if let Some(files) = node.get("env_file") {
+        for file in reader.texts(files, &format!("{path}.env_file"))? {
+            let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
+            let content = (reader.around.env_file)(&absolute).and_then(|text| key_value::env_file(&text));
+            all.extend(content.map_err(|reason| reader.error(files, format!("{path}.env_file {file}: {reason}")))?);
+        }
+    }
+    if let Some(node) = node.get("environment") {
+        let pairs = reader.pairs(node, &format!("{path}.environment"))?;
+        all.extend(pairs.into_iter().map(|(name, value)| match value {
+            Some(value) => format!("{name}={value}"),
+            None => name,
+        }));
+    }
+    let mut env = key_value::merge_env(all, reader.around.variable);
+    // The order in a file means nothing: sorted, an unchanged file gives an unchanged spec.
+    env.sort();
+    Ok(env)
+}
+
+fn ports(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<PortConfig>, ComposeError> {
+    let Some(list) = node.get("ports") else { return Ok(Vec::new()) };
+    let path = format!("{path}.ports");
+    if !matches!(list.value, Yaml::List(_)) {
+        return Err(reader.error(list, format!("{path} must be a list")));
+    }
+    let mut ports = Vec::new();
+    for item in list.items() {
+        if !matches!(item.value, Yaml::Map(_)) {
+            ports.extend(reader.parsed(item, &path, port::parse)?);
+            continue;
+        }
+        const KNOWN: &[Known] = &[
+            ("target", 2),
+            ("published", 2),
+            ("protocol", 2),
+            ("mode", 2),
+            ("name", 2),
+            ("host_ip", 2),
+            ("app_protocol", 2),
+        ];
+        reader.check(item, &path, KNOWN)?;
+        let fields = item.entries().iter().filter(|(key, _)| !["host_ip", "app_protocol"].contains(&key.text.as_str()));
+        let mut long = Vec::new();
+        for (key, value) in fields {
+            long.push(format!("{}={}", key.text, reader.text(value, &path)?));
+        }
+        let parsed = port::parse(&long.join(",")).map_err(|reason| reader.error(item, format!("{path}: {reason}")))?;
+        ports.extend(parsed);
+    }
+    Ok(ports)
+}
+
+fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, ComposeError> {
+    let mut mounts = Vec::new();
+    for item in node.get("volumes").map(Node::items).unwrap_or_default() {
+        let path = format!("{path}.volumes");
+        let mount = match &item.value {
+            Yaml::Map(_) => long_mount(reader, item, &path)?,
+            _ => reader.parsed(item, &path, |text| mount::short_form(text, reader.around.dir))?,
+        };
+        mounts.push(named_volume(reader, item, mount)?);
+    }
+    for target in node.get("tmpfs").map(|n| reader.texts(n, &format!("{path}.tmpfs"))).transpose()?.unwrap_or_default()
+    {
+        let target = target.split(':').next().unwrap_or_default().to_owned();
+        mounts.push(Mount { target, ..mount::empty(MountKind::Tmpfs) });
+    }
+    Ok(mounts)
+}
+
+fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, ComposeError> {
+    const KNOWN: &[Known] = &[
+        ("type", 2),
+        ("source", 2),
+        ("target", 2),
+        ("read_only", 2),
+        ("consistency", 2),
+        ("bind", 2),
+        ("volume", 2),
+        ("tmpfs", 6),
+        ("cluster", 9),
+    ];
+    reader.check(item, path, KNOWN)?;
+    let text = |key: &str| item.get(key).map(|n| reader.text(n, &format!("{path}.{key}"))).transpose();
+    let kind = item.get("type").map(|n| reader.parsed(n, path, mount::kind)).transpose()?;
+    let mut made = mount::empty(kind.unwrap_or(MountKind::Volume));
+    made.source = text("source")?.unwrap_or_default();
+    made.target = text("target")?.unwrap_or_default();
+    if made.kind == MountKind::Bind && made.source.starts_with('.') {
+        made.source = mount::join(reader.around.dir, &made.source);
+    }
+    made.read_only = item.get("read_only").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(false);
+    if let Some(bind) = item.get("bind") {
+        made.propagation = bind.get("propagation").map(|n| reader.text(n, path)).transpose()?.unwrap_or_default();
+    }
+    if let Some(no_copy) = item.get("volume").and_then(|v| v.get("nocopy")) {
+        made.no_copy = reader.boolean(no_copy, path)?;
+    }
+    if let Some(size) = item.get("tmpfs").and_then(|t| t.get("size")) {
+        made.tmpfs_size_bytes = reader.parsed(size, path, quantity::bytes)?;
+    }
+    mount::check(made).map_err(|reason| reader.error(item, format!("{path}: {reason}")))
+}
+
+/// The volume's name in the cluster, its driver and labels, from the top-level section.
+fn named_volume(reader: &Reader<'_>, item: &Node, mut mount: Mount) -> Result<Mount, ComposeError> {
+    if mount.kind != MountKind::Volume || mount.source.is_empty() {
+        return Ok(mount);
+    }
+    let name = mount.source.clone();
+    let Some(node) = reader.defined("volumes", &name) else {
+        return Err(reader.error(item, format!("undefined volume {name:?}: add it under the top-level `volumes:`")));
+    };
+    let (real, external) = reader.real_name("volumes", &name)?;
+    mount.source = real;
+    if external {
+        return Ok(mount);
+    }
+    mount.volume_labels = reader.labels(node.get("labels"), &format!("volumes.{name}.labels"))?;
+    let driver = node.get("driver").map(|n| reader.text(n, "driver")).transpose()?.unwrap_or_default();
+    let options = reader.map(node.get("driver_opts"), &format!("volumes.{name}.driver_opts"))?;
+    if !driver.is_empty() || !options.is_empty() {
+        mount.volume_driver = Some(LogDriver { name: driver, options });
+    }
+    Ok(mount)
+}
+
+fn networks(
+    reader: &Reader<'_>,
+    service: &str,
+    node: &Node,
+    path: &str,
+    used: &mut BTreeSet<String>,
+) -> Result<Vec<NamedAttachment>, ComposeError> {
+    let path = format!("{path}.networks");
+    let mut wanted: Vec<(String, &Node, Vec<String>)> = Vec::new();
+    match node.get("networks") {
+        None => wanted.push(("default".into(), node, Vec::new())),
+        Some(list) => match &list.value {
+            Yaml::List(items) => {
+                for item in items {
+                    wanted.push((reader.text(item, &path)?, item, Vec::new()));
+                }
+            }
+            Yaml::Map(entries) => {
+                for (key, inner) in entries {
+                    let path = format!("{path}.{}", key.text);
+                    reader.check(
+                        inner,
+                        &path,
+                        &[("aliases", 0), ("ipv4_address", 0), ("ipv6_address", 0), ("driver_opts", 13)],
+                    )?;
+                    let aliases = inner.get("aliases").map(|n| reader.texts(n, &path)).transpose()?;
+                    wanted.push((key.text.clone(), inner, aliases.unwrap_or_default()));
+                }
+            }
+            _ => return Err(reader.error(list, format!("{path} must be a list or a mapping"))),
+        },
+    }
+    let mut attachments = Vec::new();
+    for (name, place, mut aliases) in wanted {
+        if name != "default" && reader.defined("networks", &name).is_none() {
+            let message = format!("undefined network {name:?}: add it under the top-level `networks:`");
+            return Err(reader.error(place, message));
+        }
+        let (network, _) = reader.real_name("networks", &name)?;
+        used.insert(name);
+        // The service is found by its short name by its neighbours.
+        aliases.push(service.to_owned());
+        attachments.push(NamedAttachment { network, aliases, ..NamedAttachment::default() });
+    }
+    attachments.sort_by(|a, b| a.network.cmp(&b.network));
+    Ok(attachments)
+}
+
+fn files(reader: &Reader<'_>, node: &Node, section: &str, path: &str) -> Result<Vec<NamedFile>, ComposeError> {
+    let path = format!("{path}.{section}");
+    let mut files = Vec::new();
+    for item in node.get(section).map(Node::items).unwrap_or_default() {
+        let mut file = NamedFile::new("");
+        if let Yaml::Map(_) = item.value {
+            reader.check(item, &path, &[("source", 1), ("target", 1), ("uid", 1), ("gid", 1), ("mode", 1)])?;
+            let text = |key: &str| item.get(key).map(|n| reader.text(n, &path)).transpose();
+            file.source = text("source")?.unwrap_or_default();
+            file.target = text("target")?.unwrap_or_default();
+            file.uid = text("uid")?.unwrap_or(file.uid);
+            file.gid = text("gid")?.unwrap_or(file.gid);
+            file.mode =
+                item.get("mode").map(|n| reader.parsed(n, &path, mount::octal)).transpose()?.unwrap_or(file.mode);
+        } else {
+            file.source = reader.text(item, &path)?;
+        }
+        if reader.defined(section, &file.source).is_none() {
+            let message = format!("undefined entry {:?}: add it under the top-level `{section}:`", file.source);
+            return Err(reader.error(item, message));
+        }
+        if file.target.is_empty() {
+            file.target = if section == "configs" { format!("/{}", file.source) } else { file.source.clone() };
+        }
+        (file.source, _) = reader.real_name(section, &file.source)?;
+        files.push(file);
+    }
+    Ok(files)
+}
+
+fn hosts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
+    let Some(list) = node.get("extra_hosts") else { return Ok(Vec::new()) };
+    let path = format!("{path}.extra_hosts");
+    let entries = match &list.value {
+        Yaml::List(items) => items.iter().map(|item| reader.text(item, &path)).collect::<Result<Vec<_>, _>>()?,
+        _ => {
+            let pairs = reader.pairs(list, &path)?;
+            pairs.into_iter().map(|(host, ip)| format!("{host}:{}", ip.unwrap_or_default())).collect()
+        }
+    };
+    let entry = |text: &String| {
+        let (host, ip) = text.split_once(':').or_else(|| text.split_once('=')).unwrap_or((text, ""));
+        match ip.parse::<std::net::IpAddr>() {
+            Ok(ip) => Ok(format!("{ip} {host}")),
+            Err(_) => Err(reader.error(list, format!("{path}: {text:?}: expected HOST:IP"))),
+        }
+    };
+    entries.iter().map(entry).collect()
+}
+
+fn ulimits(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Ulimit>, ComposeError> {
+    let mut ulimits = Vec::new();
+    for (key, value) in node.get("ulimits").map(Node::entries).unwrap_or_default() {
+        let path = format!("{path}.ulimits.{}", key.text);
+        let number =
+            |node: &Node| reader.parsed(node, &path, |t| t.parse().map_err(|_| "expected a number".to_owned()));
+        let both = |key: &str| value.get(key).map(number).transpose();
+        let (soft, hard) = match value.value {
+            Yaml::Map(_) => {
+                let (soft, hard) = (both("soft")?, both("hard")?);
+                let either = soft.or(hard).ok_or_else(|| reader.error(value, format!("{path} needs soft and hard")))?;
+                (soft.unwrap_or(either), hard.unwrap_or(either))
+            }
+            _ => (number(value)?, number(value)?),
+        };
+        ulimits.push(Ulimit { name: key.text.clone(), soft, hard });
+    }
+    ulimits.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(ulimits)
+}
+
+fn health(reader: &Reader<'_>, node: &Node, path: &str) -> Result<HealthConfig, ComposeError> {
+    const KNOWN: &[Known] = &[
+        ("test", 0),
+        ("interval", 0),
+        ("timeout", 0),
+        ("retries", 0),
+        ("disable", 0),
+        ("start_period", 4),
+        ("start_interval", 12),
+    ];
+    let path = format!("{path}.healthcheck");
+    reader.check(node, &path, KNOWN)?;
+    let length =
+        |key: &str| node.get(key).map(|n| reader.parsed(n, &format!("{path}.{key}"), duration::parse)).transpose();
+    let disabled = node.get("disable").map(|n| reader.boolean(n, &path)).transpose()?.unwrap_or(false);
+    let test = match node.get("test") {
+        _ if disabled => vec!["NONE".into()],
+        Some(test) if matches!(test.value, Yaml::Scalar(_)) => vec!["CMD-SHELL".into(), reader.text(test, &path)?],
+        Some(test) => reader.texts(test, &path)?,
+        None => Vec::new(),
+    };
+    let retries = node.get("retries").map(|n| reader.number(n, &path)).transpose()?.unwrap_or(0);
+    Ok(HealthConfig {
+        test,
+        interval: length("interval")?,
+        timeout: length("timeout")?,
+        retries: u32::try_from(retries).unwrap_or(u32::MAX),
+        start_period: length("start_period")?,
+        start_interval: length("start_interval")?,
+    })
+}
+
+fn logging(reader: &Reader<'_>, node: &Node, path: &str) -> Result<LogDriver, ComposeError> {
+    let path = format!("{path}.logging");
+    reader.check(node, &path, &[("driver", 0), ("options", 0)])?;
+    let name = node.get("driver").map(|n| reader.text(n, &path)).transpose()?.unwrap_or_default();
+    Ok(LogDriver { name, options: reader.map(node.get("options"), &path)? })
+}

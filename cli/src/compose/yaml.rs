@@ -1,0 +1,183 @@
+//! YAML to a tree that knows where in the file each part is. Aliases and merge keys are resolved.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use super::error::{ComposeError, Place, Source};
+
+#[derive(Debug, Clone)]
+pub(super) struct Node {
+    pub(super) value: Yaml,
+    pub(super) place: Place,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Yaml {
+    Null,
+    /// As written: `0.1`, `yes` and `08` stay what the user typed.
+    Scalar(String),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Key {
+    pub(super) text: String,
+    pub(super) place: Place,
+}
+
+pub(super) fn parse(source: &Source) -> Result<Node, ComposeError> {
+    let raw: Spanned<Raw> = serde_saphyr::from_str(&source.text).map_err(|error| {
+        let error = error.without_snippet();
+        let place = error.location().map(|at| place_of(at, &source.text)).unwrap_or_default();
+        source.error_with_help(
+            place,
+            format!("this is not valid YAML: {error}"),
+            Some("check the indentation (spaces, not tabs), the colons and the quotes around here".into()),
+        )
+    })?;
+    Ok(convert(raw, &source.text))
+}
+
+impl Node {
+    pub(super) fn entries(&self) -> &[(Key, Node)] {
+        match &self.value {
+            Yaml::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    pub(super) fn items(&self) -> &[Node] {
+        match &self.value {
+            Yaml::List(items) => items,
+            _ => &[],
+        }
+    }
+
+    /// A key whose value is null counts as absent.
+    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+        let entry = self.entries().iter().find(|(k, _)| k.text == key)?;
+        (!matches!(entry.1.value, Yaml::Null)).then_some(&entry.1)
+    }
+
+    pub(super) fn text(&self) -> Option<&str> {
+        match &self.value {
+            Yaml::Scalar(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// What serde sees; scalars that are not strings are read again from the text.
+enum Raw {
+    Null,
+    Text(String),
+    Other(String),
+    List(Vec<Spanned<Raw>>),
+    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Raw;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Raw, E> {
+        Ok(Raw::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
+        Ok(Raw::Other(value.to_string()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
+        Ok(Raw::Text(value.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Raw, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element()? {
+            items.push(item);
+        }
+        Ok(Raw::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Raw, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(entry) = access.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Raw::Map(entries))
+    }
+}
+
+fn convert(raw: Spanned<Raw>, text: &str) -> Node {
+    let place = place_of(raw.defined, text);
+    let value = match raw.value {
+        Raw::Null => Yaml::Null,
+        Raw::Text(scalar) => Yaml::Scalar(scalar),
+        Raw::Other(shown) => {
+            let written = text.get(place.offset..place.offset + place.len).map(str::trim);
+            Yaml::Scalar(written.filter(|w| !w.is_empty() && !w.contains('\n')).map_or(shown, str::to_owned))
+        }
+        Raw::List(items) => Yaml::List(items.into_iter().map(|item| convert(item, text)).collect()),
+        Raw::Map(entries) => Yaml::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| {
+                    let place = place_of(key.defined, text);
+                    (Key { text: key.value, place }, convert(value, text))
+                })
+                .collect(),
+        ),
+    };
+    Node { value, place }
+}
+
+fn place_of(at: serde_saphyr::Location, text: &str) -> Place {
+    let line_start = |line: u64| {
+        let before = usize::try_from(line.saturating_sub(1)).unwrap_or(0);
+        text.split_inclusive('\n').take(before).map(str::len).sum::<usize>()
+    };
+    let span = at.span();
+    let offset = span.byte_offset().and_then(|o| usize::try_from(o).ok());
+    let len = span.byte_len().and_then(|l| usize::try_from(l).ok());
+    let column = usize::try_from(at.column().saturating_sub(1)).unwrap_or(0);
+    Place { offset: offset.unwrap_or_else(|| line_start(at.line()) + column).min(text.len()), len: len.unwrap_or(0) }
+}

@@ -1,0 +1,71 @@
+//! The daemons' hidden subcommands: each hands over to its crate.
+
+use std::{ffi::OsStr, io::IsTerminal as _, path::Path, process::ExitCode};
+
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use orch_proto::paths::Paths;
+use tracing_subscriber::EnvFilter;
+
+/// Sets how much the daemons log: `info`, `debug`, `orch_manager=trace`.
+const LOG_VAR: &str = "ORCH_LOG";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Daemon {
+    /// The manager
+    #[command(hide = true)]
+    Manager,
+    /// The worker
+    #[command(hide = true)]
+    Worker(CleanupArgs),
+    /// The network daemon
+    #[command(hide = true)]
+    Netd(CleanupArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
+    /// Remove everything that this daemon left on the machine, and end
+    #[arg(long)]
+    pub(crate) cleanup: bool,
+}
+
+/// `orch shim DIR`, before anything else: it must stay single-threaded.
+pub(crate) fn shim() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().as_deref() != Some(OsStr::new("shim")) {
+        return None;
+    }
+    let Some(dir) = arguments.next() else {
+        eprintln!("orch shim: expected the task's folder");
+        return Some(ExitCode::FAILURE);
+    };
+    let code = orch_worker::shim::main(Path::new(&dir));
+    Some(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)))
+}
+
+pub(crate) fn run(daemon: Daemon) -> anyhow::Result<()> {
+    log_to_stderr();
+    let paths = Paths::from_env();
+    match daemon {
+        Daemon::Manager => bail!("the manager is not in this build"),
+        Daemon::Worker(_) => bail!("the worker is not in this build"),
+        Daemon::Netd(CleanupArgs { cleanup: true }) => orch_netd::cleanup(&paths),
+        Daemon::Netd(_) => orch_netd::run(orch_netd::Config { paths }),
+    }
+}
+
+/// `orch node` without a subcommand.
+pub(crate) fn supervise() -> anyhow::Result<()> {
+    log_to_stderr();
+    crate::node::run(crate::node::NodeArgs {})
+}
+
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_env(LOG_VAR).unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

@@ -1,0 +1,73 @@
+//! Go's durations: `1h2m3.5s`, `100ms`.
+
+use std::time::Duration;
+
+use super::Refusal;
+
+const UNITS: [(&str, f64); 7] =
+    [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+
+pub(crate) fn parse(text: &str) -> Result<Duration, Refusal> {
+    let refusal = || "expected a duration such as 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)".to_owned();
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refusal)?;
+        let amount: f64 = rest[..digits].parse().map_err(|_| refusal())?;
+        rest = &rest[digits..];
+        let unit_len = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = UNITS.iter().find(|(name, _)| *name == &rest[..unit_len]).ok_or_else(refusal)?;
+        seconds += amount * unit.1;
+        rest = &rest[unit_len..];
+    }
+    if text.is_empty() {
+        return Err(refusal());
+    }
+    // Model and wire hold whole milliseconds.
+    let rounded = (seconds * 1000.0).round() / 1000.0;
+    Duration::try_from_secs_f64(rounded).map_err(|_| refusal())
+}
+
+/// As Go prints it: `1m30s`, `2160h0m0s`, `500ms`.
+pub(crate) fn show(length: Duration) -> String {
+    let seconds = length.as_secs();
+    let millis = length.subsec_millis();
+    if seconds == 0 {
+        return if millis == 0 { "0s".into() } else { format!("{millis}ms") };
+    }
+    let fraction = if millis == 0 { String::new() } else { format!(".{millis:03}").trim_end_matches('0').to_owned() };
+    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{rest}{fraction}s"),
+        (0, _) => format!("{minutes}m{rest}{fraction}s"),
+        _ => format!("{hours}h{minutes}m{rest}{fraction}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, millis, shown) in [
+            ("10s", 10_000, "10s"),
+            ("1m30s", 90_000, "1m30s"),
+            ("90s", 90_000, "1m30s"),
+            ("500ms", 500, "500ms"),
+            ("1.5s", 1500, "1.5s"),
+            ("2160h", 7_776_000_000, "2160h0m0s"),
+            ("0", 0, "0s"),
+        ] {
+            let parsed = parse(text).unwrap();
+            assert_eq!(parsed, Duration::from_millis(millis), "{text}");
+            assert_eq!(show(parsed), shown);
+        }
+        for text in ["", "10", "s", "1d", "-5s", "ten"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

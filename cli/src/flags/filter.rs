@@ -1,0 +1,59 @@
+//! `--filter KEY=VALUE`: values of one key are alternatives, except labels, which must all hold; keys are conditions that must all hold.
+
+use std::collections::BTreeMap;
+
+use super::Refusal;
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct FilterSet {
+    values: BTreeMap<String, Vec<String>>,
+}
+
+impl FilterSet {
+    /// Refuses a key that the command does not know.
+    pub(crate) fn parse(flags: &[String], known: &[&str]) -> Result<Self, Refusal> {
+        let mut set = Self::default();
+        for flag in flags {
+            let (key, value) = flag
+                .split_once('=')
+                .ok_or_else(|| format!("invalid filter {flag:?}: expected KEY=VALUE, such as name=web"))?;
+            let key = key.trim().to_lowercase();
+            if !known.contains(&key.as_str()) {
+                return Err(format!("invalid filter {key:?}: this list filters by {}", known.join(", ")));
+            }
+            set.values.entry(key).or_default().push(value.trim().to_owned());
+        }
+        Ok(set)
+    }
+
+    /// True when the key is not filtered by, or one of its values satisfies `test`.
+    pub(crate) fn any(&self, key: &str, test: impl Fn(&str) -> bool) -> bool {
+        self.values.get(key).is_none_or(|values| values.iter().any(|value| test(value)))
+    }
+
+    pub(crate) fn labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
+        self.values.get(key).is_none_or(|wanted| {
+            wanted.iter().all(|wanted| match wanted.split_once('=') {
+                Some((name, value)) => labels.get(name).is_some_and(|have| have == value),
+                None => labels.contains_key(wanted.as_str()),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_alternatives_and_labels_all_hold() {
+        let flags = ["name=a", "name=b", "label=x", "label=y=1"].map(String::from);
+        let set = FilterSet::parse(&flags, &["name", "label"]).unwrap();
+        assert!(set.any("name", |v| v == "b") && !set.any("name", |v| v == "c") && set.any("id", |_| false));
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        assert!(set.labels("label", &labels(&[("x", ""), ("y", "1")])));
+        assert!(!set.labels("label", &labels(&[("x", ""), ("y", "2")])));
+        assert!(FilterSet::parse(&["bogus=1".into()], &["name"]).unwrap_err().contains("name"));
+        assert!(FilterSet::parse(&["name".into()], &["name"]).is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! `--mount type=volume,source=data,target=/data,readonly`, and the short form of stack files.
+
+use std::collections::BTreeMap;
+
+use orch_model::service::{LogDriver, Mount, MountKind};
+
+use super::{Refusal, boolean, long_form, quantity};
+
+const FORM: &str = "expected type=volume|bind|tmpfs,source=NAME|/HOST/PATH,target=/PATH[,readonly]";
+
+pub(crate) fn empty(kind: MountKind) -> Mount {
+    Mount {
+        kind,
+        source: String::new(),
+        target: String::new(),
+        read_only: false,
+        no_copy: false,
+        volume_driver: None,
+        volume_labels: BTreeMap::new(),
+        propagation: String::new(),
+        tmpfs_size_bytes: 0,
+        tmpfs_mode: 0,
+    }
+}
+
+pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
+    let mut mount = empty(MountKind::Volume);
+    let mut driver = LogDriver::default();
+    for (key, value) in long_form(text)? {
+        let text_value = || value.clone().ok_or_else(|| format!("{key:?} has no value; {FORM}"));
+        match key.as_str() {
+            "type" => mount.kind = kind(&text_value()?)?,
+            "source" | "src" => mount.source = text_value()?,
+            "target" | "dst" | "destination" => mount.target = text_value()?,
+            "readonly" | "ro" => mount.read_only = boolean(&key, value.as_deref())?,
+            "volume-nocopy" => mount.no_copy = boolean(&key, value.as_deref())?,
+            "volume-label" => insert(&mut mount.volume_labels, &text_value()?),
+            "volume-driver" => driver.name = text_value()?,
+            "volume-opt" => insert(&mut driver.options, &text_value()?),
+            "bind-propagation" => mount.propagation = propagation(&text_value()?)?,
+            "tmpfs-size" => mount.tmpfs_size_bytes = quantity::bytes(&text_value()?)?,
+            "tmpfs-mode" => mount.tmpfs_mode = octal(&text_value()?)?,
+            "consistency" => {}
+            _ => return Err(format!("unknown key {key:?}; {FORM}")),
+        }
+    }
+    if driver != LogDriver::default() {
+        mount.volume_driver = Some(driver);
+    }
+    check(mount)
+}
+
+/// What both the flag and stack files must satisfy.
+pub(crate) fn check(mount: Mount) -> Result<Mount, Refusal> {
+    if mount.target.is_empty() {
+        return Err(format!("target is missing; {FORM}"));
+    }
+    if !mount.target.starts_with('/') {
+        return Err(format!("target {:?} is not an absolute path", mount.target));
+    }
+    match mount.kind {
+        MountKind::Bind if mount.source.is_empty() => Err("a bind mount needs source=/PATH on the host".into()),
+        MountKind::Bind if !mount.source.starts_with('/') => {
+            Err(format!("source {:?} of a bind mount is not an absolute path", mount.source))
+        }
+        MountKind::Tmpfs if !mount.source.is_empty() => Err("a tmpfs mount takes no source".into()),
+        MountKind::Volume if mount.source.starts_with('/') => {
+            Err(format!("source {:?} is a path: use type=bind, or name a volume", mount.source))
+        }
+        _ => Ok(mount),
+    }
+}
+
+pub(crate) fn kind(text: &str) -> Result<MountKind, Refusal> {
+    match text.to_lowercase().as_str() {
+        "volume" => Ok(MountKind::Volume),
+        "bind" => Ok(MountKind::Bind),
+        "tmpfs" => Ok(MountKind::Tmpfs),
+        other => Err(format!("mount type {other:?} is not one of volume, bind, tmpfs")),
+    }
+}
+
+pub(crate) fn octal(text: &str) -> Result<u32, Refusal> {
+    let mode = u32::from_str_radix(text.trim_start_matches("0o"), 8).ok().filter(|mode| *mode <= 0o7777);
+    mode.ok_or_else(|| format!("mode {text:?} is not an octal file mode such as 0444"))
+}
+
+fn propagation(text: &str) -> Result<String, Refusal> {
+    const KNOWN: [&str; 6] = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
+    if KNOWN.contains(&text) {
+        Ok(text.into())
+    } else {
+        Err(format!("bind-propagation is one of {}", KNOWN.join(", ")))
+    }
+}
+
+fn insert(map: &mut BTreeMap<String, String>, text: &str) {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    map.insert(key.into(), value.into());
+}
+
+/// `data:/var/lib/data:ro` of a stack file; `dir` is the file's folder, for relative host paths.
+pub(crate) fn short_form(text: &str, dir: &str) -> Result<Mount, Refusal> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, options) = match parts.as_slice() {
+        [target] => ("", *target, ""),
+        [source, target] => (*source, *target, ""),
+        [source, target, options] => (*source, *target, *options),
+        _ => return Err(format!("{text:?}: expected [SOURCE:]TARGET[:OPTIONS], such as data:/var/lib/data:ro")),
+    };
+    let is_path = source.starts_with(['/', '.', '~']);
+    let mut mount = empty(if is_path { MountKind::Bind } else { MountKind::Volume });
+    mount.source = if source.starts_with('.') { join(dir, source) } else { source.to_owned() };
+    mount.target = target.to_owned();
+    for option in options.split(',').filter(|o| !o.is_empty()) {
+        match option {
+            "ro" => mount.read_only = true,
+            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
+            "nocopy" => mount.no_copy = true,
+            other => {
+                mount.propagation = propagation(other).map_err(|_| format!("{text:?}: unknown option {other:?}"))?
+            }
+        }
+    }
+    check(mount)
+}
+
+/// Joins without asking the file system, so that the result is the same everywhere.
+pub(crate) fn join(dir: &str, relative: &str) -> String {
+    let mut parts: Vec<&str> = dir.split('/').filter(|p| !p.is_empty()).collect();
+    for part in relative.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_forms() {
+        let mount = parse("type=bind,src=/a,dst=/b,ro").unwrap();
+        assert_eq!((mount.kind, mount.source.as_str(), mount.target.as_str()), (MountKind::Bind, "/a", "/b"));
+        assert!(mount.read_only);
+        let mount = parse("source=data,target=/d,readonly=false,volume-label=a=b,volume-opt=type=nfs").unwrap();
+        assert_eq!((mount.kind, mount.read_only), (MountKind::Volume, false));
+        assert_eq!(mount.volume_labels["a"], "b");
+        assert_eq!(mount.volume_driver.unwrap().options["type"], "nfs");
+        let mount = parse("type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=0770").unwrap();
+        assert_eq!((mount.tmpfs_size_bytes, mount.tmpfs_mode), (64 << 20, 0o770));
+        for text in [
+            "type=bind,target=/b",
+            "type=nfs,target=/x",
+            "source=a",
+            "target=rel",
+            "type=volume,source=/a,target=/b",
+            "bogus=1,target=/x",
+            "type=tmpfs,source=a,target=/b",
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn short_forms() {
+        for (text, expected) in [
+            ("data:/d", "Volume data /d rw"),
+            ("/anon", "Volume  /anon rw"),
+            ("./www:/srv:ro", "Bind /home/u/www /srv ro"),
+            ("../x:/srv", "Bind /home/x /srv rw"),
+            ("/h:/c", "Bind /h /c rw"),
+        ] {
+            let mount = short_form(text, "/home/u").unwrap();
+            let mode = if mount.read_only { "ro" } else { "rw" };
+            assert_eq!(format!("{:?} {} {} {mode}", mount.kind, mount.source, mount.target), expected);
+        }
+        for text in ["a:b:c:d", "data:rel", "a:/b:bogus"] {
+            assert!(short_form(text, "/").is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! `--publish 8080:80/tcp` and `--publish published=8080,target=80,mode=host`.
+
+use orch_model::service::{PortConfig, Protocol, PublishMode};
+
+use super::{Refusal, long_form};
+
+const FORMS: &str = "expected [PUBLISHED:]TARGET[/PROTOCOL], such as 8080:80 or 53:53/udp, or \
+                     published=8080,target=80[,protocol=tcp|udp|sctp][,mode=ingress|host]";
+
+/// One flag may stand for several ports: `8000-8002:80-82`.
+pub(crate) fn parse(text: &str) -> Result<Vec<PortConfig>, Refusal> {
+    if text.contains('=') { long(text).map(|port| vec![port]) } else { short(text) }
+}
+
+/// clap wants one value per flag.
+pub(crate) fn parse_flag(text: &str) -> Result<PortList, Refusal> {
+    parse(text).map(PortList)
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct PortList(pub(crate) Vec<PortConfig>);
+
+/// What `--publish-rm` names: a target port, or any form of `--publish`.
+pub(crate) fn parse_target(text: &str) -> Result<(u16, Option<Protocol>), Refusal> {
+    let port = parse(text)?.into_iter().next().ok_or_else(|| FORMS.to_owned())?;
+    Ok((port.target_port, text.contains(['/', '=']).then_some(port.protocol)))
+}
+
+pub(crate) fn protocol(text: &str) -> Result<Protocol, Refusal> {
+    match text.to_lowercase().as_str() {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "sctp" => Ok(Protocol::Sctp),
+        other => Err(format!("{other:?} is not a protocol: tcp, udp or sctp")),
+    }
+}
+
+pub(crate) fn publish_mode(text: &str) -> Result<PublishMode, Refusal> {
+    match text.to_lowercase().as_str() {
+        "ingress" => Ok(PublishMode::Ingress),
+        "host" => Ok(PublishMode::Host),
+        other => Err(format!("{other:?} is not a publish mode: ingress or host")),
+    }
+}
+
+fn long(text: &str) -> Result<PortConfig, Refusal> {
+    let mut port = PortConfig {
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        target_port: 0,
+        published_port: 0,
+        publish_mode: PublishMode::Ingress,
+    };
+    for (key, value) in long_form(text)? {
+        let value = value.ok_or_else(|| format!("{key:?} has no value; {FORMS}"))?;
+        match key.as_str() {
+            "target" => port.target_port = number(&value)?,
+            "published" => port.published_port = number(&value)?,
+            "protocol" => port.protocol = protocol(&value)?,
+            "mode" => port.publish_mode = publish_mode(&value)?,
+            "name" => port.name = value,
+            _ => return Err(format!("unknown key {key:?}; {FORMS}")),
+        }
+    }
+    if port.target_port == 0 { Err(format!("target is missing; {FORMS}")) } else { Ok(port) }
+}
+
+fn short(text: &str) -> Result<Vec<PortConfig>, Refusal> {
+    let (ports, proto) = text.split_once('/').unwrap_or((text, "tcp"));
+    let protocol = protocol(proto)?;
+    let (published, target) = match ports.rsplit_once(':') {
+        Some((published, _)) if published.contains(':') || published.contains('.') => {
+            return Err("a host address cannot be given: every node answers on its published ports; write \
+                        PUBLISHED:TARGET, or use mode=host"
+                .into());
+        }
+        Some((published, target)) => (Some(range(published)?), range(target)?),
+        None => (None, range(ports)?),
+    };
+    let count = target.1 - target.0;
+    if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
+        return Err(format!("both ranges must have the same length; {FORMS}"));
+    }
+    let total = published.map_or(count, |p| p.1 - p.0);
+    Ok((0..=total)
+        .map(|step| PortConfig {
+            name: String::new(),
+            protocol,
+            target_port: if count == 0 { target.0 } else { target.0 + step },
+            published_port: published.map_or(0, |p| p.0 + step),
+            publish_mode: PublishMode::Ingress,
+        })
+        .collect())
+}
+
+fn range(text: &str) -> Result<(u16, u16), Refusal> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (number(first)?, number(last)?);
+    if first == 0 || last < first { Err(FORMS.into()) } else { Ok((first, last)) }
+}
+
+fn number(text: &str) -> Result<u16, Refusal> {
+    text.parse().map_err(|_| format!("{text:?} is not a port (1-65535); {FORMS}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(text: &str) -> String {
+        match parse(text) {
+            Ok(ports) => ports
+                .iter()
+                .map(|p| {
+                    format!("{}:{}/{:?}/{:?}", p.published_port, p.target_port, p.protocol, p.publish_mode)
+                        .to_lowercase()
+                })
+                .collect::<Vec<_>>()
+                .join(" "),
+            Err(refusal) => format!("refused: {refusal}"),
+        }
+    }
+
+    #[test]
+    fn short_and_long_forms() {
+        for (text, expected) in [
+            ("8080:80", "8080:80/tcp/ingress"),
+            ("80", "0:80/tcp/ingress"),
+            ("53:53/udp", "53:53/udp/ingress"),
+            ("8000-8001:80-81", "8000:80/tcp/ingress 8001:81/tcp/ingress"),
+            ("published=8080,target=80,mode=host,protocol=udp", "8080:80/udp/host"),
+            ("target=80", "0:80/tcp/ingress"),
+        ] {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+        for text in
+            ["", "x:80", "80:0", "1:2/icmp", "127.0.0.1:80:80", "target=80,mode=x", "published=1", "1-3:5-6", "99999:1"]
+        {
+            assert!(shown(text).starts_with("refused"), "{text}: {}", shown(text));
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Memory sizes and CPU shares.
+
+use super::Refusal;
+
+/// `50M` is 50 · 1024²: Docker's memory units are binary, with or without `i` and `b`.
+pub(crate) fn bytes(text: &str) -> Result<u64, Refusal> {
+    let refusal = || "expected a size such as 512k, 50M or 1.5g (units b, k, m, g, t)".to_owned();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let amount: f64 = text[..digits].parse().map_err(|_| refusal())?;
+    let shift = match text[digits..].trim().to_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        "p" | "pb" | "pib" => 50,
+        _ => return Err(refusal()),
+    };
+    to_whole(amount * f64::from(2_u32).powi(shift)).ok_or_else(refusal)
+}
+
+/// `0.5` CPUs in billionths.
+pub(crate) fn nano_cpus(text: &str) -> Result<u64, Refusal> {
+    let refusal = || "expected a number of CPUs such as 0.5 or 2, with at most 9 decimals".to_owned();
+    if text.rsplit_once('.').is_some_and(|(_, decimals)| decimals.len() > 9) {
+        return Err(refusal());
+    }
+    let cpus: f64 = text.parse().map_err(|_| refusal())?;
+    to_whole((cpus * 1e9).round()).ok_or_else(refusal)
+}
+
+fn to_whole(amount: f64) -> Option<u64> {
+    // Bounds are checked first, so that the cast is exact.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    (amount.is_finite() && (0.0..9.0e18).contains(&amount)).then_some(amount as u64)
+}
+
+/// `1.2MB`: decimal, three significant digits, as `image ls` shows it.
+#[allow(clippy::cast_precision_loss)] // three digits are shown
+pub(crate) fn human(bytes: u64) -> String {
+    scaled(bytes as f64, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"], 3)
+}
+
+/// `50MiB`: binary, as `service inspect --pretty` and `info` show it.
+#[allow(clippy::cast_precision_loss)] // four digits are shown
+pub(crate) fn human_binary(bytes: u64) -> String {
+    scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"], 4)
+}
+
+fn scaled(mut amount: f64, base: f64, units: &[&str], digits: usize) -> String {
+    let mut unit = 0;
+    while amount >= base && unit + 1 < units.len() {
+        amount /= base;
+        unit += 1;
+    }
+    let before = if amount < 10.0 { 1 } else { amount.log10().floor().to_string().parse::<usize>().unwrap_or(0) + 1 };
+    let text = format!("{amount:.*}", digits.saturating_sub(before));
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text}{}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, expected) in [("50M", 50 << 20), ("1.5g", 3 << 29), ("128", 128), ("64kb", 65536), ("1GiB", 1 << 30)]
+        {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "M", "5x", "-1", "1..2"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+        assert_eq!([human(0), human(999), human(225_300_000), human(1_240_000)], ["0B", "999B", "225MB", "1.24MB"]);
+        assert_eq!([human_binary(50 << 20), human_binary(1536)], ["50MiB", "1.5KiB"]);
+    }
+
+    #[test]
+    fn cpus() {
+        assert_eq!(nano_cpus("0.1"), Ok(100_000_000));
+        assert_eq!(nano_cpus("2"), Ok(2_000_000_000));
+        for text in ["-1", "x", "", "0.1234567891", "inf"] {
+            assert!(nano_cpus(text).is_err(), "{text}");
+        }
+    }
+}

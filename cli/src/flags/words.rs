@@ -1,0 +1,55 @@
+//! A command line as one text, cut into words the way a shell does (quotes and backslashes, nothing else).
+
+use super::Refusal;
+
+pub(crate) fn split(text: &str) -> Result<Vec<String>, Refusal> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\'' => word.get_or_insert_default().push_str(&until(&mut chars, '\'')?),
+            '"' => word.get_or_insert_default().push_str(&until(&mut chars, '"')?),
+            '\\' => word.get_or_insert_default().extend(chars.next()),
+            c if c.is_whitespace() => words.extend(word.take()),
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+fn until(chars: &mut std::str::Chars<'_>, quote: char) -> Result<String, Refusal> {
+    let mut out = String::new();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c == quote => return Ok(out),
+            '\\' if quote == '"' => match chars.next() {
+                Some(escaped @ ('"' | '\\' | '$' | '`')) => out.push(escaped),
+                Some(other) => out.extend(['\\', other]),
+                None => break,
+            },
+            c => out.push(c),
+        }
+    }
+    Err(format!("the {quote} quote is not closed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_cut_as_a_shell_does() {
+        for (text, expected) in [
+            ("a b  c", vec!["a", "b", "c"]),
+            ("sh -c 'echo \"x\" y'", vec!["sh", "-c", "echo \"x\" y"]),
+            ("\"a b\"c \\ d ''", vec!["a bc", " d", ""]),
+            ("\"q\\\"w\\n\"", vec!["q\"w\\n"]),
+            ("", vec![]),
+        ] {
+            assert_eq!(split(text), Ok(expected.into_iter().map(String::from).collect()), "{text}");
+        }
+        assert!(split("'a").is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! `ContainerSpec` and what is in it.
+
+use orch_model::service::{ContainerSpec, DnsConfig, FileRef, HealthConfig, Mount, MountKind};
+use serde_json::{Value, json};
+
+use super::{Fields, nanos};
+
+pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
+    let image = match &spec.image_digest {
+        Some(digest) if !spec.image.contains('@') => format!("{}@{digest}", spec.image),
+        _ => spec.image.clone(),
+    };
+    Fields::default()
+        .always("Image", image)
+        .some("Labels", json!(spec.labels))
+        .some("Command", json!(spec.command))
+        .some("Args", json!(spec.args))
+        .some("Hostname", spec.hostname.as_str())
+        .some("Env", json!(spec.env))
+        .some("Dir", spec.dir.as_str())
+        .some("User", spec.user.as_str())
+        .some("Groups", json!(spec.groups))
+        .some("StopSignal", spec.stop_signal.as_str())
+        .some("TTY", spec.tty)
+        .some("OpenStdin", spec.open_stdin)
+        .some("ReadOnly", spec.read_only)
+        .some("Mounts", spec.mounts.iter().map(mount).collect::<Value>())
+        .some("StopGracePeriod", spec.stop_grace_period.map(nanos))
+        .some("Healthcheck", spec.health.as_ref().map(health))
+        .some("Hosts", json!(spec.hosts))
+        .some("DNSConfig", dns(&spec.dns))
+        .some("Secrets", spec.secrets.iter().map(|f| file(f, f.id.as_str(), "Secret")).collect::<Value>())
+        .some("Configs", spec.configs.iter().map(|f| file(f, f.id.as_str(), "Config")).collect::<Value>())
+        .some("Init", spec.init)
+        .some("Privileged", spec.privileged)
+        .some("Sysctls", json!(spec.sysctls))
+        .some("CapabilityAdd", json!(spec.cap_add))
+        .some("CapabilityDrop", json!(spec.cap_drop))
+        .some("Devices", json!(spec.devices))
+        .some("Ulimits", ulimits(spec))
+        .always("Isolation", "default")
+        .done()
+}
+
+fn ulimits(spec: &ContainerSpec) -> Value {
+    spec.ulimits.iter().map(|u| json!({"Name": u.name, "Soft": u.soft, "Hard": u.hard})).collect()
+}
+
+fn mount(mount: &Mount) -> Value {
+    let kind = match mount.kind {
+        MountKind::Volume => "volume",
+        MountKind::Bind => "bind",
+        MountKind::Tmpfs => "tmpfs",
+    };
+    let driver = mount.volume_driver.as_ref();
+    let driver =
+        driver.map(|d| Fields::default().some("Name", d.name.as_str()).some("Options", json!(d.options)).done());
+    let volume = Fields::default()
+        .some("NoCopy", mount.no_copy)
+        .some("Labels", json!(mount.volume_labels))
+        .some("DriverConfig", driver);
+    let tmpfs = Fields::default().some("SizeBytes", mount.tmpfs_size_bytes).some("Mode", mount.tmpfs_mode);
+    Fields::default()
+        .always("Type", kind)
+        .some("Source", mount.source.as_str())
+        .always("Target", mount.target.as_str())
+        .some("ReadOnly", mount.read_only)
+        .some("BindOptions", Fields::default().some("Propagation", mount.propagation.as_str()).done())
+        .some("VolumeOptions", volume.done())
+        .some("TmpfsOptions", tmpfs.done())
+        .done()
+}
+
+fn health(health: &HealthConfig) -> Value {
+    Fields::default()
+        .some("Test", json!(health.test))
+        .some("Interval", health.interval.map(nanos))
+        .some("Timeout", health.timeout.map(nanos))
+        .some("StartPeriod", health.start_period.map(nanos))
+        .some("StartInterval", health.start_interval.map(nanos))
+        .some("Retries", health.retries)
+        .done()
+}
+
+fn dns(dns: &DnsConfig) -> Value {
+    Fields::default()
+        .some("Nameservers", dns.nameservers.iter().map(ToString::to_string).collect::<Value>())
+        .some("Search", json!(dns.search))
+        .some("Options", json!(dns.options))
+        .done()
+}
+
+fn file<Id>(file: &FileRef<Id>, id: &str, word: &str) -> Value {
+    Fields::default()
+        .always("File", json!({"Name": file.target, "UID": file.uid, "GID": file.gid, "Mode": file.mode}))
+        .always(&format!("{word}ID"), id)
+        .always(&format!("{word}Name"), file.name.as_str())
+        .done()
+}

@@ -1,0 +1,75 @@
+//! Objects as JSON in the shape and with the names of Docker Engine's API, for `inspect` and templates.
+//!
+//! Pure. Scripts written for Docker read these fields, so a name here is never changed; fields that Docker does not
+//! have are only ever added.
+
+mod container;
+mod node;
+mod objects;
+mod service;
+
+pub(crate) use node::{availability_word, node, role_word, state_word};
+pub(crate) use objects::{config, image, network, secret, task, volume};
+pub(crate) use service::{endpoint_mode, service, update_state_word};
+
+use orch_model::{Meta, service::PortConfig};
+use serde_json::{Map, Value, json};
+
+use crate::render::{ports, time};
+
+/// Builds an object; what is empty (Go's `omitempty`) is left out unless [`Fields::always`] put it in.
+#[derive(Default)]
+struct Fields(Map<String, Value>);
+
+impl Fields {
+    fn always(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.0.insert(name.into(), value.into());
+        self
+    }
+
+    fn some(self, name: &str, value: impl Into<Value>) -> Self {
+        let value = value.into();
+        let empty = match &value {
+            Value::Null => true,
+            Value::Bool(flag) => !flag,
+            Value::Number(number) => number.as_f64() == Some(0.0),
+            Value::String(text) => text.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::Object(map) => map.is_empty(),
+        };
+        if empty { self } else { self.always(name, value) }
+    }
+
+    fn done(self) -> Value {
+        Value::Object(self.0)
+    }
+}
+
+/// `ID`, `Version`, `CreatedAt`, `UpdatedAt`.
+fn head(id: &str, meta: &Meta) -> Fields {
+    Fields::default()
+        .always("ID", id)
+        .always("Version", json!({ "Index": meta.version.0 }))
+        .always("CreatedAt", time::rfc3339(meta.created_at))
+        .always("UpdatedAt", time::rfc3339(meta.updated_at))
+}
+
+fn port_list(list: &[PortConfig]) -> Value {
+    let port = |p: &PortConfig| {
+        Fields::default()
+            .some("Name", p.name.as_str())
+            .always("Protocol", ports::protocol_word(p.protocol))
+            .always("TargetPort", p.target_port)
+            .some("PublishedPort", p.published_port)
+            .always("PublishMode", ports::mode_word(p.publish_mode))
+            .done()
+    };
+    list.iter().map(port).collect()
+}
+
+fn nanos(length: std::time::Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

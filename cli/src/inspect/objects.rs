@@ -1,0 +1,141 @@
+//! Tasks, networks, secrets, configs, images and volumes.
+
+use orch_model::{
+    Annotations, Meta, Timestamp,
+    network::{IpamConfig, Network},
+    secret::{Config, Secret},
+    task::{Task, TaskState},
+};
+use orch_proto::wire;
+use serde_json::{Value, json};
+
+use super::{Fields, head, port_list, service::task_spec};
+use crate::render::time;
+
+pub(crate) fn task(task: &Task) -> Value {
+    let status = &task.status;
+    let container = status.container.as_ref().map(|c| {
+        Fields::default()
+            .always("ContainerID", c.container_id.as_str())
+            .always("PID", c.pid)
+            .some("ExitCode", c.exit_code)
+            .done()
+    });
+    let attachment = |a: &orch_model::task::TaskAttachment| {
+        let addresses: Vec<String> = a.addresses.iter().map(ToString::to_string).collect();
+        json!({"Network": {"ID": a.network.as_str()}, "Addresses": addresses, "Aliases": a.aliases})
+    };
+    head(task.id.as_str(), &task.meta)
+        .always("Name", task.name())
+        .always("Labels", json!(task.service_annotations.labels))
+        .always("Spec", task_spec(&task.spec))
+        .always("ServiceID", task.service.as_str())
+        .some("Slot", task.slot)
+        .some("NodeID", task.node.as_ref().map(|n| n.to_string()))
+        .always(
+            "Status",
+            Fields::default()
+                .always("Timestamp", time::rfc3339(status.at))
+                .always("State", word(status.state))
+                .always("Message", status.message.as_str())
+                .some("Err", status.error.clone())
+                .some("ContainerStatus", container)
+                .always("PortStatus", json!({"Ports": port_list(&task.host_ports)}))
+                .done(),
+        )
+        .always("DesiredState", word(task.desired_state))
+        .some("NetworksAttachments", task.networks.iter().map(attachment).collect::<Value>())
+        .done()
+}
+
+fn word(state: TaskState) -> String {
+    state.word().to_lowercase()
+}
+
+pub(crate) fn network(network: &Network) -> Value {
+    let configs = network.allocation.as_ref().map_or(&network.spec.ipam, |a| &a.ipam);
+    let ipam = |config: &IpamConfig| {
+        Fields::default()
+            .always("Subnet", config.subnet.to_string())
+            .some("IPRange", config.range.map(|r| r.to_string()))
+            .some("Gateway", config.gateway.map(|g| g.to_string()))
+            .done()
+    };
+    let mut options = network.spec.driver_options.clone();
+    if let Some(allocation) = &network.allocation {
+        options.entry("com.docker.network.driver.overlay.vxlanid_list".into()).or_insert(allocation.vni.to_string());
+    }
+    Fields::default()
+        .always("Name", network.spec.annotations.name.as_str())
+        .always("Id", network.id.as_str())
+        .always("Created", time::rfc3339(network.meta.created_at))
+        .always("Scope", "swarm")
+        .always("Driver", network.spec.driver.as_str())
+        .always("EnableIPv4", true)
+        .always("EnableIPv6", network.spec.ipv6)
+        .always(
+            "IPAM",
+            json!({"Driver": "default", "Options": null, "Config": configs.iter().map(ipam).collect::<Value>()}),
+        )
+        .always("Internal", network.spec.internal)
+        .always("Attachable", network.spec.attachable)
+        .always("Ingress", network.spec.ingress)
+        .always("ConfigFrom", json!({"Network": ""}))
+        .always("ConfigOnly", false)
+        .always("Containers", Value::Null)
+        .always("Options", json!(options))
+        .always("Labels", json!(network.spec.annotations.labels))
+        .some("Problem", network.problem.clone())
+        .done()
+}
+
+/// The content is never shown.
+pub(crate) fn secret(secret: &Secret) -> Value {
+    named(secret.id.as_str(), &secret.meta, &secret.annotations, None)
+}
+
+pub(crate) fn config(config: &Config) -> Value {
+    use base64::Engine as _;
+    let data = base64::engine::general_purpose::STANDARD.encode(&config.data);
+    named(config.id.as_str(), &config.meta, &config.annotations, Some(data))
+}
+
+fn named(id: &str, meta: &Meta, annotations: &Annotations, data: Option<String>) -> Value {
+    let spec = Fields::default()
+        .always("Name", annotations.name.as_str())
+        .always("Labels", json!(annotations.labels))
+        .some("Data", data)
+        .done();
+    head(id, meta).always("Spec", spec).done()
+}
+
+pub(crate) fn image(image: &wire::LocalImage) -> Value {
+    let oci: Value = serde_json::from_str(&image.config_json).unwrap_or_default();
+    let digests = image.names.iter().map(|name| {
+        let repository = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name.as_str(), |(r, _)| r);
+        Value::from(format!("{repository}@{}", image.digest))
+    });
+    Fields::default()
+        .always("Id", image.config_digest.as_str())
+        .always("RepoTags", json!(image.names))
+        .always("RepoDigests", digests.collect::<Value>())
+        .always("Created", time::rfc3339(Timestamp::from_unix_ms(image.created_at_ms)))
+        .always("Size", image.size_bytes)
+        .always("Architecture", oci["architecture"].clone())
+        .always("Os", oci["os"].clone())
+        .always("Config", oci["config"].clone())
+        .always("RootFS", json!({"Type": "layers", "Layers": oci["rootfs"]["diff_ids"]}))
+        .done()
+}
+
+pub(crate) fn volume(volume: &wire::Volume) -> Value {
+    json!({
+        "CreatedAt": time::rfc3339(Timestamp::from_unix_ms(volume.created_at_ms)),
+        "Driver": volume.driver,
+        "Labels": volume.labels,
+        "Mountpoint": volume.mountpoint,
+        "Name": volume.name,
+        "Options": {},
+        "Scope": "local",
+    })
+}

@@ -1,0 +1,89 @@
+//! The shape that scripts written for Docker read.
+
+use orch_model::{
+    Annotations, NetworkId, ServiceId, Timestamp, Version,
+    service::{ContainerSpec, Endpoint, EndpointSpec, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, Vip},
+};
+
+use super::*;
+
+fn sample() -> Service {
+    let container = ContainerSpec {
+        image: "web:1".into(),
+        image_digest: Some("sha256:ab".into()),
+        env: vec!["A=1".into()],
+        mounts: vec![crate::flags::mount::parse("source=data,target=/d").unwrap()],
+        ..ContainerSpec::default()
+    };
+    let ports = crate::flags::port::parse("8080:80").unwrap();
+    Service {
+        id: ServiceId::from_random(1),
+        meta: Meta {
+            version: Version(9),
+            created_at: Timestamp::from_unix_ms(1_700_000_000_000),
+            updated_at: Timestamp::from_unix_ms(1_700_000_000_000),
+        },
+        spec: ServiceSpec {
+            annotations: Annotations { name: "web".into(), ..Annotations::default() },
+            task: TaskSpec { container, ..TaskSpec::default() },
+            mode: ServiceMode::Replicated { replicas: 2 },
+            update: Some(UpdateConfig::default()),
+            rollback: None,
+            endpoint: EndpointSpec { ports: ports.clone(), ..EndpointSpec::default() },
+        },
+        spec_version: Version(9),
+        previous_spec: None,
+        endpoint: Endpoint {
+            ports,
+            vips: vec![Vip { network: NetworkId::from_random(2), addr: "10.0.1.2/24".parse().unwrap() }],
+            problem: None,
+        },
+        update_status: None,
+        removing: false,
+    }
+}
+
+#[test]
+fn a_service_has_dockers_shape() {
+    let expected = json!({
+        "ID": "0000000000000000000000001",
+        "Version": {"Index": 9},
+        "CreatedAt": "2023-11-14T22:13:20Z",
+        "UpdatedAt": "2023-11-14T22:13:20Z",
+        "Spec": {
+            "Name": "web",
+            "Labels": {},
+            "TaskTemplate": {
+                "ContainerSpec": {
+                    "Image": "web:1@sha256:ab",
+                    "Env": ["A=1"],
+                    "Mounts": [{"Type": "volume", "Source": "data", "Target": "/d"}],
+                    "Isolation": "default"
+                },
+                "Resources": {"Limits": {}, "Reservations": {}},
+                "RestartPolicy": {"Condition": "any", "Delay": 5_000_000_000_u64, "MaxAttempts": 0},
+                "Placement": {},
+                "ForceUpdate": 0,
+                "Runtime": "container"
+            },
+            "Mode": {"Replicated": {"Replicas": 2}},
+            "UpdateConfig": {
+                "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_u64,
+                "MaxFailureRatio": 0.0, "Order": "stop-first"
+            },
+            "EndpointSpec": {
+                "Mode": "vip",
+                "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]
+            }
+        },
+        "Endpoint": {
+            "Spec": {
+                "Mode": "vip",
+                "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}]
+            },
+            "Ports": [{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "ingress"}],
+            "VirtualIPs": [{"NetworkID": "0000000000000000000000002", "Addr": "10.0.1.2/24"}]
+        }
+    });
+    assert_eq!(service(&sample()), expected);
+}

@@ -1,0 +1,313 @@
+//! What a service's tasks say about its convergence. Pure.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use orch_model::{
+    TaskId, Timestamp,
+    service::{Service, ServiceMode, TaskSpec, UpdateConfig, UpdateState},
+    task::{Task, TaskState},
+};
+
+/// More slots than this are not shown one by one.
+const MAX_LINES: usize = 20;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Waiting,
+    /// As the spec says, right now.
+    Converged,
+    /// It will not converge by itself.
+    Failed(String),
+}
+
+/// What to show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct View {
+    pub(super) running: u64,
+    pub(super) total: u64,
+    /// Rollback in progress: the reason.
+    pub(super) notice: Option<String>,
+    /// `1/5` and `running`, in order of slots.
+    pub(super) lines: Vec<(String, String)>,
+}
+
+pub(super) fn is_paused(state: UpdateState) -> bool {
+    matches!(state, UpdateState::Paused | UpdateState::RollbackPaused)
+}
+
+pub(super) struct Progress {
+    service: Arc<Service>,
+    stale_update: Option<Timestamp>,
+    rollback: bool,
+    tasks: HashMap<TaskId, Arc<Task>>,
+}
+
+impl Progress {
+    pub(super) fn new(service: Arc<Service>, stale_update: Option<Timestamp>, rollback: bool) -> Self {
+        Self { service, stale_update, rollback, tasks: HashMap::new() }
+    }
+
+    pub(super) fn put_task(&mut self, task: Arc<Task>) {
+        self.tasks.insert(task.id.clone(), task);
+    }
+
+    pub(super) fn remove_task(&mut self, id: &TaskId) {
+        self.tasks.remove(id);
+    }
+
+    pub(super) fn put_service(&mut self, service: Arc<Service>) {
+        // A follower may still send what was there before the change.
+        if service.meta.version >= self.service.meta.version {
+            self.service = service;
+        }
+    }
+
+    /// How long it must stay converged.
+    pub(super) fn monitor(&self) -> Duration {
+        self.service.spec.update.as_ref().map_or(UpdateConfig::default().monitor, |update| update.monitor)
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        if let Some(status) = self.service.update_status.as_ref().filter(|s| Some(s.started_at) != self.stale_update) {
+            match status.state {
+                UpdateState::Paused => return Verdict::Failed(format!("service update paused: {}", status.message)),
+                UpdateState::RollbackPaused => {
+                    return Verdict::Failed(format!("service rollback paused: {}", status.message));
+                }
+                UpdateState::RollbackCompleted if !self.rollback => {
+                    return Verdict::Failed(format!("service rolled back: {}", status.message));
+                }
+                UpdateState::Updating | UpdateState::RollbackStarted => return Verdict::Waiting,
+                UpdateState::Completed | UpdateState::RollbackCompleted => {}
+            }
+        }
+        let (running, total) = self.counts();
+        let waits_for_first =
+            matches!(self.service.spec.mode, ServiceMode::Global | ServiceMode::GlobalJob) && total == 0;
+        if running >= total && !waits_for_first { Verdict::Converged } else { Verdict::Waiting }
+    }
+
+    pub(super) fn view(&self) -> View {
+        let (running, total) = self.counts();
+        let slots = self.slots();
+        let count = slots.len().max(usize::try_from(total).unwrap_or(usize::MAX));
+        let mut lines = Vec::new();
+        if total > 0 && count <= MAX_LINES {
+            for (at, key) in self.keys(total, &slots).into_iter().enumerate() {
+                let text = slots.get(&key).map_or_else(String::new, |tasks| self.slot_text(tasks));
+                lines.push((self.label(at, &key, total), text));
+            }
+        }
+        let rolling = self.service.update_status.as_ref().filter(|s| s.state == UpdateState::RollbackStarted);
+        View { running: running.min(total), total, notice: rolling.map(|s| s.message.clone()), lines }
+    }
+
+    /// Running (or completed) tasks of this spec, and how many there should be.
+    fn counts(&self) -> (u64, u64) {
+        let slots = self.slots();
+        let done = |tasks: &Vec<&Task>| match self.service.spec.mode {
+            ServiceMode::Replicated { .. } | ServiceMode::Global => tasks.iter().any(|t| self.is_running(t)),
+            ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {
+                tasks.iter().any(|t| t.status.state == TaskState::Complete && self.is_current(t))
+            }
+        };
+        let finished = slots.values().filter(|tasks| done(tasks)).count() as u64;
+        let total = match self.service.spec.mode {
+            ServiceMode::Replicated { replicas } => replicas,
+            ServiceMode::ReplicatedJob { total_completions, .. } => total_completions,
+            ServiceMode::Global => slots.values().filter(|tasks| tasks.iter().any(|t| t.is_wanted())).count() as u64,
+            ServiceMode::GlobalJob => slots.len() as u64,
+        };
+        (finished, total)
+    }
+
+    fn is_running(&self, task: &Task) -> bool {
+        task.status.state == TaskState::Running && task.desired_state == TaskState::Running && self.is_current(task)
+    }
+
+    /// Placement is left out: a task that still fits is not restarted for it.
+    fn is_current(&self, task: &Task) -> bool {
+        let wanted = &self.service.spec.task;
+        let same = |a: &TaskSpec, b: &TaskSpec| TaskSpec { placement: b.placement.clone(), ..a.clone() } == *b;
+        task.spec_version == self.service.spec_version || same(&task.spec, wanted)
+    }
+
+    /// Slot number, or node for global services, to its tasks, newest last.
+    fn slots(&self) -> BTreeMap<Key, Vec<&Task>> {
+        let mut slots: BTreeMap<Key, Vec<&Task>> = BTreeMap::new();
+        for task in self.tasks.values() {
+            let node = if task.slot == 0 {
+                task.node.as_ref().map(|n| n.to_string()).unwrap_or_default()
+            } else {
+                String::new()
+            };
+            if task.desired_state != TaskState::Remove {
+                slots.entry((task.slot, node)).or_default().push(task);
+            }
+        }
+        for tasks in slots.values_mut() {
+            tasks.sort_by_key(|t| (t.meta.created_at, t.meta.version, t.id.clone()));
+        }
+        slots
+    }
+
+    /// Slots in order; missing numbers stand for tasks that are not there yet.
+    fn keys(&self, total: u64, slots: &BTreeMap<Key, Vec<&Task>>) -> Vec<Key> {
+        let mut keys: Vec<Key> = slots
+            .iter()
+            .filter(|(_, tasks)| tasks.iter().any(|t| t.is_wanted()) || !self.is_replicated())
+            .map(|(key, _)| key.clone())
+            .collect();
+        let wanted = if self.is_replicated() { usize::try_from(total).unwrap_or(usize::MAX) } else { keys.len() };
+        let mut next = 1;
+        while keys.len() < wanted {
+            let key = (next, String::new());
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+            next += 1;
+        }
+        keys.sort();
+        keys.truncate(wanted);
+        keys
+    }
+
+    fn is_replicated(&self) -> bool {
+        matches!(self.service.spec.mode, ServiceMode::Replicated { .. } | ServiceMode::ReplicatedJob { .. })
+    }
+
+    fn label(&self, at: usize, key: &Key, total: u64) -> String {
+        if key.0 == 0 { key.1.get(..12).unwrap_or(&key.1).to_owned() } else { format!("{}/{total}", at + 1) }
+    }
+
+    /// The newest task's state; while it is not running, the reason why, its own or its predecessor's.
+    fn slot_text(&self, tasks: &[&Task]) -> String {
+        let Some(newest) = tasks.last() else { return String::new() };
+        if self.is_running(newest) {
+            return "running".into();
+        }
+        let problem = tasks.iter().rev().find_map(|t| t.status.error.as_deref().filter(|e| !e.is_empty()));
+        let word = newest.status.state.word().to_lowercase();
+        match problem.filter(|_| newest.status.state != TaskState::Running) {
+            Some(problem) => problem.to_owned(),
+            None => word,
+        }
+    }
+}
+
+type Key = (u64, String);
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{
+        Annotations, Meta, ServiceId, Version,
+        service::{Endpoint, EndpointSpec, ServiceSpec, UpdateStatus},
+        task::TaskStatus,
+    };
+
+    use super::*;
+
+    fn service(replicas: u64, update: Option<(UpdateState, u64)>) -> Arc<Service> {
+        Arc::new(Service {
+            id: ServiceId::from_random(1),
+            meta: Meta { version: Version(5), ..Meta::default() },
+            spec: ServiceSpec {
+                annotations: Annotations { name: "web".into(), ..Annotations::default() },
+                task: TaskSpec::default(),
+                mode: ServiceMode::Replicated { replicas },
+                update: None,
+                rollback: None,
+                endpoint: EndpointSpec::default(),
+            },
+            spec_version: Version(5),
+            previous_spec: None,
+            endpoint: Endpoint::default(),
+            update_status: update.map(|(state, at)| UpdateStatus {
+                state,
+                started_at: Timestamp::from_unix_ms(at),
+                completed_at: None,
+                message: "why".into(),
+            }),
+            removing: false,
+        })
+    }
+
+    fn task(id: u128, slot: u64, state: TaskState, error: Option<&str>) -> Arc<Task> {
+        let at = Timestamp::from_unix_ms(u64::try_from(id).unwrap());
+        Arc::new(Task {
+            id: TaskId::from_random(id),
+            meta: Meta { created_at: at, ..Meta::default() },
+            service: ServiceId::from_random(1),
+            service_annotations: Annotations::default(),
+            slot,
+            node: None,
+            spec: Arc::new(TaskSpec::default()),
+            spec_version: Version(5),
+            status: TaskStatus { state, at, message: String::new(), error: error.map(Into::into), container: None },
+            desired_state: if state.is_terminal() { TaskState::Shutdown } else { TaskState::Running },
+            start_at: None,
+            networks: Vec::new(),
+            host_ports: Vec::new(),
+            running_since: None,
+        })
+    }
+
+    fn progress(service: Arc<Service>, tasks: Vec<Arc<Task>>) -> Progress {
+        let mut progress = Progress::new(service, None, false);
+        tasks.into_iter().for_each(|task| progress.put_task(task));
+        progress
+    }
+
+    #[test]
+    fn a_slot_shows_why_it_does_not_run() {
+        let tasks = vec![
+            task(1, 1, TaskState::Running, None),
+            task(2, 2, TaskState::Rejected, Some("No such image: x")),
+            task(3, 2, TaskState::Preparing, None),
+        ];
+        let progress = progress(service(3, None), tasks);
+        let view = progress.view();
+        assert_eq!((view.running, view.total), (1, 3));
+        let lines: Vec<_> = view.lines.iter().map(|(label, text)| format!("{label}: {text}")).collect();
+        assert_eq!(lines, ["1/3: running", "2/3: No such image: x", "3/3: "]);
+        assert_eq!(progress.verdict(), Verdict::Waiting);
+    }
+
+    #[test]
+    fn scaling_down_converges_when_few_enough_are_wanted() {
+        let tasks = vec![task(1, 1, TaskState::Running, None), task(2, 2, TaskState::Shutdown, None)];
+        assert_eq!(progress(service(1, None), tasks).verdict(), Verdict::Converged);
+        assert_eq!(progress(service(0, None), Vec::new()).verdict(), Verdict::Converged);
+    }
+
+    #[test]
+    fn an_update_decides_unless_it_is_an_older_one() {
+        let running = || vec![task(1, 1, TaskState::Running, None)];
+        let verdict = |state| progress(service(1, Some((state, 7))), running()).verdict();
+        assert_eq!(verdict(UpdateState::Updating), Verdict::Waiting);
+        assert_eq!(verdict(UpdateState::Completed), Verdict::Converged);
+        assert_eq!(verdict(UpdateState::Paused), Verdict::Failed("service update paused: why".into()));
+        assert_eq!(verdict(UpdateState::RollbackCompleted), Verdict::Failed("service rolled back: why".into()));
+        let mut stale = progress(service(1, Some((UpdateState::Paused, 7))), running());
+        stale.stale_update = Some(Timestamp::from_unix_ms(7));
+        assert_eq!(stale.verdict(), Verdict::Converged);
+    }
+
+    #[test]
+    fn a_task_of_an_older_spec_does_not_count() {
+        let mut old = (*task(1, 1, TaskState::Running, None)).clone();
+        old.spec_version = Version(4);
+        let mut spec = TaskSpec::default();
+        spec.container.image = "old".into();
+        old.spec = Arc::new(spec);
+        assert_eq!(progress(service(1, None), vec![Arc::new(old.clone())]).verdict(), Verdict::Waiting);
+        let mut moved = TaskSpec::default();
+        moved.placement.constraints = vec!["node.role==manager".into()];
+        old.spec = Arc::new(moved);
+        assert_eq!(progress(service(1, None), vec![Arc::new(old)]).verdict(), Verdict::Converged);
+    }
+}

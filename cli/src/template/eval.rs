@@ -1,0 +1,241 @@
+//! Walks the tree with a value.
+
+use serde_json::Value;
+
+use super::{
+    TemplateError, functions,
+    parser::{Node, Operand, Pipeline},
+};
+
+pub(super) fn render(nodes: &[Node], data: &Value) -> Result<String, TemplateError> {
+    let mut run = Run { out: String::new(), variables: vec![("$".into(), data.clone())] };
+    run.block(nodes, &Scope { dot: data, root: true })?;
+    Ok(run.out)
+}
+
+struct Run {
+    out: String,
+    variables: Vec<(String, Value)>,
+}
+
+struct Scope<'a> {
+    dot: &'a Value,
+    /// The dot is the whole value: what it lacks is a mistake in the template, not an absent option.
+    root: bool,
+}
+
+enum Flow {
+    Go,
+    Break,
+    Continue,
+}
+
+impl Run {
+    fn block(&mut self, nodes: &[Node], scope: &Scope<'_>) -> Result<Flow, TemplateError> {
+        let depth = self.variables.len();
+        for node in nodes {
+            let flow = self.node(node, scope)?;
+            if !matches!(flow, Flow::Go) {
+                self.variables.truncate(depth);
+                return Ok(flow);
+            }
+        }
+        self.variables.truncate(depth);
+        Ok(Flow::Go)
+    }
+
+    fn node(&mut self, node: &Node, scope: &Scope<'_>) -> Result<Flow, TemplateError> {
+        match node {
+            Node::Text(text) => self.out.push_str(text),
+            Node::Action(pipeline) => {
+                let value = self.pipeline(pipeline, scope)?;
+                if pipeline.variables.is_empty() {
+                    self.out.push_str(&functions::display(&value));
+                }
+            }
+            Node::If(arms) => return self.conditional(arms, scope),
+            Node::With(pipeline, body, otherwise) => {
+                let depth = self.variables.len();
+                let value = self.pipeline(pipeline, scope)?;
+                let flow = if functions::truth(&value) {
+                    self.block(body, &Scope { dot: &value, root: false })
+                } else {
+                    self.block(otherwise, scope)
+                };
+                self.variables.truncate(depth);
+                return flow;
+            }
+            Node::Range(pipeline, body, otherwise) => self.range(pipeline, body, otherwise, scope)?,
+            Node::Break => return Ok(Flow::Break),
+            Node::Continue => return Ok(Flow::Continue),
+        }
+        Ok(Flow::Go)
+    }
+
+    fn conditional(
+        &mut self,
+        arms: &[(Option<Pipeline>, Vec<Node>)],
+        scope: &Scope<'_>,
+    ) -> Result<Flow, TemplateError> {
+        let depth = self.variables.len();
+        for (condition, body) in arms {
+            let holds = match condition {
+                Some(condition) => functions::truth(&self.pipeline(condition, scope)?),
+                None => true,
+            };
+            if holds {
+                let flow = self.block(body, scope);
+                self.variables.truncate(depth);
+                return flow;
+            }
+        }
+        self.variables.truncate(depth);
+        Ok(Flow::Go)
+    }
+
+    fn range(
+        &mut self,
+        pipeline: &Pipeline,
+        body: &[Node],
+        otherwise: &[Node],
+        scope: &Scope<'_>,
+    ) -> Result<(), TemplateError> {
+        let value = self.commands(pipeline, scope)?;
+        let items: Vec<(Value, Value)> = match value {
+            Value::Array(list) => list.into_iter().enumerate().map(|(i, v)| (Value::from(i), v)).collect(),
+            Value::Object(map) => {
+                let mut items: Vec<_> = map.into_iter().map(|(k, v)| (Value::String(k), v)).collect();
+                items.sort_by(|a, b| a.0.as_str().cmp(&b.0.as_str()));
+                items
+            }
+            Value::Null => Vec::new(),
+            other => {
+                return Err(TemplateError(format!("range can't iterate over {}", functions::display(&other))));
+            }
+        };
+        if items.is_empty() {
+            self.block(otherwise, scope)?;
+            return Ok(());
+        }
+        for (key, value) in items {
+            let depth = self.variables.len();
+            match pipeline.variables.as_slice() {
+                [] => {}
+                [one] => self.variables.push((one.clone(), value.clone())),
+                [first, second, ..] => {
+                    self.variables.push((first.clone(), key));
+                    self.variables.push((second.clone(), value.clone()));
+                }
+            }
+            let flow = self.block(body, &Scope { dot: &value, root: false })?;
+            self.variables.truncate(depth);
+            if matches!(flow, Flow::Break) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn pipeline(&mut self, pipeline: &Pipeline, scope: &Scope<'_>) -> Result<Value, TemplateError> {
+        let value = self.commands(pipeline, scope)?;
+        if let Some(name) = pipeline.variables.first() {
+            if pipeline.declares {
+                self.variables.push((name.clone(), value.clone()));
+            } else {
+                let slot = self.variables.iter_mut().rev().find(|(known, _)| known == name);
+                slot.ok_or_else(|| undefined(name))?.1 = value.clone();
+            }
+        }
+        Ok(value)
+    }
+
+    fn commands(&mut self, pipeline: &Pipeline, scope: &Scope<'_>) -> Result<Value, TemplateError> {
+        let mut piped = None;
+        for command in &pipeline.commands {
+            piped = Some(self.command(command, piped, scope)?);
+        }
+        Ok(piped.unwrap_or(Value::Null))
+    }
+
+    fn command(
+        &mut self,
+        operands: &[Operand],
+        piped: Option<Value>,
+        scope: &Scope<'_>,
+    ) -> Result<Value, TemplateError> {
+        let Some((first, rest)) = operands.split_first() else {
+            return Err(TemplateError("missing value for command".into()));
+        };
+        let Operand::Function(name) = first else {
+            if !rest.is_empty() || piped.is_some() {
+                return Err(TemplateError("can't give argument to a value that is not a function".into()));
+            }
+            return self.operand(first, scope);
+        };
+        let mut arguments = Vec::with_capacity(rest.len() + 1);
+        for operand in rest {
+            let value = self.operand(operand, scope)?;
+            // `and` and `or` stop at the argument that decides, so that what follows may not even exist.
+            let decided = match name.as_str() {
+                "and" => !functions::truth(&value),
+                "or" => functions::truth(&value),
+                _ => false,
+            };
+            if decided {
+                return Ok(value);
+            }
+            arguments.push(value);
+        }
+        arguments.extend(piped);
+        functions::call(name, arguments)
+    }
+
+    fn operand(&mut self, operand: &Operand, scope: &Scope<'_>) -> Result<Value, TemplateError> {
+        match operand {
+            Operand::Dot => Ok(scope.dot.clone()),
+            Operand::Field(path) => fields(scope.dot, path, scope.root),
+            Operand::Literal(value) => Ok(value.clone()),
+            Operand::Function(name) => functions::call(name, Vec::new()),
+            Operand::Group(inner, path) => {
+                let value = self.pipeline(inner, scope)?;
+                fields(&value, path, false)
+            }
+            Operand::Variable(name, path) => {
+                let found = self.variables.iter().rev().find(|(known, _)| known == name);
+                let (_, value) = found.ok_or_else(|| undefined(name))?;
+                fields(value, path, name == "$")
+            }
+        }
+    }
+}
+
+fn undefined(name: &str) -> TemplateError {
+    TemplateError(format!("undefined variable {name:?}"))
+}
+
+fn fields(value: &Value, path: &[String], strict: bool) -> Result<Value, TemplateError> {
+    let mut value = value;
+    for (depth, name) in path.iter().enumerate() {
+        value = match value {
+            Value::Object(map) => match map.get(name) {
+                Some(inner) => inner,
+                None if strict && depth == 0 => {
+                    return Err(TemplateError(format!(
+                        "at <.{name}>: map has no entry for key {name:?}; it has {}",
+                        map.keys().cloned().collect::<Vec<_>>().join(", ")
+                    )));
+                }
+                None => &Value::Null,
+            },
+            Value::Null => &Value::Null,
+            other => {
+                return Err(TemplateError(format!(
+                    "at <.{}>: can't evaluate field {name} in {}",
+                    path.join("."),
+                    functions::display(other)
+                )));
+            }
+        };
+    }
+    Ok(value.clone())
+}
