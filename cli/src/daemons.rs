@@ -2,7 +2,6 @@
 
 use std::{ffi::OsStr, io::IsTerminal as _, path::Path, process::ExitCode};
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use orch_proto::paths::Paths;
 use tracing_subscriber::EnvFilter;
@@ -48,8 +47,9 @@ pub(crate) fn run(daemon: Daemon) -> anyhow::Result<()> {
     log_to_stderr();
     let paths = Paths::from_env();
     match daemon {
-        Daemon::Manager => bail!("the manager is not in this build"),
-        Daemon::Worker(_) => bail!("the worker is not in this build"),
+        Daemon::Manager => orch_manager::run(orch_manager::Config { paths }),
+        Daemon::Worker(CleanupArgs { cleanup: true }) => orch_worker::cleanup(&paths),
+        Daemon::Worker(_) => orch_worker::run(orch_worker::Config { paths }),
         Daemon::Netd(CleanupArgs { cleanup: true }) => orch_netd::cleanup(&paths),
         Daemon::Netd(_) => orch_netd::run(orch_netd::Config { paths }),
     }
