@@ -16,8 +16,8 @@ use orch_model::{
 };
 use orch_proto::paths::Paths;
 use orch_worker::runtime::{
-    BindMount, Container, ContainerPlan, Exec, ExecRequest, ImageDefaults, LogFiles, LogOptions, LogSource, Recovered, Runtime,
-    RuntimeError,
+    BindMount, Container, ContainerPlan, Exec, ExecRequest, ImageDefaults, LogFiles, LogOptions, LogSource, Recovered,
+    Runtime, RuntimeError,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,7 +52,10 @@ impl Node {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         fs::copy(busybox, root.join("bin/busybox")).unwrap();
-        for program in ["sh", "echo", "sleep", "cat", "id", "grep", "env", "pwd", "hostname", "ls", "su", "true", "dd", "touch", "mount", "head", "tail", "stty", "yes", "kill", "unshare", "tty", "seq"] {
+        for program in [
+            "sh", "echo", "sleep", "cat", "id", "grep", "env", "pwd", "hostname", "ls", "su", "true", "dd", "touch",
+            "mount", "head", "tail", "stty", "yes", "kill", "unshare", "tty", "seq",
+        ] {
             symlink("busybox", root.join("bin").join(program)).unwrap();
         }
         fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/srv:/bin/sh\n").unwrap();
@@ -60,7 +63,11 @@ impl Node {
         root
     }
 
-    async fn create(&self, args: &[&str], change: impl FnOnce(&mut ContainerSpec, &mut TaskSpec)) -> Result<Container, RuntimeError> {
+    async fn create(
+        &self,
+        args: &[&str],
+        change: impl FnOnce(&mut ContainerSpec, &mut TaskSpec),
+    ) -> Result<Container, RuntimeError> {
         self.create_with(args, change, |_| {}).await
     }
 
@@ -73,7 +80,8 @@ impl Node {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = u128::from(COUNT.fetch_add(1, Ordering::Relaxed));
         let task_id = TaskId::from_random((u128::from(std::process::id()) << 64) + number);
-        let mut container = ContainerSpec { args: args.iter().map(|&arg| arg.to_owned()).collect(), ..Default::default() };
+        let mut container =
+            ContainerSpec { args: args.iter().map(|&arg| arg.to_owned()).collect(), ..Default::default() };
         let mut spec = TaskSpec::default();
         change(&mut container, &mut spec);
         spec.container = container;
@@ -232,11 +240,15 @@ async fn a_missing_program_is_said_clearly() {
     let err = node.create(&["true"], |c, _| c.user = "nobody".to_owned()).await.unwrap_err();
     assert_eq!(err.to_string(), "unable to find user nobody: no matching entries in the image's /etc/passwd");
 
-    let text_file = node.create_with(&["/bin/script"], |_, _| {}, |plan| {
-        let script = plan.rootfs.join("bin/script");
-        fs::write(&script, "echo no interpreter").unwrap();
-        fs::set_permissions(script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    });
+    let text_file = node.create_with(
+        &["/bin/script"],
+        |_, _| {},
+        |plan| {
+            let script = plan.rootfs.join("bin/script");
+            fs::write(&script, "echo no interpreter").unwrap();
+            fs::set_permissions(script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        },
+    );
     let container = text_file.await.unwrap();
     let err = container.start().await.unwrap_err();
     assert!(err.to_string().starts_with("exec: \"/bin/script\": exec format error"), "{err}");
@@ -260,22 +272,48 @@ async fn limits_are_in_the_cgroups() {
     assert_eq!(node.cgroup_file(&container, "pids", "pids.max", "pids.max"), "20");
     let cpu = node.cgroup_file(&container, "cpu", "cpu.cfs_quota_us", "cpu.max");
     assert!(["50000", "50000 100000"].contains(&cpu.as_str()), "{cpu}");
-    let inside = output(container.exec(&command(&["sh", "-c", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null"])).await.unwrap()).await;
+    let inside = output(
+        container
+            .exec(&command(&[
+                "sh",
+                "-c",
+                "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null",
+            ]))
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_eq!(inside.1.trim(), (64 << 20).to_string(), "a program sees its limit");
-    let write = output(container.exec(&command(&["sh", "-c", "echo 1 > $(ls -d /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null)"])).await.unwrap()).await;
+    let write = output(
+        container
+            .exec(&command(&[
+                "sh",
+                "-c",
+                "echo 1 > $(ls -d /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null)",
+            ]))
+            .await
+            .unwrap(),
+    )
+    .await;
     assert_ne!(write.0, 0, "and cannot change it");
     let path = container.cgroup().to_owned();
     container.delete().await.unwrap();
-    let left: Vec<_> = fs::read_dir("/sys/fs/cgroup").unwrap().flatten().map(|e| e.path().join(&path[1..])).filter(|p| p.exists()).collect();
+    let left: Vec<_> = fs::read_dir("/sys/fs/cgroup")
+        .unwrap()
+        .flatten()
+        .map(|e| e.path().join(&path[1..]))
+        .filter(|p| p.exists())
+        .collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]
 async fn a_container_that_wants_too_much_memory_is_killed_and_says_so() {
     let node = Node::new();
-    let container = node.create(&["sh", "-c", "yes | head -c 200m | tail -c 200m > /dev/null; echo survived"], |_, task| {
-        task.limits.memory_bytes = 16 << 20;
-    });
+    let container =
+        node.create(&["sh", "-c", "yes | head -c 200m | tail -c 200m > /dev/null; echo survived"], |_, task| {
+            task.limits.memory_bytes = 16 << 20;
+        });
     let container = container.await.unwrap();
     container.start().await.unwrap();
     let exit = timeout(LIMIT, container.wait()).await.unwrap().unwrap();
@@ -293,7 +331,13 @@ async fn privileges_are_dockers() {
     for pid in [container.pid(), exec.pid] {
         assert_eq!(status(pid, "Seccomp"), "2");
         assert_eq!(status(pid, "NoNewPrivs"), "0");
-        for (set, want) in [("CapEff", caps), ("CapPrm", caps), ("CapBnd", caps), ("CapInh", "0000000000000000"), ("CapAmb", "0000000000000000")] {
+        for (set, want) in [
+            ("CapEff", caps),
+            ("CapPrm", caps),
+            ("CapBnd", caps),
+            ("CapInh", "0000000000000000"),
+            ("CapAmb", "0000000000000000"),
+        ] {
             assert_eq!(status(pid, set), want, "{set} of {pid}");
         }
         assert_eq!(fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim(), "0");
@@ -332,7 +376,8 @@ async fn users_other_than_root_own_their_output() {
             c.dir = "/srv/new".to_owned();
         })
         .await;
-    let want = ["uid=33(web) gid=33(web) groups=33(web),40(logs)", "again", "CapEff:\t0000000000000000", "/srv/new", "/srv"];
+    let want =
+        ["uid=33(web) gid=33(web) groups=33(web),40(logs)", "again", "CapEff:\t0000000000000000", "/srv/new", "/srv"];
     assert_eq!(out.lines().collect::<Vec<_>>(), want);
 }
 
@@ -377,12 +422,26 @@ async fn exec_has_streams_environment_and_exit_codes() {
     assert_eq!(output(exec).await, (3, "typed\n1 2\n/tmp\nweb\n".to_owned(), "oops\n".to_owned()));
 
     let err = container.exec(&command(&["nosuch"])).await.map(drop).unwrap_err();
-    assert_eq!((err.to_string().as_str(), err.exit_code()), ("exec: \"nosuch\": executable file not found in $PATH", Some(127)));
+    assert_eq!(
+        (err.to_string().as_str(), err.exit_code()),
+        ("exec: \"nosuch\": executable file not found in $PATH", Some(127))
+    );
     assert_eq!(output(container.exec(&command(&["sh", "-c", "kill -9 $$"])).await.unwrap()).await.0, 137);
 
     let running = container.exec(&command(&["sleep", "1000"])).await.unwrap();
-    let state = node.dir.path().join("run/shim").join(container.task_id().as_str()).join("state").join(container.container_id());
-    let left: Vec<_> = fs::read_dir(state).unwrap().flatten().map(|e| e.file_name().into_string().unwrap()).filter(|n| n.starts_with("tenant")).collect();
+    let state = node
+        .dir
+        .path()
+        .join("run/shim")
+        .join(container.task_id().as_str())
+        .join("state")
+        .join(container.container_id());
+    let left: Vec<_> = fs::read_dir(state)
+        .unwrap()
+        .flatten()
+        .map(|e| e.file_name().into_string().unwrap())
+        .filter(|n| n.starts_with("tenant"))
+        .collect();
     assert!(left.is_empty(), "{left:?}");
     container.kill(libc::SIGKILL).await.unwrap();
     assert_eq!(output(running).await.0, 137, "executed processes end with their container");
@@ -455,7 +514,12 @@ async fn the_inside_looks_as_it_should() {
         |plan| {
             fs::create_dir(plan.rootfs.join("data")).unwrap();
             fs::create_dir(plan.rootfs.join("ro")).unwrap();
-            plan.binds = vec![BindMount { source: file, target: "/etc/hosts".to_owned(), read_only: false, propagation: String::new() }];
+            plan.binds = vec![BindMount {
+                source: file,
+                target: "/etc/hosts".to_owned(),
+                read_only: false,
+                propagation: String::new(),
+            }];
         },
     );
     let container = container.await.unwrap();
@@ -540,8 +604,26 @@ async fn following_goes_on_over_rotations() {
     let got: Vec<String> = timeout(LIMIT, lines.map(|line| line.unwrap().line).collect()).await.unwrap();
     let want: Vec<String> = (1..=2010).map(|n| format!("{n}\n")).collect();
     assert_eq!(got, want);
-    let tail: Vec<String> = container.logs(LogOptions { tail: Some(2), ..Default::default() }).map(|line| line.unwrap().line).collect().await;
+    let tail: Vec<String> = container
+        .logs(LogOptions { tail: Some(2), ..Default::default() })
+        .map(|line| line.unwrap().line)
+        .collect()
+        .await;
     assert_eq!(tail, ["2009\n", "2010\n"]);
+    container.delete().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_privileged_container_has_devices_and_no_filter() {
+    let node = Node::new();
+    let container = node.create(&["sleep", "1000"], |c, _| c.privileged = true).await.unwrap();
+    container.start().await.unwrap();
+    assert_eq!(status(container.pid(), "Seccomp"), "0");
+    assert_eq!(status(container.pid(), "CapEff"), status(std::process::id(), "CapEff"));
+    let mount = ["sh", "-c", "mount -t tmpfs none /tmp && echo mounted"];
+    let mut request = command(&mount);
+    request.privileged = true;
+    assert_eq!(output(container.exec(&request).await.unwrap()).await.1, "mounted\n");
     container.delete().await.unwrap();
 }
 
@@ -556,6 +638,9 @@ async fn fifty_at_once() {
     }));
     let containers = created.await;
     println!("50 started in {:?}", begin.elapsed());
+    let begin = std::time::Instant::now();
+    node.start(&["sleep", "1000"]).await.delete().await.unwrap();
+    println!("one more made, started and deleted in {:?}", begin.elapsed());
     let begin = std::time::Instant::now();
     futures::future::join_all(containers.iter().map(|container| async { container.delete().await.unwrap() })).await;
     println!("50 deleted in {:?}", begin.elapsed());

@@ -44,7 +44,7 @@ impl Layout {
         Ok(Self::parse(&fs::read_to_string("/proc/self/mountinfo")?))
     }
 
-    fn parse(mountinfo: &str) -> Self {
+    pub(super) fn parse(mountinfo: &str) -> Self {
         let mut hierarchies = Vec::new();
         for line in mountinfo.lines() {
             let Some((left, right)) = line.split_once(" - ") else { continue };
@@ -164,7 +164,9 @@ fn open_process(pid: i32) -> io::Result<OwnedFd> {
 fn send_kill(process: &OwnedFd) {
     use std::os::fd::AsRawFd;
     // SAFETY: a valid descriptor, a signal number, no siginfo. That the process is gone already is fine.
-    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, std::ptr::null::<u8>(), 0) };
+    unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, process.as_raw_fd(), libc::SIGKILL, std::ptr::null::<u8>(), 0)
+    };
 }
 
 /// A descriptor of a process becomes readable when the process ends.

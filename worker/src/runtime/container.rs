@@ -160,7 +160,10 @@ impl Container {
         }
         let inner = Arc::clone(&self.0);
         blocking(move || {
-            inner.layout.destroy(&inner.config.cgroup).map_err(|source| io_error("cannot remove the cgroup", inner.config.cgroup.as_str(), source))?;
+            inner
+                .layout
+                .destroy(&inner.config.cgroup)
+                .map_err(|source| io_error("cannot remove the cgroup", inner.config.cgroup.as_str(), source))?;
             match fs::remove_dir_all(&inner.folder) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => Err(io_error("cannot remove", &inner.folder, err)),
                 _ => Ok(()),
@@ -226,13 +229,16 @@ impl Inner {
         let files = Files(&self.folder);
         match fs::read(files.exit()) {
             Ok(text) => {
-                let record: ExitRecord = serde_json::from_slice(&text).map_err(|err| io_error("cannot understand", files.exit(), err.into()))?;
+                let record: ExitRecord = serde_json::from_slice(&text)
+                    .map_err(|err| io_error("cannot understand", files.exit(), err.into()))?;
                 return Ok(record.into());
             }
             Err(err) if err.kind() == io::ErrorKind::NotFound => {}
             Err(err) => return Err(io_error("cannot read", files.exit(), err)),
         }
-        self.layout.destroy(&self.config.cgroup).map_err(|source| io_error("cannot empty the cgroup", self.config.cgroup.as_str(), source))?;
+        self.layout
+            .destroy(&self.config.cgroup)
+            .map_err(|source| io_error("cannot empty the cgroup", self.config.cgroup.as_str(), source))?;
         let record = ExitRecord {
             version: VERSION,
             code: CODE_KILLED,

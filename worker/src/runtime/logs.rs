@@ -20,11 +20,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::mpsc};
 
-use super::{
-    container::io_error,
-    error::RuntimeError,
-    plan::LogFiles,
-};
+use super::{container::io_error, error::RuntimeError, plan::LogFiles};
 use crate::shim::log::numbered;
 
 /// Lines that wait for a slow reader; then reading waits.
@@ -157,7 +153,8 @@ impl Step {
         match self {
             Self::End => None,
             Self::Line(line)
-                if options.since.is_some_and(|since| line.time < since) || options.until.is_some_and(|until| line.time > until) =>
+                if options.since.is_some_and(|since| line.time < since)
+                    || options.until.is_some_and(|until| line.time > until) =>
             {
                 Some(Self::Skipped)
             }
@@ -190,7 +187,8 @@ impl Reader {
                 }
                 continue;
             };
-            file.read_until(b'\n', &mut self.partial).map_err(|err| io_error("cannot read the log", &self.files.path, err))?;
+            file.read_until(b'\n', &mut self.partial)
+                .map_err(|err| io_error("cannot read the log", &self.files.path, err))?;
             if self.partial.ends_with(b"\n") {
                 let line = parse(&self.partial);
                 self.partial.clear();
@@ -254,7 +252,10 @@ struct Watch(pipe::Receiver);
 impl Watch {
     fn new(log: &Path) -> Result<Self, RuntimeError> {
         let folder = log.parent().unwrap_or(log);
-        inotify(folder).and_then(pipe::Receiver::from_owned_fd_unchecked).map(Self).map_err(|err| io_error("cannot watch", folder, err))
+        inotify(folder)
+            .and_then(pipe::Receiver::from_owned_fd_unchecked)
+            .map(Self)
+            .map_err(|err| io_error("cannot watch", folder, err))
     }
 
     async fn changed(&mut self) -> Result<(), RuntimeError> {

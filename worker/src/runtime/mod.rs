@@ -52,7 +52,9 @@ pub use container::Container;
 pub use error::RuntimeError;
 pub use exec::{Exec, ExecExit, ExecInput, ExecOutput, Terminal};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
-pub use plan::{BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles};
+pub use plan::{
+    BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles,
+};
 
 use crate::shim::protocol::{Files, ShimConfig, VERSION};
 use caps::CapSet;
@@ -62,6 +64,10 @@ use spec::{Device, Facts, SpecError};
 
 /// The cgroup of the shims, under the node's; containers are beside it.
 const SHIM_CGROUP: &str = "shims";
+
+/// Devices that every container has, made by libcontainer, which fails when it finds them there.
+const ALWAYS_THERE: [&str; 8] =
+    ["/dev/console", "/dev/full", "/dev/null", "/dev/ptmx", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero"];
 
 /// Makes and finds containers. Clones share everything.
 #[derive(Debug, Clone)]
@@ -163,7 +169,8 @@ impl Inner {
         let devices = devices(container)?;
         check_sources(container)?;
         let dir = spec::working_dir(container, &plan.image)?;
-        rootfs::make_folders(&plan.rootfs, &dir).map_err(|err| io_error("cannot make the working directory", &dir, err))?;
+        rootfs::make_folders(&plan.rootfs, &dir)
+            .map_err(|err| io_error("cannot make the working directory", &dir, err))?;
         let cgroup = format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), plan.container_id);
         let facts = Facts { user: &user, caps, layout: &self.layout, cgroup: &cgroup, devices: &devices };
         let spec = spec::build(plan, &facts)?;
@@ -188,7 +195,11 @@ impl Inner {
     /// On version 2 devices are not filtered (that takes a BPF program), so a container must not make device nodes there
     /// unless it was asked to.
     fn capabilities(&self, container: &ContainerSpec) -> Result<CapSet, RuntimeError> {
-        let all = if container.privileged { CapSet::ALL } else { CapSet::effective(&container.cap_add, &container.cap_drop)? };
+        let all = if container.privileged {
+            CapSet::ALL
+        } else {
+            CapSet::effective(&container.cap_add, &container.cap_drop)?
+        };
         let asked = container.privileged || CapSet::effective(&container.cap_add, &["ALL".to_owned()])?.has("MKNOD");
         let safe = if self.layout.is_v2() && !asked { all.without("MKNOD") } else { all };
         Ok(safe.grantable())
@@ -211,18 +222,26 @@ impl Inner {
 
     fn fill_and_spawn(&self, folder: &Path, prepared: &Prepared) -> Result<(), RuntimeError> {
         let files = Files(folder);
-        let write = |path: PathBuf, value: Vec<u8>| fs::write(&path, value).map_err(|err| io_error("cannot write", path, err));
+        let write =
+            |path: PathBuf, value: Vec<u8>| fs::write(&path, value).map_err(|err| io_error("cannot write", path, err));
         make_private(&files.bundle())?;
         write(files.bundle().join("config.json"), prepared.spec.to_string().into_bytes())?;
         write(files.config(), serde_json::to_vec(&prepared.config).unwrap_or_default())?;
-        let listener = UnixListener::bind(files.socket()).map_err(|err| io_error("cannot listen on", files.socket(), err))?;
-        let messages = File::create(files.messages()).map_err(|err| io_error("cannot write", files.messages(), err))?;
+        let listener =
+            UnixListener::bind(files.socket()).map_err(|err| io_error("cannot listen on", files.socket(), err))?;
+        let messages = File::options()
+            .create(true)
+            .append(true)
+            .open(files.messages())
+            .map_err(|err| io_error("cannot write", files.messages(), err))?;
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg(folder).arg0("orch").env_clear();
         command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(messages);
         let spawned = command.status().and_then(|status| match status.success() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("{status}: {}", fs::read_to_string(files.messages()).unwrap_or_default()))),
+            false => {
+                Err(io::Error::other(format!("{status}: {}", fs::read_to_string(files.messages()).unwrap_or_default())))
+            }
         });
         spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
     }
@@ -232,7 +251,9 @@ impl Inner {
         let mut left = Vec::new();
         for entry in fs::read_dir(&self.shims_dir).map_err(failed)? {
             let folder = entry.map_err(failed)?.path();
-            let config = fs::read(Files(&folder).config()).ok().and_then(|text| serde_json::from_slice::<ShimConfig>(&text).ok());
+            let config = fs::read(Files(&folder).config())
+                .ok()
+                .and_then(|text| serde_json::from_slice::<ShimConfig>(&text).ok());
             match config.and_then(|config| config.task_id.parse::<TaskId>().ok().map(|id| (id, config))) {
                 Some((id, config)) => left.push(Container::new(id, folder, config, self.layout.clone())),
                 // Its worker died while writing; no shim was started.
@@ -259,10 +280,12 @@ fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {
 fn devices(container: &ContainerSpec) -> Result<Vec<Device>, RuntimeError> {
     let mut devices = container.devices.iter().map(|text| device(text)).collect::<Result<Vec<_>, _>>()?;
     if container.privileged {
-        let host = fs::read_dir("/dev").into_iter().flatten().flatten().map(|entry| entry.path());
-        let names = host.filter_map(|path| path.to_str().map(str::to_owned)).filter(|path| path != "/dev/console");
+        let host = fs::read_dir("/dev").into_iter().flatten().flatten();
+        let own = host.filter(|entry| entry.file_type().is_ok_and(|t| t.is_char_device() || t.is_block_device()));
+        let names = own.filter_map(|entry| entry.path().to_str().map(str::to_owned));
         devices.extend(names.filter_map(|path| look_at(&path, &path, "rwm").ok()));
     }
+    devices.retain(|device| !ALWAYS_THERE.contains(&device.path.as_str()));
     Ok(devices)
 }
 
@@ -304,4 +327,29 @@ fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
 fn make_private(folder: &Path) -> Result<(), RuntimeError> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|err| io_error("cannot make", folder, err))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_written_as_docker_has_them() {
+        let check = |text: &str, path: &str, access: &str| {
+            let device = device(text).unwrap();
+            assert_eq!((device.path.as_str(), device.access.as_str(), device.kind), (path, access, 'c'));
+            assert_eq!((device.major, device.minor), (1, 3));
+        };
+        check("/dev/null", "/dev/null", "rwm");
+        check("/dev/null:/dev/x", "/dev/x", "rwm");
+        check("/dev/null:r", "/dev/null", "r");
+        check("/dev/null:/dev/x:rw", "/dev/x", "rw");
+        let refused = |text: &str| device(text).unwrap_err().to_string();
+        assert_eq!(refused("null"), "the device \"null\" is not written as /dev/x[:/dev/y[:rwm]]");
+        assert_eq!(
+            refused("/dev/null:/dev/x:z"),
+            "the device \"/dev/null:/dev/x:z\" is not written as /dev/x[:/dev/y[:rwm]]"
+        );
+        assert_eq!(refused("/etc/passwd"), "the device /etc/passwd cannot be used");
+    }
 }

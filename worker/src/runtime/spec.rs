@@ -26,8 +26,17 @@ const TMPFS_MODE: u32 = 0o1777;
 
 /// What tells about the host rather than about the container.
 const MASKED_PATHS: [&str; 12] = [
-    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
     "/sys/devices/virtual/powercap",
 ];
 /// What changes the host.
@@ -76,7 +85,8 @@ pub(crate) struct Device {
 pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value, SpecError> {
     let container = &plan.spec.container;
     let hostname = hostname(plan);
-    let mut namespaces = vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+    let mut namespaces =
+        vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
     namespaces.push(match &plan.netns {
         Some(path) => json!({"type": "network", "path": path}),
         None => json!({"type": "network"}),
@@ -183,8 +193,22 @@ fn args(container: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<String>,
 
 fn rlimit(ulimit: &Ulimit) -> Result<Value, SpecError> {
     const NAMES: [&str; 16] = [
-        "as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-        "rttime", "sigpending", "stack",
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     if !NAMES.contains(&ulimit.name.as_str()) {
         return Err(SpecError::Ulimit(ulimit.name.clone()));
@@ -199,7 +223,9 @@ fn rlimit(ulimit: &Ulimit) -> Result<Value, SpecError> {
 }
 
 fn resources(limits: ResourceLimits, devices: &[Device], privileged: bool) -> Value {
-    let rules = devices.iter().map(|d| json!({"allow": true, "type": d.kind.to_string(), "major": d.major, "minor": d.minor, "access": d.access}));
+    let rules = devices.iter().map(
+        |d| json!({"allow": true, "type": d.kind.to_string(), "major": d.major, "minor": d.minor, "access": d.access}),
+    );
     let base = json!({"allow": privileged, "access": "rwm"});
     let rules: Vec<Value> = [base].into_iter().chain(rules).collect();
     let mut resources = json!({"devices": rules});
@@ -261,7 +287,9 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
 fn cgroup_mounts(facts: &Facts<'_>, read: &str) -> Vec<Value> {
     let target = "/sys/fs/cgroup";
     let Layout::V1(hierarchies) = facts.layout else {
-        return vec![json!({"destination": target, "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", read]})];
+        return vec![
+            json!({"destination": target, "type": "cgroup", "source": "cgroup", "options": ["nosuid", "noexec", "nodev", read]}),
+        ];
     };
     let tmpfs = json!({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "noexec", "nodev", "mode=755", "size=64k"]});
     let visible = hierarchies.iter().filter(|h| VISIBLE_CONTROLLERS.iter().any(|name| h.has(name)));
@@ -291,7 +319,8 @@ fn own_mount(mount: &Mount) -> Option<Value> {
         })),
         MountKind::Tmpfs => {
             let mode = if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode };
-            let mut options = vec!["nosuid".to_owned(), "noexec".to_owned(), "nodev".to_owned(), format!("mode={mode:o}")];
+            let mut options =
+                vec!["nosuid".to_owned(), "noexec".to_owned(), "nodev".to_owned(), format!("mode={mode:o}")];
             if mount.tmpfs_size_bytes > 0 {
                 options.push(format!("size={}", mount.tmpfs_size_bytes));
             }
@@ -300,5 +329,150 @@ fn own_mount(mount: &Mount) -> Option<Value> {
             }
             Some(json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use orch_model::{TaskId, service::TaskSpec};
+
+    use super::*;
+    use crate::runtime::plan::LogFiles;
+
+    const V1: &str = "31 30 0:27 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct
+32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+33 30 0:29 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer";
+    const V2: &str = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
+
+    fn make(task: &TaskSpec, mountinfo: &str, change: impl FnOnce(&mut ContainerPlan<'_>)) -> Result<Value, SpecError> {
+        let mut plan = ContainerPlan {
+            task_id: TaskId::from_random(1),
+            container_id: "0123456789abcdef".repeat(4),
+            rootfs: "/rootfs".into(),
+            image: ImageDefaults { cmd: vec!["run".to_owned()], ..Default::default() },
+            spec: task,
+            netns: None,
+            binds: Vec::new(),
+            log: LogFiles::at(PathBuf::from("/log")),
+        };
+        change(&mut plan);
+        let user = User { uid: 33, gid: 33, groups: vec![33, 40], home: "/srv".to_owned() };
+        let layout = Layout::parse(mountinfo);
+        let facts = Facts { user: &user, caps: CapSet(1), layout: &layout, cgroup: "/orch.slice/x", devices: &[] };
+        let spec = build(&plan, &facts)?;
+        let read: oci_spec::runtime::Spec =
+            serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
+        assert!(read.linux().is_some());
+        Ok(spec)
+    }
+
+    #[test]
+    fn a_plain_container() {
+        let mut task = TaskSpec::default();
+        task.limits = ResourceLimits { nano_cpus: 1_500_000_000, memory_bytes: 1 << 20, pids: 9 };
+        let spec = make(&task, V1, |plan| plan.netns = Some("/run/orch/netns/x".into())).unwrap();
+        let process = &spec["process"];
+        assert_eq!(process["args"], json!(["run"]));
+        assert_eq!(process["cwd"], "/");
+        assert_eq!(process["env"], json!([DEFAULT_PATH, "HOSTNAME=0123456789ab", "HOME=/srv"]));
+        assert_eq!(process["user"], json!({"uid": 33, "gid": 33, "additionalGids": [33, 40], "umask": 18}));
+        assert_eq!(process["capabilities"]["effective"], json!(["CAP_CHOWN", "CAP_SETPCAP", "CAP_SYS_ADMIN"]));
+        assert_eq!(process["capabilities"]["inheritable"], json!([]));
+        assert_eq!(process["capabilities"]["ambient"], json!([]));
+        assert_eq!(process.get("noNewPrivileges"), None);
+        assert_eq!(spec["hostname"], "0123456789ab");
+        let resources = &spec["linux"]["resources"];
+        assert_eq!(resources["cpu"], json!({"quota": 150_000, "period": 100_000}));
+        assert_eq!((&resources["memory"], &resources["pids"]), (&json!({"limit": 1 << 20}), &json!({"limit": 9})));
+        assert_eq!(resources["devices"], json!([{"allow": false, "access": "rwm"}]));
+        let kinds: Vec<&str> =
+            spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["pid", "ipc", "uts", "mount", "network"]);
+        assert_eq!(spec["linux"]["namespaces"][4]["path"], "/run/orch/netns/x");
+    }
+
+    #[test]
+    fn cgroups_are_shown_read_only_on_both_versions() {
+        let task = TaskSpec::default();
+        let shown = |mountinfo: &str| -> Vec<(String, String)> {
+            let spec = make(&task, mountinfo, |_| {}).unwrap();
+            let mounts = spec["mounts"].as_array().unwrap().iter();
+            let cgroups = mounts
+                .filter(|m| m["destination"].as_str().unwrap().starts_with("/sys/fs/cgroup/") || m["type"] == "cgroup");
+            cgroups
+                .map(|m| {
+                    assert!(m["options"].as_array().unwrap().contains(&json!("ro")), "{m}");
+                    (m["destination"].as_str().unwrap().to_owned(), m["source"].as_str().unwrap().to_owned())
+                })
+                .collect()
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            shown(V1),
+            [
+                pair("/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct/orch.slice/x"),
+                pair("/sys/fs/cgroup/memory", "/sys/fs/cgroup/memory/orch.slice/x"),
+            ]
+        );
+        assert_eq!(shown(V2), [pair("/sys/fs/cgroup", "cgroup")]);
+    }
+
+    #[test]
+    fn commands_are_composed_as_docker_does() {
+        let check = |own: [&[&str]; 2], image: [&[&str]; 2], want: Result<&[&str], SpecError>| {
+            let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+            let container = ContainerSpec { command: owned(own[0]), args: owned(own[1]), ..Default::default() };
+            let image = ImageDefaults { entrypoint: owned(image[0]), cmd: owned(image[1]), ..Default::default() };
+            assert_eq!(args(&container, &image), want.map(owned));
+        };
+        check([&[], &[]], [&["entry"], &["cmd"]], Ok(&["entry", "cmd"]));
+        check([&[], &["arg"]], [&["entry"], &["cmd"]], Ok(&["entry", "arg"]));
+        check([&["own"], &[]], [&["entry"], &["cmd"]], Ok(&["own"]));
+        check([&["own"], &["arg"]], [&["entry"], &["cmd"]], Ok(&["own", "arg"]));
+        check([&[], &[]], [&[], &[]], Err(SpecError::NoCommand));
+    }
+
+    #[test]
+    fn variables_replace_and_remove() {
+        let env = |vars: &[&str]| vars.iter().map(|&var| var.to_owned()).collect::<Vec<_>>();
+        let merged = merge_env(env(&["PATH=/a", "X=1", "Y=2"]), &env(&["X=3", "Y", "Z=a=b", "NONE"]));
+        assert_eq!(merged, ["PATH=/a", "X=3", "Z=a=b"]);
+    }
+
+    #[test]
+    fn deeper_mounts_come_later_and_targets_are_absolute() {
+        let task = TaskSpec::default();
+        let bind = |target: &str| BindMount {
+            source: "/src".into(),
+            target: target.to_owned(),
+            read_only: true,
+            propagation: String::new(),
+        };
+        let spec = make(&task, V2, |plan| plan.binds = vec![bind("/a/b/c"), bind("/a"), bind("/a/b")]).unwrap();
+        let binds = spec["mounts"].as_array().unwrap().iter().filter(|m| m["type"] == "bind");
+        let targets: Vec<&str> = binds.map(|m| m["destination"].as_str().unwrap()).collect();
+        assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
+        let err = make(&task, V2, |plan| plan.binds = vec![bind("a")]).unwrap_err();
+        assert_eq!(err.to_string(), "the mount target \"a\" is not an absolute path");
+    }
+
+    #[test]
+    fn a_privileged_container_sees_the_machine() {
+        let mut task = TaskSpec::default();
+        task.container.privileged = true;
+        let spec = make(&task, V2, |_| {}).unwrap();
+        assert_eq!(spec["linux"].get("maskedPaths"), None);
+        assert_eq!(spec["linux"].get("readonlyPaths"), None);
+        assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
+    }
+
+    #[test]
+    fn ulimits_have_known_names() {
+        let ulimit = |name: &str, soft| Ulimit { name: name.to_owned(), soft, hard: -1 };
+        let want = json!({"type": "RLIMIT_NOFILE", "soft": 5, "hard": u64::MAX});
+        assert_eq!(rlimit(&ulimit("nofile", 5)), Ok(want));
+        assert_eq!(rlimit(&ulimit("files", 5)), Err(SpecError::Ulimit("files".to_owned())));
     }
 }

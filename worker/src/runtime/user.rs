@@ -44,7 +44,8 @@ fn resolve(passwd: &str, group: &str, user: &str, extra: &[String]) -> Result<Us
     let user = if user.is_empty() { "0" } else { user };
     let number = user.parse::<u32>().ok();
     // A name made of digits is a name first, as everywhere.
-    let account = accounts(passwd).find(|a| a.name == user).or_else(|| accounts(passwd).find(|a| Some(a.uid) == number));
+    let account =
+        accounts(passwd).find(|a| a.name == user).or_else(|| accounts(passwd).find(|a| Some(a.uid) == number));
     let (uid, default_gid, home) = match (&account, number) {
         (Some(account), _) => (account.uid, account.gid, account.home),
         (None, Some(uid)) => (uid, 0, ""),
@@ -54,7 +55,9 @@ fn resolve(passwd: &str, group: &str, user: &str, extra: &[String]) -> Result<Us
     let mut groups = vec![gid];
     // Naming a group says that the others are not wanted.
     if let (Some(account), None) = (&account, group_name) {
-        groups.extend(entries(group).filter(|g| g.members.split(',').any(|member| member == account.name)).map(|g| g.gid));
+        groups.extend(
+            entries(group).filter(|g| g.members.split(',').any(|member| member == account.name)).map(|g| g.gid),
+        );
     }
     for name in extra {
         groups.push(find_group(group, name)?);
@@ -99,7 +102,8 @@ fn find_group(group: &str, name: &str) -> Result<u32, UserError> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:www:/srv/web:/bin/false\nbroken\n1000:x:7:8::/seven:\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:www:/srv/web:/bin/false\nbroken\n1000:x:7:8::/seven:\n";
     const GROUP: &str = "root:x:0:\nweb:x:33:\nlogs:x:40:web,other\nadm:x:4:root\n";
 
     fn check(user: &str, want: (u32, u32, &[u32], &str)) {
@@ -124,7 +128,10 @@ mod tests {
         let say = |user: &str, extra: &[String]| resolve(PASSWD, GROUP, user, extra).unwrap_err().to_string();
         assert_eq!(say("nobody", &[]), "unable to find user nobody: no matching entries in the image's /etc/passwd");
         assert_eq!(say("web:none", &[]), "unable to find group none: no matching entries in the image's /etc/group");
-        assert_eq!(say("web", &["x".to_owned()]), "unable to find group x: no matching entries in the image's /etc/group");
+        assert_eq!(
+            say("web", &["x".to_owned()]),
+            "unable to find group x: no matching entries in the image's /etc/group"
+        );
         assert_eq!(resolve("", "", "", &["40".to_owned()]).unwrap().groups, [0, 40]);
     }
 }

@@ -27,6 +27,7 @@ use seccompiler::sock_filter;
 use super::{
     executor::ContainerExecutor,
     protocol::{ExecOrder, Failure, Files, STDIO_FDS, ShimConfig},
+    trace::Mark,
     wire,
 };
 use crate::runtime::{cgroup::Layout, seccomp};
@@ -42,7 +43,6 @@ pub(super) struct Instance {
     container: Container,
     folder: PathBuf,
     cgroup: String,
-    uid: u32,
     filter: Option<Rc<Vec<sock_filter>>>,
     /// Where the program-to-be says why it cannot be executed.
     report: File,
@@ -74,28 +74,24 @@ impl Instance {
             builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
             pipes = Some(ours);
         }
+        let mark = Mark::now(files.messages());
         let built = builder.as_init(files.bundle()).with_systemd(false).with_detach(true).build();
         drop(report_in);
         reset_oom_score();
         let container = built.map_err(|err| {
-            let failure = reported(&mut report).unwrap_or_else(|| library_failure(&err));
+            let failure = reported(&mut report).unwrap_or_else(|| with_cause(&err, &mark));
             remove(folder, &config.cgroup);
             failure
         })?;
         let output = match (pipes, console) {
             (Some(pipes), _) => pipes,
-            (None, Some(console)) => Output { stdout: console.accept().map_err(io_failure)?, stderr: None, _stdin: None },
+            (None, Some(console)) => {
+                Output { stdout: console.accept().map_err(io_failure)?, stderr: None, _stdin: None }
+            }
             (None, None) => return Err(io_failure(io::Error::other("the container has neither pipes nor a terminal"))),
         };
-        let instance = Self {
-            container,
-            folder: folder.to_owned(),
-            cgroup: config.cgroup.clone(),
-            uid: config.uid,
-            filter,
-            report,
-            executed: 0,
-        };
+        let instance =
+            Self { container, folder: folder.to_owned(), cgroup: config.cgroup.clone(), filter, report, executed: 0 };
         Ok((instance, output))
     }
 
@@ -123,13 +119,14 @@ impl Instance {
         if let Some(console) = &console {
             builder = builder.with_console_socket(Some(&console.path));
         } else {
-            let stdio: [OwnedFd; STDIO_FDS] = stdio.try_into().map_err(|_| io_failure(io::Error::other("the request came without streams")))?;
-            for stream in &stdio {
-                own(stream, self.uid);
-            }
+            let stdio: [OwnedFd; STDIO_FDS] =
+                stdio.try_into().map_err(|_| io_failure(io::Error::other("the request came without streams")))?;
+            let uid = order.process["user"]["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(0);
+            stdio.iter().for_each(|stream| own(stream, uid));
             let [stdin, stdout, stderr] = stdio;
             builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
         }
+        let mark = Mark::now(files.messages());
         let built = builder.as_tenant().with_process(Some(&process_file)).with_detach(true).build();
         drop(report_in);
         reset_oom_score();
@@ -140,7 +137,7 @@ impl Instance {
                 Some(failure) => Err(failure),
                 None => Ok((pid.as_raw(), console.map(|console| console.accept()).transpose().map_err(io_failure)?)),
             },
-            Err(err) => Err(reported(&mut report).unwrap_or_else(|| library_failure(&err))),
+            Err(err) => Err(reported(&mut report).unwrap_or_else(|| with_cause(&err, &mark))),
         }
     }
 
@@ -193,7 +190,8 @@ fn reported(report: &mut File) -> Option<Failure> {
 
 fn read_filter(path: &Path) -> Result<Rc<Vec<sock_filter>>, Failure> {
     let bytes = fs::read(path).map_err(io_failure)?;
-    let filter = seccomp::decode(&bytes).ok_or_else(|| io_failure(io::Error::other(format!("{} is damaged", path.display()))))?;
+    let filter = seccomp::decode(&bytes)
+        .ok_or_else(|| io_failure(io::Error::other(format!("{} is damaged", path.display()))))?;
     Ok(Rc::new(filter))
 }
 
@@ -254,6 +252,16 @@ impl Console {
 
 fn io_failure(err: io::Error) -> Failure {
     Failure { message: err.to_string(), code: None }
+}
+
+fn with_cause(err: &LibcontainerError, mark: &Mark) -> Failure {
+    let failure = library_failure(err);
+    match mark.first_error() {
+        Some(cause) if !failure.message.contains(&cause) => {
+            Failure { message: format!("{}: {cause}", failure.message), ..failure }
+        }
+        _ => failure,
+    }
 }
 
 /// All causes in one line: libcontainer's outermost error says little.

@@ -64,7 +64,8 @@ impl ContainerExecutor {
             message: format!("cannot start {}: {what}: {source}", program.display()),
             code: Some(CODE_NOT_EXECUTABLE),
         };
-        let c_strings = |texts: &[String]| texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>();
+        let c_strings =
+            |texts: &[String]| texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<Vec<_>, _>>();
         let argv = c_strings(args).map_err(|err| failed("an argument", &err))?;
         let envp = c_strings(env).map_err(|err| failed("an environment variable", &err))?;
         let path = CString::new(program.as_os_str().as_bytes()).map_err(|err| failed("its path", &err))?;
@@ -128,14 +129,21 @@ fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
         }
     }
     Err(denied.map_or_else(
-        || Failure { message: format!("exec: {name:?}: executable file not found in $PATH"), code: Some(CODE_NOT_FOUND) },
+        || Failure {
+            message: format!("exec: {name:?}: executable file not found in $PATH"),
+            code: Some(CODE_NOT_FOUND),
+        },
         |errno| cannot_execute(name, errno),
     ))
 }
 
 fn check_executable(path: &Path) -> Result<PathBuf, Errno> {
     let metadata = path.metadata().map_err(|err| Errno::from_raw(err.raw_os_error().unwrap_or(libc::ENOENT)))?;
-    if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 { Ok(path.to_owned()) } else { Err(Errno::EACCES) }
+    if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 {
+        Ok(path.to_owned())
+    } else {
+        Err(Errno::EACCES)
+    }
 }
 
 fn cannot_execute(name: &str, errno: Errno) -> Failure {
@@ -148,7 +156,9 @@ fn cannot_execute(name: &str, errno: Errno) -> Failure {
             Failure { message: format!("exec: {name:?}: permission denied"), code: Some(CODE_NOT_EXECUTABLE) }
         }
         Errno::ENOEXEC => Failure {
-            message: format!("exec: {name:?}: exec format error (a script without \"#!\", or built for another machine)"),
+            message: format!(
+                "exec: {name:?}: exec format error (a script without \"#!\", or built for another machine)"
+            ),
             code: Some(CODE_NOT_EXECUTABLE),
         },
         other => Failure { message: format!("exec: {name:?}: {}", other.desc()), code: Some(CODE_NOT_EXECUTABLE) },
@@ -197,7 +207,8 @@ fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
     let len = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
     let program = Program { len, filter: filter.as_ptr() };
     // SAFETY: the kernel copies `len` instructions from memory that lives until the call returns.
-    Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })
+        .map(drop)
 }
 
 /// Leaves `wanted` in the bounding, permitted and effective sets, and nothing in the inheritable and ambient ones.
@@ -217,7 +228,8 @@ fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
     const VERSION_3: u32 = 0x2008_0522;
     // The two halves of a 64-bit set.
     #[allow(clippy::cast_possible_truncation)]
-    let halves = [wanted as u32, (wanted >> 32) as u32].map(|half| Sets { effective: half, permitted: half, inheritable: 0 });
+    let halves =
+        [wanted as u32, (wanted >> 32) as u32].map(|half| Sets { effective: half, permitted: half, inheritable: 0 });
     let header = Header { version: VERSION_3, pid: 0 };
     // SAFETY: prctl takes integers here; capset reads a header and two elements, as version 3 prescribes.
     unsafe {

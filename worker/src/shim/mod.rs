@@ -11,6 +11,7 @@ mod executor;
 pub(crate) mod log;
 pub(crate) mod protocol;
 mod server;
+mod trace;
 pub(crate) mod wire;
 
 use std::{
@@ -100,8 +101,11 @@ fn prepare(folder: &Path, listener: UnixListener, config: &ShimConfig) -> Result
         let what = what.to_owned();
         move |err: io::Error| Failure { message: format!("{what}: {err}"), code: None }
     };
+    trace::keep_errors(&Files(folder).messages()).map_err(failure("cannot write messages"))?;
     let cgroup = &config.shim_cgroup;
-    Layout::detect().and_then(|layout| layout.enter(cgroup)).map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
+    Layout::detect()
+        .and_then(|layout| layout.enter(cgroup))
+        .map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
     let log = log::LogWriter::open(config.log.clone())
         .map_err(failure(&format!("cannot open the log {}", config.log.path.display())))?;
     let signals = block_signals().map_err(failure("cannot block signals"))?;

@@ -235,7 +235,8 @@ impl Server {
 
     /// The process exists until [`Server::reap`] has seen its end, so the number cannot mean another one.
     fn kill(&self, signal: i32) -> Result<(), Failure> {
-        let failure = |err: Errno| Failure { message: format!("cannot send signal {signal}: {}", err.desc()), code: None };
+        let failure =
+            |err: Errno| Failure { message: format!("cannot send signal {signal}: {}", err.desc()), code: None };
         let signal = Signal::try_from(signal).map_err(failure)?;
         kill(Pid::from_raw(self.instance.pid()), signal).map_err(failure)
     }
@@ -334,7 +335,9 @@ impl Stream {
                 self.lines.push(&buffer[..len], now, objects);
                 Progress::Read
             }
-            Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Progress::Nothing,
+            Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Progress::Nothing
+            }
             Err(_) => self.end(now, objects),
         }
     }

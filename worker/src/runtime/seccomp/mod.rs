@@ -12,7 +12,8 @@ use std::{
 };
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
 };
 use sha2::{Digest, Sha256};
 
@@ -98,7 +99,14 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<BpfProgram> {
 /// Which calls are allowed, and for some with which arguments (an empty list: with any).
 fn rules(caps: CapSet) -> Result<BTreeMap<i64, Vec<SeccompRule>>, SeccompError> {
     let granted = table::WITH_CAPABILITY.iter().filter(|(name, _)| caps.has(name)).map(|(_, calls)| *calls);
-    let free: BTreeSet<i64> = table::ALWAYS.iter().copied().chain([table::NATIVE, &[table::IO_PGETEVENTS]]).chain(granted).flatten().map(|c| c.1).collect();
+    let free: BTreeSet<i64> = table::ALWAYS
+        .iter()
+        .copied()
+        .chain([table::NATIVE, &[table::IO_PGETEVENTS]])
+        .chain(granted)
+        .flatten()
+        .map(|c| c.1)
+        .collect();
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = free.into_iter().map(|call| (call, Vec::new())).collect();
 
     let argument = |op, value| -> Result<SeccompRule, SeccompError> {
@@ -169,7 +177,8 @@ mod tests {
     #[test]
     fn what_a_default_container_may_call() {
         let filter = compile(CapSet::default()).unwrap();
-        let check = |call, arg, want| assert_eq!(run(&filter, call, [arg, 0, 0, 0, 0, 0]), want, "call {call} ({arg:#x})");
+        let check =
+            |call, arg, want| assert_eq!(run(&filter, call, [arg, 0, 0, 0, 0, 0]), want, "call {call} ({arg:#x})");
         let allow = libc::SECCOMP_RET_ALLOW;
         check(libc::SYS_read, 0, allow);
         check(libc::SYS_chroot, 0, allow);
