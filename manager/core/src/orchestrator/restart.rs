@@ -59,13 +59,17 @@ pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
     for service in state.services().filter(|s| !s.removing && (is_replicated(s) || is_global(s))) {
         for (key, slot) in slots_of(state, service) {
+            // Two tasks of one place may end at once; the place gets one successor.
+            let mut has_successor = false;
             for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
                 match cause(state, service, task) {
                     // It failed to get ready while it waited for its turn: the next one gets no earlier turn.
                     Some(Cause::Ended) if task.start_at.is_some_and(|start| now < start) => {
                         decision.wake = earliest(decision.wake, task.start_at);
                     }
-                    Some(cause) => replace(state, service, &key, &slot, task, cause, now, ids, &mut decision),
+                    Some(cause) => {
+                        replace(state, service, &key, &slot, task, cause, now, &mut has_successor, ids, &mut decision)
+                    }
                     None if task.desired_state == TaskState::Ready => {
                         promote(state, service, &slot, task, now, &mut decision);
                     }
@@ -145,6 +149,7 @@ fn replace(
     task: &Task,
     cause: Cause,
     now: Timestamp,
+    has_successor: &mut bool,
     ids: Ids<'_>,
     decision: &mut Decision,
 ) {
@@ -165,9 +170,10 @@ fn replace(
             return;
         }
     }
-    if slot.wanted().any(|other| other.id != task.id && other.spec_version == service.spec_version) {
+    if *has_successor || slot.wanted().any(|other| other.id != task.id && !is_dirty(state, service, other)) {
         return;
     }
+    *has_successor = true;
     // A replacement that lost its own node before it started still keeps its time.
     let start_at = task.start_at.filter(|_| task.running_since.is_none() && cause != Cause::Ended);
     let start_at = (now + delay).max(start_at.unwrap_or_default());

@@ -181,6 +181,10 @@ impl Update<'_> {
     ///
     /// Only the first attempt holds the update up: what fails and is restarted has been counted as a failure.
     fn is_busy(&self, slot: &Slot, config: &UpdateConfig, now: Timestamp, decision: &mut Decision) -> bool {
+        // A slot without a past was added by scaling: the update does not wait for it.
+        if slot.tasks.iter().all(|t| t.spec_version == self.service.spec_version) {
+            return false;
+        }
         let mut mine = slot.tasks.iter().filter(|t| self.is_mine(t));
         let (Some(first), None) = (mine.next(), mine.next()) else { return false };
         match first.running_since.map(|since| since + config.delay) {
@@ -255,10 +259,12 @@ fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKe
     let order = config(service).order;
     for slot in slots.values() {
         let has_successor = slot.wanted().any(|t| !is_dirty(state, service, t) && takes_over(t, order));
-        if has_successor {
-            let old = slot.wanted().filter(|t| is_dirty(state, service, t));
-            decision.changes.extend(old.map(|t| desire(t, TaskState::Shutdown)));
-        }
+        let old: Vec<_> = slot.wanted().filter(|t| is_dirty(state, service, t)).collect();
+        // Of two old ones, left by an update that another overtook, one is enough to hold the place: the other may
+        // have what the successors wait for.
+        let stays = old.iter().rfind(|t| serves(t)).or(old.last()).filter(|_| !has_successor).map(|t| &t.id);
+        let retired = old.iter().filter(|t| Some(&t.id) != stays);
+        decision.changes.extend(retired.map(|t| desire(t, TaskState::Shutdown)));
     }
 }
 

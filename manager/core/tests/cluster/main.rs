@@ -3,6 +3,7 @@
 mod control;
 mod lifecycle;
 mod network;
+mod plan;
 mod properties;
 mod restart;
 mod schedule;

@@ -15,7 +15,7 @@ use orch_model::{
 
 use crate::sim::{Sim, port, secs, web};
 
-fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result<NetworkId, control::ControlError> {
+pub(crate) fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result<NetworkId, control::ControlError> {
     let ipam = subnet.map(|s| IpamConfig { subnet: s.parse().expect("a subnet"), range: None, gateway: None });
     let spec = NetworkSpec {
         annotations: Annotations { name: name.into(), labels: BTreeMap::new() },
@@ -31,7 +31,7 @@ fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result<NetworkId,
     Ok(id)
 }
 
-fn on(name: &str, replicas: u64, network: &NetworkId) -> ServiceSpec {
+pub(crate) fn on(name: &str, replicas: u64, network: &NetworkId) -> ServiceSpec {
     let mut spec = web(name, "nginx", replicas);
     spec.task.networks.push(NetworkAttachmentSpec {
         network: network.clone(),

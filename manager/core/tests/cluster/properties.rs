@@ -3,10 +3,17 @@
 //! [`Sim::step`] checks the rules (no address twice, no slot twice, small transactions, a fixed point after each round);
 //! here random histories are run through it.
 
-use orch_model::{node::Availability, service::ServiceMode};
+use orch_manager_core::control;
+use orch_model::{
+    node::Availability,
+    service::{FailureAction, PublishMode, ServiceMode, UpdateConfig, UpdateOrder},
+};
 use proptest::prelude::*;
 
-use crate::sim::{STEP, Sim, secs, web};
+use crate::{
+    network::{network, on},
+    sim::{STEP, Sim, port, secs, web},
+};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -106,5 +113,56 @@ proptest! {
         sim.events.clear();
         sim.run(secs(30));
         prop_assert!(sim.events.is_empty(), "it has not settled: {:?}", sim.events);
+    }
+
+    /// The same with everything that a service can hold: addresses of a small network, ports, memory, an update order.
+    #[test]
+    fn scarce_things_are_given_back(
+        history in steps(),
+        start_first in any::<bool>(),
+        parallelism in 0u64..3,
+        host_port in any::<bool>(),
+        action in prop_oneof![
+            Just(FailureAction::Pause), Just(FailureAction::Continue), Just(FailureAction::Rollback)
+        ],
+    ) {
+        let mut sim = Sim::new(4);
+        sim.stop_takes = STEP * 4;
+        // Room for a virtual address and 13 tasks: 5 running, as many stopping.
+        let id = network(&mut sim, "small", Some("10.9.0.0/28")).expect("accepted");
+        let mut spec = on("web", 3, &id);
+        let mode = if host_port { PublishMode::Host } else { PublishMode::Ingress };
+        spec.endpoint.ports = vec![port(8080, 80, mode)];
+        spec.task.reservations.memory_bytes = 1 << 30;
+        spec.task.restart.delay = STEP * 5;
+        let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+        let config = UpdateConfig { parallelism, order, failure_action: action, ..UpdateConfig::default() };
+        spec.update = Some(config);
+        sim.create(spec).expect("accepted");
+        for step in &history {
+            act(&mut sim, step);
+            sim.step();
+        }
+        for node in 1..=4 {
+            sim.up(node);
+            sim.availability(node, Availability::Active);
+        }
+        sim.update("web", |s| {
+            s.task.container.image = "peace".into();
+            s.task.placement.constraints.clear();
+            s.mode = ServiceMode::Replicated { replicas: 4 };
+            // A host port that every node has in use leaves no room for a second task beside the first.
+            s.update = None;
+        }).expect("accepted");
+        sim.run(secs(300));
+        prop_assert_eq!(sim.running("web").values().sum::<usize>(), 4, "{}", sim.ps("web"));
+        let service = sim.service("web");
+        let old = sim.state.tasks_of(&service.id).filter(|t| t.is_wanted() && t.spec.container.image != "peace");
+        prop_assert_eq!(old.count(), 0, "{}", sim.ps("web"));
+        let removal = control::remove_service(&sim.state, sim.now, &service.id).expect("accepted");
+        sim.accept(&removal);
+        sim.run(secs(10));
+        prop_assert_eq!(sim.state.task_count(), 0);
+        prop_assert!(control::remove_network(&sim.state, sim.now, &id).is_ok());
     }
 }
