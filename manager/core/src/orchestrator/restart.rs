@@ -50,7 +50,8 @@ enum Cause {
     Ended,
     NodeLost,
     NodeDrained,
-    /// The node no longer fits the service's constraints.
+    /// The node no longer fits the service's constraints. Such a task is told to stop like any other and not marked
+    /// *rejected* while it runs: a state past *running* would give its addresses back before they are free.
     Misplaced,
 }
 

@@ -1,7 +1,7 @@
 //! Creating, scaling, removing; nodes that go down, drain, come back.
 
 use orch_manager_core::control;
-use orch_model::{Duration, node::Availability, service::ServiceMode, task::TaskState};
+use orch_model::{Duration, assignment::Assignment, node::Availability, service::ServiceMode, task::TaskState};
 
 use crate::sim::{STEP, Sim, check, node_id, secs, web};
 
@@ -146,4 +146,33 @@ fn a_removed_nodes_tasks_are_orphaned_at_once() {
     assert_eq!(sim.running("web")["n1"], 2, "{}", sim.ps("web"));
     let orphans = sim.state.tasks().filter(|t| t.status.state == TaskState::Orphaned).count();
     assert_eq!(orphans, 1);
+}
+
+#[test]
+fn a_node_is_told_who_holds_the_image_of_its_task() {
+    let mut sim = Sim::new(2);
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let request = control::Registration {
+        node: node_id(2),
+        name: "web".into(),
+        digest: digest.clone(),
+        size_bytes: 1,
+        replace: false,
+        holder_only: false,
+    };
+    let now = sim.now;
+    let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request)).expect("accepted");
+    sim.commit(&tx);
+    sim.create(web("web", "web", 2)).expect("accepted");
+    sim.run(secs(1));
+    let sources = |sim: &Sim, node: u8| -> Vec<(String, Vec<String>)> {
+        let set = sim.set_of(node);
+        let images = set.values().filter_map(|item| match item {
+            Assignment::Image(image) => Some((image.digest.clone(), image.holders.clone())),
+            _ => None,
+        });
+        images.collect()
+    };
+    assert_eq!(sources(&sim, 1), [(digest, vec!["192.168.7.2:7946".to_owned()])]);
+    assert_eq!(sources(&sim, 2), [], "it holds the image itself");
 }
