@@ -1,6 +1,6 @@
 //! The node-local network behind which tasks reach the outside: which subnet it has, who has which address.
 //!
-//! One /16 per node, the same on many nodes since it never leaves them: its lower half is the gateway bridge, the first
+//! One /16 per node, the same on many nodes since it never leaves them: its lower half is the tasks, the first
 //! addresses of its upper half are the pair that leads to the ingress sandbox.
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
@@ -43,9 +43,9 @@ impl Gateway {
         self.net(0, 0, 16)
     }
 
-    /// The bridge's own address, with the prefix that tasks use too: their default gateway.
+    /// The node's address towards its tasks, with the prefix that they use too: their default gateway.
     #[must_use]
-    pub fn bridge(&self) -> Ipv4Network {
+    pub fn router(&self) -> Ipv4Network {
         self.net(0, 1, 17)
     }
 

@@ -6,8 +6,6 @@ use std::{fmt, net::IpAddr};
 
 use orch_model::TaskId;
 
-/// Host end of the gateway network: a bridge.
-pub const GATEWAY_BRIDGE: &str = "orch_gw";
 /// Host end of the pair that leads to the ingress sandbox.
 pub const INGRESS_HOST_LINK: &str = "orch_in";
 /// Sandbox end of that pair.
@@ -17,7 +15,9 @@ pub const VXLAN: &str = "vx0";
 /// The bridge of a user network's sandbox.
 pub const BRIDGE: &str = "br0";
 /// Host links that start so are the daemon's own.
-pub const HOST_PREFIX: &str = "orch_";
+pub const HOST_PREFIX: &str = "orch";
+/// Host ends of tasks' gateway links start so.
+pub const GATEWAY_PREFIX: &str = "orchg";
 /// Links of a sandbox that lead to tasks start so.
 pub const PORT_PREFIX: &str = "t-";
 
@@ -59,10 +59,10 @@ pub fn task_port(task: &TaskId) -> String {
     format!("{PORT_PREFIX}{}", tail(task))
 }
 
-/// The host's link to a task, on the gateway bridge.
+/// The host's link to a task: the task's way out.
 #[must_use]
 pub fn gateway_port(task: &TaskId) -> String {
-    format!("{HOST_PREFIX}{}", tail(task))
+    format!("{GATEWAY_PREFIX}{}", tail(task))
 }
 
 /// The task's interface number `index`.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use nodes::{INGRESS, Lab, Sent, USER_A, USER_B, endpoint, ingress_service, network, service, task_id};
-use orch_model::assignment::Assignment;
+use orch_model::{assignment::Assignment, service::Protocol};
 
 const VIP_WEB: [u8; 4] = [10, 0, 1, 2];
 const VIP_IDLE: [u8; 4] = [10, 0, 1, 3];
@@ -41,8 +41,8 @@ fn items(serving: &[u32]) -> Vec<Assignment> {
         service(USER_A, 2, "idle", &[VIP_IDLE]),
         service(USER_A, 3, "asker", &[]),
         service(USER_B, 4, "other", &[]),
-        ingress_service(1, 80, 8080),
-        ingress_service(2, 81, 8081),
+        ingress_service(1, &[(Protocol::Tcp, 8080, 80), (Protocol::Udp, 5353, 5000)]),
+        ingress_service(2, &[(Protocol::Tcp, 8081, 81)]),
         endpoint(USER_A, 3, 3, 1, [10, 0, 1, 13], true),
         endpoint(USER_B, 4, 4, 2, [10, 0, 2, 14], true),
     ];
@@ -63,7 +63,9 @@ fn started() -> Lab {
     lab.attach(1, 3, &[(USER_A, "10.0.1.13/24")]);
     lab.attach(2, 4, &[(USER_B, "10.0.2.14/24")]);
     for task in [1, 2] {
-        lab.serve(task, 80);
+        let node = u8::try_from(task).unwrap();
+        lab.serve(node, task, 80);
+        lab.serve_udp(node, task, 5000);
     }
     lab
 }
@@ -132,12 +134,19 @@ fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
     }
     assert_eq!(who(&lab.netns(1, 3), (lab.addr(3), 8080), 6), ["t1", "t2"], "from a task by a node's address");
 
+    // Datagrams of one flow stay together.
+    let flows =
+        [sockets::udp(&client, (lab.addr(3), 5353).into()), sockets::udp(&lab.netns(1, 3), (VIP_WEB, 5000).into())];
+    let served_by = flows.each_ref().map(sockets::ask_udp);
+    assert_eq!(flows.each_ref().map(sockets::ask_udp), served_by);
+
     // Drained: connections that exist live on, new ones go elsewhere.
     let mut open = sockets::open(&client, (lab.addr(3), 8080).into());
     let name = sockets::name(&mut open);
     let other = if name == "t1" { 2 } else { 1 };
     lab.set_all(&items(&[other]));
     assert_eq!(who(&client, (lab.addr(3), 8080), 6), [format!("t{other}")]);
+    assert_eq!(flows.each_ref().map(sockets::ask_udp), [format!("t{other}"), format!("t{other}")], "UDP moves on");
     open.write_all(b"still there?\n").unwrap();
     let mut echoed = [0; 13];
     open.read_exact(&mut echoed).unwrap();
@@ -199,7 +208,7 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
     for ns in [&asker, &lab.host(1)] {
         sockets::command(ns, "nft", &["flush", "ruleset"]);
     }
-    sockets::command(&lab.host(1), "ip", &["link", "del", "orch_gw"]);
+    sockets::command(&lab.host(1), "ip", &["link", "del", "orchg0000000003"]);
     let deadline = Instant::now() + Duration::from_secs(12);
     let repaired = || {
         sockets::ask(&asker, (VIP_WEB, 80).into()).is_ok()
@@ -215,6 +224,25 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
     }
     assert_eq!(lab.status(2).networks, [INGRESS.to_string()], "sandboxes go with the last task");
     lab.assert_nothing_left_after_cleanup();
+}
+
+#[test]
+fn a_port_published_on_its_node_answers_there_only() {
+    let mut lab = Lab::up(2);
+    lab.set_all(&items(&[]));
+    lab.attach_host_port(1, 5, 8088, 80);
+    lab.serve(1, 5, 80);
+    let said = sockets::ask(&lab.client(), (lab.addr(1), 8088).into()).unwrap();
+    assert_eq!((said.name.as_str(), said.peer), ("t5", lab.client_addr()));
+    assert_eq!(who(&lab.host(1), ([127, 0, 0, 1], 8088), 2), ["t5"]);
+    assert_eq!(who(&lab.netns(1, 5), (lab.addr(1), 8088), 2), ["t5"], "the task itself, by its node's address");
+    let elsewhere = sockets::ask(&lab.client(), (lab.addr(2), 8088).into()).unwrap_err();
+    assert_eq!(elsewhere.kind(), std::io::ErrorKind::ConnectionRefused);
+    // Its replacement has the port as soon as it is dead.
+    lab.down(1, 5);
+    lab.attach_host_port(1, 6, 8088, 80);
+    lab.serve(1, 6, 80);
+    assert_eq!(who(&lab.client(), (lab.addr(1), 8088), 2), ["t6"]);
 }
 
 /// Attaching is quick enough to be in the way of nothing; the figure is printed, the limit only catches disasters.

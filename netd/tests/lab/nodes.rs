@@ -96,19 +96,19 @@ pub(crate) fn service(network: &str, service: u32, name: &str, vips: &[[u8; 4]])
     })
 }
 
-pub(crate) fn ingress_service(service: u32, target_port: u16, published_port: u16) -> Assignment {
+fn port(protocol: Protocol, published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
+    PortConfig { name: String::new(), protocol, target_port, published_port, publish_mode }
+}
+
+/// Ports as (protocol, published, in the task).
+pub(crate) fn ingress_service(service: u32, ports: &[(Protocol, u16, u16)]) -> Assignment {
+    let port = |(protocol, published, target): &_| port(*protocol, *published, *target, PublishMode::Ingress);
     Assignment::ServiceEndpoint(ServiceEndpointItem {
         network: id(INGRESS),
         service: service_id(service),
         names: vec![],
         vips: vec![],
-        ports: vec![PortConfig {
-            name: String::new(),
-            protocol: Protocol::Tcp,
-            target_port,
-            published_port,
-            publish_mode: PublishMode::Ingress,
-        }],
+        ports: ports.iter().map(port).collect(),
     })
 }
 
@@ -271,7 +271,18 @@ impl Lab {
     }
 
     pub(crate) fn send_attach(&self, node: u8, task: u32, attachments: &[(&str, &str)]) -> Sent {
-        let request = AttachTaskRequest {
+        self.send(node, self.request(node, task, attachments))
+    }
+
+    /// A task without networks, with a port published on its node.
+    pub(crate) fn attach_host_port(&self, node: u8, task: u32, published: u16, target: u16) {
+        let mut request = self.request(node, task, &[]);
+        request.host_ports = vec![port(Protocol::Tcp, published, target, PublishMode::Host).to_proto()];
+        self.wait(self.send(node, request));
+    }
+
+    fn request(&self, node: u8, task: u32, attachments: &[(&str, &str)]) -> AttachTaskRequest {
+        AttachTaskRequest {
             task_id: task_id(task).to_string(),
             service_id: service_id(task).to_string(),
             hostname: format!("t{task}"),
@@ -285,7 +296,10 @@ impl Lab {
                 .collect(),
             host_ports: vec![],
             dns: Some(DnsConfig { nameservers: vec![self.addr(node).to_string()], ..DnsConfig::default() }),
-        };
+        }
+    }
+
+    fn send(&self, node: u8, request: AttachTaskRequest) -> Sent {
         let mut client = self.nodes[&node].client.clone();
         self.runtime.spawn(async move {
             let response = client.attach_task(request).await?.into_inner();
@@ -321,8 +335,7 @@ impl Lab {
     }
 
     /// In a task: tells its name and the peer's address, then echoes.
-    pub(crate) fn serve(&self, task: u32, port: u16) {
-        let node = u8::try_from(task).unwrap();
+    pub(crate) fn serve(&self, node: u8, task: u32, port: u16) {
         let listener = in_ns(&self.netns(node, task), move || TcpListener::bind(("0.0.0.0", port)).unwrap());
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -335,6 +348,17 @@ impl Lab {
                         let _ = stream.write_all(&buffer[..length]);
                     }
                 });
+            }
+        });
+    }
+
+    /// In a task: answers each datagram with its name.
+    pub(crate) fn serve_udp(&self, node: u8, task: u32, port: u16) {
+        let socket = in_ns(&self.netns(node, task), move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+                let _ = socket.send_to(format!("t{task}").as_bytes(), from);
             }
         });
     }
@@ -366,7 +390,7 @@ impl Lab {
             let tables = command(&self.host(node), "nft", &["list", "tables"]);
             assert_eq!(tables, "", "node {node}");
             let links = command(&self.host(node), "ip", &["-o", "link"]);
-            assert!(!links.contains("orch_"), "node {node}: {links}");
+            assert!(!links.contains(": orch"), "node {node}: {links}");
             assert_eq!(std::fs::read_dir(paths.netns_dir()).unwrap().count(), 0);
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd as _,
     path::Path,
     process::Command,
@@ -96,4 +96,19 @@ pub(crate) fn ask_within(ns: &Path, to: SocketAddr, limit: Duration) -> io::Resu
     let line = line(&mut connect(ns, to, limit)?)?;
     let (name, peer) = line.split_once(' ').ok_or_else(|| io::Error::other(format!("said {line:?}")))?;
     Ok(Said { name: name.to_owned(), peer: peer.parse().map_err(io::Error::other)? })
+}
+
+pub(crate) fn udp(ns: &Path, to: SocketAddr) -> UdpSocket {
+    let socket = in_ns(ns, || UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    socket.connect(to).unwrap();
+    socket
+}
+
+/// Who answers a datagram.
+pub(crate) fn ask_udp(socket: &UdpSocket) -> String {
+    socket.send(b"who?").unwrap();
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
 }

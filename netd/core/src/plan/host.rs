@@ -1,13 +1,19 @@
-//! The daemon's own namespace: the gateway bridge, and published ports on the node's addresses.
+//! The daemon's own namespace: the tasks' way out, and published ports on the node's addresses.
+//!
+//! Each task has a link of its own to the node, and the node routes: on a bridge, a kernel with br_netfilter (which is
+//! the node's choice, not ours) would carry out DNAT inside the bridge and drop what goes back to the same port, so that
+//! a task could not reach a port published by itself or its neighbour.
+
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use orch_model::service::{Protocol, PublishMode};
 
-use super::{Context, ingress};
+use super::{Context, MAIN_TABLE, ingress};
 use crate::{
     desired::LocalTask,
-    names::{self, GATEWAY_BRIDGE, INGRESS_HOST_LINK},
-    ns::{Link, LinkKind, NsName, NsPlan},
+    names::{self, GATEWAY_PREFIX, INGRESS_HOST_LINK, Mac},
+    ns::{Link, LinkKind, Neighbour, NsName, NsPlan, Route, Target},
     ruleset::{Chain, Family, Ruleset, Set, Table},
 };
 
@@ -23,10 +29,8 @@ pub(super) fn nft_protocol(protocol: Protocol) -> &'static str {
 pub(super) fn plan(context: &Context<'_>) -> NsPlan {
     let gateway = context.inputs.facts.gateway;
     let mut ns = NsPlan::default();
-    ns.links.insert(GATEWAY_BRIDGE.to_owned(), Link::up(LinkKind::Bridge));
-    ns.addresses.insert((GATEWAY_BRIDGE.to_owned(), IpNetwork::V4(gateway.bridge())));
     for task in context.inputs.tasks.values().filter(|task| task.has_gateway_link(context.desired)) {
-        ns.links.insert(names::gateway_port(&task.id), gateway_port(task));
+        add_gateway_link(task, gateway.router().ip().into(), &mut ns);
     }
     if let Some((network, ..)) = context.desired.ingress() {
         let kind = LinkKind::Veth {
@@ -40,16 +44,22 @@ pub(super) fn plan(context: &Context<'_>) -> NsPlan {
         ns.sysctls.insert(format!("net/ipv4/conf/{INGRESS_HOST_LINK}/route_localnet"), "1".to_owned());
     }
     ns.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
-    ns.sysctls.insert(format!("net/ipv4/conf/{GATEWAY_BRIDGE}/route_localnet"), "1".to_owned());
     ns.ruleset = ruleset(context);
     ns
 }
 
-/// Isolated from each other: the gateway network must not be a way around the isolation of networks.
-fn gateway_port(task: &LocalTask) -> Link {
+fn add_gateway_link(task: &LocalTask, router: IpAddr, ns: &mut NsPlan) {
+    let (name, addr) = (names::gateway_port(&task.id), IpAddr::V4(task.gateway_addr));
     let kind =
         LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(task.attachments.len()) };
-    Link { master: Some(GATEWAY_BRIDGE.to_owned()), isolated: true, up: !task.down, ..Link::up(kind) }
+    ns.links.insert(name.clone(), Link { up: !task.down, ..Link::up(kind) });
+    ns.addresses.insert((name.clone(), router.into()));
+    ns.routes.insert(Route { table: MAIN_TABLE, destination: addr.into(), target: Target::Link(name.clone()) });
+    if !task.down {
+        ns.neighbours.insert(Neighbour { link: name.clone(), addr, mac: Mac::of(addr) });
+    }
+    // Ports published on this node answer on 127.0.0.1 too.
+    ns.sysctls.insert(format!("net/ipv4/conf/{name}/route_localnet"), "1".to_owned());
 }
 
 fn ruleset(context: &Context<'_>) -> Ruleset {
@@ -61,26 +71,24 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     let dnat = vec![to_host_port, to_ingress];
     chains.push(Chain::new("prerouting", "type nat hook prerouting priority -100", dnat.clone()));
     chains.push(Chain::new("output", "type nat hook output priority -100", dnat));
-    let (subnet, bridge) = (gateway.bridge(), GATEWAY_BRIDGE);
+    let (subnet, to_task) = (gateway.router(), format!("oifname \"{GATEWAY_PREFIX}*\""));
     let tasks = format!("{}/{}", subnet.network(), subnet.prefix());
     chains.push(Chain::new(
         "postrouting",
         "type nat hook postrouting priority 100",
         vec![
-            format!("ip saddr {tasks} oifname != \"{bridge}\" masquerade"),
-            format!("ip saddr {tasks} oifname \"{bridge}\" ct status dnat masquerade"),
-            format!("ip saddr 127.0.0.0/8 oifname {{ \"{bridge}\", \"{INGRESS_HOST_LINK}\" }} masquerade"),
+            format!("ip saddr {tasks} oifname != \"{GATEWAY_PREFIX}*\" masquerade"),
+            format!("ip saddr {tasks} {to_task} ct status dnat masquerade"),
+            format!("ip saddr 127.0.0.0/8 {to_task} masquerade"),
+            format!("ip saddr 127.0.0.0/8 oifname \"{INGRESS_HOST_LINK}\" masquerade"),
         ],
     ));
-    let between_tasks = format!("iifname \"{bridge}\" oifname \"{bridge}\"");
+    // The gateway network must not be a way around the isolation of networks.
+    let between_tasks = format!("iifname \"{GATEWAY_PREFIX}*\" {to_task}");
     chains.push(Chain::new(
         "forward",
         "type filter hook forward priority 0",
-        vec![
-            format!("{between_tasks} ct status dnat accept"),
-            format!("{between_tasks} ct direction reply accept"),
-            format!("{between_tasks} drop"),
-        ],
+        vec![format!("{between_tasks} ct status dnat accept"), format!("{between_tasks} drop")],
     ));
     let key = "inet_proto . inet_service";
     let sets = vec![

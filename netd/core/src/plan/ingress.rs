@@ -15,7 +15,7 @@ use orch_model::{
     service::{PortConfig, PublishMode},
 };
 
-use super::{Context, host::nft_protocol};
+use super::{Context, MAIN_TABLE, host::nft_protocol};
 use crate::{
     names::{self, Mac},
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
@@ -26,7 +26,6 @@ use crate::{
 const RETURN_TABLE_BASE: u32 = 10_000;
 /// Before the kernel's own rules (main is 32766).
 const RETURN_PRIORITY: u32 = 1_000;
-const MAIN_TABLE: u32 = 254;
 
 pub(super) fn any_v4() -> IpNetwork {
     // Prefix 0 is valid for every address.

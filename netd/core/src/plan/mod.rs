@@ -31,6 +31,9 @@ const TUNNEL_OVERHEAD_V4: u32 = 50;
 /// The same over IPv6.
 const TUNNEL_OVERHEAD_V6: u32 = 70;
 
+/// The kernel's main routing table.
+const MAIN_TABLE: u32 = 254;
+
 /// What the node has, as far as plans depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeFacts {

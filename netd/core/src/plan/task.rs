@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnetwork::IpNetwork;
 use orch_model::{NetworkId, task::TaskAttachment};
 
-use super::{Context, ingress::any_v4};
+use super::{Context, MAIN_TABLE, ingress::any_v4};
 use crate::{
     desired::LocalTask,
     dns::{NetworkNames, View},
@@ -21,7 +21,6 @@ use crate::{
 /// Routing table of what answers clients of published ports.
 const INGRESS_TABLE: u32 = 100;
 const INGRESS_PRIORITY: u32 = 1_000;
-const MAIN_TABLE: u32 = 254;
 
 pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     let mut ns = NsPlan::default();
@@ -68,14 +67,14 @@ fn answer_through_ingress(
 
 fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
     let link = names::task_link(task.attachments.len());
-    let bridge = context.inputs.facts.gateway.bridge();
+    let router = context.inputs.facts.gateway.router();
     let mac = Some(Mac::of(task.gateway_addr.into()));
     ns.links.insert(link.clone(), Link { mac, ..Link::up(LinkKind::VethPeer) });
-    if let Ok(addr) = IpNetwork::new(task.gateway_addr.into(), bridge.prefix()) {
+    if let Ok(addr) = IpNetwork::new(task.gateway_addr.into(), router.prefix()) {
         ns.addresses.insert((link.clone(), addr));
     }
     if task.has_way_out(context.desired) {
-        let target = Target::Via(bridge.ip().into(), link);
+        let target = Target::Via(router.ip().into(), link);
         ns.routes.insert(Route { table: MAIN_TABLE, destination: any_v4(), target });
     }
 }
@@ -99,6 +98,7 @@ fn ruleset(context: &Context<'_>, task: &LocalTask) -> Ruleset {
     let balanced = balanced(context, task);
     let has_v6 = task.attachments.iter().flat_map(|a| &a.addresses).any(IpNetwork::is_ipv6);
     let mut tables = vec![table(Family::V4, task, &balanced)];
+    tables.extend(ingress_answers(context, task));
     if has_v6 {
         tables.push(table(Family::V6, task, &balanced));
     }
@@ -161,6 +161,32 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     rules.push(format!("{daddr} vmap @vips"));
     chains.push(Chain::new("output", "type nat hook output priority -100", rules));
     Table { family, name: "orch_task", sets, chains }
+}
+
+/// Datagrams that answer a client of a published port must come from the ingress address. A UDP server that is bound to
+/// all addresses leaves the choice of the source to the routes, which know the way out only: so what came in by the
+/// ingress interface is remembered for a while, and what answers it is given the right source before the kernel looks
+/// for its connection (and for its route again, which the source rule then leads back to the sandbox).
+fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
+    let (network, ..) = context.desired.ingress()?;
+    let index = task.attachments.iter().position(|a| a.network == network.id)?;
+    let addr = task.addr_on(&network.id)?;
+    let remember = format!(
+        "iifname \"{}\" meta l4proto udp update @clients {{ ip saddr . udp sport . udp dport }}",
+        names::task_link(index)
+    );
+    let answer = format!("ip saddr != {addr} ip daddr . udp dport . udp sport @clients ip saddr set {addr}");
+    let clients = Set {
+        keyword: "set",
+        name: "clients",
+        ty: "ipv4_addr . inet_service . inet_service; size 65535; flags dynamic,timeout; timeout 3m".to_owned(),
+        elements: vec![],
+    };
+    let chains = vec![
+        Chain::new("remember", "type filter hook prerouting priority -300", vec![remember]),
+        Chain::new("answer", "type route hook output priority -300", vec![answer]),
+    ];
+    Some(Table { family: Family::V4, name: "orch_ingress", sets: vec![clients], chains })
 }
 
 fn to_backends(balanced: &Balanced, task: &LocalTask) -> String {
