@@ -16,7 +16,7 @@ use orch_proto::{
 };
 use tokio::{
     net::TcpListener,
-    runtime::Runtime,
+    runtime::{Handle, Runtime},
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -60,8 +60,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| "info,openraft=warn,sled=warn".into());
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,openraft=warn,sled=warn".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A test, or the binary's main function, may have one already.
     let _ = subscriber.try_init();
@@ -77,7 +77,7 @@ fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
 }
 
 async fn serve(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<()> {
-    let manager = Manager::open(paths, raft_runtime).await?;
+    let manager = Manager::open(paths, raft_runtime.handle()).await?;
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     let stopping = async {
@@ -103,7 +103,7 @@ pub struct Manager {
 
 impl Manager {
     /// Opens the folder, starts raft on `raft_runtime` and listens.
-    pub async fn open(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<Self> {
+    pub async fn open(paths: &Paths, raft_runtime: &Handle) -> anyhow::Result<Self> {
         let home = Arc::new(Home::open(paths)?);
         let config = home.config()?;
         let identity = SharedIdentity::follow(&home.tls()).context("this manager's certificate")?;
@@ -129,7 +129,7 @@ impl Manager {
         let engine = Arc::new(SledEngine::open(&home.log())?);
         let settings =
             Settings { raft_id, cluster, identity: identity.clone(), engine, sealer, snapshots: home.snapshots() };
-        let consensus = Consensus::start(settings, raft_runtime.handle()).await?;
+        let consensus = Consensus::start(settings, raft_runtime).await?;
         let proposer = Proposer::start(consensus.clone());
         let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;
         let throne = Arc::new(ArcSwapOption::empty());

@@ -160,8 +160,7 @@ impl Home {
         let path = self.dir.join(name);
         let fresh = path.with_extension("new");
         let write = || {
-            let mut file =
-                fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
+            let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
             file.write_all(content)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)?;

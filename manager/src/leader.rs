@@ -12,8 +12,8 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     dispatcher::Reign,
-    random,
     raft::{Consensus, ProposeError, Proposer},
+    random,
 };
 
 /// Pause after a commit failed for want of a quorum, before the next try.

@@ -76,11 +76,7 @@ impl StreamHub {
 }
 
 /// Asks the task's node for a stream and waits until it is there.
-pub(crate) async fn open(
-    reign: &Reign,
-    task: &Task,
-    what: stream_announcement::What,
-) -> Result<Attached, Status> {
+pub(crate) async fn open(reign: &Reign, task: &Task, what: stream_announcement::What) -> Result<Attached, Status> {
     let Some(node) = &task.node else {
         return Err(Status::failed_precondition(format!("task {} has not been given to a node yet", task.name())));
     };

@@ -57,7 +57,8 @@ impl ca_server::Ca for CaService {
         let role = role_of_token(&cluster, &request.token)?;
         let node = new_node(&reign, &request, role)?;
         // Signed first: a request that cannot be signed leaves no node behind.
-        let certificates = Certificates::sign(&cluster, &node.id, role, &request.worker_csr_pem, &request.manager_csr_pem)?;
+        let certificates =
+            Certificates::sign(&cluster, &node.id, role, &request.worker_csr_pem, &request.manager_csr_pem)?;
         let id = node.id.clone();
         let created = reign.proposer().propose(vec![Change::Create(Object::Node(Arc::new(node)))]).await;
         created.map_err(|e| status::from_propose(&e))?;
@@ -113,8 +114,8 @@ impl ca_server::Ca for CaService {
 /// Which role a token gives, or in which way it is wrong.
 fn role_of_token(cluster: &Cluster, text: &str) -> Result<NodeRole, Status> {
     let refused = |stable, text: String| status::with_code(Code::PermissionDenied, stable, text);
-    let token = JoinToken::parse(text)
-        .map_err(|e| status::with_code(Code::InvalidArgument, "bad-token", e.to_string()))?;
+    let token =
+        JoinToken::parse(text).map_err(|e| status::with_code(Code::InvalidArgument, "bad-token", e.to_string()))?;
     let known = |text: &str| JoinToken::parse(text).ok();
     let (worker, manager) = (known(&cluster.join_tokens.worker), known(&cluster.join_tokens.manager));
     // Both are always compared, and in constant time.

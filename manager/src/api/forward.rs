@@ -26,12 +26,23 @@ pub(super) const VIA_KEY: &str = "orch-via";
 const LOCAL_CALLER: &str = "local";
 const NO_CALLER: &str = "none";
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
+/// A connection is tried before it gets a call: a call that was lost on the way cannot be repeated, because nobody knows
+/// whether it was carried out.
+const TRIAL_LIMIT: Duration = Duration::from_secs(1);
+/// No service has it; any answer shows that somebody is there.
+const TRIAL_PATH: &str = "/orch.v1.Control/Nothing";
 
 /// Connections to leaders, one at a time.
 #[derive(Clone)]
 pub struct Forwarder {
     identity: SharedIdentity,
-    current: Arc<Mutex<Option<(String, Channel)>>>,
+    current: Arc<Mutex<Option<Connection>>>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    addr: String,
+    channel: Channel,
 }
 
 impl Forwarder {
@@ -42,16 +53,18 @@ impl Forwarder {
 
     /// A connection to the leader at `addr`.
     pub(super) async fn channel(&self, addr: &str) -> Result<Channel, TransportError> {
-        let known = self.lock().as_ref().filter(|(known, _)| known == addr).map(|(_, channel)| channel.clone());
-        if let Some(channel) = known {
-            return Ok(channel);
+        let known = self.lock().clone().filter(|known| known.addr == addr);
+        if let Some(known) = known {
+            if is_alive(known.channel.clone()).await {
+                return Ok(known.channel);
+            }
         }
         let identity = self.identity.current();
         let connecting = transport::tls_channel(addr, &identity, NodeRole::Manager);
         let channel = tokio::time::timeout(CONNECT_LIMIT, connecting)
             .await
             .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;
-        *self.lock() = Some((addr.to_owned(), channel.clone()));
+        *self.lock() = Some(Connection { addr: addr.to_owned(), channel: channel.clone() });
         Ok(channel)
     }
 
@@ -83,9 +96,18 @@ impl Forwarder {
         outcome
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(String, Channel)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn is_alive(mut channel: Channel) -> bool {
+    let Ok(trial) = Request::post(TRIAL_PATH).body(Body::empty()) else { return false };
+    let answer = async {
+        std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+        channel.call(trial).await
+    };
+    matches!(tokio::time::timeout(TRIAL_LIMIT, answer).await, Ok(Ok(_)))
 }
 
 /// What a manager said of the caller of a call that it passed on.
@@ -107,11 +129,7 @@ pub(super) fn forwarded_caller(headers: &HeaderMap) -> Option<ForwardedCaller> {
     let mut parts = text.split('/');
     let (cluster, node, role) = (parts.next()?, parts.next()?, parts.next()?);
     let role = [NodeRole::Worker, NodeRole::Manager].into_iter().find(|r| role_word(*r) == role)?;
-    Some(ForwardedCaller::Node(PeerIdentity {
-        node_id: node.parse().ok()?,
-        cluster_id: cluster.parse().ok()?,
-        role,
-    }))
+    Some(ForwardedCaller::Node(PeerIdentity { node_id: node.parse().ok()?, cluster_id: cluster.parse().ok()?, role }))
 }
 
 fn render(peer: &PeerIdentity) -> String {

@@ -111,7 +111,8 @@ struct Caller {
 
 impl Gate {
     async fn pass(&self, mut request: Request<Body>) -> Result<Passed, Box<Status>> {
-        let rule = rule(request.uri().path()).ok_or_else(|| Box::new(Status::unimplemented("there is no such call")))?;
+        let rule =
+            rule(request.uri().path()).ok_or_else(|| Box::new(Status::unimplemented("there is no such call")))?;
         let caller = self.caller(&request)?;
         check(rule, &caller)?;
         if let Some(peer) = &caller.peer {

@@ -1,13 +1,7 @@
 //! A user's spec from the wire: names of other objects become ids.
 
 use orch_manager_core::{State, resolve};
-use orch_model::{
-    Annotations,
-    cluster::ClusterSpec,
-    network::NetworkSpec,
-    node::NodeSpec,
-    service::ServiceSpec,
-};
+use orch_model::{Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, service::ServiceSpec};
 use orch_proto::{
     conv::{FromProto, required},
     wire::{self, spec},
@@ -78,4 +72,3 @@ fn identify(state: &State, service: &mut wire::ServiceSpec) -> Result<(), Box<St
 fn refused(error: resolve::ResolveError) -> Box<Status> {
     Box::new(status::from_resolve(&error))
 }
-

@@ -131,7 +131,8 @@ impl Assigner {
             Command::Subscribe { node, session, increments } => {
                 // The node forgot what it had, so nobody waits for what it had not acknowledged.
                 self.drain.on_session_gone(&node);
-                self.subscribers.insert(node, Subscriber { session, increments, sent: None, sequence: 0, acknowledged: 0 });
+                self.subscribers
+                    .insert(node, Subscriber { session, increments, sent: None, sequence: 0, acknowledged: 0 });
             }
             Command::Ack { node, session, sequence } => {
                 if let Some(subscriber) = self.subscribers.get_mut(&node).filter(|s| s.session.as_str() == session) {

@@ -87,10 +87,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
     type SessionStream = Outgoing<wire::SessionMessage>;
     type AssignmentsStream = Outgoing<wire::AssignmentsMessage>;
 
-    async fn session(
-        &self,
-        request: Request<wire::SessionRequest>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(&self, request: Request<wire::SessionRequest>) -> Result<Response<Self::SessionStream>, Status> {
         let reign = self.reign()?;
         let node = self.caller(&request)?;
         let remote = remote_addr(&request).map(|addr| addr.ip().to_canonical());
@@ -194,10 +191,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         Ok(Response::new(wire::RegisterImageResponse { image: image.map(ToProto::to_proto) }))
     }
 
-    async fn forget_image(
-        &self,
-        request: Request<wire::ForgetImageRequest>,
-    ) -> Result<Response<wire::Empty>, Status> {
+    async fn forget_image(&self, request: Request<wire::ForgetImageRequest>) -> Result<Response<wire::Empty>, Status> {
         let reign = self.reign()?;
         let node = self.caller(&request)?;
         let wire::ForgetImageRequest { name, digest } = request.into_inner();

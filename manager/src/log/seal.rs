@@ -228,11 +228,7 @@ mod tests {
         // The same keys, read again.
         let again = sealer(&path, 1);
         assert_eq!(again.open(place, &record).unwrap(), b"secret");
-        for moved in [
-            Aad { kind: Kind::Vote, ..place },
-            Aad { index: 8, ..place },
-            Aad { term: 4, ..place },
-        ] {
+        for moved in [Aad { kind: Kind::Vote, ..place }, Aad { index: 8, ..place }, Aad { term: 4, ..place }] {
             assert!(matches!(again.open(moved, &record), Err(SealError::Refused)), "{moved:?}");
         }
         assert!(matches!(sealer(&path, 2).open(place, &record), Err(SealError::Refused)));

@@ -351,8 +351,7 @@ mod tests {
     fn entries_of_any_size_survive_a_reopen() {
         let dir = tempfile::tempdir().unwrap();
         let sizes = [0, 1, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES];
-        let written: Vec<_> =
-            sizes.iter().enumerate().map(|(i, size)| (i as u64 + 1, vec![7; *size])).collect();
+        let written: Vec<_> = sizes.iter().enumerate().map(|(i, size)| (i as u64 + 1, vec![7; *size])).collect();
         {
             let engine = SledEngine::open(dir.path()).unwrap();
             engine.append(written.clone()).unwrap();

@@ -114,7 +114,8 @@ pub struct SnapshotReader {
 
 impl SnapshotReader {
     pub fn open(path: &Path, sealer: Arc<Sealer>) -> Result<Self, SnapshotFileError> {
-        let file = File::open(path).map_err(|source| SnapshotFileError::Io { what: "open", path: path.into(), source })?;
+        let file =
+            File::open(path).map_err(|source| SnapshotFileError::Io { what: "open", path: path.into(), source })?;
         Ok(Self { path: path.into(), file: BufReader::new(file), sealer, chunk: 0, ended: false })
     }
 
@@ -125,17 +126,16 @@ impl SnapshotReader {
         }
         let sealed = self.read_record()?;
         let place = |kind| Aad { kind, index: self.chunk, term: 0 };
-        let plain = match self.sealer.open(place(Kind::Snapshot), &sealed) {
-            Ok(plain) => plain,
-            Err(_) => {
-                self.ended = true;
-                self.sealer.open(place(Kind::SnapshotEnd), &sealed).map_err(|source| SnapshotFileError::Damaged {
-                    path: self.path.clone(),
-                    chunk: self.chunk,
-                    source,
-                })?
-            }
-        };
+        let plain =
+            match self.sealer.open(place(Kind::Snapshot), &sealed) {
+                Ok(plain) => plain,
+                Err(_) => {
+                    self.ended = true;
+                    self.sealer.open(place(Kind::SnapshotEnd), &sealed).map_err(|source| {
+                        SnapshotFileError::Damaged { path: self.path.clone(), chunk: self.chunk, source }
+                    })?
+                }
+            };
         self.chunk += 1;
         Ok(Some(plain))
     }

@@ -61,7 +61,9 @@ pub enum ConsensusError {
     MembersBusy,
     #[error("cannot change the managers: {0}")]
     Members(String),
-    #[error("removing this manager would leave {reachable} of {remaining} managers, fewer than the quorum of {quorum}: bring others up first")]
+    #[error(
+        "removing this manager would leave {reachable} of {remaining} managers, fewer than the quorum of {quorum}: bring others up first"
+    )]
     WouldLoseQuorum { remaining: usize, reachable: usize, quorum: usize },
 }
 

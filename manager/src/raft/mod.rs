@@ -18,7 +18,6 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-
 pub use consensus::{Consensus, ConsensusError, Leadership, Settings};
 pub use network::MESSAGE_LIMIT_BYTES;
 pub use proposer::{ProposeError, Proposer};

@@ -120,7 +120,11 @@ impl Peer {
         }
     }
 
-    async fn ask_vote(&mut self, request: VoteRequest<TypeConfig>, pre: bool) -> Result<VoteResponse<TypeConfig>, RpcError> {
+    async fn ask_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        pre: bool,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut client = self.client().await?;
         let message = convert::vote_request(&request, pre);
         let response = self.call(RPCTypes::Vote, VOTE_LIMIT, client.vote(message)).await?;
@@ -169,8 +173,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let mut client = self.client().await?;
         let (chunks, outgoing) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
         let cluster = self.cluster.clone();
-        let encoder =
-            tokio::task::spawn_blocking(move || send_chunks(&cluster, &vote, &snapshot.meta, &snapshot.snapshot, &chunks));
+        let encoder = tokio::task::spawn_blocking(move || {
+            send_chunks(&cluster, &vote, &snapshot.meta, &snapshot.snapshot, &chunks)
+        });
         let (stream, stalled) = watched(ReceiverStream::new(outgoing));
         let call = client.snapshot(stream);
         let response = tokio::select! {

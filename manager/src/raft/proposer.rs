@@ -33,7 +33,9 @@ pub enum ProposeError {
     Refused(#[from] ApplyError),
     #[error(transparent)]
     Consensus(#[from] Arc<ConsensusError>),
-    #[error("this change is too large: {bytes} bytes, and at most {TRANSACTION_LIMIT_BYTES} are possible; make it in smaller steps")]
+    #[error(
+        "this change is too large: {bytes} bytes, and at most {TRANSACTION_LIMIT_BYTES} are possible; make it in smaller steps"
+    )]
     TooLarge { bytes: usize },
     #[error("this manager is stopping")]
     Stopping,
@@ -68,8 +70,7 @@ impl Proposer {
             return Err(ProposeError::Consensus(Arc::new(ConsensusError::NotLeader)));
         }
         let count = changes.len();
-        let transaction =
-            wire::Transaction { at: 0, changes: changes.iter().map(ToProto::to_proto).collect() };
+        let transaction = wire::Transaction { at: 0, changes: changes.iter().map(ToProto::to_proto).collect() };
         let bytes = transaction.encoded_len();
         if bytes > TRANSACTION_LIMIT_BYTES {
             return Err(ProposeError::TooLarge { bytes });

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use openraft::raft::SnapshotResponse;
-use orch_model::{Object, change::Change, node::{ManagerStatus, Node}};
+use orch_model::{
+    Object,
+    change::Change,
+    node::{ManagerStatus, Node},
+};
 use orch_proto::wire::{self, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 

@@ -85,9 +85,9 @@ pub(crate) fn entry_with(log_id: LogId, payload: Option<wire::entry::Payload>) -
 
 pub(crate) fn membership(membership: &Membership) -> wire::Membership {
     let sets = membership.get_joint_config().iter();
-    let members = membership.nodes().map(|(id, member)| {
-        (*id, wire::Member { node_id: member.node_id.clone(), addr: member.addr.clone() })
-    });
+    let members = membership
+        .nodes()
+        .map(|(id, member)| (*id, wire::Member { node_id: member.node_id.clone(), addr: member.addr.clone() }));
     wire::Membership {
         configs: sets.map(|ids| wire::MemberSet { ids: ids.iter().copied().collect() }).collect(),
         members: members.collect(),
@@ -95,8 +95,7 @@ pub(crate) fn membership(membership: &Membership) -> wire::Membership {
 }
 
 pub(crate) fn membership_from(membership: wire::Membership) -> Result<Membership, WireError> {
-    let configs: Vec<BTreeSet<u64>> =
-        membership.configs.into_iter().map(|set| set.ids.into_iter().collect()).collect();
+    let configs: Vec<BTreeSet<u64>> = membership.configs.into_iter().map(|set| set.ids.into_iter().collect()).collect();
     let members: BTreeMap<u64, Member> = membership
         .members
         .into_iter()

@@ -1,0 +1,240 @@
+//! Managers on loopback: real TLS, real raft, real sled.
+#![allow(clippy::unwrap_used)]
+
+#[path = "cluster/lab.rs"]
+mod lab;
+
+use std::time::{Duration, Instant};
+
+use lab::{Lab, LabManager, service};
+use orch_model::node::NodeState;
+use orch_proto::{
+    transport,
+    wire::{self, Kind},
+};
+use tonic::Code;
+
+/// Generous: the machine may be busy.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[test]
+fn one_manager_keeps_its_state_over_a_crash_and_a_stop() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let mut control = manager.control().await;
+        let created = control.create(service("web", 3)).await.unwrap().into_inner();
+        let id = lab::id_of(&created.object.unwrap());
+        lab::eventually("three tasks", LIMIT, async || manager.list(Kind::Task).await.len() == 3).await;
+        let before = manager.objects().await;
+        let tokens = manager.info().await;
+        assert!(tokens.worker_token.starts_with("ORCHTKN-1-") && tokens.managers == 1);
+
+        // No farewell: what was acknowledged is on the disk.
+        manager.crash().await;
+        let manager = lab.start(0).await;
+        assert_eq!(manager.objects().await, before);
+        assert_eq!(manager.info().await.worker_token, tokens.worker_token);
+        manager.stop().await;
+        let manager = lab.start(0).await;
+        assert_eq!(manager.objects().await, before);
+
+        let error = manager.control().await.create(service("web", 1)).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+        assert!(error.metadata().contains_key("orch-code"));
+        let remove = wire::RemoveRequest { kind: Kind::Service.into(), reference: "web".to_owned(), force: false };
+        manager.control().await.remove(remove).await.unwrap();
+        lab::eventually("no tasks", LIMIT, async || manager.list(Kind::Task).await.is_empty()).await;
+        let gone = manager.get(Kind::Service, &id).await.unwrap_err();
+        assert_eq!(gone.code(), Code::NotFound);
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn the_first_start_leaves_no_key_on_the_disk() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        manager.info().await;
+        let dir = lab.dir(0);
+        lab::eventually("the material is deleted", LIMIT, async || !lab::contains(&dir, b"PRIVATE KEY", &["node.key"]))
+            .await;
+        assert!(!lab::contains(&dir, b"ORCHTKN", &[]), "a join token lies on the disk in clear text");
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn secrets_keys_and_tokens_do_not_come_back_out() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let spec = wire::SecretSpec {
+            annotations: Some(wire::Annotations { name: "db".to_owned(), ..wire::Annotations::default() }),
+            data: bytes::Bytes::from_static(b"hunter2"),
+        };
+        let spec = Some(wire::Spec { spec: Some(wire::spec::Spec::Secret(spec)) });
+        let created = manager.control().await.create(wire::CreateRequest { spec }).await.unwrap().into_inner();
+        let shown = [
+            vec![created.object.unwrap()],
+            manager.list(Kind::Secret).await,
+            vec![manager.get(Kind::Secret, "db").await.unwrap(), manager.get(Kind::Cluster, "").await.unwrap()],
+        ];
+        let request = wire::WatchRequest { kinds: vec![Kind::Secret.into(), Kind::Cluster.into()], filters: None };
+        let mut watch = manager.control().await.watch(request).await.unwrap().into_inner();
+        let initial = watch.message().await.unwrap().unwrap();
+        assert_eq!(initial.events.len(), 2);
+        use prost::Message;
+        let mut bytes = initial.encode_to_vec();
+        shown.iter().flatten().for_each(|object| bytes.extend(object.encode_to_vec()));
+        for hidden in [&b"hunter2"[..], b"PRIVATE KEY", b"ORCHTKN"] {
+            assert!(!bytes.windows(hidden.len()).any(|w| w == hidden), "{}", String::from_utf8_lossy(hidden));
+        }
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn tokens_decide_who_joins() {
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let other = lab::LoneCluster::token();
+        let info = manager.info().await;
+        let addr = lab.addr(0);
+        let join = async |token: &str| lab::join(&addr, &info.root_cert_pem, token).await;
+
+        let foreign = join(&other).await.unwrap_err();
+        assert!(foreign.message().contains("another cluster"), "{foreign}");
+        let mut mistyped = info.worker_token.clone();
+        let last = if mistyped.pop() == Some('0') { '1' } else { '0' };
+        mistyped.push(last);
+        let wrong = join(&mistyped).await.unwrap_err();
+        assert_eq!(wrong.code(), Code::PermissionDenied);
+        assert!(wrong.message().contains("rotated"), "{wrong}");
+        assert_eq!(join("nonsense").await.unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(manager.list(Kind::Node).await.len(), 1, "a refused join leaves nothing behind");
+
+        let joined = join(&info.worker_token).await.unwrap();
+        assert!(joined.manager_cert_pem.is_empty() && !joined.worker_cert_pem.is_empty());
+        assert_eq!(joined.managers, [addr.clone()]);
+        let rotate = wire::RotateJoinTokenRequest { worker: true, manager: false };
+        let rotated = manager.control().await.rotate_join_token(rotate).await.unwrap().into_inner();
+        assert_ne!(rotated.worker_token, info.worker_token);
+        assert_eq!(rotated.manager_token, info.manager_token);
+        assert!(join(&info.worker_token).await.unwrap_err().message().contains("rotated"));
+        join(&rotated.worker_token).await.unwrap();
+        assert_eq!(manager.list(Kind::Node).await.len(), 3);
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn a_worker_gets_no_more_than_its_due() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let worker = lab::Agent::join(&manager, &lab.addr(0)).await;
+        let refused = worker.control().await.list(wire::ListRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let refused = worker.raft().await.vote(wire::VoteRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        let stranger = lab::stranger(&manager, &lab.addr(0)).await;
+        let mut dispatcher = wire::dispatcher_client::DispatcherClient::new(stranger);
+        let refused = dispatcher.session(wire::SessionRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn an_agent_gets_its_tasks_and_its_silence_is_noticed() {
+    let lab = Lab::with_heartbeat(1, Duration::from_millis(400));
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let agent = lab::Agent::join(&manager, &lab.addr(0)).await;
+        let mut session = agent.session().await;
+        assert_eq!(manager.node_state(&agent.id).await, NodeState::Ready);
+        manager.control().await.create(service("web", 2)).await.unwrap();
+        let mut tasks = std::collections::BTreeSet::new();
+        while tasks.len() < 2 {
+            tasks.extend(session.next_tasks().await);
+            session.heartbeat().await.unwrap();
+        }
+        for task in &tasks {
+            session.report(task, wire::TaskState::Running).await.unwrap();
+        }
+        lab::eventually("both run", LIMIT, async || {
+            session.heartbeat().await.unwrap();
+            manager.running().await == 2
+        })
+        .await;
+
+        // The stream breaks and the agent is back in time: never down.
+        let mut session = agent.session().await;
+        assert_eq!(manager.node_state(&agent.id).await, NodeState::Ready);
+        session.heartbeat().await.unwrap();
+        let silent_since = Instant::now();
+        lab::eventually("down", LIMIT, async || manager.node_state(&agent.id).await == NodeState::Down).await;
+        assert!(silent_since.elapsed() >= Duration::from_millis(1200), "{:?}", silent_since.elapsed());
+        assert_eq!(session.heartbeat().await.unwrap_err().code(), Code::FailedPrecondition);
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn three_managers_go_on_without_their_leader() {
+    let lab = Lab::new(3);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        let mut managers: Vec<LabManager> = vec![first];
+        for number in 1..3 {
+            lab.join_manager(number, &managers[0]).await;
+            managers.push(lab.start(number).await);
+        }
+        lab::eventually("three managers", LIMIT, async || {
+            let info = managers[0].info().await;
+            info.reachability.iter().filter(|m| m.reachable).count() == 3
+        })
+        .await;
+
+        // A write at a manager that does not lead.
+        managers[2].control().await.create(service("web", 2)).await.unwrap();
+        assert_eq!(managers[1].list(Kind::Service).await.len(), 1);
+        let info = managers[2].info().await;
+        assert_eq!((info.managers, info.node_id), (3, lab.node_id(2)));
+        lab::eventually("everyone has it", LIMIT, async || managers.iter().all(|m| m.local_services() == 1)).await;
+
+        managers.remove(0).crash().await;
+        let killed = Instant::now();
+        managers[0].control().await.create(service("api", 1)).await.unwrap();
+        let waited = killed.elapsed();
+        assert!(waited < Duration::from_secs(8), "{waited:?} without a leader");
+        lab::eventually("both have it", LIMIT, async || managers.iter().all(|m| m.local_services() == 2)).await;
+
+        // The old leader comes back and catches up.
+        let back = lab.start(0).await;
+        lab::eventually("it caught up", LIMIT, async || back.local_services() == 2).await;
+
+        // Without a quorum: a clear refusal, not silence.
+        managers.remove(0).crash().await;
+        managers.remove(0).crash().await;
+        let error = back.control().await.create(service("late", 1)).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "{error}");
+        assert!(error.message().contains("quorum"), "{error}");
+        assert_eq!(back.info().await.node_id, lab.node_id(0), "info works without a leader");
+        back.crash().await;
+    });
+}
+
+#[test]
+fn a_taken_port_is_a_sentence() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let _holder = tokio::net::TcpListener::bind(lab.addr(0)).await.unwrap();
+        let error = lab.open(0).await.err().unwrap();
+        assert!(error.to_string().contains("another program"), "{error}");
+        assert!(transport::unix_channel(&lab.paths(0).manager_sock()).await.is_err());
+    });
+}
