@@ -370,8 +370,8 @@ mod tests {
 
     #[test]
     fn a_plain_container() {
-        let mut task = TaskSpec::default();
-        task.limits = ResourceLimits { nano_cpus: 1_500_000_000, memory_bytes: 1 << 20, pids: 9 };
+        let limits = ResourceLimits { nano_cpus: 1_500_000_000, memory_bytes: 1 << 20, pids: 9 };
+        let task = TaskSpec { limits, ..Default::default() };
         let spec = make(&task, V1, |plan| plan.netns = Some("/run/orch/netns/x".into())).unwrap();
         let process = &spec["process"];
         assert_eq!(process["args"], json!(["run"]));
