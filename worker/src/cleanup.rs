@@ -56,7 +56,8 @@ fn delete_containers(paths: &Paths) -> anyhow::Result<()> {
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio.block_on(async {
         for found in runtime.recover().await? {
-            let (Recovered::Created(container) | Recovered::Running(container) | Recovered::Ended(container, _)) = found;
+            let (Recovered::Created(container) | Recovered::Running(container) | Recovered::Ended(container, _)) =
+                found;
             container.delete().await?;
         }
         Ok(())

@@ -118,7 +118,8 @@ mod tests {
         let path = dir.path().join("orch.toml");
         let settings = Settings::new(path.clone());
         assert_eq!(settings.cgroup_parent().unwrap(), "/orch.slice");
-        std::fs::write(&path, "insecure-registries = [\"a:5000\"]\nlabels = [\"k=v=w\"]\nlog-level = \"debug\"\n").unwrap();
+        std::fs::write(&path, "insecure-registries = [\"a:5000\"]\nlabels = [\"k=v=w\"]\nlog-level = \"debug\"\n")
+            .unwrap();
         assert!(settings.registries().is_insecure("a:5000"));
         assert_eq!(settings.labels().unwrap()["k"], "v=w");
         std::fs::write(&path, "labels = [\"novalue\"]").unwrap();

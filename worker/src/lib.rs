@@ -51,13 +51,12 @@ pub struct Config {
 /// Runs the worker until SIGTERM or a fatal error. Containers go on either way.
 pub fn run(config: Config) -> anyhow::Result<()> {
     install_crypto_provider();
-    let tokio = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("start the worker's threads")?;
+    let tokio =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the worker's threads")?;
     let result = tokio.block_on(serve(config));
-    // What still runs (waiting for exits, streams) has nothing to finish.
-    tokio.shutdown_background();
+    // Crash-only: the process ends with everything as it is. Shutting the threads down would make what they wait for
+    // fail, and such failures are not the containers'.
+    std::mem::forget(tokio);
     result
 }
 
@@ -102,7 +101,8 @@ async fn start(
 
 fn read_daemon_config(paths: &Paths) -> anyhow::Result<DaemonConfig> {
     let path = paths.worker_dir().join("daemon.pb");
-    let bytes = std::fs::read(&path)
-        .with_context(|| format!("read {}: the node supervisor (orch node) writes it and starts the worker", path.display()))?;
+    let bytes = std::fs::read(&path).with_context(|| {
+        format!("read {}: the node supervisor (orch node) writes it and starts the worker", path.display())
+    })?;
     DaemonConfig::decode(bytes.as_slice()).with_context(|| format!("{} is damaged", path.display()))
 }

@@ -42,7 +42,8 @@ fn cpus() -> u64 {
 
 fn memory_bytes() -> u64 {
     let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    let kib =
+        text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     kib.unwrap_or(0_u64) * 1024
 }
 
@@ -50,7 +51,8 @@ fn features() -> Vec<String> {
     let seccomp = Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
     let ipv6 = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6").is_ok_and(|text| text.trim() == "0");
     let found = [("seccomp", seccomp), ("ipv6", ipv6)];
-    let mut features: Vec<String> = found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
+    let mut features: Vec<String> =
+        found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
     features.push(format!("cgroup-v{}", cgroup_version()));
     features
 }

@@ -28,6 +28,7 @@ use crate::{
 
 /// Between the stop signal and SIGKILL, when the service does not say.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(1);
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
@@ -187,12 +188,19 @@ impl Executor {
     /// Turns the container's end into an event.
     fn watch(&mut self) {
         let Some(container) = self.container() else { return };
+        let task = self.task.id.clone();
         let exited = async move {
-            let ended = match container.wait().await {
-                Ok(exit) => Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error },
-                Err(error) => Ended { code: 255, oom_killed: false, error: Some(chain(&error)) },
-            };
-            Event::Exited(ended)
+            loop {
+                match container.wait().await {
+                    Ok(exit) => {
+                        let ended = Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error };
+                        return Event::Exited(ended);
+                    }
+                    // Not knowing is not an end: a container must never be given up because this worker has trouble.
+                    Err(error) => tracing::warn!(%task, error = chain(&error), "cannot watch the container"),
+                }
+                sleep(WATCH_RETRY_PAUSE).await;
+            }
         };
         self.jobs.push(exited.boxed());
     }

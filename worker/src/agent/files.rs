@@ -53,7 +53,8 @@ pub(crate) fn write_network_files(
     let write = |(name, target, content): (&str, &str, String)| {
         let source = dir.join(name);
         fs::write(&source, content).map_err(io_error("write", &source))?;
-        fs::set_permissions(&source, fs::Permissions::from_mode(0o644)).map_err(io_error("change the mode of", &source))?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
+            .map_err(io_error("change the mode of", &source))?;
         Ok(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() })
     };
     files.into_iter().map(write).collect()
@@ -75,7 +76,11 @@ fn hosts_file(hostname: &str, address: &str, extra: &[String]) -> String {
 }
 
 /// Writes the secrets and configs of a container into a tmpfs on `dir`.
-pub(crate) fn write_secret_files(dir: &Path, spec: &ContainerSpec, items: &Items) -> Result<Vec<BindMount>, FilesError> {
+pub(crate) fn write_secret_files(
+    dir: &Path,
+    spec: &ContainerSpec,
+    items: &Items,
+) -> Result<Vec<BindMount>, FilesError> {
     if spec.secrets.is_empty() && spec.configs.is_empty() {
         return Ok(Vec::new());
     }
@@ -119,12 +124,17 @@ fn write_one<Id>(
 ) -> Result<BindMount, FilesError> {
     let number = |owner: &str| match owner {
         "" => Ok(0),
-        _ => owner.parse::<u32>().map_err(|_| FilesError::Owner { kind, name: file.name.clone(), owner: owner.to_owned() }),
+        _ => owner.parse::<u32>().map_err(|_| FilesError::Owner {
+            kind,
+            name: file.name.clone(),
+            owner: owner.to_owned(),
+        }),
     };
     let (uid, gid) = (number(&file.uid)?, number(&file.gid)?);
     fs::write(source, data).map_err(io_error("write", source))?;
     chown(source, Some(uid), Some(gid)).map_err(io_error("change the owner of", source))?;
-    fs::set_permissions(source, fs::Permissions::from_mode(file.mode)).map_err(io_error("change the mode of", source))?;
+    fs::set_permissions(source, fs::Permissions::from_mode(file.mode))
+        .map_err(io_error("change the mode of", source))?;
     let name = if file.target.is_empty() { &file.name } else { &file.target };
     let target = if name.starts_with('/') { name.clone() } else { format!("{base}/{name}") };
     Ok(BindMount { source: source.to_owned(), target, read_only: true, propagation: String::new() })

@@ -172,10 +172,10 @@ impl Agent {
     /// Applies what changed and returns the revision that netd must have applied before it may be acknowledged.
     fn apply(&self, set: &AssignmentSet, delta: &Delta) -> u64 {
         self.apply_items(delta);
-        let changed = delta.put.iter().map(Assignment::key).chain(delta.removed.iter().cloned()).any(|key| is_network(&key));
+        let changed =
+            delta.put.iter().map(Assignment::key).chain(delta.removed.iter().cloned()).any(|key| is_network(&key));
         let revision = if delta.complete || changed {
-            let items: Vec<_> =
-                set.items().filter(|item| is_network(&item.key())).map(ToProto::to_proto).collect();
+            let items: Vec<_> = set.items().filter(|item| is_network(&item.key())).map(ToProto::to_proto).collect();
             if let Err(error) = self.host.store.save_networks(&items) {
                 tracing::warn!(error = crate::image::chain(&error), "the networks are not saved");
             }
@@ -231,7 +231,13 @@ impl Agent {
         self.spawn(assignment.clone(), assignment.task.status.clone(), true, machine, commands, None);
     }
 
-    async fn take_up(&self, assignment: TaskAssignment, status: TaskStatus, acknowledged: bool, found: Option<Recovered>) {
+    async fn take_up(
+        &self,
+        assignment: TaskAssignment,
+        status: TaskStatus,
+        acknowledged: bool,
+        found: Option<Recovered>,
+    ) {
         let (found, container) = match found {
             Some(Recovered::Running(container)) => (Found::Running { pid: container.pid() }, Some(container)),
             Some(Recovered::Ended(container, exit)) => {
@@ -344,4 +350,4 @@ async fn delete_container(found: Recovered) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

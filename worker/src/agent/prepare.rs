@@ -118,7 +118,13 @@ pub(crate) async fn prepare(
         &attached.resolv_conf,
         &spec.hosts,
     )?);
-    Ok(Prepared { image_digest: image.digest, rootfs, netns: attached.netns_path.into(), defaults: defaults(config), binds })
+    Ok(Prepared {
+        image_digest: image.digest,
+        rootfs,
+        netns: attached.netns_path.into(),
+        defaults: defaults(config),
+        binds,
+    })
 }
 
 /// The request that attaches a task, the same after every restart.
@@ -151,9 +157,7 @@ pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
 
 fn delete(dir: &Path) -> Result<(), PrepareError> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(PrepareError::Delete { path: dir.to_owned(), source: e })
-        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(PrepareError::Delete { path: dir.to_owned(), source: e }),
         _ => Ok(()),
     }
 }
@@ -217,8 +221,7 @@ fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result
         binds.push(BindMount { source, target, read_only, propagation: String::new() });
     }
     for target in undeclared(spec, image) {
-        let source =
-            host.volumes.prepare(Wanted::Anonymous { task: &task.id, target }, Some((root, target)), now)?;
+        let source = host.volumes.prepare(Wanted::Anonymous { task: &task.id, target }, Some((root, target)), now)?;
         binds.push(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() });
     }
     Ok(binds)

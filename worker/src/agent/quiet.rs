@@ -52,7 +52,10 @@ fn inbound(tables: &str) -> usize {
 fn is_loopback(address: &str) -> bool {
     match address.len() {
         8 => address.ends_with("7F"),
-        _ => address == "00000000000000000000000001000000" || (address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F")),
+        _ => {
+            address == "00000000000000000000000001000000"
+                || (address.starts_with("0000000000000000FFFF0000") && address.ends_with("7F"))
+        }
     }
 }
 

@@ -1,23 +1,25 @@
 //! Announced streams: the node dials back on a connection of its own and carries logs or a command's terminal.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use orch_model::{TaskId, node::NodeRole};
 use orch_proto::{
     transport::{TransportError, tls_channel},
     wire::{
-        FromNode, StreamAnnouncement, StreamHello, from_node, stream_announcement::What, streams_client::StreamsClient,
-        to_node,
+        FromNode, StreamAnnouncement, StreamHello, ToNode, exec_input, from_node, stream_announcement::What,
+        streams_client::StreamsClient, to_node,
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Host, attach};
 
 /// Messages under way to the manager; a slow reader holds up only its own stream.
 const BUFFERED_MESSAGES: usize = 64;
+/// How long the manager may take to hang up after the last message.
+const LINGER: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
@@ -34,12 +36,15 @@ pub(crate) async fn serve(host: Arc<Host>, addr: String, announced: StreamAnnoun
     let hello = from_node::Message::Hello(StreamHello { stream_id: announced.stream_id.clone() });
     // The channel is new and has room.
     let _ = to_manager.send(wrap(hello)).await;
-    let from_manager = StreamsClient::new(channel).attach(ReceiverStream::new(messages)).await?.into_inner();
-    let failed = match run(&host, &announced, from_manager, to_manager.clone()).await {
-        Ok(()) => return Ok(()),
-        Err(error) => error,
-    };
-    let _ = to_manager.send(wrap(from_node::Message::Error(failed))).await;
+    let mut from_manager = StreamsClient::new(channel).attach(ReceiverStream::new(messages)).await?.into_inner();
+    if let Err(failed) = run(&host, &announced, &mut from_manager, &to_manager).await {
+        // The manager may be gone.
+        let _ = to_manager.send(wrap(from_node::Message::Error(failed))).await;
+    }
+    drop(to_manager);
+    // Hanging up resets the call, and what is still on its way would be lost: the manager hangs up first.
+    let hung_up = async { while let Ok(Some(_)) = from_manager.message().await {} };
+    let _ = timeout(LINGER, hung_up).await;
     Ok(())
 }
 
@@ -50,8 +55,8 @@ fn wrap(message: from_node::Message) -> FromNode {
 async fn run(
     host: &Host,
     announced: &StreamAnnouncement,
-    mut from_manager: tonic::Streaming<orch_proto::wire::ToNode>,
-    to_manager: mpsc::Sender<FromNode>,
+    from_manager: &mut tonic::Streaming<ToNode>,
+    to_manager: &mpsc::Sender<FromNode>,
 ) -> Result<(), String> {
     let task: TaskId = announced.task_id.parse().map_err(|error| format!("{error}"))?;
     match &announced.what {
@@ -73,17 +78,7 @@ async fn run(
             }
         }
         Some(What::Exec(start)) => {
-            let inputs = stream::unfold(from_manager, |mut from_manager| async move {
-                loop {
-                    match from_manager.message().await.ok()??.message? {
-                        to_node::Message::Exec(input) => match input.input {
-                            Some(input) => return Some((input, from_manager)),
-                            None => continue,
-                        },
-                        to_node::Message::Cancel(_) => return None,
-                    }
-                }
-            });
+            let (to_command, inputs) = mpsc::channel(BUFFERED_MESSAGES);
             let (outputs, mut from_command) = mpsc::channel(BUFFERED_MESSAGES);
             let forward = async {
                 while let Some(output) = from_command.recv().await {
@@ -95,9 +90,23 @@ async fn run(
                 // Dropping the receiver tells the command that nobody listens.
                 drop(from_command);
             };
-            let (ended, ()) = tokio::join!(attach::exec(host, &task, start, Box::pin(inputs), outputs), forward);
-            ended
+            let exec = attach::exec(host, &task, start, ReceiverStream::new(inputs), outputs);
+            tokio::select! {
+                (ended, ()) = async { tokio::join!(exec, forward) } => ended,
+                // The client went away.
+                () = feed(from_manager, to_command) => Ok(()),
+            }
         }
         None => Err("this node's version does not know what the stream is for".to_owned()),
+    }
+}
+
+/// Passes what the client sends to the command, until the client goes away.
+async fn feed(from_manager: &mut tonic::Streaming<ToNode>, to_command: mpsc::Sender<exec_input::Input>) {
+    while let Ok(Some(ToNode { message: Some(to_node::Message::Exec(input)) })) = from_manager.message().await {
+        if let Some(input) = input.input {
+            // A command that has ended reads nothing more.
+            let _ = to_command.send(input).await;
+        }
     }
 }

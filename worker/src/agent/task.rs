@@ -84,7 +84,9 @@ enum Phase {
     Draining,
     /// Has been told to stop.
     Stopping,
-    Ended { released: bool },
+    Ended {
+        released: bool,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -118,9 +120,7 @@ impl Machine {
                 machine.ended(ended)
             }
             Found::Nothing if reported < TaskState::Starting => machine.step(Event::Assigned),
-            Found::Nothing => {
-                machine.end(TaskState::Failed, "started", Some(RESTARTED.to_owned()), None)
-            }
+            Found::Nothing => machine.end(TaskState::Failed, "started", Some(RESTARTED.to_owned()), None),
         };
         (machine, commands)
     }
@@ -328,87 +328,111 @@ mod tests {
 
     #[test]
     fn a_task_runs_and_ends() {
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Started(Ok(7)), "running"),
-            (ended(0), "NetDown complete Release"),
-            (Released, ""),
-            (Unassigned, "Forget"),
-        ]);
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Started(Ok(7)), "running"),
-            (ended(1), "NetDown failed[task: non-zero exit (1)] Release"),
-            (Desired(Shutdown), ""),
-            (Unassigned, ""),
-            (Released, "Forget"),
-        ]);
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "running"),
+                (ended(0), "NetDown complete Release"),
+                (Released, ""),
+                (Unassigned, "Forget"),
+            ],
+        );
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "running"),
+                (ended(1), "NetDown failed[task: non-zero exit (1)] Release"),
+                (Desired(Shutdown), ""),
+                (Unassigned, ""),
+                (Released, "Forget"),
+            ],
+        );
     }
 
     #[test]
     fn a_replacement_waits_when_ready() {
-        check(Ready, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready"),
-            (Desired(Running), "starting Start"),
-            (Desired(Ready), ""),
-            (Started(Ok(7)), "running"),
-        ]);
+        check(
+            Ready,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready"),
+                (Desired(Running), "starting Start"),
+                (Desired(Ready), ""),
+                (Started(Ok(7)), "running"),
+            ],
+        );
         check(Ready, &[BEGIN, (Desired(Running), ""), (Prepared(Ok(())), "ready starting Start")]);
     }
 
     #[test]
     fn stopping_drains_signals_and_kills() {
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Started(Ok(7)), "running"),
-            (Desired(Shutdown), "AwaitQuiet"),
-            (GraceOver, ""),
-            (Quiet, "SignalStop"),
-            (Desired(Remove), ""),
-            (GraceOver, "Kill"),
-            (ended(137), "NetDown shutdown Release"),
-            (Quiet, ""),
-            (Released, ""),
-            (Unassigned, "Forget"),
-        ]);
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "running"),
+                (Desired(Shutdown), "AwaitQuiet"),
+                (GraceOver, ""),
+                (Quiet, "SignalStop"),
+                (Desired(Remove), ""),
+                (GraceOver, "Kill"),
+                (ended(137), "NetDown shutdown Release"),
+                (Quiet, ""),
+                (Released, ""),
+                (Unassigned, "Forget"),
+            ],
+        );
         // It may end by itself while its clients finish.
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Desired(Shutdown), ""),
-            (Started(Ok(7)), "running AwaitQuiet"),
-            (ended(0), "NetDown shutdown Release"),
-        ]);
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Started(Ok(7)), "running"),
-            (Unassigned, "AwaitQuiet"),
-            (Quiet, "SignalStop"),
-            (ended(143), "NetDown shutdown Release"),
-            (Released, "Forget"),
-        ]);
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Desired(Shutdown), ""),
+                (Started(Ok(7)), "running AwaitQuiet"),
+                (ended(0), "NetDown shutdown Release"),
+            ],
+        );
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "running"),
+                (Unassigned, "AwaitQuiet"),
+                (Quiet, "SignalStop"),
+                (ended(143), "NetDown shutdown Release"),
+                (Released, "Forget"),
+            ],
+        );
     }
 
     #[test]
     fn what_never_started_is_rejected_or_shut_down() {
-        check(Running, &[
-            BEGIN,
-            (Prepared(Err("No such image: x".to_owned())), "rejected[No such image: x] Release"),
-            (Prepared(Ok(())), ""),
-        ]);
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Err("No such image: x".to_owned())), "rejected[No such image: x] Release"),
+                (Prepared(Ok(())), ""),
+            ],
+        );
         check(Running, &[BEGIN, (Desired(Shutdown), "Abandon shutdown Release"), (Prepared(Ok(())), "")]);
         check(Ready, &[BEGIN, (Prepared(Ok(())), "ready"), (Desired(Shutdown), "shutdown Release")]);
         check(Shutdown, &[(Assigned, "accepted shutdown Release"), (Released, "")]);
-        check(Running, &[
-            BEGIN,
-            (Prepared(Ok(())), "ready starting Start"),
-            (Started(Err("exec: no".to_owned())), "NetDown failed[exec: no] Release"),
-        ]);
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Err("exec: no".to_owned())), "NetDown failed[exec: no] Release"),
+            ],
+        );
     }
 
     #[test]

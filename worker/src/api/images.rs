@@ -45,8 +45,7 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     if name.digest.is_some() {
         return Err(Status::invalid_argument("an import is named NAME[:TAG]; its digest follows from its content"));
     }
-    let config =
-        import::configuration(&start.changes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let config = import::configuration(&start.changes).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let live = agent.session.get().ok_or_else(no_leader)?;
 
     let store = agent.host.images.store.clone();
@@ -82,7 +81,12 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     Ok(local_image(&store, image))
 }
 
-async fn register(mut live: Live, name: &Reference, image: &StoredImage, start: &ImportImageStart) -> Result<(), Status> {
+async fn register(
+    mut live: Live,
+    name: &Reference,
+    image: &StoredImage,
+    start: &ImportImageStart,
+) -> Result<(), Status> {
     let request = RegisterImageRequest {
         name: name.to_string(),
         digest: image.digest.clone(),

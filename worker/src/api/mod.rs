@@ -10,12 +10,13 @@ use orch_proto::{
     conv::ToProto,
     transport::{TransportError, unix_incoming},
     wire::{
-        ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage, LogLine,
-        LogsRequest, PullImageRequest, PullProgress, RemoveImageRequest, RemoveImageResponse, Volume, VolumeList,
-        VolumeReference, WorkerInfo,
+        ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage,
+        LogLine, LogsRequest, PullImageRequest, PullProgress, RemoveImageRequest, RemoveImageResponse, Volume,
+        VolumeList, VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
 };
+use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
@@ -38,9 +39,12 @@ pub(crate) enum ApiError {
 
 /// Serves until the process ends.
 pub(crate) async fn serve(socket: &Path, agent: Arc<Agent>) -> Result<(), ApiError> {
-    let incoming = unix_incoming(socket, SOCKET_MODE)?;
+    Ok(serve_incoming(unix_incoming(socket, SOCKET_MODE)?, agent).await?)
+}
+
+async fn serve_incoming(incoming: UnixListenerStream, agent: Arc<Agent>) -> Result<(), tonic::transport::Error> {
     let service = WorkerLocalServer::new(Api { agent }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Ok(Server::builder().add_service(service).serve_with_incoming(incoming).await?)
+    Server::builder().add_service(service).serve_with_incoming(incoming).await
 }
 
 struct Api {
@@ -127,3 +131,6 @@ impl WorkerLocal for Api {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,7 +105,9 @@ fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     match (matches.next(), matches.next()) {
         (Some(entry), None) => Ok(entry.task.id.clone()),
         (None, _) => Err(Status::not_found(format!("No such container: {reference}"))),
-        (Some(_), Some(_)) => Err(Status::invalid_argument(format!("{reference} is the start of several ids: give more of it"))),
+        (Some(_), Some(_)) => {
+            Err(Status::invalid_argument(format!("{reference} is the start of several ids: give more of it")))
+        }
     }
 }
 

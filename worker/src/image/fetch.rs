@@ -142,7 +142,9 @@ impl Fetcher<'_> {
         let mut chunks = answered.map_err(refused)?.into_inner();
         let mut writer = self.store.blob_writer()?;
         let mut bytes = 0;
-        while let Some(chunk) = timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)? {
+        while let Some(chunk) =
+            timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)?
+        {
             bytes += chunk.data.len() as u64;
             if limit.is_some_and(|limit| bytes > limit) {
                 return Err(FetchError::TooLarge(digest.to_owned()));

@@ -27,7 +27,8 @@ pub(crate) enum ImportError {
 
 /// Checks instructions before anything is uploaded.
 pub(crate) fn configuration(changes: &[String]) -> Result<ImageConfig, ImportError> {
-    let mut image = ImageConfig { architecture: architecture().to_owned(), os: "linux".to_owned(), ..Default::default() };
+    let mut image =
+        ImageConfig { architecture: architecture().to_owned(), os: "linux".to_owned(), ..Default::default() };
     for change in changes {
         change::apply(&mut image.config, change)?;
     }

@@ -77,7 +77,10 @@ impl Images {
         let reference = Reference::parse(image)?;
         let digest = digest.or(from.map(|from| from.digest.as_str())).or(reference.digest.as_deref());
         let here = || match digest {
-            Some(digest) => self.store.by_digest(digest).or_else(|| self.store.find(image).filter(|_| reference.digest.as_deref() == Some(digest))),
+            Some(digest) => self
+                .store
+                .by_digest(digest)
+                .or_else(|| self.store.find(image).filter(|_| reference.digest.as_deref() == Some(digest))),
             None => self.store.find(&reference.to_string()),
         };
         if let Some(found) = here() {

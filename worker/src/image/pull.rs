@@ -186,9 +186,7 @@ impl Session<'_> {
         match manifest {
             OciManifest::Image(image) => Ok((None, digest, image)),
             OciManifest::ImageIndex(index) => {
-                let chosen = platform_manifest(&index)
-                    .ok_or_else(|| self.no_platform())?
-                    .to_owned();
+                let chosen = platform_manifest(&index).ok_or_else(|| self.no_platform())?.to_owned();
                 match self.fetch_manifest(&self.oci_reference(Some(&chosen))).await? {
                     (chosen, OciManifest::Image(image)) => Ok((Some(digest), chosen, image)),
                     _ => Err(self.no_platform()),
@@ -299,7 +297,11 @@ fn is_absent(error: &OciDistributionError) -> bool {
         OciDistributionError::RegistryError { envelope, .. } => envelope.errors.iter().any(|error| {
             matches!(
                 error.code,
-                OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound | OciErrorCode::Unauthorized | OciErrorCode::Denied
+                OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound
+                    | OciErrorCode::Unauthorized
+                    | OciErrorCode::Denied
             )
         }),
         _ => false,
@@ -316,27 +318,4 @@ fn innermost(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(registries: &RegistryConfig, registry: &str, expected: &[(&str, bool, bool)]) {
-        let found: Vec<_> =
-            endpoints(registries, registry).into_iter().map(|e| (e.host, e.plain_http, e.any_certificate)).collect();
-        let expected: Vec<_> = expected.iter().map(|(h, p, a)| ((*h).to_owned(), *p, *a)).collect();
-        assert_eq!(found, expected, "{registry}");
-    }
-
-    #[test]
-    fn plain_http_is_for_this_machine_and_what_the_operator_listed() {
-        let registries = RegistryConfig {
-            insecure: vec!["reg:5000".to_owned(), "10.1.0.0/16".to_owned()],
-            mirrors: vec!["http://mirror:80".to_owned(), "https://safe".to_owned()],
-        };
-        check(&registries, "quay.io", &[("quay.io", false, false)]);
-        check(&registries, "reg:5000", &[("reg:5000", false, true), ("reg:5000", true, true)]);
-        check(&registries, "reg:5001", &[("reg:5001", false, false)]);
-        check(&registries, "10.1.2.3:5000", &[("10.1.2.3:5000", false, true), ("10.1.2.3:5000", true, true)]);
-        check(&registries, "localhost:5000", &[("localhost:5000", false, true), ("localhost:5000", true, true)]);
-        check(&registries, "docker.io", &[("mirror:80", true, true), ("safe", false, false), ("docker.io", false, false)]);
-    }
-}
+mod tests;

@@ -81,9 +81,8 @@ impl fmt::Display for Reference {
 
 /// Whether `text` is `sha256:` and 64 hex digits: the only form in which a digest may reach a path.
 pub(crate) fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    })
+    text.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)))
 }
 
 fn checked_digest(digest: &str) -> Result<String, ReferenceError> {
@@ -161,7 +160,11 @@ mod tests {
         check("localhost/web", "localhost/web:latest", "localhost/web:latest");
         check("127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x");
         check("reg:5000/web", "reg:5000/web:latest", "reg:5000/web:latest");
-        check(&format!("web@sha256:{HEX}"), &format!("docker.io/library/web@sha256:{HEX}"), &format!("web@sha256:{HEX}"));
+        check(
+            &format!("web@sha256:{HEX}"),
+            &format!("docker.io/library/web@sha256:{HEX}"),
+            &format!("web@sha256:{HEX}"),
+        );
         check(
             &format!("web:1@sha256:{HEX}"),
             &format!("docker.io/library/web:1@sha256:{HEX}"),
@@ -171,7 +174,9 @@ mod tests {
 
     #[test]
     fn what_is_no_reference_is_refused() {
-        for text in ["", ":x", "a//b", "-a", "a/", "/a", "a b", "web:", "web:-x", "web@sha256:12", "a/../b", "docker.io/"] {
+        for text in
+            ["", ":x", "a//b", "-a", "a/", "/a", "a b", "web:", "web:-x", "web@sha256:12", "a/../b", "docker.io/"]
+        {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }
         assert_eq!(Reference::parse("Web"), Err(ReferenceError::Uppercase("Web".to_owned())));

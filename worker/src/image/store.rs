@@ -143,7 +143,12 @@ impl ImageStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(e) => return Err(io_error("read", &path)(e)),
         };
-        Ok(Self { dir: dir.to_owned(), index: Arc::new(Mutex::new(index)), arriving: Arc::default(), unpacking: Arc::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            index: Arc::new(Mutex::new(index)),
+            arriving: Arc::default(),
+            unpacking: Arc::default(),
+        })
     }
 
     /// Keeps blobs of no image from being swept until dropped.
@@ -214,7 +219,8 @@ impl ImageStore {
         }
         let layers: Vec<String> = manifest.layers.into_iter().map(|layer| layer.digest).collect();
         let mut record = ImageRecord {
-            size_bytes: self.size_of([digest, &manifest.config.digest].into_iter().chain(layers.iter().map(String::as_str)))?,
+            size_bytes: self
+                .size_of([digest, &manifest.config.digest].into_iter().chain(layers.iter().map(String::as_str)))?,
             config: manifest.config.digest,
             layers,
             diff_ids,

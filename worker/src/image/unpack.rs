@@ -382,9 +382,7 @@ fn whiteout(parent: BorrowedFd<'_>, name: &[u8], hidden: &[u8]) -> io::Result<()
             set_xattr(&proc_path(parent).join(hidden), OPAQUE_XATTR, b"y")
         }
         Ok(_) => Ok(()),
-        Err(Errno::NOENT) => {
-            Ok(rfs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))?)
-        }
+        Err(Errno::NOENT) => Ok(rfs::mknodat(parent, hidden, FileType::CharacterDevice, Mode::empty(), makedev(0, 0))?),
         Err(e) => Err(e.into()),
     }
 }

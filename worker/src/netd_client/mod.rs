@@ -105,7 +105,11 @@ impl Netd {
     }
 
     /// Makes (or finds again) a task's network namespace.
-    pub(crate) async fn attach(&self, task: &TaskId, request: AttachTaskRequest) -> Result<AttachTaskResponse, NetdError> {
+    pub(crate) async fn attach(
+        &self,
+        task: &TaskId,
+        request: AttachTaskRequest,
+    ) -> Result<AttachTaskResponse, NetdError> {
         let deadline = Instant::now() + ATTACH_TIMEOUT;
         let revision = self.inner.desired.borrow().revision;
         timeout_at(deadline, self.applied(revision)).await.map_err(|_| NetdError::NotReady)?;
@@ -241,7 +245,9 @@ fn request(task: &TaskId) -> TaskRequest {
 fn is_passing(error: &NetdError) -> bool {
     match error {
         NetdError::Connect(_) => true,
-        NetdError::Refused(status) => matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown),
+        NetdError::Refused(status) => {
+            matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
+        }
         NetdError::NotReady => false,
     }
 }

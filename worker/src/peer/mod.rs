@@ -111,10 +111,7 @@ struct Blobs {
 impl Peer for Blobs {
     type FetchBlobStream = BoxStream<'static, Result<BlobChunk, Status>>;
 
-    async fn fetch_blob(
-        &self,
-        request: Request<FetchBlobRequest>,
-    ) -> Result<Response<Self::FetchBlobStream>, Status> {
+    async fn fetch_blob(&self, request: Request<FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
         let caller = require_role(&request, &[NodeRole::Worker])?;
         let request = request.into_inner();
         let root_pem = &self.identity.current().root_pem;
@@ -122,7 +119,8 @@ impl Peer for Blobs {
             .map_err(|error| Status::permission_denied(error.to_string()))?;
         self.check_belongs(&request)?;
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Status::unavailable("shutting down"))?;
-        let path = self.store.blob_path(&request.digest).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let path =
+            self.store.blob_path(&request.digest).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let absent = |error: std::io::Error| Status::not_found(format!("blob {}: {error}", request.digest));
         let mut file = tokio::fs::File::open(path).await.map_err(absent)?;
         let total_bytes = file.metadata().await.map_err(absent)?.len();

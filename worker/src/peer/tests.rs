@@ -18,18 +18,14 @@ fn root(cluster: &ClusterId) -> RootCa {
 
 fn identity(root: &RootCa, cluster: &ClusterId, node: &NodeId) -> Identity {
     let keys = new_key_and_csr().unwrap();
-    let cert =
-        sign_csr(root, &keys.csr_pem, node, cluster, NodeRole::Worker, HOUR, SystemTime::now()).unwrap();
+    let cert = sign_csr(root, &keys.csr_pem, node, cluster, NodeRole::Worker, HOUR, SystemTime::now()).unwrap();
     Identity::from_pem(root.cert_pem.clone(), cert, keys.key_pem.to_string()).unwrap()
 }
 
 fn grant(root: &RootCa, node: &NodeId, digest: &str, expires_at: SystemTime) -> Vec<u8> {
-    let grant = FetchGrant {
-        node_id: node.to_string(),
-        image_digest: digest.to_owned(),
-        expires_at_ms: unix_ms(expires_at),
-    }
-    .encode_to_vec();
+    let grant =
+        FetchGrant { node_id: node.to_string(), image_digest: digest.to_owned(), expires_at_ms: unix_ms(expires_at) }
+            .encode_to_vec();
     let signature = sign_blob(root, &grant).unwrap();
     SignedGrant { grant: grant.into(), signature: signature.into() }.encode_to_vec()
 }

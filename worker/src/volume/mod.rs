@@ -16,7 +16,9 @@ use std::{
 };
 
 use orch_model::TaskId;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, openat2, utimensat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, openat2, utimensat,
+};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -61,9 +63,15 @@ pub(crate) struct Volume {
 /// Whose volume it is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Wanted<'a> {
-    Named { name: &'a str, labels: &'a BTreeMap<String, String> },
+    Named {
+        name: &'a str,
+        labels: &'a BTreeMap<String, String>,
+    },
     /// Made for one place in one task's container.
-    Anonymous { task: &'a TaskId, target: &'a str },
+    Anonymous {
+        task: &'a TaskId,
+        target: &'a str,
+    },
 }
 
 /// Clones share the lock that keeps two tasks from filling one volume.

@@ -1,5 +1,4 @@
-//! The whole worker against a manager and a netd of the test's own: TLS, netd's socket, busybox containers. Needs root,
-//! busybox and the shim example (`cargo test` builds it).
+//! A machine of its own for a test: a manager and a netd that note what they hear, over real TLS and a real socket.
 
 use std::{
     fs,
@@ -13,7 +12,7 @@ use orch_model::{
     Annotations, ClusterId, Meta, NodeId, ServiceId, Timestamp,
     cluster::RootCa,
     node::NodeRole,
-    service::{ContainerSpec, Mount, MountKind, TaskSpec},
+    service::{ContainerSpec, TaskSpec},
     task::Task,
 };
 use orch_proto::{
@@ -21,14 +20,13 @@ use orch_proto::{
     tls::{Identity, install_crypto_provider, require_role},
     transport::{tls_incoming, unix_incoming},
     wire::{
-        AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty,
-        ExecOutput, ExecStart, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, LogOptions,
-        NetdStatus, RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
+        AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks,
+        Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, NetdStatus,
+        RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
         StreamAnnouncement, TaskRequest, ToNode, UpdateTaskStatusRequest,
         dispatcher_server::{Dispatcher, DispatcherServer},
         exec_output, from_node,
         netd_server::{Netd as NetdService, NetdServer},
-        stream_announcement,
         streams_server::{Streams, StreamsServer},
     },
 };
@@ -37,16 +35,16 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use super::*;
-use crate::image::{config::ImageConfig, import, reference::Reference};
+use super::super::*;
+use crate::image::{config::ImageConfig, import, reference::Reference, store::ImageStore};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the manager and netd of the test have heard, in order.
 #[derive(Default)]
-struct Heard {
-    log: Mutex<Vec<String>>,
+pub(crate) struct Heard {
+    pub log: Mutex<Vec<String>>,
     news: tokio::sync::Notify,
 }
 
@@ -56,15 +54,15 @@ impl Heard {
         self.news.notify_waiters();
     }
 
-    fn has(&self, line: &str) -> bool {
+    pub(crate) fn has(&self, line: &str) -> bool {
         self.log.lock().unwrap().iter().any(|heard| heard.starts_with(line))
     }
 
-    fn position(&self, line: &str) -> Option<usize> {
+    pub(crate) fn position(&self, line: &str) -> Option<usize> {
         self.log.lock().unwrap().iter().position(|heard| heard.starts_with(line))
     }
 
-    async fn wait(&self, line: &str) {
+    pub(crate) async fn wait(&self, line: &str) {
         let wait = async {
             loop {
                 let news = self.news.notified();
@@ -129,7 +127,10 @@ impl Dispatcher for FakeManager {
         Ok(Response::new(Empty {}))
     }
 
-    async fn register_image(&self, request: Request<RegisterImageRequest>) -> Result<Response<RegisterImageResponse>, Status> {
+    async fn register_image(
+        &self,
+        request: Request<RegisterImageRequest>,
+    ) -> Result<Response<RegisterImageResponse>, Status> {
         let request = request.into_inner();
         self.heard.note(format!("image {} holder_only={}", request.name, request.holder_only));
         Ok(Response::new(RegisterImageResponse { image: None }))
@@ -231,18 +232,18 @@ fn remove_netns(path: &Path) {
 }
 
 /// A machine of its own with a manager and a netd; workers come and go.
-struct Node {
-    dir: tempfile::TempDir,
-    paths: Paths,
-    heard: Arc<Heard>,
+pub(crate) struct Node {
+    _dir: tempfile::TempDir,
+    pub paths: Paths,
+    pub heard: Arc<Heard>,
     wanted: watch::Sender<(u64, Vec<Assignment>)>,
-    streams: watch::Sender<Vec<StreamAnnouncement>>,
+    pub streams: watch::Sender<Vec<StreamAnnouncement>>,
     cgroup: String,
 }
 
-/// A worker that can be killed like a process: everything it was doing stops in the middle.
-struct Worker {
-    agent: Arc<Agent>,
+/// A worker in the test's own process, for looking into it.
+pub(crate) struct Worker {
+    pub agent: Arc<Agent>,
     tokio: Option<tokio::runtime::Runtime>,
 }
 
@@ -254,8 +255,35 @@ impl Drop for Worker {
     }
 }
 
+const WORKER_DIR_VAR: &str = "ORCH_TEST_WORKER_DIR";
+
+/// Killed with SIGKILL when dropped.
+pub(crate) struct WorkerProcess(std::process::Child);
+
+impl Drop for WorkerProcess {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// The other half of [`Node::worker_process`]; does nothing in an ordinary run of the tests.
+pub(crate) async fn work_in_this_process() {
+    let Some(dir) = std::env::var_os(WORKER_DIR_VAR) else { return };
+    install_crypto_provider();
+    let agent = crate::start(&Paths::under(Path::new(&dir)), shim_runtime).await.unwrap();
+    tokio::join!(agent.clone().keep_session(), agent.host.netd.clone().keep());
+}
+
+fn shim_runtime(paths: &Paths, cgroup: &str) -> Result<Runtime, RuntimeError> {
+    let test = std::env::current_exe().unwrap();
+    let shim = test.parent().and_then(Path::parent).unwrap().join("examples/shim");
+    assert!(shim.exists(), "{} is missing: cargo build -p orch-worker --example shim", shim.display());
+    Runtime::with_shim_command(paths, cgroup, shim, Vec::new())
+}
+
 impl Node {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         install_crypto_provider();
         let dir = tempfile::Builder::new().prefix("orch-agent-").tempdir().unwrap();
         let paths = Paths::under(dir.path());
@@ -298,21 +326,14 @@ impl Node {
         let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
         fs::create_dir_all(&paths.etc).unwrap();
         fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
-        Self { dir, paths, heard, wanted, streams, cgroup }
+        Self { _dir: dir, paths, heard, wanted, streams, cgroup }
     }
 
-    async fn worker(&self) -> Worker {
+    pub(crate) async fn worker(&self) -> Worker {
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
         let paths = self.paths.clone();
         let started = tokio.spawn(async move {
-            let agent = crate::start(&paths, |paths, cgroup| {
-                let test = std::env::current_exe().unwrap();
-                let shim = test.parent().and_then(Path::parent).unwrap().join("examples/shim");
-                assert!(shim.exists(), "{} is missing: cargo build -p orch-worker --example shim", shim.display());
-                Runtime::with_shim_command(paths, cgroup, shim, Vec::new())
-            })
-            .await
-            .unwrap();
+            let agent = crate::start(&paths, shim_runtime).await.unwrap();
             tokio::spawn(agent.clone().keep_session());
             tokio::spawn(agent.host.netd.clone().keep());
             agent
@@ -321,7 +342,27 @@ impl Node {
         Worker { agent, tokio: Some(tokio) }
     }
 
-    fn assign(&self, tasks: &[(&Arc<Task>, TaskState)]) {
+    /// A worker in a process of its own, which can be killed as a process is: this test program, running
+    /// [`work_in_this_process`].
+    pub(crate) fn worker_process(&self) -> WorkerProcess {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "agent::tests::worker_process", "--nocapture"])
+            .env(WORKER_DIR_VAR, self._dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        WorkerProcess(child)
+    }
+
+    pub(crate) fn runtime(&self) -> Runtime {
+        shim_runtime(&self.paths, &self.cgroup).unwrap()
+    }
+
+    pub(crate) fn store(&self) -> ImageStore {
+        ImageStore::open(&self.paths.worker_dir().join("images")).unwrap()
+    }
+
+    pub(crate) fn assign(&self, tasks: &[(&Arc<Task>, TaskState)]) {
         let items = tasks.iter().map(|(task, desired_state)| {
             Assignment::Task(TaskAssignment { task: (*task).clone(), desired_state: *desired_state })
         });
@@ -329,11 +370,11 @@ impl Node {
         self.wanted.send_replace((sequence, items.collect()));
     }
 
-    async fn wait(&self, task: &Task, state: TaskState) {
+    pub(crate) async fn wait(&self, task: &Task, state: TaskState) {
         self.heard.wait(&format!("{} {}", task.id, state.word())).await;
     }
 
-    fn pid(&self, task: &Task) -> u32 {
+    pub(crate) fn pid(&self, task: &Task) -> u32 {
         let log = self.heard.log.lock().unwrap();
         let prefix = format!("{} Running", task.id);
         let running = log.iter().rev().find(|line| line.starts_with(&prefix)).unwrap();
@@ -343,7 +384,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let parents = ["", "memory", "cpu", "pids", "unified", "cpuacct", "cpuset", "devices", "freezer", "blkio", "systemd"];
+        let parents =
+            ["", "memory", "cpu", "pids", "unified", "cpuacct", "cpuset", "devices", "freezer", "blkio", "systemd"];
         for parent in parents.map(|controller| Path::new("/sys/fs/cgroup").join(controller).join(&self.cgroup[1..])) {
             for child in fs::read_dir(&parent).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
                 let procs = fs::read_to_string(child.path().join("cgroup.procs")).unwrap_or_default();
@@ -365,7 +407,6 @@ impl Drop for Node {
         for entry in fs::read_dir(self.paths.worker_dir().join("containers")).into_iter().flatten().flatten() {
             let _ = crate::image::rootfs::Rootfs::inside(&entry.path()).delete();
         }
-        let _ = self.dir.path();
     }
 }
 
@@ -376,7 +417,7 @@ fn identity(root: &RootCa, cluster: &ClusterId, node: &NodeId, role: NodeRole) -
 }
 
 /// Imports an image of busybox and nothing else as `box:latest`.
-fn import_box(agent: &Agent) {
+pub(crate) fn import_box(store: &ImageStore) {
     let busybox = fs::read("/bin/busybox").expect("these tests need busybox: apt-get install busybox-static");
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |kind, name: &str, link: &str, content: &[u8]| {
@@ -396,12 +437,11 @@ fn import_box(agent: &Agent) {
         add(tar::EntryType::Directory, folder, "", &[]);
     }
     add(tar::EntryType::Regular, "bin/busybox", "", &busybox);
-    add(tar::EntryType::Regular, "data/seed", "", b"from the image");
+    add(tar::EntryType::Regular, "data/seed", "", b"from the image\n");
     for program in ["sh", "cat", "echo", "sleep"] {
         add(tar::EntryType::Symlink, &format!("bin/{program}"), "busybox", &[]);
     }
     let tar = tar.into_inner().unwrap();
-    let store = &agent.host.images.store;
     let layer = store.put_bytes(&tar, None).unwrap();
     let mut config = ImageConfig::default();
     config.config.env = vec!["PATH=/bin".to_owned()];
@@ -409,19 +449,21 @@ fn import_box(agent: &Agent) {
     store.set_name(&Reference::parse("box").unwrap(), &image.digest).unwrap();
 }
 
-fn task(n: u128, image: &str, command: &[&str]) -> Arc<Task> {
-    task_with(n, ContainerSpec {
-        image: image.to_owned(),
-        command: command.iter().map(|&arg| arg.to_owned()).collect(),
-        stop_grace_period: Some(Duration::from_millis(300)),
-        ..Default::default()
-    })
+pub(crate) fn task(n: u128, image: &str, command: &[&str]) -> Arc<Task> {
+    task_with(
+        n,
+        ContainerSpec {
+            image: image.to_owned(),
+            command: command.iter().map(|&arg| arg.to_owned()).collect(),
+            stop_grace_period: Some(Duration::from_millis(300)),
+            ..Default::default()
+        },
+    )
 }
 
-fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
+pub(crate) fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
     let at = Timestamp::from_unix_ms(1);
-    let status =
-        TaskStatus { state: TaskState::Assigned, at, message: String::new(), error: None, container: None };
+    let status = TaskStatus { state: TaskState::Assigned, at, message: String::new(), error: None, container: None };
     Arc::new(Task {
         id: TaskId::from_random(n + (u128::from(std::process::id()) << 64)),
         meta: Meta { created_at: at, ..Meta::default() },
@@ -440,125 +482,7 @@ fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
     })
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_task_runs_is_watched_and_stops() {
-    let node = Node::new().await;
-    let worker = node.worker().await;
-    import_box(&worker.agent);
-    let script = "cat /etc/hosts /etc/resolv.conf /data/seed; echo started; sleep 1000";
-    let mut spec = task(1, "box", &["sh", "-c", script]).spec.container.clone();
-    spec.mounts = vec![Mount {
-        kind: MountKind::Volume,
-        source: "seeded".to_owned(),
-        target: "/data".to_owned(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
-    }];
-    let web = task_with(1, spec);
-    node.assign(&[(&web, TaskState::Ready)]);
-    node.wait(&web, TaskState::Ready).await;
-    assert!(!node.heard.has(&format!("{} Starting", web.id)));
-    node.heard.wait("ack 2").await;
-    node.assign(&[(&web, TaskState::Running)]);
-    node.wait(&web, TaskState::Running).await;
-    node.heard.wait("heartbeat").await;
-
-    let announce = |id: &str, what| StreamAnnouncement {
-        stream_id: id.to_owned(),
-        task_id: web.id.to_string(),
-        what: Some(what),
-    };
-    let logs = LogOptions { follow: true, stdout: true, stderr: true, ..Default::default() };
-    node.streams.send_replace(vec![announce("l", stream_announcement::What::Logs(logs))]);
-    node.heard.wait("log started").await;
-    for line in ["hello l", "log 10.9.0.7\t", "log nameserver 127.0.0.11", "log from the image"] {
-        assert!(node.heard.has(line), "{line}");
-    }
-    let exec = ExecStart { argv: ["sh", "-c", "echo inside; exit 3"].map(str::to_owned).into(), ..Default::default() };
-    node.streams.send_replace(vec![announce("e", stream_announcement::What::Exec(exec))]);
-    node.heard.wait("exit 3").await;
-    assert!(node.heard.has("stdout inside"));
-
-    node.assign(&[(&web, TaskState::Shutdown)]);
-    node.wait(&web, TaskState::Shutdown).await;
-    let down = node.heard.position(&format!("down {}", web.id)).unwrap();
-    assert!(down < node.heard.position(&format!("{} Shutdown", web.id)).unwrap());
-    node.heard.wait(&format!("detach {}", web.id)).await;
-    node.assign(&[]);
-    let gone = || !node.paths.worker_dir().join("containers").join(web.id.as_str()).exists();
-    wait_until(gone).await;
-    wait_until(|| worker.agent.host.entries().is_empty()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn failures_are_reported_in_words() {
-    let node = Node::new().await;
-    let worker = node.worker().await;
-    import_box(&worker.agent);
-    let no_image = task(1, "127.0.0.1:1/nosuch", &[]);
-    let exits = task(2, "box", &["sh", "-c", "exit 3"]);
-    let no_command = task(3, "box", &["nosuch"]);
-    let done = task(4, "box", &["echo", "done"]);
-    node.assign(&[&no_image, &exits, &no_command, &done].map(|task| (task, TaskState::Running)));
-    for (task, expected) in [
-        (&no_image, "Rejected No such image: 127.0.0.1:1/nosuch:latest (no route to registry 127.0.0.1:1"),
-        (&exits, "Failed task: non-zero exit (3)"),
-        (&no_command, "Failed starting container failed: "),
-        (&done, "Complete "),
-    ] {
-        node.heard.wait(&format!("{} {expected}", task.id)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_worker_finds_its_containers_again() {
-    let node = Node::new().await;
-    let worker = node.worker().await;
-    import_box(&worker.agent);
-    let (stays, ends) = (task(1, "box", &["sleep", "1000"]), task(2, "box", &["sh", "-c", "sleep 1; exit 5"]));
-    node.assign(&[(&stays, TaskState::Running), (&ends, TaskState::Running)]);
-    node.wait(&stays, TaskState::Running).await;
-    node.wait(&ends, TaskState::Running).await;
-    let pid = node.pid(&stays);
-    drop(worker);
-    let ended = node.pid(&ends);
-    wait_until(|| !alive(ended)).await;
-    node.heard.log.lock().unwrap().clear();
-
-    let worker = node.worker().await;
-    node.heard.wait(&format!("{} Failed task: non-zero exit (5)", ends.id)).await;
-    node.heard.wait(&format!("attach {}", stays.id)).await;
-    assert!(alive(pid));
-    let entry = worker.agent.host.book.entry(&stays.id).unwrap();
-    assert_eq!((entry.status.state, entry.container.map(|container| container.pid())), (TaskState::Running, Some(pid)));
-    node.assign(&[(&stays, TaskState::Shutdown)]);
-    node.wait(&stays, TaskState::Shutdown).await;
-    wait_until(|| !alive(pid)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn after_a_power_cut_tasks_that_ran_have_failed() {
-    let node = Node::new().await;
-    let worker = node.worker().await;
-    import_box(&worker.agent);
-    let web = task(1, "box", &["sleep", "1000"]);
-    node.assign(&[(&web, TaskState::Running)]);
-    node.wait(&web, TaskState::Running).await;
-    let found = worker.agent.host.book.entry(&web.id).and_then(|entry| entry.container).unwrap();
-    drop(worker);
-    // The container, its shim and all of /run are gone.
-    found.delete().await.unwrap();
-    fs::remove_dir_all(node.paths.shims_dir()).unwrap();
-    let _worker = node.worker().await;
-    node.heard.wait(&format!("{} Failed node restarted", web.id)).await;
-}
-
-async fn wait_until(condition: impl Fn() -> bool) {
+pub(crate) async fn wait_until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -567,7 +491,7 @@ async fn wait_until(condition: impl Fn() -> bool) {
     timeout(LIMIT, wait).await.expect("it does not come true");
 }
 
-fn alive(pid: u32) -> bool {
+pub(crate) fn alive(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !stat.is_empty() && !stat.contains(") Z ")
 }

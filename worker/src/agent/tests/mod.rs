@@ -1,0 +1,135 @@
+//! The whole worker against a manager and a netd of the test's own. Needs root, busybox and the shim example (`cargo
+//! test` builds it).
+
+mod node;
+
+use std::fs;
+
+use orch_model::service::{Mount, MountKind};
+use orch_proto::wire::{ExecStart, LogOptions, StreamAnnouncement, stream_announcement};
+
+pub(crate) use self::node::{Node, import_box, task, wait_until};
+use self::node::{alive, task_with};
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_runs_is_watched_and_stops() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let script = "cat /etc/hosts /etc/resolv.conf /data/seed; echo started; sleep 1000";
+    let mut spec = task(1, "box", &["sh", "-c", script]).spec.container.clone();
+    spec.mounts = vec![Mount {
+        kind: MountKind::Volume,
+        source: "seeded".to_owned(),
+        target: "/data".to_owned(),
+        read_only: false,
+        no_copy: false,
+        volume_driver: None,
+        volume_labels: BTreeMap::new(),
+        propagation: String::new(),
+        tmpfs_size_bytes: 0,
+        tmpfs_mode: 0,
+    }];
+    let web = task_with(1, spec);
+    node.assign(&[(&web, TaskState::Ready)]);
+    node.wait(&web, TaskState::Ready).await;
+    assert!(!node.heard.has(&format!("{} Starting", web.id)));
+    node.heard.wait("ack 2").await;
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    node.heard.wait("heartbeat").await;
+
+    let announce =
+        |id: &str, what| StreamAnnouncement { stream_id: id.to_owned(), task_id: web.id.to_string(), what: Some(what) };
+    let logs = LogOptions { follow: true, stdout: true, stderr: true, ..Default::default() };
+    node.streams.send_replace(vec![announce("l", stream_announcement::What::Logs(logs))]);
+    node.heard.wait("log started").await;
+    for line in ["hello l", "log 10.9.0.7\t", "log nameserver 127.0.0.11", "log from the image"] {
+        assert!(node.heard.has(line), "{line}");
+    }
+    let exec = ExecStart { argv: ["sh", "-c", "echo inside; exit 3"].map(str::to_owned).into(), ..Default::default() };
+    node.streams.send_replace(vec![announce("e", stream_announcement::What::Exec(exec))]);
+    node.heard.wait("exit 3").await;
+    assert!(node.heard.has("stdout inside"));
+
+    node.assign(&[(&web, TaskState::Shutdown)]);
+    node.wait(&web, TaskState::Shutdown).await;
+    let down = node.heard.position(&format!("down {}", web.id)).unwrap();
+    assert!(down < node.heard.position(&format!("{} Shutdown", web.id)).unwrap());
+    node.heard.wait(&format!("detach {}", web.id)).await;
+    node.assign(&[]);
+    let gone = || !node.paths.worker_dir().join("containers").join(web.id.as_str()).exists();
+    wait_until(gone).await;
+    wait_until(|| worker.agent.host.entries().is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_are_reported_in_words() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let no_image = task(1, "127.0.0.1:1/nosuch", &[]);
+    let exits = task(2, "box", &["sh", "-c", "exit 3"]);
+    let no_command = task(3, "box", &["nosuch"]);
+    let done = task(4, "box", &["echo", "done"]);
+    node.assign(&[&no_image, &exits, &no_command, &done].map(|task| (task, TaskState::Running)));
+    for (task, expected) in [
+        (&no_image, "Rejected No such image: 127.0.0.1:1/nosuch:latest (no route to registry 127.0.0.1:1"),
+        (&exits, "Failed task: non-zero exit (3)"),
+        (&no_command, "Failed starting container failed: "),
+        (&done, "Complete "),
+    ] {
+        node.heard.wait(&format!("{} {expected}", task.id)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn worker_process() {
+    node::work_in_this_process().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_worker_finds_its_containers_again() {
+    let node = Node::new().await;
+    import_box(&node.store());
+    let worker = node.worker_process();
+    let (stays, ends) = (task(1, "box", &["sleep", "1000"]), task(2, "box", &["sh", "-c", "sleep 1; exit 5"]));
+    node.assign(&[(&stays, TaskState::Running), (&ends, TaskState::Running)]);
+    node.wait(&stays, TaskState::Running).await;
+    node.wait(&ends, TaskState::Running).await;
+    let (pid, ended) = (node.pid(&stays), node.pid(&ends));
+    drop(worker);
+    wait_until(|| !alive(ended)).await;
+    node.heard.log.lock().unwrap().clear();
+
+    let worker = node.worker_process();
+    node.heard.wait(&format!("{} Failed task: non-zero exit (5)", ends.id)).await;
+    node.heard.wait(&format!("attach {}", stays.id)).await;
+    assert!(alive(pid));
+    assert!(!node.heard.has(&format!("{} Starting", stays.id)));
+    drop(worker);
+    // The next one hears of the stop before it has anything else to do.
+    node.assign(&[(&stays, TaskState::Shutdown)]);
+    let _worker = node.worker_process();
+    node.wait(&stays, TaskState::Shutdown).await;
+    wait_until(|| !alive(pid)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_power_cut_tasks_that_ran_have_failed() {
+    let node = Node::new().await;
+    import_box(&node.store());
+    let worker = node.worker_process();
+    let web = task(1, "box", &["sleep", "1000"]);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    drop(worker);
+    // The container, its shim and all of /run are gone.
+    for found in node.runtime().recover().await.unwrap() {
+        delete_container(found).await;
+    }
+    fs::remove_dir_all(node.paths.shims_dir()).unwrap();
+    let _worker = node.worker_process();
+    node.heard.wait(&format!("{} Failed node restarted", web.id)).await;
+}
