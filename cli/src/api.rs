@@ -127,9 +127,13 @@ impl Api {
     }
 
     pub(crate) async fn remove(&mut self, kind: Kind, reference: &str, force: bool) -> anyhow::Result<()> {
+        self.try_remove(kind, reference, force).await.map_err(explain)
+    }
+
+    /// As [`Api::remove`], for callers that tell refusals apart.
+    pub(crate) async fn try_remove(&mut self, kind: Kind, reference: &str, force: bool) -> Result<(), Status> {
         let request = wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force };
-        self.control.remove(request).await.map_err(explain)?;
-        Ok(())
+        self.control.remove(request).await.map(drop)
     }
 
     pub(crate) async fn watch(

@@ -193,12 +193,13 @@ async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut seen = std::collections::HashMap::new();
     while let Some(message) = progress.next().await {
         match message.map_err(explain)?.progress {
-            Some(wire::pull_progress::Progress::Layer(layer)) if !args.quiet => {
+            Some(wire::pull_progress::Progress::Layer(layer))
                 // One line per change of state: bytes alone would flood a pipe.
-                if seen.insert(layer.digest.clone(), layer.state.clone()) != Some(layer.state.clone()) {
-                    let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
-                    println!("{}: {}", short_id(digest), layer_words(&layer.state));
-                }
+                if !args.quiet && seen.get(&layer.digest) != Some(&layer.state) =>
+            {
+                let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
+                println!("{}: {}", short_id(digest), layer_words(&layer.state));
+                seen.insert(layer.digest, layer.state);
             }
             Some(wire::pull_progress::Progress::Status(text)) if !args.quiet => println!("{text}"),
             Some(wire::pull_progress::Progress::Done(image)) => {

@@ -54,8 +54,8 @@ impl Display {
     }
 
     pub(super) fn waiting_to_verify(&mut self, monitor: Duration) {
-        let length = crate::flags::duration::show(monitor);
-        self.say(&format!("verify: Waiting {length} to verify that tasks are stable..."));
+        let seconds = monitor.as_secs_f32().ceil();
+        self.say(&format!("verify: Waiting {seconds} seconds to verify that tasks are stable..."));
     }
 
     pub(super) fn say(&mut self, text: &str) {

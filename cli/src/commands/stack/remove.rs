@@ -7,9 +7,18 @@ use orch_model::{
     service::Service,
 };
 use orch_proto::paths::Paths;
+use tokio::time::{Duration, Instant, sleep};
+use tonic::Code;
 
 use super::in_stack;
-use crate::{api::Api, commands::for_each};
+use crate::{
+    api::{Api, explain},
+    commands::for_each,
+};
+
+/// The longest that tasks may take to stop before their networks are given up on.
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
+const RELEASE_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(stacks: &[String], paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
@@ -43,17 +52,15 @@ async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
     if failures.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failures.join("\n"))) }
 }
 
-/// What services used is in use until their last task is gone: waits for that, then removes.
+/// What services used is in use until their last task is gone: asks again until then.
 async fn remove_when_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<()> {
-    const LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
-    const PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
-    let deadline = tokio::time::Instant::now() + LIMIT;
+    let deadline = Instant::now() + RELEASE_LIMIT;
     loop {
-        match api.remove(kind, id, false).await {
-            Err(_) if kind != Kind::Service && tokio::time::Instant::now() < deadline => {
-                tokio::time::sleep(PAUSE).await
-            }
-            outcome => return outcome,
+        let Err(status) = api.try_remove(kind, id, false).await else { return Ok(()) };
+        let in_use = kind != Kind::Service && status.code() == Code::FailedPrecondition;
+        if !in_use || Instant::now() >= deadline {
+            return Err(explain(status));
         }
+        sleep(RELEASE_PAUSE).await;
     }
 }
