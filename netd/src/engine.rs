@@ -219,6 +219,9 @@ impl Engine {
             Command::Detach(id, reply) => {
                 self.tasks.remove(&id);
                 self.requests.remove(&id);
+                if let Err(error) = self.store.forget_task(&id) {
+                    tracing::warn!(task = %id, %error, "cannot remove a task's file");
+                }
                 Some(Waiting::Gone(reply))
             }
             Command::Status(reply) => Some(Waiting::Status(reply)),

@@ -49,14 +49,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.paths).context("opening the network daemon's folders")?;
     let resolvers = Arc::new(Resolvers::new(RESOLV_CONF.into()));
-    let engine = Engine::start(store, resolvers, Arc::new(NftProgram)).await.context("starting the network daemon")?;
+    let engine =
+        Engine::start(store.clone(), resolvers, Arc::new(NftProgram)).await.context("starting the network daemon")?;
     let socket = config.paths.netd_sock();
     let incoming = transport::unix_incoming(&socket, SOCKET_MODE).context("opening the network daemon's socket")?;
     let (commands, receiver) = mpsc::channel(MAX_WAITING);
     let engine = tokio::spawn(engine.run(receiver));
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let server = tonic::transport::Server::builder()
-        .add_service(NetdServer::new(service::Netd { commands }))
+        .add_service(NetdServer::new(service::Netd { commands, store }))
         .serve_with_incoming_shutdown(incoming, async move {
             terminate.recv().await;
         });

@@ -14,7 +14,7 @@ use rtnetlink::{Handle, packet_route::route::RouteProtocol};
 
 use crate::netns::NetNs;
 
-pub(crate) use execute::{delete_all_links, delete_own_links};
+pub(crate) use execute::{cut_off, delete_all_links, delete_own_links};
 pub(crate) use observe::{host_networks, mtu_of};
 
 /// Marks routes and rules as the daemon's.

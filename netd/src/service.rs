@@ -8,14 +8,30 @@ use orch_proto::wire::{
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
-use crate::engine::{Command, EngineError};
+use crate::{
+    engine::{Command, EngineError},
+    netlink,
+    netns::NetNs,
+    store::Store,
+};
 
 /// Answers on the socket.
 pub(crate) struct Netd {
     pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) store: Store,
 }
 
 impl Netd {
+    /// Takes a dead task's links down without waiting for the engine: until they are, its kernel answers new connections
+    /// with resets, which clients see, while silence only makes them try again (and by then they go elsewhere).
+    async fn cut_off(&self, id: &TaskId) {
+        // The engine does it again and reports what fails; a task that is not here needs nothing.
+        if let Ok(Some(ns)) = NetNs::open(&self.store.task_netns(id)) {
+            let done = ns.run(|| netlink::connected(netlink::cut_off)?).await;
+            done.unwrap_or_else(|error| tracing::warn!(task = %id, %error, "cannot take a dead task's links down"));
+        }
+    }
+
     async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, EngineError>>) -> Command,
@@ -55,6 +71,7 @@ impl netd_server::Netd for Netd {
 
     async fn task_down(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
         let id = task_id(request.get_ref())?;
+        self.cut_off(&id).await;
         self.ask(|done| Command::Down(id, done)).await
     }
 

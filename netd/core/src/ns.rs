@@ -69,8 +69,6 @@ pub struct Link {
     pub mtu: Option<u32>,
     /// The bridge that it is a port of.
     pub master: Option<String>,
-    /// A bridge port that cannot talk to other such ports.
-    pub isolated: bool,
     pub up: bool,
 }
 
@@ -78,7 +76,7 @@ impl Link {
     /// Up, and all else as the kernel makes it.
     #[must_use]
     pub fn up(kind: LinkKind) -> Self {
-        Self { kind, mac: None, mtu: None, master: None, isolated: false, up: true }
+        Self { kind, mac: None, mtu: None, master: None, up: true }
     }
 }
 
@@ -177,6 +175,5 @@ pub struct ObservedLink {
     pub mac: Option<Mac>,
     pub mtu: u32,
     pub master: Option<String>,
-    pub isolated: bool,
     pub up: bool,
 }

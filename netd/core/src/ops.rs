@@ -37,7 +37,6 @@ pub struct LinkChange {
     pub mac: Option<Mac>,
     pub mtu: Option<u32>,
     pub master: Option<String>,
-    pub isolated: Option<bool>,
 }
 
 /// The steps, in an order in which each finds what it needs: what is in the way goes first; links go down before anything
@@ -171,10 +170,6 @@ fn change(link: &Link, seen: Option<&ObservedLink>) -> LinkChange {
         mac: link.mac.filter(|mac| !made_complete && seen.and_then(|s| s.mac) != Some(*mac)),
         mtu: link.mtu.filter(|mtu| !made_complete && seen.map(|s| s.mtu) != Some(*mtu)),
         master: link.master.clone().filter(|master| seen.and_then(|s| s.master.as_ref()) != Some(master)),
-        isolated: link
-            .master
-            .as_ref()
-            .and(Some(link.isolated).filter(|isolated| seen.map_or(*isolated, |s| s.isolated != *isolated))),
     }
 }
 

@@ -188,8 +188,8 @@ impl Engine {
                 NsName::Task(id) => {
                     self.servers.remove(id);
                     self.unsaved.remove(id);
-                    let (path, store, id) = (self.store.task_netns(id), self.store.clone(), id.clone());
-                    blocking(move || netns::remove(&path).and_then(|()| store.forget_task(&id))).await
+                    let path = self.store.task_netns(id);
+                    blocking(move || netns::remove(&path)).await
                 }
             };
             if let Err(error) = result {

@@ -10,10 +10,10 @@ use orch_netd_core::{
     ops::{LinkChange, NetOp},
 };
 use rtnetlink::{
-    Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        link::{InfoBridge, InfoBridgePort, InfoData, InfoVeth, LinkAttribute, LinkMessage},
+        link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
@@ -142,7 +142,7 @@ fn sized<T>(builder: LinkMessageBuilder<T>, link: &Link) -> LinkMessage {
     };
     let mut message = builder.build();
     // Links come up by a step of their own, when they are complete.
-    message.header.flags.remove(rtnetlink::packet_route::link::LinkFlags::Up);
+    message.header.flags.remove(LinkFlags::Up);
     message
 }
 
@@ -181,12 +181,7 @@ async fn set_link(handle: &Handle, name: &str, change: &LinkChange, indexes: &mu
     if let Some(master) = &change.master {
         message = message.append_extra_attribute(LinkAttribute::Controller(indexes.get(master).await?));
     }
-    handle.link().set(message.build()).execute().await.map_err(io_error)?;
-    if let Some(isolated) = change.isolated {
-        let port = LinkBridgePort::new(index).append_info_data(InfoBridgePort::Isolated(isolated));
-        handle.link().set_port(port.build()).execute().await.map_err(io_error)?;
-    }
-    Ok(())
+    handle.link().set(message.build()).execute().await.map_err(io_error)
 }
 
 async fn route_message(route: &Route, indexes: &mut Indexes<'_>) -> io::Result<RouteMessage> {
@@ -269,6 +264,16 @@ pub(crate) async fn delete_own_links(handle: Handle) -> io::Result<()> {
 /// Removes every link of a sandbox.
 pub(crate) async fn delete_all_links(handle: Handle) -> io::Result<()> {
     delete_links(&handle, |name| name != "lo").await
+}
+
+/// Takes every link but loopback down: nothing more leaves or reaches the namespace.
+pub(crate) async fn cut_off(handle: Handle) -> io::Result<()> {
+    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
+    for message in messages.iter().filter(|m| !m.header.flags.contains(LinkFlags::Loopback)) {
+        let down = LinkUnspec::new_with_index(message.header.index).down();
+        gone(handle.link().set(down.build()).execute().await)?;
+    }
+    Ok(())
 }
 
 async fn delete_links(handle: &Handle, doomed: impl Fn(&str) -> bool) -> io::Result<()> {

@@ -17,7 +17,7 @@ use rtnetlink::{
     packet_route::{
         AddressFamily,
         address::AddressAttribute,
-        link::{InfoBridgePort, InfoData, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
         rule::{RuleAttribute, RuleMessage},
@@ -97,14 +97,8 @@ fn name_of(message: &LinkMessage) -> Option<String> {
 }
 
 fn link(message: &LinkMessage, names: &LinkNames) -> ObservedLink {
-    let mut link = ObservedLink {
-        vxlan: None,
-        mac: None,
-        mtu: 0,
-        master: None,
-        isolated: false,
-        up: message.header.flags.contains(LinkFlags::Up),
-    };
+    let mut link =
+        ObservedLink { vxlan: None, mac: None, mtu: 0, master: None, up: message.header.flags.contains(LinkFlags::Up) };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = bytes.first_chunk().copied().map(Mac),
@@ -118,12 +112,8 @@ fn link(message: &LinkMessage, names: &LinkNames) -> ObservedLink {
 }
 
 fn link_info(info: &LinkInfo, link: &mut ObservedLink) {
-    match info {
-        LinkInfo::Data(InfoData::Vxlan(infos)) => link.vxlan = vxlan(infos),
-        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
-            link.isolated = infos.contains(&InfoBridgePort::Isolated(true));
-        }
-        _ => {}
+    if let LinkInfo::Data(InfoData::Vxlan(infos)) = info {
+        link.vxlan = vxlan(infos);
     }
 }
 

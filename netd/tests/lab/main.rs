@@ -157,7 +157,9 @@ fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
 fn a_dead_task_is_dropped_at_once_and_its_clients_go_elsewhere() {
     let mut lab = started();
     let asker = lab.netns(1, 3);
+    let start = Instant::now();
     lab.down(2, 2);
+    println!("down: {:?}", start.elapsed());
     // Node 1 does not know yet: an attempt that meets the dead task hangs, and is balanced anew when it is told.
     let attempts: Vec<_> = (0..4)
         .map(|_| {

@@ -30,7 +30,7 @@ pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     for (index, attachment) in task.attachments.iter().enumerate().filter(|(_, a)| linked(a)) {
         let name = names::task_link(index);
         let mac = attachment.addresses.first().map(|addr| Mac::of(addr.ip()));
-        let link = Link { mac, mtu: Some(context.mtu()), ..Link::up(LinkKind::VethPeer) };
+        let link = Link { mac, mtu: Some(context.mtu()), up: !task.down, ..Link::up(LinkKind::VethPeer) };
         ns.links.insert(name.clone(), link);
         ns.addresses.extend(attachment.addresses.iter().map(|addr| (name.clone(), *addr)));
     }
@@ -69,7 +69,7 @@ fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
     let link = names::task_link(task.attachments.len());
     let router = context.inputs.facts.gateway.router();
     let mac = Some(Mac::of(task.gateway_addr.into()));
-    ns.links.insert(link.clone(), Link { mac, ..Link::up(LinkKind::VethPeer) });
+    ns.links.insert(link.clone(), Link { mac, up: !task.down, ..Link::up(LinkKind::VethPeer) });
     if let Ok(addr) = IpNetwork::new(task.gateway_addr.into(), router.prefix()) {
         ns.addresses.insert((link.clone(), addr));
     }

@@ -102,7 +102,7 @@ fn foreign() -> Observed {
 }
 
 fn made() -> ObservedLink {
-    ObservedLink { vxlan: None, mac: None, mtu: 1500, master: None, isolated: false, up: false }
+    ObservedLink { vxlan: None, mac: None, mtu: 1500, master: None, up: false }
 }
 
 /// A kernel, as far as the steps concern it.
@@ -134,7 +134,6 @@ fn carry_out(ns: &NsName, op: NetOp, world: &mut World) {
             link.mac = change.mac.or(link.mac);
             link.mtu = change.mtu.unwrap_or(link.mtu);
             link.master = change.master.or(link.master.take());
-            link.isolated = change.isolated.unwrap_or(link.isolated);
         }
         NetOp::SetUp { name, up } => {
             observed.links.get_mut(&name).unwrap().up = up;

@@ -45,7 +45,6 @@ fn render_ns(ns: &NsPlan, text: &mut String) {
         link.mac.iter().for_each(|mac| write!(text, ", mac {mac}").unwrap());
         link.mtu.iter().for_each(|mtu| write!(text, ", mtu {mtu}").unwrap());
         link.master.iter().for_each(|master| write!(text, ", port of {master}").unwrap());
-        text.push_str(if link.isolated { ", isolated" } else { "" });
         text.push_str(if link.up { "\n" } else { ", down\n" });
     }
     ns.addresses.iter().for_each(|(link, addr)| writeln!(text, "address {addr} on {link}").unwrap());
