@@ -91,7 +91,8 @@ pub(crate) struct Engine {
     sequence: u64,
     gateway: Gateway,
     last_addr: Option<Ipv4Addr>,
-    underlay_mtu: u32,
+    /// The tunnel address, and the MTU of the link that has it.
+    underlay: Option<(IpAddr, u32)>,
     tasks: BTreeMap<TaskId, LocalTask>,
     /// What the worker sent, for the task's file.
     requests: BTreeMap<TaskId, AttachTaskRequest>,
@@ -128,7 +129,7 @@ impl Engine {
             sequence,
             gateway,
             last_addr: None,
-            underlay_mtu: DEFAULT_MTU,
+            underlay: None,
             tasks: BTreeMap::new(),
             requests: BTreeMap::new(),
             unsaved: BTreeSet::new(),

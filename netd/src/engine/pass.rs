@@ -40,7 +40,8 @@ impl Engine {
     pub(super) async fn pass(&mut self, check: bool) {
         self.update_facts(check).await;
         self.prepare_tasks().await;
-        let facts = NodeFacts { gateway: self.gateway, underlay_mtu: self.underlay_mtu };
+        let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
+        let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
         let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, facts });
         self.open_sandboxes(&plan).await;
         self.apply_all(&plan, check).await;
@@ -71,9 +72,10 @@ impl Engine {
                 Err(error) => tracing::warn!(%error, "the gateway network overlaps another one"),
             }
         }
-        let known = self.applied.contains_key(&NsName::Host) && self.underlay_mtu != DEFAULT_MTU;
-        if let Some(peer) = self.desired.own_peer().filter(|_| check || !known) {
-            self.underlay_mtu = underlay_mtu(host, peer.data_addr).await.unwrap_or(DEFAULT_MTU);
+        if let Some(addr) = self.desired.own_peer().map(|peer| peer.data_addr)
+            && (check || self.underlay.is_none_or(|(known, _)| known != addr))
+        {
+            self.underlay = underlay_mtu(host, addr).await.map(|mtu| (addr, mtu));
         }
     }
 

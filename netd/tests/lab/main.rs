@@ -134,6 +134,12 @@ fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
     }
     assert_eq!(who(&lab.netns(1, 3), (lab.addr(3), 8080), 6), ["t1", "t2"], "from a task by a node's address");
 
+    // The same client by the same port through every node to the same task: each reply goes back by its own node.
+    lab.set_all(&items(&[2]));
+    let mut same: Vec<_> = (1..=3).map(|n| sockets::open_from(&client, 45_678, (lab.addr(n), 8080).into())).collect();
+    assert_eq!(same.iter_mut().map(sockets::name).collect::<Vec<_>>(), ["t2", "t2", "t2"]);
+    lab.set_all(&items(&[1, 2]));
+
     // Datagrams of one flow stay together.
     let flows =
         [sockets::udp(&client, (lab.addr(3), 5353).into()), sockets::udp(&lab.netns(1, 3), (VIP_WEB, 5000).into())];

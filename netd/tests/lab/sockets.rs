@@ -105,6 +105,23 @@ pub(crate) fn udp(ns: &Path, to: SocketAddr) -> UdpSocket {
     socket
 }
 
+/// A connection from a chosen port, which others may use too (to other addresses).
+pub(crate) fn open_from(ns: &Path, port: u16, to: SocketAddr) -> TcpStream {
+    in_ns(ns, move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind(SocketAddr::from(([0; 4], port))).unwrap();
+            let connected = tokio::time::timeout(Duration::from_secs(5), socket.connect(to)).await.unwrap().unwrap();
+            let stream = connected.into_std().unwrap();
+            stream.set_nonblocking(false).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream
+        })
+    })
+}
+
 /// Who answers a datagram.
 pub(crate) fn ask_udp(socket: &UdpSocket) -> String {
     socket.send(b"who?").unwrap();
