@@ -238,3 +238,140 @@ fn a_taken_port_is_a_sentence() {
         assert!(transport::unix_channel(&lab.paths(0).manager_sock()).await.is_err());
     });
 }
+
+/// Not a test: the manager's process of the test below.
+#[test]
+fn manager_process() {
+    if std::env::var_os(lab::PROCESS_VAR).is_some() {
+        orch_manager::run(orch_manager::Config { paths: orch_proto::paths::Paths::from_env() }).unwrap();
+    }
+}
+
+#[test]
+fn a_killed_process_has_every_write_that_it_acknowledged() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let mut acknowledged = std::collections::BTreeSet::new();
+        for round in 0..4_u64 {
+            let mut process = lab::Process::start(&lab);
+            let mut control = process.control().await;
+            let deadline = Instant::now() + Duration::from_millis(150 + 130 * round);
+            for number in 0.. {
+                let name = format!("s{round}-{number}");
+                tokio::select! {
+                    created = control.create(service(&name, 1)) => acknowledged.insert(lab::id_of(&created.unwrap().into_inner().object.unwrap())),
+                    () = tokio::time::sleep_until(deadline.into()) => break,
+                };
+            }
+            process.kill();
+            let process = lab::Process::start(&lab);
+            let mut control = process.control().await;
+            let request = wire::ListRequest { kind: Kind::Service.into(), filters: None };
+            let listed = control.list(request).await.unwrap().into_inner().objects;
+            let found: std::collections::BTreeSet<_> = listed.iter().map(lab::id_of).collect();
+            assert!(acknowledged.is_subset(&found), "round {round}: {} of {}", found.len(), acknowledged.len());
+        }
+        assert!(acknowledged.len() > 10, "only {} writes", acknowledged.len());
+    });
+}
+
+#[test]
+fn logs_and_exec_reach_the_node_of_the_task() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let agent = lab::Agent::join(&manager, &lab.addr(0)).await;
+        let mut session = agent.session().await;
+        manager.control().await.create(service("web", 1)).await.unwrap();
+        let task = loop {
+            if let Some(task) = session.next_tasks().await.pop() {
+                break task;
+            }
+        };
+        session.report(&task, wire::TaskState::Running).await.unwrap();
+        lab::eventually("it runs", LIMIT, async || manager.running().await == 1).await;
+
+        let options = wire::LogOptions { stdout: true, ..wire::LogOptions::default() };
+        let request = wire::LogsRequest { tasks: Vec::new(), services: vec!["web".to_owned()], options: Some(options) };
+        let mut logs = manager.control().await.logs(request).await.unwrap().into_inner();
+        let node = session.answer_stream(&agent).await;
+        node.say(lab::log_line("hello\n")).await;
+        node.finish().await;
+        let line = logs.message().await.unwrap().unwrap();
+        assert_eq!((line.task_id.as_str(), &line.data[..]), (task.as_str(), &b"hello\n"[..]));
+        assert!(logs.message().await.unwrap().is_none());
+
+        let (input, stdin) = tokio::sync::mpsc::channel(4);
+        input.send(lab::exec_start("web.1")).await.unwrap();
+        let mut control = manager.control().await;
+        let stdin = tokio_stream::wrappers::ReceiverStream::new(stdin);
+        let (output, node) = tokio::join!(control.exec(stdin), session.answer_stream(&agent));
+        let (mut output, mut node) = (output.unwrap().into_inner(), node);
+        input.send(lab::stdin(b"ping")).await.unwrap();
+        assert_eq!(node.hear().await, Some(b"ping".to_vec()));
+        node.say(lab::stdout(b"pong")).await;
+        node.say(lab::exit(3)).await;
+        use wire::exec_output::Output;
+        assert_eq!(output.message().await.unwrap().unwrap().output, Some(Output::Stdout(b"pong"[..].into())));
+        assert_eq!(output.message().await.unwrap().unwrap().output, Some(Output::ExitCode(3)));
+        assert!(output.message().await.unwrap().is_none());
+
+        // The client goes away: the node is told.
+        let (input, stdin) = tokio::sync::mpsc::channel(4);
+        input.send(lab::exec_start(&task)).await.unwrap();
+        let stdin = tokio_stream::wrappers::ReceiverStream::new(stdin);
+        let (output, mut node) = tokio::join!(control.exec(stdin), session.answer_stream(&agent));
+        drop((output, input));
+        assert_eq!(node.hear().await, None, "cancelled");
+        manager.stop().await;
+    });
+}
+
+#[test]
+fn a_manager_leaves_and_the_others_go_on() {
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        lab.join_manager(1, &first).await;
+        let second = lab.start(1).await;
+        lab::eventually("two managers", LIMIT, async || {
+            first.info().await.reachability.iter().filter(|m| m.reachable).count() == 2
+        })
+        .await;
+        lab.leave(1, 0).await.unwrap();
+        second.crash().await;
+        // A quorum of one again.
+        first.control().await.create(service("web", 1)).await.unwrap();
+        assert_eq!(first.node_state(&lab.node_id(1)).await, NodeState::Down);
+        assert_eq!(first.info().await.managers, 1);
+        let last = lab.leave(0, 0).await.unwrap_err();
+        assert!(last.message().contains("last manager"), "{last}");
+        first.stop().await;
+    });
+}
+
+#[test]
+fn a_new_manager_gets_a_snapshot_where_the_log_is_gone() {
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        for number in 0..20 {
+            first.control().await.create(service(&format!("s{number}"), 1)).await.unwrap();
+        }
+        first.consensus().compact().await.unwrap();
+        // The snapshot and the rest of the log give the same state again.
+        let before = first.objects().await;
+        first.crash().await;
+        let first = lab.start(0).await;
+        assert_eq!(first.objects().await, before);
+
+        lab.join_manager(1, &first).await;
+        let second = lab.start(1).await;
+        lab::eventually("it has the snapshot", LIMIT, async || second.local_services() == 20).await;
+        second.crash().await;
+        let second = lab.start(1).await;
+        lab::eventually("it has it still", LIMIT, async || second.local_services() == 20).await;
+        second.stop().await;
+        first.crash().await;
+    });
+}

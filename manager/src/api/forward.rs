@@ -54,10 +54,10 @@ impl Forwarder {
     /// A connection to the leader at `addr`.
     pub(super) async fn channel(&self, addr: &str) -> Result<Channel, TransportError> {
         let known = self.lock().clone().filter(|known| known.addr == addr);
-        if let Some(known) = known {
-            if is_alive(known.channel.clone()).await {
-                return Ok(known.channel);
-            }
+        if let Some(known) = known
+            && is_alive(known.channel.clone()).await
+        {
+            return Ok(known.channel);
         }
         let identity = self.identity.current();
         let connecting = transport::tls_channel(addr, &identity, NodeRole::Manager);

@@ -62,9 +62,7 @@ impl Sessions {
     /// is never declared down.
     pub(super) fn close(&self, node: &NodeId, id: &SessionId) {
         if let Some(presence) = self.lock().get_mut(node) {
-            if presence.session.as_ref().is_some_and(|session| session.id == *id) {
-                presence.session = None;
-            }
+            presence.session.take_if(|session| session.id == *id);
         }
     }
 

@@ -412,7 +412,8 @@ mod tests {
     /// Damage of each kind: the error names the file, and nothing acknowledged goes missing in silence.
     #[test]
     fn damage_is_refused_and_names_the_file() {
-        let damages: [(&str, fn(&Path)); 3] = [
+        type Damage = fn(&Path);
+        let damages: [(&str, Damage); 3] = [
             ("emptied", |db| fs::write(db, b"").unwrap()),
             ("cut short", |db| {
                 let file = fs::OpenOptions::new().write(true).open(db).unwrap();

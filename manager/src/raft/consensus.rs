@@ -22,7 +22,7 @@ use super::{
     network::Network,
     snapshot::SnapshotFolder,
     store::Store,
-    types::{Applied, Member, Proposal, Raft, TypeConfig},
+    types::{Applied, LogId, Member, Proposal, Raft, TypeConfig},
 };
 use crate::log::{LogEngine, Sealer};
 
@@ -262,6 +262,20 @@ impl Consensus {
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         membership.nodes().map(|(id, member)| (*id, member.clone())).collect()
+    }
+
+    /// Makes a snapshot now and lets go of the log that it covers, so that a new member is sent the snapshot.
+    pub async fn compact(&self) -> Result<(), ConsensusError> {
+        let stopped = |e: &dyn std::error::Error| ConsensusError::Stopped(chain(e));
+        let index = self.store.view().index;
+        self.raft.trigger().snapshot().await.map_err(|e| stopped(&e))?;
+        let mut metrics = self.raft.metrics();
+        let covers = |log_id: Option<LogId>| log_id.is_some_and(|id| id.index >= index);
+        let made = timeout(MEMBER_LIMIT, metrics.wait_until(|m| covers(m.snapshot))).await;
+        made.map_err(|_| ConsensusError::NoQuorum)?.map_err(|e| stopped(&e))?;
+        self.raft.trigger().purge_log(index).await.map_err(|e| stopped(&e))?;
+        let purged = timeout(MEMBER_LIMIT, metrics.wait_until(|m| covers(m.purged))).await;
+        purged.map_err(|_| ConsensusError::NoQuorum)?.map(drop).map_err(|e| stopped(&e))
     }
 
     /// Hands leadership to another manager that is up, when this one has it.

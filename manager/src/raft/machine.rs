@@ -10,7 +10,7 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot,
     storage::{EntryResponder, RaftStateMachine},
 };
-use orch_manager_core::{ApplyError, Event, State};
+use orch_manager_core::{Event, State};
 use orch_model::change::Transaction;
 use orch_proto::{conv::FromProto, wire};
 use parking::Shelf;
@@ -54,9 +54,9 @@ impl StateMachine {
                 format!("raft entry {index} holds a change that this version of orch does not know ({detail}): upgrade this manager"),
             )
         })?;
-        let (state, committed, results) = apply_all(&self.store.view().state, log_id.index, &transactions);
+        let (state, committed, applied) = apply_all(&self.store.view().state, log_id.index, &transactions);
         self.store.publish(log_id.index, state, Committed::Transactions(committed));
-        Ok(Applied { index: log_id.index, results })
+        Ok(applied)
     }
 
     fn meta(&self) -> SnapshotMeta {
@@ -158,11 +158,7 @@ fn decode(proposal: &Proposal) -> Result<Vec<Transaction>, String> {
 }
 
 /// Every transaction on top of the ones before it; a refused one leaves no trace.
-fn apply_all(
-    state: &State,
-    index: u64,
-    transactions: &[Transaction],
-) -> (State, Vec<Arc<[Event]>>, Vec<Result<(), ApplyError>>) {
+fn apply_all(state: &State, index: u64, transactions: &[Transaction]) -> (State, Vec<Arc<[Event]>>, Applied) {
     let mut state = state.clone();
     let mut committed = Vec::new();
     let mut results = Vec::with_capacity(transactions.len());
@@ -175,7 +171,7 @@ fn apply_all(
             Err(error) => results.push(Err(error)),
         }
     }
-    (state, committed, results)
+    (state, committed, Applied { index, results })
 }
 
 /// A place that two owners put values into and take copies from.

@@ -233,3 +233,89 @@ fn file_name(meta: &SnapshotMeta) -> String {
     let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
     format!("{index:020}-{term:020}.{FILE_EXTENSION}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openraft::Membership;
+    use orch_manager_core::State;
+    use orch_model::{
+        Annotations, ConfigId, Meta, NodeId, Timestamp,
+        change::{Change, Transaction},
+        secret::Config,
+    };
+
+    use super::{
+        super::types::{LeaderId, LogId, Member, StoredMembership},
+        *,
+    };
+    use crate::log::KeyRing;
+
+    /// A few megabytes, so that chunks cut objects.
+    fn state() -> State {
+        let mut state = State::empty();
+        for number in 0..6 {
+            let config = Config {
+                id: ConfigId::from_random(number),
+                meta: Meta::default(),
+                annotations: Annotations { name: format!("c{number}"), ..Annotations::default() },
+                data: vec![7; 700_000],
+            };
+            let changes = vec![Change::Create(Object::Config(Arc::new(config)))];
+            let at = Timestamp::from_unix_ms(1000 + u64::try_from(number).unwrap());
+            state.apply(5, &Transaction { at, changes }).unwrap();
+        }
+        state
+    }
+
+    fn same(a: &State, b: &State) {
+        assert!(a.objects().eq(b.objects()));
+        assert_eq!((a.last_stamp(), a.objects().count()), (b.last_stamp(), 6));
+    }
+
+    #[test]
+    fn a_snapshot_comes_back_from_its_file_and_replaces_older_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let cluster = ClusterId::from_random(1);
+        let ring = KeyRing::load_or_create(&dir.path().join("keys")).unwrap();
+        let sealer = Arc::new(Sealer::new(ring, cluster.clone(), NodeId::from_random(2)));
+        let path = dir.path().join("snapshots");
+        let folder = SnapshotFolder::open(&path, Arc::clone(&sealer), cluster).unwrap();
+        let member = Member { node_id: "n".to_owned(), addr: "a:1".to_owned() };
+        let meta = |index| {
+            let log_id = LogId { leader_id: LeaderId { term: 3, node_id: 9 }, index };
+            let members = Membership::new(vec![[9].into()], std::collections::BTreeMap::from([(9, member.clone())]));
+            let last_membership = StoredMembership::new(Some(log_id), members.unwrap());
+            SnapshotMeta { last_log_id: Some(log_id), last_membership }
+        };
+        assert!(folder.load().unwrap().is_none());
+        folder.save(&meta(99), &State::empty()).unwrap();
+        folder.save(&meta(100), &state()).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        let (loaded_meta, loaded) = folder.load().unwrap().unwrap();
+        assert_eq!(loaded_meta, meta(100));
+        same(&loaded, &state());
+
+        let foreign = SnapshotFolder::open(&path, sealer, ClusterId::from_random(8)).unwrap();
+        assert!(matches!(foreign.load(), Err(SnapshotError::AnotherCluster(_))));
+    }
+
+    #[test]
+    fn a_snapshot_is_put_together_from_bytes_cut_anywhere() {
+        let cluster = ClusterId::from_random(1);
+        let bytes: Vec<u8> = frames(&cluster, &state()).flatten().collect();
+        for size in [1024 * 1024, 333_333] {
+            let mut assembler = Assembler::new(cluster.clone());
+            bytes.chunks(size).for_each(|chunk| assembler.push(chunk).unwrap());
+            same(&assembler.finish().unwrap(), &state());
+        }
+        let mut cut = Assembler::new(cluster.clone());
+        cut.push(&bytes[..bytes.len() - 1]).unwrap();
+        assert!(matches!(cut.finish(), Err(SnapshotError::Decode(_))));
+        let mut short = Assembler::new(cluster.clone());
+        let without_last: Vec<u8> = frames(&cluster, &state()).take(6).flatten().collect();
+        short.push(&without_last).unwrap();
+        assert!(matches!(short.finish(), Err(SnapshotError::Decode(_))));
+    }
+}

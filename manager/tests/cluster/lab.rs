@@ -5,6 +5,7 @@ use std::{
     fs,
     future::Future,
     path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::Mutex,
     time::{Duration, Instant, SystemTime},
 };
@@ -23,17 +24,18 @@ use orch_proto::{
     transport,
     wire::{
         self, Kind, ca_client::CaClient, control_client::ControlClient, daemon_config::FirstStart,
-        dispatcher_client::DispatcherClient, raft_client::RaftClient,
+        dispatcher_client::DispatcherClient, raft_client::RaftClient, streams_client::StreamsClient,
     },
 };
 use prost::Message;
 use tempfile::TempDir;
 use tokio::{
     runtime::Runtime,
-    sync::oneshot,
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{sleep, timeout},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -155,6 +157,13 @@ impl Lab {
         self.save_config(number, &joined.managers, FirstStart::Join(wire::Empty {}));
     }
 
+    /// What the supervisor does for `orch leave`, asking manager `at`.
+    pub(crate) async fn leave(&self, number: usize, at: usize) -> Result<(), Status> {
+        let identity = Identity::load(&self.paths(number).manager_dir().join("tls")).unwrap();
+        let channel = transport::tls_channel(&self.addr(at), &identity, NodeRole::Manager).await.unwrap();
+        CaClient::new(channel).leave(wire::LeaveRequest { force: false }).await.map(drop)
+    }
+
     pub(crate) async fn open(&self, number: usize) -> anyhow::Result<(Manager, Threads)> {
         let threads = Threads::start();
         let (paths, raft) = (self.paths(number), threads.raft.as_ref().unwrap().handle().clone());
@@ -269,6 +278,10 @@ impl LabManager {
         all
     }
 
+    pub(crate) fn consensus(&self) -> &Consensus {
+        &self.consensus
+    }
+
     /// What this manager itself has applied.
     pub(crate) fn local_services(&self) -> usize {
         self.consensus.store().view().state.services().count()
@@ -345,14 +358,14 @@ impl Agent {
         assert!(first.heartbeat_period_ms > 0 && !first.managers.is_empty() && first.node.is_some());
         let request = wire::AssignmentsRequest { session_id: first.session_id.clone() };
         let assignments = client.assignments(request).await.unwrap().into_inner();
-        Session { client, id: first.session_id, _stream: stream, assignments, sequence: 0 }
+        Session { client, id: first.session_id, stream, assignments, sequence: 0 }
     }
 }
 
 pub(crate) struct Session {
     client: DispatcherClient<Channel>,
     id: String,
-    _stream: Streaming<wire::SessionMessage>,
+    stream: Streaming<wire::SessionMessage>,
     assignments: Streaming<wire::AssignmentsMessage>,
     sequence: u64,
 }
@@ -384,6 +397,133 @@ impl Session {
         let updates = vec![wire::TaskStatusUpdate { task_id: task.to_owned(), status: Some(status) }];
         let request = wire::UpdateTaskStatusRequest { session_id: self.id.clone(), updates };
         self.client.update_task_status(request).await.map(drop)
+    }
+}
+
+/// The node's end of a stream.
+pub(crate) struct NodeStream {
+    say: mpsc::Sender<wire::FromNode>,
+    hear: Streaming<wire::ToNode>,
+}
+
+impl NodeStream {
+    pub(crate) async fn say(&self, message: wire::from_node::Message) {
+        self.say.send(wire::FromNode { message: Some(message) }).await.unwrap();
+    }
+
+    /// The end, in order: resetting the stream could overtake what was said.
+    pub(crate) async fn finish(self) {
+        let Self { say, mut hear } = self;
+        drop(say);
+        while let Ok(Some(_)) = hear.message().await {}
+    }
+
+    /// What arrives on stdin; `None` when the client went away.
+    pub(crate) async fn hear(&mut self) -> Option<Vec<u8>> {
+        use wire::{exec_input::Input, to_node::Message};
+        match self.hear.message().await.ok()??.message? {
+            Message::Exec(wire::ExecInput { input: Some(Input::Stdin(bytes)) }) => Some(bytes.to_vec()),
+            Message::Exec(other) => panic!("{other:?}"),
+            Message::Cancel(_) => None,
+        }
+    }
+}
+
+impl Session {
+    /// Waits for an announcement and dials in.
+    pub(crate) async fn answer_stream(&mut self, agent: &Agent) -> NodeStream {
+        let announced = loop {
+            let message = self.stream.message().await.unwrap().unwrap();
+            if let Some(stream) = message.streams.into_iter().next() {
+                break stream;
+            }
+        };
+        let (say, outgoing) = mpsc::channel(8);
+        let hello = wire::StreamHello { stream_id: announced.stream_id };
+        say.send(wire::FromNode { message: Some(wire::from_node::Message::Hello(hello)) }).await.unwrap();
+        let mut client = StreamsClient::new(agent.channel().await);
+        let hear = client.attach(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        NodeStream { say, hear }
+    }
+}
+
+pub(crate) fn log_line(text: &str) -> wire::from_node::Message {
+    let data = bytes::Bytes::copy_from_slice(text.as_bytes());
+    wire::from_node::Message::Log(wire::LogLine { data, ..wire::LogLine::default() })
+}
+
+pub(crate) fn exec_start(task: &str) -> wire::ExecInput {
+    let start = wire::ExecStart { task: task.to_owned(), argv: vec!["sh".to_owned()], ..wire::ExecStart::default() };
+    wire::ExecInput { input: Some(wire::exec_input::Input::Start(start)) }
+}
+
+pub(crate) fn stdin(bytes: &'static [u8]) -> wire::ExecInput {
+    wire::ExecInput { input: Some(wire::exec_input::Input::Stdin(bytes.into())) }
+}
+
+pub(crate) fn stdout(bytes: &'static [u8]) -> wire::from_node::Message {
+    let output = Some(wire::exec_output::Output::Stdout(bytes.into()));
+    wire::from_node::Message::Exec(wire::ExecOutput { output })
+}
+
+pub(crate) fn exit(code: i32) -> wire::from_node::Message {
+    let output = Some(wire::exec_output::Output::ExitCode(code));
+    wire::from_node::Message::Exec(wire::ExecOutput { output })
+}
+
+/// Set for a child process that is to be a manager.
+pub(crate) const PROCESS_VAR: &str = "ORCH_TEST_MANAGER_PROCESS";
+
+/// The first manager as a process of its own.
+pub(crate) struct Process {
+    child: Child,
+    paths: Paths,
+}
+
+impl Process {
+    pub(crate) fn start(lab: &Lab) -> Self {
+        let paths = lab.paths(0);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "manager_process", "--nocapture"])
+            .env(PROCESS_VAR, "1")
+            .env("ORCH_ROOT_DIR", &paths.root)
+            .env("ORCH_RUN_DIR", &paths.run)
+            .env("ORCH_ETC_DIR", &paths.etc)
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, paths }
+    }
+
+    /// A client, as soon as it leads.
+    pub(crate) async fn control(&self) -> ControlClient<Channel> {
+        let start = Instant::now();
+        loop {
+            if let Ok(channel) = transport::unix_channel(&self.paths.manager_sock()).await {
+                let mut client = ControlClient::new(channel);
+                let request = wire::GetRequest { kind: Kind::Cluster.into(), reference: String::new() };
+                if client.get(request).await.is_ok() {
+                    return client;
+                }
+            }
+            assert!(start.elapsed() < LIMIT, "the process does not answer");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Killed already, or the test is over.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
