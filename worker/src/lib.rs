@@ -66,7 +66,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
     let addr = SocketAddr::from(([0, 0, 0, 0], peer::PEER_PORT));
     let listener = peer::listen(addr).await?;
-    let agent = start(&paths, |runtime_paths, cgroup_parent| Runtime::new(runtime_paths, cgroup_parent)).await?;
+    let agent = start(&paths, Runtime::new).await?;
     let (host, socket) = (agent.host.clone(), paths.worker_sock());
     tokio::select! {
         served = peer::serve(listener, host.identity.clone(), host.images.store.clone()) => served.context("peer server"),

@@ -52,7 +52,7 @@ async fn images_are_imported_listed_and_removed() {
     assert!(image.config_json.contains("\"Cmd\":[\"/x\"]"), "{}", image.config_json);
     assert!(node.heard.has("image docker.io/library/web:1 holder_only=false"));
     let listed = client.list_images(Empty {}).await.unwrap().into_inner().images;
-    assert_eq!(listed, [image.clone()]);
+    assert_eq!(listed, std::slice::from_ref(&image));
 
     for (name, changes, content, code) in [
         ("Web", vec![], tar(), Code::InvalidArgument),
@@ -99,7 +99,7 @@ async fn containers_are_listed_and_entered_and_keep_their_image_and_volume() {
     let conflict = client.remove_image(conflict).await.unwrap_err();
     assert!(conflict.message().starts_with("conflict: unable to remove repository reference \"box\""), "{conflict:?}");
 
-    for reference in ["web.1", &web.container_name(), &container.container_id[..12], &web.id.as_str()] {
+    for reference in ["web.1", &web.container_name(), &container.container_id[..12], web.id.as_str()] {
         let start = orch_proto::wire::ExecStart {
             task: (*reference).to_owned(),
             argv: vec!["echo".to_owned(), "in".to_owned()],

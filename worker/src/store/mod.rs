@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -66,6 +67,8 @@ impl Store {
         for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers")] {
             fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         }
+        // Images bring set-id programs: no user of this machine may reach them.
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("change the mode of", dir))?;
         let lock_path = dir.join("lock");
         let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| StoreError::Locked(dir.to_owned()))?;

@@ -5,7 +5,11 @@ mod node;
 
 use std::fs;
 
-use orch_model::service::{Mount, MountKind};
+use orch_model::{
+    Annotations, Meta, SecretId,
+    secret::Secret,
+    service::{FileRef, Mount, MountKind},
+};
 use orch_proto::wire::{ExecStart, LogOptions, StreamAnnouncement, stream_announcement};
 
 pub(crate) use self::node::{Node, import_box, task, wait_until};
@@ -132,4 +136,77 @@ async fn after_a_power_cut_tasks_that_ran_have_failed() {
     fs::remove_dir_all(node.paths.shims_dir()).unwrap();
     let _worker = node.worker_process();
     node.heard.wait(&format!("{} Failed node restarted", web.id)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_netd_is_told_everything_again() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let web = task(1, "box", &["sleep", "1000"]);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    node.heard.log.lock().unwrap().clear();
+    node.restart_netd();
+    node.heard.wait(&format!("attach {}", web.id)).await;
+    assert!(node.heard.position("desired") < node.heard.position("attach"));
+    assert!(!node.heard.has(&format!("{} ", web.id)), "the task itself is not touched");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_files_in_memory_and_go_with_the_container() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let id = SecretId::from_random(5);
+    let secret = Secret {
+        id: id.clone(),
+        meta: Meta::default(),
+        annotations: Annotations { name: "key".to_owned(), ..Default::default() },
+        data: b"hush-hush".to_vec(),
+    };
+    let mut spec = task(1, "box", &["sh", "-c", "cat /run/secrets/key; echo; sleep 1000"]).spec.container.clone();
+    let file = FileRef {
+        id,
+        name: "key".to_owned(),
+        target: String::new(),
+        uid: "0".to_owned(),
+        gid: "0".to_owned(),
+        mode: 0o444,
+    };
+    spec.secrets = vec![file];
+    let web = task_with(1, spec);
+    node.assign_with_secret(secret, &web);
+    node.wait(&web, TaskState::Running).await;
+    let dir = node.paths.run.join("secrets").join(web.id.as_str());
+    assert_eq!(fs::read(dir.join("secret-0")).unwrap(), b"hush-hush");
+    let log = node.paths.worker_dir().join("containers").join(web.id.as_str()).join("container.log");
+    wait_until(|| fs::read_to_string(&log).is_ok_and(|text| text.contains("hush-hush"))).await;
+    let record = node.paths.worker_dir().join("tasks").join(format!("{}.pb", web.id));
+    assert!(!fs::read(record).unwrap().windows(9).any(|bytes| bytes == b"hush-hush"));
+    node.assign(&[(&web, TaskState::Shutdown)]);
+    node.wait(&web, TaskState::Shutdown).await;
+    wait_until(|| !dir.exists()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleaning_up_leaves_images_and_volumes_only() {
+    let node = Node::new().await;
+    import_box(&node.store());
+    let worker = node.worker_process();
+    let web = task(1, "box", &["sleep", "1000"]);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    let pid = node.pid(&web);
+    drop(worker);
+    assert!(alive(pid));
+    let paths = node.paths.clone();
+    tokio::task::spawn_blocking(move || crate::cleanup(&paths)).await.unwrap().unwrap();
+    assert!(!alive(pid));
+    for gone in
+        [node.paths.worker_dir().join("containers"), node.paths.worker_dir().join("tasks"), node.paths.shims_dir()]
+    {
+        assert!(!gone.exists(), "{}", gone.display());
+    }
+    assert!(node.store().find("box").is_some());
 }

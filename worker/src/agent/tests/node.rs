@@ -12,6 +12,7 @@ use orch_model::{
     Annotations, ClusterId, Meta, NodeId, ServiceId, Timestamp,
     cluster::RootCa,
     node::NodeRole,
+    secret::Secret,
     service::{ContainerSpec, TaskSpec},
     task::Task,
 };
@@ -170,7 +171,7 @@ impl Streams for FakeManager {
 struct FakeNetd {
     heard: Arc<Heard>,
     paths: Paths,
-    sequence: Mutex<u64>,
+    sequence: Arc<Mutex<u64>>,
 }
 
 #[tonic::async_trait]
@@ -239,6 +240,7 @@ pub(crate) struct Node {
     wanted: watch::Sender<(u64, Vec<Assignment>)>,
     pub streams: watch::Sender<Vec<StreamAnnouncement>>,
     cgroup: String,
+    netd_sequence: Arc<Mutex<u64>>,
 }
 
 /// A worker in the test's own process, for looking into it.
@@ -306,7 +308,8 @@ impl Node {
             .add_service(StreamsServer::new(manager(&heard)));
         tokio::spawn(server.serve_with_incoming(tls_incoming(listener, SharedIdentity::new(manager_identity))));
 
-        let netd = FakeNetd { heard: heard.clone(), paths: paths.clone(), sequence: Mutex::new(0) };
+        let netd_sequence = Arc::new(Mutex::new(0));
+        let netd = FakeNetd { heard: heard.clone(), paths: paths.clone(), sequence: netd_sequence.clone() };
         let incoming = unix_incoming(&paths.netd_sock(), 0o600).unwrap();
         tokio::spawn(Server::builder().add_service(NetdServer::new(netd)).serve_with_incoming(incoming));
 
@@ -326,7 +329,7 @@ impl Node {
         let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
         fs::create_dir_all(&paths.etc).unwrap();
         fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
-        Self { _dir: dir, paths, heard, wanted, streams, cgroup }
+        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence }
     }
 
     pub(crate) async fn worker(&self) -> Worker {
@@ -352,6 +355,20 @@ impl Node {
             .spawn()
             .unwrap();
         WorkerProcess(child)
+    }
+
+    /// netd answers as one does that has just started.
+    pub(crate) fn restart_netd(&self) {
+        *self.netd_sequence.lock().unwrap() = u64::MAX;
+    }
+
+    /// Assigns a secret too.
+    pub(crate) fn assign_with_secret(&self, secret: Secret, task: &Arc<Task>) {
+        let (task, desired_state) = (task.clone(), TaskState::Running);
+        let items =
+            vec![Assignment::Secret(Arc::new(secret)), Assignment::Task(TaskAssignment { task, desired_state })];
+        let sequence = self.wanted.borrow().0 + 1;
+        self.wanted.send_replace((sequence, items));
     }
 
     pub(crate) fn runtime(&self) -> Runtime {
