@@ -16,7 +16,7 @@ const DEPLOY: &[Known] = &[
     ("resources", 0),
     ("restart_policy", 0),
     ("placement", 0),
-    ("endpoint_mode", 3),
+    ("endpoint_mode", 2),
 ];
 const PACE: &[Known] =
     &[("parallelism", 0), ("delay", 0), ("failure_action", 0), ("monitor", 0), ("max_failure_ratio", 0), ("order", 4)];

@@ -100,13 +100,25 @@ fn braced(
     let argument = operator.get(1..).unwrap_or_default();
     match operator.chars().next() {
         None => Ok(lookup(name, variable, unset)),
-        Some('-') => value.map_or_else(|| expand(argument, variable, unset), Ok),
-        Some('+') => value.map_or_else(|| Ok(String::new()), |_| expand(argument, variable, unset)),
+        Some('-') => Ok(value.unwrap_or_else(|| nested(argument, variable, unset))),
+        Some('+') => Ok(value.map(|_| nested(argument, variable, unset)).unwrap_or_default()),
         Some('?') => value.ok_or_else(|| {
             let reason = if argument.is_empty() { "it is not set" } else { argument };
             format!("required variable {name} is missing a value: {reason}")
         }),
         Some(_) => Err(invalid(text)),
+    }
+}
+
+/// A default may name variables; one that cannot be read that way (a password hash, say) is meant as it is written.
+fn nested(argument: &str, variable: &dyn Fn(&str) -> Option<String>, unset: &mut BTreeSet<String>) -> String {
+    let mut inner = BTreeSet::new();
+    match expand(argument, variable, &mut inner) {
+        Ok(expanded) => {
+            unset.extend(inner);
+            expanded
+        }
+        Err(_) => argument.to_owned(),
     }
 }
 
@@ -155,6 +167,7 @@ mod tests {
             ("${B:-${A}}", Ok("a")),
             ("${A:+set}${B:+set}", Ok("set")),
             ("${NONE}", Ok("")),
+            ("${B:-$2y$05$hash}", Ok("$2y$05$hash")),
         ] {
             assert_eq!(expand(text, &variable, &mut unset).as_deref(), expected, "{text}");
         }

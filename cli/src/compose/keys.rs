@@ -24,7 +24,7 @@ pub(super) const SERVICE: &[Known] = &[
     ("expose", 0), ("external_links", 0), ("extra_hosts", 0), ("healthcheck", 0), ("hostname", 0), ("image", 0),
     ("init", 7), ("ipc", 0), ("isolation", 5), ("labels", 0), ("links", 0), ("logging", 0), ("mac_address", 0),
     ("network_mode", 0), ("networks", 0), ("oom_score_adj", 13), ("pid", 0), ("ports", 0), ("privileged", 0),
-    ("read_only", 0), ("restart", 0), ("secrets", 1), ("security_opt", 0), ("shm_size", 5), ("stdin_open", 0),
+    ("read_only", 0), ("restart", 0), ("secrets", 1), ("security_opt", 0), ("shm_size", 0), ("stdin_open", 0),
     ("stop_grace_period", 0), ("stop_signal", 0), ("sysctls", 0), ("tmpfs", 0), ("tty", 0), ("ulimits", 0),
     ("user", 0), ("userns_mode", 0), ("volumes", 0), ("working_dir", 0),
 ];

@@ -173,7 +173,7 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
         let path = format!("{path}.volumes");
         let mount = match &item.value {
             Yaml::Map(_) => long_mount(reader, item, &path)?,
-            _ => reader.parsed(item, &path, |text| mount::short_form(text, reader.around.dir))?,
+            _ => reader.parsed(item, &path, |text| mount::short_form(&at_home(reader, text), reader.around.dir))?,
         };
         mounts.push(named_volume(reader, item, mount)?);
     }
@@ -183,6 +183,14 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
         mounts.push(Mount { target, ..mount::empty(MountKind::Tmpfs) });
     }
     Ok(mounts)
+}
+
+/// `~/data` is in the home folder of whoever deploys.
+fn at_home(reader: &Reader<'_>, text: &str) -> String {
+    match (text.strip_prefix("~/"), (reader.around.variable)("HOME")) {
+        (Some(rest), Some(home)) => format!("{}/{rest}", home.trim_end_matches('/')),
+        _ => text.to_owned(),
+    }
 }
 
 fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, ComposeError> {

@@ -184,14 +184,16 @@ impl Progress {
         if key.0 == 0 { key.1.get(..12).unwrap_or(&key.1).to_owned() } else { format!("{}/{total}", at + 1) }
     }
 
-    /// The newest task's state; while it is not running, the reason why, its own or its predecessor's.
+    /// The newest task's state; while it is not running, the reason why, its own or its predecessor's. Tasks of an
+    /// older spec say nothing about this one.
     fn slot_text(&self, tasks: &[&Task]) -> String {
-        let Some(newest) = tasks.last() else { return String::new() };
+        let current: Vec<&Task> = tasks.iter().copied().filter(|task| self.is_current(task)).collect();
+        let Some(newest) = current.last() else { return String::new() };
         if self.is_running(newest) {
             return "running".into();
         }
-        let problem = tasks.iter().rev().find_map(|t| t.status.error.as_deref().filter(|e| !e.is_empty()));
         let word = newest.status.state.word().to_lowercase();
+        let problem = current.iter().rev().find_map(|t| t.status.error.as_deref().filter(|e| !e.is_empty()));
         match problem.filter(|_| newest.status.state != TaskState::Running) {
             Some(problem) => problem.to_owned(),
             None => word,
