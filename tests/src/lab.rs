@@ -14,15 +14,21 @@ use serde_json::Value;
 
 use crate::{PATIENCE, within};
 
-/// The binary under test, built beside the tests.
+/// The binary under test: `ORCH_TEST_BINARY`, or the one built beside the tests.
 #[must_use]
 pub fn orch_binary() -> PathBuf {
-    // target/<profile>/deps/<test> -> target/<profile>/orch
-    let test = std::env::current_exe().expect("the test's own path");
-    let profile = test.ancestors().nth(2).expect("a profile folder above the test");
-    let binary = profile.join("orch");
+    if let Some(binary) = std::env::var_os("ORCH_TEST_BINARY") {
+        return binary.into();
+    }
+    let binary = profile_folder().join("orch");
     assert!(binary.exists(), "{} is missing: run `cargo build --workspace` first", binary.display());
     binary
+}
+
+/// `target/<profile>`, from `target/<profile>/deps/<test>`.
+fn profile_folder() -> PathBuf {
+    let test = std::env::current_exe().expect("the test's own path");
+    test.ancestors().nth(2).expect("a profile folder above the test").to_path_buf()
 }
 
 /// A root filesystem made by `deploy/images/build`.
@@ -214,11 +220,18 @@ impl Lab {
     }
 
     /// The different answers to `count` requests, each passed through `part` (e.g. the line with the hostname).
-    #[track_caller]
-    #[must_use]
-    pub fn answers(&self, node: &str, url: &str, count: usize, part: impl Fn(&str) -> String) -> BTreeSet<String> {
+    ///
+    /// # Errors
+    /// When one of the requests fails.
+    pub fn answers(
+        &self,
+        node: &str,
+        url: &str,
+        count: usize,
+        part: impl Fn(&str) -> String,
+    ) -> Result<BTreeSet<String>, String> {
         (0..count)
-            .map(|n| part(&self.get(node, url).unwrap_or_else(|e| panic!("request {n} of {count} to {url}: {e}"))))
+            .map(|n| self.get(node, url).map(|body| part(&body)).map_err(|e| format!("request {n} of {count}: {e}")))
             .collect()
     }
 }
@@ -236,9 +249,9 @@ impl Drop for Lab {
 }
 
 impl Lab {
-    /// Copies what the nodes logged to `target/lab-logs/<lab>`, and prints the end of it.
+    /// Copies what the nodes logged to `target/<profile>/lab-logs/<lab>`, and prints the end of it.
     fn keep_logs(&self) {
-        let kept = self.orch.ancestors().nth(2).expect("a target folder").join("lab-logs").join(&self.name);
+        let kept = profile_folder().join("lab-logs").join(&self.name);
         let _ = fs::remove_dir_all(&kept);
         let _ = fs::create_dir_all(&kept);
         let listed = self.command("ls", &["--format", "json"]);

@@ -24,7 +24,7 @@ fn five_replicas_answer_on_every_node_and_scaling_down_loses_no_request() {
     for node in ["n1", "n2", "n3"] {
         let url = format!("http://{}:80/", lab.address(node));
         eventually(&format!("{node} balances over five tasks"), || {
-            let names = lab.answers("client", &url, 30, hostname);
+            let names = lab.answers("client", &url, 30, hostname)?;
             if names.len() == 5 { Ok(()) } else { Err(format!("{names:?}")) }
         });
     }
