@@ -95,7 +95,7 @@ fn in_stack(stack: &str) -> wire::Filters {
 async fn list(format: Option<String>, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
     let mut stacks: BTreeMap<String, u64> = BTreeMap::new();
-    for service in api.all::<Service>().await? {
+    for service in api.all::<Service>().await?.iter().filter(|service| !service.removing) {
         if let Some(stack) = service.spec.annotations.labels.get(NAMESPACE_LABEL) {
             *stacks.entry(stack.clone()).or_default() += 1;
         }

@@ -47,6 +47,8 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
     let counts = Counts::of(&tasks);
     let mut rows: Vec<(String, Row)> = services
         .iter()
+        // One that is being removed is gone for its users; only its tasks still wind down.
+        .filter(|service| !service.removing)
         .filter(|service| {
             let Annotations { name, labels } = &service.spec.annotations;
             filters.any("id", |id| service.id.as_str().starts_with(id))

@@ -16,7 +16,7 @@ use orch_model::{
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
-use super::in_stack;
+use super::{in_stack, remove::remove_when_free};
 use crate::{
     api::Api,
     commands::{data, service::resolve, warn},
@@ -58,24 +58,54 @@ pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
     if args.prune {
         prune(&mut api, &name, &stack).await?;
     }
-    for network in &stack.networks {
-        deploy_network(&mut api, network).await?;
-    }
-    for (item, content) in stack.data.iter().zip(contents) {
-        if let Some(content) = content {
-            deploy_data(&mut api, item, content).await?;
+    let mut made = Vec::new();
+    let watched = match apply(&mut api, &stack, contents, &mut made).await {
+        Ok(watched) => watched,
+        Err(error) => {
+            undo(&mut api, made).await;
+            return Err(error);
         }
-    }
-    let mut watched = Vec::new();
-    for service in &stack.services {
-        watched.push(deploy_service(&mut api, service).await?);
-    }
+    };
     if !args.detach.unwrap_or(true) {
         for watched in watched {
             progress::wait(&mut api, &watched, args.quiet).await?;
         }
     }
     Ok(())
+}
+
+/// What this run created: kind and full name.
+type Made = Vec<(Kind, String)>;
+
+async fn apply(
+    api: &mut Api,
+    stack: &Stack,
+    contents: Vec<Option<Vec<u8>>>,
+    made: &mut Made,
+) -> anyhow::Result<Vec<progress::Watched>> {
+    for network in &stack.networks {
+        deploy_network(api, network, made).await?;
+    }
+    for (item, content) in stack.data.iter().zip(contents) {
+        if let Some(content) = content {
+            deploy_data(api, item, content, made).await?;
+        }
+    }
+    let mut watched = Vec::new();
+    for service in &stack.services {
+        watched.push(deploy_service(api, service, made).await?);
+    }
+    Ok(watched)
+}
+
+/// A refused deployment leaves nothing half done: what it created goes again, newest first.
+async fn undo(api: &mut Api, made: Made) {
+    for (kind, name) in made.into_iter().rev() {
+        println!("Removing {kind} {name} (the deployment failed)");
+        if let Err(error) = remove_when_free(api, kind, &name).await {
+            eprintln!("cannot remove {kind} {name}: {error:#}");
+        }
+    }
 }
 
 /// The stack's name and what the file says.
@@ -171,7 +201,7 @@ async fn prune(api: &mut Api, name: &str, stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn deploy_network(api: &mut Api, network: &StackNetwork) -> anyhow::Result<()> {
+async fn deploy_network(api: &mut Api, network: &StackNetwork, made: &mut Made) -> anyhow::Result<()> {
     let name = &network.spec.annotations.name;
     if network.external || find_named_network(api, name).await? {
         return Ok(());
@@ -180,6 +210,7 @@ async fn deploy_network(api: &mut Api, network: &StackNetwork) -> anyhow::Result
     let spec = wire::spec::Spec::Network(network.spec.to_proto());
     let (_, warnings) =
         api.create::<Network>(spec).await.with_context(|| format!("failed to create network {name}"))?;
+    made.push((Kind::Network, name.clone()));
     warn(&warnings);
     Ok(())
 }
@@ -189,7 +220,7 @@ async fn find_named_network(api: &mut Api, name: &str) -> anyhow::Result<bool> {
     Ok(api.get_optional::<Network>(name).await?.is_some_and(|network| network.spec.annotations.name == name))
 }
 
-async fn deploy_data(api: &mut Api, item: &StackData, content: Vec<u8>) -> anyhow::Result<()> {
+async fn deploy_data(api: &mut Api, item: &StackData, content: Vec<u8>, made: &mut Made) -> anyhow::Result<()> {
     let (kind, name) = (item.kind, &item.annotations.name);
     let same = match kind {
         // A secret's content never leaves the managers, so it cannot be compared here.
@@ -204,24 +235,26 @@ async fn deploy_data(api: &mut Api, item: &StackData, content: Vec<u8>) -> anyho
         ),
         None => {
             println!("Creating {kind} {name}");
-            let made = data::store(api, kind, &item.annotations, content).await;
-            made.with_context(|| format!("failed to create {kind} {name}"))?;
+            let stored = data::store(api, kind, &item.annotations, content).await;
+            stored.with_context(|| format!("failed to create {kind} {name}"))?;
+            made.push((kind, name.clone()));
             Ok(())
         }
     }
 }
 
-async fn deploy_service(api: &mut Api, service: &StackService) -> anyhow::Result<progress::Watched> {
+async fn deploy_service(api: &mut Api, service: &StackService, made: &mut Made) -> anyhow::Result<progress::Watched> {
     let mut spec = service.spec.clone();
     let name = spec.annotations.name.clone();
     spec.task.networks = resolve::networks(api, &service.networks).await?;
     spec.task.container.secrets = resolve::secrets(api, &service.secrets).await?;
     spec.task.container.configs = resolve::configs(api, &service.configs).await?;
-    let existing = api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name);
+    let existing = api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name && !s.removing);
     let Some(before) = existing else {
         println!("Creating service {name}");
         let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
         let (created, warnings) = created.with_context(|| format!("failed to create service {name}"))?;
+        made.push((Kind::Service, name));
         warn(&warnings);
         return Ok(progress::Watched::after_create(&created));
     };

@@ -53,7 +53,7 @@ async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
 }
 
 /// What services used is in use until their last task is gone: asks again until then.
-async fn remove_when_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<()> {
+pub(super) async fn remove_when_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + RELEASE_LIMIT;
     loop {
         let Err(status) = api.try_remove(kind, id, false).await else { return Ok(()) };
