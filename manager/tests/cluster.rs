@@ -118,7 +118,7 @@ fn tokens_decide_who_joins() {
 
         let joined = join(&info.worker_token).await.unwrap();
         assert!(joined.manager_cert_pem.is_empty() && !joined.worker_cert_pem.is_empty());
-        assert_eq!(joined.managers, [addr.clone()]);
+        assert_eq!(joined.managers, vec![addr.clone()]);
         let rotate = wire::RotateJoinTokenRequest { worker: true, manager: false };
         let rotated = manager.control().await.rotate_join_token(rotate).await.unwrap().into_inner();
         assert_ne!(rotated.worker_token, info.worker_token);
