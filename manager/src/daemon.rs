@@ -61,7 +61,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 fn start_logging() {
     let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,openraft=warn,sled=warn".into());
+        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,openraft=error,sled=warn".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A test, or the binary's main function, may have one already.
     let _ = subscriber.try_init();

@@ -7,11 +7,7 @@ use std::{
     fs::{self, File},
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
 };
 
@@ -33,11 +29,18 @@ pub struct SledEngine {
     db: sled::Db,
     log: sled::Tree,
     meta: sled::Tree,
-    tip: Arc<Tip>,
-    /// Greatest index appended (or purged); what the flusher may promise.
-    appended: Arc<AtomicU64>,
+    end: Arc<Mutex<End>>,
     flusher: Option<mpsc::Sender<Flushed>>,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+/// How far the log goes, and how far that is known to be safe.
+struct End {
+    tip: Tip,
+    /// Greatest index appended (or purged).
+    appended: u64,
+    /// Raised whenever the log is cut: what was appended before says nothing about what comes after.
+    cuts: u64,
 }
 
 impl SledEngine {
@@ -58,8 +61,7 @@ impl SledEngine {
             db,
             log,
             meta,
-            tip: Arc::new(tip),
-            appended: Arc::new(AtomicU64::new(witnessed)),
+            end: Arc::new(Mutex::new(End { tip, appended: witnessed, cuts: 0 })),
             flusher: None,
             thread: None,
         };
@@ -81,19 +83,13 @@ impl SledEngine {
         let found = last.map_or("nothing".to_owned(), |index| format!("entry {index}"));
         Err(self.damaged(format!(
             "{} says that entry {witnessed} was safe, and the last one found is {found}",
-            self.tip.path().display()
+            lock(&self.end).tip.path().display()
         )))
     }
 
     fn start_flusher(&mut self, file: File) -> Result<(), LogError> {
         let (sender, receiver) = mpsc::channel::<Flushed>();
-        let flusher = Flusher {
-            db: self.db.clone(),
-            file,
-            dir: self.dir.clone(),
-            tip: Arc::clone(&self.tip),
-            appended: Arc::clone(&self.appended),
-        };
+        let flusher = Flusher { db: self.db.clone(), file, dir: self.dir.clone(), end: Arc::clone(&self.end) };
         let thread = thread::Builder::new()
             .name("raft-log-flush".to_owned())
             .spawn(move || flusher.run(&receiver))
@@ -178,22 +174,29 @@ impl LogEngine for SledEngine {
             }
         }
         self.log.apply_batch(batch).map_err(|e| self.sled_error(&e))?;
-        self.appended.store(last, Ordering::Release);
+        lock(&self.end).appended = last;
         Ok(())
     }
 
     fn truncate_from(&self, first: u64) -> Result<(), LogError> {
         let keep = first.saturating_sub(1);
-        if self.appended.load(Ordering::Acquire) > keep {
-            self.tip.lower(keep)?;
-            self.appended.store(keep, Ordering::Release);
+        {
+            let mut end = lock(&self.end);
+            if end.appended > keep {
+                end.tip.lower(keep)?;
+                end.appended = keep;
+                end.cuts += 1;
+            }
         }
         self.remove_all(self.log.range(piece_key(first, 0)..).keys().rev())
     }
 
     fn purge_to(&self, last: u64, record: Vec<u8>) -> Result<(), LogError> {
         self.put_meta(META_PURGED, record)?;
-        self.appended.fetch_max(last, Ordering::AcqRel);
+        {
+            let mut end = lock(&self.end);
+            end.appended = end.appended.max(last);
+        }
         self.remove_all(self.log.range(..piece_key(last.saturating_add(1), 0)).keys())
     }
 
@@ -246,8 +249,7 @@ struct Flusher {
     db: sled::Db,
     file: File,
     dir: PathBuf,
-    tip: Arc<Tip>,
-    appended: Arc<AtomicU64>,
+    end: Arc<Mutex<End>>,
 }
 
 impl Flusher {
@@ -255,18 +257,28 @@ impl Flusher {
         while let Ok(first) = waiters.recv() {
             let mut batch = vec![first];
             batch.extend(waiters.try_iter());
-            let appended = self.appended.load(Ordering::Acquire);
+            let (appended, cuts) = {
+                let end = lock(&self.end);
+                (end.appended, end.cuts)
+            };
             match self.make_durable() {
                 Ok(()) => {
-                    // A truncation between the load and here lowers `appended`; never promise more than it kept.
-                    let safe = appended.min(self.appended.load(Ordering::Acquire));
-                    if let Err(error) = self.tip.raise(safe) {
-                        tracing::warn!(%error, "cannot note how far the raft log is safe");
-                    }
+                    self.note_safe(appended, cuts);
                     batch.into_iter().for_each(|done| done(Ok(())));
                 }
                 Err(error) => self.fail(batch, &error),
             }
+        }
+    }
+
+    /// Not when the log was cut meanwhile: the same indexes may hold other entries by now.
+    fn note_safe(&self, appended: u64, cuts: u64) {
+        let end = lock(&self.end);
+        if end.cuts != cuts {
+            return;
+        }
+        if let Err(error) = end.tip.raise(appended) {
+            tracing::warn!(%error, "cannot note how far the raft log is safe");
         }
     }
 
@@ -320,6 +332,10 @@ fn open_db(dir: &Path) -> Result<sled::Db, LogError> {
         Ok(Err(error)) => Err(damaged(error.to_string())),
         Err(_) => Err(damaged("reading it failed half-way".to_owned())),
     }
+}
+
+fn lock(end: &Mutex<End>) -> MutexGuard<'_, End> {
+    end.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn piece_key(index: u64, piece: usize) -> [u8; 10] {
@@ -395,6 +411,23 @@ mod tests {
         let left: Vec<u64> = engine.read(0, 5000).unwrap().into_iter().map(|(i, _)| i).collect();
         assert_eq!(left, (701..1900).collect::<Vec<_>>());
         assert_eq!(engine.meta(META_PURGED).unwrap().unwrap(), b"700");
+    }
+
+    #[test]
+    fn a_log_that_was_cut_is_not_mistaken_for_a_damaged_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..5 {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            let first = engine.last().unwrap().map_or(1, |(index, _)| index + 1);
+            engine.append(entries(first..first + 100, 50)).unwrap();
+            let (sender, receiver) = mpsc::channel();
+            engine.flush(Box::new(move |result| sender.send(result.is_ok()).unwrap()));
+            // While that flush is under way.
+            engine.truncate_from(first + 10 + round).unwrap();
+            assert!(receiver.recv().unwrap());
+            flush(&engine);
+        }
+        assert_eq!(SledEngine::open(dir.path()).unwrap().last().unwrap().unwrap().0, 60);
     }
 
     #[test]
