@@ -9,6 +9,9 @@ use tracing_subscriber::EnvFilter;
 /// Sets how much the daemons log: `info`, `debug`, `orch_manager=trace`.
 const LOG_VAR: &str = "ORCH_LOG";
 
+/// Libraries speak when something is wrong; raft repeats itself at every heartbeat while a manager is down.
+const DEFAULT_LOG: &str = "info,openraft=error,sled=warn,h2=warn,hyper=warn";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Daemon {
     /// The manager
@@ -62,7 +65,7 @@ pub(crate) fn supervise() -> anyhow::Result<()> {
 }
 
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_env(LOG_VAR).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env(LOG_VAR).unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -21,7 +21,7 @@ fn resolve(lab: &Lab, task: &str, name: &str) -> Result<BTreeSet<String>, String
 }
 
 fn fetch(lab: &Lab, task: &str, host: &str) -> Result<String, String> {
-    lab.orch(&["exec", task, "wget", "-q", "-T", "3", "-O", "-", &format!("http://{host}/")]).result()
+    lab.orch(&["exec", task, "timeout", "3", "wget", "-q", "-O", "-", &format!("http://{host}/")]).result()
 }
 
 #[test]

@@ -112,6 +112,7 @@ fn container_row(container: &wire::Container, status: Option<&TaskStatus>, now: 
         ("Ports", container.ports.join(", ").into()),
         ("Names", container.name.as_str().into()),
         ("Labels", labels.join(",").into()),
+        ("PID", container.pid.into()),
     ])
 }
 

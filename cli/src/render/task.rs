@@ -26,7 +26,7 @@ pub(crate) const TASKS: Listing<'static> = Listing {
 };
 
 /// Docker cuts an error to this many characters.
-const ERROR_WIDTH: usize = 27;
+const ERROR_WIDTH: usize = 30;
 
 pub(crate) struct View<'a> {
     pub(crate) now: Timestamp,
@@ -67,7 +67,10 @@ pub(crate) fn name(task: &Task, view: &View<'_>) -> String {
 
 fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
     let id = task.id.as_str();
-    let error = task.status.error.as_deref().filter(|e| !e.is_empty()).map(|e| format!("{e:?}")).unwrap_or_default();
+    let error = task.status.error.as_deref().filter(|e| !e.is_empty());
+    // One line a task, whatever the error holds.
+    let error = error.map(|e| e.replace('\n', " "));
+    let error = error.map(|e| if view.no_trunc { e } else { ellipsis(&e, ERROR_WIDTH) });
     let image = &task.spec.container.image;
     let image = if view.no_trunc { image.as_str() } else { image.split('@').next().unwrap_or(image) };
     row([
@@ -77,7 +80,7 @@ fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
         ("Node", node_name(task, view).into()),
         ("DesiredState", task.desired_state.word().into()),
         ("CurrentState", current_state(task, view.now).into()),
-        ("Error", if view.no_trunc { error } else { ellipsis(&error, ERROR_WIDTH + 2) }.into()),
+        ("Error", error.map(|e| format!("\"{e}\"")).unwrap_or_default().into()),
         ("Ports", ports::host(&task.host_ports).into()),
     ])
 }
@@ -145,10 +148,10 @@ mod tests {
         let view = View { now, no_trunc: false, no_resolve: false, nodes: &nodes, services: &services };
         let text = TASKS.render(&Shape::default(), &rows(&tasks, &view)).unwrap();
         let expected = "\
-ID             NAME        IMAGE     NODE      DESIRED STATE   CURRENT STATE           ERROR                           PORTS
-000000000000   web.2       web:1     n1        Running         Running 5 seconds ago                                   
-000000000000    \\_ web.2   web:1     n1        Shutdown        Failed 9 seconds ago    \"task: non-zero exit (137) a…   
-000000000000   web.10      web:1     n1        Running         Running 9 seconds ago                                   
+ID             NAME        IMAGE     NODE      DESIRED STATE   CURRENT STATE           ERROR                              PORTS
+000000000000   web.2       web:1     n1        Running         Running 5 seconds ago                                      
+000000000000    \\_ web.2   web:1     n1        Shutdown        Failed 9 seconds ago    \"task: non-zero exit (137) and…\"   
+000000000000   web.10      web:1     n1        Running         Running 9 seconds ago                                      
 ";
         assert_eq!(text, expected);
     }

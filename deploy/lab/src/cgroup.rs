@@ -83,9 +83,10 @@ impl Cgroups {
         found
     }
 
-    /// Kills everything in this group and below it; new processes of the old ones too.
-    pub(crate) fn kill(&self, group: &str) -> Result<()> {
+    /// Kills everything in this group and below it; new processes of the old ones too. The ids of what it killed.
+    pub(crate) fn kill(&self, group: &str) -> Result<BTreeSet<i32>> {
         let deadline = Instant::now() + KILL_LIMIT;
+        let mut killed = BTreeSet::new();
         loop {
             for hierarchy in self.0.iter().filter(|hierarchy| hierarchy.unified) {
                 // Kernels before 5.14 have no such file; the loop below does it for them.
@@ -93,8 +94,9 @@ impl Cgroups {
             }
             let processes = self.processes(group);
             if processes.is_empty() {
-                return Ok(());
+                return Ok(killed);
             }
+            killed.extend(&processes);
             for process in &processes {
                 thaw(*process);
                 // It may have ended already.
@@ -129,6 +131,20 @@ impl Cgroups {
             drop(fs::remove_dir(hierarchy.root.join(group)));
         }
     }
+}
+
+/// Waits until the machine's init has reaped these. One that never does is the machine's trouble, not the lab's.
+pub(crate) fn wait_reaped(killed: &BTreeSet<i32>) {
+    let deadline = Instant::now() + REMOVE_LIMIT;
+    while killed.iter().any(|process| is_zombie(*process)) && Instant::now() < deadline {
+        sleep(POLL_INTERVAL);
+    }
+}
+
+fn is_zombie(process: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return false };
+    // The name in parentheses may hold anything, parentheses too.
+    stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'))
 }
 
 /// A hierarchy that is mounted twice counts once.

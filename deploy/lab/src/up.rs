@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    cgroup::Cgroups,
+    cgroup::{Cgroups, wait_reaped},
     host, net, power,
     registry::{self, CLIENT, Lab, LabsLock, check_name, lab_cgroup},
 };
@@ -61,9 +61,11 @@ pub(crate) fn down(name: &str) -> Result<()> {
 
 fn remove(name: &str) -> Result<()> {
     let cgroups = Cgroups::find()?;
-    cgroups.kill(&lab_cgroup(name))?;
+    let killed = cgroups.kill(&lab_cgroup(name))?;
     cgroups.remove(&lab_cgroup(name))?;
-    remove_folder(&registry::dir(name))
+    remove_folder(&registry::dir(name))?;
+    wait_reaped(&killed);
+    Ok(())
 }
 
 /// The kernel takes a moment to dissolve the mount namespaces of the processes that were just killed.
