@@ -152,6 +152,8 @@ impl Book {
             assignment: Some(assignment),
             status: Some(entry.status.to_proto()),
             acknowledged: entry.acknowledged,
+            image_digest: entry.image.clone().unwrap_or_default(),
+            command: entry.command.clone(),
         };
         // Without its record, a task is not found again after a restart, but it can run: go on.
         if let Err(error) = self.store.save_task(&entry.task.id, &record, is_milestone(entry)) {

@@ -1,6 +1,7 @@
 //! Brings one task where its state machine says: a thin shell around [`super::task::Machine`].
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     path::PathBuf,
     pin::Pin,
@@ -17,12 +18,13 @@ use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 
 use super::{
     Host,
+    listening::{self, await_listening},
     prepare::{self, Prepared},
     quiet::await_quiet,
     task::{Command, Ended, Event, Machine, Report},
 };
 use crate::{
-    image::chain,
+    image::{chain, config::ImageConfig},
     runtime::{Container, ContainerPlan, LogFiles},
 };
 
@@ -106,6 +108,9 @@ impl Executor {
                     }
                 }
                 Command::Start => self.start(),
+                Command::AwaitListening { pid } => {
+                    self.jobs.push(await_listening(pid, self.ports()).map(|()| Event::Listening).boxed());
+                }
                 Command::AwaitQuiet => {
                     let pid = self.container().map_or(0, |container| container.pid());
                     self.jobs.push(await_quiet(pid).map(|()| Event::Quiet).boxed());
@@ -130,6 +135,10 @@ impl Executor {
                 Some(ContainerStatus { container_id: container_id(&self.task), pid, exit_code: report.exit_code })
             }
             (None, Some(before)) => Some(ContainerStatus { exit_code: report.exit_code, ..before }),
+            // It ended before it answered.
+            (None, None) if report.exit_code.is_some() => {
+                Some(ContainerStatus { container_id: container_id(&self.task), pid: 0, exit_code: report.exit_code })
+            }
             (None, None) => None,
         };
         if report.state >= TaskState::Failed {
@@ -273,10 +282,23 @@ impl Executor {
         if !spec.stop_signal.is_empty() {
             return signal_number(&spec.stop_signal).unwrap_or(SIGTERM);
         }
-        let digest = self.host.book.entry(&self.task.id).and_then(|entry| entry.image);
-        let image = digest.and_then(|digest| self.host.images.store.by_digest(&digest));
-        let config = image.and_then(|image| self.host.images.store.config(&image.record.config).ok());
-        config.and_then(|config| signal_number(&config.config.stop_signal)).unwrap_or(SIGTERM)
+        self.image_config().and_then(|image| signal_number(&image.config.stop_signal)).unwrap_or(SIGTERM)
+    }
+
+    /// The TCP ports that the task is expected to listen on.
+    fn ports(&self) -> BTreeSet<u16> {
+        let mut ports: BTreeSet<u16> = listening::published(&self.task.host_ports).collect();
+        ports.extend(listening::published(&self.host.items.published(&self.task.service)));
+        if let Some(image) = self.image_config() {
+            ports.extend(listening::exposed(image.config.exposed_ports.keys()));
+        }
+        ports
+    }
+
+    fn image_config(&self) -> Option<ImageConfig> {
+        let digest = self.host.book.entry(&self.task.id).and_then(|entry| entry.image)?;
+        let image = self.host.images.store.by_digest(&digest)?;
+        self.host.images.store.config(&image.record.config).ok()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Assigned items that tasks need to start: secrets, configs, and where images can be fetched from. In memory only.
+//! Assigned items that tasks need to start: secrets, configs, published ports, and where images can be fetched from. In
+//! memory only.
 
 use std::{
     collections::BTreeMap,
@@ -6,9 +7,10 @@ use std::{
 };
 
 use orch_model::{
-    ConfigId, SecretId, TaskId,
+    ConfigId, NetworkId, SecretId, ServiceId, TaskId,
     assignment::{Assignment, AssignmentKey, ImageSource},
     secret::{Config, Secret},
+    service::PortConfig,
 };
 
 #[derive(Debug, Default)]
@@ -19,6 +21,7 @@ struct Kept {
     secrets: BTreeMap<SecretId, Arc<Secret>>,
     configs: BTreeMap<ConfigId, Arc<Config>>,
     images: BTreeMap<TaskId, ImageSource>,
+    ports: BTreeMap<(ServiceId, NetworkId), Vec<PortConfig>>,
 }
 
 impl Items {
@@ -32,11 +35,11 @@ impl Items {
             Assignment::Secret(secret) => drop(kept.secrets.insert(secret.id.clone(), secret.clone())),
             Assignment::Config(config) => drop(kept.configs.insert(config.id.clone(), config.clone())),
             Assignment::Image(image) => drop(kept.images.insert(image.task.clone(), image.clone())),
-            Assignment::Task(_)
-            | Assignment::Peer(_)
-            | Assignment::Network(_)
-            | Assignment::Endpoint(_)
-            | Assignment::ServiceEndpoint(_) => {}
+            Assignment::ServiceEndpoint(endpoint) => {
+                let key = (endpoint.service.clone(), endpoint.network.clone());
+                kept.ports.insert(key, endpoint.ports.clone());
+            }
+            Assignment::Task(_) | Assignment::Peer(_) | Assignment::Network(_) | Assignment::Endpoint(_) => {}
         }
     }
 
@@ -46,11 +49,13 @@ impl Items {
             AssignmentKey::Secret(id) => drop(kept.secrets.remove(id)),
             AssignmentKey::Config(id) => drop(kept.configs.remove(id)),
             AssignmentKey::Image(id) => drop(kept.images.remove(id)),
+            AssignmentKey::ServiceEndpoint(network, service) => {
+                drop(kept.ports.remove(&(service.clone(), network.clone())));
+            }
             AssignmentKey::Task(_)
             | AssignmentKey::Peer(_)
             | AssignmentKey::Network(_)
-            | AssignmentKey::Endpoint(..)
-            | AssignmentKey::ServiceEndpoint(..) => {}
+            | AssignmentKey::Endpoint(..) => {}
         }
     }
 
@@ -64,6 +69,12 @@ impl Items {
 
     pub(crate) fn image_source(&self, task: &TaskId) -> Option<ImageSource> {
         self.lock().images.get(task).cloned()
+    }
+
+    /// What the service publishes through ingress.
+    pub(crate) fn published(&self, service: &ServiceId) -> Vec<PortConfig> {
+        let kept = self.lock();
+        kept.ports.iter().filter(|((of, _), _)| of == service).flat_map(|(_, ports)| ports.clone()).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {

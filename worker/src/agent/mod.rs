@@ -11,6 +11,7 @@ mod describe;
 mod executor;
 mod files;
 mod items;
+mod listening;
 mod prepare;
 mod quiet;
 mod session;
@@ -26,7 +27,7 @@ use std::{
 use orch_model::{
     TaskId,
     assignment::{Assignment, AssignmentKey, TaskAssignment},
-    node::NodeDescription,
+    node::{NodeDescription, NodeRole},
     task::{TaskState, TaskStatus},
 };
 use orch_proto::{
@@ -80,6 +81,8 @@ pub(crate) struct Agent {
     settings: Settings,
     managers: Mutex<Vec<String>>,
     stream_slots: Arc<Semaphore>,
+    /// What the leader said last.
+    node_role: Mutex<Option<NodeRole>>,
     /// The revision that netd was given last.
     networks_revision: Mutex<u64>,
 }
@@ -131,6 +134,7 @@ impl Agent {
             settings,
             managers: Mutex::new(managers),
             stream_slots: session::stream_slots(),
+            node_role: Mutex::default(),
             networks_revision: Mutex::default(),
         })
     }
@@ -146,18 +150,33 @@ impl Agent {
             containers.insert(recovered_task(&found), found);
         }
         for record in self.host.store.tasks()? {
-            let Some((assignment, status)) = decode_record(record.clone()) else {
+            let Some(known) = decode_record(record) else {
                 tracing::error!("a task record of an earlier version is ignored");
                 continue;
             };
-            let found = containers.remove(&assignment.task.id);
-            self.take_up(assignment, status, record.acknowledged, found).await;
+            let found = containers.remove(&known.assignment.task.id);
+            self.take_up(known, found).await;
         }
         for (task, found) in containers {
             tracing::warn!(%task, "deleting a container that belongs to no task");
             delete_container(found).await;
         }
         Ok(())
+    }
+
+    /// The role that the leader says this node has.
+    pub(crate) fn node_role(&self) -> Option<NodeRole> {
+        *self.node_role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_node_role(&self, role: NodeRole) {
+        *self.node_role.lock().unwrap_or_else(PoisonError::into_inner) = Some(role);
+    }
+
+    /// Stops everything: this node was removed from its cluster, whose tasks run elsewhere by now.
+    fn stop_all(&self) {
+        let nothing = Delta { sequence: 0, complete: true, put: Vec::new(), removed: BTreeSet::new() };
+        self.apply(&AssignmentSet::default(), &nothing);
     }
 
     /// Keeps the session; ends with the process.
@@ -228,16 +247,18 @@ impl Agent {
             let commands = machine.step(Event::Assigned);
             (machine, commands)
         };
-        self.spawn(assignment.clone(), assignment.task.status.clone(), true, machine, commands, None);
+        let known = Known {
+            assignment: assignment.clone(),
+            status: assignment.task.status.clone(),
+            acknowledged: true,
+            image: None,
+            command: Vec::new(),
+        };
+        self.spawn(known, machine, commands, None);
     }
 
-    async fn take_up(
-        &self,
-        assignment: TaskAssignment,
-        status: TaskStatus,
-        acknowledged: bool,
-        found: Option<Recovered>,
-    ) {
+    async fn take_up(&self, known: Known, found: Option<Recovered>) {
+        let assignment = &known.assignment;
         let (found, container) = match found {
             Some(Recovered::Running(container)) => (Found::Running { pid: container.pid() }, Some(container)),
             Some(Recovered::Ended(container, exit)) => {
@@ -254,28 +275,20 @@ impl Agent {
             tracing::info!(task = %assignment.task.id, pid, "found a running container again");
             self.host.netd.remember(&assignment.task.id, prepare::attach_request(&assignment.task));
         }
-        let (machine, commands) = Machine::recover(status.state, assignment.desired_state, found);
-        self.spawn(assignment, status, acknowledged, machine, commands, container);
+        let (machine, commands) = Machine::recover(known.status.state, assignment.desired_state, found);
+        self.spawn(known, machine, commands, container);
     }
 
-    fn spawn(
-        &self,
-        assignment: TaskAssignment,
-        status: TaskStatus,
-        acknowledged: bool,
-        machine: Machine,
-        commands: Vec<Command>,
-        container: Option<Container>,
-    ) {
+    fn spawn(&self, known: Known, machine: Machine, commands: Vec<Command>, container: Option<Container>) {
         let (events, receiver) = mpsc::unbounded_channel();
-        let spec = &assignment.task.spec.container;
-        let image = self.host.images.store.find(spec.image_digest.as_deref().unwrap_or(&spec.image));
+        let Known { assignment, status, acknowledged, image, command } = known;
         self.host.book.add(Entry {
             task: assignment.task.clone(),
             desired: assignment.desired_state,
             created_at_ms: assignment.task.meta.created_at.unix_ms,
-            command: spec.command.iter().chain(&spec.args).cloned().collect(),
-            image: container.is_some().then(|| image.map(|image| image.digest)).flatten(),
+            command,
+            // Only what a container is made of is in use.
+            image: image.filter(|_| container.is_some()),
             status,
             acknowledged,
             container: container.clone(),
@@ -325,13 +338,24 @@ fn is_network(key: &AssignmentKey) -> bool {
     }
 }
 
-fn decode_record(record: wire::WorkerTaskRecord) -> Option<(TaskAssignment, TaskStatus)> {
-    let assignment = Assignment::from_proto(record.assignment?).ok()?;
-    let status = TaskStatus::from_proto(record.status?).ok()?;
-    match assignment {
-        Assignment::Task(task) => Some((task, status)),
-        _ => None,
-    }
+/// What is known of a task when its executor begins.
+struct Known {
+    assignment: TaskAssignment,
+    status: TaskStatus,
+    acknowledged: bool,
+    image: Option<String>,
+    command: Vec<String>,
+}
+
+fn decode_record(record: wire::WorkerTaskRecord) -> Option<Known> {
+    let Assignment::Task(assignment) = Assignment::from_proto(record.assignment?).ok()? else { return None };
+    Some(Known {
+        assignment,
+        status: TaskStatus::from_proto(record.status?).ok()?,
+        acknowledged: record.acknowledged,
+        image: Some(record.image_digest).filter(|digest| !digest.is_empty()),
+        command: record.command,
+    })
 }
 
 fn recovered_task(found: &Recovered) -> TaskId {

@@ -1,6 +1,10 @@
 //! Drain before stop: whether clients are still connected to a container.
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs,
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep};
 
@@ -20,25 +24,38 @@ pub(crate) async fn await_quiet(pid: u32) {
 }
 
 fn has_clients(pid: u32) -> bool {
-    // With the node's own network, other programs' connections would be taken for the task's.
+    own_tables(pid).is_some_and(|tables| inbound(&tables) > 0)
+}
+
+/// The text of the process' /proc/net/tcp and tcp6; `None` with the node's own network, where other programs' sockets
+/// would be taken for the task's.
+pub(super) fn own_tables(pid: u32) -> Option<String> {
     let netns = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     if pid == 0 || netns(&pid.to_string()) == netns("self") {
-        return false;
+        return None;
     }
     let read = |file| fs::read_to_string(format!("/proc/{pid}/net/{file}")).unwrap_or_default();
-    inbound(&format!("{}\n{}", read("tcp"), read("tcp6"))) > 0
+    Some(format!("{}\n{}", read("tcp"), read("tcp6")))
+}
+
+/// The ports that something listens on.
+pub(super) fn listening_ports(tables: &str) -> BTreeSet<u16> {
+    let listening = sockets(tables).filter(|(_, _, state)| *state == LISTEN);
+    listening.filter_map(|(port, _, _)| u16::from_str_radix(port, 16).ok()).collect()
+}
+
+/// Local port, remote address and state of each socket.
+fn sockets(tables: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+    tables.lines().filter_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let (local, remote, state) = (columns.next()?, columns.next()?, columns.next()?);
+        Some((local.rsplit_once(':')?.1, remote.rsplit_once(':')?.0, state))
+    })
 }
 
 /// Counts established connections to listening ports in the text of /proc/net/tcp and tcp6.
 fn inbound(tables: &str) -> usize {
-    let sockets: Vec<(&str, &str, &str)> = tables
-        .lines()
-        .filter_map(|line| {
-            let mut columns = line.split_whitespace().skip(1);
-            let (local, remote, state) = (columns.next()?, columns.next()?, columns.next()?);
-            Some((local.rsplit_once(':')?.1, remote.rsplit_once(':')?.0, state))
-        })
-        .collect();
+    let sockets: Vec<(&str, &str, &str)> = sockets(tables).collect();
     let listening: HashSet<&str> =
         sockets.iter().filter(|(_, _, state)| *state == LISTEN).map(|(port, _, _)| *port).collect();
     let from_outside = |remote: &str| !is_loopback(remote);
@@ -75,6 +92,7 @@ mod tests {
             6: 0000000000000000FFFF00000100000A:1F90 0000000000000000FFFF00000500000A:C005 01 0\n\
             7: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000100007F:C005 01 0\n";
         assert_eq!(inbound(table), 2);
+        assert_eq!(listening_ports(table), BTreeSet::from([0x50, 0x1F90]));
         assert_eq!(inbound(""), 0);
     }
 }

@@ -10,9 +10,9 @@ use std::{
     time::Duration,
 };
 
-use orch_model::node::NodeRole;
+use orch_model::{Object, node::NodeRole};
 use orch_proto::{
-    conv::ToProto,
+    conv::{FromProto, ToProto},
     transport::{TransportError, tls_channel},
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, RegisterImageRequest, SessionMessage,
@@ -31,6 +31,9 @@ use crate::config::ConfigError;
 
 /// Metadata in which a manager that is not the leader names the one that is.
 const LEADER_METADATA: &str = "orch-leader";
+/// Metadata with the stable code of an error, and the one that tells a node that it was removed.
+const CODE_METADATA: &str = "orch-code";
+const REMOVED_CODE: &str = "node-removed";
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Status updates and acknowledgements may wait for the leader's disk.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -74,6 +77,17 @@ impl From<tokio::time::error::Elapsed> for SessionError {
 }
 
 impl SessionError {
+    /// A manager knows for certain that this node is not in the cluster any more.
+    fn is_removed(&self) -> bool {
+        match self {
+            Self::Refused(status) => {
+                status.code() == Code::PermissionDenied
+                    && status.metadata().get(CODE_METADATA).is_some_and(|code| code == REMOVED_CODE)
+            }
+            _ => false,
+        }
+    }
+
     fn leader_hint(&self) -> Option<String> {
         match self {
             Self::Refused(status) => status.metadata().get(LEADER_METADATA)?.to_str().ok().map(str::to_owned),
@@ -120,6 +134,10 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         };
         let (opened, error) = run(&agent, &addr, &mut last_session).await;
         agent.session.set(None);
+        if error.is_removed() {
+            tracing::error!(manager = addr, "this node was removed from the cluster: its tasks are stopped");
+            tokio::task::block_in_place(|| agent.stop_all());
+        }
         hint = error.leader_hint().filter(|leader| *leader != addr);
         if opened {
             pause = MIN_PAUSE;
@@ -202,6 +220,9 @@ async fn listen(
 fn take_message(agent: &Arc<Agent>, addr: &str, message: SessionMessage) {
     if !message.managers.is_empty() {
         agent.set_managers(message.managers);
+    }
+    if let Some(Ok(Object::Node(node))) = message.node.map(Object::from_proto) {
+        agent.set_node_role(node.role);
     }
     for announced in message.streams {
         let Ok(slot) = agent.stream_slots.clone().try_acquire_owned() else {

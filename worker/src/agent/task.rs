@@ -17,6 +17,8 @@ pub(crate) enum Event {
     Unassigned,
     Prepared(Result<(), String>),
     Started(Result<u32, String>),
+    /// It listens where it said, or was given time enough to.
+    Listening,
     Exited(Ended),
     /// No client is connected any more, or it took too long.
     Quiet,
@@ -43,6 +45,10 @@ pub(crate) enum Command {
     /// Give up preparing.
     Abandon,
     Start,
+    /// Wait until the started container answers.
+    AwaitListening {
+        pid: u32,
+    },
     /// Wait until clients are gone.
     AwaitQuiet,
     SignalStop,
@@ -79,6 +85,10 @@ enum Phase {
     Preparing,
     Ready,
     Starting,
+    /// Started; its program does not answer yet.
+    Opening {
+        pid: u32,
+    },
     Running,
     /// Should stop; clients may finish.
     Draining,
@@ -109,12 +119,7 @@ impl Machine {
         let mut machine = Self { phase: Phase::New, desired, assigned: true, reported };
         let commands = match found {
             _ if reported.is_terminal() => machine.released_again(),
-            Found::Running { pid } => {
-                machine.phase = Phase::Running;
-                let mut commands = machine.running(pid);
-                commands.extend(machine.follow_desired());
-                commands
-            }
+            Found::Running { pid } => machine.started(pid),
             Found::Exited(ended) => {
                 machine.phase = Phase::Running;
                 machine.ended(ended)
@@ -152,18 +157,19 @@ impl Machine {
             (Event::Prepared(Err(error)), Phase::Preparing) => {
                 self.end(TaskState::Rejected, "preparing", Some(error), None)
             }
-            (Event::Started(Ok(pid)), Phase::Starting) => {
+            (Event::Started(Ok(pid)), Phase::Starting) => self.started(pid),
+            (Event::Listening, Phase::Opening { pid }) => {
                 self.phase = Phase::Running;
-                let mut commands = self.running(pid);
-                commands.extend(self.follow_desired());
-                commands
+                self.running(pid)
             }
             (Event::Started(Err(error)), Phase::Starting) => {
                 let mut commands = vec![Command::NetDown];
                 commands.extend(self.end(TaskState::Failed, "starting", Some(error), None));
                 commands
             }
-            (Event::Exited(ended), Phase::Running | Phase::Draining | Phase::Stopping) => self.ended(ended),
+            (Event::Exited(ended), Phase::Opening { .. } | Phase::Running | Phase::Draining | Phase::Stopping) => {
+                self.ended(ended)
+            }
             (Event::Quiet, Phase::Draining) => {
                 self.phase = Phase::Stopping;
                 vec![Command::SignalStop]
@@ -178,6 +184,7 @@ impl Machine {
                 Event::Assigned
                 | Event::Prepared(_)
                 | Event::Started(_)
+                | Event::Listening
                 | Event::Exited(_)
                 | Event::Quiet
                 | Event::GraceOver
@@ -214,7 +221,7 @@ impl Machine {
                 commands.push(Command::Start);
                 commands
             }
-            Phase::Running if stop => {
+            Phase::Opening { .. } | Phase::Running if stop => {
                 self.phase = Phase::Draining;
                 vec![Command::AwaitQuiet]
             }
@@ -223,6 +230,7 @@ impl Machine {
             | Phase::Preparing
             | Phase::Ready
             | Phase::Starting
+            | Phase::Opening { .. }
             | Phase::Running
             | Phase::Draining
             | Phase::Stopping
@@ -260,6 +268,19 @@ impl Machine {
     fn released_again(&mut self) -> Vec<Command> {
         self.phase = Phase::Ended { released: false };
         vec![Command::Release]
+    }
+
+    fn started(&mut self, pid: u32) -> Vec<Command> {
+        if self.reported >= TaskState::Running {
+            self.phase = Phase::Running;
+            return self.follow_desired();
+        }
+        self.phase = Phase::Opening { pid };
+        let mut commands = self.follow_desired();
+        if commands.is_empty() {
+            commands.push(Command::AwaitListening { pid });
+        }
+        commands
     }
 
     fn running(&mut self, pid: u32) -> Vec<Command> {
@@ -321,7 +342,7 @@ mod tests {
         }
     }
 
-    use Event::{Assigned, Desired, GraceOver, Prepared, Quiet, Released, Started, Unassigned};
+    use Event::{Assigned, Desired, GraceOver, Listening, Prepared, Quiet, Released, Started, Unassigned};
     use TaskState::{Ready, Remove, Running, Shutdown};
 
     const BEGIN: (Event, &str) = (Assigned, "accepted preparing Prepare");
@@ -333,7 +354,8 @@ mod tests {
             &[
                 BEGIN,
                 (Prepared(Ok(())), "ready starting Start"),
-                (Started(Ok(7)), "running"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
                 (ended(0), "NetDown complete Release"),
                 (Released, ""),
                 (Unassigned, "Forget"),
@@ -344,7 +366,8 @@ mod tests {
             &[
                 BEGIN,
                 (Prepared(Ok(())), "ready starting Start"),
-                (Started(Ok(7)), "running"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
                 (ended(1), "NetDown failed[task: non-zero exit (1)] Release"),
                 (Desired(Shutdown), ""),
                 (Unassigned, ""),
@@ -362,7 +385,8 @@ mod tests {
                 (Prepared(Ok(())), "ready"),
                 (Desired(Running), "starting Start"),
                 (Desired(Ready), ""),
-                (Started(Ok(7)), "running"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
             ],
         );
         check(Ready, &[BEGIN, (Desired(Running), ""), (Prepared(Ok(())), "ready starting Start")]);
@@ -375,7 +399,8 @@ mod tests {
             &[
                 BEGIN,
                 (Prepared(Ok(())), "ready starting Start"),
-                (Started(Ok(7)), "running"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
                 (Desired(Shutdown), "AwaitQuiet"),
                 (GraceOver, ""),
                 (Quiet, "SignalStop"),
@@ -394,7 +419,7 @@ mod tests {
                 BEGIN,
                 (Prepared(Ok(())), "ready starting Start"),
                 (Desired(Shutdown), ""),
-                (Started(Ok(7)), "running AwaitQuiet"),
+                (Started(Ok(7)), "AwaitQuiet"),
                 (ended(0), "NetDown shutdown Release"),
             ],
         );
@@ -403,7 +428,8 @@ mod tests {
             &[
                 BEGIN,
                 (Prepared(Ok(())), "ready starting Start"),
-                (Started(Ok(7)), "running"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
                 (Unassigned, "AwaitQuiet"),
                 (Quiet, "SignalStop"),
                 (ended(143), "NetDown shutdown Release"),
@@ -444,7 +470,7 @@ mod tests {
         let failed = Found::Exited(Ended { code: 3, oom_killed: false, error: None });
         check(Running, Running, Found::Running { pid: 7 }, "");
         check(Running, Shutdown, Found::Running { pid: 7 }, "AwaitQuiet");
-        check(TaskState::Starting, Running, Found::Running { pid: 7 }, "running");
+        check(TaskState::Starting, Running, Found::Running { pid: 7 }, "AwaitListening { pid: 7 }");
         check(Running, Running, failed, "NetDown failed[task: non-zero exit (3)] Release");
         check(Running, Running, Found::Nothing, "failed[node restarted] Release");
         check(TaskState::Preparing, Running, Found::Nothing, "Prepare");

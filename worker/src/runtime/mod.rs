@@ -188,6 +188,7 @@ impl Inner {
             uid: user.uid,
             caps: caps.0,
             seccomp: filter,
+            netns: plan.netns.clone(),
         };
         Ok(Prepared { config, spec })
     }

@@ -11,6 +11,7 @@ mod executor;
 pub(crate) mod log;
 pub(crate) mod protocol;
 mod server;
+mod silence;
 mod trace;
 pub(crate) mod wire;
 
@@ -110,7 +111,10 @@ fn prepare(folder: &Path, listener: UnixListener, config: &ShimConfig) -> Result
         .map_err(failure(&format!("cannot open the log {}", config.log.path.display())))?;
     let signals = block_signals().map_err(failure("cannot block signals"))?;
     let (instance, output) = container::Instance::create(folder, config)?;
-    server::Server::new(folder.to_owned(), listener, signals, instance, output, log).map_err(failure("cannot serve"))
+    // A folder that cannot be opened is not worth a container: silence is a courtesy to clients.
+    let network = config.netns.as_deref().and_then(|netns| silence::Network::open(netns).ok());
+    server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network)
+        .map_err(failure("cannot serve"))
 }
 
 /// Nothing but SIGKILL ends a shim before its container; ends of children are read from the descriptor.

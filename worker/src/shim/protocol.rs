@@ -73,6 +73,9 @@ pub(crate) struct ShimConfig {
     pub(crate) caps: u64,
     /// The compiled system call filter.
     pub(crate) seccomp: Option<PathBuf>,
+    /// The network namespace, to be silenced when the container is killed; older configurations have none.
+    #[serde(default)]
+    pub(crate) netns: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

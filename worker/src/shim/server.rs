@@ -28,6 +28,7 @@ use super::{
     container::{Instance, Output},
     log::{Lines, LogWriter, Source},
     protocol::{ExecOrder, ExitRecord, Failure, Files, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns},
+    silence::Network,
     wire,
 };
 
@@ -45,6 +46,9 @@ pub(super) struct Server {
     pub(super) signals: SignalFd,
     pub(super) instance: Instance,
     pub(super) log: LogWriter,
+    network: Option<Network>,
+    /// The worker sent a signal: what ends then was meant to end.
+    signalled: bool,
     streams: Vec<Stream>,
     connections: Vec<Connection>,
     started_at: Option<SystemTime>,
@@ -75,6 +79,7 @@ impl Server {
         instance: Instance,
         output: Output,
         log: LogWriter,
+        network: Option<Network>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout) };
@@ -89,6 +94,8 @@ impl Server {
             signals,
             instance,
             log,
+            network,
+            signalled: false,
             streams,
             connections: Vec::new(),
             started_at: None,
@@ -234,7 +241,8 @@ impl Server {
     }
 
     /// The process exists until [`Server::reap`] has seen its end, so the number cannot mean another one.
-    fn kill(&self, signal: i32) -> Result<(), Failure> {
+    fn kill(&mut self, signal: i32) -> Result<(), Failure> {
+        self.signalled = true;
         let failure =
             |err: Errno| Failure { message: format!("cannot send signal {signal}: {}", err.desc()), code: None };
         let signal = Signal::try_from(signal).map_err(failure)?;
@@ -275,9 +283,20 @@ impl Server {
         });
     }
 
+    /// A program that ended by itself may have an answer on its way; one that was killed has none.
+    fn silence_if_killed(&self, status: WaitStatus) {
+        let killed = matches!(status, WaitStatus::Signaled(..)) && !self.signalled;
+        if let (true, Some(network)) = (killed, &self.network)
+            && let Err(error) = network.silence()
+        {
+            tracing::warn!(%error, "the network of the killed container is not silenced");
+        }
+    }
+
     /// The rest of the output, the exit file, the answers to those who wait, then the cgroup: in this order, because the
     /// file is what a worker believes, and removal takes time.
     fn finish(mut self, status: WaitStatus) -> io::Result<()> {
+        self.silence_if_killed(status);
         self.drain_output();
         let (code, signal) = code_of(status);
         let failure = self.start_failure.take();
