@@ -2,6 +2,7 @@
 
 mod deploy;
 mod remove;
+mod rotate;
 
 use std::{collections::BTreeMap, sync::Arc};
 

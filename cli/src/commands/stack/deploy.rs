@@ -9,18 +9,23 @@ use std::{
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use orch_model::{
-    Kind,
+    Kind, ServiceId,
     network::Network,
     secret::{Config, Secret},
     service::{Service, ServiceSpec},
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
-use super::{in_stack, remove::remove_when_free};
+use super::{
+    in_stack,
+    remove::remove_when_free,
+    rotate::{self, Current},
+};
 use crate::{
     api::Api,
     commands::{data, service::resolve, warn},
     compose::{Document, Stack, StackData, StackNetwork, StackService, Surroundings},
+    flags::file_ref::NamedFile,
     progress,
 };
 
@@ -38,9 +43,9 @@ pub(crate) struct DeployArgs {
     /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,
-    /// Accepted for Docker's sake: names are resolved by the cluster
-    #[arg(long, hide = true)]
-    resolve_image: Option<String>,
+    /// When to ask again which content an image's name means
+    #[arg(long, value_name = "WHEN", default_value = "always", value_parser = ["always", "changed", "never"])]
+    resolve_image: String,
     /// Accepted for Docker's sake
     #[arg(long, hide = true)]
     with_registry_auth: bool,
@@ -58,14 +63,7 @@ pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
     if args.prune {
         prune(&mut api, &name, &stack).await?;
     }
-    let mut made = Vec::new();
-    let watched = match apply(&mut api, &stack, contents, &mut made).await {
-        Ok(watched) => watched,
-        Err(error) => {
-            undo(&mut api, made).await;
-            return Err(error);
-        }
-    };
+    let watched = apply_or_undo(&mut api, &stack, &contents, args.resolve_image == "always").await?;
     if !args.detach.unwrap_or(true) {
         for watched in watched {
             progress::wait(&mut api, &watched, args.quiet).await?;
@@ -74,38 +72,154 @@ pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What this run created: kind and full name.
-type Made = Vec<(Kind, String)>;
-
-async fn apply(
-    api: &mut Api,
-    stack: &Stack,
-    contents: Vec<Option<Vec<u8>>>,
-    made: &mut Made,
-) -> anyhow::Result<Vec<progress::Watched>> {
-    for network in &stack.networks {
-        deploy_network(api, network, made).await?;
-    }
-    for (item, content) in stack.data.iter().zip(contents) {
-        if let Some(content) = content {
-            deploy_data(api, item, content, made).await?;
-        }
-    }
-    let mut watched = Vec::new();
-    for service in &stack.services {
-        watched.push(deploy_service(api, service, made).await?);
-    }
-    Ok(watched)
+/// What this run did, so that it can be taken back.
+enum Done {
+    Created(Kind, String),
+    Updated(ServiceId, Box<ServiceSpec>),
 }
 
-/// A refused deployment leaves nothing half done: what it created goes again, newest first.
-async fn undo(api: &mut Api, made: Made) {
-    for (kind, name) in made.into_iter().rev() {
-        println!("Removing {kind} {name} (the deployment failed)");
-        if let Err(error) = remove_when_free(api, kind, &name).await {
-            eprintln!("cannot remove {kind} {name}: {error:#}");
+struct Deployment<'a> {
+    stack: &'a Stack,
+    /// Of each of the stack's secrets and configs; `None` when the file does not bring it.
+    contents: &'a [Option<Vec<u8>>],
+    /// What the secrets and configs of the file are called now.
+    current: Current,
+    /// Whether an image's name may mean another content than at the last deployment.
+    resolve: bool,
+    done: Vec<Done>,
+}
+
+/// How often a deployment starts over because a removal took a network away under it.
+const ATTEMPTS: usize = 3;
+
+/// A refused deployment leaves nothing half done.
+async fn apply_or_undo(
+    api: &mut Api,
+    stack: &Stack,
+    contents: &[Option<Vec<u8>>],
+    resolve: bool,
+) -> anyhow::Result<Vec<progress::Watched>> {
+    let mut attempt = 1;
+    loop {
+        let mut deployment = Deployment { stack, contents, current: Current::default(), resolve, done: Vec::new() };
+        let error = match deployment.apply(api).await {
+            Ok(watched) => return Ok(watched),
+            Err(error) => error,
+        };
+        let start_over = attempt < ATTEMPTS && lost_network(api, stack).await;
+        deployment.undo(api).await;
+        if !start_over {
+            return Err(error);
+        }
+        attempt += 1;
+    }
+}
+
+/// Whether a network of the stack is gone although it was there, or made, a moment ago.
+async fn lost_network(api: &mut Api, stack: &Stack) -> bool {
+    for network in stack.networks.iter().filter(|n| !n.external) {
+        if matches!(find_named_network(api, &network.spec.annotations.name).await, Ok(false)) {
+            return true;
         }
     }
+    false
+}
+
+impl Deployment<'_> {
+    async fn apply(&mut self, api: &mut Api) -> anyhow::Result<Vec<progress::Watched>> {
+        for network in &self.stack.networks {
+            self.network(api, network).await?;
+        }
+        for (item, content) in self.stack.data.iter().zip(self.contents) {
+            let Some(content) = content else { continue };
+            let (name, created) = rotate::ensure(api, item, content).await?;
+            if created {
+                self.done.push(Done::Created(item.kind, name.clone()));
+            }
+            self.current.insert((item.kind, item.annotations.name.clone()), name);
+        }
+        let mut watched = Vec::new();
+        for service in &self.stack.services {
+            watched.push(self.service(api, service).await?);
+        }
+        Ok(watched)
+    }
+
+    /// Newest first.
+    async fn undo(self, api: &mut Api) {
+        for done in self.done.into_iter().rev() {
+            let outcome = match &done {
+                Done::Created(kind, name) => {
+                    println!("Removing {kind} {name} (the deployment failed)");
+                    remove_when_free(api, *kind, name).await.map(drop)
+                }
+                Done::Updated(id, before) => {
+                    println!("Restoring service {} (the deployment failed)", before.annotations.name);
+                    restore(api, id, before).await
+                }
+            };
+            if let Err(error) = outcome {
+                eprintln!("cannot take that back: {error:#}");
+            }
+        }
+    }
+
+    async fn network(&mut self, api: &mut Api, network: &StackNetwork) -> anyhow::Result<()> {
+        let name = &network.spec.annotations.name;
+        if network.external || find_named_network(api, name).await? {
+            return Ok(());
+        }
+        println!("Creating network {name}");
+        let spec = wire::spec::Spec::Network(network.spec.to_proto());
+        let (_, warnings) =
+            api.create::<Network>(spec).await.with_context(|| format!("failed to create network {name}"))?;
+        self.done.push(Done::Created(Kind::Network, name.clone()));
+        warn(&warnings);
+        Ok(())
+    }
+
+    async fn service(&mut self, api: &mut Api, service: &StackService) -> anyhow::Result<progress::Watched> {
+        let mut spec = service.spec.clone();
+        let name = spec.annotations.name.clone();
+        spec.task.networks = resolve::networks(api, &service.networks).await?;
+        spec.task.container.secrets = resolve::secrets(api, &self.renamed(Kind::Secret, &service.secrets)).await?;
+        spec.task.container.configs = resolve::configs(api, &self.renamed(Kind::Config, &service.configs)).await?;
+        let existing =
+            api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name && !s.removing);
+        let Some(before) = existing else {
+            println!("Creating service {name}");
+            let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
+            let (created, warnings) = created.with_context(|| format!("failed to create service {name}"))?;
+            self.done.push(Done::Created(Kind::Service, name));
+            warn(&warnings);
+            return Ok(progress::Watched::after_create(&created));
+        };
+        println!("Updating service {name} (id: {})", before.id);
+        carry_over(&before.spec, &mut spec, self.resolve);
+        if spec == before.spec {
+            return Ok(progress::Watched::after_update(&before, &before));
+        }
+        let wire = wire::spec::Spec::Service(spec.to_proto());
+        let updated = api.update::<Service>(before.id.as_str(), before.meta.version, Some(wire)).await;
+        let (after, warnings) = updated.with_context(|| format!("failed to update service {name}"))?;
+        self.done.push(Done::Updated(before.id.clone(), Box::new(before.spec.clone())));
+        warn(&warnings);
+        Ok(progress::Watched::after_update(&before, &after))
+    }
+
+    fn renamed(&self, kind: Kind, files: &[NamedFile]) -> Vec<NamedFile> {
+        let rename = |file: &NamedFile| match self.current.get(&(kind, file.source.clone())) {
+            Some(name) => NamedFile { source: name.clone(), ..file.clone() },
+            None => file.clone(),
+        };
+        files.iter().map(rename).collect()
+    }
+}
+
+async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow::Result<()> {
+    let now = api.get::<Service>(id.as_str()).await?;
+    let spec = wire::spec::Spec::Service(before.to_proto());
+    api.update::<Service>(id.as_str(), now.meta.version, Some(spec)).await.map(drop)
 }
 
 /// The stack's name and what the file says.
@@ -201,79 +315,15 @@ async fn prune(api: &mut Api, name: &str, stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn deploy_network(api: &mut Api, network: &StackNetwork, made: &mut Made) -> anyhow::Result<()> {
-    let name = &network.spec.annotations.name;
-    if network.external || find_named_network(api, name).await? {
-        return Ok(());
-    }
-    println!("Creating network {name}");
-    let spec = wire::spec::Spec::Network(network.spec.to_proto());
-    let (_, warnings) =
-        api.create::<Network>(spec).await.with_context(|| format!("failed to create network {name}"))?;
-    made.push((Kind::Network, name.clone()));
-    warn(&warnings);
-    Ok(())
-}
-
 /// By full name only: a prefix of an id must not be taken for it.
 async fn find_named_network(api: &mut Api, name: &str) -> anyhow::Result<bool> {
     Ok(api.get_optional::<Network>(name).await?.is_some_and(|network| network.spec.annotations.name == name))
 }
 
-async fn deploy_data(api: &mut Api, item: &StackData, content: Vec<u8>, made: &mut Made) -> anyhow::Result<()> {
-    let (kind, name) = (item.kind, &item.annotations.name);
-    let same = match kind {
-        // A secret's content never leaves the managers, so it cannot be compared here.
-        Kind::Secret => api.get_optional::<Secret>(name).await?.map(|_| true),
-        _ => api.get_optional::<Config>(name).await?.map(|config| config.data == content),
-    };
-    match same {
-        Some(true) => Ok(()),
-        Some(false) => bail!(
-            "config {name} exists with another content, and tasks use it: give it another `name:` in the file (for \
-             example {name}_2) and deploy again"
-        ),
-        None => {
-            println!("Creating {kind} {name}");
-            let stored = data::store(api, kind, &item.annotations, content).await;
-            stored.with_context(|| format!("failed to create {kind} {name}"))?;
-            made.push((kind, name.clone()));
-            Ok(())
-        }
-    }
-}
-
-async fn deploy_service(api: &mut Api, service: &StackService, made: &mut Made) -> anyhow::Result<progress::Watched> {
-    let mut spec = service.spec.clone();
-    let name = spec.annotations.name.clone();
-    spec.task.networks = resolve::networks(api, &service.networks).await?;
-    spec.task.container.secrets = resolve::secrets(api, &service.secrets).await?;
-    spec.task.container.configs = resolve::configs(api, &service.configs).await?;
-    let existing = api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name && !s.removing);
-    let Some(before) = existing else {
-        println!("Creating service {name}");
-        let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
-        let (created, warnings) = created.with_context(|| format!("failed to create service {name}"))?;
-        made.push((Kind::Service, name));
-        warn(&warnings);
-        return Ok(progress::Watched::after_create(&created));
-    };
-    println!("Updating service {name} (id: {})", before.id);
-    carry_over(&before.spec, &mut spec);
-    if spec == before.spec {
-        return Ok(progress::Watched::after_update(&before, &before));
-    }
-    let wire = wire::spec::Spec::Service(spec.to_proto());
-    let updated = api.update::<Service>(before.id.as_str(), before.meta.version, Some(wire)).await;
-    let (after, warnings) = updated.with_context(|| format!("failed to update service {name}"))?;
-    warn(&warnings);
-    Ok(progress::Watched::after_update(&before, &after))
-}
-
 /// What the cluster or an operator added to the stored spec and the file says nothing about.
-fn carry_over(stored: &ServiceSpec, spec: &mut ServiceSpec) {
+fn carry_over(stored: &ServiceSpec, spec: &mut ServiceSpec, resolve: bool) {
     spec.task.force_update = stored.task.force_update;
-    if stored.task.container.image == spec.task.container.image {
+    if !resolve && stored.task.container.image == spec.task.container.image {
         spec.task.container.image_digest.clone_from(&stored.task.container.image_digest);
     }
 }

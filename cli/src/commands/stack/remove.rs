@@ -1,10 +1,12 @@
 //! `orch stack rm`: services first, then what they used.
 
+use std::sync::Arc;
+
 use orch_model::{
     Kind,
     network::Network,
     secret::{Config, Secret},
-    service::Service,
+    service::{Service, TaskSpec},
 };
 use orch_proto::paths::Paths;
 use tokio::time::{Duration, Instant, sleep};
@@ -14,6 +16,7 @@ use super::in_stack;
 use crate::{
     api::{Api, explain},
     commands::for_each,
+    compose::NAMESPACE_LABEL,
 };
 
 /// The longest that tasks may take to stop before their networks are given up on.
@@ -27,7 +30,7 @@ pub(super) async fn run(stacks: &[String], paths: &Paths) -> anyhow::Result<()> 
 
 async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
     let mut found: Vec<(Kind, String, String)> = Vec::new();
-    for service in api.list::<Service>(in_stack(stack)).await? {
+    for service in api.list::<Service>(in_stack(stack)).await?.iter().filter(|s| !s.removing) {
         found.push((Kind::Service, service.id.to_string(), service.spec.annotations.name.clone()));
     }
     for secret in api.list::<Secret>(in_stack(stack)).await? {
@@ -45,22 +48,67 @@ async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for (kind, id, name) in found {
         println!("Removing {kind} {name}");
-        if let Err(error) = remove_when_free(api, kind, &id).await {
-            failures.push(format!("cannot remove {kind} {name}: {error:#}"));
+        match remove_when_free(api, kind, &id).await {
+            Ok(Freed::Removed) => {}
+            Ok(Freed::UsedBy(user)) if user.stack() == Some(stack) => {
+                println!("Keeping {kind} {name}: service {} was deployed meanwhile and uses it", user.name());
+            }
+            Ok(Freed::UsedBy(user)) => {
+                let user = user.name();
+                failures.push(format!("cannot remove {kind} {name}: service {user} uses it; remove that first"));
+            }
+            Err(error) => failures.push(format!("cannot remove {kind} {name}: {error:#}")),
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failures.join("\n"))) }
 }
 
+/// How waiting for an object to be free ended.
+pub(super) enum Freed {
+    Removed,
+    /// By a service that stays: it will not get free.
+    UsedBy(User),
+}
+
+/// A service that uses the object.
+pub(super) struct User(Arc<Service>);
+
+impl User {
+    pub(super) fn name(&self) -> &str {
+        &self.0.spec.annotations.name
+    }
+
+    fn stack(&self) -> Option<&str> {
+        self.0.spec.annotations.labels.get(NAMESPACE_LABEL).map(String::as_str)
+    }
+}
+
 /// What services used is in use until their last task is gone: asks again until then.
-pub(super) async fn remove_when_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<()> {
+pub(super) async fn remove_when_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<Freed> {
     let deadline = Instant::now() + RELEASE_LIMIT;
     loop {
-        let Err(status) = api.try_remove(kind, id, false).await else { return Ok(()) };
-        let in_use = kind != Kind::Service && status.code() == Code::FailedPrecondition;
-        if !in_use || Instant::now() >= deadline {
-            return Err(explain(status));
+        let Err(status) = api.try_remove(kind, id, false).await else { return Ok(Freed::Removed) };
+        match status.code() {
+            // Somebody else removed it.
+            Code::NotFound => return Ok(Freed::Removed),
+            Code::FailedPrecondition if kind != Kind::Service && Instant::now() < deadline => {}
+            _ => return Err(explain(status)),
+        }
+        if let Some(user) = user_of(api, kind, id).await? {
+            return Ok(Freed::UsedBy(user));
         }
         sleep(RELEASE_PAUSE).await;
     }
+}
+
+/// A service, not on its way out, that has the network, secret or config in its spec.
+async fn user_of(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<Option<User>> {
+    let uses = |spec: &TaskSpec| match kind {
+        Kind::Network => spec.networks.iter().any(|n| n.network.as_str() == id),
+        Kind::Secret => spec.container.secrets.iter().any(|s| s.id.as_str() == id),
+        Kind::Config => spec.container.configs.iter().any(|c| c.id.as_str() == id),
+        _ => false,
+    };
+    let services = api.all::<Service>().await?;
+    Ok(services.into_iter().find(|s| !s.removing && uses(&s.spec.task)).map(User))
 }

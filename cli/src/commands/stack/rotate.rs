@@ -1,0 +1,128 @@
+//! Secrets and configs of a stack: another content makes another version under another name, and services that use it
+//! are updated to it under their own update policy. Nobody ever sees a file change under a running task.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use anyhow::Context as _;
+use orch_model::{
+    Annotations, Kind, Version,
+    secret::{Config, Secret},
+};
+use orch_proto::{conv::ToProto, wire};
+
+use crate::{
+    api::{Api, Stored},
+    commands::data,
+    compose::StackData,
+};
+
+/// Full name in the file to the name of the version that has the file's content.
+pub(super) type Current = BTreeMap<(Kind, String), String>;
+
+/// On later versions: the name of the first one.
+const VERSION_OF_LABEL: &str = "orch.stack.version-of";
+
+/// Finds the version with this content or makes one; returns its name and whether it is new.
+pub(super) async fn ensure(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
+    let outcome = match item.kind {
+        Kind::Secret => ensure_kind::<Secret>(api, item, content).await,
+        _ => ensure_kind::<Config>(api, item, content).await,
+    };
+    outcome.with_context(|| format!("failed to create {} {}", item.kind, item.annotations.name))
+}
+
+async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
+    let base = &item.annotations.name;
+    let mut versions: Vec<(u64, Arc<T>)> = Vec::new();
+    for stored in api.all::<T>().await? {
+        versions.extend(number(base, stored.annotations()).map(|number| (number, stored)));
+    }
+    versions.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    for (number, stored) in &versions {
+        if T::is_same(api, stored, &annotations(item, *number), content).await {
+            return Ok((stored.annotations().name.clone(), false));
+        }
+    }
+    let next = versions.first().map_or(1, |(number, _)| number + 1);
+    let annotations = annotations(item, next);
+    println!("Creating {} {}", item.kind, annotations.name);
+    data::store(api, item.kind, &annotations, content.to_vec()).await?;
+    Ok((annotations.name, true))
+}
+
+fn annotations(item: &StackData, number: u64) -> Annotations {
+    let mut annotations = item.annotations.clone();
+    if number > 1 {
+        annotations.labels.insert(VERSION_OF_LABEL.into(), annotations.name.clone());
+        annotations.name = format!("{}.{number}", annotations.name);
+    }
+    annotations
+}
+
+/// Which version of `base` an object is, if it is one.
+fn number(base: &str, stored: &Annotations) -> Option<u64> {
+    if stored.name == base {
+        return Some(1);
+    }
+    if stored.labels.get(VERSION_OF_LABEL).is_none_or(|of| of != base) {
+        return None;
+    }
+    stored.name.strip_prefix(base)?.strip_prefix('.')?.parse().ok()
+}
+
+/// What secrets and configs have in common.
+trait Data: Stored {
+    fn annotations(&self) -> &Annotations;
+    /// Whether the stored object has this content; its labels become those given.
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool;
+}
+
+impl Data for Secret {
+    fn annotations(&self) -> &Annotations {
+        &self.annotations
+    }
+
+    /// A secret's content never leaves the managers, so they are asked: an update takes no other content.
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool {
+        let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
+        update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Secret(spec)).await
+    }
+}
+
+impl Data for Config {
+    fn annotations(&self) -> &Annotations {
+        &self.annotations
+    }
+
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool {
+        if stored.data != content {
+            return false;
+        }
+        if stored.annotations == *wanted {
+            return true;
+        }
+        let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
+        update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Config(spec)).await
+    }
+}
+
+async fn update<T: Stored>(api: &mut Api, id: &str, version: Version, spec: wire::spec::Spec) -> bool {
+    api.update::<T>(id, version, Some(spec)).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_told_from_namesakes() {
+        let labelled = |name: &str, of: &str| Annotations {
+            name: name.into(),
+            labels: [(VERSION_OF_LABEL.to_owned(), of.to_owned())].into(),
+        };
+        assert_eq!(number("shop_pw", &Annotations { name: "shop_pw".into(), ..Annotations::default() }), Some(1));
+        assert_eq!(number("shop_pw", &labelled("shop_pw.3", "shop_pw")), Some(3));
+        assert_eq!(number("shop_pw", &labelled("shop_pw.3", "other")), None);
+        assert_eq!(number("shop_pw", &Annotations { name: "shop_pw.3".into(), ..Annotations::default() }), None);
+    }
+}
