@@ -180,7 +180,9 @@ fn resolve_image(state: &State, spec: &mut ServiceSpec, old: Option<&ServiceSpec
         Some(ObjectId::Image(id)) => state.image(&id).map(|i| i.digest.clone()),
         _ => None,
     });
-    container.image_digest = digest_of(&container.image).map(str::to_owned).or(known);
+    // A name that the cluster no longer knows still means what it did: nothing restarts for that.
+    let before = || was.filter(|w| w.image == container.image).and_then(|w| w.image_digest.clone());
+    container.image_digest = digest_of(&container.image).map(str::to_owned).or(known).or_else(before);
 }
 
 /// What will go wrong although it may be asked for.
