@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 use crate::{
     dispatcher::Reign,
     raft::{Consensus, ProposeError, Proposer},
-    random,
+    random, roles,
 };
 
 /// Pause after a commit failed for want of a quorum, before the next try.
@@ -58,6 +58,7 @@ async fn reign(consensus: &Consensus, proposer: &Proposer, throne: &Throne, term
     let mut tasks = JoinSet::new();
     tasks.spawn(decide(consensus.clone(), proposer.clone()));
     tasks.spawn(Arc::clone(&reign).run());
+    tasks.spawn(roles::reconcile(Arc::clone(&reign)));
     if let Some(Err(error)) = tasks.join_next().await {
         tracing::error!(%error, "a task of the leader failed; leading anew");
     }

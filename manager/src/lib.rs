@@ -16,6 +16,7 @@ pub mod log;
 pub mod membership;
 pub mod raft;
 mod random;
+mod roles;
 pub mod streams;
 
 pub use daemon::{Config, run};

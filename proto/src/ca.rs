@@ -107,6 +107,12 @@ pub fn sign_csr(
     Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
 }
 
+/// When a certificate of this CA was made: it starts to be valid earlier than that.
+pub(crate) fn issued_at(validity: &x509_parser::certificate::Validity) -> SystemTime {
+    let seconds = u64::try_from(validity.not_before.timestamp()).unwrap_or(0);
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + BACKDATE
+}
+
 /// A signature that every node of the cluster can check with the root certificate alone.
 pub fn sign_blob(root: &RootCa, blob: &[u8]) -> Result<Vec<u8>, CaError> {
     root_key(root)?.sign(&in_blob_domain(blob)).map_err(CaError::Root)

@@ -17,6 +17,7 @@ mod leave;
 mod managers;
 mod member;
 mod renew;
+mod role;
 mod server;
 mod start;
 mod supervisor;

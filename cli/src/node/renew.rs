@@ -19,6 +19,7 @@ use super::{
     error::{NodeError, Result},
     managers,
     member::Member,
+    role,
     supervisor::Supervisor,
 };
 
@@ -35,11 +36,19 @@ pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
         if SystemTime::now() < due(&identity, point) {
             continue;
         }
-        match timeout(RENEW_LIMIT, renew(&supervisor, member, &identity)).await {
-            Ok(Ok(())) => tracing::info!("certificates renewed"),
-            Ok(Err(error)) => tracing::warn!(%error, "cannot renew the certificates, will try again"),
-            Err(_) => tracing::warn!("no manager renewed the certificates in time, will try again"),
+        match renew_now(&supervisor, member).await {
+            Ok(()) => tracing::info!("certificates renewed"),
+            Err(error) => tracing::warn!(%error, "cannot renew the certificates, will try again"),
         }
+    }
+}
+
+/// Gets new certificates from the first manager that gives some, and takes the role that they show.
+pub(super) async fn renew_now(supervisor: &Supervisor, member: Member) -> Result<()> {
+    let identity = worker_identity(&supervisor.paths)?;
+    match timeout(RENEW_LIMIT, renew(supervisor, member, &identity)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(NodeError::Refused("no manager answered in time".to_owned())),
     }
 }
 
@@ -68,7 +77,8 @@ async fn renew(supervisor: &Supervisor, mut member: Member, identity: &Identity)
     let keys = NewKeys::generate()?;
     let request = wire::RenewRequest {
         worker_csr_pem: keys.worker.csr_pem.clone(),
-        manager_csr_pem: if member.manager { keys.manager.csr_pem.clone() } else { String::new() },
+        // Answered only when this node is to be a manager.
+        manager_csr_pem: keys.manager.csr_pem.clone(),
     };
     let mut failure = NodeError::Refused("this node knows no manager".to_owned());
     for addr in &member.managers {
@@ -87,13 +97,14 @@ async fn renew(supervisor: &Supervisor, mut member: Member, identity: &Identity)
                 if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
                     return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
                 }
-                keys.save(&answer, &supervisor.paths)?;
-                supervisor.hand_over(Role::Manager)?;
+                let manager = keys.save(&answer, &supervisor.paths)?;
+                if manager {
+                    supervisor.hand_over(Role::Manager)?;
+                }
                 if !answer.managers.is_empty() {
                     member.managers = answer.managers;
-                    supervisor.become_member(member)?;
                 }
-                return Ok(());
+                return role::take(supervisor, member, manager).await;
             }
             Err(status) => failure = NodeError::answered(&status),
         }

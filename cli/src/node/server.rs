@@ -14,7 +14,7 @@ use orch_proto::{
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Response, Status, transport::Server};
 
-use super::{daemon::Role, init, join, leave, renew, supervisor::Supervisor};
+use super::{daemon::Role, init, join, leave, renew, role, supervisor::Supervisor};
 
 const SOCKET_MODE: u32 = 0o660;
 
@@ -25,6 +25,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     start_member(&supervisor)?;
     let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
+    let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
     let service = NodeControlServer::new(NodeService(Arc::clone(&supervisor)));
     // A client that stays connected must not keep the supervisor from stopping, so there is no graceful drain.
     let served = tokio::select! {
@@ -36,6 +37,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     };
     tracing::info!("stopping; containers go on");
     renewal.abort();
+    following.abort();
     supervisor.stop_daemons().await;
     super::files::remove_file(&socket)?;
     served
@@ -50,6 +52,9 @@ fn start_member(supervisor: &Supervisor) -> Result<()> {
     tracing::info!(node = member.node_id, cluster = member.cluster_id, manager = member.manager, "starting");
     if member.manager {
         supervisor.start_daemon(Role::Manager)?;
+    } else {
+        // A demotion may have been cut short.
+        supervisor.wipe_manager()?;
     }
     supervisor.start_daemon(Role::Netd)?;
     supervisor.start_daemon(Role::Worker)

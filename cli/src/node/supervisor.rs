@@ -97,6 +97,16 @@ impl Supervisor {
         }
     }
 
+    pub(super) async fn stop_daemon(&self, role: Role) {
+        let found = {
+            let mut daemons = self.daemons();
+            daemons.iter().position(|daemon| daemon.role() == role).map(|place| daemons.remove(place))
+        };
+        if let Some(daemon) = found {
+            daemon.stop().await;
+        }
+    }
+
     pub(super) fn restarts(&self, role: Role) -> u64 {
         self.daemons().iter().find(|daemon| daemon.role() == role).map_or(0, Daemon::restarts)
     }
@@ -135,15 +145,21 @@ impl Supervisor {
 
     /// Removes what belongs to a membership. Images and volumes stay: they are the machine's, not the cluster's.
     pub(super) fn wipe(&self) -> Result<()> {
-        files::remove_dir(&self.paths.manager_dir())?;
+        self.wipe_manager()?;
         files::remove_dir(&self.paths.netd_dir())?;
         let worker = self.paths.worker_dir();
         files::remove_dir(&worker.join("tls"))?;
         files::remove_file(&worker.join(DAEMON_CONFIG))?;
-        for socket in [self.paths.manager_sock(), self.paths.worker_sock(), self.paths.netd_sock()] {
+        for socket in [self.paths.worker_sock(), self.paths.netd_sock()] {
             files::remove_file(&socket)?;
         }
         Ok(())
+    }
+
+    /// Removes what a manager keeps, secrets and keys with it.
+    pub(super) fn wipe_manager(&self) -> Result<()> {
+        files::remove_dir(&self.paths.manager_dir())?;
+        files::remove_file(&self.paths.manager_sock())
     }
 
     fn daemons(&self) -> std::sync::MutexGuard<'_, Vec<Daemon>> {

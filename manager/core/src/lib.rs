@@ -15,6 +15,7 @@ pub mod image_name;
 pub mod orchestrator;
 pub mod plan;
 pub mod resolve;
+pub mod roles;
 pub mod scheduler;
 pub mod state;
 pub mod validate;

@@ -6,9 +6,9 @@ use std::{
 };
 
 use orch_model::{
-    Annotations, Meta, NodeId, Object,
+    Annotations, Meta, NodeId, Object, Timestamp,
     change::Change,
-    cluster::{Cluster, RootCa},
+    cluster::Cluster,
     node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
 };
 use orch_proto::{
@@ -56,25 +56,33 @@ impl ca_server::Ca for CaService {
         let cluster = cluster(&self.consensus.store().view())?;
         let role = role_of_token(&cluster, &request.token)?;
         let node = new_node(&reign, &request, role)?;
-        // Signed first: a request that cannot be signed leaves no node behind.
-        let certificates =
-            Certificates::sign(&cluster, &node.id, role, &request.worker_csr_pem, &request.manager_csr_pem)?;
         let id = node.id.clone();
+        let sign = || {
+            let now = reign.proposer().now();
+            Certificates::sign(&cluster, &id, role, &request.worker_csr_pem, &request.manager_csr_pem, now)
+        };
+        // Tried first: a request that cannot be signed leaves no node behind.
+        sign()?;
         let created = reign.proposer().propose(vec![Change::Create(Object::Node(Arc::new(node)))]).await;
         created.map_err(|e| status::from_propose(&e))?;
+        // A certificate is never older than the role that it shows.
+        let certificates = sign()?;
         tracing::info!(node = %id, hostname = request.hostname, ?role, "a node joined the cluster");
         Ok(Response::new(certificates.answer(&cluster, &id, &self.consensus.store().view())))
     }
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::JoinResponse>, Status> {
-        self.reign()?;
+        let reign = self.reign()?;
         let id = Self::caller(&request)?;
         let request = request.into_inner();
+        // A node gives up being a manager when it hears so here: it must be true.
+        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
-        let Some(node) = view.state.node(&id) else { return Err(removed(&id)) };
+        let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
+        let now = reign.proposer().now();
         let certificates =
-            Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem)?;
+            Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem, now)?;
         Ok(Response::new(certificates.answer(&cluster, &id, &view)))
     }
 
@@ -83,7 +91,7 @@ impl ca_server::Ca for CaService {
         let id = Self::caller(&request)?;
         let force = request.into_inner().force;
         let view = self.consensus.store().view();
-        let Some(node) = view.state.node(&id) else { return Err(removed(&id)) };
+        let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
         let raft_id = node.manager.as_ref().map(|manager| manager.raft_id);
         drop(view);
         if let Some(raft_id) = raft_id {
@@ -193,9 +201,9 @@ impl Certificates {
         role: NodeRole,
         worker_csr: &str,
         manager_csr: &str,
+        now: Timestamp,
     ) -> Result<Self, Status> {
-        let lifetime = cluster.spec.cert_expiry;
-        let sign = |csr: &str, role| sign(&cluster.root_ca, csr, id, cluster, role, lifetime);
+        let sign = |csr: &str, role| sign(csr, id, cluster, role, now);
         let worker = sign(worker_csr, NodeRole::Worker)?;
         let manager = match role {
             NodeRole::Worker => String::new(),
@@ -220,15 +228,10 @@ impl Certificates {
     }
 }
 
-fn sign(
-    root: &RootCa,
-    csr: &str,
-    id: &NodeId,
-    cluster: &Cluster,
-    role: NodeRole,
-    lifetime: Duration,
-) -> Result<String, Status> {
-    ca::sign_csr(root, csr, id, &cluster.id, role, lifetime, SystemTime::now()).map_err(|error| match error {
+fn sign(csr: &str, id: &NodeId, cluster: &Cluster, role: NodeRole, now: Timestamp) -> Result<String, Status> {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(now.unix_ms);
+    let signed = ca::sign_csr(&cluster.root_ca, csr, id, &cluster.id, role, cluster.spec.cert_expiry, now);
+    signed.map_err(|error| match error {
         CaError::Request(_) | CaError::KeyKind => Status::invalid_argument(error.to_string()),
         other => Status::internal(other.to_string()),
     })
@@ -236,14 +239,6 @@ fn sign(
 
 fn cluster(view: &View) -> Result<Arc<Cluster>, Status> {
     view.state.cluster().cloned().ok_or_else(status::no_leader)
-}
-
-fn removed(id: &NodeId) -> Status {
-    status::with_code(
-        Code::PermissionDenied,
-        "node-removed",
-        format!("node {id} was removed from the cluster: leave it with \"orch leave --force\" and join again"),
-    )
 }
 
 fn last_manager_leaves(force: bool) -> Result<Response<wire::Empty>, Status> {

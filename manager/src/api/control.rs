@@ -7,6 +7,7 @@ use orch_manager_core::{
     State,
     control::{self, ControlError, Proposal},
     resolve,
+    roles::Seats,
 };
 use orch_model::{Kind, ObjectId, Timestamp, Version, cluster::JoinTokens};
 use orch_proto::{
@@ -78,7 +79,8 @@ impl control_server::Control for ControlService {
         let reign = self.reign()?;
         let request = request.into_inner();
         let (object, warnings) =
-            commit(&reign, |state, now| update(state, now, &request).map_err(|status| *status)).await?;
+            commit(&reign, |state, now| update(state, now, &request, &self.consensus.seats()).map_err(|status| *status))
+                .await?;
         Ok(Response::new(wire::UpdateResponse { object, warnings }))
     }
 
@@ -214,7 +216,12 @@ fn create(state: &State, now: Timestamp, wanted: Option<wire::Spec>) -> Result<P
     proposal.map_err(|e| Box::new(status::from_control(&e)))
 }
 
-fn update(state: &State, now: Timestamp, request: &wire::UpdateRequest) -> Result<Proposal, Box<Status>> {
+fn update(
+    state: &State,
+    now: Timestamp,
+    request: &wire::UpdateRequest,
+    seats: &Seats,
+) -> Result<Proposal, Box<Status>> {
     let kind = kind_from(request.kind)?;
     let id = resolve::id(state, kind, &request.id).map_err(|e| status::from_resolve(&e))?;
     let version = Version(request.version);
@@ -233,7 +240,7 @@ fn update(state: &State, now: Timestamp, request: &wire::UpdateRequest) -> Resul
         (ObjectId::Config(id), Spec::Config(annotations, data)) => {
             control::update_config(state, now, id, version, annotations, &data)
         }
-        (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node),
+        (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node, seats),
         (ObjectId::Cluster(_), Spec::Cluster(cluster)) => control::update_cluster(state, now, version, cluster),
         (ObjectId::Network(_), Spec::Network(_)) => {
             Err(ControlError::invalid("a network cannot be changed: remove it and create it anew"))

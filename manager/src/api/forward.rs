@@ -5,7 +5,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response};
@@ -129,7 +129,10 @@ pub(super) fn forwarded_caller(headers: &HeaderMap) -> Option<ForwardedCaller> {
     let mut parts = text.split('/');
     let (cluster, node, role) = (parts.next()?, parts.next()?, parts.next()?);
     let role = [NodeRole::Worker, NodeRole::Manager].into_iter().find(|r| role_word(*r) == role)?;
-    Some(ForwardedCaller::Node(PeerIdentity { node_id: node.parse().ok()?, cluster_id: cluster.parse().ok()?, role }))
+    let (node_id, cluster_id) = (node.parse().ok()?, cluster.parse().ok()?);
+    // The leader needs no age: nobody knows more than it does.
+    let issued_at = SystemTime::UNIX_EPOCH;
+    Some(ForwardedCaller::Node(PeerIdentity { node_id, cluster_id, role, issued_at }))
 }
 
 fn render(peer: &PeerIdentity) -> String {
@@ -162,6 +165,7 @@ mod tests {
             node_id: NodeId::from_random(1),
             cluster_id: ClusterId::from_random(2),
             role: NodeRole::Worker,
+            issued_at: SystemTime::UNIX_EPOCH,
         };
         let read = |text: &str| {
             let mut headers = HeaderMap::new();

@@ -6,11 +6,12 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use http::{Request, Response};
-use orch_model::node::NodeRole;
+use orch_manager_core::roles::{Standing, standing};
+use orch_model::{Timestamp, node::NodeRole};
 use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
 use tokio::time::{Instant, sleep};
 use tonic::{Status, body::Body, transport::Channel};
@@ -143,6 +144,9 @@ impl Gate {
         if shown.as_ref().is_some_and(|peer| peer.cluster_id != *self.consensus.cluster()) {
             return Err(Box::new(Status::permission_denied("this certificate belongs to another cluster")));
         }
+        if let Some(peer) = &shown {
+            self.check_standing(peer)?;
+        }
         let is_manager = shown.as_ref().is_some_and(|peer| peer.role == NodeRole::Manager);
         let forwarded = forwarded_caller(request.headers()).filter(|_| is_manager);
         Ok(match forwarded {
@@ -150,9 +154,22 @@ impl Gate {
             Some(ForwardedCaller::Admin) => Caller { is_admin: true, peer: shown, was_forwarded: true },
             Some(ForwardedCaller::Nobody) => Caller { is_admin: false, peer: None, was_forwarded: true },
             Some(ForwardedCaller::Node(peer)) => {
+                self.check_standing(&peer)?;
                 Caller { is_admin: peer.role == NodeRole::Manager, peer: Some(peer), was_forwarded: true }
             }
         })
+    }
+
+    /// A certificate alone is not enough: the node may have been removed or demoted since.
+    fn check_standing(&self, peer: &PeerIdentity) -> Result<(), Box<Status>> {
+        let issued_ms = peer.issued_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let issued_at = Timestamp::from_unix_ms(u64::try_from(issued_ms).unwrap_or(u64::MAX));
+        let view = self.consensus.store().view();
+        match standing(&view.state, &peer.node_id, peer.role, issued_at) {
+            Standing::Good => Ok(()),
+            Standing::Removed => Err(Box::new(status::removed(&peer.node_id))),
+            Standing::Demoted => Err(Box::new(status::demoted(&peer.node_id))),
+        }
     }
 
     async fn destination(&self, place: Place, was_forwarded: bool) -> Result<Destination, Box<Status>> {

@@ -3,6 +3,7 @@
 //! A status carries a sentence for the operator and, in its metadata, a stable code for programs.
 
 use orch_manager_core::{ApplyError, control::ControlError, resolve::ResolveError};
+use orch_model::NodeId;
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::raft::{ConsensusError, Leadership, ProposeError};
@@ -43,6 +44,26 @@ pub fn no_leader() -> Status {
     )
 }
 
+/// For whoever still has a certificate of a node that is not in the cluster any more.
+#[must_use]
+pub fn removed(id: &NodeId) -> Status {
+    with_code(
+        Code::PermissionDenied,
+        "node-removed",
+        format!("node {id} was removed from the cluster: leave it with \"orch leave --force\" and join again"),
+    )
+}
+
+/// For whoever still has a manager's certificate of a node that is a worker now.
+#[must_use]
+pub fn demoted(id: &NodeId) -> Status {
+    with_code(
+        Code::PermissionDenied,
+        "node-demoted",
+        format!("node {id} is not a manager any more: promote it with \"orch node promote\" to make it one again"),
+    )
+}
+
 #[must_use]
 pub fn from_consensus(error: &ConsensusError) -> Status {
     let message = error.to_string();
@@ -51,6 +72,7 @@ pub fn from_consensus(error: &ConsensusError) -> Status {
         ConsensusError::NoQuorum => with_code(Code::Unavailable, "no-quorum", message),
         ConsensusError::MembersBusy => with_code(Code::Unavailable, "members-busy", message),
         ConsensusError::Stopped(_) | ConsensusError::Start(_) => with_code(Code::Unavailable, "stopped", message),
+        ConsensusError::NotWanted => with_code(Code::FailedPrecondition, "not-a-manager", message),
         ConsensusError::Members(_) => with_code(Code::FailedPrecondition, "members", message),
         ConsensusError::WouldLoseQuorum { .. } => with_code(Code::FailedPrecondition, "quorum", message),
     }

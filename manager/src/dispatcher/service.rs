@@ -59,11 +59,7 @@ impl DispatcherService {
         let peer = peer_identity(request)
             .ok_or_else(|| Status::unauthenticated("this call needs the certificate of a node of this cluster"))?;
         if self.consensus.store().view().state.node(&peer.node_id).is_none() {
-            return Err(status::with_code(
-                Code::PermissionDenied,
-                "node-removed",
-                format!("node {} was removed from the cluster: leave it with \"orch leave --force\"", peer.node_id),
-            ));
+            return Err(status::removed(&peer.node_id));
         }
         Ok(peer.node_id.clone())
     }
@@ -215,7 +211,7 @@ async fn register(
         node.status = NodeStatus { state: NodeState::Ready, message: String::new(), addr, since };
     });
     let node = edited.await.map_err(|e| status::from_propose(&e))?;
-    node.ok_or_else(|| Status::permission_denied("this node was removed from the cluster"))
+    node.ok_or_else(|| status::removed(id))
 }
 
 /// A manager's own worker comes through the loopback interface; others reach it by the manager's address.
@@ -293,7 +289,7 @@ impl Told {
     fn update(&mut self, reign: &Reign, session: &SessionId) -> Result<Option<wire::SessionMessage>, Status> {
         let view = reign.consensus.store().view();
         let Some(node) = view.state.node(&self.node.id) else {
-            return Err(Status::permission_denied("this node was removed from the cluster"));
+            return Err(status::removed(&self.node.id));
         };
         let now = Self { node: Arc::clone(node), managers: managers(&view) };
         let is_known =

@@ -12,6 +12,7 @@ use openraft::{
     async_runtime::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
+use orch_manager_core::roles::{Seat, Seats};
 use orch_model::ClusterId;
 use orch_proto::tls::SharedIdentity;
 use tokio::{runtime::Handle, sync::watch, time::timeout};
@@ -59,6 +60,8 @@ pub enum ConsensusError {
     Stopped(String),
     #[error("another change of the managers is under way: try again")]
     MembersBusy,
+    #[error("this node is not to be a manager: promote it first (\"orch node promote\")")]
+    NotWanted,
     #[error("cannot change the managers: {0}")]
     Members(String),
     #[error(
@@ -97,6 +100,8 @@ pub struct Consensus {
     store: Arc<Store>,
     cluster: ClusterId,
     leadership: watch::Receiver<Leadership>,
+    /// Held while the membership is changed: what was checked must still hold when it is done.
+    changing_members: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Consensus {
@@ -119,7 +124,8 @@ impl Consensus {
         let raft = Raft::new(raft_id, config, network, log, machine).await.map_err(|e| failed(&e))?;
         let (sender, leadership) = watch::channel(Leadership::default());
         tokio::spawn(watch_leadership(raft.clone(), raft_id, sender));
-        Ok(Self { raft, raft_id, pristine, store, cluster, leadership })
+        let changing_members = Arc::default();
+        Ok(Self { raft, raft_id, pristine, store, cluster, leadership, changing_members })
     }
 
     #[must_use]
@@ -188,7 +194,17 @@ impl Consensus {
     }
 
     /// Makes `member` a voter; first it learns everything, so that the quorum never waits for it. On the leader only.
-    pub async fn add_member(&self, raft_id: u64, member: Member) -> Result<(), ConsensusError> {
+    /// `is_wanted` is asked when no other change of the members is under way any more.
+    pub async fn add_member(
+        &self,
+        raft_id: u64,
+        member: Member,
+        is_wanted: impl FnOnce() -> bool,
+    ) -> Result<(), ConsensusError> {
+        let _changing = self.changing_members.lock().await;
+        if !is_wanted() {
+            return Err(ConsensusError::NotWanted);
+        }
         let (is_voter, same, former) = {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -220,6 +236,10 @@ impl Consensus {
 
     /// Takes a manager out of the quorum, unless what remains could not decide any more. On the leader only.
     pub async fn remove_member(&self, raft_id: u64, force: bool) -> Result<(), ConsensusError> {
+        let _changing = self.changing_members.lock().await;
+        if self.members().iter().all(|(id, _)| *id != raft_id) {
+            return Ok(());
+        }
         if !self.voters().0.contains(&raft_id) {
             return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([raft_id])), false).await;
         }
@@ -255,6 +275,19 @@ impl Consensus {
         (voters, reachable)
     }
 
+    /// The membership as the core decides by it.
+    #[must_use]
+    pub fn seats(&self) -> Seats {
+        let (voters, reachable) = self.voters();
+        let seat = |(raft_id, member): (u64, Member)| Seat {
+            raft_id,
+            node: member.node_id,
+            is_voter: voters.contains(&raft_id),
+            is_reachable: reachable.contains(&raft_id),
+        };
+        Seats { leader: self.raft_id, all: self.members().into_iter().map(seat).collect() }
+    }
+
     /// Every manager in the membership.
     #[must_use]
     pub fn members(&self) -> Vec<(u64, Member)> {
@@ -282,6 +315,11 @@ impl Consensus {
     pub async fn hand_over(&self) {
         let (_, reachable) = self.voters();
         let Some(heir) = reachable.into_iter().find(|id| *id != self.raft_id) else { return };
+        self.hand_over_to(heir).await;
+    }
+
+    /// Hands leadership to this manager, when this one has it.
+    pub async fn hand_over_to(&self, heir: u64) {
         if !self.is_leader() || self.raft.trigger().transfer_leader(heir).await.is_err() {
             return;
         }

@@ -6,7 +6,7 @@ use openraft::raft::SnapshotResponse;
 use orch_model::{
     Object,
     change::Change,
-    node::{ManagerStatus, Node},
+    node::{ManagerStatus, Node, NodeRole},
 };
 use orch_proto::wire::{self, raft_server};
 use tonic::{Request, Response, Status, Streaming};
@@ -40,6 +40,9 @@ impl RaftService {
         let Some(node) = view.state.node(&id) else {
             return Err(Status::failed_precondition(format!("node {id} is not part of this cluster: join it first")));
         };
+        if !is_manager(node) {
+            return Err(status::from_consensus(&ConsensusError::NotWanted));
+        }
         let manager = Some(ManagerStatus { raft_id: request.raft_id, addr: request.addr.clone() });
         if node.manager == manager {
             return Ok(());
@@ -118,10 +121,18 @@ impl raft_server::Raft for RaftService {
         if caller.as_deref() != Some(request.node_id.as_str()) {
             return Err(Status::permission_denied("a manager can only add itself"));
         }
+        // The state must be the newest: who was demoted a moment ago must not get back in.
+        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
         self.note_manager(&request).await?;
         let member = Member { node_id: request.node_id, addr: request.addr };
         tracing::info!(%member, raft_id = request.raft_id, "adding a manager");
-        self.consensus.add_member(request.raft_id, member).await.map_err(|e| status::from_consensus(&e))?;
+        let store = self.consensus.store();
+        let is_wanted = || {
+            let view = store.view();
+            view.state.nodes().any(|node| node.id.as_str() == member.node_id && is_manager(node))
+        };
+        let added = self.consensus.add_member(request.raft_id, member.clone(), is_wanted).await;
+        added.map_err(|e| status::from_consensus(&e))?;
         Ok(Response::new(wire::AddMemberResponse { membership: None }))
     }
 
@@ -135,6 +146,10 @@ impl raft_server::Raft for RaftService {
         removed.map_err(|e: ConsensusError| status::from_consensus(&e))?;
         Ok(Response::new(wire::Empty {}))
     }
+}
+
+fn is_manager(node: &Node) -> bool {
+    node.spec.role == NodeRole::Manager && node.role == NodeRole::Manager
 }
 
 fn malformed(error: impl std::error::Error) -> Status {

@@ -38,7 +38,7 @@ pub struct Identity {
 impl Identity {
     /// An identity from PEM texts; the ids and the role are read from the certificate.
     pub fn from_pem(root_pem: String, cert_pem: String, key_pem: String) -> Result<Self, TlsError> {
-        let PeerIdentity { node_id, cluster_id, role } = PeerIdentity::from_certificate(&leaf(&cert_pem)?)?;
+        let PeerIdentity { node_id, cluster_id, role, .. } = PeerIdentity::from_certificate(&leaf(&cert_pem)?)?;
         Ok(Self { cluster_id, node_id, role, root_pem, cert_pem, key_pem })
     }
 

@@ -1,6 +1,6 @@
 //! Who is at the other end of a connection, and whether it may make this call.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::SystemTime};
 
 use orch_model::{ClusterId, NodeId, node::NodeRole};
 use rustls::pki_types::CertificateDer;
@@ -15,6 +15,8 @@ pub struct PeerIdentity {
     pub node_id: NodeId,
     pub cluster_id: ClusterId,
     pub role: NodeRole,
+    /// When the certificate was made, to the second, by the clock of the manager that signed it.
+    pub issued_at: SystemTime,
 }
 
 impl PeerIdentity {
@@ -33,6 +35,7 @@ impl PeerIdentity {
             node_id: node.parse().map_err(|error| not_a_node(format!("{error}")))?,
             cluster_id: cluster.parse().map_err(|error| not_a_node(format!("{error}")))?,
             role: role_of_unit(&unit).ok_or_else(|| not_a_node(format!("{unit:?} is no role")))?,
+            issued_at: crate::ca::issued_at(cert.validity()),
         })
     }
 }

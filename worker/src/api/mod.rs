@@ -8,6 +8,7 @@ use std::{path::Path, sync::Arc};
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::{
     conv::ToProto,
+    tls::role_word,
     transport::{TransportError, unix_incoming},
     wire::{
         ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage,
@@ -128,6 +129,7 @@ impl WorkerLocal for Api {
             description: Some(description.to_proto()),
             cgroup_version: cgroup_version().to_owned(),
             manager: self.agent.session.get().map(|live| live.manager).unwrap_or_default(),
+            node_role: self.agent.node_role().map(role_word).unwrap_or_default().to_owned(),
         }))
     }
 }

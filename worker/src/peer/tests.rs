@@ -43,7 +43,12 @@ fn a_grant_is_for_one_node_one_image_and_some_time() {
             grant: grant(signer, node, digest, expires_at).into(),
             offset: 0,
         };
-        let caller = PeerIdentity { node_id: me.clone(), cluster_id: cluster.clone(), role: NodeRole::Worker };
+        let caller = PeerIdentity {
+            node_id: me.clone(),
+            cluster_id: cluster.clone(),
+            role: NodeRole::Worker,
+            issued_at: SystemTime::now(),
+        };
         assert_eq!(check_grant(&ours.cert_pem, &caller, &request, now), expected);
     };
     check(&ours, &me, "image", now + HOUR, Ok(()));

@@ -10,7 +10,11 @@ use orch_model::{
 };
 
 use super::{ControlError, Proposal, missing, propose, removal};
-use crate::{state::State, validate};
+use crate::{
+    roles::{self, Seats},
+    state::State,
+    validate,
+};
 
 /// Changes what the operator wants of a node.
 ///
@@ -22,21 +26,33 @@ pub fn update_node(
     id: &NodeId,
     version: Version,
     spec: NodeSpec,
+    seats: &Seats,
 ) -> Result<Proposal, ControlError> {
     validate::node_spec(&spec)?;
     let node = state.node(id).ok_or_else(|| missing(id))?;
-    let demoted = node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker;
-    let other_managers = state.nodes().filter(|n| n.spec.role == NodeRole::Manager && n.id != *id).count();
-    if demoted && other_managers == 0 {
-        return Err(ControlError::precondition(format!(
-            "attempting to demote the last manager of the cluster: promote another node first, {} is the only one",
-            node.description.hostname
-        )));
+    if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
+        may_demote(state, node, seats)?;
     }
     let mut next = Node::clone(node);
     next.meta.version = version;
     next.spec = spec;
     propose(state, now, ObjectId::Node(id.clone()), vec![Change::Update(Object::Node(Arc::new(next)))])
+}
+
+fn may_demote(state: &State, node: &Node, seats: &Seats) -> Result<(), ControlError> {
+    let name = &node.description.hostname;
+    // A node that was promoted and is not yet in raft cannot take over.
+    let takes_over = |n: &Node| seats.all.iter().any(|seat| seat.is_voter && seat.node == n.id.as_str());
+    let mut others = state.nodes().filter(|n| n.spec.role == NodeRole::Manager && n.id != node.id);
+    if takes_over(node) && !others.any(|n| takes_over(n)) {
+        return Err(ControlError::precondition(format!(
+            "attempting to demote the last manager of the cluster: promote another node first, {name} is the only one"
+        )));
+    }
+    match roles::demotion_shortage(state, seats, node) {
+        Some(shortage) => Err(ControlError::precondition(format!("cannot demote {name}: {shortage}"))),
+        None => Ok(()),
+    }
 }
 
 /// Removes a node that has left or is down; its tasks are orphaned.

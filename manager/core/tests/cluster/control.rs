@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use orch_manager_core::{
     control::{self, Code, Registration},
-    resolve, validate,
+    resolve,
+    roles::{Seat, Seats},
+    validate,
 };
 use orch_model::{
     Annotations, Object, TaskId,
@@ -208,7 +210,10 @@ fn the_last_manager_is_not_demoted() {
     let node = sim.state.node(&node_id(1)).expect("n1").clone();
     let mut spec = node.spec.clone();
     spec.role = orch_model::node::NodeRole::Worker;
-    let refused = control::update_node(&sim.state, sim.now, &node.id, node.meta.version, spec).expect_err("the last");
+    let seat = Seat { raft_id: 1, node: node.id.to_string(), is_voter: true, is_reachable: true };
+    let seats = Seats { leader: 1, all: vec![seat] };
+    let refused = control::update_node(&sim.state, sim.now, &node.id, node.meta.version, spec, &seats);
+    let refused = refused.expect_err("the last");
     assert!(refused.text.starts_with("attempting to demote the last manager"), "{refused}");
     let refused = control::remove_node(&sim.state, sim.now, &node.id, true).expect_err("a manager");
     assert!(refused.text.contains("must be demoted to worker before removal"), "{refused}");

@@ -6,6 +6,7 @@ mod network;
 mod plan;
 mod properties;
 mod restart;
+mod roles;
 mod schedule;
 mod sim;
 mod update;

@@ -1,0 +1,88 @@
+//! Whether this node is a manager: the cluster decides, this follows.
+//!
+//! The worker hears from the leader which role the node has. That may be old news, so before anything is changed a
+//! manager is asked for certificates: what it signs is the truth of that moment. A role is taken away only after the
+//! node has left raft, so what is wiped then is of no use to anybody.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use orch_model::node::NodeRole;
+use orch_proto::{
+    tls::role_word,
+    transport::unix_channel,
+    wire::{self, daemon_config::FirstStart, worker_local_client::WorkerLocalClient},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    daemon::Role,
+    error::Result,
+    init::{check_port_free, daemon_config},
+    member::Member,
+    renew,
+    supervisor::Supervisor,
+};
+
+const LOOK: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// Between tries of a change that failed.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Follows the role for as long as the supervisor runs.
+pub(super) async fn follow(supervisor: Arc<Supervisor>) {
+    let mut not_before = Instant::now();
+    loop {
+        sleep(LOOK).await;
+        let Some(member) = supervisor.member().filter(|_| Instant::now() >= not_before) else { continue };
+        let Some(told) = told(&supervisor).await else { continue };
+        if told == role_word(own_role(&member)) {
+            continue;
+        }
+        tracing::info!(role = told, "the cluster gives this node another role");
+        // Certificates come with whatever role the node really has.
+        if let Err(error) = renew::renew_now(&supervisor, member).await {
+            tracing::warn!(%error, "cannot change the role of this node, will try again");
+            not_before = Instant::now() + RETRY;
+        }
+    }
+}
+
+fn own_role(member: &Member) -> NodeRole {
+    if member.manager { NodeRole::Manager } else { NodeRole::Worker }
+}
+
+/// What the leader told this node's worker; `None` when it is not known.
+async fn told(supervisor: &Supervisor) -> Option<String> {
+    let ask = async {
+        let channel = unix_channel(&supervisor.paths.worker_sock()).await.ok()?;
+        Some(WorkerLocalClient::new(channel).info(wire::Empty {}).await.ok()?.into_inner().node_role)
+    };
+    timeout(ANSWER_LIMIT, ask).await.ok().flatten().filter(|role| !role.is_empty())
+}
+
+/// Starts or ends this node's manager, once the certificates say so. Interrupted at any point, it is done again when the
+/// supervisor starts or the next certificates come.
+pub(super) async fn take(supervisor: &Supervisor, mut member: Member, manager: bool) -> Result<()> {
+    if member.manager == manager {
+        return Ok(supervisor.become_member(member)?);
+    }
+    member.manager = manager;
+    if !manager {
+        supervisor.become_member(member)?;
+        supervisor.stop_daemon(Role::Manager).await;
+        supervisor.wipe_manager()?;
+        tracing::info!("this node is not a manager any more");
+        return Ok(());
+    }
+    let listen: SocketAddr = member.listen_addr.parse().context("the state file's listen address is damaged")?;
+    check_port_free(listen)?;
+    let join = FirstStart::Join(wire::Empty {});
+    supervisor.write_config(Role::Manager, &daemon_config(&member, Some(join)))?;
+    supervisor.hand_over(Role::Manager)?;
+    // Written before the manager starts: one that is in raft must never be taken for leftovers.
+    supervisor.become_member(member)?;
+    supervisor.start_daemon(Role::Manager)?;
+    tracing::info!("this node is a manager now");
+    Ok(())
+}
