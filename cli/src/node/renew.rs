@@ -31,12 +31,14 @@ pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
     let point = 0.5 + 0.3 * rand::random::<f64>();
     loop {
         sleep(CHECK_INTERVAL).await;
-        let Some(member) = remember_managers(&supervisor).await else { continue };
+        if remember_managers(&supervisor).await.is_none() {
+            continue;
+        }
         let Ok(identity) = worker_identity(&supervisor.paths) else { continue };
         if SystemTime::now() < due(&identity, point) {
             continue;
         }
-        match renew_now(&supervisor, member).await {
+        match renew_now(&supervisor).await {
             Ok(()) => tracing::info!("certificates renewed"),
             Err(error) => tracing::warn!(%error, "cannot renew the certificates, will try again"),
         }
@@ -44,7 +46,8 @@ pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
 }
 
 /// Gets new certificates from the first manager that gives some, and takes the role that they show.
-pub(super) async fn renew_now(supervisor: &Supervisor, member: Member) -> Result<()> {
+pub(super) async fn renew_now(supervisor: &Supervisor) -> Result<()> {
+    let Some(member) = remember_managers(supervisor).await else { return Ok(()) };
     let identity = worker_identity(&supervisor.paths)?;
     match timeout(RENEW_LIMIT, renew(supervisor, member, &identity)).await {
         Ok(outcome) => outcome,

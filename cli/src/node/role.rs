@@ -41,7 +41,7 @@ pub(super) async fn follow(supervisor: Arc<Supervisor>) {
         }
         tracing::info!(role = told, "the cluster gives this node another role");
         // Certificates come with whatever role the node really has.
-        if let Err(error) = renew::renew_now(&supervisor, member).await {
+        if let Err(error) = renew::renew_now(&supervisor).await {
             tracing::warn!(%error, "cannot change the role of this node, will try again");
             not_before = Instant::now() + RETRY;
         }
