@@ -1,9 +1,9 @@
 //! resolv.conf: reading the node's, writing a container's.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// Where the container's DNS server answers.
-pub const DNS_ADDR: &str = "127.0.0.11";
+pub const DNS_ADDR: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// Servers asked for names from outside, at most; further ones are ignored, as resolvers do.
 pub const MAX_SERVERS: usize = 3;

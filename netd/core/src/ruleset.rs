@@ -1,9 +1,18 @@
-//! nftables rulesets as data, and their text.
+//! nftables rulesets as data, and their text in nft's language.
 //!
-//! Loading a ruleset replaces its tables as a whole, in one transaction: there is no moment without rules, and no state
-//! in the kernel that a ruleset would have to know. Connections that exist keep going where they went.
+//! The text describes a ruleset to people and to golden tests; the daemon hands the data to the kernel itself. What is
+//! here is what the daemon needs and no more: every statement has a text and an encoding that are tested to mean the same.
 
-use std::fmt::{self, Write as _};
+mod text;
+
+pub use text::word;
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnetwork::IpNetwork;
+use orch_model::service::Protocol;
+
+use crate::names::Mac;
 
 /// The tables that a namespace should have.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,25 +26,6 @@ pub enum Family {
     V6,
 }
 
-impl Family {
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::V4 => "ip",
-            Self::V6 => "ip6",
-        }
-    }
-
-    /// nft's name for an address of this family.
-    #[must_use]
-    pub fn addr_type(self) -> &'static str {
-        match self {
-            Self::V4 => "ipv4_addr",
-            Self::V6 => "ipv6_addr",
-        }
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     pub family: Family,
@@ -45,95 +35,202 @@ pub struct Table {
     pub chains: Vec<Chain>,
 }
 
-/// A set, or a map when `ty` names both sides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
-    pub keyword: &'static str,
     pub name: &'static str,
-    pub ty: String,
-    pub elements: Vec<String>,
+    pub kind: SetKind,
+    pub elements: Vec<Element>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetKind {
+    /// Protocol and port.
+    Ports,
+    /// Protocol and port to the chain that is jumped to.
+    PortChains,
+    /// Addresses of the table's family.
+    Addrs,
+    /// Addresses to the chain that is jumped to.
+    AddrChains,
+    /// Address, port there and port here of who sent a datagram lately; filled by rules.
+    Clients,
+}
+
+impl SetKind {
+    #[must_use]
+    pub fn is_map(self) -> bool {
+        matches!(self, Self::PortChains | Self::AddrChains)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Element {
+    pub key: Key,
+    /// In a map, the chain that is jumped to.
+    pub chain: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    Addr(IpAddr),
+    Port(Protocol, u16),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chain {
     pub name: String,
-    /// `type nat hook output priority -100`; empty for a chain that others jump to.
-    pub hook: &'static str,
-    pub rules: Vec<String>,
+    /// Where packets come from; `None` for a chain that others jump to.
+    pub hook: Option<Hook>,
+    pub rules: Vec<Rule>,
 }
 
 impl Chain {
     #[must_use]
-    pub fn new(name: impl Into<String>, hook: &'static str, rules: Vec<String>) -> Self {
-        Self { name: name.into(), hook, rules }
+    pub fn at(name: &str, hook: Hook, rules: Vec<Rule>) -> Self {
+        Self { name: name.to_owned(), hook: Some(hook), rules }
+    }
+
+    /// One that others jump to.
+    #[must_use]
+    pub fn jumped_to(name: String, rule: Rule) -> Self {
+        Self { name, hook: None, rules: vec![rule] }
     }
 }
 
-impl fmt::Display for Ruleset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.tables.iter().try_for_each(|table| table.fmt(f))
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    pub kind: HookKind,
+    pub point: Point,
+    pub priority: i32,
+}
+
+impl Hook {
+    #[must_use]
+    pub fn new(kind: HookKind, point: Point, priority: i32) -> Self {
+        Self { kind, point, priority }
     }
 }
 
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (family, name) = (self.family.word(), self.name);
-        // Named once so that there is something to delete, then made anew.
-        writeln!(f, "table {family} {name}\ndelete table {family} {name}\ntable {family} {name} {{")?;
-        // Chains that others jump to come before those that jump.
-        for chain in self.chains.iter().filter(|c| c.hook.is_empty()) {
-            chain.fmt(f)?;
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookKind {
+    Filter,
+    Nat,
+    Route,
+}
+
+impl HookKind {
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+            Self::Route => "route",
         }
-        for set in &self.sets {
-            set.fmt(f)?;
-        }
-        for chain in self.chains.iter().filter(|c| !c.hook.is_empty()) {
-            chain.fmt(f)?;
-        }
-        f.write_str("}\n")
     }
 }
 
-impl fmt::Display for Set {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { keyword, name, ty, elements } = self;
-        write!(f, "  {keyword} {name} {{ type {ty};")?;
-        if !elements.is_empty() {
-            write!(f, " elements = {{ {} }}", elements.join(", "))?;
-        }
-        f.write_str(" }\n")
-    }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    Prerouting,
+    Forward,
+    Output,
+    Postrouting,
 }
 
-impl fmt::Display for Chain {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  chain {} {{", self.name)?;
-        if !self.hook.is_empty() {
-            writeln!(f, "    {};", self.hook)?;
-        }
-        for rule in &self.rules {
-            writeln!(f, "    {rule}")?;
-        }
-        f.write_str("  }\n")
-    }
+/// What is done, in order, until one does not match.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule(pub Vec<Expr>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    In,
+    Out,
 }
 
-/// `dnat to` one of `targets` in turn, starting at number `start`: clients that make few connections each should not all
-/// begin with the same backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Source,
+    Destination,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Is {
+    Yes,
+    No,
+}
+
+/// A part of the packet that sets are asked about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    Protocol,
+    /// The destination port of whatever protocol it is.
+    Port,
+    /// An address of the table's family.
+    Addr(Side),
+    UdpPort(Side),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// Its destination is an address of this namespace.
+    ToHere,
+    Protocol(Protocol),
+    /// The port that it is for, of one protocol.
+    ToPort(Protocol, u16),
+    /// The link that it came or goes by; a name that ends with `*` stands for all that start so.
+    Link(Way, Is, String),
+    Addr(Side, Is, IpNetwork),
+    /// It begins a connection.
+    NewFlow,
+    /// It belongs to a connection that was given another destination.
+    Translated,
+    Direction(Direction),
+    /// Its connection has a mark.
+    Marked,
+    In(Vec<Field>, &'static str),
+    /// Jumps to where a map says.
+    Jump(Vec<Field>, &'static str),
+    /// Puts it into a set, or renews it there.
+    Remember(&'static str, Vec<Field>),
+    /// By the sender's link address.
+    ZoneOf(Vec<(Mac, u16)>),
+    /// By the sender's link address.
+    MarkOf(Vec<(Mac, u16)>),
+    /// Gives the packet its connection's mark.
+    RestoreMark,
+    SetSource(Ipv4Addr),
+    /// Gives the connection another destination: each of these in turn.
+    SendTo(Vec<Destination>),
+    Masquerade,
+    Accept,
+    Drop,
+    /// An ICMP error.
+    Reject,
+    /// A TCP reset.
+    Reset,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Original,
+    Reply,
+}
+
+/// Where connections are sent; all of one rule have a port or none has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    pub addr: IpAddr,
+    pub port: Option<u16>,
+}
+
+/// To `targets` in turn, starting at number `start`: clients that make few connections each should not all begin with the
+/// same backend.
 #[must_use]
-pub fn dnat_in_turn(targets: &[String], start: usize) -> String {
-    match targets {
-        [] => "drop".to_owned(),
-        [only] => format!("dnat to {}", only.replace(" . ", ":")),
-        _ => {
-            let mut map = String::new();
-            for slot in 0..targets.len() {
-                let target = &targets[(slot + start) % targets.len()];
-                let separator = if slot == 0 { "" } else { ", " };
-                // Writing to a string cannot fail.
-                let _ = write!(map, "{separator}{slot} : {target}");
-            }
-            format!("dnat to numgen inc mod {} map {{ {map} }}", targets.len())
-        }
+pub fn send_in_turn(mut targets: Vec<Destination>, start: usize) -> Expr {
+    if targets.is_empty() {
+        return Expr::Drop;
     }
+    let start = start % targets.len();
+    targets.rotate_left(start);
+    Expr::SendTo(targets)
 }

@@ -4,27 +4,22 @@
 //! the node's choice, not ours) would carry out DNAT inside the bridge and drop what goes back to the same port, so that
 //! a task could not reach a port published by itself or its neighbour.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnetwork::IpNetwork;
-use orch_model::service::{Protocol, PublishMode};
+use ipnetwork::{IpNetwork, Ipv4Network};
+use orch_model::service::PublishMode;
 
 use super::{Context, MAIN_TABLE, ingress};
 use crate::{
     desired::LocalTask,
+    gateway::Gateway,
     names::{self, GATEWAY_PREFIX, INGRESS_HOST_LINK, Mac},
     ns::{Link, LinkKind, Neighbour, NsName, NsPlan, Route, Target},
-    ruleset::{Chain, Family, Ruleset, Set, Table},
+    ruleset::{
+        Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
+        Side, Table, Way, word,
+    },
 };
-
-/// nft's name of a protocol.
-pub(super) fn nft_protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
-}
 
 pub(super) fn plan(context: &Context<'_>) -> NsPlan {
     let gateway = context.inputs.facts.gateway;
@@ -64,63 +59,69 @@ fn add_gateway_link(task: &LocalTask, router: IpAddr, ns: &mut NsPlan) {
 
 fn ruleset(context: &Context<'_>) -> Ruleset {
     let gateway = context.inputs.facts.gateway;
-    let (vmap, mut chains) = host_ports(context);
-    let sandbox = gateway.ingress_sandbox().ip();
-    let to_host_port = "fib daddr type local meta l4proto . th dport vmap @host_ports".to_owned();
-    let to_ingress = format!("fib daddr type local meta l4proto . th dport @ingress_ports dnat to {sandbox}");
-    let dnat = vec![to_host_port, to_ingress];
-    chains.push(Chain::new("prerouting", "type nat hook prerouting priority -100", dnat.clone()));
-    chains.push(Chain::new("output", "type nat hook output priority -100", dnat));
-    let (subnet, to_task) = (gateway.router(), format!("oifname \"{GATEWAY_PREFIX}*\""));
-    let tasks = format!("{}/{}", subnet.network(), subnet.prefix());
-    chains.push(Chain::new(
-        "postrouting",
-        "type nat hook postrouting priority 100",
-        vec![
-            format!("ip saddr {tasks} oifname != \"{GATEWAY_PREFIX}*\" masquerade"),
-            format!("ip saddr {tasks} {to_task} ct status dnat masquerade"),
-            format!("ip saddr 127.0.0.0/8 {to_task} masquerade"),
-            format!("ip saddr 127.0.0.0/8 oifname \"{INGRESS_HOST_LINK}\" masquerade"),
-        ],
-    ));
+    let (elements, mut chains) = host_ports(context);
+    let port = || vec![Field::Protocol, Field::Port];
+    let sandbox = Destination { addr: gateway.ingress_sandbox().ip().into(), port: None };
+    let dnat = vec![
+        Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
+        Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), Expr::SendTo(vec![sandbox])]),
+    ];
+    chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), dnat.clone()));
+    chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), dnat));
+    chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), masquerade(gateway)));
     // The gateway network must not be a way around the isolation of networks.
-    let between_tasks = format!("iifname \"{GATEWAY_PREFIX}*\" {to_task}");
-    chains.push(Chain::new(
-        "forward",
-        "type filter hook forward priority 0",
-        vec![format!("{between_tasks} ct status dnat accept"), format!("{between_tasks} drop")],
-    ));
-    let key = "inet_proto . inet_service";
+    let between_tasks = |rest: &[Expr]| {
+        let links = [Way::In, Way::Out].map(|way| Expr::Link(way, Is::Yes, format!("{GATEWAY_PREFIX}*")));
+        Rule(links.into_iter().chain(rest.iter().cloned()).collect())
+    };
+    let forward = vec![between_tasks(&[Expr::Translated, Expr::Accept]), between_tasks(&[Expr::Drop])];
+    chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), forward));
     let sets = vec![
-        Set { keyword: "map", name: "host_ports", ty: format!("{key} : verdict"), elements: vmap },
-        Set { keyword: "set", name: "ingress_ports", ty: key.to_owned(), elements: ingress_ports(context) },
+        Set { name: "host_ports", kind: SetKind::PortChains, elements },
+        Set { name: "ingress_ports", kind: SetKind::Ports, elements: ingress_ports(context) },
     ];
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_host", sets, chains }] }
 }
 
-fn ingress_ports(context: &Context<'_>) -> Vec<String> {
+fn masquerade(gateway: Gateway) -> Vec<Rule> {
+    let subnet = gateway.router();
+    let from = |net: IpNetwork| Expr::Addr(Side::Source, Is::Yes, net);
+    let tasks = || from(Ipv4Network::new(subnet.network(), subnet.prefix()).unwrap_or(subnet).into());
+    let to_task = |is| Expr::Link(Way::Out, is, format!("{GATEWAY_PREFIX}*"));
+    let itself = || from(Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into());
+    let to_sandbox = Expr::Link(Way::Out, Is::Yes, INGRESS_HOST_LINK.to_owned());
+    vec![
+        Rule(vec![tasks(), to_task(Is::No), Expr::Masquerade]),
+        Rule(vec![tasks(), to_task(Is::Yes), Expr::Translated, Expr::Masquerade]),
+        Rule(vec![itself(), to_task(Is::Yes), Expr::Masquerade]),
+        Rule(vec![itself(), to_sandbox, Expr::Masquerade]),
+    ]
+}
+
+fn ingress_ports(context: &Context<'_>) -> Vec<Element> {
     let Some((network, ..)) = context.desired.ingress() else { return Vec::new() };
     ingress::ports(context, network)
         .iter()
-        .map(|(_, port)| format!("{} . {}", nft_protocol(port.protocol), port.published_port))
+        .map(|(_, port)| Element { key: Key::Port(port.protocol, port.published_port), chain: None })
         .collect()
 }
 
 /// Ports published on this node only. A dead task's are free for its replacement.
-fn host_ports(context: &Context<'_>) -> (Vec<String>, Vec<Chain>) {
-    let (mut vmap, mut chains) = (Vec::new(), Vec::new());
+fn host_ports(context: &Context<'_>) -> (Vec<Element>, Vec<Chain>) {
+    let (mut elements, mut chains) = (Vec::new(), Vec::new());
     let mut seen = std::collections::BTreeSet::new();
     for task in context.inputs.tasks.values().filter(|task| !task.down) {
         for port in task.host_ports.iter().filter(|p| p.publish_mode == PublishMode::Host && p.published_port != 0) {
             if !seen.insert((port.protocol, port.published_port)) {
                 continue;
             }
-            let protocol = nft_protocol(port.protocol);
-            let name = format!("h_{protocol}_{}", port.published_port);
-            vmap.push(format!("{protocol} . {} : jump {name}", port.published_port));
-            let rule = format!("meta l4proto {protocol} dnat to {}:{}", task.gateway_addr, port.target_port);
-            chains.push(Chain::new(name, "", vec![rule]));
+            let name = format!("h_{}_{}", word(port.protocol), port.published_port);
+            let key = Key::Port(port.protocol, port.published_port);
+            elements.push(Element { key, chain: Some(name.clone()) });
+            let to = Destination { addr: task.gateway_addr.into(), port: Some(port.target_port) };
+            let rule = Rule(vec![Expr::Protocol(port.protocol), Expr::SendTo(vec![to])]);
+            chains.push(Chain::jumped_to(name, rule));
         }
     }
-    (vmap, chains)
+    (elements, chains)
 }

@@ -15,11 +15,14 @@ use orch_model::{
     service::{PortConfig, PublishMode},
 };
 
-use super::{Context, MAIN_TABLE, host::nft_protocol};
+use super::{Context, MAIN_TABLE};
 use crate::{
     names::{self, Mac},
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
-    ruleset::{Chain, Family, Ruleset, Set, Table, dnat_in_turn},
+    ruleset::{
+        Chain, Destination, Direction, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset,
+        Set, SetKind, Side, Table, Way, send_in_turn, word,
+    },
 };
 
 /// Routing table of the way back through the node with index `i`: this + `i`.
@@ -126,64 +129,67 @@ fn add_tasks(context: &Context<'_>, network: &NetworkItem, own: &Peer, ns: &mut 
 }
 
 fn ruleset(context: &Context<'_>, network: &NetworkItem, own: &Peer, peers: &[(&Peer, Ipv4Addr)]) -> Ruleset {
-    let entries: Vec<_> =
-        peers.iter().map(|(peer, addr)| format!("{} : {}", Mac::of(IpAddr::V4(*addr)), peer.index)).collect();
+    let entries: Vec<_> = peers.iter().map(|(peer, addr)| (Mac::of(IpAddr::V4(*addr)), peer.index)).collect();
     let local = context.local_ports(&network.id).filter_map(|(task, _)| task.addr_on(&network.id));
-    let (vmap, mut chains) = published(context, network, own);
+    let (elements, mut chains) = published(context, network, own);
     chains.extend(keep_entry(&entries));
-    let from_host = format!("iifname \"{}\" meta l4proto . th dport vmap @ports", names::INGRESS_SANDBOX_LINK);
-    chains.push(Chain::new("prerouting", "type nat hook prerouting priority -100", vec![from_host]));
+    let from_host = Rule(vec![
+        Expr::Link(Way::In, Is::Yes, names::INGRESS_SANDBOX_LINK.to_owned()),
+        Expr::Jump(vec![Field::Protocol, Field::Port], "ports"),
+    ]);
+    chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), vec![from_host]));
     // Without rules, but it makes the kernel choose another source port when two nodes pass on the same one.
-    chains.push(Chain::new("postrouting", "type nat hook postrouting priority 100", vec![]));
+    chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), vec![]));
     // Tasks answer here and ask nothing: the ingress network is no way around the isolation of networks.
-    let isolate = format!("iifname \"{}*\" ct direction original drop", names::PORT_PREFIX);
-    chains.push(Chain::new("forward", "type filter hook forward priority 0", vec![isolate]));
+    let isolate = Rule(vec![from_a_task(), Expr::Direction(Direction::Original), Expr::Drop]);
+    chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), vec![isolate]));
+    let local = local.map(|addr| Element { key: Key::Addr(addr.into()), chain: None }).collect();
     let sets = vec![
-        Set { keyword: "map", name: "ports", ty: "inet_proto . inet_service : verdict".to_owned(), elements: vmap },
-        Set {
-            keyword: "set",
-            name: "local_tasks",
-            ty: "ipv4_addr".to_owned(),
-            elements: local.map(|addr| addr.to_string()).collect(),
-        },
+        Set { name: "ports", kind: SetKind::PortChains, elements },
+        Set { name: "local_tasks", kind: SetKind::Addrs, elements: local },
     ];
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_ingress", sets, chains }] }
 }
 
+fn from_a_task() -> Expr {
+    Expr::Link(Way::In, Is::Yes, format!("{}*", names::PORT_PREFIX))
+}
+
 /// Remembers at which node a connection entered, and sends its replies back there.
-fn keep_entry(entries: &[String]) -> Vec<Chain> {
+fn keep_entry(entries: &[(Mac, u16)]) -> Vec<Chain> {
     if entries.is_empty() {
         return Vec::new();
     }
-    let entries = entries.join(", ");
-    let arriving = format!("iifname \"{}\" ip daddr @local_tasks", names::VXLAN);
-    let zone = format!("{arriving} ct original zone set ether saddr map {{ {entries} }}");
-    let mark = format!("{arriving} ct state new ct mark set ether saddr map {{ {entries} }}");
-    let reply = format!("iifname \"{}*\" ct direction reply ct mark != 0 meta mark set ct mark", names::PORT_PREFIX);
-    vec![
-        Chain::new("entry_zone", "type filter hook prerouting priority -300", vec![zone]),
-        Chain::new("entry_mark", "type filter hook prerouting priority -150", vec![mark, reply]),
-    ]
+    let arriving = |rest: &[Expr]| {
+        let link = Expr::Link(Way::In, Is::Yes, names::VXLAN.to_owned());
+        let to_a_task = Expr::In(vec![Field::Addr(Side::Destination)], "local_tasks");
+        Rule([link, to_a_task].into_iter().chain(rest.iter().cloned()).collect())
+    };
+    let zone = arriving(&[Expr::ZoneOf(entries.to_vec())]);
+    let mark = arriving(&[Expr::NewFlow, Expr::MarkOf(entries.to_vec())]);
+    let reply = Rule(vec![from_a_task(), Expr::Direction(Direction::Reply), Expr::Marked, Expr::RestoreMark]);
+    let before = |priority| Hook::new(HookKind::Filter, Point::Prerouting, priority);
+    vec![Chain::at("entry_zone", before(-300), vec![zone]), Chain::at("entry_mark", before(-150), vec![mark, reply])]
 }
 
 /// The published ports: what to jump to, and the chains. A port without backends is in neither: the sandbox itself then
 /// answers with a reset at once.
-fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<String>, Vec<Chain>) {
-    let (mut vmap, mut chains) = (Vec::new(), Vec::new());
+fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<Element>, Vec<Chain>) {
+    let (mut elements, mut chains) = (Vec::new(), Vec::new());
     for (service, port) in ports(context, network) {
         let backends = context.desired.backends(&network.id, &service.service, &context.down);
-        let targets: Vec<_> =
-            backends.iter().filter(|a| a.is_ipv4()).map(|a| format!("{a} . {}", port.target_port)).collect();
+        let target = |addr| Destination { addr, port: Some(port.target_port) };
+        let targets: Vec<_> = backends.into_iter().filter(IpAddr::is_ipv4).map(target).collect();
         if targets.is_empty() {
             continue;
         }
-        let protocol = nft_protocol(port.protocol);
-        let name = format!("p_{protocol}_{}", port.published_port);
-        vmap.push(format!("{protocol} . {} : jump {name}", port.published_port));
-        let rule = format!("meta l4proto {protocol} {}", dnat_in_turn(&targets, usize::from(own.index)));
-        chains.push(Chain::new(name, "", vec![rule]));
+        let name = format!("p_{}_{}", word(port.protocol), port.published_port);
+        let key = Key::Port(port.protocol, port.published_port);
+        elements.push(Element { key, chain: Some(name.clone()) });
+        let rule = Rule(vec![Expr::Protocol(port.protocol), send_in_turn(targets, usize::from(own.index))]);
+        chains.push(Chain::jumped_to(name, rule));
     }
-    (vmap, chains)
+    (elements, chains)
 }
 
 /// Every port published on the ingress network, once each: of two services that claim one, the first has it.

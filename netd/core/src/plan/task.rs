@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, task::TaskAttachment};
+use orch_model::{NetworkId, service::Protocol, task::TaskAttachment};
 
 use super::{Context, MAIN_TABLE, ingress::any_v4};
 use crate::{
@@ -15,12 +15,17 @@ use crate::{
     names::{self, Mac},
     ns::{Link, LinkKind, NsPlan, PolicyRule, Route, Selector, Target},
     resolv::DNS_ADDR,
-    ruleset::{Chain, Family, Ruleset, Set, Table, dnat_in_turn},
+    ruleset::{
+        Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
+        Side, Table, Way, send_in_turn,
+    },
 };
 
 /// Routing table of what answers clients of published ports.
 const INGRESS_TABLE: u32 = 100;
 const INGRESS_PRIORITY: u32 = 1_000;
+/// Where resolvers ask.
+const DNS_PORT: u16 = 53;
 
 pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     let mut ns = NsPlan::default();
@@ -126,41 +131,38 @@ fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
 fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     let of_family = || balanced.iter().filter(|b| b.vip.is_ipv4() == (family == Family::V4));
     let (busy, idle): (Vec<_>, Vec<_>) = of_family().partition(|b| !b.backends.is_empty());
-    let addr = family.addr_type();
+    let chain_of = |b: &&Balanced| Element { key: Key::Addr(b.vip), chain: Some(b.chain.clone()) };
     let sets = vec![
+        Set { name: "vips", kind: SetKind::AddrChains, elements: busy.iter().map(chain_of).collect() },
         Set {
-            keyword: "map",
-            name: "vips",
-            ty: format!("{addr} : verdict"),
-            elements: busy.iter().map(|b| format!("{} : jump {}", b.vip, b.chain)).collect(),
-        },
-        Set {
-            keyword: "set",
             name: "idle_vips",
-            ty: addr.to_owned(),
-            elements: idle.iter().map(|b| b.vip.to_string()).collect(),
+            kind: SetKind::Addrs,
+            elements: idle.iter().map(|b| Element { key: Key::Addr(b.vip), chain: None }).collect(),
         },
     ];
-    let mut chains: Vec<_> = busy.iter().map(|b| Chain::new(b.chain.clone(), "", vec![to_backends(b, task)])).collect();
-    let daddr = format!("{} daddr", family.word());
+    let mut chains: Vec<_> =
+        busy.iter().map(|b| Chain::jumped_to(b.chain.clone(), Rule(vec![to_backends(b, task)]))).collect();
+    let destination = || vec![Field::Addr(Side::Destination)];
     // A service without backends says so at once; connections that exist (to a draining task) are none of its business.
-    let idle = format!("ct state new {daddr} @idle_vips");
-    chains.push(Chain::new(
-        "refuse",
-        "type filter hook output priority -150",
-        vec![format!("{idle} meta l4proto tcp reject with tcp reset"), format!("{idle} reject")],
-    ));
+    let idle = || [Expr::NewFlow, Expr::In(destination(), "idle_vips")].into_iter();
+    let refuse = vec![
+        Rule(idle().chain([Expr::Protocol(Protocol::Tcp), Expr::Reset]).collect()),
+        Rule(idle().chain([Expr::Reject]).collect()),
+    ];
+    chains.push(Chain::at("refuse", Hook::new(HookKind::Filter, Point::Output, -150), refuse));
     let mut rules = Vec::new();
     if family == Family::V4 && task.dns_port != 0 {
-        rules.extend(
-            ["udp", "tcp"].map(|protocol| {
-                format!("ip daddr {DNS_ADDR} {protocol} dport 53 dnat to {DNS_ADDR}:{}", task.dns_port)
-            }),
-        );
+        rules.extend([Protocol::Udp, Protocol::Tcp].map(|protocol| to_dns_server(protocol, task.dns_port)));
     }
-    rules.push(format!("{daddr} vmap @vips"));
-    chains.push(Chain::new("output", "type nat hook output priority -100", rules));
+    rules.push(Rule(vec![Expr::Jump(destination(), "vips")]));
+    chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), rules));
     Table { family, name: "orch_task", sets, chains }
+}
+
+fn to_dns_server(protocol: Protocol, port: u16) -> Rule {
+    let server = Destination { addr: DNS_ADDR.into(), port: Some(port) };
+    let to = Expr::Addr(Side::Destination, Is::Yes, IpAddr::V4(DNS_ADDR).into());
+    Rule(vec![to, Expr::ToPort(protocol, DNS_PORT), Expr::SendTo(vec![server])])
 }
 
 /// Datagrams that answer a client of a published port must come from the ingress address. A UDP server that is bound to
@@ -171,26 +173,27 @@ fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
     let (network, ..) = context.desired.ingress()?;
     let index = task.attachments.iter().position(|a| a.network == network.id)?;
     let addr = task.addr_on(&network.id)?;
-    let remember = format!(
-        "iifname \"{}\" meta l4proto udp update @clients {{ ip saddr . udp sport . udp dport }}",
-        names::task_link(index)
-    );
-    let answer = format!("ip saddr != {addr} ip daddr . udp dport . udp sport @clients ip saddr set {addr}");
-    let clients = Set {
-        keyword: "set",
-        name: "clients",
-        ty: "ipv4_addr . inet_service . inet_service; size 65535; flags dynamic,timeout; timeout 3m".to_owned(),
-        elements: vec![],
-    };
+    let flow = |there, here| vec![Field::Addr(there), Field::UdpPort(there), Field::UdpPort(here)];
+    let remember = Rule(vec![
+        Expr::Link(Way::In, Is::Yes, names::task_link(index)),
+        Expr::Protocol(Protocol::Udp),
+        Expr::Remember("clients", flow(Side::Source, Side::Destination)),
+    ]);
+    let answer = Rule(vec![
+        Expr::Addr(Side::Source, Is::No, IpAddr::V4(addr).into()),
+        Expr::In(flow(Side::Destination, Side::Source), "clients"),
+        Expr::SetSource(addr),
+    ]);
+    let clients = Set { name: "clients", kind: SetKind::Clients, elements: vec![] };
     let chains = vec![
-        Chain::new("remember", "type filter hook prerouting priority -300", vec![remember]),
-        Chain::new("answer", "type route hook output priority -300", vec![answer]),
+        Chain::at("remember", Hook::new(HookKind::Filter, Point::Prerouting, -300), vec![remember]),
+        Chain::at("answer", Hook::new(HookKind::Route, Point::Output, -300), vec![answer]),
     ];
     Some(Table { family: Family::V4, name: "orch_ingress", sets: vec![clients], chains })
 }
 
-fn to_backends(balanced: &Balanced, task: &LocalTask) -> String {
-    let targets: Vec<_> = balanced.backends.iter().map(ToString::to_string).collect();
+fn to_backends(balanced: &Balanced, task: &LocalTask) -> Expr {
+    let targets = balanced.backends.iter().map(|addr| Destination { addr: *addr, port: None }).collect();
     let start = task.id.as_str().bytes().map(usize::from).sum();
-    dnat_in_turn(&targets, start)
+    send_in_turn(targets, start)
 }
