@@ -1,0 +1,139 @@
+//! What a stack's second deployment, refusal, removal and namesake do.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use orch_tests::{Lab, eventually};
+
+const CHANGES: &[&str] = &["CMD [\"sleep\", \"100000\"]"];
+
+/// A folder with a stack file and the content of its secret and config.
+struct Files(tempfile::TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.path().join(name);
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("the file's folder");
+        fs::write(&path, text).expect("writing a file");
+        path.to_str().expect("utf-8 path").to_owned()
+    }
+}
+
+fn task_ids(lab: &Lab, service: &str) -> BTreeSet<String> {
+    let running = lab.orch(&["service", "ps", "-q", "-f", "desired-state=running", service]).ok();
+    running.lines().map(str::to_owned).collect()
+}
+
+const SHOP: &str = "
+services:
+  web:
+    image: busybox
+    stop_grace_period: 0s
+    environment: {LEVEL: LEVEL_VALUE}
+    deploy: {replicas: 2, update_config: {parallelism: 0, monitor: 1ms}}
+    secrets: [pw]
+    configs: [pw]
+  db:
+    image: busybox
+    stop_grace_period: 0s
+    ports: ['9001:80']
+secrets:
+  pw: {file: pw.txt}
+configs:
+  pw: {file: pw.txt}
+";
+
+#[test]
+fn stacks_change_as_their_files_do() {
+    let lab = Lab::up("stacks", 2, 1);
+    lab.import("busybox", "busybox", CHANGES);
+    let files = Files::new();
+    let _ = files.write("shop/pw.txt", "one");
+    let shop = files.write("shop/compose.yml", &SHOP.replace("LEVEL_VALUE", "info"));
+    // Without a name: the folder's.
+    let said = lab.orch(&["stack", "deploy", "-c", &shop]).ok();
+    assert!(said.contains("Creating network shop_default") && said.contains("Creating secret shop_pw"), "{said}");
+    lab.wait_replicas("shop_web", "2/2");
+    lab.wait_replicas("shop_db", "1/1");
+
+    a_change_touches_only_what_changed(&lab, &files, &shop);
+    changed_content_reaches_the_tasks(&lab, &files, &shop);
+    a_refusal_leaves_everything_as_it_was(&lab, &files);
+    short_names_until_two_stacks_have_them(&lab, &files);
+    deploying_during_a_removal(&lab, &shop);
+}
+
+fn a_change_touches_only_what_changed(lab: &Lab, files: &Files, shop: &str) {
+    let (web, db) = (task_ids(lab, "shop_web"), task_ids(lab, "shop_db"));
+    let _ = files.write("shop/compose.yml", &SHOP.replace("LEVEL_VALUE", "debug"));
+    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", shop]).ok();
+    assert!(task_ids(lab, "shop_web").is_disjoint(&web), "web's environment changed, its tasks did not");
+    assert_eq!(task_ids(lab, "shop_db"), db, "db did not change");
+}
+
+fn changed_content_reaches_the_tasks(lab: &Lab, files: &Files, shop: &str) {
+    for content in ["two", "one"] {
+        let _ = files.write("shop/pw.txt", content);
+        let _ = lab.orch(&["stack", "deploy", "-c", shop, "-d=false", "-q"]).ok();
+        eventually("the new content is in the tasks", || {
+            let said = lab.orch(&["exec", "web.1", "cat", "/run/secrets/pw", "/pw"]).result()?;
+            if said == content.repeat(2) { Ok(()) } else { Err(said) }
+        });
+    }
+    let secrets = lab.orch(&["secret", "ls", "--format", "{{.Name}}"]).ok();
+    assert_eq!(secrets.lines().count(), 2, "going back uses the first version again: {secrets}");
+}
+
+fn a_refusal_leaves_everything_as_it_was(lab: &Lab, files: &Files) {
+    let twice = "  more:\n    image: busybox\n    ports: ['9002:80']\n  same:\n    image: busybox\n    ports: ['9002:80']\nsecrets:";
+    let text = SHOP.replace("LEVEL_VALUE", "refused").replace("9001", "9003").replacen(
+        "secrets:\n  pw: {",
+        &format!("{twice}\n  pw: {{"),
+        1,
+    );
+    let file = files.write("shop/refused.yml", &text);
+    let outcome = lab.orch(&["stack", "deploy", "-c", &file, "shop"]);
+    assert!(outcome.code != 0 && outcome.stderr.contains("port '9002' is already in use"), "{outcome:?}");
+    let spec = lab.orch(&["service", "inspect", "--format", "{{json .Spec}}", "shop_web", "shop_db"]).ok();
+    assert!(spec.contains("LEVEL=debug") && spec.contains("9001") && !spec.contains("9003"), "{spec}");
+    let services = lab.orch(&["stack", "services", "shop", "--format", "{{.Name}}"]).ok();
+    assert_eq!(services.lines().collect::<BTreeSet<_>>(), ["shop_db", "shop_web"].into());
+}
+
+fn short_names_until_two_stacks_have_them(lab: &Lab, files: &Files) {
+    let _ = lab.orch(&["service", "scale", "-d", "web=1"]).ok();
+    lab.wait_replicas("shop_web", "1/1");
+    let text = "name: press\nservices:\n  web:\n    image: busybox\n    stop_grace_period: 0s\n";
+    let file = files.write("blog/compose.yml", text);
+    let _ = lab.orch(&["stack", "deploy", &format!("-c={file}")]).ok();
+    let stacks = lab.orch(&["stack", "ls", "--format", "{{.Name}} {{.Services}}"]).ok();
+    assert_eq!(stacks.lines().collect::<BTreeSet<_>>(), ["press 1", "shop 2"].into());
+    let refused = lab.orch(&["service", "scale", "web=5"]).refused();
+    assert!(
+        refused.contains("ambiguous") && refused.contains("shop_web") && refused.contains("press_web"),
+        "{refused}"
+    );
+    let _ = lab.orch(&["stack", "rm", "press"]).ok();
+    let _ = lab.orch(&["service", "scale", "-d", "web=2"]).ok();
+    lab.wait_replicas("shop_web", "2/2");
+}
+
+/// The removal must not take from the new deployment what it needs, nor wait for it.
+fn deploying_during_a_removal(lab: &Lab, shop: &str) {
+    let removal = lab.spawn("n1", &["orch", "stack", "rm", "shop"]);
+    eventually("the removal began", || match lab.orch(&["stack", "ls"]).stdout.contains("shop") {
+        false => Ok(()),
+        true => Err("shop is still there".into()),
+    });
+    let _ = lab.orch(&["stack", "deploy", "-c", shop]).ok();
+    let removed = removal.wait_with_output().expect("the removal's end");
+    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
+    lab.wait_replicas("shop_web", "2/2");
+    lab.wait_replicas("shop_db", "1/1");
+    let _ = lab.orch(&["stack", "rm", "shop"]).ok();
+    let _ = lab.orch(&["stack", "deploy", "-c", shop]).ok();
+    lab.wait_replicas("shop_web", "2/2");
+}
