@@ -10,7 +10,7 @@ use orch_proto::{
 };
 
 use crate::{
-    api::{Api, explain, node},
+    api::{Api, explain, node, node_info},
     flags::duration,
 };
 
@@ -185,7 +185,12 @@ pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
         force_new_cluster: args.force_new_cluster,
         autolock: false,
     };
+    let forced = request.force_new_cluster;
     let made = node(paths).await?.init(request).await.map_err(explain)?.into_inner();
+    if forced {
+        println!("This node ({}) is the only manager of its cluster now.\n{FORCED_NEXT}", made.node_id);
+        return Ok(());
+    }
     print!("{}", init_text(&made));
     Ok(())
 }
@@ -237,7 +242,9 @@ pub(crate) async fn join_token(args: JoinTokenArgs, paths: &Paths) -> anyhow::Re
     if args.quiet {
         println!("{token}");
     } else {
-        let addr = info.manager_addrs.first().cloned().unwrap_or(info.leader_addr);
+        // This manager answers; of the others nobody knows right now.
+        let own = node_info(paths).await.map(|node| node.advertise_addr).filter(|addr| !addr.is_empty());
+        let addr = own.or_else(|| info.manager_addrs.first().cloned()).unwrap_or(info.leader_addr);
         println!("{}", join_text(role, &token, &addr));
     }
     Ok(())
@@ -272,6 +279,11 @@ async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What to do after the quorum was lost and one manager went on alone.
+const FORCED_NEXT: &str = "
+Workers come back by themselves. Managers that were lost become workers when they come back; do not start so many of them
+at once that they are a quorum without this node. Add managers again with 'orch node promote'.";
+
 fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
@@ -299,14 +311,14 @@ fn address(text: &str) -> Result<String, String> {
 
 /// The port may be left out: managers listen on 2377.
 fn host_port(text: &str) -> Result<String, String> {
-    let form = || format!("expected HOST:PORT, such as {}:2377", if text.is_empty() { "192.168.0.10" } else { text });
+    let bad = || Err("expected HOST:PORT, such as 192.168.0.10:2377".into());
     if text.is_empty() || text.contains(char::is_whitespace) || text.contains('/') {
-        return Err("expected HOST:PORT, such as 192.168.0.10:2377".into());
+        return bad();
     }
     match text.rsplit_once(':') {
         None => Ok(format!("{text}:2377")),
         Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0) => Ok(text.to_owned()),
-        Some(_) => Err(form()),
+        Some(_) => bad(),
     }
 }
 

@@ -84,7 +84,7 @@ impl Facts {
         let worker = self.worker.clone().unwrap_or_default();
         let description = worker.description.clone().unwrap_or_default();
         let resources = description.resources.unwrap_or_default();
-        let managers = node.managers.iter().map(|addr| json!({"Addr": addr})).collect::<Value>();
+        let managers = self.managers().iter().map(|addr| json!({"Addr": addr})).collect::<Value>();
         let cluster = self.cluster.as_ref().map(|c| {
             json!({"ID": c.cluster_id, "CreatedAt": time::rfc3339(orch_model::Timestamp::from_unix_ms(c.created_at_ms))})
         });
@@ -100,7 +100,7 @@ impl Facts {
             "CgroupVersion": worker.cgroup_version,
             "Swarm": {
                 "NodeID": node.node_id,
-                "NodeAddr": node.advertise_addr.split(':').next().unwrap_or_default(),
+                "NodeAddr": host(&node.advertise_addr),
                 "LocalNodeState": self.state(),
                 "ControlAvailable": self.cluster.is_some(),
                 "Error": node.error,
@@ -132,13 +132,14 @@ impl Facts {
             }
         }
         writeln!(out, " Cluster: {}", self.state())?;
-        if let Some(node) = &self.node {
-            writeln!(out, "  NodeID: {}", node.node_id)?;
-            if !node.error.is_empty() {
-                writeln!(out, "  Error: {}", node.error)?;
-            }
-            writeln!(out, "  Is Manager: {}", node.manager)?;
+        let Some(node) = self.node.as_ref().filter(|node| !node.node_id.is_empty() || !node.error.is_empty()) else {
+            return Ok(());
+        };
+        writeln!(out, "  NodeID: {}", node.node_id)?;
+        if !node.error.is_empty() {
+            writeln!(out, "  Error: {}", node.error)?;
         }
+        writeln!(out, "  Is Manager: {}", node.manager)?;
         if let Some(cluster) = &self.cluster {
             writeln!(
                 out,
@@ -151,16 +152,29 @@ impl Facts {
                 writeln!(out, "  Orchestration:\n   Task History Retention Limit: {}", spec.task_history_limit)?;
             }
         }
-        if let Some(node) = &self.node {
-            writeln!(out, "  Node Address: {}", node.advertise_addr)?;
-            if !node.managers.is_empty() {
-                writeln!(out, "  Manager Addresses:")?;
-                node.managers.iter().try_for_each(|addr| writeln!(out, "   {addr}"))?;
-            }
-            for daemon in &node.daemons {
-                writeln!(out, " Daemon {}: pid {}, restarts {}", daemon.name, daemon.pid, daemon.restarts)?;
-            }
+        writeln!(out, "  Node Address: {}", host(&node.advertise_addr))?;
+        let managers = self.managers();
+        if !managers.is_empty() {
+            writeln!(out, "  Manager Addresses:")?;
+            managers.iter().try_for_each(|addr| writeln!(out, "   {addr}"))?;
+        }
+        for daemon in &node.daemons {
+            writeln!(out, " Daemon {}: pid {}, restarts {}", daemon.name, daemon.pid, daemon.restarts)?;
         }
         Ok(())
     }
+
+    /// A manager knows them all; a worker those that it was told of.
+    fn managers(&self) -> &[String] {
+        match (&self.cluster, &self.node) {
+            (Some(cluster), _) if !cluster.manager_addrs.is_empty() => &cluster.manager_addrs,
+            (_, Some(node)) => &node.managers,
+            (_, None) => &[],
+        }
+    }
+}
+
+/// `host` of `host:port`.
+fn host(addr: &str) -> &str {
+    addr.rsplit_once(':').map_or(addr, |(host, _)| host.trim_start_matches('[').trim_end_matches(']'))
 }

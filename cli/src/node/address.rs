@@ -28,10 +28,12 @@ pub(super) fn local_addresses() -> Result<Vec<Local>> {
         .collect())
 }
 
-/// `ADDR|IFACE[:PORT]` as `address:port`; empty means the only address there is.
-pub(super) fn advertised(wanted: &str, locals: &[Local]) -> Result<SocketAddr> {
+/// `ADDR|IFACE[:PORT]` as `address:port`; empty means the only address there is. Without a port it is the one that is
+/// listened on.
+pub(super) fn advertised(wanted: &str, listened: &str, locals: &[Local]) -> Result<SocketAddr> {
+    let default_port = split_port(listened)?.1.unwrap_or(DEFAULT_PORT);
     if wanted.is_empty() {
-        return Ok(SocketAddr::new(the_only(locals)?, DEFAULT_PORT));
+        return Ok(SocketAddr::new(the_only(locals)?, default_port));
     }
     let (host, port) = split_port(wanted)?;
     let ip = match host.parse::<IpAddr>() {
@@ -43,7 +45,7 @@ pub(super) fn advertised(wanted: &str, locals: &[Local]) -> Result<SocketAddr> {
         Ok(ip) => ip,
         Err(_) => address_of_interface(host, locals)?,
     };
-    Ok(SocketAddr::new(ip, port.unwrap_or(DEFAULT_PORT)))
+    Ok(SocketAddr::new(ip, port.unwrap_or(default_port)))
 }
 
 /// `ADDR|IFACE[:PORT]` to listen on; empty means every address.
@@ -179,7 +181,7 @@ mod tests {
     }
 
     fn check(wanted: &str, list: &[(&str, &str)], expected: &str) {
-        let found = match advertised(wanted, &locals(list)) {
+        let found = match advertised(wanted, "0.0.0.0:2377", &locals(list)) {
             Ok(addr) => addr.to_string(),
             Err(error) => error.to_string(),
         };
@@ -214,6 +216,20 @@ mod tests {
         check("eth9", &two, "\"eth9\" is neither an IP address nor an interface");
         check("0.0.0.0", &two, "0.0.0.0 cannot be advertised");
         check("eth1:x", &two, "\"eth1:x\": the port is not a number");
+    }
+
+    #[test]
+    fn the_advertised_port_is_the_one_listened_on() {
+        let one = locals(&[("eth0", "192.0.2.1")]);
+        for (wanted, listen, expected) in [
+            ("eth0", "eth0:2400", "192.0.2.1:2400"),
+            ("", "0.0.0.0:2400", "192.0.2.1:2400"),
+            ("eth0:2500", "0.0.0.0:2400", "192.0.2.1:2500"),
+            ("eth0", "eth0", "192.0.2.1:2377"),
+            ("eth0", "", "192.0.2.1:2377"),
+        ] {
+            assert_eq!(advertised(wanted, listen, &one).unwrap().to_string(), expected, "{wanted:?} {listen:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `orch init`: a new cluster with this node as its first manager.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
 
@@ -41,6 +41,8 @@ pub(super) async fn init(supervisor: &Supervisor, request: wire::InitRequest) ->
     let _operation = supervisor.begin()?;
     supervisor.refuse_member()?;
     let plan = Plan::new(&request)?;
+    super::ports::manager(plan.listen, plan.advertise).await?;
+    super::ports::peer()?;
     // What an init that was cut short left behind.
     supervisor.wipe()?;
     match plan.carry_out(supervisor).await {
@@ -70,9 +72,8 @@ impl Plan {
             return Err(NodeError::Invalid(format!("this version of orch cannot do {flag} yet")));
         }
         let locals = address::local_addresses()?;
-        let advertise = address::advertised(&request.advertise_addr, &locals)?;
+        let advertise = address::advertised(&request.advertise_addr, &request.listen_addr, &locals)?;
         let listen = address::listened(&request.listen_addr, advertise, &locals)?;
-        check_port_free(listen)?;
         Ok(Self {
             spec: cluster_spec(request)?,
             availability: availability(&request.availability)?,
@@ -178,21 +179,6 @@ pub(super) fn availability(text: &str) -> Result<String> {
 pub(super) fn hostname() -> Result<String> {
     let name = nix::unistd::gethostname().context("cannot read this machine's hostname")?;
     Ok(name.to_string_lossy().into_owned())
-}
-
-/// The manager would only fail later, in a log that nobody reads.
-pub(super) fn check_port_free(listen: SocketAddr) -> Result<()> {
-    match TcpListener::bind(listen) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(NodeError::Refused(format!(
-            "port {} is taken on this machine ({listen}): stop what uses it (`ss -ltnp` shows it), or choose another \
-             with --listen-addr",
-            listen.port()
-        ))),
-        Err(error) => Err(NodeError::Refused(format!(
-            "cannot listen on {listen}: {error}; --listen-addr must be an address of this machine"
-        ))),
-    }
 }
 
 fn cluster_spec(request: &wire::InitRequest) -> Result<ClusterSpec> {

@@ -11,16 +11,17 @@ use orch_proto::{
     wire::{self, ca_client::CaClient, daemon_config::FirstStart},
 };
 use tokio::{net::lookup_host, time::timeout};
-use tonic::transport::Channel;
+use tonic::{Code, transport::Channel};
 
 use super::{
     address,
     credentials::NewKeys,
     daemon::Role,
     error::{NodeError, Result},
-    init::{availability, check_port_free, daemon_config, hostname},
+    init::{availability, daemon_config, hostname},
     leave,
     member::Member,
+    ports,
     supervisor::Supervisor,
     wait,
 };
@@ -40,6 +41,7 @@ pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest
     let (channel, peer) =
         connected.map_err(|_| TransportError::TimedOut { addr: remote.clone(), limit: CONNECT_LIMIT })??;
     let plan = Plan::new(&request, remote, peer)?;
+    ports::peer()?;
     // What a join that was cut short left behind.
     supervisor.wipe()?;
     match plan.carry_out(supervisor, channel).await {
@@ -79,8 +81,8 @@ impl Plan {
         // The address that reaches the manager is the one that managers reach.
         let advertise = match address::towards(peer).filter(|ip| request.advertise_addr.is_empty() && !ip.is_loopback())
         {
-            Some(ip) => SocketAddr::new(ip, address::DEFAULT_PORT),
-            None => address::advertised(&request.advertise_addr, &locals)?,
+            Some(ip) => address::advertised(&ip.to_string(), &request.listen_addr, &locals)?,
+            None => address::advertised(&request.advertise_addr, &request.listen_addr, &locals)?,
         };
         Ok(Self {
             remote,
@@ -108,7 +110,6 @@ impl Plan {
             managers,
         };
         if manager {
-            check_port_free(self.listen)?;
             let join = FirstStart::Join(wire::Empty {});
             supervisor.write_config(Role::Manager, &daemon_config(&member, Some(join)))?;
             supervisor.hand_over(Role::Manager)?;
@@ -123,19 +124,25 @@ impl Plan {
         Ok(wire::JoinNodeResponse { node_id: answer.node_id, cluster_id: answer.cluster_id, manager })
     }
 
-    /// Sends both requests: only the manager can tell which role the token is for.
+    /// Sends both requests: only the manager can tell which role the token is for. A node that cannot be a manager asks
+    /// for a worker's certificate only: with a manager's token that is refused before the cluster knows the node.
     async fn ask(&self, channel: Channel) -> Result<(NewKeys, wire::JoinResponse)> {
         let keys = NewKeys::generate()?;
+        let obstacle = ports::manager(self.listen, self.advertise).await.err();
         let request = wire::JoinRequest {
             token: self.token.clone(),
             worker_csr_pem: keys.worker.csr_pem.clone(),
-            manager_csr_pem: keys.manager.csr_pem.clone(),
+            manager_csr_pem: if obstacle.is_none() { keys.manager.csr_pem.clone() } else { String::new() },
             hostname: self.hostname.clone(),
             advertise_addr: self.advertise.to_string(),
             availability: self.availability.clone(),
         };
         let answer = timeout(ANSWER_LIMIT, CaClient::new(channel).join(request)).await;
         let answer = answer.map_err(|_| TransportError::TimedOut { addr: self.remote.clone(), limit: ANSWER_LIMIT })?;
-        Ok((keys, answer.map_err(|status| NodeError::answered(&status))?.into_inner()))
+        match (answer, obstacle) {
+            (Ok(answer), _) => Ok((keys, answer.into_inner())),
+            (Err(status), Some(obstacle)) if status.code() == Code::InvalidArgument => Err(obstacle),
+            (Err(status), _) => Err(NodeError::answered(&status)),
+        }
     }
 }

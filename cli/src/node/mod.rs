@@ -16,6 +16,7 @@ mod join;
 mod leave;
 mod managers;
 mod member;
+mod ports;
 mod renew;
 mod role;
 mod server;

@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{
     daemon::Role,
     error::Result,
-    init::{check_port_free, daemon_config},
+    init::daemon_config,
     member::Member,
+    ports,
     renew,
     supervisor::Supervisor,
 };
@@ -76,7 +77,7 @@ pub(super) async fn take(supervisor: &Supervisor, mut member: Member, manager: b
         return Ok(());
     }
     let listen: SocketAddr = member.listen_addr.parse().context("the state file's listen address is damaged")?;
-    check_port_free(listen)?;
+    ports::free(listen)?;
     let join = FirstStart::Join(wire::Empty {});
     supervisor.write_config(Role::Manager, &daemon_config(&member, Some(join)))?;
     supervisor.hand_over(Role::Manager)?;

@@ -72,6 +72,8 @@ pub(crate) fn hold(lab: &str, name: &str) -> Result<()> {
     if host.name == CLIENT {
         // Everyone's way out leads here; forwarding makes it say "unreachable" instead of nothing.
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("cannot turn on forwarding")?;
+        // Nobody has to serve names here: who asks hears so at once, however often.
+        fs::write("/proc/sys/net/ipv4/icmp_ratelimit", "0").context("cannot set the limit of refusals")?;
     }
     let mut stdout = std::io::stdout();
     stdout.write_all(READY).and_then(|()| stdout.flush()).context("cannot report")?;
