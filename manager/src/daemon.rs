@@ -10,8 +10,8 @@ use orch_proto::{
     tls::{self, SharedIdentity},
     transport,
     wire::{
-        ca_server::CaServer, control_server::ControlServer, dispatcher_server::DispatcherServer,
-        raft_server::RaftServer, streams_server::StreamsServer,
+        ca_server::CaServer, control_server::ControlServer, daemon_config::FirstStart,
+        dispatcher_server::DispatcherServer, raft_server::RaftServer, streams_server::StreamsServer,
     },
 };
 use tokio::{
@@ -31,7 +31,7 @@ use crate::{
     leader::{self, Throne},
     log::{KeyRing, Sealer, SledEngine},
     membership::Entrance,
-    raft::{self, Consensus, Proposer, RaftService, Settings},
+    raft::{self, Consensus, Member, Proposer, RaftService, Settings},
     streams::StreamsService,
 };
 
@@ -60,8 +60,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 fn start_logging() {
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,openraft=error,sled=warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,openraft=error,sled=warn".into());
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
     // A test, or the binary's main function, may have one already.
     let _ = subscriber.try_init();
@@ -127,8 +127,17 @@ impl Manager {
         let raft_id = home.raft_id()?;
         let sealer = Arc::new(Sealer::new(KeyRing::load_or_create(&home.keys())?, cluster.clone(), node));
         let engine = Arc::new(SledEngine::open(&home.log())?);
-        let settings =
-            Settings { raft_id, cluster, identity: identity.clone(), engine, sealer, snapshots: home.snapshots() };
+        let alone = matches!(config.first_start, Some(FirstStart::ForceNewCluster(_)));
+        let own = Member { node_id: config.node_id.clone(), addr: config.advertise_addr.clone() };
+        let settings = Settings {
+            raft_id,
+            cluster,
+            identity: identity.clone(),
+            engine,
+            sealer,
+            snapshots: home.snapshots(),
+            force_single: alone.then_some(own),
+        };
         let consensus = Consensus::start(settings, raft_runtime).await?;
         let proposer = Proposer::start(consensus.clone());
         let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ipnetwork::IpNetwork;
-use orch_manager_core::bootstrap::{Bootstrap, transaction};
+use orch_manager_core::{
+    bootstrap::{Bootstrap, transaction},
+    roles::only_manager,
+};
 use orch_model::{
     Annotations, Meta, NodeId,
     cluster::{ClusterSpec, JoinTokens, RootCa},
@@ -54,6 +57,7 @@ impl Entrance {
     pub async fn enter(&self) -> Result<(), MembershipError> {
         match &self.config.first_start {
             Some(FirstStart::Bootstrap(material)) => self.bootstrap(material).await,
+            Some(FirstStart::ForceNewCluster(_)) => self.go_on_alone().await,
             Some(FirstStart::Join(_)) | None if !self.home.is_member() || self.has_moved() => self.join().await,
             Some(FirstStart::Join(_)) | None => Ok(()),
         }
@@ -90,6 +94,29 @@ impl Entrance {
         self.home.note_member()?;
         self.home.forget_first_start()?;
         tracing::info!("the cluster is there");
+        Ok(())
+    }
+
+    /// Raft has been made a raft of this manager alone when it was started; the nodes' roles follow.
+    async fn go_on_alone(&self) -> Result<(), MembershipError> {
+        let own =
+            NodeId::from_proto(self.config.node_id.clone()).map_err(|e| MembershipError::Material(e.to_string()))?;
+        let seat = ManagerStatus { raft_id: self.consensus.raft_id(), addr: self.config.advertise_addr.clone() };
+        let mut leadership = self.consensus.leadership();
+        loop {
+            let _ = leadership.wait_for(|l| l.is_own).await;
+            if self.consensus.read_barrier().await.is_ok() {
+                let changes = only_manager(&self.consensus.store().view().state, &own, &seat);
+                match self.proposer.propose(changes).await {
+                    Ok(_) => break,
+                    Err(error) => tracing::warn!(%error, "cannot note that this manager is the only one; trying again"),
+                }
+            }
+            sleep(RETRY / 10).await;
+        }
+        self.home.note_member()?;
+        self.home.forget_first_start()?;
+        tracing::warn!("this manager is the only one of the cluster now");
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 
 #[path = "cluster/lab.rs"]
 mod lab;
+#[path = "cluster/members.rs"]
+mod members;
 
 use std::time::{Duration, Instant};
 

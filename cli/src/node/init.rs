@@ -27,6 +27,7 @@ use super::{
     credentials::NewKeys,
     daemon::Role,
     error::{NodeError, Result},
+    force,
     member::Member,
     supervisor::Supervisor,
     wait,
@@ -39,6 +40,9 @@ const MAX_DATA_PATH_PORT: u32 = 49151;
 /// Makes the cluster, or leaves the machine as it was.
 pub(super) async fn init(supervisor: &Supervisor, request: wire::InitRequest) -> Result<wire::InitResponse> {
     let _operation = supervisor.begin()?;
+    if request.force_new_cluster {
+        return force::go_on_alone(supervisor, &request).await;
+    }
     supervisor.refuse_member()?;
     let plan = Plan::new(&request)?;
     super::ports::manager(plan.listen, plan.advertise).await?;
@@ -67,9 +71,8 @@ struct Plan {
 
 impl Plan {
     fn new(request: &wire::InitRequest) -> Result<Self> {
-        if request.force_new_cluster || request.autolock {
-            let flag = if request.autolock { "--autolock" } else { "--force-new-cluster" };
-            return Err(NodeError::Invalid(format!("this version of orch cannot do {flag} yet")));
+        if request.autolock {
+            return Err(NodeError::Invalid("this version of orch cannot do --autolock yet".to_owned()));
         }
         let locals = address::local_addresses()?;
         let advertise = address::advertised(&request.advertise_addr, &request.listen_addr, &locals)?;

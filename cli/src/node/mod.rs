@@ -11,6 +11,7 @@ mod credentials;
 mod daemon;
 mod error;
 mod files;
+mod force;
 mod init;
 mod join;
 mod leave;

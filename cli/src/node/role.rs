@@ -15,15 +15,7 @@ use orch_proto::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{
-    daemon::Role,
-    error::Result,
-    init::daemon_config,
-    member::Member,
-    ports,
-    renew,
-    supervisor::Supervisor,
-};
+use super::{daemon::Role, error::Result, init::daemon_config, member::Member, ports, renew, supervisor::Supervisor};
 
 const LOOK: Duration = Duration::from_secs(1);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);

@@ -5,11 +5,12 @@
 //! is added (by the node itself, which then has a certificate to ask with), and taken only after the member has left.
 //! Nothing is remembered between steps, so whichever manager leads next carries on.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use orch_model::{
-    Duration, NodeId, Timestamp,
-    node::{Node, NodeRole},
+    Duration, NodeId, Object, Timestamp,
+    change::Change,
+    node::{ManagerStatus, Node, NodeRole},
 };
 
 use crate::state::State;
@@ -107,6 +108,20 @@ pub fn demotion_shortage(state: &State, seats: &Seats, node: &Node) -> Option<Sh
     let is_leaving = |seat: &&Seat| seat.node == node.id.as_str() || !is_wanted(state, seat);
     let leaving: Vec<u64> = seats.all.iter().filter(is_leaving).map(|seat| seat.raft_id).collect();
     shortage(state, seats, &leaving).map(|found| Shortage { leaving: node.description.hostname.clone(), ..found })
+}
+
+/// The changes after which `own` is the only manager, because the others are lost for good. Should one of them come
+/// back, it finds itself a worker.
+#[must_use]
+pub fn only_manager(state: &State, own: &NodeId, seat: &ManagerStatus) -> Vec<Change> {
+    let changed = state.nodes().filter_map(|known| {
+        let mut node = Node::clone(known);
+        let (role, manager) =
+            if known.id == *own { (NodeRole::Manager, Some(seat.clone())) } else { (NodeRole::Worker, None) };
+        (node.spec.role, node.role, node.manager) = (role, role, manager);
+        (node != **known).then(|| Change::Update(Object::Node(Arc::new(node))))
+    });
+    changed.collect()
 }
 
 /// What a certificate is worth to a manager with this state.

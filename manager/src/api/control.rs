@@ -78,9 +78,10 @@ impl control_server::Control for ControlService {
     async fn update(&self, request: Request<wire::UpdateRequest>) -> Result<Response<wire::UpdateResponse>, Status> {
         let reign = self.reign()?;
         let request = request.into_inner();
-        let (object, warnings) =
-            commit(&reign, |state, now| update(state, now, &request, &self.consensus.seats()).map_err(|status| *status))
-                .await?;
+        let (object, warnings) = commit(&reign, |state, now| {
+            update(state, now, &request, &self.consensus.seats()).map_err(|status| *status)
+        })
+        .await?;
         Ok(Response::new(wire::UpdateResponse { object, warnings }))
     }
 

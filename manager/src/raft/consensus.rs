@@ -78,6 +78,8 @@ pub struct Settings {
     pub engine: Arc<dyn LogEngine>,
     pub sealer: Arc<Sealer>,
     pub snapshots: PathBuf,
+    /// Go on without the other managers, as this member.
+    pub force_single: Option<Member>,
 }
 
 /// Who leads, as far as this manager knows.
@@ -113,7 +115,11 @@ impl Consensus {
     async fn start_here(settings: Settings) -> Result<Self, ConsensusError> {
         let failed = |e: &dyn std::error::Error| ConsensusError::Start(chain(e));
         let store = Store::new();
-        let log = LogStore::new(settings.engine, Arc::clone(&settings.sealer));
+        let mut log = LogStore::new(settings.engine, Arc::clone(&settings.sealer));
+        if let Some(member) = settings.force_single {
+            tracing::warn!(%member, "going on without the other managers");
+            log.force_single(settings.raft_id, member).await.map_err(|e| failed(&e))?;
+        }
         let folder = SnapshotFolder::open(&settings.snapshots, settings.sealer, settings.cluster.clone())
             .map_err(|e| failed(&e))?;
         let pristine = log.is_pristine().map_err(|e| failed(&e))?;

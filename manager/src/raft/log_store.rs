@@ -10,7 +10,7 @@ use std::{
 };
 
 use openraft::{
-    LogState, OptionalSend, RaftLogReader,
+    EntryPayload, LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
 };
 use orch_proto::wire;
@@ -18,7 +18,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use super::{
-    types::{Entry, LeaderId, LogId, TypeConfig, Vote},
+    types::{Entry, LeaderId, LogId, Member, Membership, TypeConfig, Vote},
     wire as convert,
 };
 use crate::log::{Aad, Kind, LogEngine, META_PURGED, Sealer};
@@ -49,6 +49,21 @@ impl LogStore {
         let last = self.engine.last().map_err(io::Error::other)?;
         let purged = self.engine.meta(META_PURGED).map_err(io::Error::other)?;
         Ok(vote.is_none() && last.is_none() && purged.is_none())
+    }
+
+    /// Ends the log with a membership of this manager alone, on the disk when this returns. Raft must not be running:
+    /// what it makes of the entry when it starts is that it needs nobody else to decide.
+    pub(crate) async fn force_single(&mut self, raft_id: u64, member: Member) -> io::Result<()> {
+        let Some(last) = self.get_log_state().await?.last_log_id else {
+            return Err(io::Error::other("this manager has no raft log to go on with"));
+        };
+        let members = std::collections::BTreeMap::from([(raft_id, member)]);
+        let alone = Membership::new(vec![std::collections::BTreeSet::from([raft_id])], members);
+        let log_id = LogId { leader_id: last.leader_id, index: last.index + 1 };
+        let entry = Entry { log_id, payload: EntryPayload::Membership(alone.map_err(io::Error::other)?) };
+        let record = self.seal_entry(&entry)?;
+        self.engine.append(vec![record]).map_err(io::Error::other)?;
+        self.flushed().await
     }
 
     fn seal_entry(&self, entry: &Entry) -> io::Result<(u64, Vec<u8>)> {

@@ -164,6 +164,22 @@ impl Lab {
         CaClient::new(channel).leave(wire::LeaveRequest { force: false }).await.map(drop)
     }
 
+    /// What the supervisor does for `orch init --force-new-cluster`.
+    pub(crate) fn go_on_alone(&self, number: usize) {
+        self.save_config(number, &[], FirstStart::ForceNewCluster(wire::Empty {}));
+    }
+
+    /// A call that needs a manager's certificate, with the one of manager `number`, to manager `at`; else its code.
+    pub(crate) async fn call_as_manager(&self, number: usize, at: usize) -> Result<(), (tonic::Code, String)> {
+        let identity = Identity::load(&self.paths(number).manager_dir().join("tls")).unwrap();
+        let channel = transport::tls_channel(&self.addr(at), &identity, NodeRole::Manager).await.unwrap();
+        let answer = ControlClient::new(channel).info(wire::Empty {}).await.map(drop);
+        answer.map_err(|status| {
+            let stable = status.metadata().get("orch-code").and_then(|code| code.to_str().ok());
+            (status.code(), stable.unwrap_or_default().to_owned())
+        })
+    }
+
     pub(crate) async fn open(&self, number: usize) -> anyhow::Result<(Manager, Threads)> {
         let threads = Threads::start();
         let (paths, raft) = (self.paths(number), threads.raft.as_ref().unwrap().handle().clone());

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use orch_manager_core::{
     control::{self, ControlError},
-    roles::{Seat, Seats, Standing, Step, next_step, standing},
+    roles::{Seat, Seats, Standing, Step, next_step, only_manager, standing},
 };
 use orch_model::{
     Duration,
@@ -196,6 +196,23 @@ fn a_step_that_would_cost_the_quorum_waits() {
     check(&managers.run(), "");
     managers.reachable(3, true);
     check(&managers.run(), "remove 2\nrevoke n2");
+}
+
+#[test]
+fn after_the_loss_of_the_others_one_manager_remains() {
+    let mut managers = Managers::new(4, 3);
+    assert_eq!(managers.demote(2), "", "even one that was about to go");
+    let seat = ManagerStatus { raft_id: 2, addr: "n2:9".into() };
+    let changes = only_manager(&managers.sim.state, &node_id(2), &seat);
+    managers.sim.commit_changes(changes);
+    managers.seats.all.retain(|s| s.raft_id == 2);
+    managers.seats.leader = 2;
+    check(&managers.run(), "");
+    let shown: Vec<_> = managers.sim.state.nodes().map(|n| (n.spec.role, n.role, n.manager.clone())).collect();
+    let worker = (NodeRole::Worker, NodeRole::Worker, None);
+    let manager = (NodeRole::Manager, NodeRole::Manager, Some(seat.clone()));
+    assert_eq!(shown, [worker.clone(), manager, worker.clone(), worker]);
+    assert_eq!(only_manager(&managers.sim.state, &node_id(2), &seat), []);
 }
 
 #[test]
