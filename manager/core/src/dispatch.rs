@@ -9,18 +9,19 @@ use std::{
 };
 
 use orch_model::{
-    NetworkId, NodeId, TaskId,
+    Kind, NetworkId, NodeId, ObjectId, TaskId,
     assignment::{
         Assignment, AssignmentKey, EndpointItem, ImageSource, NetworkItem, Peer, ServiceEndpointItem, TaskAssignment,
     },
     network::Network,
     node::Node,
-    service::{PublishMode, Service},
+    service::{ContainerSpec, PublishMode, Service},
     task::{Task, TaskState},
 };
 
 use crate::{
     drain,
+    image_name::normalise_image_name,
     state::{State, publishes_on_ingress},
 };
 
@@ -111,16 +112,28 @@ impl<'a> View<'a> {
         for config in container.configs.iter().filter_map(|c| self.state.config(&c.id)) {
             insert(set, Assignment::Config(config.clone()));
         }
-        let Some(digest) = &container.image_digest else { return };
-        let images = self.state.images().filter(|i| i.digest == *digest);
+        let Some(digest) = self.digest_of(container) else { return };
+        let images = self.state.images().filter(|i| i.digest == digest);
         let holders: BTreeSet<&NodeId> = images.flat_map(|i| &i.holders).collect();
         let others = holders.into_iter().filter(|id| *id != node).filter_map(|id| self.state.node(id));
         let holders: Vec<_> = others.filter_map(|n| (sources.holder)(n)).collect();
         if !holders.is_empty() {
-            let grant = (sources.grant)(node, digest);
-            let (task, name, digest) = (task.id.clone(), container.image.clone(), digest.clone());
+            let grant = (sources.grant)(node, &digest);
+            let (task, name) = (task.id.clone(), container.image.clone());
             insert(set, Assignment::Image(ImageSource { task, name, digest, holders, grant }));
         }
+    }
+
+    /// What the spec says, else what the image's name means by now: it may have been imported after the service was
+    /// stored, and a spec stays as its user gave it.
+    fn digest_of(&self, container: &ContainerSpec) -> Option<String> {
+        container.image_digest.clone().or_else(|| {
+            let name = normalise_image_name(&container.image).ok()?;
+            match self.state.named(Kind::Image, &name)? {
+                ObjectId::Image(id) => self.state.image(&id).map(|image| image.digest.clone()),
+                _ => None,
+            }
+        })
     }
 
     fn insert_network(&self, set: &mut AssignmentSet, network: &Network) {

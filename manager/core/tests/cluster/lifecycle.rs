@@ -150,12 +150,30 @@ fn a_removed_nodes_tasks_are_orphaned_at_once() {
 
 #[test]
 fn a_node_is_told_who_holds_the_image_of_its_task() {
-    let mut sim = Sim::new(2);
-    let digest = format!("sha256:{}", "a".repeat(64));
+    // A name may be known before the service is stored, or be given a meaning only afterwards.
+    for imported_first in [true, false] {
+        let mut sim = Sim::new(2);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        if imported_first {
+            import(&mut sim, &digest);
+        }
+        sim.create(web("web", "web", 2)).expect("accepted");
+        sim.run(secs(1));
+        if !imported_first {
+            assert_eq!(sources(&sim, 1), []);
+            import(&mut sim, &digest);
+            sim.run(secs(1));
+        }
+        assert_eq!(sources(&sim, 1), [(digest, vec!["192.168.7.2:7946".to_owned()])]);
+        assert_eq!(sources(&sim, 2), [], "it holds the image itself");
+    }
+}
+
+fn import(sim: &mut Sim, digest: &str) {
     let request = control::Registration {
         node: node_id(2),
         name: "web".into(),
-        digest: digest.clone(),
+        digest: digest.to_owned(),
         size_bytes: 1,
         replace: false,
         holder_only: false,
@@ -163,16 +181,13 @@ fn a_node_is_told_who_holds_the_image_of_its_task() {
     let now = sim.now;
     let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request)).expect("accepted");
     sim.commit(&tx);
-    sim.create(web("web", "web", 2)).expect("accepted");
-    sim.run(secs(1));
-    let sources = |sim: &Sim, node: u8| -> Vec<(String, Vec<String>)> {
-        let set = sim.set_of(node);
-        let images = set.values().filter_map(|item| match item {
-            Assignment::Image(image) => Some((image.digest.clone(), image.holders.clone())),
-            _ => None,
-        });
-        images.collect()
-    };
-    assert_eq!(sources(&sim, 1), [(digest, vec!["192.168.7.2:7946".to_owned()])]);
-    assert_eq!(sources(&sim, 2), [], "it holds the image itself");
+}
+
+fn sources(sim: &Sim, node: u8) -> Vec<(String, Vec<String>)> {
+    let set = sim.set_of(node);
+    let images = set.values().filter_map(|item| match item {
+        Assignment::Image(image) => Some((image.digest.clone(), image.holders.clone())),
+        _ => None,
+    });
+    images.collect()
 }
