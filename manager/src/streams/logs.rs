@@ -1,6 +1,6 @@
 //! `orch logs` and `orch service logs`: the output of one or many tasks in one stream.
 
-use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
+use std::{cmp::Ordering, collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use orch_manager_core::{State, resolve};
@@ -11,7 +11,7 @@ use orch_model::{
 use orch_proto::wire::{self, from_node, stream_announcement};
 use tokio::{sync::mpsc, task::JoinSet, time::sleep};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{Attached, cancel, open};
 use crate::{api::status, dispatcher::Reign};
@@ -23,6 +23,9 @@ pub(crate) type LogStream = Pin<Box<dyn Stream<Item = Result<wire::LogLine, Stat
 const LINES: usize = 256;
 /// How often a followed service is looked at for new tasks.
 const NEW_TASKS: Duration = Duration::from_millis(500);
+/// Before a node is asked again for a log that was cut off.
+const AGAIN: Duration = Duration::from_millis(500);
+const NANOS_PER_MILLI: u64 = 1_000_000;
 
 /// Finds the tasks and merges their output. A task whose node cannot be reached gives a notice, not an error.
 pub(crate) fn logs(reign: Arc<Reign>, request: wire::LogsRequest) -> Result<LogStream, Status> {
@@ -101,31 +104,82 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, lin
     }
 }
 
-/// One task's output until it ends.
+/// One task's output until it ends. While it is followed, a node whose worker restarts is asked again for the rest.
 async fn read(reign: Arc<Reign>, task: Arc<Task>, options: wire::LogOptions, lines: Lines) {
-    let attached = match open(&reign, &task, stream_announcement::What::Logs(options)).await {
-        Ok(attached) => attached,
-        Err(error) => return notice(&lines, &task, error.message()).await,
-    };
-    drop(reign);
+    let mut options = options;
+    let mut last = Position::default();
+    let mut attempt = carry(&reign, &task, options, &mut last, &lines).await;
+    while let Err(lost) = attempt {
+        if !options.follow || lost.code() == Code::NotFound || last == Position::default() {
+            return notice(&lines, &task, lost.message()).await;
+        }
+        tracing::debug!(task = %task.id, error = lost.message(), "a followed log was cut off");
+        sleep(AGAIN).await;
+        if lines.is_closed() || !may_write(&reign, &task.id) {
+            return;
+        }
+        options.tail = None;
+        options.since_ms = Some(last.at_unix_ns / NANOS_PER_MILLI);
+        attempt = carry(&reign, &task, options, &mut last, &lines).await;
+    }
+}
+
+fn may_write(reign: &Reign, task: &TaskId) -> bool {
+    let view = reign.consensus().store().view();
+    view.state.task(task).is_some_and(|task| task.node.is_some() && !task.status.state.is_terminal())
+}
+
+/// The last line that was passed on: its time, and how many lines had that time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Position {
+    at_unix_ns: u64,
+    lines: u64,
+}
+
+impl Position {
+    /// Whether the line comes after this position, given that lines are read from some earlier one on.
+    fn passes(&mut self, at_unix_ns: u64, skipped: &mut u64) -> bool {
+        match at_unix_ns.cmp(&self.at_unix_ns) {
+            Ordering::Less => return false,
+            Ordering::Equal if *skipped > 0 => {
+                *skipped -= 1;
+                return false;
+            }
+            Ordering::Equal => self.lines += 1,
+            Ordering::Greater => *self = Self { at_unix_ns, lines: 1 },
+        }
+        true
+    }
+}
+
+/// Carries the lines of one stream that come after `last`; an error when the stream broke off.
+async fn carry(
+    reign: &Reign,
+    task: &Task,
+    options: wire::LogOptions,
+    last: &mut Position,
+    lines: &Lines,
+) -> Result<(), Status> {
+    let attached = open(reign, task, stream_announcement::What::Logs(options)).await?;
     let mut attached = CancelOnDrop(attached);
-    loop {
-        let message = match attached.0.from_node.message().await {
-            Ok(Some(message)) => message,
-            Ok(None) => return,
-            Err(error) => return notice(&lines, &task, error.message()).await,
-        };
+    let mut skipped = last.lines;
+    while let Some(message) = attached.0.from_node.message().await? {
         match message.message {
             Some(from_node::Message::Log(mut line)) => {
+                // Both outputs are in one file, in the order of their times; a notice has none.
+                if line.notice.is_empty() && !last.passes(line.at_unix_ns, &mut skipped) {
+                    continue;
+                }
                 line.task_id = task.id.to_string();
                 if lines.send(Ok(line)).await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
-            Some(from_node::Message::Error(error)) => return notice(&lines, &task, &error).await,
+            Some(from_node::Message::Error(error)) => return Err(Status::not_found(error)),
             Some(from_node::Message::Hello(_) | from_node::Message::Exec(_)) | None => {}
         }
     }
+    Ok(())
 }
 
 async fn notice(lines: &Lines, task: &Task, text: &str) {
@@ -139,5 +193,22 @@ struct CancelOnDrop(Attached);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         cancel(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_read_again_goes_on_after_its_last_line() {
+        let mut last = Position::default();
+        let mut pass = |times: &[u64]| -> Vec<bool> {
+            let mut skipped = last.lines;
+            times.iter().map(|at| last.passes(*at, &mut skipped)).collect()
+        };
+        assert_eq!(pass(&[1, 2, 2]), [true, true, true]);
+        assert_eq!(pass(&[1, 2, 2, 2, 3]), [false, false, false, true, true]);
+        assert_eq!(pass(&[3, 4]), [false, true]);
     }
 }
