@@ -184,7 +184,7 @@ impl Executor {
                 binds: prepared.binds,
                 log: log_files(&host, &task),
             };
-            let failed = |error: crate::runtime::RuntimeError| format!("starting container failed: {}", chain(&error));
+            let failed = |error: crate::runtime::RuntimeError| start_failed(&chain(&error));
             let container = host.runtime.create(&plan).await.map_err(failed)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
             container.start().await.map_err(failed)?;
@@ -300,6 +300,15 @@ impl Executor {
         let image = self.host.images.store.by_digest(&digest)?;
         self.host.images.store.config(&image.record.config).ok()
     }
+}
+
+fn start_failed(reason: &str) -> String {
+    let advice = if reason.ends_with("executable file not found in $PATH") {
+        "; give a command that the image has, or another image"
+    } else {
+        ""
+    };
+    format!("starting container failed: {reason}{advice}")
 }
 
 pub(crate) fn log_files(host: &Host, task: &Task) -> LogFiles {

@@ -35,7 +35,7 @@ pub(crate) enum ImageError {
     #[error(transparent)]
     Reference(#[from] ReferenceError),
     /// In Docker's words, with the reason behind it.
-    #[error("No such image: {image}{}", because(.reasons))]
+    #[error("No such image: {image}{}; check the name, or bring it into the cluster with `orch image import`", because(.reasons))]
     NotFound { image: String, reasons: Vec<String> },
     #[error(transparent)]
     Pull(#[from] PullError),

@@ -160,11 +160,23 @@ impl Endpoint {
         Client::try_from(config).map_err(|error| self.error(error))
     }
 
+    /// What TLS says of a registry that speaks plain HTTP tells nobody what to do.
+    fn advised(&self, reason: String) -> String {
+        if self.plain_http || !reason.contains("InvalidContentType") {
+            return reason;
+        }
+        let host = &self.host;
+        format!(
+            "it does not speak TLS; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
+             /etc/orch/orch.toml on every node"
+        )
+    }
+
     fn error(&self, error: OciDistributionError) -> PullError {
         let registry = self.host.clone();
         match error {
             OciDistributionError::RequestError(error) if error.is_connect() || error.is_timeout() => {
-                PullError::Unreachable { registry, reason: innermost(&error) }
+                PullError::Unreachable { registry, reason: self.advised(innermost(&error)) }
             }
             OciDistributionError::RequestError(error) => PullError::Registry { registry, reason: innermost(&error) },
             other => PullError::Registry { registry, reason: innermost(&other) },

@@ -31,7 +31,8 @@ pub fn create_service(
     let name = &spec.annotations.name;
     if state.named(Kind::Service, name).is_some() {
         return Err(ControlError::exists(format!(
-            "name conflicts with an existing object: service {name} already exists"
+            "name conflicts with an existing object: service {name} already exists; choose another name, or change \
+             that one with `orch service update {name}`"
         )));
     }
     references_fit(state, &spec, None)?;

@@ -41,11 +41,15 @@ pub fn choose(nodes: &BTreeMap<NodeId, NodeInfo>, task: &Task, needs: &Needs<'_>
 }
 
 fn explain(refused: &BTreeMap<Filter, usize>) -> String {
+    let advice = match refused.contains_key(&Filter::Constraints) {
+        true => "; change the constraint, or label a node with `orch node update --label-add`",
+        false => "",
+    };
     let mut reasons: Vec<_> = refused.iter().collect();
     reasons.sort_by_key(|(filter, count)| (std::cmp::Reverse(**count), **filter));
     let reasons: Vec<_> = reasons.into_iter().map(|(filter, count)| filter.explain(*count)).collect();
     match reasons.is_empty() {
         true => "no suitable node (the cluster has no nodes)".to_owned(),
-        false => format!("no suitable node ({})", reasons.join("; ")),
+        false => format!("no suitable node ({}){advice}", reasons.join("; ")),
     }
 }
