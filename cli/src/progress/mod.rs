@@ -49,6 +49,16 @@ impl Watched {
     }
 }
 
+/// How long a service may look hopeless before the wait for it ends.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn stuck(reason: &str, service: &str) -> String {
+    format!(
+        "{reason}\nThe service stays as it was asked for. See `orch service ps --no-trunc {service}`; correct it with \
+         `orch service update {service}`, or remove it with `orch service rm {service}`"
+    )
+}
+
 /// Returns once the service has converged and stayed so for its monitoring period.
 pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyhow::Result<()> {
     let id = watched.id.to_string();
@@ -61,15 +71,27 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
     let mut progress = Progress::new(watched.after.clone(), watched.stale_update, watched.rollback);
     let mut display = Display::new(quiet);
     let mut stable_at: Option<Instant> = None;
+    let mut give_up_at: Option<Instant> = None;
     let mut synced = 0;
     loop {
         // Before both watches have sent what is there, nothing can be said.
         if synced >= 2 {
             display.show(&progress.view());
-            match progress.verdict() {
+            let verdict = progress.verdict();
+            if !matches!(verdict, Verdict::Stuck(_)) {
+                give_up_at = None;
+            }
+            match verdict {
                 Verdict::Waiting => {
                     if stable_at.take().is_some() {
                         display.say("verify: Detected task failure");
+                    }
+                }
+                Verdict::Stuck(reason) => {
+                    stable_at = None;
+                    if *give_up_at.get_or_insert_with(|| Instant::now() + PATIENCE) <= Instant::now() {
+                        display.finish();
+                        bail!("{}", stuck(&reason, &watched.after.spec.annotations.name));
                     }
                 }
                 Verdict::Converged => {
@@ -100,6 +122,8 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
                 }
                 None => bail!("the manager ended the watch; use `orch service ps {id}` to check progress"),
             },
+            // Looked at again, and given up if nothing has changed.
+            () = sleep_until(give_up_at.unwrap_or(deadline)), if give_up_at.is_some() => {}
             () = sleep_until(deadline), if stable_at.is_some() => {
                 display.say(&format!("verify: Service {id} converged"));
                 display.finish();

@@ -22,7 +22,12 @@ pub(super) enum Verdict {
     Converged,
     /// It will not converge by itself.
     Failed(String),
+    /// As far as one can see, waiting on is of no use; something may still change that.
+    Stuck(String),
 }
+
+/// So many tasks in a row that did not even start show that the next one will not either.
+const FALSE_STARTS: usize = 3;
 
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,7 +93,41 @@ impl Progress {
         let (running, total) = self.counts();
         let waits_for_first =
             matches!(self.service.spec.mode, ServiceMode::Global | ServiceMode::GlobalJob) && total == 0;
-        if running >= total && !waits_for_first { Verdict::Converged } else { Verdict::Waiting }
+        if running >= total && !waits_for_first {
+            return Verdict::Converged;
+        }
+        self.slots().values().find_map(|tasks| self.problem(tasks)).map_or(Verdict::Waiting, Verdict::Stuck)
+    }
+
+    /// Why a slot is not going to run: it has no place, never starts, or has used up its restarts.
+    fn problem(&self, tasks: &[&Task]) -> Option<String> {
+        let current: Vec<&Task> = tasks.iter().copied().filter(|task| self.is_current(task)).collect();
+        let newest = current.last()?;
+        let error_of = |task: &Task| task.status.error.clone().filter(|error| !error.is_empty());
+        if newest.status.state == TaskState::Pending && newest.desired_state <= TaskState::Running {
+            return error_of(newest).map(|error| format!("{} has no node to run on: {error}", newest.name()));
+        }
+        let ended: Vec<&&Task> = current.iter().rev().filter(|task| task.status.state.is_terminal()).collect();
+        let last = ended.first()?;
+        let error = error_of(last).unwrap_or_else(|| last.status.state.word().to_lowercase());
+        let is_false_start = |task: &&&&Task| {
+            task.status.state == TaskState::Rejected
+                || (task.status.state == TaskState::Failed && task.status.container.is_none())
+        };
+        if ended.iter().take_while(is_false_start).count() >= FALSE_STARTS {
+            return Some(format!("{} does not start: {error}", last.name()));
+        }
+        // Scaling down also leaves slots without a wanted task, but those that are to stay have their number.
+        let is_over = !tasks.iter().any(|task| task.is_wanted()) && ended.len() == current.len();
+        let own_end = matches!(last.status.state, TaskState::Failed | TaskState::Rejected | TaskState::Complete);
+        (is_over && own_end && self.lacks_tasks())
+            .then(|| format!("{} has ended and its restart policy gives it no other attempt: {error}", last.name()))
+    }
+
+    /// Fewer places are in use than there should be.
+    fn lacks_tasks(&self) -> bool {
+        let wanted = self.slots().values().filter(|tasks| tasks.iter().any(|task| task.is_wanted())).count() as u64;
+        matches!(self.service.spec.mode, ServiceMode::Replicated { replicas } if wanted < replicas)
     }
 
     pub(super) fn view(&self) -> View {
@@ -277,6 +316,24 @@ mod tests {
         let lines: Vec<_> = view.lines.iter().map(|(label, text)| format!("{label}: {text}")).collect();
         assert_eq!(lines, ["1/3: running", "2/3: No such image: x", "3/3: "]);
         assert_eq!(progress.verdict(), Verdict::Waiting);
+    }
+
+    #[test]
+    fn what_cannot_run_is_not_waited_for() {
+        let stuck = |tasks: Vec<Arc<Task>>| match progress(service(1, None), tasks).verdict() {
+            Verdict::Stuck(reason) => reason,
+            other => format!("{other:?}"),
+        };
+        let rejected = |id| task(id, 1, TaskState::Rejected, Some("No such image: x"));
+        let next = task(9, 1, TaskState::Preparing, None);
+        assert_eq!(stuck(vec![rejected(1), rejected(2), next.clone()]), "Waiting");
+        assert!(stuck(vec![rejected(1), rejected(2), rejected(3), next]).ends_with("does not start: No such image: x"));
+        let homeless = task(1, 1, TaskState::Pending, Some("no suitable node"));
+        assert!(stuck(vec![homeless]).ends_with("has no node to run on: no suitable node"));
+        assert_eq!(stuck(vec![task(1, 1, TaskState::Pending, None)]), "Waiting");
+        let over = task(1, 1, TaskState::Complete, None);
+        assert!(stuck(vec![over.clone()]).ends_with("gives it no other attempt: complete"));
+        assert_eq!(stuck(vec![over, task(2, 1, TaskState::Ready, None)]), "Waiting");
     }
 
     #[test]
