@@ -17,6 +17,8 @@ use crate::{
     version = info::VERSION,
     about = "A container cluster in one program",
     disable_help_subcommand = false,
+    // As with Docker, the last of a flag given twice counts.
+    args_override_self = true,
     max_term_width = 100
 )]
 struct Line {

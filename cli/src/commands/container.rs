@@ -62,7 +62,10 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     for container in &containers {
         let status = container.status.clone().map(TaskStatus::from_proto).transpose()?;
         let state = state_word(status.as_ref());
-        if (all || state == "running")
+        // A task that was given up before it had a container is in `service ps` only.
+        let never_was = status.as_ref().is_some_and(|s| s.state == TaskState::Rejected && s.container.is_none());
+        if !never_was
+            && (all || state == "running")
             && filters.any("id", |id| container.container_id.starts_with(id))
             && filters.any("name", |part| container.name.contains(part))
             && filters.any("status", |word| word == state)

@@ -30,6 +30,9 @@ pub(crate) struct LogFlags {
     /// Show timestamps
     #[arg(short, long)]
     timestamps: bool,
+    /// Accepted for Docker's sake: there are no extra details
+    #[arg(long, hide = true)]
+    details: bool,
 }
 
 #[derive(Debug, Args)]
@@ -112,7 +115,13 @@ pub(crate) async fn service_logs(args: ServiceLogsArgs, paths: &Paths) -> anyhow
         None => (Vec::new(), vec![args.target.clone()]),
     };
     let request = wire::LogsRequest { tasks, services, options: Some(args.flags.options()) };
-    let mut lines = api.control.logs(request).await.map_err(explain)?.into_inner();
+    let mut lines = match api.control.logs(request).await {
+        Ok(lines) => lines.into_inner(),
+        Err(status) if service.is_none() && status.code() == tonic::Code::NotFound => {
+            anyhow::bail!("no such task or service: {}", args.target)
+        }
+        Err(status) => return Err(explain(status)),
+    };
     let mut prefixes = Prefixes::load(&mut api, &args).await?;
     while let Some(line) = lines.next().await {
         let line = line.map_err(explain)?;
@@ -162,8 +171,9 @@ impl Prefixes {
         let node = task.node.as_ref().map(|n| n.as_str()).unwrap_or_default();
         let hostname = self.nodes.get(node).filter(|_| !self.no_resolve).map_or(node, String::as_str);
         let slot = if task.slot == 0 { node.to_owned() } else { task.slot.to_string() };
-        let mut name = if self.no_resolve { task.service.to_string() } else { format!("{service}.{slot}") };
-        if !self.no_task_ids && !self.no_resolve {
+        let service = if self.no_resolve { task.service.as_str() } else { service };
+        let mut name = format!("{service}.{slot}");
+        if !self.no_task_ids {
             let id = task.id.as_str();
             name = format!("{name}.{}", if self.no_trunc { id } else { short_id(id) });
         }

@@ -113,6 +113,7 @@ const NODES: Listing<'static> = Listing {
         ("Availability", "AVAILABILITY"),
         ("ManagerStatus", "MANAGER STATUS"),
         ("EngineVersion", "ENGINE VERSION"),
+        ("TLSStatus", "TLS STATUS"),
         ("Address", "ADDRESS"),
     ],
     quiet: "ID",
@@ -179,6 +180,8 @@ fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>) -> R
         ("Availability", title(inspect::availability_word(node.spec.availability)).into()),
         ("ManagerStatus", manager_status.into()),
         ("EngineVersion", node.description.engine_version.as_str().into()),
+        // Nodes renew their certificates by themselves; one without a valid certificate is not connected.
+        ("TLSStatus", if node.status.state == NodeState::Ready { "Ready" } else { "Unknown" }.into()),
         ("Address", node.status.addr.map(|a| a.to_string()).unwrap_or_default().into()),
     ])
 }
