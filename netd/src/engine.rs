@@ -37,7 +37,6 @@ use crate::{
     engine::apply::Applied,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
-    nft::RuleSink,
     store::{Store, StoredTask, local_task},
 };
 
@@ -85,7 +84,6 @@ enum Waiting {
 
 pub(crate) struct Engine {
     store: Store,
-    rules: Arc<dyn RuleSink>,
     resolvers: Arc<Resolvers>,
     desired: Desired,
     sequence: u64,
@@ -108,11 +106,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Finds what an earlier daemon left, and makes the first pass.
-    pub(crate) async fn start(
-        store: Store,
-        resolvers: Arc<Resolvers>,
-        rules: Arc<dyn RuleSink>,
-    ) -> Result<Self, EngineError> {
+    pub(crate) async fn start(store: Store, resolvers: Arc<Resolvers>) -> Result<Self, EngineError> {
         let host = NetNs::host().map_err(failed("opening the node's network namespace"))?;
         let stored = store.load_desired().unwrap_or_default();
         let (sequence, desired) = (stored.sequence, decode(stored).unwrap_or_default());
@@ -123,7 +117,6 @@ impl Engine {
         store.save_gateway(gateway).map_err(failed("saving the gateway network"))?;
         let mut engine = Self {
             store,
-            rules,
             resolvers,
             desired,
             sequence,

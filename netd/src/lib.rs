@@ -20,13 +20,14 @@ mod store;
 use std::{io, path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use orch_netd_core::ruleset::Family;
 use orch_proto::{paths::Paths, transport, wire::netd_server::NetdServer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
 
-use crate::{dns::Resolvers, engine::Engine, nft::NftProgram, store::Store};
+use crate::{dns::Resolvers, engine::Engine, store::Store};
 
 /// Requests that may wait for the engine.
 const MAX_WAITING: usize = 1_024;
@@ -49,8 +50,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.paths).context("opening the network daemon's folders")?;
     let resolvers = Arc::new(Resolvers::new(RESOLV_CONF.into()));
-    let engine =
-        Engine::start(store.clone(), resolvers, Arc::new(NftProgram)).await.context("starting the network daemon")?;
+    let engine = Engine::start(store.clone(), resolvers).await.context("starting the network daemon")?;
     let socket = config.paths.netd_sock();
     let incoming = transport::unix_incoming(&socket, SOCKET_MODE).context("opening the network daemon's socket")?;
     let (commands, receiver) = mpsc::channel(MAX_WAITING);
@@ -79,9 +79,13 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
         results.push(netns::remove(&path).with_context(|| format!("removing {}", path.display())));
     }
     results.push(netns::on_own_thread(|| netlink::connected(netlink::delete_own_links)?).context("removing links"));
-    results.push(nft::delete_tables(&[("ip", "orch_host")]).context("removing rules"));
+    results.push(delete_rules().context("removing rules"));
     results.push(store.remove().context("removing files"));
     results.into_iter().collect()
+}
+
+fn delete_rules() -> io::Result<()> {
+    nft::delete_tables(&nfnetlink::Socket::open()?, &[(Family::V4, "orch_host")])
 }
 
 /// Links are deleted by hand: the kernel takes its time with those of a namespace that goes, and a tunnel with the same

@@ -8,7 +8,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd, RawFd},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
@@ -19,24 +19,30 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
+use crate::nfnetlink::Socket;
+
 /// What a file must be on to be a namespace.
 const NSFS_MAGIC: FsType = FsType(libc::NSFS_MAGIC);
 
 /// A network namespace, held open.
 #[derive(Debug, Clone)]
-pub(crate) struct NetNs(Arc<File>);
+pub(crate) struct NetNs {
+    file: Arc<File>,
+    /// Kept open: closing one makes the kernel wait until all that was deleted of rulesets is gone.
+    netfilter: Arc<Mutex<Option<Arc<Socket>>>>,
+}
 
 impl NetNs {
     /// The namespace that the daemon was started in.
     pub(crate) fn host() -> io::Result<Self> {
-        File::open("/proc/thread-self/ns/net").map(|file| Self(Arc::new(file)))
+        File::open("/proc/thread-self/ns/net").map(Self::from)
     }
 
     /// The namespace mounted at `path`; `None` when there is a file but no namespace (left from before a reboot).
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         let file = File::open(path)?;
         let is_ns = fstatfs(&file)?.filesystem_type() == NSFS_MAGIC;
-        Ok(is_ns.then(|| Self(Arc::new(file))))
+        Ok(is_ns.then(|| Self::from(file)))
     }
 
     /// Makes a namespace and mounts it at `path`.
@@ -53,11 +59,24 @@ impl NetNs {
 
     /// Moves the calling thread there, for good.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+        setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
+    }
+
+    /// For a thread that has entered the namespace.
+    pub(crate) fn netfilter(&self) -> io::Result<Arc<Socket>> {
+        let mut kept = self.netfilter.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some(socket) => Ok(socket.clone()),
+            None => {
+                let socket = Arc::new(Socket::open()?);
+                *kept = Some(socket.clone());
+                Ok(socket)
+            }
+        }
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.file.as_raw_fd()
     }
 
     /// Runs `work` on a thread of its own inside the namespace.
@@ -71,6 +90,12 @@ impl NetNs {
             let _ = send.send(ns.enter().and_then(|()| work()));
         })?;
         receive.await.unwrap_or_else(|_| Err(thread_died()))
+    }
+}
+
+impl From<File> for NetNs {
+    fn from(file: File) -> Self {
+        Self { file: Arc::new(file), netfilter: Arc::default() }
     }
 }
 

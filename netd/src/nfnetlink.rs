@@ -1,4 +1,4 @@
-//! The netfilter side of netlink, as far as it is needed: reading the ruleset's generation, forgetting connections.
+//! The netfilter side of netlink, as far as it is needed: rulesets and their generation, forgetting connections.
 //!
 //! Requests and replies are small and few, so that plain blocking sockets on a namespace's thread are enough.
 
@@ -23,11 +23,18 @@ const NLM_F_ACK: u16 = 0x04;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+const NLM_F_CREATE: u16 = 0x400;
+const NLM_F_APPEND: u16 = 0x800;
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
 /// The kernel fills dumps up to 32 KiB.
 const RECEIVE_LEN: usize = 64 * 1024;
+/// What sockets can send without being told to: half of the kernel's usual limit.
+const SEND_LEN: usize = 100 * 1024;
 const RECEIVE_TIMEOUT_S: i64 = 5;
 
 /// A socket in the namespace of the thread that opened it.
+#[derive(Debug)]
 pub(crate) struct Socket(OwnedFd);
 
 /// What is asked of the kernel.
@@ -63,14 +70,8 @@ impl Socket {
             Mode::Dump => NLM_F_REQUEST | NLM_F_DUMP,
             Mode::Act => NLM_F_REQUEST | NLM_F_ACK,
         };
-        let length = HEADER_LEN + NFGEN_LEN + attributes.len();
-        let mut message = Vec::with_capacity(length);
-        message.extend(u32::try_from(length).map_err(io::Error::other)?.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend(flags.to_ne_bytes());
-        message.extend([0; 8]);
-        message.extend([family, 0, 0, 0]);
-        message.extend(attributes);
+        let mut message = Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len());
+        append(&mut message, Header { kind, flags, sequence: 0, family, resource: 0 }, attributes)?;
         sendto(self.0.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         let mut buffer = vec![0; RECEIVE_LEN];
         loop {
@@ -80,6 +81,132 @@ impl Socket {
             }
         }
     }
+
+    /// Sends messages that are carried out together or not at all.
+    pub(crate) fn batch<'a>(
+        &self,
+        subsystem: u8,
+        messages: impl ExactSizeIterator<Item = Batched<'a>>,
+    ) -> Result<(), Refusal> {
+        let count = u32::try_from(messages.len()).map_err(io::Error::other)?;
+        let mut buffer = Vec::new();
+        let edge =
+            |kind, sequence| Header { kind, flags: NLM_F_REQUEST, sequence, family: 0, resource: u16::from(subsystem) };
+        append(&mut buffer, edge(BATCH_BEGIN, 0), &[])?;
+        for (sequence, message) in (1..).zip(messages) {
+            // One answer for all: to the last.
+            let ack = if sequence == count { NLM_F_ACK } else { 0 };
+            let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND | ack;
+            let kind = (u16::from(subsystem) << 8) | u16::from(message.kind);
+            append(
+                &mut buffer,
+                Header { kind, flags, sequence, family: message.family, resource: 0 },
+                message.attributes,
+            )?;
+        }
+        append(&mut buffer, edge(BATCH_END, count + 1), &[])?;
+        self.send_whole(&buffer)?;
+        self.batch_result(count)
+    }
+
+    /// The kernel takes a batch in one piece or not at all.
+    fn send_whole(&self, buffer: &[u8]) -> io::Result<()> {
+        if buffer.len() > SEND_LEN {
+            setsockopt(&self.0, sockopt::SndBufForce, &(buffer.len() * 2))?;
+        }
+        sendto(self.0.as_raw_fd(), buffer, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        Ok(())
+    }
+
+    /// Everything has been carried out, and every answer waits, when the sending returns.
+    fn batch_result(&self, last: u32) -> Result<(), Refusal> {
+        let (mut refusal, mut done) = (None, false);
+        let mut buffer = vec![0; RECEIVE_LEN];
+        loop {
+            let received = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+                Ok(received) => received,
+                Err(nix::Error::EAGAIN) => break,
+                Err(nix::Error::EINTR) => continue,
+                Err(error) => return Err(io::Error::from(error).into()),
+            };
+            for (sequence, code) in results(&buffer[..received]) {
+                if code == 0 {
+                    done |= sequence == last;
+                } else if refusal.is_none() {
+                    let error = io::Error::from_raw_os_error(-code);
+                    refusal = Some(Refusal { message: (sequence as usize).checked_sub(1), error });
+                }
+            }
+        }
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None if done => Ok(()),
+            None => Err(io::Error::other("the kernel gave no answer to a batch").into()),
+        }
+    }
+}
+
+/// A message of a batch.
+pub(crate) struct Batched<'a> {
+    /// Within the subsystem.
+    pub(crate) kind: u8,
+    pub(crate) family: u8,
+    pub(crate) attributes: &'a [u8],
+}
+
+/// Why a batch was not carried out.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    /// Which message it was; `None`: all of it.
+    pub(crate) message: Option<usize>,
+    pub(crate) error: io::Error,
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self { message: None, error }
+    }
+}
+
+struct Header {
+    kind: u16,
+    flags: u16,
+    sequence: u32,
+    family: u8,
+    resource: u16,
+}
+
+fn append(buffer: &mut Vec<u8>, header: Header, attributes: &[u8]) -> io::Result<()> {
+    let length = HEADER_LEN + NFGEN_LEN + attributes.len();
+    buffer.extend(u32::try_from(length).map_err(io::Error::other)?.to_ne_bytes());
+    buffer.extend(header.kind.to_ne_bytes());
+    buffer.extend(header.flags.to_ne_bytes());
+    buffer.extend(header.sequence.to_ne_bytes());
+    buffer.extend([0; 4]);
+    buffer.extend([header.family, 0]);
+    buffer.extend(header.resource.to_be_bytes());
+    // Attributes end at a multiple of four, so the next message begins at one.
+    buffer.extend(attributes);
+    Ok(())
+}
+
+/// The number of each message that is answered, with its error code (0: done).
+fn results(mut buffer: &[u8]) -> Vec<(u32, i32)> {
+    let mut results = Vec::new();
+    while let Some(header) = buffer.first_chunk::<HEADER_LEN>() {
+        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+        let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
+        let code = buffer.get(HEADER_LEN..length).and_then(|body| body.first_chunk().copied());
+        if let (NLMSG_ERROR, Some(code)) = (kind, code) {
+            results.push((sequence, i32::from_ne_bytes(code)));
+        }
+        if length < HEADER_LEN {
+            break;
+        }
+        buffer = buffer.get(align(length)..).unwrap_or_default();
+    }
+    results
 }
 
 /// Whether the reply is complete.

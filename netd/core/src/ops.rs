@@ -19,16 +19,32 @@ pub enum NetOp {
     DeleteNeighbour(Neighbour),
     DeleteAddress(String, IpNetwork),
     DeleteLink(String),
-    SetSysctl { path: String, value: String },
-    CreateLink { name: String, link: Link },
-    SetLink { name: String, change: LinkChange },
+    SetSysctl {
+        path: String,
+        value: String,
+    },
+    CreateLink {
+        name: String,
+        link: Link,
+    },
+    SetLink {
+        name: String,
+        change: LinkChange,
+    },
     AddAddress(String, IpNetwork),
-    SetUp { name: String, up: bool },
+    SetUp {
+        name: String,
+        up: bool,
+    },
     AddRoute(Route),
     AddRule(PolicyRule),
     SetNeighbour(Neighbour),
     SetFdb(FdbEntry),
-    LoadRuleset(Ruleset),
+    LoadRuleset {
+        /// What is there, where that is known.
+        known: Option<Ruleset>,
+        wanted: Ruleset,
+    },
 }
 
 /// What is to be changed of a link; `None`: nothing.
@@ -202,9 +218,9 @@ fn additions(plan: &NsPlan, observed: &Observed, remade: &BTreeSet<String>) -> V
             .map(NetOp::SetNeighbour),
     );
     ops.extend(plan.fdb.iter().filter(|f| lost(&f.link) || !observed.fdb.contains(*f)).cloned().map(NetOp::SetFdb));
-    // Nothing to load is not worth a process, and a namespace that wants rules never stops wanting some.
+    // A namespace that wants rules never stops wanting some.
     if !plan.ruleset.tables.is_empty() && observed.ruleset.as_ref() != Some(&plan.ruleset) {
-        ops.push(NetOp::LoadRuleset(plan.ruleset.clone()));
+        ops.push(NetOp::LoadRuleset { known: observed.ruleset.clone(), wanted: plan.ruleset.clone() });
     }
     ops
 }

@@ -3,8 +3,10 @@
 //! The text describes a ruleset to people and to golden tests; the daemon hands the data to the kernel itself. What is
 //! here is what the daemon needs and no more: every statement has a text and an encoding that are tested to mean the same.
 
+mod change;
 mod text;
 
+pub use change::{RuleOp, changes};
 pub use text::word;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,6 +1,6 @@
 //! Bringing one namespace up to date, on a thread inside it.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, io};
 
 use orch_netd_core::{
     ns::{LinkKind, NsName, NsPlan},
@@ -10,7 +10,7 @@ use orch_netd_core::{
 use crate::{
     netlink::{Namespaces, Session},
     netns::{self, NetNs},
-    nft::{self, RuleSink},
+    nft,
 };
 
 /// What was last carried out in a namespace.
@@ -36,7 +36,6 @@ pub(super) struct Job {
     pub(super) plan: NsPlan,
     pub(super) last: Option<Applied>,
     pub(super) peers: Namespaces,
-    pub(super) rules: Arc<dyn RuleSink>,
 }
 
 impl Job {
@@ -50,13 +49,14 @@ impl Job {
     fn carry_out(self) -> io::Result<Outcome> {
         let session = Session::enter(&self.ns)?;
         let mut observed = session.observe(&self.plan)?;
-        let generation = nft::generation()?;
+        let socket = self.ns.netfilter()?;
+        let generation = nft::generation(&socket)?;
         observed.ruleset = self.last.filter(|last| last.generation == generation).map(|last| last.plan.ruleset);
         let ops = steps(&self.name, &self.plan, &observed);
         tracing::debug!(ns = %self.name, steps = ops.len(), "bringing up to date");
-        let error = session.execute(&ops, &self.peers, &*self.rules).err();
-        let loaded = ops.iter().any(|op| matches!(op, NetOp::LoadRuleset(_)));
-        let generation = if loaded { nft::generation()? } else { generation };
+        let error = session.execute(&ops, &self.peers, &socket).err();
+        let loaded = ops.iter().any(|op| matches!(op, NetOp::LoadRuleset { .. }));
+        let generation = if loaded { nft::generation(&socket)? } else { generation };
         let applied = error.is_none().then_some(Applied { plan: self.plan, generation });
         Ok(Outcome { applied, touched: touched(&ops), error })
     }

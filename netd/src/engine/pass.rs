@@ -159,7 +159,6 @@ impl Engine {
             plan: wanted.clone(),
             last: self.applied.get(name).cloned(),
             peers: self.namespaces.clone(),
-            rules: self.rules.clone(),
         })
     }
 

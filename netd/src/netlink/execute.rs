@@ -21,19 +21,19 @@ use rtnetlink::{
 };
 
 use super::{Namespaces, Session, io_error, protocol};
-use crate::nft::RuleSink;
+use crate::{nfnetlink::Socket, nft};
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
 const FDB_STATIC: u16 = 0x40 | 0x02;
 
 impl Session {
     /// Carries out `ops` in order. A step that fails does not stop the others; the first failure is reported.
-    pub(crate) fn execute(&self, ops: &[NetOp], peers: &Namespaces, rules: &dyn RuleSink) -> io::Result<()> {
+    pub(crate) fn execute(&self, ops: &[NetOp], peers: &Namespaces, netfilter: &Socket) -> io::Result<()> {
         let mut first_error = None;
         let mut indexes = Indexes { handle: &self.here, known: BTreeMap::new() };
         for op in ops {
             let result = match op {
-                NetOp::LoadRuleset(ruleset) => rules.load(ruleset),
+                NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
                 NetOp::SetSysctl { path, value } => fs::write(format!("/proc/sys/{path}"), value),
                 _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
             };
@@ -49,7 +49,7 @@ impl Session {
     async fn netlink(&self, op: &NetOp, peers: &Namespaces, indexes: &mut Indexes<'_>) -> io::Result<()> {
         let here = &self.here;
         match op {
-            NetOp::LoadRuleset(_) | NetOp::SetSysctl { .. } => Ok(()),
+            NetOp::LoadRuleset { .. } | NetOp::SetSysctl { .. } => Ok(()),
             NetOp::CreateLink { name, link } => self.create(name, link, peers).await,
             NetOp::SetLink { name, change } => set_link(here, name, change, indexes).await,
             NetOp::SetUp { name, up } => {
@@ -326,6 +326,6 @@ fn describe(op: &NetOp) -> String {
         NetOp::CreateLink { name, .. } => format!("making link {name}"),
         NetOp::SetLink { name, .. } | NetOp::SetUp { name, .. } => format!("setting up link {name}"),
         NetOp::SetSysctl { path, value } => format!("setting {path} to {value}"),
-        NetOp::LoadRuleset(_) => "loading rules".to_owned(),
+        NetOp::LoadRuleset { .. } => "loading rules".to_owned(),
     }
 }

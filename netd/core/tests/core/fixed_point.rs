@@ -2,15 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use orch_model::service::PublishMode;
 use orch_netd_core::{
-    desired::LocalTask,
     ns::{LinkKind, NsName, Observed, ObservedLink, Target},
     ops::{NetOp, steps},
     plan::Plan,
 };
 
-use crate::scenario::{INGRESS, Scenario, port};
+use crate::{random::seeded, scenario::Scenario};
 
 const SEEDS: u64 = 300;
 
@@ -47,49 +45,6 @@ impl World {
         }
         self.lose_link(ns, name);
     }
-}
-
-/// Numbers from a seed (xorshift): the same on every machine.
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: u8) -> u8 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        u8::try_from(self.0 % u64::from(limit)).unwrap()
-    }
-
-    fn coin(&mut self) -> bool {
-        self.below(2) == 0
-    }
-}
-
-fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario {
-    let mut scenario = Scenario::new(1 + numbers.below(3));
-    for network in 0..3 {
-        if numbers.below(4) > 0 {
-            scenario = scenario.network(network, network == 2 && is_internal);
-            for service in 1..=numbers.below(3) {
-                let ports = if network == INGRESS {
-                    vec![port(8000 + u16::from(service), 80, PublishMode::Ingress)]
-                } else {
-                    vec![]
-                };
-                scenario = scenario.service(network, service, ports);
-            }
-            for task in 1..=numbers.below(6) {
-                let (service, node) = (1 + numbers.below(2), 1 + numbers.below(3));
-                scenario = scenario.endpoint(network, task, service, node, numbers.coin());
-            }
-        }
-    }
-    for task in first_task..=first_task + numbers.below(4) {
-        let networks: Vec<_> = (0..3).filter(|_| numbers.coin()).collect();
-        let ports = if numbers.coin() { vec![port(9000 + u16::from(task), 80, PublishMode::Host)] } else { vec![] };
-        scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
-    }
-    scenario
 }
 
 /// What others have on the node.
@@ -159,7 +114,7 @@ fn carry_out(ns: &NsName, op: NetOp, world: &mut World) {
         NetOp::SetFdb(entry) => drop(observed.fdb.insert(entry)),
         NetOp::DeleteFdb(entry) => assert!(observed.fdb.remove(&entry)),
         NetOp::SetSysctl { path, value } => drop(observed.sysctls.insert(path, value)),
-        NetOp::LoadRuleset(ruleset) => observed.ruleset = Some(ruleset),
+        NetOp::LoadRuleset { wanted, .. } => observed.ruleset = Some(wanted),
     }
 }
 
@@ -189,20 +144,6 @@ fn assert_nothing_to_do(plan: &Plan, world: &World, when: &str) {
     for (name, wanted) in &plan.namespaces {
         assert_eq!(steps(name, wanted, &world.namespaces[name]), vec![], "{when}, {name}");
     }
-}
-
-/// Two states of one node. A task never changes what it is attached to; it may die, and networks may come and go.
-fn seeded(seed: u64) -> (Scenario, Scenario) {
-    let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    let is_internal = numbers.coin();
-    let first = random(&mut numbers, 1, is_internal);
-    let mut second = random(&mut numbers, 11, is_internal);
-    for (id, task) in &first.tasks {
-        if numbers.coin() {
-            second.tasks.insert(id.clone(), LocalTask { down: task.down || numbers.coin(), ..task.clone() });
-        }
-    }
-    (first, second)
 }
 
 fn empty_world() -> World {

@@ -5,4 +5,5 @@
 mod dns;
 mod fixed_point;
 mod golden;
+mod random;
 mod scenario;
