@@ -1,4 +1,4 @@
-//! Makes the kernel forget connections to backends that went away. Runs on a thread inside the namespace concerned.
+//! Makes the kernel forget connections to backends that went away.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -8,6 +8,8 @@ use crate::nfnetlink::{Mode, Socket, attribute, push};
 
 const CT_GET: u16 = (1 << 8) | 1;
 const CT_DELETE: u16 = (1 << 8) | 2;
+const CT_GET_STATS: u16 = (1 << 8) | 5;
+const STATS_ENTRIES: u16 = 1;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
@@ -25,8 +27,11 @@ const IPPROTO_TCP: u8 = 6;
 
 /// Deletes what `cuts` says and tells how many entries that were. Only connections that were balanced are touched: what
 /// was addressed to the backend itself is its own affair.
-pub(crate) fn forget(cuts: &BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
-    let socket = Socket::open()?;
+pub(crate) fn forget(socket: &Socket, cuts: &BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
+    // Listing goes through the table of the whole machine, milliseconds for each namespace; most have nothing to forget.
+    if remembered(socket)? == Some(0) {
+        return Ok(0);
+    }
     let mut forgotten = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
         let family = u8::try_from(family).map_err(io::Error::other)?;
@@ -45,6 +50,15 @@ pub(crate) fn forget(cuts: &BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
         }
     }
     Ok(forgotten)
+}
+
+/// How many connections are remembered in the namespace; `None` when the kernel does not tell.
+fn remembered(socket: &Socket) -> io::Result<Option<u32>> {
+    let mut count = None;
+    socket.request(CT_GET_STATS, Mode::Get, 0, &[], |reply| {
+        count = attribute(reply, STATS_ENTRIES).and_then(|v| v.first_chunk()).map(|v| u32::from_be_bytes(*v));
+    })?;
+    Ok(count)
 }
 
 /// What names the entry in a delete request, if it is to go.

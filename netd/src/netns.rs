@@ -62,6 +62,11 @@ impl NetNs {
         setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
     }
 
+    /// The socket that [`Self::netfilter`] opened earlier, which works from any thread.
+    pub(crate) fn opened_netfilter(&self) -> Option<Arc<Socket>> {
+        self.netfilter.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// For a thread that has entered the namespace.
     pub(crate) fn netfilter(&self) -> io::Result<Arc<Socket>> {
         let mut kept = self.netfilter.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,6 +5,7 @@
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use nix::sys::{
@@ -35,7 +36,11 @@ const RECEIVE_TIMEOUT_S: i64 = 5;
 
 /// A socket in the namespace of the thread that opened it.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub(crate) struct Socket {
+    fd: OwnedFd,
+    /// The number of the next message. Answers to earlier ones, that nobody waited for, are passed over.
+    next: AtomicU32,
+}
 
 /// What is asked of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +58,7 @@ impl Socket {
         let protocol = SockProtocol::NetlinkNetFilter;
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_S))?;
-        Ok(Self(fd))
+        Ok(Self { fd, next: AtomicU32::new(1) })
     }
 
     /// Sends one message and hands each payload (attributes only) that comes back to `each`.
@@ -70,13 +75,14 @@ impl Socket {
             Mode::Dump => NLM_F_REQUEST | NLM_F_DUMP,
             Mode::Act => NLM_F_REQUEST | NLM_F_ACK,
         };
+        let sequence = self.next.fetch_add(1, Ordering::Relaxed);
         let mut message = Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len());
-        append(&mut message, Header { kind, flags, sequence: 0, family, resource: 0 }, attributes)?;
-        sendto(self.0.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        append(&mut message, Header { kind, flags, sequence, family, resource: 0 }, attributes)?;
+        sendto(self.fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         let mut buffer = vec![0; RECEIVE_LEN];
         loop {
-            let received = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if read_messages(&buffer[..received], mode, &mut each)? {
+            let received = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if read_messages(&buffer[..received], sequence, mode, &mut each)? {
                 return Ok(());
             }
         }
@@ -92,10 +98,12 @@ impl Socket {
         let mut buffer = Vec::new();
         let edge =
             |kind, sequence| Header { kind, flags: NLM_F_REQUEST, sequence, family: 0, resource: u16::from(subsystem) };
-        append(&mut buffer, edge(BATCH_BEGIN, 0), &[])?;
-        for (sequence, message) in (1..).zip(messages) {
+        let first = self.next.fetch_add(count + 2, Ordering::Relaxed);
+        let last = first + count;
+        append(&mut buffer, edge(BATCH_BEGIN, first), &[])?;
+        for (sequence, message) in (first + 1..).zip(messages) {
             // One answer for all: to the last.
-            let ack = if sequence == count { NLM_F_ACK } else { 0 };
+            let ack = if sequence == last { NLM_F_ACK } else { 0 };
             let flags = NLM_F_REQUEST | NLM_F_CREATE | NLM_F_APPEND | ack;
             let kind = (u16::from(subsystem) << 8) | u16::from(message.kind);
             append(
@@ -104,37 +112,38 @@ impl Socket {
                 message.attributes,
             )?;
         }
-        append(&mut buffer, edge(BATCH_END, count + 1), &[])?;
+        append(&mut buffer, edge(BATCH_END, last + 1), &[])?;
         self.send_whole(&buffer)?;
-        self.batch_result(count)
+        self.batch_result(first, last)
     }
 
     /// The kernel takes a batch in one piece or not at all.
     fn send_whole(&self, buffer: &[u8]) -> io::Result<()> {
         if buffer.len() > SEND_LEN {
-            setsockopt(&self.0, sockopt::SndBufForce, &(buffer.len() * 2))?;
+            setsockopt(&self.fd, sockopt::SndBufForce, &(buffer.len() * 2))?;
         }
-        sendto(self.0.as_raw_fd(), buffer, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        sendto(self.fd.as_raw_fd(), buffer, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         Ok(())
     }
 
     /// Everything has been carried out, and every answer waits, when the sending returns.
-    fn batch_result(&self, last: u32) -> Result<(), Refusal> {
+    fn batch_result(&self, first: u32, last: u32) -> Result<(), Refusal> {
         let (mut refusal, mut done) = (None, false);
         let mut buffer = vec![0; RECEIVE_LEN];
         loop {
-            let received = match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            let received = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => received,
                 Err(nix::Error::EAGAIN) => break,
                 Err(nix::Error::EINTR) => continue,
                 Err(error) => return Err(io::Error::from(error).into()),
             };
-            for (sequence, code) in results(&buffer[..received]) {
+            let answers = results(&buffer[..received]);
+            for (sequence, code) in answers.into_iter().filter(|(sequence, _)| (first..=last + 1).contains(sequence)) {
                 if code == 0 {
                     done |= sequence == last;
                 } else if refusal.is_none() {
                     let error = io::Error::from_raw_os_error(-code);
-                    refusal = Some(Refusal { message: (sequence as usize).checked_sub(1), error });
+                    refusal = Some(Refusal { message: ((sequence - first) as usize).checked_sub(1), error });
                 }
             }
         }
@@ -210,11 +219,16 @@ fn results(mut buffer: &[u8]) -> Vec<(u32, i32)> {
 }
 
 /// Whether the reply is complete.
-fn read_messages(mut buffer: &[u8], mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+fn read_messages(mut buffer: &[u8], wanted: u32, mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let Some(header) = buffer.first_chunk::<HEADER_LEN>() {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let kind = u16::from_ne_bytes([header[4], header[5]]);
+        let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
         let Some(body) = buffer.get(HEADER_LEN..length) else { return Err(short()) };
+        buffer = buffer.get(align(length)..).unwrap_or_default();
+        if sequence != wanted {
+            continue;
+        }
         match kind {
             NLMSG_ERROR => {
                 let code = body.first_chunk().copied().map(i32::from_ne_bytes).ok_or_else(short)?;
@@ -228,7 +242,6 @@ fn read_messages(mut buffer: &[u8], mode: Mode, each: &mut impl FnMut(&[u8])) ->
                 }
             }
         }
-        buffer = buffer.get(align(length)..).unwrap_or_default();
     }
     Ok(false)
 }
@@ -288,10 +301,13 @@ mod tests {
         let mut message = Vec::new();
         message.extend(36_u32.to_ne_bytes());
         message.extend(NLMSG_ERROR.to_ne_bytes());
-        message.extend([0; 10]);
+        message.extend([0; 2]);
+        message.extend(7_u32.to_ne_bytes());
+        message.extend([0; 4]);
         message.extend((-2_i32).to_ne_bytes());
         message.extend([0; 16]);
-        let error = read_messages(&message, Mode::Act, &mut |_| {}).unwrap_err();
+        let error = read_messages(&message, 7, Mode::Act, &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!read_messages(&message, 8, Mode::Act, &mut |_| {}).unwrap(), "the answer to another request");
     }
 }

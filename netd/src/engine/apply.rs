@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, io};
 use orch_netd_core::{
     ns::{LinkKind, NsName, NsPlan},
     ops::{NetOp, steps},
+    ruleset::Ruleset,
 };
 
 use crate::{
@@ -34,6 +35,8 @@ pub(super) struct Job {
     pub(super) name: NsName,
     pub(super) ns: NetNs,
     pub(super) plan: NsPlan,
+    /// Whether to look at everything there, even if only the rules are to be changed.
+    pub(super) thorough: bool,
     pub(super) last: Option<Applied>,
     pub(super) peers: Namespaces,
 }
@@ -42,8 +45,26 @@ impl Job {
     /// Blocks; must not run on a runtime's thread that is needed elsewhere.
     pub(super) fn run(self) -> (NsName, Outcome) {
         let name = self.name.clone();
+        if let Some(outcome) = self.only_rules() {
+            return (name, outcome);
+        }
         let outcome = netns::on_own_thread(move || self.carry_out());
         (name, outcome.unwrap_or_else(|error| Outcome { applied: None, touched: BTreeSet::new(), error: Some(error) }))
+    }
+
+    /// A change of rules alone (backends that come and go, everywhere at once) needs neither a look at the rest nor a
+    /// thread inside. `None`: that is not what this is.
+    fn only_rules(&self) -> Option<Outcome> {
+        let last = self.last.as_ref().filter(|last| !self.thorough && same_but_rules(&last.plan, &self.plan))?;
+        let socket = self.ns.opened_netfilter()?;
+        if nft::generation(&socket).ok()? != last.generation {
+            return None;
+        }
+        // What fails here is tried again, and told, by the thorough way.
+        nft::load(&socket, Some(&last.plan.ruleset), &self.plan.ruleset).ok()?;
+        let generation = nft::generation(&socket).ok()?;
+        let applied = Some(Applied { plan: self.plan.clone(), generation });
+        Some(Outcome { applied, touched: BTreeSet::new(), error: None })
     }
 
     fn carry_out(self) -> io::Result<Outcome> {
@@ -60,6 +81,11 @@ impl Job {
         let applied = error.is_none().then_some(Applied { plan: self.plan, generation });
         Ok(Outcome { applied, touched: touched(&ops), error })
     }
+}
+
+fn same_but_rules(a: &NsPlan, b: &NsPlan) -> bool {
+    let rest = |plan: &NsPlan| NsPlan { ruleset: Ruleset::default(), ..plan.clone() };
+    rest(a) == rest(b)
 }
 
 fn touched(ops: &[NetOp]) -> BTreeSet<NsName> {

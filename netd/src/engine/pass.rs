@@ -136,7 +136,8 @@ impl Engine {
                 if !(check || changed || touched.contains(name)) {
                     continue;
                 }
-                let Some(job) = self.job(name, wanted) else { continue };
+                let thorough = check || touched.contains(name);
+                let Some(job) = self.job(name, wanted, thorough) else { continue };
                 let limit = limit.clone();
                 work.spawn(async move {
                     let _permit = limit.acquire_owned().await;
@@ -152,11 +153,12 @@ impl Engine {
         }
     }
 
-    fn job(&self, name: &NsName, wanted: &NsPlan) -> Option<Job> {
+    fn job(&self, name: &NsName, wanted: &NsPlan, thorough: bool) -> Option<Job> {
         Some(Job {
             name: name.clone(),
             ns: self.namespaces.get(name)?.clone(),
             plan: wanted.clone(),
+            thorough,
             last: self.applied.get(name).cloned(),
             peers: self.namespaces.clone(),
         })
@@ -226,7 +228,7 @@ impl Engine {
             let (Some(ns), limit) = (self.namespaces.get(&name).cloned(), limit.clone()) else { continue };
             work.spawn(async move {
                 let _permit = limit.acquire_owned().await;
-                match ns.run(move || conntrack::forget(&cuts)).await {
+                match forget(ns, cuts).await {
                     Ok(0) => {}
                     Ok(count) => tracing::debug!(ns = %name, count, "forgot flows to backends that are gone"),
                     Err(error) => tracing::warn!(ns = %name, %error, "cannot forget flows to backends that are gone"),
@@ -273,6 +275,16 @@ async fn remove_sandbox(ns: NetNs, path: PathBuf) -> io::Result<()> {
     // A tunnel with the same number could not be made while the kernel still takes its time with this one.
     ns.run(|| netlink::connected(netlink::delete_all_links)?).await?;
     blocking(move || netns::remove(&path)).await
+}
+
+async fn forget(ns: NetNs, cuts: BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
+    match ns.opened_netfilter() {
+        Some(socket) => blocking(move || conntrack::forget(&socket, &cuts)).await,
+        None => {
+            let inside = ns.clone();
+            ns.run(move || conntrack::forget(&*inside.netfilter()?, &cuts)).await
+        }
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
