@@ -35,7 +35,7 @@ pub(crate) fn node(node: &Node, reachability: Option<(bool, bool)>) -> Value {
     let manager = node.manager.as_ref().map(|manager| {
         let (leader, reachable) = reachability.unwrap_or_default();
         Fields::default()
-            .some("Leader", leader)
+            .always("Leader", leader)
             .always("Reachability", if reachable { "reachable" } else { "unreachable" })
             .always("Addr", manager.addr.as_str())
             .done()

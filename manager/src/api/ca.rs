@@ -6,7 +6,7 @@ use std::{
 };
 
 use orch_model::{
-    Annotations, Meta, NodeId, Object, Timestamp,
+    Annotations, Meta, NodeId, Object, ObjectId, Timestamp,
     change::Change,
     cluster::Cluster,
     node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
@@ -45,6 +45,16 @@ impl CaService {
     fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
         let peer = peer_identity(request).ok_or_else(|| Status::unauthenticated("this call needs a certificate"))?;
         Ok(peer.node_id.clone())
+    }
+
+    /// A join that failed on the node's side is undone whole. What refers to the node keeps it, as a node that is down.
+    async fn forget(&self, reign: &Reign, id: &NodeId) {
+        let version = self.consensus.store().view().state.node(id).map(|node| node.meta.version);
+        let Some(version) = version else { return };
+        let remove = Change::Remove { id: ObjectId::Node(id.clone()), version };
+        if let Err(error) = reign.proposer().propose(vec![remove]).await {
+            tracing::warn!(node = %id, %error, "cannot remove a node that never took part");
+        }
     }
 }
 
@@ -93,6 +103,7 @@ impl ca_server::Ca for CaService {
         let view = self.consensus.store().view();
         let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
         let raft_id = node.manager.as_ref().map(|manager| manager.raft_id);
+        let took_part = !node.description.engine_version.is_empty();
         drop(view);
         if let Some(raft_id) = raft_id {
             let (voters, _) = self.consensus.voters();
@@ -114,7 +125,10 @@ impl ca_server::Ca for CaService {
         if let Some(raft_id) = raft_id {
             self.consensus.remove_member(raft_id, force).await.map_err(|e| status::from_consensus(&e))?;
         }
-        tracing::info!(node = %id, "a node left the cluster");
+        if !took_part {
+            self.forget(&reign, &id).await;
+        }
+        tracing::info!(node = %id, took_part, "a node left the cluster");
         Ok(Response::new(wire::Empty {}))
     }
 }

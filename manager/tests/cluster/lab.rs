@@ -344,6 +344,11 @@ impl Agent {
         Self { id: joined.node_id, addr: addr.to_owned(), identity }
     }
 
+    pub(crate) async fn leave(&self) {
+        let channel = transport::tls_channel(&self.addr, &self.identity, NodeRole::Manager).await.unwrap();
+        CaClient::new(channel).leave(wire::LeaveRequest { force: false }).await.unwrap();
+    }
+
     async fn channel(&self) -> Channel {
         transport::tls_channel(&self.addr, &self.identity, NodeRole::Manager).await.unwrap()
     }
