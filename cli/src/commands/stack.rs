@@ -1,6 +1,8 @@
 //! `orch stack …`.
 
+mod config;
 mod deploy;
+mod files;
 mod remove;
 mod rotate;
 
@@ -26,6 +28,8 @@ pub(crate) enum StackCommand {
     /// Deploy a new stack or update an existing stack
     #[command(visible_alias = "up")]
     Deploy(deploy::DeployArgs),
+    /// Outputs the final config file, after doing merges and interpolations
+    Config(config::ConfigArgs),
     /// List stacks
     #[command(visible_alias = "list")]
     Ls {
@@ -68,6 +72,7 @@ const STACKS: Listing<'static> = Listing {
 pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<()> {
     match command {
         StackCommand::Deploy(args) => deploy::run(args, paths).await,
+        StackCommand::Config(args) => config::run(&args),
         StackCommand::Ls { format } => list(format, paths).await,
         StackCommand::Ps(args) => {
             let mut api = Api::connect(paths).await?;

@@ -1,6 +1,9 @@
 //! The sections of a file: which objects a stack has and what they are called.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use orch_model::{
     Annotations, Kind,
@@ -10,7 +13,7 @@ use orch_model::{
 use super::{
     NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings,
     error::{ComposeError, Source},
-    keys::{self, Known, Version},
+    keys::{self, Version},
     service,
     yaml::{Key, Node, Yaml},
 };
@@ -22,13 +25,16 @@ pub(super) struct Reader<'a> {
     pub(super) version: Version,
     pub(super) around: &'a Surroundings<'a>,
     pub(super) root: &'a Node,
+    pub(super) warnings: RefCell<Vec<String>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(root: &'a Node, version: Version, source: &'a Source, around: &'a Surroundings<'a>) -> Self {
+        Self { source, version, around, root, warnings: RefCell::default() }
+    }
 }
 
 impl Reader<'_> {
-    pub(super) fn check(&self, node: &Node, path: &str, known: &[Known]) -> Result<(), ComposeError> {
-        keys::check(node, path, known, self.version, self.source)
-    }
-
     pub(super) fn error(&self, node: &Node, message: impl Into<String>) -> ComposeError {
         self.source.error(node.place, message)
     }
@@ -133,42 +139,14 @@ impl Reader<'_> {
         Ok((inner.or(given).unwrap_or_else(|| name.to_owned()), true))
     }
 }
-
-const NETWORK: &[Known] = &[
-    ("name", 5),
-    ("driver", 0),
-    ("driver_opts", 0),
-    ("ipam", 0),
-    ("external", 0),
-    ("internal", 0),
-    ("attachable", 2),
-    ("labels", 0),
-    ("enable_ipv6", 0),
-];
-const VOLUME: &[Known] =
-    &[("name", 4), ("driver", 0), ("driver_opts", 0), ("external", 0), ("labels", 0), ("x-cluster-spec", 13)];
-const DATA: &[Known] = &[
-    ("name", 5),
-    ("file", 0),
-    ("external", 0),
-    ("labels", 0),
-    ("driver", 8),
-    ("driver_opts", 8),
-    ("template_driver", 8),
-];
-
 pub(super) fn stack(
     root: &Node,
     version: Version,
     source: &Source,
     around: &Surroundings<'_>,
 ) -> Result<Stack, ComposeError> {
-    let reader = Reader { source, version, around, root };
-    reader.check(root, "", keys::ROOT)?;
+    let reader = Reader::new(root, version, source, around);
     let mut stack = Stack::default();
-    for (section, known) in [("networks", NETWORK), ("volumes", VOLUME), ("secrets", DATA), ("configs", DATA)] {
-        check_section(&reader, section, known)?;
-    }
     let Some(services) = root.get("services") else {
         return Err(
             source.error(root.place, "there is no `services:` in this file; a stack needs at least one service")
@@ -178,13 +156,14 @@ pub(super) fn stack(
         return Err(reader.error(services, "services must be a mapping with at least one service"));
     }
     let mut used = BTreeSet::new();
-    let mut ignored = Ignored::default();
+    let mut ignored = Ignored { version, ..Ignored::default() };
     for (key, node) in services.entries().iter().filter(|(key, _)| !key.text.starts_with("x-")) {
         ignored.note(node);
         let service = service::service(&reader, key, node, &mut used)?;
         stack.services.push(service);
     }
     stack.warnings = ignored.warnings();
+    stack.warnings.append(&mut reader.warnings.borrow_mut());
     for name in &used {
         stack.networks.push(network(&reader, name)?);
     }
@@ -196,17 +175,10 @@ pub(super) fn stack(
     Ok(stack)
 }
 
-fn check_section(reader: &Reader<'_>, section: &str, known: &[Known]) -> Result<(), ComposeError> {
-    let Some(node) = reader.root.get(section) else { return Ok(()) };
-    if !matches!(node.value, Yaml::Map(_)) {
-        return Err(reader.error(node, format!("{section} must be a mapping")));
-    }
-    node.entries().iter().try_for_each(|(key, inner)| reader.check(inner, &format!("{section}.{}", key.text), known))
-}
-
 /// Options without meaning in a cluster, collected over all services.
 #[derive(Default)]
 struct Ignored {
+    version: Version,
     unsupported: BTreeSet<&'static str>,
     deprecated: BTreeSet<(&'static str, &'static str)>,
 }
@@ -214,7 +186,9 @@ struct Ignored {
 impl Ignored {
     fn note(&mut self, service: &Node) {
         for (key, _) in service.entries() {
-            self.unsupported.extend(keys::UNSUPPORTED.iter().find(|known| **known == key.text));
+            if self.version != keys::MODERN || !keys::SUPPORTED_WITHOUT_VERSION.contains(&key.text.as_str()) {
+                self.unsupported.extend(keys::UNSUPPORTED.iter().find(|known| **known == key.text));
+            }
             self.deprecated.extend(keys::DEPRECATED.iter().find(|known| known.0 == key.text));
         }
     }
@@ -263,10 +237,8 @@ fn network(reader: &Reader<'_>, name: &str) -> Result<StackNetwork, ComposeError
 fn ipam(reader: &Reader<'_>, node: Option<&Node>, path: &str) -> Result<Vec<IpamConfig>, ComposeError> {
     let Some(node) = node else { return Ok(Vec::new()) };
     let path = format!("{path}.ipam");
-    reader.check(node, &path, &[("driver", 0), ("config", 0), ("options", 0)])?;
     let mut configs = Vec::new();
     for item in node.get("config").map(Node::items).unwrap_or_default() {
-        reader.check(item, &path, &[("subnet", 0), ("gateway", 0), ("ip_range", 0), ("aux_addresses", 0)])?;
         let Some(subnet) = item.get("subnet") else { continue };
         let cidr = |text: &str| text.parse().map_err(|_| "expected ADDRESS/BITS, such as 10.5.0.0/24".to_owned());
         let address = |text: &str| text.parse().map_err(|_| "expected an address".to_owned());

@@ -1,28 +1,12 @@
 //! `deploy:` of a service.
 
 use orch_model::service::{
-    EndpointMode, FailureAction, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+    EndpointMode, FailureAction, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 
-use super::{convert::Reader, error::ComposeError, keys::Known, yaml::Node};
+use super::{convert::Reader, error::ComposeError, yaml::Node};
 use crate::flags::{duration, quantity};
-
-const DEPLOY: &[Known] = &[
-    ("mode", 0),
-    ("replicas", 0),
-    ("labels", 0),
-    ("update_config", 0),
-    ("rollback_config", 7),
-    ("resources", 0),
-    ("restart_policy", 0),
-    ("placement", 0),
-    ("endpoint_mode", 2),
-];
-const PACE: &[Known] =
-    &[("parallelism", 0), ("delay", 0), ("failure_action", 0), ("monitor", 0), ("max_failure_ratio", 0), ("order", 4)];
-
 pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
-    reader.check(node, path, DEPLOY)?;
     spec.mode = mode(reader, node, path)?;
     spec.update = node.get("update_config").map(|n| pace(reader, n, &format!("{path}.update_config"))).transpose()?;
     spec.rollback =
@@ -38,6 +22,7 @@ pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Ser
         apply_resources(reader, resources, &format!("{path}.resources"), spec)?;
     }
     if let Some(policy) = node.get("restart_policy") {
+        spec.task.restart = RestartPolicy::default();
         apply_restart(reader, policy, &format!("{path}.restart_policy"), spec)?;
     }
     if let Some(placement) = node.get("placement") {
@@ -66,7 +51,6 @@ fn mode(reader: &Reader<'_>, node: &Node, path: &str) -> Result<ServiceMode, Com
 }
 
 fn pace(reader: &Reader<'_>, node: &Node, path: &str) -> Result<UpdateConfig, ComposeError> {
-    reader.check(node, path, PACE)?;
     let mut config = UpdateConfig::default();
     if let Some(n) = node.get("parallelism") {
         config.parallelism = reader.number(n, &format!("{path}.parallelism"))?;
@@ -101,14 +85,9 @@ fn pace(reader: &Reader<'_>, node: &Node, path: &str) -> Result<UpdateConfig, Co
 }
 
 fn apply_resources(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
-    reader.check(node, path, &[("limits", 0), ("reservations", 0)])?;
-    for (section, known) in [
-        ("limits", &[("cpus", 0), ("memory", 0), ("pids", 9)][..]),
-        ("reservations", &[("cpus", 0), ("memory", 0), ("generic_resources", 2)][..]),
-    ] {
+    for section in ["limits", "reservations"] {
         let Some(inner) = node.get(section) else { continue };
         let path = format!("{path}.{section}");
-        reader.check(inner, &path, known)?;
         let cpus = inner.get("cpus").map(|n| reader.parsed(n, &format!("{path}.cpus"), quantity::nano_cpus));
         let memory = inner.get("memory").map(|n| reader.parsed(n, &format!("{path}.memory"), quantity::bytes));
         let (cpus, memory) = (cpus.transpose()?.unwrap_or(0), memory.transpose()?.unwrap_or(0));
@@ -124,8 +103,32 @@ fn apply_resources(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Serv
     Ok(())
 }
 
+/// The older `restart:`; `deploy.restart_policy` goes before it.
+pub(super) fn restart(
+    reader: &Reader<'_>,
+    node: &Node,
+    path: &str,
+    spec: &mut ServiceSpec,
+) -> Result<(), ComposeError> {
+    let (condition, attempts) = reader.parsed(node, path, |text| {
+        let (word, attempts) = text.split_once(':').map_or((text, None), |(word, n)| (word, Some(n)));
+        let attempts =
+            attempts.map_or(Ok(0), str::parse::<u64>).map_err(|_| "expected on-failure:NUMBER".to_owned())?;
+        match word {
+            "always" | "unless-stopped" => Ok((Some(RestartCondition::Any), attempts)),
+            "on-failure" => Ok((Some(RestartCondition::OnFailure), attempts)),
+            "no" | "" | "false" => Ok((None, 0)),
+            _ => Err("expected no, always, unless-stopped or on-failure[:NUMBER]".to_owned()),
+        }
+    })?;
+    if let Some(condition) = condition {
+        spec.task.restart.condition = condition;
+        spec.task.restart.max_attempts = attempts;
+    }
+    Ok(())
+}
+
 fn apply_restart(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
-    reader.check(node, path, &[("condition", 0), ("delay", 0), ("max_attempts", 0), ("window", 0)])?;
     let policy = &mut spec.task.restart;
     if let Some(n) = node.get("condition") {
         policy.condition = reader.parsed(n, &format!("{path}.condition"), |text| match text {
@@ -148,7 +151,6 @@ fn apply_restart(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Servic
 }
 
 fn apply_placement(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
-    reader.check(node, path, &[("constraints", 0), ("preferences", 3), ("max_replicas_per_node", 8)])?;
     let placement = &mut spec.task.placement;
     for constraint in node.get("constraints").map(Node::items).unwrap_or_default() {
         let path = format!("{path}.constraints");
@@ -156,7 +158,6 @@ fn apply_placement(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Serv
     }
     for preference in node.get("preferences").map(Node::items).unwrap_or_default() {
         let path = format!("{path}.preferences");
-        reader.check(preference, &path, &[("spread", 3)])?;
         if let Some(spread) = preference.get("spread") {
             placement.spread.push(reader.text(spread, &path)?);
         }

@@ -1,58 +1,59 @@
 //! Errors that show the place in the file.
 
-use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceSpan};
+use std::fmt::Write as _;
 
-/// The file's text, for excerpts.
-#[derive(Debug, Clone)]
+/// The files of a stack, for excerpts.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Source {
-    pub(super) file: String,
+    pub(super) files: Vec<SourceFile>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct SourceFile {
+    pub(super) name: String,
     pub(super) text: String,
 }
 
-/// Bytes of the file.
+/// Bytes of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
+    /// Which of the source's files.
+    pub(super) file: usize,
     pub(super) offset: usize,
     pub(super) len: usize,
 }
 
-/// `compose.yml:7: services.web Additional property x is not allowed`, with an excerpt under it.
+/// One mistake, ready to be shown: `compose.yml:7:5: services.web Additional property x is not allowed` and an excerpt.
+#[derive(Debug)]
+pub(super) struct Finding(String);
+
+/// Everything that is wrong with a file.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct ComposeError {
     text: String,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-struct Report {
-    message: String,
-    help: Option<String>,
-    code: NamedSource<String>,
-    place: SourceSpan,
-}
+impl ComposeError {
+    /// More than this are not read anyway.
+    const MOST: usize = 20;
 
-impl Diagnostic for Report {
-    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
-        Some(&self.code)
-    }
-
-    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
-        Some(Box::new(std::iter::once(LabeledSpan::new_with_span(Some("here".into()), self.place))))
-    }
-
-    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
-        self.help.as_ref().map(|help| Box::new(help) as Box<dyn std::fmt::Display>)
+    /// `None` when there is nothing to complain about.
+    pub(super) fn of(findings: &[Finding]) -> Option<Self> {
+        let mut shown: Vec<&str> = findings.iter().take(Self::MOST).map(|finding| finding.0.as_str()).collect();
+        let more = format!("... and {} more", findings.len().saturating_sub(Self::MOST));
+        if findings.len() > Self::MOST {
+            shown.push(&more);
+        }
+        (!findings.is_empty()).then(|| Self { text: shown.join("\n") })
     }
 }
 
 impl Source {
-    pub(super) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.into(), text: text.into() }
-    }
-
-    pub(super) fn line(&self, place: Place) -> usize {
-        self.text.as_bytes().iter().take(place.offset).filter(|b| **b == b'\n').count() + 1
+    /// Returns the new file's number.
+    pub(super) fn add(&mut self, name: &str, text: &str) -> usize {
+        self.files.push(SourceFile { name: name.into(), text: text.into() });
+        self.files.len() - 1
     }
 
     pub(super) fn error(&self, place: Place, message: impl Into<String>) -> ComposeError {
@@ -65,18 +66,49 @@ impl Source {
         message: impl Into<String>,
         help: Option<String>,
     ) -> ComposeError {
-        let message = format!("{}:{}: {}", self.file, self.line(place), message.into());
-        let report = Report {
-            code: NamedSource::new(&self.file, self.text.clone()),
-            place: SourceSpan::from((place.offset.min(self.text.len()), place.len)),
-            help: help.clone(),
-            message: message.clone(),
-        };
-        let mut text = String::new();
-        let handler = GraphicalReportHandler::new_themed(GraphicalTheme::none()).with_width(10_000);
-        if handler.render_report(&mut text, &report).is_err() {
-            text = message;
+        ComposeError { text: self.finding(place, message, help).0 }
+    }
+
+    pub(super) fn finding(&self, place: Place, message: impl Into<String>, help: Option<String>) -> Finding {
+        let Some(file) = self.files.get(place.file) else { return Finding(message.into()) };
+        let offset =
+            (0..=place.offset.min(file.text.len())).rev().find(|at| file.text.is_char_boundary(*at)).unwrap_or(0);
+        let (before, after) = file.text.split_at(offset);
+        let line = before.matches('\n').count() + 1;
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        let indent = before[start..].chars().count();
+        let rest = after.lines().next().unwrap_or_default();
+        let marked = after.get(..place.len).unwrap_or(rest).lines().next().unwrap_or_default().trim_end();
+        let mut text = format!("{}:{line}:{}: {}", file.name, indent + 1, message.into());
+        let number = line.to_string();
+        let margin = " ".repeat(number.len());
+        let marker = "^".repeat(marked.chars().count().max(1));
+        // Only tabs stay tabs, so that the marker is under what it marks.
+        let pad: String = before[start..].chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let shown = format!("{}{rest}", &before[start..]);
+        let _ = write!(text, "\n {margin} |\n {number} | {}\n {margin} | {pad}{marker}", shown.trim_end());
+        if let Some(help) = help {
+            let _ = write!(text, "\n {margin} = {help}");
         }
-        ComposeError { text: text.trim_end().to_owned() }
+        Finding(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn excerpts_point_at_the_place() {
+        let mut source = Source::default();
+        let file = source.add("f.yml", "a: 1\n  bb: é\n");
+        let finding = source.finding(Place { file, offset: 7, len: 2 }, "no bb here", Some("write b".into()));
+        assert_eq!(finding.0, "f.yml:2:3: no bb here\n   |\n 2 |   bb: é\n   |   ^^\n   = write b");
+        for offset in 0..40 {
+            let _ = source.finding(Place { file, offset, len: offset }, "anywhere", None);
+        }
+        let many: Vec<_> = (0..30).map(|_| source.finding(Place::default(), "x", None)).collect();
+        assert!(ComposeError::of(&many).unwrap().to_string().ends_with("... and 10 more"));
+        assert!(ComposeError::of(&[]).is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Stack files (Compose version 3) to specs.
+//! Stack files (Compose version 3, and the Compose specification without `version:`) to specs.
 //!
 //! Pure: the text, the environment and the content of env files come from the caller, specs with names still in them
 //! go out. Every key is either acted on, stored, or named in a warning; a key that the file's version does not know is
@@ -9,6 +9,10 @@ mod deploy;
 mod error;
 mod interpolate;
 mod keys;
+mod merge;
+mod output;
+mod ports;
+mod schema;
 mod service;
 mod yaml;
 
@@ -23,9 +27,9 @@ pub(crate) const NAMESPACE_LABEL: &str = "com.docker.stack.namespace";
 /// The image as the file names it.
 pub(crate) const IMAGE_LABEL: &str = "com.docker.stack.image";
 
-/// A parsed file; its meaning depends on the stack's name.
+/// Parsed files; their meaning depends on the stack's name.
 pub(crate) struct Document {
-    root: yaml::Node,
+    roots: Vec<yaml::Node>,
     source: error::Source,
     version: keys::Version,
 }
@@ -74,25 +78,87 @@ pub(crate) struct StackData {
 }
 
 impl Document {
-    /// `file` is only for messages.
-    pub(crate) fn parse(text: &str, file: &str) -> Result<Self, ComposeError> {
-        let source = error::Source::new(file, text);
-        let root = yaml::parse(&source)?;
-        let version = keys::version(&root, &source)?;
-        Ok(Self { root, source, version })
+    /// Each file with its name, which is only for messages; later ones are laid over the first.
+    pub(crate) fn parse(files: &[(String, String)]) -> Result<Self, ComposeError> {
+        let mut source = error::Source::default();
+        let mut roots = Vec::new();
+        let mut first = None;
+        for (name, text) in files {
+            let file = source.add(name, text);
+            let root = yaml::parse(&source, file)?;
+            let version = keys::version(&root, &source)?;
+            let agreed = *first.get_or_insert(version);
+            if agreed != version {
+                let message = format!(
+                    "version mismatched between two composefiles: {} and {}; write the same in both",
+                    keys::shown(agreed),
+                    keys::shown(version)
+                );
+                return Err(source.error(root.place, message));
+            }
+            roots.push(root);
+        }
+        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN) })
     }
 
-    /// The stack's name according to the file.
-    pub(crate) fn name(&self) -> Option<&str> {
-        self.root.get("name").and_then(|node| node.text())
+    /// The stack's name according to the files.
+    pub(crate) fn name(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, ComposeError> {
+        let Some(node) = self.roots.iter().rev().find_map(|root| root.get("name")) else { return Ok(None) };
+        let text = node.text().unwrap_or_default();
+        let name = interpolate::expand(text, variable, &mut std::collections::BTreeSet::new());
+        name.map(Some).map_err(|reason| self.source.error(node.place, reason))
     }
 
-    pub(crate) fn resolve(mut self, around: &Surroundings<'_>) -> Result<Stack, ComposeError> {
-        let warnings = interpolate::document(&mut self.root, &self.source, around.variable)?;
-        let mut stack = convert::stack(&self.root, self.version, &self.source, around)?;
-        stack.warnings.splice(0..0, warnings);
+    /// The stack's objects.
+    pub(crate) fn resolve(self, around: &Surroundings<'_>) -> Result<Stack, ComposeError> {
+        let loaded = self.load(around)?;
+        let mut stack = convert::stack(&loaded.root, loaded.version, &loaded.source, around)?;
+        stack.warnings.splice(0..0, loaded.warnings);
         Ok(stack)
     }
+
+    /// The files as one document with every short form written out, and warnings.
+    pub(crate) fn normalised(
+        self,
+        around: &Surroundings<'_>,
+    ) -> Result<(serde_json::Value, Vec<String>), ComposeError> {
+        let loaded = self.load(around)?;
+        let mut document =
+            output::Writer { reader: convert::Reader::new(&loaded.root, loaded.version, &loaded.source, around) }
+                .document(&loaded.root)?;
+        let version = keys::written(loaded.version);
+        if let Some(document) = document.as_object_mut() {
+            document.insert("version".into(), version.into());
+        }
+        Ok((document, loaded.warnings))
+    }
+
+    fn load(mut self, around: &Surroundings<'_>) -> Result<Loaded, ComposeError> {
+        let mut warnings = Vec::new();
+        let mut findings = Vec::new();
+        for root in &mut self.roots {
+            warnings.extend(interpolate::document(root, &self.source, around.variable)?);
+            let checked = schema::check(root, self.version, &self.source);
+            findings.extend(checked.findings);
+            warnings.extend(checked.warnings);
+        }
+        if let Some(error) = ComposeError::of(&findings) {
+            return Err(error);
+        }
+        let mut roots = self.roots.into_iter();
+        let empty = yaml::Node { value: yaml::Yaml::Null, place: error::Place::default() };
+        let mut root = roots.next().unwrap_or(empty);
+        roots.for_each(|over| merge::merge(&mut root, over, schema::ROOT));
+        Ok(Loaded { root, source: self.source, version: self.version, warnings })
+    }
+}
+
+/// Checked files, laid over each other.
+struct Loaded {
+    root: yaml::Node,
+    source: error::Source,
+    version: keys::Version,
+    warnings: Vec<String>,
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! One service of a file.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_model::{
     Annotations,
@@ -11,14 +11,14 @@ use orch_model::{
 };
 
 use super::{
-    IMAGE_LABEL, StackService,
+    IMAGE_LABEL, StackService, Surroundings,
     convert::Reader,
     deploy,
     error::ComposeError,
-    keys::{self, Known},
+    keys, ports,
     yaml::{Key, Node, Yaml},
 };
-use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, port, quantity, words};
+use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, quantity, words};
 
 /// Collects in `used` the networks that the service is on.
 pub(super) fn service(
@@ -29,7 +29,6 @@ pub(super) fn service(
 ) -> Result<StackService, ComposeError> {
     let name = &key.text;
     let path = format!("services.{name}");
-    reader.check(node, &path, keys::SERVICE)?;
     let Some(image) = node.get("image") else {
         let message = format!("{path} has no image");
         let help = "a cluster builds nothing: build and import (or push) the image first, then write `image: NAME`";
@@ -48,6 +47,9 @@ pub(super) fn service(
         endpoint: EndpointSpec { ports: ports(reader, node, &path)?, ..EndpointSpec::default() },
     };
     spec.task.log_driver = node.get("logging").map(|n| logging(reader, n, &path)).transpose()?;
+    if let Some(restart) = node.get("restart") {
+        deploy::restart(reader, restart, &format!("{path}.restart"), &mut spec)?;
+    }
     if let Some(deploy) = deploy {
         deploy::apply(reader, deploy, &format!("{path}.deploy"), &mut spec)?;
     }
@@ -64,12 +66,14 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
     let texts = |key: &str| node.get(key).map(|n| reader.texts(n, &format!("{path}.{key}"))).transpose();
     let flag = |key: &str| node.get(key).map(|n| reader.boolean(n, &format!("{path}.{key}"))).transpose();
     let command = |key: &str| node.get(key).map(|n| command(reader, n, &format!("{path}.{key}"))).transpose();
+    // Docker ignores some keys in files with a version.
+    let with_more = reader.version == keys::MODERN;
     let mut container = ContainerSpec {
         image,
         command: command("entrypoint")?.unwrap_or_default(),
         args: command("command")?.unwrap_or_default(),
         hostname: text("hostname")?.unwrap_or_default(),
-        env: environment(reader, node, path)?,
+        env: environment(reader, node, path)?.into_iter().filter_map(|(k, v)| Some(format!("{k}={}", v?))).collect(),
         dir: text("working_dir")?.unwrap_or_default(),
         user: text("user")?.unwrap_or_default(),
         labels: reader.labels(node.get("labels"), &format!("{path}.labels"))?,
@@ -77,12 +81,12 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         open_stdin: flag("stdin_open")?.unwrap_or(false),
         read_only: flag("read_only")?.unwrap_or(false),
         init: flag("init")?,
-        privileged: flag("privileged")?.unwrap_or(false),
+        privileged: with_more && flag("privileged")?.unwrap_or(false),
         stop_signal: text("stop_signal")?.unwrap_or_default(),
         mounts: mounts(reader, node, path)?,
         cap_add: texts("cap_add")?.unwrap_or_default(),
         cap_drop: texts("cap_drop")?.unwrap_or_default(),
-        devices: texts("devices")?.unwrap_or_default(),
+        devices: if with_more { texts("devices")?.unwrap_or_default() } else { Vec::new() },
         sysctls: reader.map(node.get("sysctls"), &format!("{path}.sysctls"))?,
         hosts: hosts(reader, node, path)?,
         ulimits: ulimits(reader, node, path)?,
@@ -112,26 +116,41 @@ fn command(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, 
     }
 }
 
-fn environment(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
-    let mut all = Vec::new();
-    if let Some(files) = node.get("env_file") {
-        for file in reader.texts(files, &format!("{path}.env_file"))? {
-            let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
-            let content = (reader.around.env_file)(&absolute).and_then(|text| key_value::env_file(&text));
-            all.extend(content.map_err(|reason| reader.error(files, format!("{path}.env_file {file}: {reason}")))?);
-        }
-    }
+/// Env files first, then `environment:`. What has no value gets the shell's, and none if that has none.
+pub(super) fn environment(
+    reader: &Reader<'_>,
+    node: &Node,
+    path: &str,
+) -> Result<BTreeMap<String, Option<String>>, ComposeError> {
+    let mut given = env_files(reader, node, &format!("{path}.env_file"))?;
     if let Some(node) = node.get("environment") {
-        let pairs = reader.pairs(node, &format!("{path}.environment"))?;
-        all.extend(pairs.into_iter().map(|(name, value)| match value {
-            Some(value) => format!("{name}={value}"),
-            None => name,
+        given.extend(reader.pairs(node, &format!("{path}.environment"))?);
+    }
+    let filled = given.into_iter().map(|(name, value)| {
+        let known = if value.as_ref().is_none_or(String::is_empty) { (reader.around.variable)(&name) } else { None };
+        (name, known.or(value))
+    });
+    Ok(filled.collect())
+}
+
+fn env_files(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<(String, Option<String>)>, ComposeError> {
+    let Some(files) = node.get("env_file") else { return Ok(Vec::new()) };
+    let mut all = Vec::new();
+    for item in if files.items().is_empty() { std::slice::from_ref(files) } else { files.items() } {
+        let file = reader.text(item.get("path").unwrap_or(item), path)?;
+        let required = item.get("required").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(true);
+        let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
+        let lines = match (reader.around.env_file)(&absolute) {
+            Err(_) if !required => continue,
+            content => content.and_then(|text| key_value::env_file(&text)),
+        };
+        let lines = lines.map_err(|reason| reader.error(item, format!("{path} {file}: {reason}")))?;
+        all.extend(lines.into_iter().map(|line| match line.split_once('=') {
+            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+            None => (line, None),
         }));
     }
-    let mut env = key_value::merge_env(all, reader.around.variable);
-    // The order in a file means nothing: sorted, an unchanged file gives an unchanged spec.
-    env.sort();
-    Ok(env)
+    Ok(all)
 }
 
 fn ports(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<PortConfig>, ComposeError> {
@@ -140,31 +159,13 @@ fn ports(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<PortConfig>
     if !matches!(list.value, Yaml::List(_)) {
         return Err(reader.error(list, format!("{path} must be a list")));
     }
-    let mut ports = Vec::new();
+    let mut all = Vec::new();
     for item in list.items() {
-        if !matches!(item.value, Yaml::Map(_)) {
-            ports.extend(reader.parsed(item, &path, port::parse)?);
-            continue;
-        }
-        const KNOWN: &[Known] = &[
-            ("target", 2),
-            ("published", 2),
-            ("protocol", 2),
-            ("mode", 2),
-            ("name", 2),
-            ("host_ip", 2),
-            ("app_protocol", 2),
-        ];
-        reader.check(item, &path, KNOWN)?;
-        let fields = item.entries().iter().filter(|(key, _)| !["host_ip", "app_protocol"].contains(&key.text.as_str()));
-        let mut long = Vec::new();
-        for (key, value) in fields {
-            long.push(format!("{}={}", key.text, reader.text(value, &path)?));
-        }
-        let parsed = port::parse(&long.join(",")).map_err(|reason| reader.error(item, format!("{path}: {reason}")))?;
-        ports.extend(parsed);
+        let parsed = ports::parse(item).map_err(|reason| reader.error(item, format!("{path}: {reason}")))?;
+        reader.warnings.borrow_mut().extend(parsed.warning);
+        all.extend(parsed.ports);
     }
-    Ok(ports)
+    Ok(all)
 }
 
 fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, ComposeError> {
@@ -173,7 +174,8 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
         let path = format!("{path}.volumes");
         let mount = match &item.value {
             Yaml::Map(_) => long_mount(reader, item, &path)?,
-            _ => reader.parsed(item, &path, |text| mount::short_form(&at_home(reader, text), reader.around.dir))?,
+            _ => reader
+                .parsed(item, &path, |text| mount::short_form(&at_home(reader.around, text), reader.around.dir))?,
         };
         mounts.push(named_volume(reader, item, mount)?);
     }
@@ -186,26 +188,14 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
 }
 
 /// `~/data` is in the home folder of whoever deploys.
-fn at_home(reader: &Reader<'_>, text: &str) -> String {
-    match (text.strip_prefix("~/"), (reader.around.variable)("HOME")) {
+pub(super) fn at_home(around: &Surroundings<'_>, text: &str) -> String {
+    match (text.strip_prefix("~/"), (around.variable)("HOME")) {
         (Some(rest), Some(home)) => format!("{}/{rest}", home.trim_end_matches('/')),
         _ => text.to_owned(),
     }
 }
 
 fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, ComposeError> {
-    const KNOWN: &[Known] = &[
-        ("type", 2),
-        ("source", 2),
-        ("target", 2),
-        ("read_only", 2),
-        ("consistency", 2),
-        ("bind", 2),
-        ("volume", 2),
-        ("tmpfs", 6),
-        ("cluster", 9),
-    ];
-    reader.check(item, path, KNOWN)?;
     let text = |key: &str| item.get(key).map(|n| reader.text(n, &format!("{path}.{key}"))).transpose();
     let kind = item.get("type").map(|n| reader.parsed(n, path, mount::kind)).transpose()?;
     let mut made = mount::empty(kind.unwrap_or(MountKind::Volume));
@@ -270,11 +260,6 @@ fn networks(
             Yaml::Map(entries) => {
                 for (key, inner) in entries {
                     let path = format!("{path}.{}", key.text);
-                    reader.check(
-                        inner,
-                        &path,
-                        &[("aliases", 0), ("ipv4_address", 0), ("ipv6_address", 0), ("driver_opts", 13)],
-                    )?;
                     let aliases = inner.get("aliases").map(|n| reader.texts(n, &path)).transpose()?;
                     wanted.push((key.text.clone(), inner, aliases.unwrap_or_default()));
                 }
@@ -304,14 +289,12 @@ fn files(reader: &Reader<'_>, node: &Node, section: &str, path: &str) -> Result<
     for item in node.get(section).map(Node::items).unwrap_or_default() {
         let mut file = NamedFile::new("");
         if let Yaml::Map(_) = item.value {
-            reader.check(item, &path, &[("source", 1), ("target", 1), ("uid", 1), ("gid", 1), ("mode", 1)])?;
             let text = |key: &str| item.get(key).map(|n| reader.text(n, &path)).transpose();
             file.source = text("source")?.unwrap_or_default();
             file.target = text("target")?.unwrap_or_default();
             file.uid = text("uid")?.unwrap_or(file.uid);
             file.gid = text("gid")?.unwrap_or(file.gid);
-            file.mode =
-                item.get("mode").map(|n| reader.parsed(n, &path, mount::octal)).transpose()?.unwrap_or(file.mode);
+            file.mode = item.get("mode").map(|n| reader.parsed(n, &path, file_mode)).transpose()?.unwrap_or(file.mode);
         } else {
             file.source = reader.text(item, &path)?;
         }
@@ -326,6 +309,15 @@ fn files(reader: &Reader<'_>, node: &Node, section: &str, path: &str) -> Result<
         files.push(file);
     }
     Ok(files)
+}
+
+/// As YAML reads it: 0440 and 0o440 are octal, 288 is not.
+pub(super) fn file_mode(text: &str) -> Result<u32, String> {
+    if text.starts_with('0') {
+        return mount::octal(text);
+    }
+    let mode = text.parse().ok().filter(|mode| *mode <= 0o7777);
+    mode.ok_or_else(|| format!("mode {text:?} is not a file mode such as 0444"))
 }
 
 fn hosts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
@@ -370,17 +362,7 @@ fn ulimits(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Ulimit>, 
 }
 
 fn health(reader: &Reader<'_>, node: &Node, path: &str) -> Result<HealthConfig, ComposeError> {
-    const KNOWN: &[Known] = &[
-        ("test", 0),
-        ("interval", 0),
-        ("timeout", 0),
-        ("retries", 0),
-        ("disable", 0),
-        ("start_period", 4),
-        ("start_interval", 12),
-    ];
     let path = format!("{path}.healthcheck");
-    reader.check(node, &path, KNOWN)?;
     let length =
         |key: &str| node.get(key).map(|n| reader.parsed(n, &format!("{path}.{key}"), duration::parse)).transpose();
     let disabled = node.get("disable").map(|n| reader.boolean(n, &path)).transpose()?.unwrap_or(false);
@@ -403,7 +385,6 @@ fn health(reader: &Reader<'_>, node: &Node, path: &str) -> Result<HealthConfig, 
 
 fn logging(reader: &Reader<'_>, node: &Node, path: &str) -> Result<LogDriver, ComposeError> {
     let path = format!("{path}.logging");
-    reader.check(node, &path, &[("driver", 0), ("options", 0)])?;
     let name = node.get("driver").map(|n| reader.text(n, &path)).transpose()?.unwrap_or_default();
     Ok(LogDriver { name, options: reader.map(node.get("options"), &path)? })
 }

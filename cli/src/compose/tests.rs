@@ -74,7 +74,7 @@ fn load(text: &str) -> Result<Stack, String> {
         _ => Err("no such file".to_owned()),
     };
     let around = Surroundings { stack: "shop", dir: "/srv/shop", variable: &variable, env_file: &env_file };
-    Document::parse(text, "compose.yml").and_then(|d| d.resolve(&around)).map_err(|e| e.to_string())
+    Document::parse(&[("compose.yml".into(), text.into())]).and_then(|d| d.resolve(&around)).map_err(|e| e.to_string())
 }
 
 #[test]
@@ -165,5 +165,12 @@ fn bad_files_are_told_what_and_where() {
 fn a_bare_three_means_the_newest() {
     assert!(load("version: '3'\nservices: {a: {image: b}}\nsecrets: {s: {external: true}}\n").is_ok());
     assert!(load("version: 3\nname: n\nservices: {a: {image: b}}\n").is_ok());
-    assert_eq!(Document::parse("name: n\nservices: {a: {image: b}}\n", "f").unwrap().name(), Some("n"));
+    assert_eq!(
+        Document::parse(&[("f".into(), "name: n$X\nservices: {a: {image: b}}\n".into())])
+            .unwrap()
+            .name(&|_| Some("1".into()))
+            .unwrap()
+            .as_deref(),
+        Some("n1")
+    );
 }

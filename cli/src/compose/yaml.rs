@@ -28,17 +28,28 @@ pub(super) struct Key {
     pub(super) place: Place,
 }
 
-pub(super) fn parse(source: &Source) -> Result<Node, ComposeError> {
-    let raw: Spanned<Raw> = serde_saphyr::from_str(&source.text).map_err(|error| {
+/// A larger file is no stack file.
+const MAX_FILE_BYTES: usize = 5 << 20;
+
+/// Parses one of the source's files.
+pub(super) fn parse(source: &Source, file: usize) -> Result<Node, ComposeError> {
+    let text = source.files.get(file).map(|f| f.text.as_str()).unwrap_or_default();
+    if text.len() > MAX_FILE_BYTES {
+        let message = format!("this file has {} bytes; a stack file has at most {MAX_FILE_BYTES}", text.len());
+        return Err(source.error(Place { file, ..Place::default() }, message));
+    }
+    let reader = Reader { text, file };
+    let raw: Spanned<Raw> = serde_saphyr::from_str(text).map_err(|error| {
         let error = error.without_snippet();
-        let place = error.location().map(|at| place_of(at, &source.text)).unwrap_or_default();
+        let place = error.location().map(|at| reader.place_of(at)).unwrap_or(Place { file, ..Place::default() });
+        let said = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
         source.error_with_help(
             place,
-            format!("this is not valid YAML: {error}"),
+            format!("this is not valid YAML: {said}"),
             Some("check the indentation (spaces, not tabs), the colons and the quotes around here".into()),
         )
     })?;
-    Ok(convert(raw, &source.text))
+    Ok(reader.convert(raw))
 }
 
 impl Node {
@@ -147,37 +158,45 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
-fn convert(raw: Spanned<Raw>, text: &str) -> Node {
-    let place = place_of(raw.defined, text);
-    let value = match raw.value {
-        Raw::Null => Yaml::Null,
-        Raw::Text(scalar) => Yaml::Scalar(scalar),
-        Raw::Other(shown) => {
-            let written = text.get(place.offset..place.offset + place.len).map(str::trim);
-            Yaml::Scalar(written.filter(|w| !w.is_empty() && !w.contains('\n')).map_or(shown, str::to_owned))
-        }
-        Raw::List(items) => Yaml::List(items.into_iter().map(|item| convert(item, text)).collect()),
-        Raw::Map(entries) => Yaml::Map(
-            entries
-                .into_iter()
-                .map(|(key, value)| {
-                    let place = place_of(key.defined, text);
-                    (Key { text: key.value, place }, convert(value, text))
-                })
-                .collect(),
-        ),
-    };
-    Node { value, place }
+struct Reader<'a> {
+    text: &'a str,
+    file: usize,
 }
 
-fn place_of(at: serde_saphyr::Location, text: &str) -> Place {
-    let line_start = |line: u64| {
-        let before = usize::try_from(line.saturating_sub(1)).unwrap_or(0);
-        text.split_inclusive('\n').take(before).map(str::len).sum::<usize>()
-    };
-    let span = at.span();
-    let offset = span.byte_offset().and_then(|o| usize::try_from(o).ok());
-    let len = span.byte_len().and_then(|l| usize::try_from(l).ok());
-    let column = usize::try_from(at.column().saturating_sub(1)).unwrap_or(0);
-    Place { offset: offset.unwrap_or_else(|| line_start(at.line()) + column).min(text.len()), len: len.unwrap_or(0) }
+impl Reader<'_> {
+    fn convert(&self, raw: Spanned<Raw>) -> Node {
+        let place = self.place_of(raw.defined);
+        let value = match raw.value {
+            Raw::Null => Yaml::Null,
+            Raw::Text(scalar) => Yaml::Scalar(scalar),
+            Raw::Other(shown) => {
+                let written = self.text.get(place.offset..place.offset + place.len).map(str::trim);
+                Yaml::Scalar(written.filter(|w| !w.is_empty() && !w.contains('\n')).map_or(shown, str::to_owned))
+            }
+            Raw::List(items) => Yaml::List(items.into_iter().map(|item| self.convert(item)).collect()),
+            Raw::Map(entries) => Yaml::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, value)| {
+                        let place = self.place_of(key.defined);
+                        (Key { text: key.value, place }, self.convert(value))
+                    })
+                    .collect(),
+            ),
+        };
+        Node { value, place }
+    }
+
+    fn place_of(&self, at: serde_saphyr::Location) -> Place {
+        let line_start = |line: u64| {
+            let before = usize::try_from(line.saturating_sub(1)).unwrap_or(0);
+            self.text.split_inclusive('\n').take(before).map(str::len).sum::<usize>()
+        };
+        let span = at.span();
+        let offset = span.byte_offset().and_then(|o| usize::try_from(o).ok());
+        let len = span.byte_len().and_then(|l| usize::try_from(l).ok());
+        let column = usize::try_from(at.column().saturating_sub(1)).unwrap_or(0);
+        let offset = offset.unwrap_or_else(|| line_start(at.line()) + column).min(self.text.len());
+        Place { file: self.file, offset, len: len.unwrap_or(0) }
+    }
 }

@@ -1,12 +1,8 @@
 //! `orch stack deploy`.
 
-use std::{
-    collections::BTreeSet,
-    io::Read as _,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeSet;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_model::{
     Kind, ServiceId,
@@ -17,6 +13,7 @@ use orch_model::{
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
 use super::{
+    files::{self, FileArgs},
     in_stack,
     remove::remove_when_free,
     rotate::{self, Current},
@@ -24,16 +21,15 @@ use super::{
 use crate::{
     api::Api,
     commands::{data, service::resolve, warn},
-    compose::{Document, Stack, StackData, StackNetwork, StackService, Surroundings},
+    compose::{Stack, StackData, StackNetwork, StackService},
     flags::file_ref::NamedFile,
     progress,
 };
 
 #[derive(Debug, Args)]
 pub(crate) struct DeployArgs {
-    /// Path to a Compose file, or "-" to read from stdin
-    #[arg(short, long, value_name = "FILE", required = true)]
-    compose_file: PathBuf,
+    #[command(flatten)]
+    files: FileArgs,
     /// Exit immediately instead of waiting for the stack services to converge (default true)
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     detach: Option<bool>,
@@ -54,7 +50,7 @@ pub(crate) struct DeployArgs {
 }
 
 pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
-    let (name, stack) = load(&args)?;
+    let (name, stack) = files::load(&args.files, args.stack.as_deref())?;
     // Read before anything is changed, so that a missing file leaves nothing half done.
     let contents = stack.data.iter().map(content).collect::<anyhow::Result<Vec<_>>>()?;
     let mut api = Api::connect(paths).await?;
@@ -222,53 +218,6 @@ async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow:
     api.update::<Service>(id.as_str(), now.meta.version, Some(spec)).await.map(drop)
 }
 
-/// The stack's name and what the file says.
-fn load(args: &DeployArgs) -> anyhow::Result<(String, Stack)> {
-    let from_stdin = args.compose_file.as_os_str() == "-";
-    let (text, dir) = if from_stdin {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("cannot read the stack file from standard input")?;
-        (text, std::env::current_dir()?)
-    } else {
-        let file = &args.compose_file;
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let file = std::path::absolute(file)?;
-        (text, file.parent().unwrap_or(Path::new("/")).to_owned())
-    };
-    let shown = if from_stdin { "stdin".to_owned() } else { args.compose_file.display().to_string() };
-    let document = Document::parse(&text, &shown)?;
-    let folder = dir.file_name().map(|name| normalised(&name.to_string_lossy())).unwrap_or_default();
-    let name = args.stack.clone().or_else(|| document.name().map(str::to_owned)).unwrap_or(folder);
-    check_name(&name)?;
-    let surroundings = Surroundings {
-        stack: &name,
-        dir: dir.to_str().ok_or_else(|| anyhow!("the path {} is not UTF-8", dir.display()))?,
-        variable: &|name| std::env::var(name).ok(),
-        env_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
-    };
-    let stack = document.resolve(&surroundings)?;
-    Ok((name, stack))
-}
-
-fn check_name(name: &str) -> anyhow::Result<()> {
-    let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
-    if !valid {
-        bail!(
-            "invalid stack name {name:?}: it starts with a letter or digit and has letters, digits, _, . and - only; \
-             give one: orch stack deploy -c FILE STACK"
-        );
-    }
-    Ok(())
-}
-
-/// A folder's name as a stack's name.
-fn normalised(folder: &str) -> String {
-    let kept =
-        folder.to_lowercase().chars().filter(|c| c.is_ascii_alphanumeric() || "_-".contains(*c)).collect::<String>();
-    kept.trim_start_matches(['_', '-']).to_owned()
-}
-
 fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
     let Some(file) = &item.file else { return Ok(None) };
     let content = std::fs::read(file)
@@ -325,21 +274,5 @@ fn carry_over(stored: &ServiceSpec, spec: &mut ServiceSpec, resolve: bool) {
     spec.task.force_update = stored.task.force_update;
     if !resolve && stored.task.container.image == spec.task.container.image {
         spec.task.container.image_digest.clone_from(&stored.task.container.image_digest);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names() {
-        assert_eq!(normalised("My Shop_2"), "myshop_2");
-        for name in ["shop", "shop-1.x", "1"] {
-            assert!(check_name(name).is_ok(), "{name}");
-        }
-        for name in ["", "-x", "a b", "é"] {
-            assert!(check_name(name).is_err(), "{name}");
-        }
     }
 }

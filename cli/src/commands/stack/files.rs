@@ -1,0 +1,146 @@
+//! Which files a stack is read from, and what they may ask of their surroundings.
+
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+
+use crate::{
+    compose::{Document, Stack, Surroundings},
+    flags::key_value,
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    /// Path to a Compose file, or "-" to read from stdin; of several, later ones are laid over earlier ones
+    #[arg(short, long, value_name = "FILE", required = true, value_delimiter = ',')]
+    compose_file: Vec<PathBuf>,
+    /// File with variables for the Compose file, instead of the .env beside it
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+}
+
+/// The stack's name and what the files say. Without a name: the files' `name:`, else their folder's name.
+pub(super) fn load(args: &FileArgs, stack: Option<&str>) -> anyhow::Result<(String, Stack)> {
+    with_surroundings(args, stack, |document, around| Ok((around.stack.to_owned(), document.resolve(around)?)))
+}
+
+/// The files as one normalised document, and warnings.
+pub(super) fn normalised_document(args: &FileArgs) -> anyhow::Result<(serde_json::Value, Vec<String>)> {
+    // The document does not depend on the stack's name.
+    with_surroundings(args, Some("stack"), |document, around| Ok(document.normalised(around)?))
+}
+
+fn with_surroundings<T>(
+    args: &FileArgs,
+    stack: Option<&str>,
+    use_it: impl FnOnce(Document, &Surroundings<'_>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let texts = args.compose_file.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
+    let dir = folder(args.compose_file.first())?;
+    let document = Document::parse(&texts)?;
+    let defaults = variables(&args.env_file, &dir)?;
+    let variable = |name: &str| std::env::var(name).ok().or_else(|| defaults.get(name).cloned());
+    let given = match stack {
+        Some(name) => Some(name.to_owned()),
+        None => document.name(&variable)?,
+    };
+    let folder = || dir.file_name().map(|name| normalised(&name.to_string_lossy())).unwrap_or_default();
+    let name = given.unwrap_or_else(folder);
+    check_name(&name)?;
+    let surroundings = Surroundings {
+        stack: &name,
+        dir: dir.to_str().ok_or_else(|| anyhow!("the path {} is not UTF-8", dir.display()))?,
+        variable: &variable,
+        env_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+    };
+    use_it(document, &surroundings)
+}
+
+fn is_stdin(file: &Path) -> bool {
+    file.as_os_str() == "-"
+}
+
+/// Name for messages, and text.
+fn read(file: &Path) -> anyhow::Result<(String, String)> {
+    if is_stdin(file) {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read the stack file from standard input")?;
+        return Ok(("stdin".into(), text));
+    }
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok((file.display().to_string(), text))
+}
+
+/// Where relative paths start: beside the first file.
+fn folder(first: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    match first.filter(|file| !is_stdin(file)) {
+        Some(file) => Ok(std::path::absolute(file)?.parent().unwrap_or(Path::new("/")).to_owned()),
+        None => Ok(std::env::current_dir()?),
+    }
+}
+
+/// What the shell's environment does not say: of the files given, else of the `.env` beside the stack file.
+fn variables(given: &[PathBuf], dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
+    let beside = [dir.join(".env")];
+    let files = if given.is_empty() && beside[0].is_file() { &beside[..] } else { given };
+    let mut variables = BTreeMap::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let lines = key_value::env_file(&text).map_err(|reason| anyhow!("{}: {reason}", file.display()))?;
+        let pairs = lines.iter().filter_map(|line| line.split_once('='));
+        variables.extend(pairs.map(|(name, value)| (name.to_owned(), unquoted(value).to_owned())));
+    }
+    Ok(variables)
+}
+
+fn unquoted(value: &str) -> &str {
+    let inside = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    inside('"').or_else(|| inside('\'')).unwrap_or(value)
+}
+
+fn check_name(name: &str) -> anyhow::Result<()> {
+    let valid = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+    if !valid {
+        bail!(
+            "invalid stack name {name:?}: it starts with a letter or digit and has letters, digits, _, . and - only; \
+             give one: orch stack deploy -c FILE STACK"
+        );
+    }
+    Ok(())
+}
+
+/// A folder's name as a stack's name.
+fn normalised(folder: &str) -> String {
+    let kept =
+        folder.to_lowercase().chars().filter(|c| c.is_ascii_alphanumeric() || "_-".contains(*c)).collect::<String>();
+    kept.trim_start_matches(['_', '-']).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(normalised("My Shop_2"), "myshop_2");
+        for name in ["shop", "shop-1.x", "1"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "-x", "a b", "é"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn quotes_of_variables_are_not_part_of_them() {
+        for (given, expected) in [("a", "a"), ("\"a b\"", "a b"), ("'x'", "x"), ("\"", "\""), ("", "")] {
+            assert_eq!(unquoted(given), expected, "{given}");
+        }
+    }
+}
