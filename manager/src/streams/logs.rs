@@ -108,18 +108,25 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, lin
 async fn read(reign: Arc<Reign>, task: Arc<Task>, options: wire::LogOptions, lines: Lines) {
     let mut options = options;
     let mut last = Position::default();
+    let mut told = false;
     let mut attempt = carry(&reign, &task, options, &mut last, &lines).await;
     while let Err(lost) = attempt {
-        if !options.follow || lost.code() == Code::NotFound || last == Position::default() {
+        if !options.follow || lost.code() == Code::NotFound {
             return notice(&lines, &task, lost.message()).await;
         }
         tracing::debug!(task = %task.id, error = lost.message(), "a followed log was cut off");
+        if last == Position::default() && !told {
+            told = true;
+            notice(&lines, &task, &format!("{}; waiting for it", lost.message())).await;
+        }
         sleep(AGAIN).await;
         if lines.is_closed() || !may_write(&reign, &task.id) {
             return;
         }
-        options.tail = None;
-        options.since_ms = Some(last.at_unix_ns / NANOS_PER_MILLI);
+        if last != Position::default() {
+            options.tail = None;
+            options.since_ms = Some(last.at_unix_ns / NANOS_PER_MILLI);
+        }
         attempt = carry(&reign, &task, options, &mut last, &lines).await;
     }
 }
