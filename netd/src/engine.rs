@@ -102,6 +102,8 @@ pub(crate) struct Engine {
     standings: Standings,
     problems: BTreeMap<NsName, String>,
     plan_problems: Vec<String>,
+    /// What of the node's firewall is in the way.
+    firewall: Option<String>,
 }
 
 impl Engine {
@@ -132,6 +134,7 @@ impl Engine {
             standings: Standings::new(),
             problems: BTreeMap::new(),
             plan_problems: Vec::new(),
+            firewall: None,
         };
         engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;
         engine.pass(true).await;
@@ -266,7 +269,7 @@ impl Engine {
         // Who no longer waits for an answer needs none.
         match waiting {
             Waiting::SetDesired(reply) => {
-                drop(reply.send(Ok(SetDesiredResponse { problems: self.all_problems() })));
+                drop(reply.send(Ok(SetDesiredResponse { problems: self.problems().collect() })));
             }
             Waiting::Attach(id, reply) => drop(reply.send(self.attached(&id))),
             Waiting::Gone(reply) => drop(reply.send(Ok(Empty {}))),
@@ -274,7 +277,8 @@ impl Engine {
                 sequence: self.sequence,
                 tasks: self.tasks.keys().map(ToString::to_string).collect(),
                 networks: self.sandboxes().map(ToString::to_string).collect(),
-                problems: self.all_problems(),
+                // The firewall stands in the log already, and is no fault of what is desired.
+                problems: self.problems().chain(self.firewall.clone()).collect(),
             }))),
         }
     }
@@ -301,11 +305,11 @@ impl Engine {
         })
     }
 
-    fn all_problems(&self) -> Vec<String> {
+    fn problems(&self) -> impl Iterator<Item = String> {
         let of_namespaces = self.problems.iter().map(|(ns, problem)| format!("{ns}: {problem}"));
         let malformed = self.servers.iter().filter(|(_, server)| server.malformed() > 0);
         let of_dns = malformed.map(|(id, s)| format!("task {id}: {} DNS messages were no queries", s.malformed()));
-        self.plan_problems.iter().cloned().chain(of_namespaces).chain(of_dns).collect()
+        self.plan_problems.iter().cloned().chain(of_namespaces).chain(of_dns)
     }
 }
 

@@ -10,6 +10,7 @@
 mod conntrack;
 mod dns;
 mod engine;
+mod firewall;
 mod netlink;
 mod netns;
 mod nfnetlink;

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     conntrack,
     dns::{self, Server, TaskView},
-    netlink,
+    firewall, netlink,
     netns::{self, NetNs},
     store::StoredTask,
 };
@@ -40,6 +40,9 @@ impl Engine {
     pub(super) async fn pass(&mut self, check: bool) {
         self.update_facts(check).await;
         self.prepare_tasks().await;
+        if check {
+            self.look_at_firewall().await;
+        }
         let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
         let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
         let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, facts });
@@ -76,6 +79,21 @@ impl Engine {
             && (check || self.underlay.is_none_or(|(known, _)| known != addr))
         {
             self.underlay = underlay_mtu(host, addr).await.map(|mtu| (addr, mtu));
+        }
+    }
+
+    async fn look_at_firewall(&mut self) {
+        let Some(host) = self.namespaces.get(&NsName::Host).cloned() else { return };
+        let inside = host.clone();
+        let seen = host.run(move || firewall::obstacle(&*inside.netfilter()?)).await;
+        // Unreadable rules are no reason to say anything about them.
+        let seen = seen.inspect_err(|error| tracing::debug!(%error, "cannot read the node's firewall")).ok().flatten();
+        if seen != self.firewall {
+            match &seen {
+                Some(problem) => tracing::warn!("{problem}"),
+                None => tracing::info!("the node's firewall no longer drops what it forwards"),
+            }
+            self.firewall = seen;
         }
     }
 

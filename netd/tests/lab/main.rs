@@ -253,6 +253,29 @@ fn a_port_published_on_its_node_answers_there_only() {
     assert_eq!(who(&lab.client(), (lab.addr(1), 8088), 2), ["t6"]);
 }
 
+#[test]
+fn a_firewall_in_the_way_is_reported_until_it_lets_packets_through() {
+    let mut lab = Lab::up(1);
+    let host = lab.host(1);
+    let nft = |words: &[&str]| sockets::command(&host, "nft", words);
+    nft(&["add", "table", "ip", "filter"]);
+    nft(&["add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }"]);
+    let mut problems = |wanted: usize| {
+        let deadline = Instant::now() + Duration::from_secs(12);
+        loop {
+            let problems = lab.status(1).problems;
+            if problems.len() == wanted {
+                return problems;
+            }
+            assert!(Instant::now() < deadline, "{problems:?}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    assert!(problems(1)[0].contains("policy of chain FORWARD in table ip filter"));
+    nft(&["insert rule ip filter FORWARD iifname \"orch*\" accept"]);
+    problems(0);
+}
+
 /// Attaching and changing is quick enough to be in the way of nothing; the figures are printed, the limits only catch
 /// disasters.
 #[test]
