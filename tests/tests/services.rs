@@ -4,13 +4,16 @@ use std::fs;
 
 use orch_tests::{Lab, eventually};
 
-const SLEEPER: &[&str] = &["CMD [\"sleep\", \"100000\"]"];
+/// As process 1, `sleep` ignores SIGTERM: nobody waits for its grace period to pass.
+const SLEEPER: &[&str] = &["CMD [\"sleep\", \"100000\"]", "STOPSIGNAL SIGKILL"];
 
 #[test]
 fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     let lab = Lab::up("services", 3, 1);
     lab.import("box", "busybox", SLEEPER);
     containers_get_what_the_flags_say(&lab);
+    an_image_may_come_after_its_service(&lab);
+    a_restarted_worker_knows_its_containers(&lab);
     updates_replace_tasks_one_at_a_time(&lab);
     global_services_run_everywhere(&lab);
     names_are_found_in_every_form(&lab);
@@ -133,6 +136,42 @@ fn names_are_found_in_every_form(lab: &Lab) {
     });
 }
 
+fn an_image_may_come_after_its_service(lab: &Lab) {
+    let _ = lab
+        .orch(&["service", "create", "-d", "--name", "early", "--mode", "global", "--restart-delay", "1s", "later:1"])
+        .ok();
+    error_of(lab, "early", "No such image: later:1");
+    lab.import("later:1", "busybox", SLEEPER);
+    lab.wait_replicas("early", "3/3");
+    let _ = lab.orch(&["service", "rm", "early"]).ok();
+}
+
+fn a_restarted_worker_knows_its_containers(lab: &Lab) {
+    let counting = "i=0; while sleep 0.1; do i=$((i+1)); echo line $i; done";
+    let on_n2 = "node.hostname==n2";
+    let _ =
+        lab.orch(&["service", "create", "-q", "--name", "steady", "--constraint", on_n2, "box", "sh", "-c", counting]);
+    let listed = || lab.exec("n2", &["orch", "ps", "--no-trunc", "--format", "{{.ID}} {{.Command}}"]);
+    let before = listed().ok();
+    assert!(before.contains("while sleep 0.1"), "{before}");
+    // `timeout` says 124 when it had to end the command, which has followed the log until then.
+    let follower = std::thread::scope(|scope| {
+        let followed = scope.spawn(|| {
+            lab.exec("n1", &["timeout", "8", "orch", "service", "logs", "-f", "--raw", "--tail", "1", "steady"])
+        });
+        let _ = lab.command("kill", &["n2", "worker"]).ok();
+        eventually("the worker lists its containers as before", || match listed().result()? {
+            after if after == before => Ok(()),
+            after => Err(after),
+        });
+        followed.join().expect("the follower")
+    });
+    let numbers: Vec<u64> = follower.stdout.lines().filter_map(|l| l.strip_prefix("line ")?.parse().ok()).collect();
+    assert!(follower.code == 124 && numbers.len() > 20, "{follower:?}");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "lines lost or repeated: {numbers:?}");
+    let _ = lab.orch(&["service", "rm", "steady"]).ok();
+}
+
 /// The error of the service's tasks, once there is one that contains `wanted`.
 fn error_of(lab: &Lab, service: &str, wanted: &str) {
     eventually(&format!("`service ps {service}` says {wanted:?}"), || {
@@ -150,7 +189,10 @@ fn what_cannot_run_says_why(lab: &Lab) {
         .orch(&["service", "create", "-d", "--name", "nowhere", "--constraint", "node.labels.zone == moon", "box"])
         .ok();
     error_of(lab, "nowhere", "no suitable node (scheduling constraints not satisfied on 3 nodes)");
-    let _ = lab.orch(&["service", "rm", "absent", "lost", "nowhere"]).ok();
+    let gave_up = lab.orch(&["service", "create", "--name", "once", "--restart-condition", "none", "box", "false"]);
+    assert_eq!(gave_up.code, 1, "{gave_up:?}");
+    assert!(gave_up.stderr.contains("once.1") && gave_up.stderr.contains("non-zero exit (1)"), "{gave_up:?}");
+    let _ = lab.orch(&["service", "rm", "absent", "lost", "nowhere", "once"]).ok();
 }
 
 fn bad_flags_change_nothing(lab: &Lab) {
