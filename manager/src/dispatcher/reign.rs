@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use orch_model::{
@@ -127,7 +127,13 @@ impl Reign {
 
     async fn declare_silent_nodes_down(&self) {
         loop {
+            let before = Instant::now();
             sleep(SWEEP).await;
+            let late = before.elapsed().saturating_sub(SWEEP);
+            if late > SWEEP {
+                tracing::warn!(late_ms = late.as_millis(), "this manager stood still; nodes are given that time");
+                self.sessions.forgive(late);
+            }
             let view = self.consensus.store().view();
             let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { continue };
             let now = self.proposer.now();

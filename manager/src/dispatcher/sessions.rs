@@ -19,7 +19,7 @@ const AFTER_CHANGE_OF_LEADER: u32 = 2;
 
 /// The sessions of one reign.
 pub(super) struct Sessions {
-    started: Instant,
+    started: Mutex<Instant>,
     by_node: Mutex<HashMap<NodeId, Presence>>,
 }
 
@@ -36,7 +36,7 @@ struct Session {
 
 impl Sessions {
     pub(super) fn new() -> Self {
-        Self { started: Instant::now(), by_node: Mutex::default() }
+        Self { started: Mutex::new(Instant::now()), by_node: Mutex::default() }
     }
 
     /// Replaces the node's session: its old stream ends, because the channel behind it closes.
@@ -78,13 +78,29 @@ impl Sessions {
         session.is_some_and(|session| session.announcements.try_send(announcement).is_ok())
     }
 
+    /// This manager itself stood still for so long (paused, starved): what nodes said meanwhile has yet to be heard, so
+    /// that time is not held against them.
+    pub(super) fn forgive(&self, stall: Duration) {
+        let now = Instant::now();
+        let later = |at: Instant| (at + stall).min(now);
+        for presence in self.lock().values_mut() {
+            presence.heard = later(presence.heard);
+        }
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        *started = later(*started);
+    }
+
     /// Whether a node that should be there has been silent for too long. `known_for`: how long ago its state last
     /// changed, which counts while it was never heard in this reign (a node that has just joined).
     pub(super) fn is_silent(&self, node: &NodeId, known_for: Duration, period: Duration) -> bool {
         match self.lock().get(node) {
             Some(presence) => presence.heard.elapsed() > period * MISSED_BEATS,
-            None => self.started.elapsed().min(known_for) > period * MISSED_BEATS * AFTER_CHANGE_OF_LEADER,
+            None => self.reigns_for().min(known_for) > period * MISSED_BEATS * AFTER_CHANGE_OF_LEADER,
         }
+    }
+
+    fn reigns_for(&self) -> Duration {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<NodeId, Presence>> {
@@ -116,5 +132,21 @@ mod tests {
         sessions.close(&node, &second);
         assert!(!sessions.announce(&node, StreamAnnouncement::default()));
         assert!(!sessions.is_silent(&node, long, Duration::from_secs(5)), "a broken stream is not yet silence");
+    }
+
+    #[test]
+    fn a_manager_that_stood_still_blames_nobody() {
+        let sessions = Sessions::new();
+        let (known, unknown) = (NodeId::from_random(1), NodeId::from_random(2));
+        let long = Duration::from_secs(3600);
+        let _session = sessions.open(known.clone(), SessionId::from_random(3));
+        let stall = Duration::from_millis(50);
+        std::thread::sleep(stall);
+        let period = Duration::from_millis(4);
+        assert!(sessions.is_silent(&known, long, period) && sessions.is_silent(&unknown, long, period));
+        sessions.forgive(stall);
+        // The clock goes on while this is checked, so the period is a longer one.
+        let period = Duration::from_millis(15);
+        assert!(!sessions.is_silent(&known, long, period) && !sessions.is_silent(&unknown, long, period));
     }
 }
