@@ -33,6 +33,9 @@ pub(crate) enum DataCommand {
         /// Format output: 'json' or a Go template
         #[arg(short, long)]
         format: Option<String>,
+        /// Print the information in a human friendly format
+        #[arg(long, conflicts_with = "format")]
+        pretty: bool,
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
@@ -76,18 +79,27 @@ pub(crate) async fn run(kind: Kind, command: DataCommand, paths: &Paths) -> anyh
     match command {
         DataCommand::Create(args) => create(kind, args, paths).await,
         DataCommand::Ls(flags) => list(kind, &flags, paths).await,
-        DataCommand::Inspect { format, names } => {
+        DataCommand::Inspect { format, pretty, names } => {
             let mut api = Api::connect(paths).await?;
-            let mut found = Vec::new();
+            let (mut found, mut texts) = (Vec::new(), Vec::new());
             let outcome = for_each(&names, async |reference| {
-                found.push(match kind {
-                    Kind::Secret => inspect::secret(&*api.get::<Secret>(reference).await?),
-                    _ => inspect::config(&*api.get::<Config>(reference).await?),
-                });
+                if kind == Kind::Secret {
+                    let secret = api.get::<Secret>(reference).await?;
+                    found.push(inspect::secret(&secret));
+                    texts.push(pretty_text(secret.id.as_str(), &secret.meta, &secret.annotations, None));
+                } else {
+                    let config = api.get::<Config>(reference).await?;
+                    found.push(inspect::config(&config));
+                    texts.push(pretty_text(config.id.as_str(), &config.meta, &config.annotations, Some(&config.data)));
+                }
                 Ok(())
             })
             .await;
-            print_inspected(found, format.as_deref())?;
+            if pretty {
+                print!("{}", texts.join("\n"));
+            } else {
+                print_inspected(found, format.as_deref())?;
+            }
             outcome
         }
         DataCommand::Rm { names } => {
@@ -144,6 +156,19 @@ pub(crate) async fn store(
     };
     warn(&warnings);
     Ok(id)
+}
+
+/// A secret has no data here.
+fn pretty_text(id: &str, meta: &Meta, annotations: &Annotations, data: Option<&[u8]>) -> String {
+    let labels: String = annotations.labels.iter().map(|(k, v)| format!(" - {k}={v}\n")).collect();
+    let driver = if data.is_none() { "Driver:\n" } else { "" };
+    let data = data.map(|data| format!("Data:\n{}\n", String::from_utf8_lossy(data))).unwrap_or_default();
+    format!(
+        "ID:\t\t\t{id}\nName:\t\t\t{}\nLabels:\n{labels}{driver}Created at:            \t{}\nUpdated at:            \t{}\n{data}",
+        annotations.name,
+        time::go_style(meta.created_at),
+        time::go_style(meta.updated_at),
+    )
 }
 
 async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> {

@@ -87,7 +87,12 @@ pub(crate) fn write_secret_files(
     remove_secret_files(dir)?;
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("tmpfs", dir, "tmpfs", flags, c"mode=0700").map_err(|e| io_error("mount a tmpfs on", dir)(e.into()))?;
+    // Swap is a disk, too; kernels before 6.4 cannot keep a tmpfs out of it.
+    let mounted = match mount("tmpfs", dir, "tmpfs", flags, c"mode=0700,noswap") {
+        Err(Errno::INVAL) => mount("tmpfs", dir, "tmpfs", flags, c"mode=0700"),
+        other => other,
+    };
+    mounted.map_err(|e| io_error("mount a tmpfs on", dir)(e.into()))?;
     let mut binds = Vec::new();
     for (n, file) in spec.secrets.iter().enumerate() {
         let secret = items.secret(&file.id).ok_or_else(|| unknown("secret", &file.name))?;
