@@ -36,6 +36,10 @@ enum Command {
     JoinToken(cluster::JoinTokenArgs),
     /// Leave the cluster
     Leave(cluster::LeaveArgs),
+    /// Update the cluster's settings
+    Update(cluster::UpdateArgs),
+    /// Display the root certificate
+    Ca(cluster::CaArgs),
     /// The cluster's commands under Docker's names
     Swarm {
         #[command(subcommand)]
@@ -145,6 +149,8 @@ async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Join(args) => cluster::join(args, paths).await,
         Command::JoinToken(args) => cluster::join_token(args, paths).await,
         Command::Leave(args) => cluster::leave(args, paths).await,
+        Command::Update(args) => cluster::update(args, paths).await,
+        Command::Ca(args) => cluster::ca(&args, paths).await,
         Command::Swarm { command } => cluster::swarm(command, paths).await,
         Command::Node { command: Some(command) } => node::run(command, paths).await,
         Command::Service { command } => service::run(command, paths).await,

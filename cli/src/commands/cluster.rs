@@ -26,8 +26,8 @@ pub(crate) enum SwarmCommand {
     Leave(LeaveArgs),
     /// Update the cluster's settings
     Update(UpdateArgs),
-    /// Display and rotate the root CA
-    Ca,
+    /// Display the root certificate
+    Ca(CaArgs),
     /// Unlock a locked manager
     Unlock,
     /// Manage the unlock key
@@ -128,6 +128,13 @@ pub(crate) struct UpdateArgs {
     task_history_limit: Option<u64>,
 }
 
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CaArgs {
+    /// Rotate the root certificate
+    #[arg(long)]
+    rotate: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AvailabilityFlag {
     Active,
@@ -158,7 +165,7 @@ pub(crate) async fn swarm(command: SwarmCommand, paths: &Paths) -> anyhow::Resul
         SwarmCommand::JoinToken(args) => join_token(args, paths).await,
         SwarmCommand::Leave(args) => leave(args, paths).await,
         SwarmCommand::Update(args) => update(args, paths).await,
-        SwarmCommand::Ca => bail!("root CA rotation is not in this version of Orch; nothing was changed"),
+        SwarmCommand::Ca(args) => ca(&args, paths).await,
         SwarmCommand::Unlock | SwarmCommand::UnlockKey => {
             bail!("autolock is not in this version of Orch: managers are never locked; nothing was changed")
         }
@@ -257,7 +264,16 @@ pub(crate) async fn leave(args: LeaveArgs, paths: &Paths) -> anyhow::Result<()> 
     Ok(())
 }
 
-async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
+/// Prints the root certificate in PEM form.
+pub(crate) async fn ca(args: &CaArgs, paths: &Paths) -> anyhow::Result<()> {
+    if args.rotate {
+        bail!("root CA rotation is not in this version of Orch; nothing was changed");
+    }
+    print!("{}", Api::connect(paths).await?.info().await?.root_cert_pem);
+    Ok(())
+}
+
+pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
     let info = api.info().await?;
     let get = wire::GetRequest { kind: orch_model::Kind::Cluster.to_proto(), reference: info.cluster_id };

@@ -284,7 +284,8 @@ async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow
     for_each(nodes, async |reference| {
         let node = find(api, reference).await?;
         if node.spec.role == role {
-            bail!("Node {reference} is already a {word}.");
+            println!("Node {reference} is already a {word}.");
+            return Ok(());
         }
         let mut spec = node.spec.clone();
         spec.role = role;
