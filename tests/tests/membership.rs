@@ -1,118 +1,236 @@
-//! Ports that are taken, addresses that nobody reaches, managers that are gone, and power cuts again and again.
+//! Nodes change their part in the cluster: promoted, demoted, drained, removed; a quorum is lost and found again.
 
-use std::{collections::BTreeSet, process::Child};
+use std::time::Duration;
 
 use orch_tests::{Lab, RESTART_LIMIT, eventually, within};
 
-/// A program on n3 that takes a port until it is dropped.
-struct Squatter(Child);
+/// How soon the cluster acts on what an operator says.
+const AT_ONCE: Duration = Duration::from_secs(15);
 
-impl Squatter {
-    fn on_n3(lab: &Lab, port: &str) -> Self {
-        let child = lab.spawn("n3", &["python3", "-m", "http.server", port]);
-        eventually("the port is taken", || lab.get("n3", &format!("http://127.0.0.1:{port}/")));
-        Self(child)
-    }
+/// `HOSTNAME` to `MANAGER STATUS`, as `on` tells it.
+fn managers(lab: &Lab, on: &str) -> Result<Vec<String>, String> {
+    let text = lab.orch_on(on, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]).result()?;
+    Ok(text.lines().map(|line| line.trim().to_owned()).collect())
 }
 
-impl Drop for Squatter {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn node_names(lab: &Lab, from: &str) -> Vec<String> {
-    let names = lab.orch_on(from, &["node", "ls", "--format", "{{.Hostname}}"]).ok();
-    names.lines().map(str::to_owned).collect()
-}
-
-fn token(lab: &Lab, role: &str) -> String {
-    lab.orch(&["join-token", "-q", role]).ok().trim().to_owned()
-}
-
-#[test]
-fn a_node_that_cannot_take_part_says_why_and_leaves_no_trace() {
-    let lab = Lab::up("obstacles", 3, 1);
-    let manager = format!("{}:2377", lab.address("n1"));
-    let _ = lab.orch_on("n3", &["leave"]).ok();
-    let old = lab.orch(&["node", "ls", "-q", "--filter", "name=n3"]).ok();
-    let _ = lab.orch(&["node", "rm", old.trim()]).ok();
-    let join = |token: &str| lab.orch_on("n3", &["join", "--token", token, &manager]);
-
-    let elsewhere = lab.orch_on("n3", &["init", "--advertise-addr", "203.0.113.7"]).refused();
-    assert!(elsewhere.contains("203.0.113.7:2377") && elsewhere.contains("--advertise-addr"), "{elsewhere}");
-    {
-        let _squatter = Squatter::on_n3(&lab, "2377");
-        for said in [lab.orch_on("n3", &["init"]).refused(), join(&token(&lab, "manager")).refused()] {
-            assert!(said.contains("port 2377 is taken"), "{said}");
-        }
-        assert_eq!(node_names(&lab, "n1"), ["n1", "n2"], "a node that did not join is in the list");
-        // A worker does not need the port.
-        let _ = join(&token(&lab, "worker")).ok();
-        let _ = lab.orch_on("n3", &["leave"]).ok();
-        let id = lab.orch(&["node", "ls", "-q", "--filter", "name=n3"]).ok();
-        let _ = lab.orch(&["node", "rm", id.trim()]).ok();
-    }
-    {
-        let _squatter = Squatter::on_n3(&lab, "7946");
-        for said in [lab.orch_on("n3", &["init"]).refused(), join(&token(&lab, "worker")).refused()] {
-            assert!(said.contains("port 7946 is taken"), "{said}");
-        }
-    }
-    assert_eq!(node_names(&lab, "n1"), ["n1", "n2"]);
-    let info = lab.orch_on("n3", &["info"]).ok();
-    assert!(info.contains("Cluster: inactive") && !info.contains("NodeID"), "{info}");
-
-    let other = lab.orch_on("n3", &["init", "--advertise-addr", "eth0", "--listen-addr", "eth0:2400"]).ok();
-    assert!(other.contains(&format!("{}:2400", lab.address("n3"))), "{other}");
-    let _ = lab.orch_on("n3", &["leave", "--force"]).ok();
-    let _ = join(&token(&lab, "manager")).ok();
-    assert_eq!(node_names(&lab, "n3"), ["n1", "n2", "n3"]);
-}
-
-#[test]
-fn every_manager_gives_a_line_to_paste_that_works_also_without_the_first() {
-    let lab = Lab::up("paste", 4, 3);
-    let _ = lab.orch_on("n4", &["leave"]).ok();
-    let _ = lab.command("kill", &["n1", "all"]).ok();
-    let text = eventually("a manager answers without the first one", || {
-        lab.orch_on("n2", &["join-token", "manager"]).result()
+#[track_caller]
+fn wait_managers(lab: &Lab, on: &str, expected: &[&str]) {
+    within(AT_ONCE, "the managers are as wanted", || {
+        let now = managers(lab, on)?;
+        if now == expected { Ok(()) } else { Err(format!("{now:?}")) }
     });
-    let line = text.lines().map(str::trim).find(|line| line.starts_with("orch join")).expect("a line to paste");
-    assert!(line.ends_with(&format!("{}:2377", lab.address("n2"))), "{line}");
-    let said = lab.exec("n4", &["sh", "-c", line]).ok();
-    assert!(said.contains("joined a cluster as a manager"), "{said}");
-    let _ = lab.orch_on("n4", &["network", "create", "-d", "overlay", "written"]).ok();
+}
+
+/// Which of these leads.
+fn leader(lab: &Lab, on: &str) -> Result<String, String> {
+    let now = managers(lab, on)?;
+    let leader = now.iter().find_map(|line| line.strip_suffix(" Leader"));
+    leader.map(str::to_owned).ok_or(format!("nobody leads: {now:?}"))
+}
+
+fn has_manager_folder(lab: &Lab, node: &str) -> bool {
+    lab.exec(node, &["test", "-e", "/var/lib/orch/manager"]).code == 0
+}
+
+/// How many containers run on the node.
+fn containers(lab: &Lab, node: &str) -> Result<usize, String> {
+    Ok(lab.orch_on(node, &["ps", "-q"]).result()?.lines().count())
+}
+
+#[track_caller]
+fn wait_containers(lab: &Lab, node: &str, count: usize) {
+    within(AT_ONCE, &format!("{count} containers on {node}"), || match containers(lab, node)? {
+        now if now == count => Ok(()),
+        now => Err(now.to_string()),
+    });
+}
+
+fn sleepers(lab: &Lab, args: &[&str]) {
+    lab.import("busybox", "busybox", &[]);
+    let mut all = vec!["service", "create", "-d", "--name", "sleepers", "--restart-delay", "1s"];
+    all.extend(args);
+    all.extend(["busybox", "sleep", "10000"]);
+    let _ = lab.orch(&all).ok();
 }
 
 #[test]
-fn power_cuts_again_and_again_change_nothing() {
-    let lab = Lab::up("cuts", 3, 1);
-    let changes = &["CMD [\"sh\", \"-c\", \"mkdir -p /w; hostname > /w/index.html; exec httpd -f -p 80 -h /w\"]"];
-    lab.import("box", "busybox", changes);
-    let _ = lab.orch(&["service", "create", "-d", "--name", "web", "--replicas", "3", "-p", "8000:80", "box"]).ok();
-    lab.wait_replicas("web", "3/3");
-    let facts = || -> Result<Vec<String>, String> {
-        Ok(vec![
-            lab.orch(&["node", "ls", "--format", "{{.ID}} {{.Hostname}}"]).result()?,
-            lab.orch(&["service", "inspect", "web", "--format", "{{.ID}} {{.Version.Index}} {{json .Endpoint}}"])
-                .result()?,
-            lab.orch(&["join-token", "-q", "worker"]).result()?,
-            lab.orch(&["join-token", "-q", "manager"]).result()?,
-        ])
-    };
-    let before = facts().expect("facts before");
-    let url = format!("http://{}:8000/", lab.address("n2"));
-    for cut in 1..=3 {
-        let _ = lab.command("kill", &["n1", "all"]).ok();
-        let _ = lab.command("start", &["n1"]).ok();
-        let asked = within(RESTART_LIMIT, "the list and the requests agree on three replicas", || {
-            let replicas = lab.orch(&["service", "ls", "--format", "{{.Replicas}}"]).result()?;
-            let answers: BTreeSet<String> = lab.answers("client", &url, 9, |body| body.trim().to_owned())?;
-            let seen = format!("{}; {answers:?}", replicas.trim());
-            if replicas.trim() == "3/3" && answers.len() == 3 { Ok(seen) } else { Err(seen) }
-        });
-        assert_eq!(facts().expect("facts after"), before, "after cut {cut}: {asked}");
+fn managers_are_promoted_and_demoted_down_to_one() {
+    let lab = Lab::up("roles", 3, 1);
+    let _ = lab.orch(&["node", "promote", "n2", "n3"]).ok();
+    wait_managers(&lab, "n2", &["n1 Leader", "n2 Reachable", "n3 Reachable"]);
+    assert_eq!(lab.orch(&["node", "promote", "n2"]).ok(), "Node n2 is already a manager.\n");
+
+    // The leader itself.
+    let _ = lab.orch(&["node", "demote", "n1"]).ok();
+    within(AT_ONCE, "n1 is no manager any more", || match has_manager_folder(&lab, "n1") {
+        false => Ok(()),
+        true => Err("its folder is there".into()),
+    });
+    let said = lab.orch(&["node", "ls"]).refused();
+    assert!(said.starts_with("This node is not a manager"), "{said}");
+    let led_by = within(AT_ONCE, "another leads", || leader(&lab, "n2"));
+    assert_ne!(led_by, "n1");
+    let _ = lab.orch_on("n2", &["node", "update", "--role", "manager", "n1"]).ok();
+    within(AT_ONCE, "n1 is a manager again", || {
+        let now = managers(&lab, "n1")?;
+        if now[0] == "n1 Reachable" { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+
+    // One that is down.
+    let _ = lab.command("kill", &["n3", "all"]).ok();
+    within(AT_ONCE, "n3 is unreachable", || {
+        let now = managers(&lab, "n1")?;
+        if now[2] == "n3 Unreachable" { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    let said = lab.orch(&["node", "demote", "n2"]).refused();
+    let arithmetic =
+        "without n2, 2 of the 3 managers remain, 2 of them are needed for a quorum, and 1 is reachable now";
+    assert!(said.contains(arithmetic), "{said}");
+    let _ = lab.orch(&["node", "demote", "n3"]).ok();
+    within(AT_ONCE, "n3 is out", || {
+        let now = managers(&lab, "n1")?;
+        if now[2] == "n3" { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+    // Down to one.
+    let _ = lab.orch(&["node", "demote", "n2"]).ok();
+    wait_managers(&lab, "n1", &["n1 Leader", "n2", "n3"]);
+    let said = lab.orch(&["node", "demote", "n1"]).refused();
+    assert!(said.starts_with("attempting to demote the last manager of the cluster"), "{said}");
+    // It was demoted in its sleep.
+    let _ = lab.command("start", &["n3"]).ok();
+    within(AT_ONCE, "n3 finds itself a worker", || match has_manager_folder(&lab, "n3") {
+        false => Ok(()),
+        true => Err("its manager's folder is there".into()),
+    });
+}
+
+#[test]
+fn what_a_leader_leaves_undone_the_next_one_finishes() {
+    let lab = Lab::up("next-leader", 4, 3);
+    let _ = lab.orch_on("n2", &["node", "promote", "n4"]).ok();
+    let _ = lab.orch_on("n2", &["node", "demote", "n3"]).ok();
+    let _ = lab.command("kill", &["n1", "manager"]).ok();
+    within(RESTART_LIMIT, "n4 is in, n3 is out", || {
+        let now = managers(&lab, "n2")?;
+        let wanted = |line: &String| line.ends_with("Leader") || line.ends_with("Reachable");
+        if now[..2].iter().chain(&now[3..]).all(wanted) && now[2] == "n3" { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+}
+
+#[test]
+fn nodes_are_drained_paused_labelled_and_removed() {
+    let lab = Lab::up("nodes", 3, 1);
+    sleepers(&lab, &["--mode", "global", "--constraint", "node.labels.kind != odd"]);
+    for node in ["n1", "n2", "n3"] {
+        wait_containers(&lab, node, 1);
     }
+    let _ = lab.orch(&["node", "update", "--availability", "drain", "n2"]).ok();
+    wait_containers(&lab, "n2", 0);
+    let _ = lab.orch(&["node", "update", "--availability", "active", "n2"]).ok();
+    wait_containers(&lab, "n2", 1);
+    let _ = lab.orch(&["node", "update", "--label-add", "kind=odd", "n3"]).ok();
+    wait_containers(&lab, "n3", 0);
+    let _ = lab.orch(&["node", "update", "--label-rm", "kind", "--availability", "pause", "n3"]).ok();
+    let _ = lab.orch(&["node", "update", "--availability", "pause", "n2"]).ok();
+    // Paused keeps what it has and gets nothing new.
+    let listed = lab.orch(&["node", "ls", "--format", "{{.Hostname}} {{.Availability}}"]).ok();
+    assert_eq!(listed, "n1 Active\nn2 Pause\nn3 Pause\n");
+    assert_eq!((containers(&lab, "n2"), containers(&lab, "n3")), (Ok(1), Ok(0)));
+    let _ = lab.orch(&["node", "update", "--availability", "active", "n3"]).ok();
+    wait_containers(&lab, "n3", 1);
+    assert_eq!(containers(&lab, "n2"), Ok(1));
+
+    let said = lab.orch(&["node", "rm", "n2"]).refused();
+    assert!(said.contains("is not down and can't be removed"), "{said}");
+    let _ = lab.orch(&["node", "rm", "--force", "n2"]).ok();
+    assert_eq!(lab.orch(&["node", "ls", "--format", "{{.Hostname}}"]).ok(), "n1\nn3\n");
+    // Its tasks are nobody's any more.
+    wait_containers(&lab, "n2", 0);
+    let said = lab.orch(&["node", "rm", "--force", "n1"]).refused();
+    assert!(said.contains("must be demoted to worker before removal"), "{said}");
+    // The same machine may come back as another node.
+    let token = lab.orch(&["join-token", "-q", "worker"]).ok();
+    let _ = lab.orch_on("n2", &["leave", "--force"]).ok();
+    let remote = format!("{}:2377", lab.address("n1"));
+    let _ = lab.orch_on("n2", &["join", "--token", token.trim(), &remote]).ok();
+    wait_containers(&lab, "n2", 1);
+}
+
+#[test]
+fn tasks_of_nodes_that_left_or_were_removed_run_elsewhere_at_once() {
+    let lab = Lab::up("gone", 3, 1);
+    sleepers(&lab, &["--replicas", "6"]);
+    for node in ["n1", "n2", "n3"] {
+        wait_containers(&lab, node, 2);
+    }
+    let _ = lab.orch_on("n3", &["leave"]).ok();
+    wait_containers(&lab, "n1", 3);
+    wait_containers(&lab, "n2", 3);
+    let _ = lab.orch(&["node", "rm", "--force", "n2"]).ok();
+    wait_containers(&lab, "n1", 6);
+    wait_containers(&lab, "n2", 0);
+}
+
+#[test]
+fn a_node_that_was_cut_off_stops_what_is_no_longer_its_own() {
+    let lab = Lab::up("cut-off", 3, 1);
+    let _ = lab.orch(&["update", "--dispatcher-heartbeat", "1s"]).ok();
+    sleepers(&lab, &["--replicas", "3"]);
+    for node in ["n1", "n2", "n3"] {
+        wait_containers(&lab, node, 1);
+    }
+    for other in ["n1", "n2"] {
+        let _ = lab.command("partition", &["n3", other]).ok();
+    }
+    within(AT_ONCE, "its task runs elsewhere", || match containers(&lab, "n1")? + containers(&lab, "n2")? {
+        3 => Ok(()),
+        now => Err(format!("{now} on n1 and n2")),
+    });
+    // Nobody told it, so it goes on.
+    assert_eq!(containers(&lab, "n3"), Ok(1));
+    let _ = lab.command("heal", &[] as &[&str]).ok();
+    wait_containers(&lab, "n3", 0);
+    eventually("n3 is ready", || {
+        let nodes = lab.orch(&["node", "ls", "--format", "{{.Hostname}} {{.Status}}"]).result()?;
+        if nodes.contains("n3 Ready") { Ok(()) } else { Err(nodes) }
+    });
+    assert_eq!(containers(&lab, "n1").and_then(|one| Ok(one + containers(&lab, "n2")?)), Ok(3));
+}
+
+#[test]
+fn one_manager_goes_on_alone_after_the_quorum_is_lost() {
+    let lab = Lab::up("force", 4, 3);
+    sleepers(&lab, &["--replicas", "4"]);
+    lab.wait_replicas("sleepers", "4/4");
+    let said = lab.orch(&["init", "--force-new-cluster"]).refused();
+    assert!(said.starts_with("the cluster has a quorum"), "{said}");
+    for lost in ["n2", "n3"] {
+        let _ = lab.command("kill", &[lost, "all"]).ok();
+    }
+    let said = within(AT_ONCE, "it goes on alone", || lab.orch(&["init", "--force-new-cluster"]).result());
+    assert!(said.contains("is the only manager of its cluster now"), "{said}");
+    wait_managers(&lab, "n1", &["n1 Leader", "n2", "n3", "n4"]);
+    // It can decide, and the worker that was there comes back by itself.
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "here",
+            "--constraint",
+            "node.hostname == n4",
+            "busybox",
+            "sleep",
+            "99",
+        ])
+        .ok();
+    lab.wait_replicas("here", "1/1");
+    let _ = lab.command("start", &["n3"]).ok();
+    within(RESTART_LIMIT, "the lost one is a worker now", || match has_manager_folder(&lab, "n3") {
+        false => Ok(()),
+        true => Err("its manager's folder is there".into()),
+    });
+    let _ = lab.orch(&["node", "promote", "n3"]).ok();
+    wait_managers(&lab, "n1", &["n1 Leader", "n2", "n3 Reachable", "n4"]);
 }
