@@ -11,7 +11,7 @@ use orch_model::{
 };
 
 use super::{
-    NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings,
+    Content, NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings,
     error::{ComposeError, Source},
     keys::{self, Version},
     service,
@@ -157,7 +157,7 @@ pub(super) fn stack(
     }
     let mut used = BTreeSet::new();
     let mut ignored = Ignored { version, ..Ignored::default() };
-    for (key, node) in services.entries().iter().filter(|(key, _)| !key.text.starts_with("x-")) {
+    for (key, node) in services.entries().iter().filter(|(key, node)| is_wanted(&reader, key, node)) {
         ignored.note(node);
         let service = service::service(&reader, key, node, &mut used)?;
         stack.services.push(service);
@@ -169,10 +169,19 @@ pub(super) fn stack(
     }
     for (section, kind) in [("secrets", Kind::Secret), ("configs", Kind::Config)] {
         for (key, node) in root.get(section).map(Node::entries).unwrap_or_default() {
-            stack.data.extend(data(&reader, section, kind, key, node)?);
+            stack.data.push(data(&reader, section, kind, key, node)?);
         }
     }
     Ok(stack)
+}
+
+/// Not the user's own `x-…`, nor of a profile that is not asked for.
+fn is_wanted(reader: &Reader<'_>, key: &Key, service: &Node) -> bool {
+    let profiles = service.get("profiles").map(Node::items).unwrap_or_default();
+    let asked = (reader.around.variable)("COMPOSE_PROFILES").unwrap_or_default();
+    let is_active = |profile: &str| asked.split(',').map(str::trim).any(|asked| asked == profile || asked == "*");
+    let has_active = profiles.iter().filter_map(Node::text).any(is_active);
+    !key.text.starts_with("x-") && (profiles.is_empty() || has_active)
 }
 
 /// Options without meaning in a cluster, collected over all services.
@@ -251,26 +260,26 @@ fn ipam(reader: &Reader<'_>, node: Option<&Node>, path: &str) -> Result<Vec<Ipam
     Ok(configs)
 }
 
-fn data(
-    reader: &Reader<'_>,
-    section: &str,
-    kind: Kind,
-    key: &Key,
-    node: &Node,
-) -> Result<Option<StackData>, ComposeError> {
+fn data(reader: &Reader<'_>, section: &str, kind: Kind, key: &Key, node: &Node) -> Result<StackData, ComposeError> {
     let (name, external) = reader.real_name(section, &key.text)?;
     let path = format!("{section}.{}", key.text);
     let labels = reader.labels(node.get("labels"), &path)?;
-    let file = match node.get("file") {
-        Some(file) => Some(reader.text(file, &format!("{path}.file"))?),
-        None if external => None,
-        None => {
-            let message =
-                format!("{path} has no content: write `file: PATH`, or `external: true` when it exists already");
-            return Err(reader.source.error(key.place, message));
-        }
-    };
+    let text = |key: &str| node.get(key).map(|n| reader.text(n, &format!("{path}.{key}"))).transpose();
     let absolute = |file: String| if file.starts_with('/') { file } else { join(reader.around.dir, &file) };
-    let file = file.filter(|_| !external).map(absolute);
-    Ok(Some(StackData { kind, annotations: Annotations { name, labels }, file }))
+    let content = if external {
+        Content::External
+    } else if let Some(file) = text("file")? {
+        Content::File(absolute(file))
+    } else if let Some(content) = text("content")? {
+        Content::Text(content)
+    } else if let Some(variable) = text("environment")? {
+        let value = (reader.around.variable)(&variable);
+        Content::Text(value.ok_or_else(|| {
+            reader.error(node, format!("{path}: the variable {variable} is not set, so there is no content"))
+        })?)
+    } else {
+        let message = format!("{path} has no content: write `file: PATH`, or `external: true` when it exists already");
+        return Err(reader.source.error(key.place, message));
+    };
+    Ok(StackData { kind, annotations: Annotations { name, labels }, content })
 }

@@ -7,7 +7,9 @@ use orch_model::service::{
 use super::{convert::Reader, error::ComposeError, yaml::Node};
 use crate::flags::{duration, quantity};
 pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
-    spec.mode = mode(reader, node, path)?;
+    if node.get("mode").or(node.get("replicas")).is_some() {
+        spec.mode = mode(reader, node, path)?;
+    }
     spec.update = node.get("update_config").map(|n| pace(reader, n, &format!("{path}.update_config"))).transpose()?;
     spec.rollback =
         node.get("rollback_config").map(|n| pace(reader, n, &format!("{path}.rollback_config"))).transpose()?;
@@ -90,15 +92,43 @@ fn apply_resources(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Serv
         let path = format!("{path}.{section}");
         let cpus = inner.get("cpus").map(|n| reader.parsed(n, &format!("{path}.cpus"), quantity::nano_cpus));
         let memory = inner.get("memory").map(|n| reader.parsed(n, &format!("{path}.memory"), quantity::bytes));
-        let (cpus, memory) = (cpus.transpose()?.unwrap_or(0), memory.transpose()?.unwrap_or(0));
+        let (cpus, memory) = (cpus.transpose()?, memory.transpose()?);
         if section == "limits" {
-            spec.task.limits.nano_cpus = cpus;
-            spec.task.limits.memory_bytes = memory;
-            spec.task.limits.pids = inner.get("pids").map(|n| reader.number(n, &path)).transpose()?.unwrap_or(0);
+            let limits = &mut spec.task.limits;
+            limits.nano_cpus = cpus.unwrap_or(limits.nano_cpus);
+            limits.memory_bytes = memory.unwrap_or(limits.memory_bytes);
+            limits.pids = inner.get("pids").map(|n| reader.number(n, &path)).transpose()?.unwrap_or(limits.pids);
         } else {
-            spec.task.reservations.nano_cpus = cpus;
-            spec.task.reservations.memory_bytes = memory;
+            let reservations = &mut spec.task.reservations;
+            reservations.nano_cpus = cpus.unwrap_or(reservations.nano_cpus);
+            reservations.memory_bytes = memory.unwrap_or(reservations.memory_bytes);
         }
+    }
+    Ok(())
+}
+
+/// Limits and a number of replicas outside `deploy:`, which goes before them.
+pub(super) fn older_limits(
+    reader: &Reader<'_>,
+    node: &Node,
+    path: &str,
+    spec: &mut ServiceSpec,
+) -> Result<(), ComposeError> {
+    let (limits, reservations) = (&mut spec.task.limits, &mut spec.task.reservations);
+    if let Some(n) = node.get("cpus") {
+        limits.nano_cpus = reader.parsed(n, &format!("{path}.cpus"), quantity::nano_cpus)?;
+    }
+    if let Some(n) = node.get("mem_limit") {
+        limits.memory_bytes = reader.parsed(n, &format!("{path}.mem_limit"), quantity::bytes)?;
+    }
+    if let Some(n) = node.get("mem_reservation") {
+        reservations.memory_bytes = reader.parsed(n, &format!("{path}.mem_reservation"), quantity::bytes)?;
+    }
+    if let Some(n) = node.get("pids_limit").filter(|n| n.text() != Some("-1")) {
+        limits.pids = reader.number(n, &format!("{path}.pids_limit"))?;
+    }
+    if let Some(n) = node.get("scale") {
+        spec.mode = ServiceMode::Replicated { replicas: reader.number(n, &format!("{path}.scale"))? };
     }
     Ok(())
 }

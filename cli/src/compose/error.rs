@@ -34,6 +34,8 @@ pub(crate) struct ComposeError {
     text: String,
 }
 
+const MAX_EXCERPT: usize = 200;
+
 impl ComposeError {
     /// More than this are not read anyway.
     const MOST: usize = 20;
@@ -85,8 +87,12 @@ impl Source {
         let marker = "^".repeat(marked.chars().count().max(1));
         // Only tabs stay tabs, so that the marker is under what it marks.
         let pad: String = before[start..].chars().map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-        let shown = format!("{}{rest}", &before[start..]);
-        let _ = write!(text, "\n {margin} |\n {number} | {}\n {margin} | {pad}{marker}", shown.trim_end());
+        // A line that no screen holds tells nobody anything.
+        let width = indent + marked.chars().count();
+        let shown: String = before[start..].chars().chain(rest.chars()).take(MAX_EXCERPT).collect();
+        if width <= MAX_EXCERPT {
+            let _ = write!(text, "\n {margin} |\n {number} | {}\n {margin} | {pad}{marker}", shown.trim_end());
+        }
         if let Some(help) = help {
             let _ = write!(text, "\n {margin} = {help}");
         }

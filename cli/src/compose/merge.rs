@@ -1,64 +1,118 @@
 //! Several files as one: what later ones say wins, lists grow.
 
 use super::{
+    error::{Place, Source},
     schema::{Field, Shape},
     yaml::{Key, Node, Yaml},
 };
 use crate::flags::{mount, port};
 
-/// Lays `over` on `base`, both of which look like `fields`.
-pub(super) fn merge(base: &mut Node, over: Node, fields: &'static [Field]) {
-    objects(base, over, |name| fields.iter().find(|field| field.name == name).map(|field| &field.shape));
+/// What a file says about the same key of earlier files.
+#[derive(PartialEq, Eq)]
+enum Tag {
+    /// `!reset`: as if it had never been there.
+    Reset,
+    /// `!override`: this instead, not in addition.
+    Override,
 }
 
-fn value(base: &mut Node, over: Node, shape: &'static Shape) {
-    match (&over.value, shape) {
-        (Yaml::Null, _) => {}
-        _ if matches!(base.value, Yaml::Null) => *base = over,
-        (Yaml::Map(_), Shape::Object(fields) | Shape::Detailed(_, fields)) if is_map(base) => {
-            if other_driver(base, &over, fields) {
-                *base = over;
-            } else {
-                merge(base, over, fields);
-            }
+pub(super) struct Merger<'a> {
+    pub(super) source: &'a Source,
+}
+
+impl Merger<'_> {
+    /// The parser drops tags; they stand just before their value.
+    fn tag(&self, place: Place) -> Option<Tag> {
+        let text = &self.source.files.get(place.file)?.text;
+        let (before, after) = text.split_at_checked(place.offset)?;
+        let is = |tag: &str| before.trim_end().ends_with(tag) || after.starts_with(tag);
+        if is("!reset") {
+            Some(Tag::Reset)
+        } else if is("!override") {
+            Some(Tag::Override)
+        } else {
+            None
         }
-        (Yaml::Map(_), Shape::Map(inner)) if is_map(base) => objects(base, over, |_| Some(inner)),
-        (_, Shape::Named(fields)) => {
-            named(base);
-            let mut over = over;
-            named(&mut over);
-            let Yaml::Map(entries) = over.value else { return };
-            for (key, detail) in entries {
-                match member(base, &key) {
-                    Some(known) => *known = merged(known.clone(), detail, fields),
-                    None => push(base, key, detail),
+    }
+
+    /// Lays `over` on `base`, both of which look like `fields`.
+    pub(super) fn merge(&self, base: &mut Node, over: Node, fields: &'static [Field]) {
+        self.objects(base, over, |name| fields.iter().find(|field| field.name == name).map(|field| &field.shape));
+    }
+
+    fn value(&self, base: &mut Node, over: Node, shape: &'static Shape) {
+        match (&over.value, shape) {
+            (Yaml::Null, _) => {}
+            _ if matches!(base.value, Yaml::Null) => *base = over,
+            (Yaml::Map(_), Shape::Object(fields) | Shape::Detailed(_, fields)) if is_map(base) => {
+                if other_driver(base, &over, fields) {
+                    *base = over;
+                } else {
+                    self.merge(base, over, fields);
                 }
             }
+            (Yaml::Map(_), Shape::Map(inner)) if is_map(base) => self.objects(base, over, |_| Some(inner)),
+            (_, Shape::Named(fields)) => {
+                named(base);
+                let mut over = over;
+                named(&mut over);
+                let Yaml::Map(entries) = over.value else { return };
+                for (key, detail) in entries {
+                    match member(base, &key) {
+                        Some(known) => *known = self.merged(known.clone(), detail, fields),
+                        None => push(base, key, detail),
+                    }
+                }
+            }
+            (_, Shape::Pairs | Shape::Labels) => {
+                pairs(base);
+                let mut over = over;
+                pairs(&mut over);
+                self.objects(base, over, |_| None);
+            }
+            (_, Shape::Ports) => keyed(base, over, port_key),
+            (_, Shape::Volumes) => keyed(base, over, |item| text_of(item, "target").or_else(|| target(item))),
+            (_, Shape::Files) => {
+                keyed(base, over, |item| text_of(item, "source").or_else(|| item.text().map(str::to_owned)))
+            }
+            (_, Shape::List(_) | Shape::Texts | Shape::Hosts) => keyed(base, over, |_| None),
+            _ => *base = over,
         }
-        (_, Shape::Pairs | Shape::Labels) => {
-            pairs(base);
-            let mut over = over;
-            pairs(&mut over);
-            objects(base, over, |_| None);
+    }
+
+    fn merged(&self, mut base: Node, over: Node, fields: &'static [Field]) -> Node {
+        match (&base.value, &over.value) {
+            (Yaml::Map(_), Yaml::Map(_)) => {
+                self.merge(&mut base, over, fields);
+                base
+            }
+            (_, Yaml::Null) => base,
+            _ => over,
         }
-        (_, Shape::Ports) => keyed(base, over, port_key),
-        (_, Shape::Volumes) => keyed(base, over, |item| text_of(item, "target").or_else(|| target(item))),
-        (_, Shape::Files) => {
-            keyed(base, over, |item| text_of(item, "source").or_else(|| item.text().map(str::to_owned)))
+    }
+
+    fn objects(&self, base: &mut Node, over: Node, shape: impl Fn(&str) -> Option<&'static Shape>) {
+        let Yaml::Map(entries) = over.value else { return };
+        for (key, inner) in entries {
+            if let Some(tag) = self.tag(inner.place) {
+                remove(base, &key);
+                if tag == Tag::Override {
+                    push(base, key, inner);
+                }
+                continue;
+            }
+            match (member(base, &key), shape(&key.text)) {
+                (Some(known), Some(shape)) => self.value(known, inner, shape),
+                (Some(known), None) => *known = inner,
+                (None, _) => push(base, key, inner),
+            }
         }
-        (_, Shape::List(_) | Shape::Texts | Shape::Hosts) => keyed(base, over, |_| None),
-        _ => *base = over,
     }
 }
 
-fn merged(mut base: Node, over: Node, fields: &'static [Field]) -> Node {
-    match (&base.value, &over.value) {
-        (Yaml::Map(_), Yaml::Map(_)) => {
-            merge(&mut base, over, fields);
-            base
-        }
-        (_, Yaml::Null) => base,
-        _ => over,
+fn remove(node: &mut Node, key: &Key) {
+    if let Yaml::Map(entries) = &mut node.value {
+        entries.retain(|(k, _)| k.text != key.text);
     }
 }
 
@@ -71,17 +125,6 @@ fn other_driver(base: &Node, over: &Node, fields: &[Field]) -> bool {
     let is_logging = fields.iter().any(|f| f.name == "driver") && fields.iter().any(|f| f.name == "options");
     let driver = |node: &Node| text_of(node, "driver");
     is_logging && driver(base).is_some() && driver(over).is_some() && driver(base) != driver(over)
-}
-
-fn objects(base: &mut Node, over: Node, shape: impl Fn(&str) -> Option<&'static Shape>) {
-    let Yaml::Map(entries) = over.value else { return };
-    for (key, inner) in entries {
-        match (member(base, &key), shape(&key.text)) {
-            (Some(known), Some(shape)) => value(known, inner, shape),
-            (Some(known), None) => *known = inner,
-            (None, _) => push(base, key, inner),
-        }
-    }
 }
 
 fn member<'a>(node: &'a mut Node, key: &Key) -> Option<&'a mut Node> {

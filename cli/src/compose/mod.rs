@@ -7,6 +7,7 @@
 mod convert;
 mod deploy;
 mod error;
+mod extends;
 mod interpolate;
 mod keys;
 mod merge;
@@ -41,8 +42,8 @@ pub(crate) struct Surroundings<'a> {
     /// Folder that relative paths start from, absolute.
     pub(crate) dir: &'a str,
     pub(crate) variable: &'a dyn Fn(&str) -> Option<String>,
-    /// Content of an env file by absolute path.
-    pub(crate) env_file: &'a dyn Fn(&str) -> Result<String, String>,
+    /// Content of an env file, or of a file that another extends, by absolute path.
+    pub(crate) read: &'a dyn Fn(&str) -> Result<String, String>,
 }
 
 #[derive(Debug, Default)]
@@ -73,8 +74,17 @@ pub(crate) struct StackNetwork {
 pub(crate) struct StackData {
     pub(crate) kind: Kind,
     pub(crate) annotations: orch_model::Annotations,
-    /// Absolute path of the content; `None`: it must be there already.
-    pub(crate) file: Option<String>,
+    pub(crate) content: Content,
+}
+
+/// Where a secret's or config's content is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// In the cluster already.
+    External,
+    /// In the file of this absolute path.
+    File(String),
+    Text(String),
 }
 
 impl Document {
@@ -145,10 +155,16 @@ impl Document {
         if let Some(error) = ComposeError::of(&findings) {
             return Err(error);
         }
-        let mut roots = self.roots.into_iter();
+        let mut roots = std::mem::take(&mut self.roots).into_iter();
         let empty = yaml::Node { value: yaml::Yaml::Null, place: error::Place::default() };
         let mut root = roots.next().unwrap_or(empty);
-        roots.for_each(|over| merge::merge(&mut root, over, schema::ROOT));
+        root = extends::include(root, &mut self.source, around)?;
+        extends::resolve(&mut root, &mut self.source, around)?;
+        for over in roots {
+            let mut over = extends::include(over, &mut self.source, around)?;
+            extends::resolve(&mut over, &mut self.source, around)?;
+            merge::Merger { source: &self.source }.merge(&mut root, over, schema::ROOT);
+        }
         Ok(Loaded { root, source: self.source, version: self.version, warnings })
     }
 }

@@ -72,7 +72,7 @@ pub(super) const ROOT: &[Field] = &[
     field("models", MODERN, Shape::Anything),
 ];
 
-const SERVICE: &[Field] = &[
+pub(super) const SERVICE: &[Field] = &[
     field("annotations", MODERN, Labels),
     field("attach", MODERN, Flag),
     field("blkio_config", MODERN, Shape::Anything),

@@ -47,6 +47,7 @@ pub(super) fn service(
         endpoint: EndpointSpec { ports: ports(reader, node, &path)?, ..EndpointSpec::default() },
     };
     spec.task.log_driver = node.get("logging").map(|n| logging(reader, n, &path)).transpose()?;
+    deploy::older_limits(reader, node, &path, &mut spec)?;
     if let Some(restart) = node.get("restart") {
         deploy::restart(reader, restart, &format!("{path}.restart"), &mut spec)?;
     }
@@ -140,7 +141,7 @@ fn env_files(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<(String
         let file = reader.text(item.get("path").unwrap_or(item), path)?;
         let required = item.get("required").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(true);
         let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
-        let lines = match (reader.around.env_file)(&absolute) {
+        let lines = match (reader.around.read)(&absolute) {
             Err(_) if !required => continue,
             content => content.and_then(|text| key_value::env_file(&text)),
         };

@@ -68,13 +68,26 @@ secrets:
 "#;
 
 fn load(text: &str) -> Result<Stack, String> {
+    with(&[text], |document, around| document.resolve(around))
+}
+
+fn normal(texts: &[&str]) -> Result<serde_json::Value, String> {
+    with(texts, |document, around| document.normalised(around).map(|(document, _)| document))
+}
+
+fn with<T>(
+    texts: &[&str],
+    use_it: impl FnOnce(Document, &Surroundings<'_>) -> Result<T, ComposeError>,
+) -> Result<T, String> {
     let variable = |name: &str| (name == "FROM_SHELL").then(|| "shell".to_owned());
-    let env_file = |path: &str| match path {
+    let read = |path: &str| match path {
         "/srv/shop/web.env" => Ok("# c\nA=1\nLEVEL=debug\n".to_owned()),
+        "/srv/shop/base.yml" => Ok("services:\n  base: {image: base, environment: {A: a, B: b}}\n".to_owned()),
         _ => Err("no such file".to_owned()),
     };
-    let around = Surroundings { stack: "shop", dir: "/srv/shop", variable: &variable, env_file: &env_file };
-    Document::parse(&[("compose.yml".into(), text.into())]).and_then(|d| d.resolve(&around)).map_err(|e| e.to_string())
+    let around = Surroundings { stack: "shop", dir: "/srv/shop", variable: &variable, read: &read };
+    let files: Vec<_> = texts.iter().map(|text| ("compose.yml".to_owned(), (*text).to_owned())).collect();
+    Document::parse(&files).and_then(|document| use_it(document, &around)).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -108,8 +121,8 @@ fn a_file_becomes_specs() {
 
     let made: Vec<_> = stack.networks.iter().map(|n| (n.spec.annotations.name.as_str(), n.external)).collect();
     assert_eq!(made, [("shop_default", false), ("shop_front", false)]);
-    let data: Vec<_> = stack.data.iter().map(|d| (d.annotations.name.as_str(), d.file.as_deref())).collect();
-    assert_eq!(data, [("shop_pw", Some("/srv/shop/pw.txt")), ("site", None)]);
+    let data: Vec<_> = stack.data.iter().map(|d| (d.annotations.name.as_str(), &d.content)).collect();
+    assert_eq!(data, [("shop_pw", &Content::File("/srv/shop/pw.txt".into())), ("site", &Content::External)]);
     assert_eq!(stack.warnings[0], "Ignoring unsupported options: build, links\n");
     assert!(stack.warnings[1].starts_with("Ignoring deprecated options:\n\ncontainer_name: "));
 }
@@ -173,4 +186,135 @@ fn a_bare_three_means_the_newest() {
             .as_deref(),
         Some("n1")
     );
+}
+
+#[test]
+fn all_mistakes_are_shown_at_once() {
+    let text = "version: '3.0'\nservices:\n  web:\n    imagee: x\n    ports: 80\n    deploy: {replica: 3}\n    secrets: [a]\nvolumess: {}\n";
+    let error = load(text).unwrap_err();
+    for fragment in [
+        "compose.yml:4:5: services.web Additional property imagee is not allowed",
+        "did you mean image?",
+        "compose.yml:5:12: services.web.ports must be a list",
+        "compose.yml:6:14: services.web.deploy Additional property replica is not allowed",
+        "did you mean replicas?",
+        "compose.yml:7:5: services.web Additional property secrets is not allowed",
+        "secrets exists from version 3.1 on",
+        "compose.yml:8:1: (root) Additional property volumess is not allowed",
+    ] {
+        assert!(error.contains(fragment), "{fragment:?} is not in:\n{error}");
+    }
+}
+
+#[test]
+fn later_files_are_laid_over_earlier_ones() {
+    let base = "services:
+  web:
+    image: a
+    command: [one, two]
+    ports: ['8080:80', '9090:90']
+    environment: [A=1, B=2]
+    volumes: ['data:/d', './x:/x']
+    dns: 1.1.1.1
+    labels: {a: '1'}
+  gone: {image: g}
+volumes: {data: }
+";
+    let over = "services:
+  web:
+    image: b
+    command: three
+    ports: ['8080:80', '7070:70']
+    environment: {B: 3, C: 4}
+    volumes: ['other:/d']
+    dns: [2.2.2.2]
+    labels: !override {b: '2'}
+  gone: !reset null
+volumes: {other: {driver: nfs}}
+";
+    let document = normal(&[base, over]).unwrap();
+    let web = &document["services"]["web"];
+    assert_eq!(web["image"], "b");
+    assert_eq!(web["command"], serde_json::json!(["three"]));
+    let published: Vec<_> = web["ports"].as_array().unwrap().iter().map(|p| p["published"].as_u64().unwrap()).collect();
+    assert_eq!(published, [8080, 9090, 7070]);
+    assert_eq!(web["environment"], serde_json::json!({"A": "1", "B": "3", "C": "4"}));
+    let sources: Vec<_> = web["volumes"].as_array().unwrap().iter().map(|v| v["source"].as_str().unwrap()).collect();
+    assert_eq!(sources, ["other", "/srv/shop/x"]);
+    assert_eq!(web["dns"], serde_json::json!(["1.1.1.1", "2.2.2.2"]));
+    assert_eq!(web["labels"], serde_json::json!({"b": "2"}));
+    assert!(document["services"].get("gone").is_none());
+    assert_eq!(document["volumes"]["other"]["driver"], "nfs");
+    assert!(normal(&["version: '3.1'\nservices: {}\n", base]).unwrap_err().contains("version mismatched"));
+}
+
+#[test]
+fn the_compose_specification_without_a_version() {
+    let stack = load(
+        "include: [base.yml]
+services:
+  web:
+    extends: {service: base, file: base.yml}
+    environment: {B: own}
+    mem_limit: 50m
+    cpus: 0.5
+    scale: 4
+    restart: on-failure:3
+    privileged: true
+    configs: [site]
+    env_file: [{path: gone.env, required: false}]
+    depends_on: {base: {condition: service_started}}
+  debug: {image: d, profiles: [dev]}
+configs:
+  site: {content: hello}
+",
+    )
+    .unwrap();
+    let names: Vec<_> = stack.services.iter().map(|s| s.spec.annotations.name.as_str()).collect();
+    assert_eq!(names, ["shop_base", "shop_web"]);
+    let web = &stack.services[1].spec;
+    assert_eq!(web.task.container.env, ["A=a", "B=own"]);
+    assert_eq!((web.task.limits.memory_bytes, web.task.limits.nano_cpus), (50 << 20, 500_000_000));
+    assert_eq!(web.mode, ServiceMode::Replicated { replicas: 4 });
+    assert_eq!((web.task.restart.condition, web.task.restart.max_attempts), (RestartCondition::OnFailure, 3));
+    assert!(web.task.container.privileged);
+    assert_eq!(stack.data[0].content, Content::Text("hello".into()));
+    for text in [
+        "services:\n  a: {extends: b}\n  b: {extends: a}\n",
+        "services:\n  a: {extends: nobody}\n",
+        "include: [gone.yml]\nservices:\n  a: {image: a}\n",
+    ] {
+        assert!(load(text).unwrap_err().contains("compose.yml:"), "{text}");
+    }
+}
+
+#[test]
+fn with_a_version_some_keys_are_warned_of() {
+    let text = "version: '3.8'\nservices:\n  a:\n    image: a\n    privileged: true\n    scale: 2\n    restart: always\n    ports: ['127.0.0.1:80:80']\n";
+    let stack = load(text).unwrap();
+    assert!(!stack.services[0].spec.task.container.privileged);
+    let warnings = stack.warnings.join("\n");
+    for fragment in [
+        "services.a.scale is not of version 3",
+        "Ignoring unsupported options: privileged, restart",
+        "ignoring IP-address (127.0.0.1:80:80/tcp) service will listen on '0.0.0.0'",
+    ] {
+        assert!(warnings.contains(fragment), "{fragment:?} is not in {warnings}");
+    }
+}
+
+#[test]
+fn hostile_files_are_refused_soon() {
+    let deep = format!("a: {}", "[".repeat(100_000));
+    let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}, ", level - 1).repeat(9);
+        laughs.push_str(&format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", ")));
+    }
+    let huge = format!("# {}\n", "x".repeat(6 << 20));
+    let begun = std::time::Instant::now();
+    for text in [deep, laughs, huge] {
+        assert!(load(&text).is_err());
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
 }

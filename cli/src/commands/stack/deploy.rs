@@ -21,7 +21,7 @@ use super::{
 use crate::{
     api::Api,
     commands::{data, service::resolve, warn},
-    compose::{Stack, StackData, StackNetwork, StackService},
+    compose::{Content, Stack, StackData, StackNetwork, StackService},
     flags::file_ref::NamedFile,
     progress,
 };
@@ -219,10 +219,14 @@ async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow:
 }
 
 fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
-    let Some(file) = &item.file else { return Ok(None) };
-    let content = std::fs::read(file)
-        .with_context(|| format!("cannot read the content of {} {} from {file}", item.kind, item.annotations.name))?;
-    data::check_size(item.kind, content.len()).with_context(|| file.clone())?;
+    let name = &item.annotations.name;
+    let content = match &item.content {
+        Content::External => return Ok(None),
+        Content::Text(text) => text.clone().into_bytes(),
+        Content::File(file) => std::fs::read(file)
+            .with_context(|| format!("cannot read the content of {} {name} from {file}", item.kind))?,
+    };
+    data::check_size(item.kind, content.len()).with_context(|| format!("{} {name}", item.kind))?;
     Ok(Some(content))
 }
 
@@ -236,7 +240,7 @@ async fn check_external(api: &mut Api, stack: &Stack) -> anyhow::Result<()> {
             );
         }
     }
-    for item in stack.data.iter().filter(|d| d.file.is_none()) {
+    for item in stack.data.iter().filter(|d| d.content == Content::External) {
         let name = &item.annotations.name;
         let found = match item.kind {
             Kind::Secret => api.get_optional::<Secret>(name).await?.is_some(),

@@ -56,7 +56,7 @@ fn with_surroundings<T>(
         stack: &name,
         dir: dir.to_str().ok_or_else(|| anyhow!("the path {} is not UTF-8", dir.display()))?,
         variable: &variable,
-        env_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+        read: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
     };
     use_it(document, &surroundings)
 }
