@@ -1,3 +1,5 @@
+//! Who is let in and who is refused, over real connections on loopback.
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
