@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use anyhow::bail;
 use clap::{Args, Subcommand};
 use orch_model::{
     Kind,
