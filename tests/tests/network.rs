@@ -1,0 +1,171 @@
+//! Networks from their users' side: refusals, full pools, services on two networks, datagrams, ports of one node.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use orch_tests::{Lab, eventually, within};
+
+const HITS: &[&str] = &["CMD [\"python3\", \"/app/hits.py\"]", "EXPOSE 80"];
+const SLEEP: &[&str] = &["CMD [\"sh\", \"-c\", \"trap exit TERM; while :; do sleep 1; done\"]"];
+/// Says who answers whom.
+const UDP_SERVER: &str = "import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('0.0.0.0', 5000))
+while True:
+    data, peer = s.recvfrom(999)
+    s.sendto((socket.gethostname() + ' ' + peer[0]).encode(), peer)";
+const UDP_CLIENT: &str = "import socket, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(2)
+s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))
+print(s.recvfrom(99)[0].decode())";
+const RESOLVE: &str = "import socket, sys
+try:
+    found = {a[4][0] for a in socket.getaddrinfo(sys.argv[1], 80, socket.AF_INET)}
+except socket.gaierror:
+    found = set()
+print(' '.join(sorted(found)))";
+/// A name follows a change within this.
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn networks_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
+    let lab = Lab::up("network", 2, 1);
+    lab.import("hits", "hits", HITS);
+    lab.import("idle", "busybox", SLEEP);
+    refusals(&lab);
+    names_follow_the_tasks(&lab);
+    a_service_on_two_networks(&lab);
+    datagrams_and_ports_of_one_node(&lab);
+    an_internal_network_has_no_way_out(&lab);
+    a_full_pool_is_told_and_heals(&lab);
+}
+
+fn create(lab: &Lab, name: &str, args: &[&str]) {
+    let mut all = vec!["service", "create", "-d", "--name", name];
+    all.extend(args);
+    let _ = lab.orch(&all).ok();
+}
+
+fn running(lab: &Lab, service: &str) -> String {
+    let ids = lab.orch(&["service", "ps", "-q", "--filter", "desired-state=running", service]).ok();
+    ids.lines().next().unwrap_or_else(|| panic!("no task of {service}")).to_owned()
+}
+
+fn resolve(lab: &Lab, task: &str, name: &str) -> Result<BTreeSet<String>, String> {
+    let text = lab.orch(&["exec", task, "python3", "-c", RESOLVE, name]).result()?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+fn addresses(lab: &Lab, task: &str, name: &str, wanted: usize) -> Result<BTreeSet<String>, String> {
+    match resolve(lab, task, name)? {
+        found if found.len() == wanted => Ok(found),
+        found => Err(format!("{name}: {found:?}")),
+    }
+}
+
+fn refusals(lab: &Lab) {
+    let inner = ["network", "create", "-d", "overlay", "--subnet", "10.50.0.0/24", "--gateway", "10.50.0.1", "inner"];
+    let _ = lab.orch(&inner).ok();
+    for (args, reason) in [
+        (&["--subnet", "10.50.0.128/25", "other"][..], "overlaps 10.50.0.0/24"),
+        (&["--subnet", "10.51.0.0/24", "--gateway", "10.52.0.1", "other"], "10.52.0.1"),
+        (&["--subnet", "10.51.0.0/33", "other"], "10.51.0.0/33"),
+        (&["inner"], "inner already exists"),
+        (&["-d", "bridge", "other"], "overlay"),
+    ] {
+        let mut all = vec!["network", "create"];
+        all.extend(args);
+        let said = lab.orch(&all).refused();
+        assert!(said.contains(reason), "{args:?}: {said}");
+    }
+    create(lab, "web", &["--replicas", "2", "--network", "inner", "hits"]);
+    lab.wait_replicas("web", "2/2");
+    let said = lab.orch(&["network", "rm", "inner"]).refused();
+    assert!(said.contains("in use by service web"), "{said}");
+}
+
+fn names_follow_the_tasks(lab: &Lab) {
+    create(lab, "ask", &["--network", "inner", "hits"]);
+    lab.wait_replicas("ask", "1/1");
+    let ask = running(lab, "ask");
+    eventually("two addresses", || addresses(lab, &ask, "tasks.web", 2));
+    let vip = resolve(lab, &ask, "web").expect("web");
+    let _ = lab.orch(&["service", "scale", "web=3"]).ok();
+    within(SOON, "a third address", || addresses(lab, &ask, "tasks.web", 3));
+    let _ = lab.orch(&["service", "scale", "-d", "web=1"]).ok();
+    within(SOON, "one address, while the others still stop", || addresses(lab, &ask, "tasks.web", 1));
+    assert_eq!(resolve(lab, &ask, "web"), Ok(vip), "the virtual address stays");
+    create(lab, "gone", &["--network", "name=inner,alias=also-gone", "hits"]);
+    eventually("the alias is known", || addresses(lab, &ask, "also-gone", 1));
+    let _ = lab.orch(&["service", "rm", "gone"]).ok();
+    eventually("the name is gone", || addresses(lab, &ask, "gone", 0));
+    eventually("the alias is gone", || addresses(lab, &ask, "also-gone", 0));
+}
+
+fn a_service_on_two_networks(lab: &Lab) {
+    let _ = lab.orch(&["network", "create", "outer"]).ok();
+    create(lab, "apart", &["--network", "outer", "hits"]);
+    create(lab, "both", &["--network", "inner", "--network", "outer", "hits"]);
+    lab.wait_replicas("both", "1/1");
+    lab.wait_replicas("apart", "1/1");
+    let [both, apart, ask] = ["both", "apart", "ask"].map(|service| running(lab, service));
+    eventually("it knows a name of each", || {
+        Ok((addresses(lab, &both, "web", 1)?, addresses(lab, &both, "apart", 1)?))
+    });
+    let seen = [&apart, &ask].map(|task| eventually("each side knows it", || addresses(lab, task, "both", 1)));
+    assert_ne!(seen[0], seen[1], "by the address of its own network");
+    for name in ["web", "ask"] {
+        assert_eq!(resolve(lab, &apart, name), Ok(BTreeSet::new()), "{name} from the other network");
+    }
+}
+
+fn datagrams_and_ports_of_one_node(lab: &Lab) {
+    let port = "published=5353,target=5000,protocol=udp";
+    create(lab, "echo", &["--replicas", "2", "--publish", port, "hits", "python3", "-c", UDP_SERVER]);
+    let only = "mode=host,published=8088,target=80";
+    create(lab, "only", &["--publish", only, "--constraint", "node.hostname==n2", "hits"]);
+    lab.wait_replicas("echo", "2/2");
+    lab.wait_replicas("only", "1/1");
+    for node in ["n1", "n2"] {
+        let address = lab.address(node);
+        let answer = eventually("datagrams are answered", || {
+            lab.exec("client", &["python3", "-c", UDP_CLIENT, &address, "5353"]).result()
+        });
+        assert!(answer.trim_end().ends_with(&format!(" {}", lab.address("client"))), "{answer}: the client's address");
+        eventually("on 127.0.0.1 too", || lab.exec(node, &["python3", "-c", UDP_CLIENT, "127.0.0.1", "5353"]).result());
+    }
+    eventually("n2 answers", || lab.get("client", &format!("http://{}:8088/", lab.address("n2"))));
+    eventually("n2 itself", || lab.get("n2", "http://127.0.0.1:8088/"));
+    let elsewhere = lab.get("client", &format!("http://{}:8088/", lab.address("n1")));
+    assert!(elsewhere.is_err(), "n1 answers for a port of n2: {elsewhere:?}");
+}
+
+fn an_internal_network_has_no_way_out(lab: &Lab) {
+    let _ = lab.orch(&["network", "create", "--internal", "shut"]).ok();
+    create(lab, "shut-in", &["--network", "shut", "hits"]);
+    lab.wait_replicas("shut-in", "1/1");
+    let node = lab.address("n2");
+    let fetch = |service: &str| {
+        let url = format!("http://{node}:8088/");
+        lab.orch(&["exec", &running(lab, service), "timeout", "3", "wget", "-q", "-O", "-", &url]).result()
+    };
+    eventually("a task reaches a node's address", || fetch("ask"));
+    assert!(fetch("shut-in").is_err(), "one of an internal network reaches it too");
+}
+
+/// Of a /29, the gateway and the virtual address leave room for four tasks.
+fn a_full_pool_is_told_and_heals(lab: &Lab) {
+    let _ = lab.orch(&["network", "create", "--subnet", "10.80.0.0/29", "tiny"]).ok();
+    create(lab, "small", &["--replicas", "6", "--network", "tiny", "idle"]);
+    lab.wait_replicas("small", "4/6");
+    let tasks = || lab.list(&["service", "ps", "--no-trunc", "--filter", "desired-state=running", "small"]);
+    eventually("two tasks say what is missing", || {
+        let tasks = tasks()?;
+        let told = |task: &serde_json::Value| task["Error"].as_str().is_some_and(|e| e.contains("no free address"));
+        if tasks.iter().filter(|task| told(task)).count() == 2 { Ok(()) } else { Err(format!("{tasks:?}")) }
+    });
+    create(lab, "late", &["--network", "tiny", "idle"]);
+    let _ = lab.orch(&["service", "scale", "-d", "small=2"]).ok();
+    lab.wait_replicas("small", "2/2");
+    lab.wait_replicas("late", "1/1");
+}
