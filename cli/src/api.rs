@@ -114,16 +114,27 @@ impl Api {
         version: Version,
         spec: Option<wire::spec::Spec>,
     ) -> anyhow::Result<(Arc<T>, Vec<String>)> {
+        let response = self.try_update(T::KIND, id, version, spec).await.map_err(explain)?;
+        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+    }
+
+    /// As [`Api::update`], for callers that tell refusals apart.
+    pub(crate) async fn try_update(
+        &mut self,
+        kind: Kind,
+        id: &str,
+        version: Version,
+        spec: Option<wire::spec::Spec>,
+    ) -> Result<wire::UpdateResponse, Status> {
         let rollback = spec.is_none();
         let request = wire::UpdateRequest {
-            kind: T::KIND.to_proto(),
+            kind: kind.to_proto(),
             id: id.into(),
             version: version.0,
             spec: spec.map(|spec| wire::Spec { spec: Some(spec) }),
             rollback,
         };
-        let response = self.control.update(request).await.map_err(explain)?.into_inner();
-        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+        Ok(self.control.update(request).await?.into_inner())
     }
 
     pub(crate) async fn remove(&mut self, kind: Kind, reference: &str, force: bool) -> anyhow::Result<()> {

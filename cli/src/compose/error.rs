@@ -58,6 +58,12 @@ impl Source {
         self.files.len() - 1
     }
 
+    /// A plain scalar as it stands in the file, without quotes.
+    pub(super) fn written(&self, place: Place) -> Option<&str> {
+        let text = self.files.get(place.file)?.text.get(place.offset..place.offset + place.len)?;
+        Some(text.trim().trim_matches(['"', '\'']))
+    }
+
     pub(super) fn error(&self, place: Place, message: impl Into<String>) -> ComposeError {
         self.error_with_help(place, message, None)
     }

@@ -44,7 +44,8 @@ pub(super) fn version(root: &Node, source: &Source) -> Result<Version, ComposeEr
         }
         return Ok(MODERN);
     };
-    let text = node.text().unwrap_or_default();
+    // As written: the number 3.10 would be 3.1.
+    let text = source.written(node.place).or(node.text()).unwrap_or_default();
     let (major, minor) = text.split_once('.').unwrap_or((text, ""));
     match (major, minor.parse::<Version>()) {
         ("3", _) if minor.is_empty() => Ok(NEWEST),

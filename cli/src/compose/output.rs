@@ -153,14 +153,19 @@ impl Writer<'_> {
         let mut all = Vec::new();
         for item in node.items() {
             let parsed = ports::parse(item).map_err(|reason| self.reader.source.error(item.place, reason))?;
+            let given = |key: &str| item.text().is_some() || item.get(key).is_some();
             for port in parsed.ports {
                 let mut object = Map::new();
-                object.insert("mode".into(), format!("{:?}", port.publish_mode).to_lowercase().into());
+                if given("mode") {
+                    object.insert("mode".into(), format!("{:?}", port.publish_mode).to_lowercase().into());
+                }
                 object.insert("target".into(), port.target_port.into());
                 if port.published_port != 0 {
                     object.insert("published".into(), port.published_port.into());
                 }
-                object.insert("protocol".into(), format!("{:?}", port.protocol).to_lowercase().into());
+                if given("protocol") {
+                    object.insert("protocol".into(), format!("{:?}", port.protocol).to_lowercase().into());
+                }
                 all.push(Value::Object(object));
             }
         }

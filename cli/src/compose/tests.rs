@@ -98,7 +98,7 @@ fn a_file_becomes_specs() {
     assert_eq!(web.spec.annotations.name, "shop_web");
     assert_eq!(container.image, "shop/web:1");
     assert_eq!(container.args, ["serve", "--port", "80", "two words"]);
-    assert_eq!(container.env, ["A=1", "FLAG=yes", "FROM_SHELL=shell", "LEVEL=info", "RATIO=0.10"]);
+    assert_eq!(container.env, ["A=1", "FLAG=yes", "FROM_SHELL=shell", "LEVEL=info", "RATIO=0.1"]);
     assert_eq!(web.spec.mode, ServiceMode::Replicated { replicas: 3 });
     assert_eq!(web.spec.endpoint.ports.len(), 2);
     assert_eq!(web.spec.annotations.labels["tier"], "front");
@@ -317,4 +317,11 @@ fn hostile_files_are_refused_soon() {
         assert!(load(&text).is_err());
     }
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+/// The golden document is what `docker stack config` (28.2) printed for the same file.
+#[test]
+fn every_form_means_what_docker_says() {
+    let expected: serde_json::Value = serde_json::from_str(include_str!("fixtures/every-form.golden.json")).unwrap();
+    assert_eq!(normal(&[include_str!("fixtures/every-form.yml")]).unwrap(), expected);
 }

@@ -16,7 +16,7 @@ pub(super) struct Node {
 #[derive(Debug, Clone)]
 pub(super) enum Yaml {
     Null,
-    /// As written: `0.1`, `yes` and `08` stay what the user typed.
+    /// A text, or what a number or boolean means: `0x10` is `16`.
     Scalar(String),
     List(Vec<Node>),
     Map(Vec<(Key, Node)>),
@@ -81,10 +81,34 @@ impl Node {
     }
 }
 
-/// What serde sees; scalars that are not strings are read again from the text.
+/// A leading zero means octal to Docker's client, though no longer to YAML.
+fn octal(written: &str) -> Option<String> {
+    let digits = written.strip_prefix('0')?;
+    let value = u64::from_str_radix(digits, 8).ok()?;
+    Some(value.to_string())
+}
+
+/// As Go prints it, which is what Docker's client makes of a number where a text is meant: `0.10` is `0.1`.
+fn shown(value: f64) -> String {
+    if value == 0.0 || (1e-4..1e21).contains(&value.abs()) || !value.is_finite() {
+        return match (value.is_nan(), value.is_infinite()) {
+            (true, _) => "NaN".into(),
+            (_, true) => if value > 0.0 { "+Inf" } else { "-Inf" }.into(),
+            _ => value.to_string(),
+        };
+    }
+    let text = format!("{value:e}");
+    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+    let (sign, exponent) = exponent.strip_prefix('-').map_or(("+", exponent), |exponent| ("-", exponent));
+    format!("{digits}e{sign}{exponent:0>2}")
+}
+
+/// What serde sees; scalars that are not strings are texts of what they mean.
 enum Raw {
     Null,
     Text(String),
+    /// `yes` is a text where a text is meant.
+    Bool(bool),
     Other(String),
     List(Vec<Spanned<Raw>>),
     Map(Vec<(Spanned<String>, Spanned<Raw>)>),
@@ -114,7 +138,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Bool(value))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {
@@ -134,7 +158,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Other(shown(value)))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
@@ -169,9 +193,13 @@ impl Reader<'_> {
         let value = match raw.value {
             Raw::Null => Yaml::Null,
             Raw::Text(scalar) => Yaml::Scalar(scalar),
-            Raw::Other(shown) => {
+            Raw::Bool(value) => {
                 let written = self.text.get(place.offset..place.offset + place.len).map(str::trim);
-                Yaml::Scalar(written.filter(|w| !w.is_empty() && !w.contains('\n')).map_or(shown, str::to_owned))
+                Yaml::Scalar(written.filter(|w| !w.is_empty()).map_or(value.to_string(), str::to_owned))
+            }
+            Raw::Other(shown) => {
+                let written = self.text.get(place.offset..place.offset + place.len).unwrap_or_default();
+                Yaml::Scalar(octal(written.trim()).unwrap_or(shown))
             }
             Raw::List(items) => Yaml::List(items.into_iter().map(|item| self.convert(item)).collect()),
             Raw::Map(entries) => Yaml::Map(

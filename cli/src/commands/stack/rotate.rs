@@ -10,8 +10,10 @@ use orch_model::{
 };
 use orch_proto::{conv::ToProto, wire};
 
+use tonic::Code;
+
 use crate::{
-    api::{Api, Stored},
+    api::{Api, Stored, explain},
     commands::data,
     compose::StackData,
 };
@@ -39,7 +41,7 @@ async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -
     }
     versions.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
     for (number, stored) in &versions {
-        if T::is_same(api, stored, &annotations(item, *number), content).await {
+        if T::is_same(api, stored, &annotations(item, *number), content).await? {
             return Ok((stored.annotations().name.clone(), false));
         }
     }
@@ -74,7 +76,7 @@ fn number(base: &str, stored: &Annotations) -> Option<u64> {
 trait Data: Stored {
     fn annotations(&self) -> &Annotations;
     /// Whether the stored object has this content; its labels become those given.
-    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool;
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool>;
 }
 
 impl Data for Secret {
@@ -83,7 +85,7 @@ impl Data for Secret {
     }
 
     /// A secret's content never leaves the managers, so they are asked: an update takes no other content.
-    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool {
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {
         let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Secret(spec)).await
     }
@@ -94,20 +96,25 @@ impl Data for Config {
         &self.annotations
     }
 
-    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> bool {
+    async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {
         if stored.data != content {
-            return false;
+            return Ok(false);
         }
         if stored.annotations == *wanted {
-            return true;
+            return Ok(true);
         }
         let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Config(spec)).await
     }
 }
 
-async fn update<T: Stored>(api: &mut Api, id: &str, version: Version, spec: wire::spec::Spec) -> bool {
-    api.update::<T>(id, version, Some(spec)).await.is_ok()
+/// Whether the manager took the update: it refuses any other content.
+async fn update<T: Stored>(api: &mut Api, id: &str, version: Version, spec: wire::spec::Spec) -> anyhow::Result<bool> {
+    match api.try_update(T::KIND, id, version, Some(spec)).await {
+        Ok(_) => Ok(true),
+        Err(status) if status.code() == Code::InvalidArgument => Ok(false),
+        Err(status) => Err(explain(status)),
+    }
 }
 
 #[cfg(test)]
