@@ -40,6 +40,10 @@ enum Command {
     Update(cluster::UpdateArgs),
     /// Display the root certificate
     Ca(cluster::CaArgs),
+    /// Unlock a locked manager
+    Unlock,
+    /// Show or rotate the key that locked managers are unlocked with
+    UnlockKey(cluster::UnlockKeyArgs),
     /// The cluster's commands under Docker's names
     Swarm {
         #[command(subcommand)]
@@ -150,6 +154,8 @@ async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::JoinToken(args) => cluster::join_token(args, paths).await,
         Command::Leave(args) => cluster::leave(args, paths).await,
         Command::Update(args) => cluster::update(args, paths).await,
+        Command::Unlock => cluster::unlock(paths).await,
+        Command::UnlockKey(args) => cluster::unlock_key(&args, paths).await,
         Command::Ca(args) => cluster::ca(&args, paths).await,
         Command::Swarm { command } => cluster::swarm(command, paths).await,
         Command::Node { command: Some(command) } => node::run(command, paths).await,
@@ -172,12 +178,28 @@ async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
     .map(|()| ExitCode::SUCCESS)
 }
 
-/// `orch … | head` ends quietly, as other programs do.
+/// `orch … | head` ends quietly, as other programs do. A daemon that closes its socket is another matter: that is an
+/// error with a text, or nothing at all when it had answered before.
 fn default_sigpipe() {
     #[allow(unsafe_code)]
-    // SAFETY: no other thread exists yet, and the default action is a valid disposition.
+    // SAFETY: no other thread exists yet, and the handler calls only what a signal handler may.
     unsafe {
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let handler: extern "C" fn(libc::c_int) = on_broken_pipe;
+        libc::signal(libc::SIGPIPE, handler as libc::sighandler_t);
+    }
+}
+
+/// Ends the program when the reader of its output is gone.
+extern "C" fn on_broken_pipe(signal: libc::c_int) {
+    let output = |fd| libc::pollfd { fd, events: 0, revents: 0 };
+    let mut outputs = [output(libc::STDOUT_FILENO), output(libc::STDERR_FILENO)];
+    #[allow(unsafe_code)]
+    // SAFETY: poll and _exit are async-signal-safe; the array outlives the call and its length is given.
+    unsafe {
+        libc::poll(outputs.as_mut_ptr(), 2, 0);
+        if outputs.iter().any(|fd| fd.revents & libc::POLLERR != 0) {
+            libc::_exit(128 + signal);
+        }
     }
 }
 
