@@ -7,11 +7,12 @@ use arc_swap::ArcSwapOption;
 use orch_model::{ClusterId, NodeId};
 use orch_proto::{
     paths::Paths,
-    tls::{self, SharedIdentity},
+    tls::{self, SharedIdentity, UnlockKey},
     transport,
     wire::{
         ca_server::CaServer, control_server::ControlServer, daemon_config::FirstStart,
-        dispatcher_server::DispatcherServer, raft_server::RaftServer, streams_server::StreamsServer,
+        dispatcher_server::DispatcherServer, lock_server::LockServer, raft_server::RaftServer,
+        streams_server::StreamsServer,
     },
 };
 use tokio::{
@@ -26,10 +27,11 @@ use tonic::transport::Server;
 
 use crate::{
     api::{CaService, ControlService, Forwarder, GateLayer, Origin},
+    autolock::{self, Unlocked},
     dispatcher::DispatcherService,
     home::Home,
     leader::{self, Throne},
-    log::{KeyRing, Sealer, SledEngine},
+    log::{KeyRing, SealError, Sealer, SledEngine},
     membership::Entrance,
     raft::{self, Consensus, Member, Proposer, RaftService, Settings},
     streams::StreamsService,
@@ -77,14 +79,20 @@ fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
 }
 
 async fn serve(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<()> {
-    let manager = Manager::open(paths, raft_runtime.handle()).await?;
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let stopping = async {
+    let mut stopping = std::pin::pin!(async {
         tokio::select! {
             _ = stop.recv() => {}
             _ = interrupt.recv() => {}
         }
+    });
+    let manager = match Manager::open(paths, raft_runtime.handle(), None).await {
+        Err(error) if matches!(error.downcast_ref(), Some(SealError::Locked { .. })) => {
+            let Some(key) = autolock::wait_for_key(paths, &mut stopping).await? else { return Ok(()) };
+            Manager::open(paths, raft_runtime.handle(), Some(key)).await?
+        }
+        opened => opened?,
     };
     manager.run(stopping).await
 }
@@ -94,6 +102,8 @@ pub struct Manager {
     home: Arc<Home>,
     config: orch_proto::wire::DaemonConfig,
     identity: SharedIdentity,
+    sealer: Arc<Sealer>,
+    unlock: Option<UnlockKey>,
     consensus: Consensus,
     proposer: Proposer,
     throne: Throne,
@@ -102,13 +112,16 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Opens the folder, starts raft on `raft_runtime` and listens.
-    pub async fn open(paths: &Paths, raft_runtime: &Handle) -> anyhow::Result<Self> {
+    /// Opens the folder, starts raft on `raft_runtime` and listens. Locked keys need the cluster's unlock key.
+    pub async fn open(paths: &Paths, raft_runtime: &Handle, unlock: Option<UnlockKey>) -> anyhow::Result<Self> {
         let home = Arc::new(Home::open(paths)?);
         let config = home.config()?;
-        let identity = SharedIdentity::follow(&home.tls()).context("this manager's certificate")?;
         let node: NodeId = config.node_id.parse().context("daemon.pb: node_id")?;
         let cluster: ClusterId = config.cluster_id.parse().context("daemon.pb: cluster_id")?;
+        let ring = KeyRing::load_or_create(&home.keys(), unlock.as_ref())?;
+        let sealer = Arc::new(Sealer::new(ring, cluster.clone(), node.clone()));
+        let open_key = autolock::open_tls_key(Arc::clone(&sealer), home.tls());
+        let identity = SharedIdentity::follow_sealed(&home.tls(), open_key).context("this manager's certificate")?;
         let own = identity.current();
         anyhow::ensure!(
             own.cluster_id == cluster && own.node_id == node,
@@ -125,7 +138,6 @@ impl Manager {
             .await
             .with_context(|| format!("cannot listen on {addr}: is another program using that port?"))?;
         let raft_id = home.raft_id()?;
-        let sealer = Arc::new(Sealer::new(KeyRing::load_or_create(&home.keys())?, cluster.clone(), node));
         let engine = Arc::new(SledEngine::open(&home.log())?);
         let alone = matches!(config.first_start, Some(FirstStart::ForceNewCluster(_)));
         let own = Member { node_id: config.node_id.clone(), addr: config.advertise_addr.clone() };
@@ -134,7 +146,7 @@ impl Manager {
             cluster,
             identity: identity.clone(),
             engine,
-            sealer,
+            sealer: Arc::clone(&sealer),
             snapshots: home.snapshots(),
             force_single: alone.then_some(own),
         };
@@ -142,7 +154,7 @@ impl Manager {
         let proposer = Proposer::start(consensus.clone());
         let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;
         let throne = Arc::new(ArcSwapOption::empty());
-        Ok(Self { home, config, identity, consensus, proposer, throne, listener, socket })
+        Ok(Self { home, config, identity, sealer, unlock, consensus, proposer, throne, listener, socket })
     }
 
     /// The replicated state and who leads, for tests.
@@ -158,6 +170,14 @@ impl Manager {
         let mut tasks = JoinSet::new();
         tasks.spawn(Self::as_task("leading", {
             let work = leader::watch(consensus.clone(), self.proposer.clone(), Arc::clone(&self.throne));
+            async {
+                work.await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        }));
+        let (home, sealer, unlock) = (Arc::clone(&self.home), Arc::clone(&self.sealer), self.unlock.clone());
+        tasks.spawn(Self::as_task("keeping keys locked", {
+            let work = autolock::keep(home, consensus.clone(), sealer, unlock);
             async {
                 work.await;
                 Ok::<(), std::convert::Infallible>(())
@@ -211,7 +231,10 @@ impl Manager {
             .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(DispatcherServer::new(DispatcherService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(StreamsServer::new(StreamsService::new(consensus.clone(), Arc::clone(&throne))));
-        let local = Server::builder().layer(gate(Origin::LocalSocket)).add_service(ControlServer::new(control));
+        let local = Server::builder()
+            .layer(gate(Origin::LocalSocket))
+            .add_service(ControlServer::new(control))
+            .add_service(LockServer::new(Unlocked));
         let incoming = transport::tls_incoming(listener, identity);
         let (network_stop, local_stop) = (until_true(stopped), until_true(stopped));
         tasks.spawn(Self::as_task("the network server", async move {

@@ -14,7 +14,7 @@ use orch_model::{
 };
 use orch_proto::{
     conv::{FromProto, required},
-    tls::SharedIdentity,
+    tls::{SharedIdentity, UnlockKey},
     transport,
     wire::{self, BootstrapConfig, DaemonConfig, daemon_config::FirstStart, raft_client::RaftClient},
 };
@@ -152,7 +152,8 @@ impl Entrance {
             index: 0,
             attachments: BTreeMap::new(),
         };
-        Ok(Bootstrap { cluster_id: self.consensus.cluster().clone(), spec, root_ca, join_tokens, node })
+        let unlock_key = spec.autolock.then(|| UnlockKey::generate(random::bits()).text());
+        Ok(Bootstrap { cluster_id: self.consensus.cluster().clone(), spec, root_ca, join_tokens, node, unlock_key })
     }
 
     /// Asks the managers in turn, following their pointers to the leader, until one has added this one.

@@ -18,6 +18,8 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::tls::{role_dns_name, role_unit};
 
+/// A serial number is positive and has no leading zero byte.
+const SERIAL_MARK: u64 = 0b11 << 62;
 const BACKDATE: Duration = Duration::from_secs(3600);
 const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Keeps what is signed as a blob from ever being a certificate.
@@ -62,7 +64,7 @@ pub fn generate_root(cluster_id: &ClusterId, now: SystemTime) -> Result<RootCa, 
     params.distinguished_name.push(DnType::OrganizationName, cluster_id.as_str());
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(random_serial());
+    params.serial_number = Some(serial(now));
     set_validity(&mut params, now, ROOT_LIFETIME);
     let cert = params.self_signed(&key).map_err(CaError::Generate)?;
     Ok(RootCa { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
@@ -101,16 +103,16 @@ pub fn sign_csr(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    params.serial_number = Some(random_serial());
+    params.serial_number = Some(serial(now));
     set_validity(&mut params, now, lifetime);
     let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key(root)?).map_err(CaError::Root)?;
     Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
 }
 
-/// When a certificate of this CA was made: it starts to be valid earlier than that.
-pub(crate) fn issued_at(validity: &x509_parser::certificate::Validity) -> SystemTime {
-    let seconds = u64::try_from(validity.not_before.timestamp()).unwrap_or(0);
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + BACKDATE
+/// When a certificate of this CA was made, to the millisecond: that is in its serial number.
+pub(crate) fn issued_at(serial: &[u8]) -> SystemTime {
+    let first = serial.get(..8).and_then(|first| first.try_into().ok()).map_or(0, u64::from_be_bytes);
+    SystemTime::UNIX_EPOCH + Duration::from_millis(first & !SERIAL_MARK)
 }
 
 /// A signature that every node of the cluster can check with the root certificate alone.
@@ -141,10 +143,12 @@ fn set_validity(params: &mut CertificateParams, now: SystemTime, lifetime: Durat
     params.not_after = (now + lifetime).into();
 }
 
-fn random_serial() -> SerialNumber {
+/// The time of issue in milliseconds, then random bits.
+fn serial(now: SystemTime) -> SerialNumber {
+    let ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
+    let ms = u64::try_from(ms).unwrap_or(u64::MAX) & !SERIAL_MARK;
     let mut bytes: [u8; 16] = rand::random();
-    // A serial number is positive and has no leading zero byte.
-    bytes[0] = (bytes[0] & 0x7f) | 0x40;
+    bytes[..8].copy_from_slice(&(ms | (SERIAL_MARK & (u64::MAX >> 1))).to_be_bytes());
     SerialNumber::from_slice(&bytes)
 }
 
@@ -179,6 +183,13 @@ mod tests {
         let cert = sign_csr(&root, &csr, &node, &cluster, NodeRole::Worker, BACKDATE, now).unwrap();
         let identity = crate::tls::Identity::from_pem(root.cert_pem, cert, key.serialize_pem()).unwrap();
         assert_eq!((identity.role, identity.node_id), (NodeRole::Worker, node));
+    }
+
+    #[test]
+    fn a_certificate_tells_when_it_was_made() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
+        assert_eq!(issued_at(serial(now).as_ref()), now);
+        assert_eq!(serial(now).as_ref()[0] & 0xc0, 0x40, "positive, and 16 bytes long");
     }
 
     #[test]

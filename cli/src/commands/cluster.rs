@@ -1,12 +1,13 @@
 //! `orch init|join|join-token|leave`, and the same under `orch swarm`.
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::termios;
 use orch_model::{Duration, cluster::ClusterSpec};
 use orch_proto::{
     conv::{FromProto, ToProto},
     paths::Paths,
-    wire,
+    wire::{self, lock_client::LockClient},
 };
 
 use crate::{
@@ -31,7 +32,7 @@ pub(crate) enum SwarmCommand {
     /// Unlock a locked manager
     Unlock,
     /// Manage the unlock key
-    UnlockKey,
+    UnlockKey(UnlockKeyArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -126,6 +127,19 @@ pub(crate) struct UpdateArgs {
     /// Task history retention limit
     #[arg(long, value_name = "N")]
     task_history_limit: Option<u64>,
+    /// Change manager autolocking setting (true|false)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    autolock: Option<bool>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UnlockKeyArgs {
+    /// Only display the key
+    #[arg(short, long)]
+    quiet: bool,
+    /// Rotate the unlock key
+    #[arg(long)]
+    rotate: bool,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -166,16 +180,12 @@ pub(crate) async fn swarm(command: SwarmCommand, paths: &Paths) -> anyhow::Resul
         SwarmCommand::Leave(args) => leave(args, paths).await,
         SwarmCommand::Update(args) => update(args, paths).await,
         SwarmCommand::Ca(args) => ca(&args, paths).await,
-        SwarmCommand::Unlock | SwarmCommand::UnlockKey => {
-            bail!("autolock is not in this version of Orch: managers are never locked; nothing was changed")
-        }
+        SwarmCommand::Unlock => unlock(paths).await,
+        SwarmCommand::UnlockKey(args) => unlock_key(&args, paths).await,
     }
 }
 
 pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
-    if args.autolock {
-        bail!("--autolock is not in this version of Orch; nothing was changed");
-    }
     crate::node::ensure_running(paths).await?;
     let request = wire::InitRequest {
         advertise_addr: args.advertise_addr,
@@ -190,7 +200,7 @@ pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
         heartbeat_period_ms: args.dispatcher_heartbeat.map_or(0, millis),
         availability: args.availability.word().into(),
         force_new_cluster: args.force_new_cluster,
-        autolock: false,
+        autolock: args.autolock,
     };
     let forced = request.force_new_cluster;
     let made = node(paths).await?.init(request).await.map_err(explain)?.into_inner();
@@ -199,6 +209,9 @@ pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     print!("{}", init_text(&made));
+    if args.autolock {
+        println!("{}", unlock_text(&current_unlock_key(&mut Api::connect(paths).await?).await?));
+    }
     Ok(())
 }
 
@@ -283,6 +296,9 @@ pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()
     spec.cert_expiry = args.cert_expiry.unwrap_or(spec.cert_expiry);
     spec.heartbeat_period = args.dispatcher_heartbeat.unwrap_or(spec.heartbeat_period);
     spec.task_history_limit = args.task_history_limit.unwrap_or(spec.task_history_limit);
+    let was_locked = spec.autolock;
+    spec.autolock = args.autolock.unwrap_or(spec.autolock);
+    let locks_now = spec.autolock && !was_locked;
     let request = wire::UpdateRequest {
         kind: orch_model::Kind::Cluster.to_proto(),
         id: cluster.id,
@@ -292,7 +308,78 @@ pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()
     };
     api.control.update(request).await.map_err(explain)?;
     println!("Cluster updated.");
+    if locks_now {
+        println!("{}", unlock_text(&current_unlock_key(&mut api).await?));
+    }
     Ok(())
+}
+
+/// Gives the manager of this node the key that it waits for.
+pub(crate) async fn unlock(paths: &Paths) -> anyhow::Result<()> {
+    let Ok(channel) = orch_proto::transport::unix_channel(&paths.manager_sock()).await else {
+        bail!("no manager runs on this node, so there is nothing to unlock");
+    };
+    let key = wire::UnlockKey { key: read_unlock_key()? };
+    LockClient::new(channel).unlock(key).await.map_err(explain)?;
+    Ok(())
+}
+
+/// From the terminal without showing it, or else the first line of standard input.
+fn read_unlock_key() -> anyhow::Result<String> {
+    use std::io::{BufRead as _, IsTerminal as _, Write as _};
+    let stdin = std::io::stdin();
+    let mut line = String::new();
+    if !stdin.is_terminal() {
+        stdin.lock().read_line(&mut line).context("cannot read the key from standard input")?;
+        return Ok(line.trim().to_owned());
+    }
+    let shown = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
+    let mut hidden = shown.clone();
+    hidden.local_flags.remove(termios::LocalFlags::ECHO);
+    eprint!("Enter unlock key: ");
+    std::io::stderr().flush()?;
+    termios::tcsetattr(&stdin, termios::SetArg::TCSANOW, &hidden).context("cannot hide what is typed")?;
+    let read = stdin.lock().read_line(&mut line);
+    let restored = termios::tcsetattr(&stdin, termios::SetArg::TCSANOW, &shown);
+    eprintln!();
+    read.context("cannot read the key")?;
+    restored.context("cannot restore the terminal")?;
+    Ok(line.trim().to_owned())
+}
+
+pub(crate) async fn unlock_key(args: &UnlockKeyArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let key = if args.rotate {
+        let key = api.control.rotate_unlock_key(wire::Empty {}).await.map_err(explain)?.into_inner().key;
+        if !args.quiet {
+            println!("Successfully rotated manager unlock key.\n");
+        }
+        key
+    } else {
+        current_unlock_key(&mut api).await?
+    };
+    if args.quiet {
+        println!("{key}");
+    } else {
+        println!("{}", unlock_text(&key));
+    }
+    Ok(())
+}
+
+async fn current_unlock_key(api: &mut Api) -> anyhow::Result<String> {
+    let key = api.control.get_unlock_key(wire::Empty {}).await.map_err(explain)?.into_inner().key;
+    if key.is_empty() {
+        bail!("no unlock key is set: autolock is off; turn it on with \"orch update --autolock\"");
+    }
+    Ok(key)
+}
+
+fn unlock_text(key: &str) -> String {
+    format!(
+        "To unlock a manager after it restarts, run the `orch unlock` command and provide the following key:\n\n    \
+         {key}\n\nRemember to store this key in a password manager, since without it you will not be able to restart the \
+         manager."
+    )
 }
 
 /// What to do after the quorum was lost and one manager went on alone.

@@ -47,6 +47,8 @@ struct Facts {
     node: Option<wire::NodeInfo>,
     worker: Option<wire::WorkerInfo>,
     cluster: Option<wire::ClusterInfo>,
+    /// The manager waits for its unlock key.
+    locked: bool,
 }
 
 pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> {
@@ -56,10 +58,14 @@ pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> 
         Err(_) => None,
     };
     let cluster = match orch_proto::transport::unix_channel(&paths.manager_sock()).await {
-        Ok(channel) => ControlClient::new(channel).info(wire::Empty {}).await.ok().map(tonic::Response::into_inner),
-        Err(_) => None,
+        Ok(channel) => {
+            ControlClient::new(channel).info(wire::Empty {}).await.map(tonic::Response::into_inner).map_err(Some)
+        }
+        Err(_) => Err(None),
     };
-    let facts = Facts { node, worker, cluster };
+    let is_locked = |status: &tonic::Status| status.metadata().get("orch-code").is_some_and(|code| code == "locked");
+    let locked = matches!(&cluster, Err(Some(status)) if is_locked(status));
+    let facts = Facts { node, worker, cluster: cluster.ok(), locked };
     match args.format.as_deref() {
         Some(format) => print_inspected(vec![facts.json()], Some(format)),
         None => {
@@ -72,6 +78,7 @@ pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> 
 impl Facts {
     fn state(&self) -> &str {
         match (&self.node, &self.cluster) {
+            _ if self.locked => "locked",
             (Some(node), _) => &node.state,
             // A manager without a supervisor, as tests run it.
             (None, Some(_)) => "active",

@@ -71,9 +71,6 @@ struct Plan {
 
 impl Plan {
     fn new(request: &wire::InitRequest) -> Result<Self> {
-        if request.autolock {
-            return Err(NodeError::Invalid("this version of orch cannot do --autolock yet".to_owned()));
-        }
         let locals = address::local_addresses()?;
         let advertise = address::advertised(&request.advertise_addr, &request.listen_addr, &locals)?;
         let listen = address::listened(&request.listen_addr, advertise, &locals)?;
@@ -200,6 +197,7 @@ fn cluster_spec(request: &wire::InitRequest) -> Result<ClusterSpec> {
         subnet_prefix_len: subnet_prefix_len(request.subnet_prefix_len, &address_pools)?,
         address_pools,
         data_path_port: data_path_port(request.data_path_port)?,
+        autolock: request.autolock,
     })
 }
 

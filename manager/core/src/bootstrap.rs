@@ -8,7 +8,7 @@ use orch_model::{
     change::{Change, Transaction},
     cluster::{
         Cluster, ClusterSpec, DEFAULT_ADDRESS_POOL, DEFAULT_CERT_EXPIRY, DEFAULT_HEARTBEAT_PERIOD,
-        DEFAULT_SUBNET_PREFIX_LEN, DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, RootCa,
+        DEFAULT_SUBNET_PREFIX_LEN, DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, RootCa, UnlockKeyText,
     },
     network::{DRIVER_OVERLAY, IpamConfig, Network, NetworkSpec},
     node::Node,
@@ -33,6 +33,8 @@ pub struct Bootstrap {
     pub join_tokens: JoinTokens,
     /// The node that runs `init`, as a manager.
     pub node: Node,
+    /// With autolock.
+    pub unlock_key: Option<UnlockKeyText>,
 }
 
 /// The settings of a cluster whose user gave none.
@@ -46,6 +48,7 @@ pub fn default_cluster_spec() -> ClusterSpec {
         address_pools: DEFAULT_ADDRESS_POOL.parse().into_iter().collect(),
         subnet_prefix_len: DEFAULT_SUBNET_PREFIX_LEN,
         data_path_port: DATA_PATH_PORT,
+        autolock: false,
     }
 }
 
@@ -61,6 +64,7 @@ pub fn transaction(init: Bootstrap, now: Timestamp, ids: crate::Ids<'_>) -> Tran
         join_tokens: init.join_tokens,
         feature_level: FEATURE_LEVEL,
         ingress_network: Some(ingress.id.clone()),
+        unlock_key: init.unlock_key,
     };
     let objects =
         [Object::Cluster(Arc::new(cluster)), Object::Node(Arc::new(init.node)), Object::Network(Arc::new(ingress))];

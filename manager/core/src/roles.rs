@@ -8,7 +8,7 @@
 use std::{fmt, sync::Arc};
 
 use orch_model::{
-    Duration, NodeId, Object, Timestamp,
+    NodeId, Object, Timestamp,
     change::Change,
     node::{ManagerStatus, Node, NodeRole},
 };
@@ -138,8 +138,7 @@ pub enum Standing {
 /// believed: this manager has yet to hear of what it was made for.
 #[must_use]
 pub fn standing(state: &State, id: &NodeId, role: NodeRole, issued_at: Timestamp) -> Standing {
-    // Written to the second.
-    let is_news = state.last_stamp() < issued_at + Duration::from_secs(1);
+    let is_news = state.last_stamp() <= issued_at;
     match state.node(id) {
         _ if is_news || state.cluster().is_none() => Standing::Good,
         None => Standing::Removed,

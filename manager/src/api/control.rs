@@ -12,7 +12,7 @@ use orch_manager_core::{
 use orch_model::{Kind, ObjectId, Timestamp, Version, cluster::JoinTokens};
 use orch_proto::{
     conv::{FromProto, ToProto},
-    tls::{JoinToken, SharedIdentity},
+    tls::{JoinToken, SharedIdentity, UnlockKey},
     wire::{self, control_server},
 };
 use tonic::{Request, Response, Status, Streaming};
@@ -160,6 +160,21 @@ impl control_server::Control for ControlService {
         Ok(Response::new(info::cluster_info(&self.consensus, &via.unwrap_or(own))))
     }
 
+    async fn get_unlock_key(&self, _: Request<wire::Empty>) -> Result<Response<wire::UnlockKey>, Status> {
+        let reign = self.reader().await?;
+        Ok(Response::new(unlock_key(&reign.consensus().store().view().state)))
+    }
+
+    async fn rotate_unlock_key(&self, _: Request<wire::Empty>) -> Result<Response<wire::UnlockKey>, Status> {
+        let reign = self.reign()?;
+        let key = UnlockKey::generate(random::bits()).text();
+        propose(&reign, |state, now| {
+            control::set_unlock_key(state, now, key.clone()).map_err(|e| status::from_control(&e))
+        })
+        .await?;
+        Ok(Response::new(unlock_key(&reign.consensus().store().view().state)))
+    }
+
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<LogStream>, Status> {
         let reign = self.reader().await?;
         streams::logs(reign, request.into_inner()).map(Response::new)
@@ -169,6 +184,11 @@ impl control_server::Control for ControlService {
         let reign = self.reader().await?;
         streams::exec(reign, request.into_inner()).await.map(Response::new)
     }
+}
+
+fn unlock_key(state: &State) -> wire::UnlockKey {
+    let key = state.cluster().and_then(|cluster| cluster.unlock_key.clone());
+    wire::UnlockKey { key: key.map(|key| key.0).unwrap_or_default() }
 }
 
 /// Commits the proposal and returns the object as it is then.
@@ -242,7 +262,10 @@ fn update(
             control::update_config(state, now, id, version, annotations, &data)
         }
         (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node, seats),
-        (ObjectId::Cluster(_), Spec::Cluster(cluster)) => control::update_cluster(state, now, version, cluster),
+        (ObjectId::Cluster(_), Spec::Cluster(cluster)) => {
+            let fresh = UnlockKey::generate(random::bits()).text();
+            control::update_cluster(state, now, version, cluster, fresh)
+        }
         (ObjectId::Network(_), Spec::Network(_)) => {
             Err(ControlError::invalid("a network cannot be changed: remove it and create it anew"))
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use orch_model::{Object, cluster::Cluster, secret::Secret};
 use orch_proto::{conv::ToProto, wire};
 
-/// The object's wire form without secret content, the CA's key and the join tokens (for those there is `Info`).
+/// The object's wire form without secret content, the CA's key, the unlock key and the join tokens (for those there are calls).
 pub(super) fn object(object: &Object) -> wire::Object {
     match object {
         Object::Secret(secret) => {
@@ -19,6 +19,7 @@ pub(super) fn object(object: &Object) -> wire::Object {
         }
         Object::Cluster(cluster) => {
             let mut blank = Cluster::clone(cluster);
+            blank.unlock_key = None;
             blank.root_ca.key_pem = String::new();
             blank.join_tokens.worker = String::new();
             blank.join_tokens.manager = String::new();

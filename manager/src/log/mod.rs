@@ -13,6 +13,7 @@ mod tip;
 use std::path::PathBuf;
 
 pub use seal::{Aad, KeyRing, Kind, SealError, Sealer};
+pub(crate) use seal::{from_hex, to_hex};
 pub use sled_engine::SledEngine;
 pub use snapshot_file::{SnapshotFileError, SnapshotReader, SnapshotWriter};
 

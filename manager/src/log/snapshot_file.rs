@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_damage_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let ring = KeyRing::load_or_create(&dir.path().join("keys")).unwrap();
+        let ring = KeyRing::load_or_create(&dir.path().join("keys"), None).unwrap();
         let sealer = Arc::new(Sealer::new(ring, ClusterId::from_random(1), NodeId::from_random(2)));
         let path = dir.path().join("1.snapshot");
         for size in [0, 10, CHUNK_BYTES, 2 * CHUNK_BYTES + 17] {

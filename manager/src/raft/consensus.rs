@@ -155,6 +155,12 @@ impl Consensus {
         &self.store
     }
 
+    /// The last entry of this manager's log, committed or not.
+    #[must_use]
+    pub fn last_log_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().last_log_index.unwrap_or_default()
+    }
+
     /// Follows who leads.
     #[must_use]
     pub fn leadership(&self) -> watch::Receiver<Leadership> {

@@ -278,7 +278,7 @@ mod tests {
     fn a_snapshot_comes_back_from_its_file_and_replaces_older_ones() {
         let dir = tempfile::tempdir().unwrap();
         let cluster = ClusterId::from_random(1);
-        let ring = KeyRing::load_or_create(&dir.path().join("keys")).unwrap();
+        let ring = KeyRing::load_or_create(&dir.path().join("keys"), None).unwrap();
         let sealer = Arc::new(Sealer::new(ring, cluster.clone(), NodeId::from_random(2)));
         let path = dir.path().join("snapshots");
         let folder = SnapshotFolder::open(&path, Arc::clone(&sealer), cluster).unwrap();

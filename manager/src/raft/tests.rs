@@ -23,7 +23,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
 }
 
 fn open(dir: PathBuf) -> (LogStore, StateMachine) {
-    let ring = KeyRing::load_or_create(&dir.join("keys")).unwrap();
+    let ring = KeyRing::load_or_create(&dir.join("keys"), None).unwrap();
     let cluster = ClusterId::from_random(1);
     let sealer = Arc::new(Sealer::new(ring, cluster.clone(), NodeId::from_random(2)));
     let engine = Arc::new(SledEngine::open(&dir.join("log")).unwrap());

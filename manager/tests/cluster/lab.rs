@@ -184,7 +184,7 @@ impl Lab {
         let threads = Threads::start();
         let (paths, raft) = (self.paths(number), threads.raft.as_ref().unwrap().handle().clone());
         // On its own threads, where everything that it starts ends with them.
-        let opening = threads.main().spawn(async move { Manager::open(&paths, &raft).await });
+        let opening = threads.main().spawn(async move { Manager::open(&paths, &raft, None).await });
         Ok((opening.await.unwrap()?, threads))
     }
 

@@ -54,7 +54,11 @@ fn a_demoted_leader_hands_over_leaves_raft_and_is_refused_from_then_on() {
         assert_eq!(node(&second, &own).await.role, wire::NodeRole::Worker as i32);
         // Its certificate is good for another hour, and of no use.
         for at in [1, 2] {
-            assert_eq!(lab.call_as_manager(0, at).await, Err((Code::PermissionDenied, "node-demoted".to_owned())));
+            // As soon as that manager has heard of it.
+            lab::eventually("it is refused", LIMIT, async || {
+                lab.call_as_manager(0, at).await == Err((Code::PermissionDenied, "node-demoted".to_owned()))
+            })
+            .await;
         }
         drop((first, third));
         second.crash().await;

@@ -25,6 +25,8 @@ pub struct Cluster {
     pub feature_level: u32,
     /// The ingress network; made by `init`.
     pub ingress_network: Option<NetworkId>,
+    /// What managers wrap their keys with on their disks; only with autolock.
+    pub unlock_key: Option<UnlockKeyText>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +39,8 @@ pub struct ClusterSpec {
     pub subnet_prefix_len: u8,
     /// VXLAN UDP port.
     pub data_path_port: u16,
+    /// Managers that were stopped start only when somebody gives them the unlock key.
+    pub autolock: bool,
 }
 
 /// The certificate authority that signs every node's certificates.
@@ -50,6 +54,16 @@ pub struct RootCa {
 impl std::fmt::Debug for RootCa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RootCa").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
+    }
+}
+
+/// `ORCHKEY-1-<key>`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UnlockKeyText(pub String);
+
+impl std::fmt::Debug for UnlockKeyText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("UnlockKeyText(..)")
     }
 }
 

@@ -44,7 +44,13 @@ impl Identity {
 
     /// Reads what [`Identity::save`] wrote into `dir`, also when that was interrupted.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
+        Self::load_sealed(dir, &Ok)
+    }
+
+    /// As [`Identity::load`], with keys that pass through `open` on their way from the disk.
+    pub fn load_sealed(dir: &Path, open: &impl Fn(String) -> Result<String, TlsError>) -> Result<Self, TlsError> {
         let (root_pem, cert_pem) = (read(&dir.join(ROOT_FILE))?, read(&dir.join(CERT_FILE))?);
+        let read = |path: &Path| read(path).and_then(open);
         let key_pem = read(&dir.join(KEY_FILE));
         let key_pem = match key_pem {
             Ok(key) if key_matches(&key, &cert_pem)? => key,
@@ -62,6 +68,7 @@ impl Identity {
     /// Writes the identity into `dir` so that a crash at any moment leaves either the old one or the new one.
     pub fn save(&self, dir: &Path) -> Result<(), TlsError> {
         fs::create_dir_all(dir).map_err(|source| TlsError::Write { path: dir.to_owned(), source })?;
+        let _lock = lock(dir)?;
         write(&dir.join(ROOT_FILE), &self.root_pem, 0o644)?;
         write(&dir.join(NEXT_KEY_FILE), &self.key_pem, 0o600)?;
         write(&dir.join(CERT_FILE), &self.cert_pem, 0o644)?;
@@ -69,6 +76,26 @@ impl Identity {
         fs::rename(dir.join(NEXT_KEY_FILE), &key)
             .and_then(|()| sync_dir(dir))
             .map_err(|source| TlsError::Write { path: key, source })
+    }
+
+    /// Replaces the key on the disk by another form of it, such as a sealed one; `rewrite` gets the key as it is there and
+    /// returns what to write, if anything. No renewal comes in between.
+    pub fn rewrite_key(
+        dir: &Path,
+        open: &impl Fn(String) -> Result<String, TlsError>,
+        rewrite: impl FnOnce(&str, &Self) -> Option<String>,
+    ) -> Result<(), TlsError> {
+        let _lock = lock(dir)?;
+        let identity = Self::load_sealed(dir, open)?;
+        let path = dir.join(KEY_FILE);
+        let Some(text) = rewrite(&read(&path)?, &identity) else { return Ok(()) };
+        write(&path, &text, 0o600)?;
+        // What an interrupted renewal left there is what was just written.
+        let next = dir.join(NEXT_KEY_FILE);
+        match fs::remove_file(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(TlsError::Write { path: next, source: error }),
+            _ => Ok(()),
+        }
     }
 
     /// When the certificate stops being valid; 1970 when it cannot be read.
@@ -114,8 +141,16 @@ impl SharedIdentity {
     /// The identity saved in `dir`, replaced whenever the supervisor renews it there. Must be called inside a tokio
     /// runtime; the watching ends when the last clone is dropped.
     pub fn follow(dir: &Path) -> Result<Self, TlsError> {
-        let shared = Self::new(Identity::load(dir)?);
-        tokio::spawn(follow(Arc::downgrade(&shared.0), dir.to_owned()));
+        Self::follow_sealed(dir, Ok)
+    }
+
+    /// As [`SharedIdentity::follow`], with keys that pass through `open` on their way from the disk.
+    pub fn follow_sealed(
+        dir: &Path,
+        open: impl Fn(String) -> Result<String, TlsError> + Send + Sync + 'static,
+    ) -> Result<Self, TlsError> {
+        let shared = Self::new(Identity::load_sealed(dir, &open)?);
+        tokio::spawn(follow(Arc::downgrade(&shared.0), dir.to_owned(), open));
         Ok(shared)
     }
 
@@ -129,11 +164,15 @@ impl SharedIdentity {
     }
 }
 
-async fn follow(shared: std::sync::Weak<ArcSwap<Identity>>, dir: PathBuf) {
+async fn follow(
+    shared: std::sync::Weak<ArcSwap<Identity>>,
+    dir: PathBuf,
+    open: impl Fn(String) -> Result<String, TlsError> + Send + Sync,
+) {
     loop {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
-        match Identity::load(&dir) {
+        match Identity::load_sealed(&dir, &open) {
             Ok(identity) if identity != **shared.load() => {
                 tracing::info!(role = ?identity.role, "certificate renewed");
                 shared.store(Arc::new(identity));
@@ -143,6 +182,12 @@ async fn follow(shared: std::sync::Weak<ArcSwap<Identity>>, dir: PathBuf) {
             Err(error) => tracing::debug!(%error, "no certificate to follow"),
         }
     }
+}
+
+/// Held while files of an identity are replaced; released when dropped.
+fn lock(dir: &Path) -> Result<fs::File, TlsError> {
+    let locked = fs::File::open(dir).and_then(|file| file.lock().map(|()| file));
+    locked.map_err(|source| TlsError::Write { path: dir.to_owned(), source })
 }
 
 /// The first certificate of a PEM text.

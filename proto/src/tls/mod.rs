@@ -9,12 +9,14 @@ mod config;
 mod identity;
 mod peer;
 mod token;
+mod unlock;
 
 pub(crate) use config::WrongRoot;
 pub use config::{client_config, server_config, server_name, token_client_config};
 pub use identity::{Identity, SharedIdentity};
 pub use peer::{ConnectionInfo, PeerIdentity, peer_identity, remote_addr, require_role};
 pub use token::{JoinToken, TokenError};
+pub use unlock::{UnlockKey, UnlockKeyError};
 
 use std::{io, path::PathBuf, time::SystemTime};
 

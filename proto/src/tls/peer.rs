@@ -15,7 +15,7 @@ pub struct PeerIdentity {
     pub node_id: NodeId,
     pub cluster_id: ClusterId,
     pub role: NodeRole,
-    /// When the certificate was made, to the second, by the clock of the manager that signed it.
+    /// When the certificate was made, by the clock of the manager that signed it.
     pub issued_at: SystemTime,
 }
 
@@ -35,7 +35,7 @@ impl PeerIdentity {
             node_id: node.parse().map_err(|error| not_a_node(format!("{error}")))?,
             cluster_id: cluster.parse().map_err(|error| not_a_node(format!("{error}")))?,
             role: role_of_unit(&unit).ok_or_else(|| not_a_node(format!("{unit:?} is no role")))?,
-            issued_at: crate::ca::issued_at(cert.validity()),
+            issued_at: crate::ca::issued_at(cert.raw_serial()),
         })
     }
 }

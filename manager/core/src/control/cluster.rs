@@ -5,13 +5,13 @@ use std::sync::Arc;
 use orch_model::{
     Object, ObjectId, Timestamp, Version,
     change::Change,
-    cluster::{Cluster, ClusterSpec, JoinTokens, RootCa},
+    cluster::{Cluster, ClusterSpec, JoinTokens, RootCa, UnlockKeyText},
 };
 
 use super::{ControlError, Proposal, propose};
 use crate::{state::State, validate};
 
-/// Changes the settings.
+/// Changes the settings. `fresh_key` becomes the unlock key when autolock is turned on.
 ///
 /// # Errors
 /// See [`ControlError`].
@@ -20,6 +20,7 @@ pub fn update_cluster(
     now: Timestamp,
     version: Version,
     spec: ClusterSpec,
+    fresh_key: UnlockKeyText,
 ) -> Result<Proposal, ControlError> {
     validate::cluster_spec(&spec)?;
     change(state, now, |cluster| {
@@ -30,6 +31,7 @@ pub fn update_cluster(
             )));
         }
         cluster.meta.version = version;
+        cluster.unlock_key = spec.autolock.then(|| cluster.unlock_key.take().unwrap_or(fresh_key));
         cluster.spec = spec;
         Ok(())
     })
@@ -42,6 +44,22 @@ pub fn update_cluster(
 pub fn set_join_tokens(state: &State, now: Timestamp, tokens: JoinTokens) -> Result<Proposal, ControlError> {
     change(state, now, |cluster| {
         cluster.join_tokens = tokens;
+        Ok(())
+    })
+}
+
+/// Replaces the unlock key.
+///
+/// # Errors
+/// See [`ControlError`]; autolock must be on.
+pub fn set_unlock_key(state: &State, now: Timestamp, key: UnlockKeyText) -> Result<Proposal, ControlError> {
+    change(state, now, |cluster| {
+        if cluster.unlock_key.is_none() {
+            return Err(ControlError::precondition(
+                "autolock is off, so there is no unlock key: turn it on with \"orch update --autolock\"",
+            ));
+        }
+        cluster.unlock_key = Some(key);
         Ok(())
     })
 }

@@ -83,6 +83,7 @@ impl Sim {
             root_ca: RootCa { cert_pem: "cert".into(), key_pem: "key".into() },
             join_tokens: JoinTokens { worker: "w".into(), manager: "m".into() },
             node: node(1, sim.now),
+            unlock_key: None,
         };
         let now = sim.now;
         let tx = sim.with_ids(|_, ids| bootstrap::transaction(init, now, ids));

@@ -1,0 +1,130 @@
+//! Managers whose keys are locked while they are off.
+
+use std::{fs, path::PathBuf};
+
+use orch_tests::{Lab, RESTART_LIMIT, eventually, within};
+
+const LOCKED: &str = "Cluster is encrypted and needs to be unlocked before it can be used.";
+
+fn manager_folder(lab: &Lab, node: &str) -> PathBuf {
+    let hosts = lab.hosts();
+    let host = hosts.iter().find(|host| host["name"] == node).unwrap_or_else(|| panic!("no {node}"));
+    PathBuf::from(host["data_dir"].as_str().expect("data_dir is text")).join("manager")
+}
+
+/// Waits until both key files of the manager begin like this.
+#[track_caller]
+fn wait_keys(lab: &Lab, node: &str, locked: bool) {
+    let dir = manager_folder(lab, node);
+    eventually("the keys lie on the disk as wanted", || {
+        let first = |name: &str| {
+            let text = fs::read_to_string(dir.join(name)).map_err(|e| format!("{name}: {e}"))?;
+            Ok::<_, String>(text.lines().next().unwrap_or_default().to_owned())
+        };
+        let now = [first("keys")?, first("tls/node.key")?];
+        let wanted = if locked {
+            ["orch locked data keys 1", "orch sealed key 1"]
+        } else {
+            ["orch data keys 1", "-----BEGIN PRIVATE KEY-----"]
+        };
+        if now == wanted { Ok(()) } else { Err(format!("{now:?}")) }
+    });
+}
+
+fn restart(lab: &Lab, node: &str) {
+    let _ = lab.command("kill", &[node, "all"]).ok();
+    // Not waited for: a locked manager is not ready.
+    let _ = lab.command("start", &[node]);
+    within(RESTART_LIMIT, "it is locked", || {
+        let said = lab.orch_on(node, &["node", "ls"]);
+        if said.code != 0 && said.stderr.starts_with(LOCKED) { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+}
+
+fn unlock(lab: &Lab, node: &str, key: &str) -> orch_tests::Outcome {
+    lab.exec_with_input(node, &["orch", "unlock"], key.as_bytes())
+}
+
+#[track_caller]
+fn wait_answers(lab: &Lab, node: &str) {
+    within(RESTART_LIMIT, "the manager answers", || lab.orch_on(node, &["node", "ls", "-q"]).result());
+}
+
+#[test]
+fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
+    let lab = Lab::up("autolock", 3, 3);
+    let said = lab.orch(&["unlock-key"]).refused();
+    assert!(said.contains("autolock is off"), "{said}");
+    let said = lab.orch(&["unlock-key", "--rotate"]).refused();
+    assert!(said.contains("autolock is off"), "{said}");
+    assert!(unlock(&lab, "n1", "x").refused().contains("this manager is not locked"));
+    let said = lab.orch(&["swarm", "update", "--autolock=true"]).ok();
+    let first = lab.orch(&["unlock-key", "-q"]).ok().trim().to_owned();
+    assert!(said.starts_with("Cluster updated.\n") && said.contains(&first), "{said}");
+    assert!(first.starts_with("ORCHKEY-1-"), "{first}");
+    for node in ["n1", "n2", "n3"] {
+        wait_keys(&lab, node, true);
+    }
+
+    lab.import("busybox", "busybox", &[]);
+    let create = ["service", "create", "-d", "--name", "here", "--constraint", "node.hostname == n3"];
+    let _ = lab.orch(&[&create[..], &["busybox", "sleep", "10000"]].concat()).ok();
+    lab.wait_replicas("here", "1/1");
+    // Only the daemons: containers outlive them.
+    let _ = lab.command("kill", &["n3", "node"]).ok();
+    let _ = lab.command("start", &["n3"]);
+    within(RESTART_LIMIT, "it is locked", || {
+        let said = lab.orch_on("n3", &["service", "ls"]);
+        if said.stderr.starts_with(LOCKED) { Ok(()) } else { Err(format!("{said:?}")) }
+    });
+    let info = lab.orch_on("n3", &["info", "--format", "{{.Swarm.LocalNodeState}}"]).ok();
+    assert_eq!(info, "locked\n");
+    // Its worker half goes on.
+    assert_eq!(lab.orch_on("n3", &["ps", "-q"]).ok().lines().count(), 1);
+    let _ = lab
+        .orch(&[
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "more",
+            "--constraint",
+            "node.hostname == n3",
+            "busybox",
+            "sleep",
+            "10000",
+        ])
+        .ok();
+    lab.wait_replicas("more", "1/1");
+
+    // It was off while the key was rotated, and opens with the one that it knows.
+    let second = lab.orch(&["unlock-key", "--rotate", "-q"]).ok().trim().to_owned();
+    assert_ne!(second, first);
+    assert!(unlock(&lab, "n3", &second).refused().contains("invalid key"));
+    assert!(unlock(&lab, "n3", "nonsense").refused().contains("this is not an unlock key"));
+    let keys = |lab: &Lab| fs::read_to_string(manager_folder(lab, "n3").join("keys")).expect("the keys");
+    let old = keys(&lab);
+    let _ = unlock(&lab, "n3", &first).ok();
+    wait_answers(&lab, "n3");
+    // From now on the new one.
+    eventually("the keys of n3 are locked anew", || if keys(&lab) != old { Ok(()) } else { Err("the old".into()) });
+    let _ = lab.command("kill", &["n3", "manager"]).ok();
+    within(RESTART_LIMIT, "the new key opens it", || unlock(&lab, "n3", &second).result());
+    eventually("n3 takes part", || {
+        let now = lab.orch(&["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]).result()?;
+        if now.contains("n3 Reachable") { Ok(()) } else { Err(now) }
+    });
+
+    // The leader, with the new key; the others go on meanwhile.
+    restart(&lab, "n1");
+    wait_answers(&lab, "n2");
+    assert!(unlock(&lab, "n1", &first).refused().contains("invalid key"));
+    let _ = unlock(&lab, "n1", &second).ok();
+    wait_answers(&lab, "n1");
+    let _ = lab.orch(&["update", "--autolock=false"]).ok();
+    for node in ["n1", "n2", "n3"] {
+        wait_keys(&lab, node, false);
+    }
+    let _ = lab.command("kill", &["n2", "manager"]).ok();
+    wait_answers(&lab, "n2");
+}
