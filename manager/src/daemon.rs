@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
-use orch_model::{ClusterId, NodeId};
+use orch_model::{ClusterId, NodeId, Timestamp};
 use orch_proto::{
     paths::Paths,
     tls::{self, SharedIdentity, UnlockKey},
@@ -102,6 +102,8 @@ pub struct Manager {
     home: Arc<Home>,
     config: orch_proto::wire::DaemonConfig,
     identity: SharedIdentity,
+    node: NodeId,
+    fence: Option<Timestamp>,
     sealer: Arc<Sealer>,
     unlock: Option<UnlockKey>,
     consensus: Consensus,
@@ -154,7 +156,8 @@ impl Manager {
         let proposer = Proposer::start(consensus.clone());
         let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;
         let throne = Arc::new(ArcSwapOption::empty());
-        Ok(Self { home, config, identity, sealer, unlock, consensus, proposer, throne, listener, socket })
+        let fence = home.fence()?;
+        Ok(Self { home, config, identity, node, fence, sealer, unlock, consensus, proposer, throne, listener, socket })
     }
 
     /// The replicated state and who leads, for tests.
@@ -214,9 +217,12 @@ impl Manager {
     }
 
     fn start_servers(self, tasks: &mut JoinSet<anyhow::Result<()>>, stopped: &watch::Receiver<bool>) {
-        let Self { identity, consensus, proposer, throne, listener, socket, .. } = self;
+        let Self { identity, node, fence, consensus, proposer, throne, listener, socket, .. } = self;
         let forwarder = Forwarder::new(identity.clone());
-        let gate = |origin| GateLayer::new(origin, consensus.clone(), Arc::clone(&throne), forwarder.clone());
+        let gate = |origin| {
+            let (consensus, throne) = (consensus.clone(), Arc::clone(&throne));
+            GateLayer::new(origin, consensus, throne, forwarder.clone(), node.clone(), fence)
+        };
         let control = ControlService::new(consensus.clone(), Arc::clone(&throne), identity.clone());
         let raft_service = RaftServer::new(RaftService::new(consensus.clone(), proposer))
             .max_decoding_message_size(raft::MESSAGE_LIMIT_BYTES)

@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::fcntl::{Flock, FlockArg};
+use orch_model::Timestamp;
 use orch_proto::{paths::Paths, wire::DaemonConfig};
 use prost::Message;
 
@@ -131,6 +132,24 @@ impl Home {
 
     pub fn note_member(&self) -> Result<(), HomeError> {
         self.write("raft/member", b"")
+    }
+
+    /// Managers' certificates that are older than this belong to managers that were lost: this one went on without them.
+    pub fn fence(&self) -> Result<Option<Timestamp>, HomeError> {
+        let path = self.raft().join("fence");
+        match fs::read_to_string(&path) {
+            Ok(text) => text
+                .trim()
+                .parse()
+                .map(|ms| Some(Timestamp::from_unix_ms(ms)))
+                .map_err(|_| HomeError::Config { path, detail: "expected a number of milliseconds".to_owned() }),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(HomeError::Io { what: "read", path, source }),
+        }
+    }
+
+    pub fn set_fence(&self, at: Timestamp) -> Result<(), HomeError> {
+        self.write("raft/fence", format!("{}\n", at.unix_ms).as_bytes())
     }
 
     fn put_aside(&self, id: u64) -> Result<(), HomeError> {

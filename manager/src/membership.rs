@@ -114,6 +114,8 @@ impl Entrance {
             }
             sleep(RETRY / 10).await;
         }
+        // The state says the same, but after a restart it comes later than the first call of a lost manager may.
+        self.home.set_fence(self.proposer.now())?;
         self.home.note_member()?;
         self.home.forget_first_start()?;
         tracing::warn!("this manager is the only one of the cluster now");

@@ -11,7 +11,7 @@ use std::{
 
 use http::{Request, Response};
 use orch_manager_core::roles::{Standing, standing};
-use orch_model::{Timestamp, node::NodeRole};
+use orch_model::{NodeId, Timestamp, node::NodeRole};
 use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
 use tokio::time::{Instant, sleep};
 use tonic::{Status, body::Body, transport::Channel};
@@ -41,12 +41,22 @@ struct Gate {
     consensus: Consensus,
     throne: Throne,
     forwarder: Forwarder,
+    own: NodeId,
+    fence: Option<Timestamp>,
 }
 
 impl GateLayer {
+    /// `own` is this node; of other managers, certificates from before `fence` are refused.
     #[must_use]
-    pub fn new(origin: Origin, consensus: Consensus, throne: Throne, forwarder: Forwarder) -> Self {
-        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder }) }
+    pub fn new(
+        origin: Origin,
+        consensus: Consensus,
+        throne: Throne,
+        forwarder: Forwarder,
+        own: NodeId,
+        fence: Option<Timestamp>,
+    ) -> Self {
+        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder, own, fence }) }
     }
 }
 
@@ -164,6 +174,11 @@ impl Gate {
     fn check_standing(&self, peer: &PeerIdentity) -> Result<(), Box<Status>> {
         let issued_ms = peer.issued_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let issued_at = Timestamp::from_unix_ms(u64::try_from(issued_ms).unwrap_or(u64::MAX));
+        let is_lost = |fence| peer.role == NodeRole::Manager && peer.node_id != self.own && issued_at <= fence;
+        // A caller that was passed on has no age; whoever passed it on has.
+        if issued_at != Timestamp::default() && self.fence.is_some_and(is_lost) {
+            return Err(Box::new(status::demoted(&peer.node_id)));
+        }
         let view = self.consensus.store().view();
         match standing(&view.state, &peer.node_id, peer.role, issued_at) {
             Standing::Good => Ok(()),
