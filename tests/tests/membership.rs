@@ -234,3 +234,29 @@ fn one_manager_goes_on_alone_after_the_quorum_is_lost() {
     let _ = lab.orch(&["node", "promote", "n3"]).ok();
     wait_managers(&lab, "n1", &["n1 Leader", "n2", "n3 Reachable", "n4"]);
 }
+
+#[test]
+fn a_manager_that_stood_still_takes_nobody_for_dead() {
+    let lab = Lab::up("paused", 2, 1);
+    let _ = lab.orch(&["update", "--dispatcher-heartbeat", "1s"]).ok();
+    sleepers(&lab, &["--replicas", "2"]);
+    wait_containers(&lab, "n1", 1);
+    wait_containers(&lab, "n2", 1);
+    let tasks = || lab.orch(&["service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Node}}", "sleepers"]).result();
+    let before = tasks().expect("tasks");
+    let info = lab.orch(&["info"]).ok();
+    let line = info.lines().find(|line| line.contains("Daemon manager: pid ")).unwrap_or_else(|| panic!("{info}"));
+    let pid: String = line.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    // Far longer than three heartbeats.
+    let _ = lab.exec("n1", &["sh", "-c", &format!("kill -STOP {pid} && sleep 7 && kill -CONT {pid}")]).ok();
+    within(RESTART_LIMIT, "it answers again", &tasks);
+    // It has had time to look for silent nodes, and everyone to come back.
+    let _ = lab.orch(&["service", "scale", "-d", "sleepers=4"]).ok();
+    wait_containers(&lab, "n1", 2);
+    wait_containers(&lab, "n2", 2);
+    let after = tasks().expect("tasks");
+    for task in before.lines() {
+        assert!(after.contains(task), "{task} was replaced: {after}");
+    }
+    assert_eq!(after.lines().count(), 4, "a task was lost and replaced: {after}");
+}
