@@ -24,7 +24,7 @@ use orch_proto::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tonic::{Status, metadata::MetadataValue, transport::Channel};
 
 use super::{
     machine::Image,
@@ -45,6 +45,10 @@ const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 /// The largest message that a manager takes from another.
 pub const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+
+/// Metadata: the raft number that a message is for. A manager that lost its log has the same address and another number;
+/// what it says must never count as said by the one that it was.
+pub(super) const TARGET_KEY: &str = "orch-raft-to";
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -99,6 +103,12 @@ impl Peer {
         Ok(client)
     }
 
+    fn addressed<T>(&self, message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(self.target));
+        request
+    }
+
     /// One call with its time limit. A connection that failed is not used again.
     async fn call<T>(
         &mut self,
@@ -127,6 +137,7 @@ impl Peer {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let mut client = self.client().await?;
         let message = convert::vote_request(&request, pre);
+        let message = self.addressed(message);
         let response = self.call(RPCTypes::Vote, VOTE_LIMIT, client.vote(message)).await?;
         convert::vote_response_from(response).map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
@@ -142,7 +153,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
         let mut client = self.client().await?;
         let limit = if request.entries.is_empty() { option.hard_ttl().max(VOTE_LIMIT) } else { APPEND_LIMIT };
-        let message = convert::append_request(&request, request.entries.len());
+        let message = self.addressed(convert::append_request(&request, request.entries.len()));
         let response = self.call(RPCTypes::AppendEntries, limit, client.append_entries(message)).await?;
         convert::append_response_from(response).map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
@@ -177,7 +188,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             send_chunks(&cluster, &vote, &snapshot.meta, &snapshot.snapshot, &chunks)
         });
         let (stream, stalled) = watched(ReceiverStream::new(outgoing));
-        let call = client.snapshot(stream);
+        let call = client.snapshot(self.addressed(stream));
         let response = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             () = stalled => {
@@ -203,7 +214,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let mut client = self.client().await?;
-        let message = convert::transfer_request(&request);
+        let message = self.addressed(convert::transfer_request(&request));
         self.call(RPCTypes::TransferLeader, VOTE_LIMIT, client.transfer_leader(message)).await.map(|_| Ok(()))
     }
 }

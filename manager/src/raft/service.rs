@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     consensus::{Consensus, ConsensusError},
     machine::Image,
+    network::TARGET_KEY,
     proposer::Proposer,
     snapshot::Assembler,
     types::Member,
@@ -52,6 +53,15 @@ impl RaftService {
         self.proposer.propose(changes).await.map(drop).map_err(|e| status::from_propose(&e))
     }
 
+    /// Refuses what was meant for the manager that lived here before this one lost its log.
+    fn check_target<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let target = request.metadata().get(TARGET_KEY).and_then(|id| id.to_str().ok()?.parse().ok());
+        if target == Some(self.consensus.raft_id()) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition("this message is for a manager that was at this address before"))
+    }
+
     fn refuse_unless_leader(&self) -> Result<(), Status> {
         let leadership = self.consensus.leadership();
         let leadership = leadership.borrow();
@@ -65,12 +75,14 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<wire::AppendEntriesRequest>,
     ) -> Result<Response<wire::AppendEntriesResponse>, Status> {
+        self.check_target(&request)?;
         let request = convert::append_request_from(request.into_inner()).map_err(malformed)?;
         let response = self.consensus.raft().append_entries(request).await.map_err(internal)?;
         Ok(Response::new(convert::append_response(&response)))
     }
 
     async fn vote(&self, request: Request<wire::VoteRequest>) -> Result<Response<wire::VoteResponse>, Status> {
+        self.check_target(&request)?;
         let request = request.into_inner();
         let pre_vote = request.pre_vote;
         let request = convert::vote_request_from(request).map_err(malformed)?;
@@ -83,6 +95,7 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<Streaming<wire::SnapshotChunk>>,
     ) -> Result<Response<wire::SnapshotResponse>, Status> {
+        self.check_target(&request)?;
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("an empty snapshot"))?;
         let vote = first.vote.ok_or_else(|| Status::invalid_argument("a snapshot without a vote"))?;
@@ -105,6 +118,7 @@ impl raft_server::Raft for RaftService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::Empty>, Status> {
+        self.check_target(&request)?;
         let request = convert::transfer_request_from(request.into_inner()).map_err(malformed)?;
         let outcome = self.consensus.raft().handle_transfer_leader(request).await.map_err(internal)?;
         outcome.map_err(|e| Status::failed_precondition(e.to_string()))?;
