@@ -260,3 +260,24 @@ fn a_manager_that_stood_still_takes_nobody_for_dead() {
     }
     assert_eq!(after.lines().count(), 4, "a task was lost and replaced: {after}");
 }
+
+#[test]
+fn a_manager_without_its_log_joins_anew_and_harms_nobody() {
+    let lab = Lab::up("wiped", 3, 3);
+    let restarts = |node: &str| {
+        let info = lab.orch_on(node, &["info"]).ok();
+        info.lines().find(|line| line.contains("Daemon manager")).map(|l| l.rsplit(' ').next().map(str::to_owned))
+    };
+    let before = restarts("n1");
+    let _ = lab.command("kill", &["n2", "all"]).ok();
+    let hosts = lab.hosts();
+    let n2 = hosts.iter().find(|host| host["name"] == "n2").unwrap_or_else(|| panic!("no n2: {hosts:?}"));
+    let raft = std::path::Path::new(n2["data_dir"].as_str().expect("data_dir")).join("manager/raft");
+    std::fs::remove_dir_all(raft).expect("wiping");
+    let _ = lab.command("start", &["n2"]).ok();
+    wait_managers(&lab, "n1", &["n1 Leader", "n2 Reachable", "n3 Reachable"]);
+    assert_eq!(restarts("n1"), before, "the leader fell over");
+    // It counts again: without the third there is a quorum.
+    let _ = lab.command("kill", &["n3", "all"]).ok();
+    let _ = lab.orch(&["node", "update", "--label-add", "x=y", "n1"]).ok();
+}
