@@ -13,7 +13,9 @@ pub enum ApplyError {
     Exists(ObjectId),
     #[error("update out of sequence: {id} is at version {} and not at {}: it was changed since, try again", .found.0, .expected.0)]
     Stale { id: ObjectId, expected: Version, found: Version },
-    #[error("name conflicts with an existing object: {kind} {name} already exists; choose another name, or update or remove that one")]
+    #[error(
+        "name conflicts with an existing object: {kind} {name} already exists; choose another name, or update or remove that one"
+    )]
     NameTaken { kind: Kind, name: String },
     #[error("a cluster object exists already: this state belongs to another cluster")]
     AnotherCluster,
