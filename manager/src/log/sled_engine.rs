@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use super::{Flushed, LogEngine, LogError, META_PURGED, tip::Tip};
@@ -20,6 +21,9 @@ const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 /// Entries removed per batch by a purge or a truncation.
 const REMOVE_BATCH: usize = 512;
+/// How long another holder of the log may take to let go of it.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_POLL: Duration = Duration::from_millis(10);
 const LAST_PIECE: u8 = 1;
 const MORE_PIECES: u8 = 0;
 
@@ -317,8 +321,20 @@ fn remove_unfinished_snapshots(dir: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
-/// sled panics on some kinds of damage; the operator gets a sentence all the same.
+/// sled gives its lock up a moment after the last handle is gone, on a thread of its own; who opens the log again in the
+/// same process may meet it.
 fn open_db(dir: &Path) -> Result<sled::Db, LogError> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        match try_open_db(dir) {
+            Err(LogError::InUse { .. }) if Instant::now() < deadline => thread::sleep(LOCK_POLL),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// sled panics on some kinds of damage; the operator gets a sentence all the same.
+fn try_open_db(dir: &Path) -> Result<sled::Db, LogError> {
     let config = sled::Config::new()
         .path(dir)
         .cache_capacity(CACHE_BYTES)
