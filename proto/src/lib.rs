@@ -7,6 +7,7 @@
 pub mod ca;
 pub mod conv;
 pub mod paths;
+pub mod report;
 pub mod tls;
 pub mod transport;
 pub mod wire;

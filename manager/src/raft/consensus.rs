@@ -14,7 +14,7 @@ use openraft::{
 };
 use orch_manager_core::roles::{Seat, Seats};
 use orch_model::ClusterId;
-use orch_proto::tls::SharedIdentity;
+use orch_proto::{report::chain, tls::SharedIdentity};
 use tokio::{runtime::Handle, sync::watch, time::timeout};
 
 use super::{
@@ -418,18 +418,4 @@ fn write_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Co
         )) => ConsensusError::MembersBusy,
         RaftError::APIError(other) => ConsensusError::Members(other.to_string()),
     }
-}
-
-/// An error with its causes, for one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -173,7 +173,12 @@ fn a_dead_task_is_dropped_at_once_and_its_clients_go_elsewhere() {
             std::thread::spawn(move || sockets::ask_within(&asker, (VIP_WEB, 80).into(), Duration::from_secs(8)))
         })
         .collect();
-    std::thread::sleep(Duration::from_millis(300));
+    // Taken in turn, half of them meet the living task and are done.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while attempts.iter().filter(|attempt| attempt.is_finished()).count() < 2 {
+        assert!(Instant::now() < deadline, "the living task answers");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let hanging = attempts.iter().filter(|attempt| !attempt.is_finished()).count();
     assert!(hanging > 0, "some attempts meet the dead task and get no answer");
     lab.set_all(&items(&[1]));

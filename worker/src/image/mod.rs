@@ -13,6 +13,8 @@ pub(crate) mod rootfs;
 pub(crate) mod store;
 pub(crate) mod unpack;
 
+pub(crate) use orch_proto::report::chain;
+
 use std::{
     collections::HashMap,
     path::PathBuf,
@@ -161,18 +163,4 @@ impl Images {
         fetching.retain(|_, turn| Arc::strong_count(turn) > 1);
         fetching.entry(key.to_owned()).or_default().clone()
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
