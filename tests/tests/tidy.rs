@@ -1,9 +1,10 @@
-//! What no lint can check: module documentation, allowed edges between crates, inherited lints.
+//! What no lint can check: module documentation, allowed edges between crates, inherited lints, licences of what is linked.
 
 use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 fn root() -> PathBuf {
@@ -92,5 +93,87 @@ fn every_crate_inherits_the_lints() {
     for (folder, _) in EDGES {
         let manifest = fs::read_to_string(root().join(folder).join("Cargo.toml")).expect("a manifest");
         assert!(manifest.contains("[lints]\nworkspace = true"), "{folder} does not inherit the workspace's lints");
+    }
+}
+
+/// The list under `key` in deny.toml, which `cargo deny` reads too; this test needs neither it nor the network.
+fn denied(key: &str) -> Vec<String> {
+    let text = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    let list = text.split_once(&format!("\n{key} = [")).expect("the key").1.split_once(']').expect("its end").0;
+    let strings = list.lines().map(|line| line.split('#').next().unwrap_or_default()).collect::<String>();
+    strings.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Crates whose licence is in a file only, and what deny.toml says that it is.
+fn clarified() -> BTreeMap<String, String> {
+    let text = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");
+    let value = |block: &str, key: &str| {
+        let after = block.split_once(&format!("{key} = \"")).expect("the key").1;
+        after.split('"').next().unwrap_or_default().to_owned()
+    };
+    text.split("[[licenses.clarify]]")
+        .skip(1)
+        .map(|block| (value(block, "crate"), value(block, "expression")))
+        .collect()
+}
+
+/// Whether an SPDX expression leaves a choice that is allowed. Also the old form `MIT/Apache-2.0`.
+fn permits(expression: &str, allowed: &[String]) -> bool {
+    let expression = expression.replace('/', " OR ");
+    let expression = expression.trim();
+    let (mut depth, mut or, mut and) = (0_i32, None, None);
+    for (at, c) in expression.char_indices() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            ' ' if depth == 0 && expression[at..].starts_with(" OR ") => or = Some(at),
+            ' ' if depth == 0 && expression[at..].starts_with(" AND ") => and = Some(at),
+            _ => {}
+        }
+    }
+    if let Some(at) = or {
+        return permits(&expression[..at], allowed) || permits(&expression[at + 4..], allowed);
+    }
+    if let Some(at) = and {
+        return permits(&expression[..at], allowed) && permits(&expression[at + 5..], allowed);
+    }
+    match expression.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')) {
+        Some(inner) => permits(inner, allowed),
+        // "or later" leaves the version that is allowed.
+        None => allowed.iter().any(|licence| licence == expression.trim_end_matches('+')),
+    }
+}
+
+#[test]
+fn licence_expressions_are_read() {
+    let allowed = ["MIT".to_owned(), "Apache-2.0".to_owned(), "Unicode-3.0".to_owned()];
+    for (expression, expected) in [
+        ("MIT", true),
+        ("GPL-3.0-only", false),
+        ("GPL-3.0-only OR MIT", true),
+        ("MIT/Apache-2.0", true),
+        ("Apache-2.0+", true),
+        ("(MIT OR GPL-2.0) AND Unicode-3.0", true),
+        ("(MIT OR Apache-2.0) AND LGPL-2.1", false),
+    ] {
+        assert_eq!(permits(expression, &allowed), expected, "{expression}");
+    }
+}
+
+#[test]
+fn only_permissive_crates_are_linked() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let arguments = "metadata --format-version 1 --locked --filter-platform x86_64-unknown-linux-gnu";
+    let output = Command::new(cargo).args(arguments.split(' ')).current_dir(root()).output().expect("cargo metadata");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let (allowed, banned, clarified) = (denied("allow"), denied("deny"), clarified());
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert!(packages.len() > 100 && allowed.len() > 5 && banned.len() > 3, "the lists were not read");
+    for package in packages {
+        let (name, licence) =
+            (package["name"].as_str().unwrap_or_default(), package["license"].as_str().unwrap_or_default());
+        assert!(permits(licence, &allowed), "{name} is under {licence:?}, which deny.toml does not allow");
+        assert!(banned.iter().all(|ban| ban != name), "{name} is banned by deny.toml");
     }
 }
