@@ -119,7 +119,8 @@ impl Progress {
         }
         // Scaling down also leaves slots without a wanted task, but those that are to stay have their number.
         let is_over = !tasks.iter().any(|task| task.is_wanted()) && ended.len() == current.len();
-        let own_end = matches!(last.status.state, TaskState::Failed | TaskState::Rejected | TaskState::Complete);
+        let failed = matches!(last.status.state, TaskState::Failed | TaskState::Rejected);
+        let own_end = failed || (last.status.state == TaskState::Complete && !self.is_job());
         (is_over && own_end && self.lacks_tasks())
             .then(|| format!("{} has ended and its restart policy gives it no other attempt: {error}", last.name()))
     }
@@ -127,7 +128,16 @@ impl Progress {
     /// Fewer places are in use than there should be.
     fn lacks_tasks(&self) -> bool {
         let wanted = self.slots().values().filter(|tasks| tasks.iter().any(|task| task.is_wanted())).count() as u64;
-        matches!(self.service.spec.mode, ServiceMode::Replicated { replicas } if wanted < replicas)
+        match self.service.spec.mode {
+            ServiceMode::Replicated { replicas } => wanted < replicas,
+            ServiceMode::Global => false,
+            // Each of its places counts, and none is filled by another.
+            ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => true,
+        }
+    }
+
+    fn is_job(&self) -> bool {
+        matches!(self.service.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob)
     }
 
     pub(super) fn view(&self) -> View {

@@ -1,8 +1,11 @@
 //! Rows of `service ps`, `node ps` and `stack ps`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use orch_model::{Timestamp, task::Task};
+use orch_model::{
+    Timestamp,
+    task::{Task, TaskState},
+};
 
 use super::{
     ellipsis,
@@ -36,6 +39,8 @@ pub(crate) struct View<'a> {
     pub(crate) nodes: &'a HashMap<String, String>,
     /// Service id to today's name.
     pub(crate) services: &'a HashMap<String, String>,
+    /// The ids of the services that are jobs: their tasks are wanted complete, not running.
+    pub(crate) jobs: &'a HashSet<String>,
 }
 
 /// By name, newest first within a name; older ones are marked as history.
@@ -78,11 +83,16 @@ fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
         ("Name", name.into()),
         ("Image", image.into()),
         ("Node", node_name(task, view).into()),
-        ("DesiredState", task.desired_state.word().into()),
+        ("DesiredState", desired_state(task, view).into()),
         ("CurrentState", current_state(task, view.now).into()),
         ("Error", error.map(|e| format!("\"{e}\"")).unwrap_or_default().into()),
         ("Ports", ports::host(&task.host_ports).into()),
     ])
+}
+
+fn desired_state(task: &Task, view: &View<'_>) -> &'static str {
+    let runs_to_its_end = task.desired_state == TaskState::Running && view.jobs.contains(task.service.as_str());
+    if runs_to_its_end { TaskState::Complete.word() } else { task.desired_state.word() }
 }
 
 pub(crate) fn node_name(task: &Task, view: &View<'_>) -> String {
@@ -103,7 +113,7 @@ mod tests {
     use orch_model::{
         Annotations, Meta, NodeId, ServiceId, TaskId, Version,
         service::{ContainerSpec, TaskSpec},
-        task::{TaskState, TaskStatus},
+        task::TaskStatus,
     };
 
     use super::*;
@@ -145,7 +155,8 @@ mod tests {
         let nodes = HashMap::from([(NodeId::from_random(7).to_string(), "n1".to_owned())]);
         let services = HashMap::new();
         let now = Timestamp::from_unix_ms(10_000);
-        let view = View { now, no_trunc: false, no_resolve: false, nodes: &nodes, services: &services };
+        let view =
+            View { now, no_trunc: false, no_resolve: false, nodes: &nodes, services: &services, jobs: &HashSet::new() };
         let text = TASKS.render(&Shape::default(), &rows(&tasks, &view)).unwrap();
         let expected = "\
 ID             NAME        IMAGE     NODE      DESIRED STATE   CURRENT STATE           ERROR                              PORTS

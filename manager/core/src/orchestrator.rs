@@ -5,6 +5,7 @@
 //! over in the middle carries on.
 
 pub mod global;
+pub mod job;
 pub mod orphan;
 pub mod reaper;
 pub mod replicated;

@@ -15,7 +15,7 @@ use orch_model::{
 use crate::{
     allocator,
     decision::{Decision, Ids, earliest},
-    orchestrator::{global, orphan, reaper, replicated, restart, update},
+    orchestrator::{global, job, orphan, reaper, replicated, restart, update},
     scheduler,
     state::{Event, State, UNCOMMITTED},
 };
@@ -66,12 +66,13 @@ pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Plan {
 type Stage = fn(&State, Timestamp, Ids<'_>) -> Decision;
 
 /// Stops and removals first, then what is new, so that freed room can be used.
-const STAGES: [Stage; 11] = [
+const STAGES: [Stage; 12] = [
     |state, now, _| orphan::decide(state, now),
     restart::decide,
     update::decide,
     replicated::decide,
     global::decide,
+    job::decide,
     |state, _, _| reaper::decide(state),
     |state, _, _| allocator::networks(state),
     |state, _, _| allocator::nodes(state),

@@ -150,6 +150,12 @@ fn spec(
     spec.task.placement.spread = args.placement_pref.clone();
     spec.endpoint.ports = args.publish.iter().flat_map(|list| list.0.clone()).collect();
     args.flags.apply(&mut spec)?;
+    let is_job = matches!(spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);
+    if is_job && (spec.update.is_some() || spec.rollback.is_some()) {
+        return Err(
+            "update and rollback configuration is not supported for jobs: leave out --update-… and --rollback-…".into(),
+        );
+    }
     Ok(spec)
 }
 

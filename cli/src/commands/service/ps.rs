@@ -55,8 +55,12 @@ pub(crate) async fn print_tasks(
 ) -> anyhow::Result<()> {
     let filters = flags.filters(&["id", "name", "node", "desired-state"])?;
     let nodes = node_names(&api.all::<Node>().await?);
-    let services = service_names(&api.all::<Service>().await?);
-    let view = View { now: time::now(), no_trunc: flags.no_trunc, no_resolve, nodes: &nodes, services: &services };
+    let services = api.all::<Service>().await?;
+    let is_job = |s: &&Arc<Service>| matches!(s.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);
+    let jobs = services.iter().filter(is_job).map(|s| s.id.to_string()).collect();
+    let services = service_names(&services);
+    let (now, no_trunc) = (time::now(), flags.no_trunc);
+    let view = View { now, no_trunc, no_resolve, nodes: &nodes, services: &services, jobs: &jobs };
     let kept: Vec<Arc<Task>> = tasks
         .iter()
         // Tasks that wait for deletion are no longer part of the service.

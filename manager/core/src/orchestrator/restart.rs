@@ -14,8 +14,8 @@ use orch_model::{
 };
 
 use super::{
-    create, desire, fits, new_task,
-    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_replicated, slots_of},
+    create, desire, fits, job, new_task,
+    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_job, slots_of},
     takes_tasks, update,
 };
 use crate::{
@@ -58,11 +58,13 @@ enum Cause {
 /// Replaces tasks that ended or lost their node, and promotes replacements whose time has come.
 pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services().filter(|s| !s.removing && (is_replicated(s) || is_global(s))) {
+    for service in state.services().filter(|s| !s.removing) {
         for (key, slot) in slots_of(state, service) {
             // Two tasks of one place may end at once; the place gets one successor.
             let mut has_successor = false;
-            for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
+            // A job's earlier runs are over, whatever became of them.
+            let counts = |t: &Arc<Task>| !is_job(service) || job::is_current(service, t);
+            for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running && counts(t)) {
                 match cause(state, service, task) {
                     // It failed to get ready while it waited for its turn: the next one gets no earlier turn.
                     Some(Cause::Ended) if task.start_at.is_some_and(|start| now < start) => {
@@ -92,7 +94,8 @@ pub fn verdict(service: &Service, slot: &Slot, task: &Task) -> Verdict {
     let asked_for = match policy.condition {
         RestartCondition::None => false,
         RestartCondition::OnFailure => failed,
-        RestartCondition::Any => true,
+        // A job's task that has done its work is not done again.
+        RestartCondition::Any => failed || !is_job(service),
     };
     // A changed spec clears the history: other versions do not count.
     let history = || slot.tasks.iter().filter(|t| t.spec_version == service.spec_version && ended_by_itself(t));
@@ -154,7 +157,8 @@ fn replace(
     ids: Ids<'_>,
     decision: &mut Decision,
 ) {
-    decision.changes.push(desire(task, TaskState::Shutdown));
+    let completed = is_job(service) && task.status.state == TaskState::Complete;
+    decision.changes.push(desire(task, if completed { TaskState::Complete } else { TaskState::Shutdown }));
     let delay = match (cause, ended_by_itself(task)) {
         (Cause::Ended, true) => match verdict(service, slot, task) {
             Verdict::Leave => return,

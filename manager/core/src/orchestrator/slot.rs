@@ -11,7 +11,10 @@ use orch_model::{
     task::{Task, TaskState},
 };
 
-use super::restart::{self, Verdict};
+use super::{
+    job,
+    restart::{self, Verdict},
+};
 use crate::state::{State, publishes_on_ingress};
 
 /// The place that a task holds.
@@ -63,10 +66,12 @@ impl Slot {
         self.tasks.iter().any(|t| t.desired_state <= TaskState::Running) || self.is_finished(service)
     }
 
-    /// Whether the last task ended by itself and the restart policy leaves it at that.
+    /// Whether the last task ended by itself and the restart policy leaves it at that. What an earlier run of a job
+    /// did says nothing about this one.
     #[must_use]
     pub fn is_finished(&self, service: &Service) -> bool {
-        self.newest().is_some_and(|t| ended_by_itself(t) && restart::verdict(service, self, t) == Verdict::Leave)
+        let counts = |t: &Task| ended_by_itself(t) && (!is_job(service) || job::is_current(service, t));
+        self.newest().is_some_and(|t| counts(t) && restart::verdict(service, self, t) == Verdict::Leave)
     }
 }
 
@@ -149,6 +154,12 @@ fn same_host_ports(service: &Service, task: &Task) -> bool {
 #[must_use]
 pub fn is_replicated(service: &Service) -> bool {
     matches!(service.spec.mode, ServiceMode::Replicated { .. })
+}
+
+/// Whether the service's tasks run to completion, once each.
+#[must_use]
+pub fn is_job(service: &Service) -> bool {
+    matches!(service.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob)
 }
 
 /// Whether the service keeps one task running per node.

@@ -14,7 +14,7 @@ use orch_model::{
 
 use super::{
     create, desire, new_task,
-    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_replicated, slots_of},
+    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_job, is_replicated, slots_of},
     takes_tasks,
 };
 use crate::{
@@ -67,7 +67,7 @@ pub fn rolled_back(service: &Service, now: Timestamp) -> Option<Service> {
         next.spec.mode = service.spec.mode;
     }
     next.previous_spec = None;
-    next.update_status = Some(begun(UpdateState::RollbackStarted, now));
+    next.update_status = (!is_job(service)).then(|| begun(UpdateState::RollbackStarted, now));
     Some(next)
 }
 

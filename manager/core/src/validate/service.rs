@@ -29,6 +29,12 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     labels(&spec.annotations)?;
     mode(spec.mode)?;
     task_spec(&spec.task)?;
+    if is_job(spec.mode) && (spec.update.is_some() || spec.rollback.is_some()) {
+        return Err(SpecError::Rule(
+            "Jobs may not have an update config: a job's tasks run to their end, and a changed job runs anew"
+                .to_owned(),
+        ));
+    }
     for (which, config) in [("update", &spec.update), ("rollback", &spec.rollback)] {
         if let Some(config) = config {
             update_config(which, config)?;
@@ -43,12 +49,18 @@ fn mode(mode: ServiceMode) -> Result<(), SpecError> {
             Err(field("replicas", replicas, format!("at most {MAX_REPLICAS}")))
         }
         ServiceMode::Replicated { .. } | ServiceMode::Global => Ok(()),
-        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Err(SpecError::Rule(
-            "jobs are not supported yet: use mode replicated or global; with restart condition \"none\" a task runs \
-             once"
-                .to_owned(),
-        )),
+        ServiceMode::ReplicatedJob { total_completions, .. } if total_completions > MAX_REPLICAS => {
+            Err(field("replicas", total_completions, format!("at most {MAX_REPLICAS}")))
+        }
+        ServiceMode::ReplicatedJob { max_concurrent: 0, total_completions } if total_completions > 0 => {
+            Err(field("max-concurrent", 0, "at least 1: with none at once, no task of the job would ever start"))
+        }
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Ok(()),
     }
+}
+
+fn is_job(mode: ServiceMode) -> bool {
+    matches!(mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob)
 }
 
 fn task_spec(task: &TaskSpec) -> Result<(), SpecError> {

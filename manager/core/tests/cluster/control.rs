@@ -49,7 +49,10 @@ fn specs_are_refused_with_a_sentence() {
         ("duplicate published ports provided", |s| {
             s.endpoint.ports = vec![port(80, 80, PublishMode::Ingress), port(80, 81, PublishMode::Ingress)];
         }),
-        ("jobs are not supported yet", |s| s.mode = ServiceMode::GlobalJob),
+        ("Jobs may not have an update config", |s| {
+            s.mode = ServiceMode::GlobalJob;
+            s.update = Some(orch_model::service::UpdateConfig::default());
+        }),
     ];
     for (words, edit) in cases {
         let mut spec = web("web", "nginx", 1);

@@ -197,7 +197,9 @@ impl Sim {
     /// Whether time alone will make an agent report something.
     fn agents_are_busy(&self) -> bool {
         let stops = |t: &Task| t.desired_state > TaskState::Running && t.status.state >= TaskState::Assigned;
-        let ends = |t: &Task| t.status.state == TaskState::Running && t.spec.container.image == "flaky";
+        let ends = |t: &Task| {
+            t.status.state == TaskState::Running && ["flaky", "work"].contains(&t.spec.container.image.as_str())
+        };
         let alive = |t: &Task| t.node.as_ref().is_some_and(|n| self.agents.get(n).is_some_and(|a| a.alive));
         self.state.tasks().any(|t| !t.status.state.is_terminal() && alive(t) && (stops(t) || ends(t)))
     }
@@ -311,6 +313,7 @@ impl Sim {
             (TaskState::Ready, "stuck") => None,
             (TaskState::Ready, _) if desired == TaskState::Running => status(TaskState::Running, None),
             (TaskState::Running, "once") => status(TaskState::Complete, None),
+            (TaskState::Running, "work") if ran >= Duration::from_secs(3) => status(TaskState::Complete, None),
             (TaskState::Running, "flaky") if ran >= Duration::from_secs(2) => status(TaskState::Failed, Some("exit 2")),
             _ => None,
         }
