@@ -110,7 +110,7 @@ pub struct Manager {
     proposer: Proposer,
     throne: Throne,
     listener: TcpListener,
-    socket: tokio_stream::wrappers::UnixListenerStream,
+    socket: transport::UnixIncoming,
 }
 
 impl Manager {

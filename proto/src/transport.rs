@@ -1,16 +1,19 @@
 //! Connections between daemons: unix sockets on a machine, mutual TLS between machines.
 //!
-//! Invariants: every connection attempt and handshake has a time limit; a stranger can occupy a bounded number of
-//! handshakes; a failure says which daemon or address, and what to do.
+//! Invariants: every connection attempt and handshake has a time limit; nobody can occupy more than a bounded number of
+//! handshakes and connections, and whoever takes the most loses first; a failure says which daemon or address, and what
+//! to do.
+
+mod seats;
 
 use std::{
     fs, io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
@@ -22,14 +25,18 @@ use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::{Semaphore, mpsc},
-    time::timeout,
+    sync::mpsc,
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
-use tonic::transport::{Channel, Endpoint, server::Connected};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{
+    Channel, Endpoint,
+    server::{Connected, UdsConnectInfo},
+};
 use tower::service_fn;
 
+use self::seats::{Limit, Seat, Seats};
 use crate::tls::{
     self, ConnectionInfo, Identity, JoinToken, PeerIdentity, SharedIdentity, TlsError, WrongRoot, role_word,
 };
@@ -38,8 +45,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes that may be under way at once; the rest waits in the kernel's queue.
-const MAX_HANDSHAKES: usize = 256;
+/// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
+const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
+/// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
+const NODE_CONNECTIONS: Limit = Limit { total: 4096, per_owner: 128 };
+/// Connections without a certificate, by address. They can only ask to join.
+const STRANGERS: Limit = Limit { total: 256, per_owner: 64 };
+/// Longer than any join takes.
+const STRANGER_LIFETIME: Duration = Duration::from_secs(30);
+/// Connections to a local socket, by process.
+const LOCAL_CONNECTIONS: Limit = Limit { total: 512, per_owner: 256 };
 /// Connections that are ready and that the server has not picked up yet.
 const MAX_READY: usize = 64;
 /// After a failed accept (usually: no file descriptors left), before the next.
@@ -132,7 +147,7 @@ pub async fn token_channel(addr: &str, token: &JoinToken) -> Result<Channel, Tra
 }
 
 /// Listens on a local socket with this file mode. A socket that nobody listens on any more is replaced.
-pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixListenerStream, TransportError> {
+pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixIncoming, TransportError> {
     let failed = |source| TransportError::Socket { path: path.to_owned(), source };
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(TransportError::AlreadyRunning { daemon: daemon_of(path), path: path.to_owned() });
@@ -149,7 +164,7 @@ pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixListenerStream, Trans
     let listener = UnixListener::bind(&unnamed).map_err(failed)?;
     fs::set_permissions(&unnamed, fs::Permissions::from_mode(mode)).map_err(failed)?;
     fs::rename(&unnamed, path).map_err(failed)?;
-    Ok(UnixListenerStream::new(listener))
+    Ok(UnixIncoming { listener, seats: Seats::new(LOCAL_CONNECTIONS), pause: None })
 }
 
 /// Accepts TLS connections; a client's certificate is optional and verified when shown. Connections whose handshake
@@ -160,11 +175,52 @@ pub fn tls_incoming(listener: TcpListener, identity: SharedIdentity) -> impl Str
     ReceiverStream::new(incoming)
 }
 
+/// What a server holds of a connection while it lives: a seat, and for strangers a time limit.
+#[derive(Debug)]
+struct Lease<K: std::hash::Hash + Eq + Clone> {
+    seat: Seat<K>,
+    until: Option<Pin<Box<Sleep>>>,
+    is_over: bool,
+}
+
+impl<K: std::hash::Hash + Eq + Clone> Lease<K> {
+    fn new(seat: Seat<K>, lifetime: Option<Duration>) -> Self {
+        Self { seat, until: lifetime.map(|lifetime| Box::pin(sleep(lifetime))), is_over: false }
+    }
+
+    /// Ready with an error when the connection has to go.
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let is_over = self.is_over
+            || Pin::new(self.seat.lost()).poll(cx).is_ready()
+            || self.until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
+        self.is_over = is_over;
+        if is_over { Poll::Ready(io::ErrorKind::ConnectionAborted.into()) } else { Poll::Pending }
+    }
+}
+
+/// Whose connection it is, as far as limits go.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Owner {
+    Node(String),
+    Address(IpAddr),
+}
+
+impl Owner {
+    /// A network of IPv6 is one owner: its addresses cost nothing.
+    fn address(addr: SocketAddr) -> Self {
+        Self::Address(match addr.ip().to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 @ IpAddr::V4(_) => v4,
+        })
+    }
+}
+
 /// A TLS connection that a server accepted; tells requests who sent them (see [`tls::peer_identity`]).
 #[derive(Debug)]
 pub struct TlsConnection {
     stream: server::TlsStream<TcpStream>,
     info: ConnectionInfo,
+    lease: Lease<Owner>,
 }
 
 impl Connected for TlsConnection {
@@ -175,25 +231,86 @@ impl Connected for TlsConnection {
     }
 }
 
-impl AsyncRead for TlsConnection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+/// Connections to a local socket.
+#[derive(Debug)]
+pub struct UnixIncoming {
+    listener: UnixListener,
+    seats: Seats<i32>,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+impl Stream for UnixIncoming {
+    type Item = io::Result<UnixConnection>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(pause) = &mut self.pause {
+                ready!(pause.as_mut().poll(cx));
+                self.pause = None;
+            }
+            match ready!(self.listener.poll_accept(cx)) {
+                Ok((stream, _)) => {
+                    let process = stream.peer_cred().ok().and_then(|cred| cred.pid()).unwrap_or_default();
+                    let lease = Lease::new(self.seats.take(process), None);
+                    return Poll::Ready(Some(Ok(UnixConnection { stream, lease })));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a local connection");
+                    self.pause = Some(Box::pin(sleep(ACCEPT_PAUSE)));
+                }
+            }
+        }
     }
 }
 
-impl AsyncWrite for TlsConnection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
+/// A connection that was made to a local socket.
+#[derive(Debug)]
+pub struct UnixConnection {
+    stream: UnixStream,
+    lease: Lease<i32>,
+}
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
+impl Connected for UnixConnection {
+    type ConnectInfo = UdsConnectInfo;
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn connect_info(&self) -> UdsConnectInfo {
+        self.stream.connect_info()
     }
 }
+
+/// Reading and writing end with the lease: a server that waits for a client does one or the other.
+macro_rules! leased {
+    ($connection:ty) => {
+        impl AsyncRead for $connection {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                cx: &mut Context<'_>,
+                buf: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                if let Poll::Ready(over) = self.lease.poll_over(cx) {
+                    return Poll::Ready(Err(over));
+                }
+                Pin::new(&mut self.stream).poll_read(cx, buf)
+            }
+        }
+
+        impl AsyncWrite for $connection {
+            fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+                Pin::new(&mut self.stream).poll_write(cx, buf)
+            }
+
+            fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_flush(cx)
+            }
+
+            fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                Pin::new(&mut self.stream).poll_shutdown(cx)
+            }
+        }
+    };
+}
+leased!(TlsConnection);
+leased!(UnixConnection);
 
 /// Dials one address again and again on behalf of a channel.
 #[derive(Clone)]
@@ -309,10 +426,13 @@ fn daemon_of(path: &Path) -> String {
 }
 
 async fn accept_loop(listener: TcpListener, identity: SharedIdentity, ready: mpsc::Sender<io::Result<TlsConnection>>) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let doors = Doors {
+        handshakes: Seats::new(HANDSHAKES),
+        nodes: Seats::new(NODE_CONNECTIONS),
+        strangers: Seats::new(STRANGERS),
+    };
     let mut acceptor = Acceptor::new(identity);
     loop {
-        let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let accepted = tokio::select! {
             () = ready.closed() => return,
             accepted = listener.accept() => accepted,
@@ -321,21 +441,35 @@ async fn accept_loop(listener: TcpListener, identity: SharedIdentity, ready: mps
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         let Some(current) = acceptor.current() else { continue };
-        let ready = ready.clone();
+        let (ready, doors) = (ready.clone(), doors.clone());
+        let mut seat = doors.handshakes.take(Owner::address(remote_addr));
         tokio::spawn(async move {
-            match handshake(current, tcp, remote_addr).await {
-                // A closed receiver means that the server is stopping.
-                Ok(connection) => drop(ready.send(Ok(connection)).await),
-                Err(error) => tracing::debug!(%remote_addr, %error, "refused a connection"),
+            let finished = async {
+                match handshake(current, tcp, remote_addr, &doors).await {
+                    // A closed receiver means that the server is stopping.
+                    Ok(connection) => drop(ready.send(Ok(connection)).await),
+                    Err(error) => tracing::debug!(%remote_addr, %error, "refused a connection"),
+                }
+            };
+            tokio::select! {
+                () = finished => {}
+                _ = seat.lost() => tracing::debug!(%remote_addr, "too many handshakes at once: dropped the oldest"),
             }
-            drop(permit);
         });
     }
+}
+
+/// Who may be in at once.
+#[derive(Clone)]
+struct Doors {
+    handshakes: Seats<Owner>,
+    nodes: Seats<Owner>,
+    strangers: Seats<Owner>,
 }
 
 /// Keeps the configuration until the identity is renewed.
@@ -370,10 +504,19 @@ impl Acceptor {
     }
 }
 
-async fn handshake(acceptor: TlsAcceptor, tcp: TcpStream, remote_addr: SocketAddr) -> io::Result<TlsConnection> {
+async fn handshake(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    remote_addr: SocketAddr,
+    doors: &Doors,
+) -> io::Result<TlsConnection> {
     tcp.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let peer = shown.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
-    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer } })
+    let lease = match &peer {
+        Some(peer) => Lease::new(doors.nodes.take(Owner::Node(peer.node_id.to_string())), None),
+        None => Lease::new(doors.strangers.take(Owner::address(remote_addr)), Some(STRANGER_LIFETIME)),
+    };
+    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer }, lease })
 }

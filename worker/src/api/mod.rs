@@ -9,7 +9,7 @@ use futures::{StreamExt, stream::BoxStream};
 use orch_proto::{
     conv::ToProto,
     tls::role_word,
-    transport::{TransportError, unix_incoming},
+    transport::{TransportError, UnixIncoming, unix_incoming},
     wire::{
         ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage,
         LogLine, LogsRequest, PullImageRequest, PullProgress, RemoveImageRequest, RemoveImageResponse, Volume,
@@ -17,7 +17,6 @@ use orch_proto::{
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
 };
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
@@ -43,7 +42,7 @@ pub(crate) async fn serve(socket: &Path, agent: Arc<Agent>) -> Result<(), ApiErr
     Ok(serve_incoming(unix_incoming(socket, SOCKET_MODE)?, agent).await?)
 }
 
-async fn serve_incoming(incoming: UnixListenerStream, agent: Arc<Agent>) -> Result<(), tonic::transport::Error> {
+async fn serve_incoming(incoming: UnixIncoming, agent: Arc<Agent>) -> Result<(), tonic::transport::Error> {
     let service = WorkerLocalServer::new(Api { agent }).max_decoding_message_size(MAX_MESSAGE_BYTES);
     Server::builder().add_service(service).serve_with_incoming(incoming).await
 }
