@@ -16,7 +16,7 @@ use orch_model::{
     network::Network,
     node::Node,
     service::{ContainerSpec, PublishMode, Service},
-    task::{Task, TaskState},
+    task::{Health, Task, TaskState},
 };
 
 use crate::{
@@ -196,6 +196,11 @@ fn is_reachable(task: &Task) -> bool {
     task.status.state >= TaskState::Ready && !task.status.state.is_terminal()
 }
 
+/// Its node is about to stop it; until it has, nobody is sent there.
+fn is_unhealthy(task: &Task) -> bool {
+    task.status.container.as_ref().is_some_and(|container| container.health == Some(Health::Unhealthy))
+}
+
 fn endpoints_of(task: &Task) -> impl Iterator<Item = EndpointItem> + '_ {
     let attached = task.networks.iter().filter(|n| !n.addresses.is_empty());
     attached.filter_map(|attachment| {
@@ -206,7 +211,9 @@ fn endpoints_of(task: &Task) -> impl Iterator<Item = EndpointItem> + '_ {
             node: task.node.clone()?,
             addresses: attachment.addresses.iter().map(ipnetwork::IpNetwork::ip).collect(),
             names: vec![task.name(), task.container_name()],
-            serving: task.status.state == TaskState::Running && task.desired_state <= TaskState::Running,
+            serving: task.status.state == TaskState::Running
+                && task.desired_state <= TaskState::Running
+                && !is_unhealthy(task),
         })
     })
 }

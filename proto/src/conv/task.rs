@@ -1,6 +1,6 @@
 //! Tasks.
 
-use orch_model::task::{ContainerStatus, Task, TaskAttachment, TaskState, TaskStatus};
+use orch_model::task::{ContainerStatus, Health, Task, TaskAttachment, TaskState, TaskStatus};
 
 use super::record::{choice, record};
 
@@ -21,6 +21,8 @@ choice!(TaskState {
     Orphaned,
 });
 
+choice!(Health { Starting, Healthy, Unhealthy });
+
 record!(Task {
     values: id, service, slot, node, spec_version, desired_state, start_at, running_since, networks,
         host_ports;
@@ -28,4 +30,4 @@ record!(Task {
 });
 record!(TaskAttachment { values: network, addresses, aliases; });
 record!(TaskStatus { values: state, at, message, error, container; });
-record!(ContainerStatus { values: container_id, pid, exit_code; });
+record!(ContainerStatus { values: container_id, pid, exit_code, health; });

@@ -11,7 +11,7 @@ use std::{
 use orch_model::{
     TaskId,
     assignment::{Assignment, TaskAssignment},
-    task::{Task, TaskState, TaskStatus},
+    task::{Health, Task, TaskState, TaskStatus},
 };
 use orch_proto::{conv::ToProto, wire};
 use tokio::sync::{Notify, mpsc};
@@ -31,6 +31,8 @@ pub(crate) struct Entry {
     /// Manifest digest of the image that it was made from.
     pub image: Option<String>,
     pub command: Vec<String>,
+    /// What its health check says, when it has one.
+    pub health: Option<Health>,
     pub created_at_ms: u64,
     /// Where its executor hears what is wanted.
     pub events: mpsc::UnboundedSender<Event>,

@@ -132,12 +132,12 @@ impl Executor {
         let before = self.host.book.entry(&self.task.id).and_then(|entry| entry.status.container);
         let container = match (report.pid, before) {
             (Some(pid), _) => {
-                Some(ContainerStatus { container_id: container_id(&self.task), pid, exit_code: report.exit_code })
+                Some(ContainerStatus { container_id: container_id(&self.task), pid, exit_code: report.exit_code, health: None })
             }
             (None, Some(before)) => Some(ContainerStatus { exit_code: report.exit_code, ..before }),
             // It ended before it answered.
             (None, None) if report.exit_code.is_some() => {
-                Some(ContainerStatus { container_id: container_id(&self.task), pid: 0, exit_code: report.exit_code })
+                Some(ContainerStatus { container_id: container_id(&self.task), pid: 0, exit_code: report.exit_code, health: None })
             }
             (None, None) => None,
         };

@@ -287,6 +287,7 @@ impl Agent {
             desired: assignment.desired_state,
             created_at_ms: assignment.task.meta.created_at.unix_ms,
             command,
+            health: None,
             // Only what a container is made of is in use.
             image: image.filter(|_| container.is_some()),
             status,

@@ -168,6 +168,7 @@ fn local_image(store: &ImageStore, image: StoredImage) -> LocalImage {
         size_bytes: image.record.size_bytes,
         created_at_ms: image.record.created_at_ms,
         config_json: String::from_utf8_lossy(&config_json).into_owned(),
+        ..LocalImage::default()
     }
 }
 

@@ -36,7 +36,8 @@ pub(super) fn container(entry: &Entry) -> Container {
         pid: entry.container.as_ref().map_or(0, |container| container.pid()),
         labels: spec.labels.clone(),
         ports: entry.task.host_ports.iter().map(port).collect(),
-        shim_pid: 0,
+        health: entry.health.map(|health| health.to_proto()),
+        ..Container::default()
     }
 }
 
