@@ -26,7 +26,7 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
-    api::{CaService, ControlService, Forwarder, GateLayer, Origin},
+    api::{Budget, CaService, ControlService, Forwarder, GateLayer, Origin},
     autolock::{self, Unlocked},
     dispatcher::DispatcherService,
     home::Home,
@@ -39,6 +39,11 @@ use crate::{
 
 const SOCKET_MODE: u32 = 0o660;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Calls on one connection; more wait at the client.
+const STREAMS_PER_CONNECTION: u32 = 256;
+const HEADER_LIMIT_BYTES: u32 = 16 * 1024;
+/// One message of a node's stream: a piece of a log or of a command's output, which workers cut at 64 KiB.
+const STREAM_MESSAGE_BYTES: usize = 256 * 1024;
 /// For calls in progress when the daemon is told to stop; watches and sessions would go on for ever.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 
@@ -51,6 +56,7 @@ pub struct Config {
 /// Runs the manager until SIGTERM or an error that a restart of the process would not cure by itself.
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging();
+    raise_descriptor_limit();
     tls::install_crypto_provider();
     let main = runtime("manager", 2)?;
     let raft = runtime("raft", 2)?;
@@ -59,6 +65,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     raft.shutdown_timeout(STOP_LIMIT);
     main.shutdown_timeout(STOP_LIMIT);
     outcome
+}
+
+/// The connections that the listener admits need more than the usual 1024 descriptors.
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit of open files: fewer connections are possible");
+    }
 }
 
 fn start_logging() {
@@ -219,25 +234,32 @@ impl Manager {
     fn start_servers(self, tasks: &mut JoinSet<anyhow::Result<()>>, stopped: &watch::Receiver<bool>) {
         let Self { identity, node, fence, consensus, proposer, throne, listener, socket, .. } = self;
         let forwarder = Forwarder::new(identity.clone());
+        let budget = Budget::default();
         let gate = |origin| {
             let (consensus, throne) = (consensus.clone(), Arc::clone(&throne));
-            GateLayer::new(origin, consensus, throne, forwarder.clone(), node.clone(), fence)
+            GateLayer::new(origin, consensus, throne, forwarder.clone(), node.clone(), fence, budget.clone())
         };
         let control = ControlService::new(consensus.clone(), Arc::clone(&throne), identity.clone());
         let raft_service = RaftServer::new(RaftService::new(consensus.clone(), proposer))
             .max_decoding_message_size(raft::MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(raft::MESSAGE_LIMIT_BYTES);
+        let streams = StreamsServer::new(StreamsService::new(consensus.clone(), Arc::clone(&throne)))
+            .max_decoding_message_size(STREAM_MESSAGE_BYTES);
         let network = Server::builder()
             .http2_keepalive_interval(Some(KEEP_ALIVE))
             .http2_keepalive_timeout(Some(KEEP_ALIVE))
+            .http2_max_header_list_size(HEADER_LIMIT_BYTES)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .tcp_nodelay(true)
             .layer(gate(Origin::Network))
             .add_service(raft_service)
             .add_service(ControlServer::new(control.clone()))
             .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(DispatcherServer::new(DispatcherService::new(consensus.clone(), Arc::clone(&throne))))
-            .add_service(StreamsServer::new(StreamsService::new(consensus.clone(), Arc::clone(&throne))));
+            .add_service(streams);
         let local = Server::builder()
+            .http2_max_header_list_size(HEADER_LIMIT_BYTES)
+            .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .layer(gate(Origin::LocalSocket))
             .add_service(ControlServer::new(control))
             .add_service(LockServer::new(Unlocked));

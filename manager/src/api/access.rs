@@ -77,6 +77,15 @@ const RULES: &[(&str, Access, Place)] = &[
     ("/orch.v1.Raft/RemoveMember", MANAGERS, Place::Here),
 ];
 
+/// Calls whose request is a stream without an end.
+const STREAMED: &[&str] = &["/orch.v1.Control/Exec", "/orch.v1.Streams/Attach", "/orch.v1.Raft/Snapshot"];
+
+/// Whether a request has to arrive whole, soon and within its caller's budget. Streams are bounded message by message, and
+/// raft's messages by their number.
+pub(super) fn is_metered(path: &str) -> bool {
+    !path.starts_with("/orch.v1.Raft/") && !STREAMED.contains(&path)
+}
+
 /// The row of a call; `None` when there is no such call.
 pub(super) fn rule(path: &str) -> Option<Rule> {
     RULES.iter().find(|(known, ..)| *known == path).map(|(_, access, place)| Rule { access: *access, place: *place })
@@ -88,25 +97,41 @@ mod tests {
 
     use super::*;
 
-    /// Every call of the services that a manager serves has a row, and no row is left over.
-    #[test]
-    fn every_call_has_a_rule() {
+    /// Served on other sockets, by other daemons.
+    const OTHERS: &[&str] = &["NodeControl", "WorkerLocal", "Netd", "Peer"];
+
+    /// `(path, whether the request is a stream)` of every call of every service that is not another daemon's.
+    fn declared() -> Vec<(String, bool)> {
         let mut declared = Vec::new();
-        let protos = concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/orch/v1");
-        for file in ["control.proto", "ca.proto", "dispatcher.proto", "raft.proto"] {
-            let text = fs::read_to_string(format!("{protos}/{file}")).unwrap();
+        for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/orch/v1")).unwrap() {
+            let text = fs::read_to_string(file.unwrap().path()).unwrap();
             let mut service = "";
-            for line in text.lines().map(str::trim) {
+            for line in text.lines() {
                 if let Some(rest) = line.strip_prefix("service ") {
                     service = rest.split_whitespace().next().unwrap();
-                } else if let Some(rest) = line.strip_prefix("rpc ") {
-                    declared.push(format!("/orch.v1.{service}/{}", rest.split('(').next().unwrap()));
+                } else if let Some(rest) = line.trim().strip_prefix("rpc ").filter(|_| !OTHERS.contains(&service)) {
+                    let (name, request) = rest.split_once('(').unwrap();
+                    declared.push((format!("/orch.v1.{service}/{name}"), request.starts_with("stream ")));
                 }
             }
         }
-        let mut ruled: Vec<_> = RULES.iter().map(|(path, ..)| (*path).to_owned()).collect();
         declared.sort();
+        declared
+    }
+
+    /// Every call of a manager has a row, and no row is left over.
+    #[test]
+    fn every_call_has_a_rule() {
+        let declared: Vec<_> = declared().into_iter().map(|(path, _)| path).collect();
+        let mut ruled: Vec<_> = RULES.iter().map(|(path, ..)| (*path).to_owned()).collect();
         ruled.sort();
         assert_eq!(declared, ruled);
+    }
+
+    #[test]
+    fn requests_are_metered_unless_they_are_streams_or_rafts() {
+        for (path, is_stream) in declared() {
+            assert_eq!(is_metered(&path), !is_stream && !path.contains("Raft"), "{path}");
+        }
     }
 }

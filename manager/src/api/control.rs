@@ -15,9 +15,11 @@ use orch_proto::{
     tls::{JoinToken, SharedIdentity, UnlockKey},
     wire::{self, control_server},
 };
+use prost::Message as _;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    budget::Tab,
     filter::{Filter, of_kind},
     forward::VIA_KEY,
     info, outgoing,
@@ -110,12 +112,15 @@ impl control_server::Control for ControlService {
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
         let reign = self.reader().await?;
+        let tab = request.extensions().get::<Tab>().cloned();
         let wire::ListRequest { kind, filters } = request.into_inner();
         let filter = Filter::new(filters).map_err(|status| *status)?;
         let view = reign.consensus().store().view();
         let all = of_kind(&view.state, kind_from(kind)?);
         let objects = all.iter().filter(|o| filter.matches(o)).map(outgoing::object).collect();
-        Ok(Response::new(wire::ListResponse { objects }))
+        let answer = wire::ListResponse { objects };
+        tab.map_or(Ok(()), |tab| tab.owe(answer.encoded_len()))?;
+        Ok(Response::new(answer))
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<WatchStream>, Status> {

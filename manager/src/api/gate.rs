@@ -14,11 +14,16 @@ use orch_manager_core::roles::{Standing, standing};
 use orch_model::{NodeId, Timestamp, node::NodeRole};
 use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
 use tokio::time::{Instant, sleep};
-use tonic::{Status, body::Body, transport::Channel};
+use tonic::{
+    Status,
+    body::Body,
+    transport::{Channel, server::UdsConnectInfo},
+};
 use tower::{Layer, Service};
 
 use super::{
-    access::{Access, Origin, Place, Rule, rule},
+    access::{Access, Origin, Place, Rule, is_metered, rule},
+    budget::{Answer, Budget, Metered, Payer, Tab},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
     status,
 };
@@ -43,6 +48,7 @@ struct Gate {
     forwarder: Forwarder,
     own: NodeId,
     fence: Option<Timestamp>,
+    budget: Budget,
 }
 
 impl GateLayer {
@@ -55,8 +61,9 @@ impl GateLayer {
         forwarder: Forwarder,
         own: NodeId,
         fence: Option<Timestamp>,
+        budget: Budget,
     ) -> Self {
-        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder, own, fence }) }
+        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder, own, fence, budget }) }
     }
 }
 
@@ -95,8 +102,11 @@ where
         let mut inner = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
             match gate.pass(request).await {
-                Ok(Passed::Here(request)) => inner.call(request).await,
-                Ok(Passed::Answered(response)) => Ok(response),
+                Ok(Passed::Here(request, tab)) => {
+                    let answer = inner.call(request).await;
+                    answer.map(|answer| answer.map(|body| Answer::wrap(body, tab)))
+                }
+                Ok(Passed::Answered(response, tab)) => Ok(response.map(|body| Answer::wrap(body, tab))),
                 Err(status) => Ok(status.into_http()),
             }
         })
@@ -104,8 +114,8 @@ where
 }
 
 enum Passed {
-    Here(Request<Body>),
-    Answered(Response<Body>),
+    Here(Request<Body>, Tab),
+    Answered(Response<Body>, Tab),
 }
 
 enum Destination {
@@ -126,6 +136,12 @@ impl Gate {
             rule(request.uri().path()).ok_or_else(|| Box::new(Status::unimplemented("there is no such call")))?;
         let caller = self.caller(&request)?;
         check(rule, &caller)?;
+        let tab = self.budget.open(payer(&request, &caller))?;
+        if is_metered(request.uri().path()) {
+            let metered = tab.clone();
+            request = request.map(|body| Metered::wrap(body, metered));
+        }
+        request.extensions_mut().insert(tab.clone());
         if let Some(peer) = &caller.peer {
             // Services ask for this before they look at the connection.
             request.extensions_mut().insert(peer.clone());
@@ -134,11 +150,11 @@ impl Gate {
             request.headers_mut().remove(VIA_KEY);
         }
         match self.destination(rule.place, caller.was_forwarded).await? {
-            Destination::Here => Ok(Passed::Here(request)),
+            Destination::Here => Ok(Passed::Here(request, tab)),
             Destination::Leader(channel) => {
                 let origin = if caller.is_admin { Origin::LocalSocket } else { Origin::Network };
                 let answer = self.forwarder.forward(channel, request, origin, caller.peer.as_ref()).await;
-                answer.map(Passed::Answered).map_err(|error| {
+                answer.map(|answer| Passed::Answered(answer, tab)).map_err(|error| {
                     tracing::debug!(%error, "passing a call on to the leader failed");
                     Box::new(status::leader_lost())
                 })
@@ -212,6 +228,21 @@ impl Gate {
             Place::LeaderElseHere if !was_forwarded => Ok(Destination::Here),
             _ => Err(Box::new(status::no_leader())),
         }
+    }
+}
+
+/// Whose account a call goes to.
+fn payer(request: &Request<Body>, caller: &Caller) -> Payer {
+    let extensions = request.extensions();
+    match &caller.peer {
+        Some(peer) if peer.role == NodeRole::Manager => Payer::Manager(peer.node_id.clone()),
+        Some(peer) => Payer::Worker(peer.node_id.clone()),
+        None if caller.is_admin => {
+            let process = extensions.get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
+            Payer::Process(process.unwrap_or_default())
+        }
+        None if caller.was_forwarded => Payer::Stranger(None),
+        None => Payer::Stranger(extensions.get::<ConnectionInfo>().map(|info| info.remote_addr.ip())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the manager answers: the control API, the CA, and who may call what where.
 
 mod access;
+mod budget;
 mod ca;
 mod control;
 mod filter;
@@ -13,6 +14,7 @@ pub mod status;
 mod watch;
 
 pub use access::Origin;
+pub use budget::Budget;
 pub use ca::CaService;
 pub(crate) use ca::availability;
 pub use control::ControlService;
