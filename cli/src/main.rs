@@ -16,7 +16,6 @@ mod inspect;
 mod node;
 mod progress;
 mod render;
-mod template;
 
 use std::process::ExitCode;
 

@@ -14,13 +14,14 @@ fn root() -> PathBuf {
 /// Crate folder -> crates of the workspace that it may depend on.
 const EDGES: &[(&str, &[&str])] = &[
     ("proto/model", &[]),
+    ("proto/template", &["orch-model"]),
     ("proto", &["orch-model"]),
-    ("manager/core", &["orch-model"]),
+    ("manager/core", &["orch-model", "orch-template"]),
     ("manager", &["orch-model", "orch-proto", "orch-manager-core"]),
-    ("worker", &["orch-model", "orch-proto"]),
+    ("worker", &["orch-model", "orch-proto", "orch-template"]),
     ("netd/core", &["orch-model"]),
     ("netd", &["orch-model", "orch-proto", "orch-netd-core"]),
-    ("cli", &["orch-model", "orch-proto", "orch-manager", "orch-worker", "orch-netd", "orch-lab"]),
+    ("cli", &["orch-model", "orch-template", "orch-proto", "orch-manager", "orch-worker", "orch-netd", "orch-lab"]),
     ("deploy/lab", &[]),
     ("tests", &[]),
 ];

@@ -22,7 +22,9 @@ use clap::Args;
 use orch_model::{node::Node, service::Service};
 use serde_json::Value;
 
-use crate::{flags::filter::FilterSet, render::listing::Shape, template::Template};
+use orch_template::Template;
+
+use crate::{flags::filter::FilterSet, render::listing::Shape};
 
 /// The flags that every list has.
 #[derive(Debug, Clone, Args)]

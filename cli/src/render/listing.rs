@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::template::{Template, TemplateError};
+use orch_template::{Template, TemplateError};
 
 pub(crate) type Row = Map<String, Value>;
 

@@ -14,7 +14,7 @@ const NANOS_PER_CPU: u64 = 1_000_000_000;
 pub(crate) fn describe(daemon: &DaemonConfig, settings: &Settings) -> Result<NodeDescription, ConfigError> {
     Ok(NodeDescription {
         hostname: hostname(daemon),
-        platform: Platform { os: "linux".to_owned(), arch: std::env::consts::ARCH.to_owned() },
+        platform: platform(),
         resources: Resources { nano_cpus: cpus() * NANOS_PER_CPU, memory_bytes: memory_bytes() },
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: settings.labels()?,
@@ -29,7 +29,11 @@ pub(crate) fn cgroup_version() -> &'static str {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() { "2" } else { "1" }
 }
 
-fn hostname(daemon: &DaemonConfig) -> String {
+pub(crate) fn platform() -> Platform {
+    Platform { os: "linux".to_owned(), arch: std::env::consts::ARCH.to_owned() }
+}
+
+pub(crate) fn hostname(daemon: &DaemonConfig) -> String {
     if !daemon.hostname.is_empty() {
         return daemon.hostname.clone();
     }

@@ -28,7 +28,7 @@ use orch_model::{
     TaskId,
     assignment::{Assignment, AssignmentKey, TaskAssignment},
     node::{NodeDescription, NodeRole},
-    task::{TaskState, TaskStatus},
+    task::{Task, TaskState, TaskStatus},
 };
 use orch_proto::{
     conv::{FromProto, ToProto},
@@ -36,6 +36,7 @@ use orch_proto::{
     tls::SharedIdentity,
     wire,
 };
+use orch_template::placeholders;
 use tokio::sync::{Semaphore, mpsc};
 
 use self::{
@@ -295,8 +296,32 @@ impl Agent {
             container: container.clone(),
             events,
         });
-        let executor = Executor::new(self.host.clone(), assignment.task, machine, receiver, container);
+        let task = self.with_placeholders(assignment.task);
+        let executor = Executor::new(self.host.clone(), task, machine, receiver, container);
         tokio::spawn(executor.run(commands));
+    }
+
+    /// The task as it runs here. Managers refuse placeholders that cannot be filled in, so what fails is left as it is.
+    fn with_placeholders(&self, task: Arc<Task>) -> Arc<Task> {
+        let platform = describe::platform();
+        let node = placeholders::NodeFacts {
+            id: self.daemon.node_id.clone(),
+            hostname: describe::hostname(&self.daemon),
+            os: platform.os,
+            arch: platform.arch,
+        };
+        match placeholders::fill(&task.spec.container, &placeholders::values(&task, &node)) {
+            Ok(None) => task,
+            Ok(Some(container)) => {
+                let mut own = Task::clone(&task);
+                Arc::make_mut(&mut own.spec).container = container;
+                Arc::new(own)
+            }
+            Err(error) => {
+                tracing::warn!(task = %task.id, %error, "a placeholder cannot be filled in");
+                task
+            }
+        }
     }
 
     fn set_networks(&self, items: Vec<wire::Assignment>) -> u64 {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use clap::Args;
 use orch_model::{
     node::Node,
-    service::Service,
+    service::{Service, ServiceMode},
     task::{Task, TaskState},
 };
 use orch_proto::paths::Paths;

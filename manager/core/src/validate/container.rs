@@ -7,6 +7,8 @@ use orch_model::{
     service::{ContainerSpec, FileRef, HealthConfig, Mount, MountKind},
 };
 
+use orch_template::placeholders;
+
 use super::{SpecError, field};
 use crate::image_name::normalise_image_name;
 
@@ -21,6 +23,7 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), SpecError>
     }
     normalise_image_name(&container.image)?;
     texts(container)?;
+    placeholders::check(container).map_err(|error| SpecError::Rule(error.to_string()))?;
     if !container.dir.is_empty() && !container.dir.starts_with('/') {
         return Err(field("working directory", &container.dir, "it must be an absolute path"));
     }

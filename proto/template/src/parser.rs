@@ -45,6 +45,38 @@ pub(super) fn parse(tokens: Vec<Token>) -> Result<Vec<Node>, TemplateError> {
     }
 }
 
+/// Collects what a tree reads from the dot.
+pub(super) fn paths<'a>(nodes: &'a [Node], found: &mut Vec<&'a [String]>) {
+    for node in nodes {
+        match node {
+            Node::Text(_) | Node::Break | Node::Continue => {}
+            Node::Action(pipeline) => paths_of(pipeline, found),
+            Node::If(arms) => {
+                for (condition, body) in arms {
+                    condition.iter().for_each(|pipeline| paths_of(pipeline, found));
+                    paths(body, found);
+                }
+            }
+            Node::With(pipeline, body, otherwise) | Node::Range(pipeline, body, otherwise) => {
+                paths_of(pipeline, found);
+                paths(body, found);
+                paths(otherwise, found);
+            }
+        }
+    }
+}
+
+fn paths_of<'a>(pipeline: &'a Pipeline, found: &mut Vec<&'a [String]>) {
+    for operand in pipeline.commands.iter().flatten() {
+        match operand {
+            Operand::Field(path) => found.push(path),
+            Operand::Variable(name, path) if name == "$" => found.push(path),
+            Operand::Group(inner, _) => paths_of(inner, found),
+            Operand::Dot | Operand::Variable(..) | Operand::Literal(_) | Operand::Function(_) => {}
+        }
+    }
+}
+
 struct Parser {
     tokens: std::vec::IntoIter<Token>,
 }

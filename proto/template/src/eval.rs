@@ -3,19 +3,20 @@
 use serde_json::Value;
 
 use super::{
-    TemplateError, functions,
+    OwnFunctions, TemplateError, functions,
     parser::{Node, Operand, Pipeline},
 };
 
-pub(super) fn render(nodes: &[Node], data: &Value) -> Result<String, TemplateError> {
-    let mut run = Run { out: String::new(), variables: vec![("$".into(), data.clone())] };
+pub(super) fn render(nodes: &[Node], data: &Value, own: OwnFunctions<'_>) -> Result<String, TemplateError> {
+    let mut run = Run { out: String::new(), variables: vec![("$".into(), data.clone())], own };
     run.block(nodes, &Scope { dot: data, root: true })?;
     Ok(run.out)
 }
 
-struct Run {
+struct Run<'a> {
     out: String,
     variables: Vec<(String, Value)>,
+    own: OwnFunctions<'a>,
 }
 
 struct Scope<'a> {
@@ -30,7 +31,7 @@ enum Flow {
     Continue,
 }
 
-impl Run {
+impl Run<'_> {
     fn block(&mut self, nodes: &[Node], scope: &Scope<'_>) -> Result<Flow, TemplateError> {
         let depth = self.variables.len();
         for node in nodes {
@@ -187,7 +188,11 @@ impl Run {
             arguments.push(value);
         }
         arguments.extend(piped);
-        functions::call(name, arguments)
+        self.call(name, arguments)
+    }
+
+    fn call(&self, name: &str, arguments: Vec<Value>) -> Result<Value, TemplateError> {
+        (self.own)(name, &arguments).unwrap_or_else(|| functions::call(name, arguments))
     }
 
     fn operand(&mut self, operand: &Operand, scope: &Scope<'_>) -> Result<Value, TemplateError> {
@@ -195,7 +200,7 @@ impl Run {
             Operand::Dot => Ok(scope.dot.clone()),
             Operand::Field(path) => fields(scope.dot, path, scope.root),
             Operand::Literal(value) => Ok(value.clone()),
-            Operand::Function(name) => functions::call(name, Vec::new()),
+            Operand::Function(name) => self.call(name, Vec::new()),
             Operand::Group(inner, path) => {
                 let value = self.pipeline(inner, scope)?;
                 fields(&value, path, false)

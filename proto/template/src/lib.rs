@@ -1,4 +1,4 @@
-//! Go templates over JSON values, as Docker's `--format` takes them.
+//! Go templates over JSON values, as Docker's `--format` takes them, and the placeholders of services.
 //!
 //! The part of `text/template` that people write in format strings: fields, variables, pipelines, `if`, `range`, `with`
 //! and the functions that Docker adds (`json`, `join`, `table` is handled by the caller). Values are JSON with Docker's
@@ -8,27 +8,51 @@ mod eval;
 mod functions;
 mod lexer;
 mod parser;
+pub mod placeholders;
 
 use serde_json::Value;
 
 /// What is wrong with a template, or why it does not fit the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("template parsing error: {0}")]
-pub(crate) struct TemplateError(pub(crate) String);
+pub struct TemplateError(pub String);
+
+/// Functions that the caller of a template brings.
+pub type OwnFunctions<'a> = &'a dyn Fn(&str, &[Value]) -> Option<Result<Value, TemplateError>>;
 
 /// A parsed template.
 #[derive(Debug, Clone)]
-pub(crate) struct Template {
+pub struct Template {
     nodes: Vec<parser::Node>,
 }
 
 impl Template {
-    pub(crate) fn parse(text: &str) -> Result<Self, TemplateError> {
+    /// # Errors
+    /// When the text is not a template.
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
         Ok(Self { nodes: parser::parse(lexer::lex(text)?)? })
     }
 
-    pub(crate) fn render(&self, data: &Value) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, data)
+    /// # Errors
+    /// When the template does not fit the value.
+    pub fn render(&self, data: &Value) -> Result<String, TemplateError> {
+        self.render_with(data, &|_, _| None)
+    }
+
+    /// Renders with functions besides Docker's; `None` is a name that the caller does not know either.
+    ///
+    /// # Errors
+    /// As [`Self::render`], and what the functions say.
+    pub fn render_with(&self, data: &Value, own: OwnFunctions<'_>) -> Result<String, TemplateError> {
+        eval::render(&self.nodes, data, own)
+    }
+
+    /// The paths (`.Node.Hostname` is `["Node", "Hostname"]`) that the template reads from the dot.
+    #[must_use]
+    pub fn paths(&self) -> Vec<&[String]> {
+        let mut found = Vec::new();
+        parser::paths(&self.nodes, &mut found);
+        found
     }
 }
 
