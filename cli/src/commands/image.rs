@@ -188,7 +188,7 @@ async fn feed(
 
 async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
-    let request = wire::PullImageRequest { reference: args.image.clone() };
+    let request = wire::PullImageRequest { reference: args.image.clone(), ..Default::default() };
     let mut progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
     let mut seen = std::collections::HashMap::new();
     while let Some(message) = progress.next().await {

@@ -11,8 +11,8 @@ use std::{
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use orch_model::{
-    Timestamp,
-    task::{ContainerStatus, Task, TaskState, TaskStatus},
+    TaskId, Timestamp,
+    task::{ContainerStatus, Health, Task, TaskState, TaskStatus},
 };
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 
@@ -25,12 +25,14 @@ use super::{
 };
 use crate::{
     image::{chain, config::ImageConfig},
-    runtime::{Container, ContainerPlan, LogFiles},
+    runtime::{Container, ContainerPlan, LogFiles, RuntimeError},
 };
 
 /// Between the stop signal and SIGKILL, when the service does not say.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Every node has heard by then that an unhealthy task takes no more clients.
+const NEWS_TRAVEL: Duration = Duration::from_millis(500);
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
@@ -81,6 +83,7 @@ impl Executor {
     pub(crate) async fn run(mut self, first: Vec<Command>) {
         if self.container().is_some() {
             self.watch();
+            self.watch_health();
         }
         let mut flow = self.execute(first).await;
         while flow == Flow::Continue {
@@ -91,6 +94,7 @@ impl Executor {
             };
             if matches!(event, Event::Started(Ok(_))) {
                 self.watch();
+                self.watch_health();
             }
             let commands = self.machine.step(event);
             flow = self.execute(commands).await;
@@ -109,11 +113,20 @@ impl Executor {
                 }
                 Command::Start => self.start(),
                 Command::AwaitListening { pid } => {
-                    self.jobs.push(await_listening(pid, self.ports()).map(|()| Event::Listening).boxed());
+                    // With a health check, running means healthy.
+                    if !self.container().is_some_and(|container| container.is_checked()) {
+                        self.jobs.push(await_listening(pid, self.ports()).map(|()| Event::Listening).boxed());
+                    }
                 }
                 Command::AwaitQuiet => {
                     let pid = self.container().map_or(0, |container| container.pid());
-                    self.jobs.push(await_quiet(pid).map(|()| Event::Quiet).boxed());
+                    let news = if self.is_unhealthy() { NEWS_TRAVEL } else { Duration::ZERO };
+                    let quiet = async move {
+                        sleep(news).await;
+                        await_quiet(pid).await;
+                        Event::Quiet
+                    };
+                    self.jobs.push(quiet.boxed());
                 }
                 Command::SignalStop => self.stop(),
                 Command::Kill => self.kill(),
@@ -131,14 +144,14 @@ impl Executor {
     fn report(&self, report: Report) {
         let before = self.host.book.entry(&self.task.id).and_then(|entry| entry.status.container);
         let container = match (report.pid, before) {
-            (Some(pid), _) => {
-                Some(ContainerStatus { container_id: container_id(&self.task), pid, exit_code: report.exit_code, health: None })
-            }
-            (None, Some(before)) => Some(ContainerStatus { exit_code: report.exit_code, ..before }),
+            (Some(pid), _) => Some(self.container_status(pid, report.exit_code)),
+            (None, Some(before)) => Some(ContainerStatus {
+                exit_code: report.exit_code,
+                health: self.health().filter(|_| !report.state.is_terminal()),
+                ..before
+            }),
             // It ended before it answered.
-            (None, None) if report.exit_code.is_some() => {
-                Some(ContainerStatus { container_id: container_id(&self.task), pid: 0, exit_code: report.exit_code, health: None })
-            }
+            (None, None) if report.exit_code.is_some() => Some(self.container_status(0, report.exit_code)),
             (None, None) => None,
         };
         if report.state >= TaskState::Failed {
@@ -148,6 +161,19 @@ impl Executor {
         let status =
             TaskStatus { state: report.state, at, message: report.message.to_owned(), error: report.error, container };
         tokio::task::block_in_place(|| self.host.book.report(&self.task.id, status));
+    }
+
+    fn container_status(&self, pid: u32, exit_code: Option<i32>) -> ContainerStatus {
+        let health = self.health().filter(|_| pid > 0);
+        ContainerStatus { container_id: container_id(&self.task), pid, exit_code, health }
+    }
+
+    fn health(&self) -> Option<Health> {
+        self.host.book.entry(&self.task.id).and_then(|entry| entry.health)
+    }
+
+    fn is_unhealthy(&self) -> bool {
+        self.health() == Some(Health::Unhealthy)
     }
 
     fn prepare(&mut self) {
@@ -212,6 +238,21 @@ impl Executor {
             }
         };
         self.jobs.push(exited.boxed());
+    }
+
+    /// Turns changes of health into events. The book knows before the machine does: reports carry it.
+    fn watch_health(&mut self) {
+        let Some(container) = self.container().filter(Container::is_checked) else { return };
+        let (host, task) = (self.host.clone(), self.task.id.clone());
+        tokio::spawn(async move {
+            loop {
+                match follow_health(&host, &task, &container).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::warn!(%task, error = chain(&error), "cannot follow the container's health"),
+                }
+                sleep(WATCH_RETRY_PAUSE).await;
+            }
+        });
     }
 
     fn stop(&mut self) {
@@ -300,6 +341,23 @@ impl Executor {
         let image = self.host.images.store.by_digest(&digest)?;
         self.host.images.store.config(&image.record.config).ok()
     }
+}
+
+/// Until the container has ended or the task is forgotten.
+async fn follow_health(host: &Host, task: &TaskId, container: &Container) -> Result<(), RuntimeError> {
+    let Some(mut watch) = container.watch_health().await? else { return Ok(()) };
+    while let Some(health) = watch.next().await? {
+        host.book.change(task, |entry| entry.health = Some(health));
+        let event = match health {
+            Health::Starting => continue,
+            Health::Healthy => Event::Listening,
+            Health::Unhealthy => Event::Unhealthy,
+        };
+        let Some(entry) = host.book.entry(task) else { return Ok(()) };
+        // An executor that is gone has forgotten the task.
+        let _ = entry.events.send(event);
+    }
+    Ok(())
 }
 
 fn start_failed(reason: &str) -> String {

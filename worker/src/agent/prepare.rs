@@ -4,12 +4,12 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use orch_model::{
     TaskId,
-    service::{ContainerSpec, Mount, MountKind},
+    service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
 use orch_proto::{conv::ToProto, wire::AttachTaskRequest};
@@ -234,13 +234,23 @@ fn undeclared<'a>(spec: &ContainerSpec, image: &'a ImageConfig) -> impl Iterator
     image.config.volumes.keys().map(String::as_str).filter(move |target| !mounted.contains(&clean(target)))
 }
 
-fn defaults(image: ImageConfig) -> ImageDefaults {
+pub(crate) fn defaults(image: ImageConfig) -> ImageDefaults {
     let config = image.config;
+    let length = |nanos: u64| (nanos > 0).then(|| Duration::from_nanos(nanos));
+    let health = config.healthcheck.map(|check| HealthConfig {
+        interval: length(check.interval),
+        timeout: length(check.timeout),
+        retries: check.retries,
+        start_period: length(check.start_period),
+        start_interval: length(check.start_interval),
+        test: check.test,
+    });
     ImageDefaults {
         entrypoint: config.entrypoint,
         cmd: config.cmd,
         env: config.env,
         working_dir: config.working_dir,
         user: config.user,
+        health,
     }
 }

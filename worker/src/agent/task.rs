@@ -17,8 +17,9 @@ pub(crate) enum Event {
     Unassigned,
     Prepared(Result<(), String>),
     Started(Result<u32, String>),
-    /// It listens where it said, or was given time enough to.
+    /// It listens where it said, or was given time enough to; with a health check: it is healthy.
     Listening,
+    Unhealthy,
     Exited(Ended),
     /// No client is connected any more, or it took too long.
     Quiet,
@@ -49,7 +50,7 @@ pub(crate) enum Command {
     AwaitListening {
         pid: u32,
     },
-    /// Wait until clients are gone.
+    /// Let clients go elsewhere, then wait until they are gone.
     AwaitQuiet,
     SignalStop,
     Kill,
@@ -104,6 +105,8 @@ pub(crate) struct Machine {
     phase: Phase,
     desired: TaskState,
     assigned: bool,
+    /// It is stopped because its health check failed.
+    unhealthy: bool,
     /// The state reported last.
     reported: TaskState,
 }
@@ -111,12 +114,12 @@ pub(crate) struct Machine {
 impl Machine {
     /// A task that this node has not seen before.
     pub(crate) fn new(desired: TaskState) -> Self {
-        Self { phase: Phase::New, desired, assigned: true, reported: TaskState::Assigned }
+        Self { phase: Phase::New, desired, assigned: true, unhealthy: false, reported: TaskState::Assigned }
     }
 
     /// A task that an earlier worker had brought to `reported`.
     pub(crate) fn recover(reported: TaskState, desired: TaskState, found: Found) -> (Self, Vec<Command>) {
-        let mut machine = Self { phase: Phase::New, desired, assigned: true, reported };
+        let mut machine = Self { phase: Phase::New, desired, assigned: true, unhealthy: false, reported };
         let commands = match found {
             _ if reported.is_terminal() => machine.released_again(),
             Found::Running { pid } => machine.started(pid),
@@ -162,6 +165,8 @@ impl Machine {
                 self.phase = Phase::Running;
                 self.running(pid)
             }
+            (Event::Unhealthy, Phase::Opening { pid }) => self.unhealthy(pid, TaskState::Starting),
+            (Event::Unhealthy, Phase::Running) => self.unhealthy(0, TaskState::Running),
             (Event::Started(Err(error)), Phase::Starting) => {
                 let mut commands = vec![Command::NetDown];
                 commands.extend(self.end(TaskState::Failed, "starting", Some(error), None));
@@ -185,6 +190,7 @@ impl Machine {
                 | Event::Prepared(_)
                 | Event::Started(_)
                 | Event::Listening
+                | Event::Unhealthy
                 | Event::Exited(_)
                 | Event::Quiet
                 | Event::GraceOver
@@ -240,7 +246,9 @@ impl Machine {
 
     fn ended(&mut self, ended: Ended) -> Vec<Command> {
         let asked_to = matches!(self.phase, Phase::Draining | Phase::Stopping) || self.desired > TaskState::Running;
+        let ended = if self.unhealthy { ended.unhealthy() } else { ended };
         let (state, message) = match ended.code {
+            _ if self.unhealthy => (TaskState::Failed, "started"),
             _ if asked_to => (TaskState::Shutdown, "shutdown"),
             0 if ended.error.is_none() => (TaskState::Complete, "finished"),
             _ => (TaskState::Failed, "started"),
@@ -283,6 +291,15 @@ impl Machine {
         commands
     }
 
+    /// Managers take it out of all balancing when they read this; then it is stopped like any other.
+    fn unhealthy(&mut self, pid: u32, state: TaskState) -> Vec<Command> {
+        self.phase = Phase::Draining;
+        self.unhealthy = true;
+        let pid = (pid > 0).then_some(pid);
+        let report = Report { state, message: UNHEALTHY, error: None, pid, exit_code: None };
+        vec![Command::Report(report), Command::AwaitQuiet]
+    }
+
     fn running(&mut self, pid: u32) -> Vec<Command> {
         if self.reported >= TaskState::Running {
             return Vec::new();
@@ -303,8 +320,15 @@ impl Machine {
 }
 
 const RESTARTED: &str = "node restarted";
+/// What a report says while an unhealthy container is stopped.
+pub(crate) const UNHEALTHY: &str = "unhealthy, stopping";
 
 impl Ended {
+    fn unhealthy(self) -> Self {
+        let error = format!("task: non-zero exit ({}): dockerexec: unhealthy container", self.code);
+        Self { error: Some(error), ..self }
+    }
+
     /// In Docker's words.
     fn words(&self) -> String {
         match (&self.error, self.oom_killed) {
@@ -342,7 +366,7 @@ mod tests {
         }
     }
 
-    use Event::{Assigned, Desired, GraceOver, Listening, Prepared, Quiet, Released, Started, Unassigned};
+    use Event::{Assigned, Desired, GraceOver, Listening, Prepared, Quiet, Released, Started, Unassigned, Unhealthy};
     use TaskState::{Ready, Remove, Running, Shutdown};
 
     const BEGIN: (Event, &str) = (Assigned, "accepted preparing Prepare");
@@ -390,6 +414,38 @@ mod tests {
             ],
         );
         check(Ready, &[BEGIN, (Desired(Running), ""), (Prepared(Ok(())), "ready starting Start")]);
+    }
+
+    #[test]
+    fn an_unhealthy_task_is_stopped_and_has_failed() {
+        let failed = "NetDown failed[task: non-zero exit (0): dockerexec: unhealthy container] Release";
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Listening, "running"),
+                (Unhealthy, "running AwaitQuiet"),
+                (Unhealthy, ""),
+                (Quiet, "SignalStop"),
+                (Desired(Shutdown), ""),
+                (ended(0), failed),
+            ],
+        );
+        check(
+            Running,
+            &[
+                BEGIN,
+                (Prepared(Ok(())), "ready starting Start"),
+                (Started(Ok(7)), "AwaitListening { pid: 7 }"),
+                (Unhealthy, "starting AwaitQuiet"),
+                (Listening, ""),
+                (Quiet, "SignalStop"),
+                (GraceOver, "Kill"),
+                (ended(0), failed),
+            ],
+        );
     }
 
     #[test]

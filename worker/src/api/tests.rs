@@ -73,8 +73,11 @@ async fn images_are_imported_listed_and_removed() {
     assert_eq!(removed.untagged, ["docker.io/library/web:1"]);
     assert!(client.list_images(Empty {}).await.unwrap().into_inner().images.is_empty());
 
-    let mut pull =
-        client.pull_image(PullImageRequest { reference: "127.0.0.1:1/x".to_owned() }).await.unwrap().into_inner();
+    let mut pull = client
+        .pull_image(PullImageRequest { reference: "127.0.0.1:1/x".to_owned(), ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner();
     let status = pull.message().await.unwrap().unwrap().progress.unwrap();
     assert!(matches!(status, pull_progress::Progress::Status(_)));
     assert_eq!(pull.message().await.unwrap_err().code(), Code::Unavailable);

@@ -23,6 +23,7 @@ use super::{
     client::{Connection, ask},
     error::RuntimeError,
     exec::{Exec, Pipes, attach_terminal},
+    health::{HealthState, HealthWatch},
     logs::{LogOptions, LogStream},
     plan::{ExecRequest, Exit, LogFiles},
     spec::{capabilities, merge_env, user_value},
@@ -148,6 +149,27 @@ impl Container {
                 attach_terminal(pid, connection, master, request.size).map_err(io_error)
             }
         }
+    }
+
+    /// Whether its health is checked.
+    #[must_use]
+    pub fn is_checked(&self) -> bool {
+        self.0.config.health.is_some()
+    }
+
+    /// What its health checks said last; `None` when it has none, or has ended.
+    pub async fn health(&self) -> Result<Option<HealthState>, RuntimeError> {
+        match ask(&self.0.folder, Request::Health).await? {
+            Some(Reply::Health(record)) => Ok(Some(record.into())),
+            Some(Reply::Done) | None => Ok(None),
+            Some(other) => Err(unexpected(&other)),
+        }
+    }
+
+    /// Follows its health; `None` when it has ended.
+    pub async fn watch_health(&self) -> Result<Option<HealthWatch>, RuntimeError> {
+        let Some(mut connection) = Connection::open(&self.0.folder).await? else { return Ok(None) };
+        Ok(connection.send(Request::WatchHealth, &[]).await.then_some(HealthWatch(connection)))
     }
 
     /// Kills what still runs and removes cgroups and the shim's folder; may be repeated. The log stays: it is the caller's.

@@ -18,6 +18,7 @@ mod client;
 mod container;
 mod error;
 mod exec;
+mod health;
 mod logs;
 mod plan;
 mod rootfs;
@@ -51,6 +52,7 @@ use orch_proto::paths::Paths;
 pub use container::Container;
 pub use error::RuntimeError;
 pub use exec::{Exec, ExecExit, ExecInput, ExecOutput, Terminal};
+pub use health::{HealthCheck, HealthState, HealthWatch};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
 pub use plan::{
     BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles,
@@ -189,6 +191,7 @@ impl Inner {
             caps: caps.0,
             seccomp: filter,
             netns: plan.netns.clone(),
+            health: health::plan(container.health.as_ref(), plan.image.health.as_ref()),
         };
         Ok(Prepared { config, spec })
     }

@@ -4,7 +4,10 @@
 
 use std::{path::PathBuf, time::SystemTime};
 
-use orch_model::{TaskId, service::TaskSpec};
+use orch_model::{
+    TaskId,
+    service::{HealthConfig, TaskSpec},
+};
 
 /// Log lines are cut to new files at this size unless the service says otherwise.
 pub const DEFAULT_LOG_SIZE_BYTES: u64 = 10 * 1024 * 1024;
@@ -49,6 +52,7 @@ pub struct ImageDefaults {
     pub env: Vec<String>,
     pub working_dir: String,
     pub user: String,
+    pub health: Option<HealthConfig>,
 }
 
 impl From<&oci_spec::image::ImageConfiguration> for ImageDefaults {
@@ -60,6 +64,7 @@ impl From<&oci_spec::image::ImageConfiguration> for ImageDefaults {
             env: config.env().clone().unwrap_or_default(),
             working_dir: config.working_dir().clone().unwrap_or_default(),
             user: config.user().clone().unwrap_or_default(),
+            health: None,
         }
     }
 }

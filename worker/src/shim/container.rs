@@ -24,7 +24,10 @@ use nix::{
 };
 use seccompiler::sock_filter;
 
+use serde_json::Value;
+
 use super::{
+    check::Surroundings,
     executor::ContainerExecutor,
     protocol::{ExecOrder, Failure, Files, STDIO_FDS, ShimConfig},
     trace::Mark,
@@ -43,6 +46,7 @@ pub(super) struct Instance {
     container: Container,
     folder: PathBuf,
     cgroup: String,
+    caps: u64,
     filter: Option<Rc<Vec<sock_filter>>>,
     /// Where the program-to-be says why it cannot be executed.
     report: File,
@@ -90,8 +94,8 @@ impl Instance {
             }
             (None, None) => return Err(io_failure(io::Error::other("the container has neither pipes nor a terminal"))),
         };
-        let instance =
-            Self { container, folder: folder.to_owned(), cgroup: config.cgroup.clone(), filter, report, executed: 0 };
+        let (folder, cgroup, caps) = (folder.to_owned(), config.cgroup.clone(), config.caps);
+        let instance = Self { container, folder, cgroup, caps, filter, report, executed: 0 };
         Ok((instance, output))
     }
 
@@ -139,6 +143,14 @@ impl Instance {
             },
             Err(err) => Err(reported(&mut report).unwrap_or_else(|| with_cause(&err, &mark))),
         }
+    }
+
+    /// What a health check's process is made from.
+    pub(super) fn surroundings(&self) -> io::Result<Surroundings<'_>> {
+        let spec: Value = serde_json::from_slice(&fs::read(Files(&self.folder).bundle().join("config.json"))?)?;
+        let process = serde_json::from_value(spec["process"].clone())?;
+        let (cgroup, filter) = (self.cgroup.as_str(), self.filter.clone());
+        Ok(Surroundings { pid: self.pid(), cgroup, process, caps: self.caps, filter })
     }
 
     /// Removes cgroups and libcontainer's files.

@@ -112,7 +112,7 @@ impl Executor for ContainerExecutor {
 }
 
 /// The program's path inside the container, as a shell would look it up.
-fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
+pub(super) fn find(args: &[String], env: &[String]) -> Result<PathBuf, Failure> {
     let Some(name) = args.first().filter(|name| !name.is_empty()) else {
         return Err(Failure { message: "no command specified".to_owned(), code: Some(CODE_NOT_FOUND) });
     };
@@ -180,7 +180,7 @@ fn own_terminal(uid: u32) -> Result<(), Errno> {
 /// The shim blocks signals and the Rust runtime ignores SIGPIPE: both would be inherited. By system calls, because the
 /// C library keeps two signals to itself and leaves them as they are.
 #[allow(unsafe_code)]
-fn reset_signals() {
+pub(super) fn reset_signals() {
     const LAST_SIGNAL: libc::c_int = 64;
     const SET_BYTES: usize = 8;
     let none = 0_u64;
@@ -198,7 +198,7 @@ fn reset_signals() {
 
 /// `seccompiler::apply_filter` would set "no new privileges".
 #[allow(unsafe_code)]
-fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
+pub(super) fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
     #[repr(C)]
     struct Program {
         len: libc::c_ushort,
@@ -211,9 +211,23 @@ fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
         .map(drop)
 }
 
+/// Makes effective what is permitted: a change of user takes it away.
+#[allow(unsafe_code)]
+pub(super) fn raise_capabilities() -> Result<(), Errno> {
+    // Version 3: effective, permitted and inheritable, in two halves.
+    let mut header = [0x2008_0522_u32, 0];
+    let mut sets = [0_u32; 6];
+    // SAFETY: capget fills two elements of three numbers each, as version 3 prescribes; capset reads them.
+    unsafe {
+        Errno::result(libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()))?;
+        (sets[0], sets[3]) = (sets[1], sets[4]);
+        Errno::result(libc::syscall(libc::SYS_capset, header.as_mut_ptr(), sets.as_ptr())).map(drop)
+    }
+}
+
 /// Leaves `wanted` in the bounding, permitted and effective sets, and nothing in the inheritable and ambient ones.
 #[allow(unsafe_code)]
-fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
+pub(super) fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
     #[repr(C)]
     struct Header {
         version: u32,

@@ -6,8 +6,10 @@
 //! The worker starts it as `orch shim FOLDER` with the listening socket as standard input, so that requests can be sent
 //! before it is ready. It forks once: the parent ends at once (the worker reaps it), the child belongs to init.
 
+mod check;
 mod container;
 mod executor;
+mod health;
 pub(crate) mod log;
 pub(crate) mod protocol;
 mod server;
@@ -113,7 +115,7 @@ fn prepare(folder: &Path, listener: UnixListener, config: &ShimConfig) -> Result
     let (instance, output) = container::Instance::create(folder, config)?;
     // A folder that cannot be opened is not worth a container: silence is a courtesy to clients.
     let network = config.netns.as_deref().and_then(|netns| silence::Network::open(netns).ok());
-    server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network)
+    server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network, config.health.clone())
         .map_err(failure("cannot serve"))
 }
 

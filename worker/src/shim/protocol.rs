@@ -76,6 +76,46 @@ pub(crate) struct ShimConfig {
     /// The network namespace, to be silenced when the container is killed; older configurations have none.
     #[serde(default)]
     pub(crate) netns: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) health: Option<HealthPlan>,
+}
+
+/// How a container's health is checked: nothing left to default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HealthPlan {
+    /// Program and arguments.
+    pub(crate) test: Vec<String>,
+    pub(crate) interval_ms: u64,
+    pub(crate) timeout_ms: u64,
+    pub(crate) start_period_ms: u64,
+    pub(crate) start_interval_ms: u64,
+    pub(crate) retries: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum HealthWord {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+/// What the checks say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HealthRecord {
+    pub(crate) health: HealthWord,
+    pub(crate) failing_streak: u32,
+    /// The last ones, oldest first.
+    pub(crate) results: Vec<HealthResult>,
+}
+
+/// One check.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HealthResult {
+    pub(crate) start_ns: u64,
+    pub(crate) end_ns: u64,
+    pub(crate) exit_code: i32,
+    pub(crate) output: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +157,10 @@ pub(crate) enum Request {
     Wait,
     /// Answered twice: when the process runs, and when it has ended.
     Exec(Box<ExecOrder>),
+    /// What the health checks said last.
+    Health,
+    /// Answered at once and with every change.
+    WatchHealth,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -148,6 +192,10 @@ pub(crate) enum Reply {
     },
     /// Of the container.
     Exit(ExitRecord),
+    Health(HealthRecord),
+    HealthIs {
+        health: HealthWord,
+    },
 }
 
 /// Why something could not be done; `code` when a program could not be started, as a shell would return it.

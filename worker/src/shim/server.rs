@@ -25,9 +25,12 @@ use nix::{
 };
 
 use super::{
+    check::Checks,
     container::{Instance, Output},
     log::{Lines, LogWriter, Source},
-    protocol::{ExecOrder, ExitRecord, Failure, Files, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns},
+    protocol::{
+        ExecOrder, ExitRecord, Failure, Files, HealthPlan, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns,
+    },
     silence::Network,
     wire,
 };
@@ -53,6 +56,9 @@ pub(super) struct Server {
     connections: Vec<Connection>,
     started_at: Option<SystemTime>,
     start_failure: Option<Failure>,
+    /// How its health will be checked once it runs.
+    health: Option<HealthPlan>,
+    checks: Option<Checks>,
     buffer: Vec<u8>,
 }
 
@@ -67,6 +73,7 @@ struct Connection {
     text: Vec<u8>,
     fds: Vec<std::os::fd::OwnedFd>,
     waits: bool,
+    watches_health: bool,
     /// The process that was executed on behalf of this connection.
     executed: Option<i32>,
 }
@@ -80,6 +87,7 @@ impl Server {
         output: Output,
         log: LogWriter,
         network: Option<Network>,
+        health: Option<HealthPlan>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout) };
@@ -100,6 +108,8 @@ impl Server {
             connections: Vec::new(),
             started_at: None,
             start_failure: None,
+            health,
+            checks: None,
             buffer: vec![0; READ_BYTES],
         })
     }
@@ -120,6 +130,14 @@ impl Server {
             if ready.signals {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
             }
+            if ready.check
+                && let Some(checks) = &mut self.checks
+            {
+                checks.read_output();
+            }
+            if self.checks.as_mut().is_some_and(Checks::tick) {
+                self.tell_health();
+            }
             // Also without a signal: one may have arrived while libcontainer waited for its own children.
             if let Some(status) = self.reap() {
                 return self.finish(status);
@@ -131,9 +149,13 @@ impl Server {
         let fds = [self.signals.as_fd(), self.listener.as_fd()]
             .into_iter()
             .chain(self.streams.iter().map(|stream| stream.fd.as_fd()))
+            .chain(self.checks.as_ref().and_then(Checks::output).map(AsFd::as_fd))
             .chain(self.connections.iter().map(|connection| connection.stream.as_fd()));
         let mut polled: Vec<PollFd<'_>> = fds.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
-        match poll(&mut polled, PollTimeout::NONE) {
+        // Rounded up: waking before something is due would be in vain.
+        let patience = self.checks.as_ref().map(|checks| checks.patience().as_millis() + 1);
+        let timeout = patience.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
+        match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(err) => return Err(err.into()),
         }
@@ -142,6 +164,8 @@ impl Server {
             signals: ready.next().unwrap_or(false),
             listener: ready.next().unwrap_or(false),
             streams: ready.by_ref().take(self.streams.len()).collect(),
+            check: self.checks.as_ref().is_some_and(|checks| checks.output().is_some())
+                && ready.next().unwrap_or(false),
             connections: ready.collect(),
         })
     }
@@ -167,8 +191,7 @@ impl Server {
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.connections.len() < MAX_CONNECTIONS && stream.set_nonblocking(true).is_ok() {
-                let connection = Connection { stream, text: Vec::new(), fds: Vec::new(), waits: false, executed: None };
-                self.connections.push(connection);
+                self.connections.push(Connection::new(stream));
             }
         }
     }
@@ -225,6 +248,15 @@ impl Server {
                 Some(())
             }
             Request::Exec(order) => self.exec(connection, &order),
+            Request::Health => match &self.checks {
+                Some(checks) => connection.reply(&Reply::Health(checks.record())),
+                None => connection.reply(&Reply::Done),
+            },
+            Request::WatchHealth => {
+                connection.watches_health = true;
+                let health = self.checks.as_ref().map(Checks::health);
+                health.map_or(Some(()), |health| connection.reply(&Reply::HealthIs { health }))
+            }
         }
     }
 
@@ -234,10 +266,30 @@ impl Server {
         }
         let started = self.instance.start();
         match &started {
-            Ok(()) => self.started_at = Some(SystemTime::now()),
+            Ok(()) => {
+                self.started_at = Some(SystemTime::now());
+                self.check_health();
+            }
             Err(failure) => self.start_failure = Some(failure.clone()),
         }
         started
+    }
+
+    /// A check that cannot even be prepared leaves the container starting, and says why to the operator.
+    fn check_health(&mut self) {
+        let Some(plan) = self.health.take() else { return };
+        let checks = self.instance.surroundings().and_then(|around| Checks::new(plan, around));
+        match checks {
+            Ok(checks) => self.checks = Some(checks),
+            Err(err) => eprintln!("the health cannot be checked: {err}"),
+        }
+    }
+
+    fn tell_health(&mut self) {
+        let Some(health) = self.checks.as_ref().map(Checks::health) else { return };
+        self.connections.retain_mut(|connection| {
+            !connection.watches_health || connection.reply(&Reply::HealthIs { health }).is_some()
+        });
     }
 
     /// The process exists until [`Server::reap`] has seen its end, so the number cannot mean another one.
@@ -278,6 +330,12 @@ impl Server {
 
     fn executed_ended(&mut self, pid: i32, status: WaitStatus) {
         let (code, _) = code_of(status);
+        if let Some(changed) = self.checks.as_mut().and_then(|checks| checks.reaped(pid, code)) {
+            if changed {
+                self.tell_health();
+            }
+            return;
+        }
         self.connections.retain_mut(|connection| {
             connection.executed != Some(pid) || connection.reply(&Reply::Ended { code }).is_none()
         });
@@ -335,6 +393,7 @@ struct Ready {
     signals: bool,
     listener: bool,
     streams: Vec<bool>,
+    check: bool,
     connections: Vec<bool>,
 }
 
@@ -368,6 +427,11 @@ impl Stream {
 }
 
 impl Connection {
+    fn new(stream: UnixStream) -> Self {
+        let (text, fds) = (Vec::new(), Vec::new());
+        Self { stream, text, fds, waits: false, watches_health: false, executed: None }
+    }
+
     fn reply(&mut self, reply: &Reply) -> Option<()> {
         self.reply_with(reply, &[])
     }
