@@ -1,10 +1,16 @@
 //! Managers on loopback: real TLS, real raft, real sled.
 #![allow(clippy::unwrap_used)]
 
+#[path = "cluster/flood.rs"]
+mod flood;
+#[path = "cluster/hostile.rs"]
+mod hostile;
 #[path = "cluster/lab.rs"]
 mod lab;
 #[path = "cluster/members.rs"]
 mod members;
+#[path = "cluster/raw.rs"]
+mod raw;
 
 use std::time::{Duration, Instant};
 

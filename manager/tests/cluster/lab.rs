@@ -324,7 +324,7 @@ impl LabManager {
 pub(crate) struct Agent {
     pub(crate) id: String,
     addr: String,
-    identity: Identity,
+    pub(crate) identity: Identity,
 }
 
 impl Agent {
@@ -384,8 +384,8 @@ impl Agent {
 }
 
 pub(crate) struct Session {
-    client: DispatcherClient<Channel>,
-    id: String,
+    pub(crate) client: DispatcherClient<Channel>,
+    pub(crate) id: String,
     stream: Streaming<wire::SessionMessage>,
     assignments: Streaming<wire::AssignmentsMessage>,
     sequence: u64,
@@ -407,6 +407,28 @@ impl Session {
             _ => None,
         };
         message.put.into_iter().filter_map(task).collect()
+    }
+
+    /// The next message as it came, acknowledged; nothing when there is none for a while.
+    pub(crate) async fn next_raw(&mut self) -> Vec<u8> {
+        let Ok(message) = timeout(Duration::from_millis(100), self.assignments.message()).await else {
+            return Vec::new();
+        };
+        let message = message.unwrap().unwrap();
+        self.sequence = message.results_in;
+        let request = wire::AckRequest { session_id: self.id.clone(), sequence: self.sequence };
+        self.client.ack(request).await.unwrap();
+        message.encode_to_vec()
+    }
+
+    /// The next stream that the node is asked for.
+    pub(crate) async fn announced(&mut self) -> String {
+        loop {
+            let message = self.stream.message().await.unwrap().unwrap();
+            if let Some(stream) = message.streams.into_iter().next() {
+                return stream.stream_id;
+            }
+        }
     }
 
     pub(crate) async fn heartbeat(&mut self) -> Result<(), Status> {
@@ -533,6 +555,10 @@ impl Process {
         }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
@@ -565,6 +591,21 @@ pub(crate) async fn join(addr: &str, root_pem: &str, token: &str) -> Result<wire
         ..wire::JoinRequest::default()
     };
     CaClient::new(channel).join(request).await.map(tonic::Response::into_inner)
+}
+
+/// The identity of a worker that joins with this token.
+pub(crate) async fn join_with(addr: &str, root_pem: &str, token: &str) -> Identity {
+    let trusted = JoinToken::parse(token).unwrap();
+    let key = ca::new_key_and_csr().unwrap();
+    let request = wire::JoinRequest {
+        token: token.to_owned(),
+        worker_csr_pem: key.csr_pem,
+        hostname: "w".to_owned(),
+        ..wire::JoinRequest::default()
+    };
+    let channel = transport::token_channel(addr, &trusted).await.unwrap();
+    let joined = CaClient::new(channel).join(request).await.unwrap().into_inner();
+    Identity::from_pem(root_pem.to_owned(), joined.worker_cert_pem, key.key_pem).unwrap()
 }
 
 /// Another cluster, as far as its tokens go.
