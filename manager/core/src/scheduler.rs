@@ -2,71 +2,106 @@
 //!
 //! It knows what nodes offer and what tasks need; it must not know networks, agents or the restart policy. Placement is
 //! taken from the service as it is now, so that a changed constraint also reaches tasks that already wait.
+//!
+//! Tasks that need the same are placed together, and nodes that pass the same constraints are looked up together, so a
+//! task costs about the same however many tasks and nodes there are.
 
+mod board;
+mod class;
 pub mod filter;
-pub mod pipeline;
+mod run;
 pub mod spread;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use orch_model::{
-    NodeId, Object, Timestamp,
+    Object, ServiceId, Timestamp, Version,
     change::Change,
-    service::DYNAMIC_PORTS,
+    service::{DYNAMIC_PORTS, PortConfig},
     task::{Task, TaskState},
 };
 
 use crate::{allocator::PENDING_MESSAGE, decision::Decision, state::State};
+use board::Board;
 use filter::{Needs, NodeInfo};
+use run::Run;
 
-/// Assigns pending tasks, oldest first.
+/// Assigns pending tasks, oldest first; those that need the same as an older one go with it.
 #[must_use]
 pub fn decide(state: &State, now: Timestamp) -> Decision {
     let mut decision = Decision::default();
-    let mut waiting: Vec<_> = state
-        .tasks()
-        .filter(|t| t.status.state == TaskState::Pending && t.desired_state <= TaskState::Running)
-        .collect();
-    if waiting.is_empty() {
+    let groups = groups(state);
+    if groups.is_empty() {
         return decision;
     }
-    waiting.sort_by_key(|t| (t.meta.created_at, t.service.clone(), t.slot, t.id.clone()));
-    let mut nodes: BTreeMap<NodeId, NodeInfo> =
-        state.nodes().map(|n| (n.id.clone(), NodeInfo::new(state, n, now))).collect();
-    for task in waiting {
-        let Some(service) = state.service(&task.service) else { continue };
-        let needs = Needs::of(service, task);
-        let next = match pipeline::choose(&nodes, task, &needs) {
-            Ok(node) => assign(task, &node, &mut nodes, now),
-            Err(why) => {
-                let mut next = Task::clone(task);
-                PENDING_MESSAGE.clone_into(&mut next.status.message);
-                next.status.error = Some(why);
-                next
+    let mut board = Board::new(state, now);
+    for tasks in groups {
+        let Some(service) = tasks.first().and_then(|task| state.service(&task.service)) else { continue };
+        let mut run = Run::new(&mut board, Needs::of(service, tasks[0]));
+        for task in tasks {
+            let next = match run.choose(task) {
+                Ok(node) => run.take(node, |info| assigned(task, info, now)),
+                Err(why) => waiting(task, why),
+            };
+            // The same explanation is not written again and again.
+            if next != **task {
+                decision.changes.push(Change::Update(Object::Task(Arc::new(next))));
             }
-        };
-        // The same explanation is not written again and again.
-        if next != **task {
-            decision.changes.push(Change::Update(Object::Task(Arc::new(next))));
         }
+        run.finish();
     }
     decision
 }
 
-fn assign(task: &Task, node: &NodeId, nodes: &mut BTreeMap<NodeId, NodeInfo>, now: Timestamp) -> Task {
+/// What makes tasks alike for the scheduler.
+type Likeness<'a> = (&'a ServiceId, Version, &'a [PortConfig]);
+
+fn likeness(task: &Task) -> Likeness<'_> {
+    (&task.service, task.spec_version, &task.host_ports)
+}
+
+/// Pending tasks, alike ones together, in the order of each group's oldest.
+fn groups(state: &State) -> Vec<Vec<&Arc<Task>>> {
+    let is_waiting = |t: &&Arc<Task>| t.status.state == TaskState::Pending && t.desired_state <= TaskState::Running;
+    let mut waiting: Vec<&Arc<Task>> = state.tasks().filter(is_waiting).collect();
+    waiting.sort_by(|a, b| {
+        likeness(a)
+            .cmp(&likeness(b))
+            .then_with(|| (a.meta.created_at, a.slot, &a.id).cmp(&(b.meta.created_at, b.slot, &b.id)))
+    });
+    let mut groups: Vec<Vec<&Arc<Task>>> = Vec::new();
+    for task in waiting {
+        match groups.last_mut() {
+            Some(group) if likeness(group[0]) == likeness(task) => group.push(task),
+            _ => groups.push(vec![task]),
+        }
+    }
+    groups.sort_by(|a, b| (a[0].meta.created_at, &a[0].service).cmp(&(b[0].meta.created_at, &b[0].service)));
+    groups
+}
+
+fn waiting(task: &Task, why: String) -> Task {
     let mut next = task.clone();
-    next.node = Some(node.clone());
+    PENDING_MESSAGE.clone_into(&mut next.status.message);
+    next.status.error = Some(why);
+    next
+}
+
+fn assigned(task: &Task, info: &NodeInfo, now: Timestamp) -> Task {
+    let mut next = task.clone();
+    next.node = Some(info.node.id.clone());
     next.status.state = TaskState::Assigned;
     next.status.at = now;
     "scheduler assigned task to node".clone_into(&mut next.status.message);
     next.status.error = None;
-    if let Some(info) = nodes.get_mut(node) {
-        for port in next.host_ports.iter_mut().filter(|p| p.published_port == 0) {
-            let free = |number: &u16| !info.host_ports.contains(&(port.protocol, *number));
-            port.published_port = DYNAMIC_PORTS.into_iter().find(free).unwrap_or(0);
-            info.host_ports.insert((port.protocol, port.published_port));
-        }
-        info.add(&next);
+    let mut taken = Vec::new();
+    for port in next.host_ports.iter_mut().filter(|p| p.published_port == 0) {
+        let is_free = |number: &u16| {
+            let wanted = (port.protocol, *number);
+            !info.host_ports.contains(&wanted) && !taken.contains(&wanted)
+        };
+        port.published_port = DYNAMIC_PORTS.into_iter().find(is_free).unwrap_or(0);
+        taken.push((port.protocol, port.published_port));
     }
     next
 }

@@ -9,5 +9,6 @@ mod properties;
 mod restart;
 mod roles;
 mod schedule;
+mod schedule_best;
 mod sim;
 mod update;
