@@ -24,6 +24,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cli", &["orch-model", "orch-template", "orch-proto", "orch-manager", "orch-worker", "orch-netd", "orch-lab"]),
     ("deploy/lab", &[]),
     ("tests", &[]),
+    ("tests/bench", &["orch-model", "orch-proto", "orch-manager-core"]),
 ];
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
