@@ -29,7 +29,9 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
     }
     problems.note(delete_dir(&secrets));
     problems.note(delete_dir(&paths.shims_dir()));
-    problems.note(delete_dir(&paths.worker_dir().join("tasks")));
+    for records in ["tasks", "local"] {
+        problems.note(delete_dir(&paths.worker_dir().join(records)));
+    }
     for file in ["networks.pb", "managers"] {
         problems.note(delete_file(&paths.worker_dir().join(file)));
     }

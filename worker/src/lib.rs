@@ -14,6 +14,7 @@ mod api;
 mod cleanup;
 mod config;
 mod image;
+mod local;
 mod netd_client;
 mod peer;
 mod store;

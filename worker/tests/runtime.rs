@@ -94,6 +94,7 @@ impl Node {
             image: ImageDefaults::default(),
             spec: &spec,
             netns: None,
+            host_network: false,
             binds: Vec::new(),
             log: LogFiles::at(self.dir.path().join(format!("{task_id}.log"))),
             task_id,

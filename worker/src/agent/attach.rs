@@ -13,31 +13,44 @@ use tokio::{
 use super::{Host, executor::log_files};
 use crate::{
     image::chain,
-    runtime::{self, ExecRequest, LogSource, Runtime},
+    runtime::{self, Container, ExecRequest, LogFiles, LogSource, Runtime},
 };
 
 /// Output is passed on in pieces of at most this size.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// The log lines of a task, also of one whose container is gone.
+/// A container to look into, a task's or a one-off one.
+pub(crate) struct Target {
+    pub id: TaskId,
+    /// While it runs.
+    pub container: Option<Container>,
+    pub log: LogFiles,
+}
+
+impl Target {
+    pub(crate) fn of_task(host: &Host, task: &TaskId) -> Result<Self, String> {
+        let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
+        Ok(Self { id: task.clone(), container: entry.container, log: log_files(host, &entry.task) })
+    }
+}
+
+/// The log lines of a container, also of one that is gone.
 pub(crate) fn logs(
-    host: &Host,
-    task: &TaskId,
+    target: &Target,
     options: &wire::LogOptions,
 ) -> Result<BoxStream<'static, Result<wire::LogLine, String>>, String> {
-    let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
     let wanted = runtime::LogOptions {
         follow: options.follow,
         tail: options.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
         since: options.since_ms.map(time_of),
         until: options.until_ms.map(time_of),
     };
-    let lines = match &entry.container {
+    let lines = match &target.container {
         Some(container) => container.logs(wanted),
-        None => Runtime::logs(&log_files(host, &entry.task), wanted),
+        None => Runtime::logs(&target.log, wanted),
     };
     let (both, stdout, stderr) = (!options.stdout && !options.stderr, options.stdout, options.stderr);
-    let task = task.to_string();
+    let task = target.id.to_string();
     let shown = lines.filter_map(move |line| {
         let line = match line {
             Ok(line) => {
@@ -54,14 +67,13 @@ pub(crate) fn logs(
 
 /// Runs a command; its last output is the exit code. Ends early when nobody takes the output any more.
 pub(crate) async fn exec(
-    host: &Host,
-    task: &TaskId,
+    target: Target,
     start: &wire::ExecStart,
     mut inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
     outputs: mpsc::Sender<Output>,
 ) -> Result<(), String> {
-    let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
-    let container = entry.container.ok_or_else(|| format!("container of task {task} is not running"))?;
+    let not_running = || format!("container of task {} is not running", target.id);
+    let container = target.container.ok_or_else(not_running)?;
     let request = ExecRequest {
         args: start.argv.clone(),
         env: start.env.clone(),
@@ -139,7 +151,11 @@ fn signal(pid: u32, number: i32) {
     }
 }
 
-async fn pass_on(mut from: impl AsyncRead + Unpin, to: mpsc::Sender<Output>, wrap: fn(bytes::Bytes) -> Output) {
+pub(crate) async fn pass_on(
+    mut from: impl AsyncRead + Unpin,
+    to: mpsc::Sender<Output>,
+    wrap: fn(bytes::Bytes) -> Output,
+) {
     let mut buffer = vec![0; CHUNK_BYTES];
     // A terminal whose process has ended answers with an error instead of the end.
     while let Ok(n @ 1..) = from.read(&mut buffer).await {
@@ -149,7 +165,7 @@ async fn pass_on(mut from: impl AsyncRead + Unpin, to: mpsc::Sender<Output>, wra
     }
 }
 
-fn terminal_size(size: &wire::TerminalSize) -> (u16, u16) {
+pub(crate) fn terminal_size(size: &wire::TerminalSize) -> (u16, u16) {
     let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     (clamp(size.rows), clamp(size.columns))
 }

@@ -206,7 +206,8 @@ impl Executor {
                 rootfs: prepared.rootfs,
                 image: prepared.defaults,
                 spec: &task.spec,
-                netns: Some(prepared.netns),
+                netns: prepared.netns,
+                host_network: false,
                 binds: prepared.binds,
                 log: log_files(&host, &task),
             };
@@ -379,12 +380,16 @@ fn log_path(host: &Host, task: &Task) -> PathBuf {
 
 /// 64 hex digits; the first 12 are the default hostname.
 pub(crate) fn container_id(task: &Task) -> String {
+    container_id_of(&task.id)
+}
+
+pub(crate) fn container_id_of(task: &TaskId) -> String {
     use sha2::Digest;
-    hex::encode(sha2::Sha256::digest(task.id.as_str()))
+    hex::encode(sha2::Sha256::digest(task.as_str()))
 }
 
 /// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.
-fn signal_number(text: &str) -> Option<i32> {
+pub(crate) fn signal_number(text: &str) -> Option<i32> {
     let name = text.trim().to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     if let Ok(number) = name.parse::<i32>() {

@@ -12,7 +12,7 @@ mod executor;
 mod files;
 mod items;
 mod listening;
-mod prepare;
+pub(crate) mod prepare;
 mod quiet;
 mod session;
 mod streams;
@@ -50,16 +50,17 @@ use self::{
 use crate::{
     config::{ConfigError, Settings},
     image::Images,
+    local::Locals,
     netd_client::Netd,
     runtime::{Container, Recovered, Runtime, RuntimeError},
     store::Store,
     volume::Volumes,
 };
 
-pub(crate) use attach::{exec, logs};
+pub(crate) use attach::{Target, exec, logs, pass_on, terminal_size};
 pub(crate) use book::Entry;
 pub(crate) use describe::cgroup_version;
-pub(crate) use executor::container_id;
+pub(crate) use executor::{container_id, container_id_of, log_files, signal_number};
 pub(crate) use session::Live;
 
 /// What tasks are carried out with.
@@ -75,8 +76,18 @@ pub(crate) struct Host {
     pub identity: SharedIdentity,
 }
 
+/// What certificates of this cluster are checked with, in the leader's words.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trust {
+    /// One or more certificates, PEM.
+    pub roots_pem: bytes::Bytes,
+    /// Digest of the root that this node's certificates are to be of.
+    pub issuer: String,
+}
+
 pub(crate) struct Agent {
     pub host: Arc<Host>,
+    pub locals: Arc<Locals>,
     pub session: CurrentSession,
     daemon: wire::DaemonConfig,
     settings: Settings,
@@ -84,6 +95,7 @@ pub(crate) struct Agent {
     stream_slots: Arc<Semaphore>,
     /// What the leader said last.
     node_role: Mutex<Option<NodeRole>>,
+    trust: Mutex<Trust>,
     /// The revision that netd was given last.
     networks_revision: Mutex<u64>,
 }
@@ -128,14 +140,17 @@ impl Agent {
     pub(crate) fn new(host: Host, daemon: wire::DaemonConfig, settings: Settings) -> Arc<Self> {
         let known = host.store.managers();
         let managers = known.into_iter().chain(daemon.managers.iter().cloned()).collect();
+        let host = Arc::new(host);
         Arc::new(Self {
-            host: Arc::new(host),
+            locals: Locals::new(host.clone()),
+            host,
             session: CurrentSession::default(),
             daemon,
             settings,
             managers: Mutex::new(managers),
             stream_slots: session::stream_slots(),
             node_role: Mutex::default(),
+            trust: Mutex::default(),
             networks_revision: Mutex::default(),
         })
     }
@@ -158,6 +173,7 @@ impl Agent {
             let found = containers.remove(&known.assignment.task.id);
             self.take_up(known, found).await;
         }
+        self.locals.recover(&mut containers).await?;
         for (task, found) in containers {
             tracing::warn!(%task, "deleting a container that belongs to no task");
             delete_container(found).await;
@@ -168,6 +184,15 @@ impl Agent {
     /// The role that the leader says this node has.
     pub(crate) fn node_role(&self) -> Option<NodeRole> {
         *self.node_role.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The roots to trust and the one to have certificates of, as the leader said last.
+    pub(crate) fn trust(&self) -> Trust {
+        self.trust.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_trust(&self, trust: Trust) {
+        *self.trust.lock().unwrap_or_else(PoisonError::into_inner) = trust;
     }
 
     fn set_node_role(&self, role: NodeRole) {

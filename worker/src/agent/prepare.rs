@@ -12,7 +12,8 @@ use orch_model::{
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
-use orch_proto::{conv::ToProto, wire::AttachTaskRequest};
+use orch_proto::conv::ToProto;
+pub(crate) use orch_proto::wire::AttachTaskRequest;
 
 use super::{
     Host,
@@ -67,7 +68,10 @@ pub(crate) enum PrepareError {
 pub(crate) struct Prepared {
     pub image_digest: String,
     pub rootfs: PathBuf,
-    pub netns: PathBuf,
+    /// `None`: without one of netd's.
+    pub netns: Option<PathBuf>,
+    /// Its address on its first network; empty when it has none.
+    pub address: String,
     pub defaults: ImageDefaults,
     pub binds: Vec<BindMount>,
 }
@@ -75,15 +79,27 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// The command line, as `orch ps` shows it.
     pub(crate) fn command(&self, task: &Task) -> Vec<String> {
-        let spec = &task.spec.container;
-        let entrypoint = if spec.command.is_empty() { &self.defaults.entrypoint } else { &spec.command };
-        let args = match (spec.args.is_empty(), spec.command.is_empty()) {
-            (false, _) => spec.args.as_slice(),
-            (true, true) => self.defaults.cmd.as_slice(),
-            (true, false) => &[],
-        };
-        entrypoint.iter().chain(args).cloned().collect()
+        command_line(&task.spec.container, &self.defaults.entrypoint, &self.defaults.cmd)
     }
+}
+
+/// The service's command and arguments over the image's.
+pub(crate) fn command_line(spec: &ContainerSpec, entrypoint: &[String], cmd: &[String]) -> Vec<String> {
+    let first = if spec.command.is_empty() { entrypoint } else { &spec.command };
+    let args = match (spec.args.is_empty(), spec.command.is_empty()) {
+        (false, _) => spec.args.as_slice(),
+        (true, true) => cmd,
+        (true, false) => &[],
+    };
+    first.iter().chain(args).cloned().collect()
+}
+
+/// What a container stands on.
+pub(crate) struct Ground {
+    /// What an earlier run wrote stays.
+    pub keep_root: bool,
+    /// How netd attaches it; `None`: not at all.
+    pub attach: Option<AttachTaskRequest>,
 }
 
 /// `folders` is held whenever the container's folders change.
@@ -92,39 +108,47 @@ pub(crate) async fn prepare(
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
 ) -> Result<Prepared, PrepareError> {
+    let ground = Ground { keep_root: false, attach: Some(attach_request(task)) };
+    prepare_on(host, task, folders, ground).await
+}
+
+pub(crate) async fn prepare_on(
+    host: &Arc<Host>,
+    task: &Arc<Task>,
+    folders: Arc<tokio::sync::Mutex<()>>,
+    ground: Ground,
+) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
     check_mounts(&spec.mounts)?;
     let source = host.items.image_source(&task.id);
     let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;
 
-    let attach = host.netd.attach(&task.id, attach_request(task));
+    let keep_root = ground.keep_root;
+    let attach = async {
+        match ground.attach {
+            Some(request) => host.netd.attach(&task.id, request).await.map(Some),
+            None => Ok(None),
+        }
+    };
     let turn = folders.clone().lock_owned().await;
     let (for_folders, for_task, image_config) = (host.clone(), task.clone(), config.clone());
     let root = tokio::task::spawn_blocking(move || {
         // Moved in here: whoever gives up waiting does not end this work.
         let _turn = turn;
-        make_root(&for_folders, &for_task, &layers, &image_config)
+        make_root(&for_folders, &for_task, &layers, &image_config, keep_root)
     });
     let (attached, root) = tokio::join!(attach, root);
     let (rootfs, mut binds) = root??;
     let attached = attached?;
-
+    let own_resolvers = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let (netns, address, resolv_conf) = match attached {
+        Some(attached) => (Some(attached.netns_path.into()), attached.primary_address, attached.resolv_conf),
+        None => (None, String::new(), own_resolvers()),
+    };
     let files_dir = host.store.container_dir(&task.id).join("files");
-    binds.extend(files::write_network_files(
-        &files_dir,
-        &hostname(task),
-        &attached.primary_address,
-        &attached.resolv_conf,
-        &spec.hosts,
-    )?);
-    Ok(Prepared {
-        image_digest: image.digest,
-        rootfs,
-        netns: attached.netns_path.into(),
-        defaults: defaults(config),
-        binds,
-    })
+    binds.extend(files::write_network_files(&files_dir, &hostname(task), &address, &resolv_conf, &spec.hosts)?);
+    Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults: defaults(config), binds })
 }
 
 /// The request that attaches a task, the same after every restart.
@@ -147,6 +171,21 @@ pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     delete(&dir.join("files"))?;
     unmounted?;
     Ok(secrets?)
+}
+
+/// Gives back what a one-off container that has ended does not need; what it wrote stays.
+pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
+    Ok(Rootfs::inside(&host.store.container_dir(task)).unmount()?)
+}
+
+/// Deletes all of a one-off container but its record; its anonymous volumes when they are to go too.
+pub(crate) fn delete_local(host: &Host, task: &TaskId, volumes: bool) -> Result<(), PrepareError> {
+    let dir = host.store.container_dir(task);
+    Rootfs::inside(&dir).delete()?;
+    if volumes {
+        host.volumes.remove_of_task(task)?;
+    }
+    delete(&dir)
 }
 
 /// Deletes what is left of a task, its log included.
@@ -197,9 +236,14 @@ fn make_root(
     task: &Task,
     layers: &[PathBuf],
     image: &ImageConfig,
+    keep: bool,
 ) -> Result<(PathBuf, Vec<BindMount>), PrepareError> {
     let rootfs = Rootfs::inside(&host.store.container_dir(&task.id));
-    rootfs.mount(layers)?;
+    if keep {
+        rootfs.mount_again(layers)?;
+    } else {
+        rootfs.mount(layers)?;
+    }
     let mut binds = volumes(host, task, &rootfs.root, image)?;
     binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items)?);
     Ok((rootfs.root, binds))

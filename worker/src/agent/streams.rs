@@ -61,7 +61,7 @@ async fn run(
     let task: TaskId = announced.task_id.parse().map_err(|error| format!("{error}"))?;
     match &announced.what {
         Some(What::Logs(options)) => {
-            let mut lines = attach::logs(host, &task, options)?;
+            let mut lines = attach::logs(&attach::Target::of_task(host, &task)?, options)?;
             loop {
                 tokio::select! {
                     // Only a cancellation can come.
@@ -90,7 +90,8 @@ async fn run(
                 // Dropping the receiver tells the command that nobody listens.
                 drop(from_command);
             };
-            let exec = attach::exec(host, &task, start, ReceiverStream::new(inputs), outputs);
+            let target = attach::Target::of_task(host, &task)?;
+            let exec = attach::exec(target, start, ReceiverStream::new(inputs), outputs);
             tokio::select! {
                 (ended, ()) = async { tokio::join!(exec, forward) } => ended,
                 // The client went away.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::wire::{
-    ForgetImageRequest, ImportImageRequest, ImportImageStart, LocalImage, PullProgress, RegisterImageRequest,
-    RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
+    ForgetImageRequest, ImportImageRequest, ImportImageStart, LocalImage, PullImageRequest, PullProgress,
+    RegisterImageRequest, RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -99,15 +99,19 @@ async fn register(
     })
 }
 
-pub(super) fn pull(agent: &Arc<Agent>, text: &str) -> Result<BoxStream<'static, Result<PullProgress, Status>>, Status> {
-    let reference = Reference::parse(text).map_err(|error| Status::invalid_argument(error.to_string()))?;
+pub(super) fn pull(
+    agent: &Arc<Agent>,
+    request: PullImageRequest,
+) -> Result<BoxStream<'static, Result<PullProgress, Status>>, Status> {
+    let reference =
+        Reference::parse(&request.reference).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let (progress, messages) = mpsc::channel(BUFFERED_PROGRESS);
     let (result, last) = mpsc::channel(1);
     let images = agent.host.images.clone();
     tokio::spawn(async move {
         let status = pull_progress::Progress::Status(format!("Pulling from {}", reference.name()));
         let _ = progress.try_send(PullProgress { progress: Some(status) });
-        let pulled = images.pull(&reference, &progress).await;
+        let pulled = images.pull(&reference, request.auth.as_ref(), &progress).await;
         drop(progress);
         let done = match pulled {
             Ok(image) => {
@@ -188,7 +192,7 @@ fn no_leader() -> Status {
     )
 }
 
-fn pull_status(error: &ImageError) -> Status {
+pub(super) fn pull_status(error: &ImageError) -> Status {
     let text = chain(error);
     match error {
         ImageError::NotFound { .. } | ImageError::Pull(PullError::NotFound { .. } | PullError::Platform { .. }) => {

@@ -1,6 +1,7 @@
 //! `WorkerLocal` on the worker's socket: this node's containers, images and volumes.
 
 mod images;
+mod local;
 mod tasks;
 
 use std::{path::Path, sync::Arc};
@@ -11,9 +12,11 @@ use orch_proto::{
     tls::role_word,
     transport::{TransportError, UnixIncoming, unix_incoming},
     wire::{
-        ContainerList, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest, LocalImage,
-        LogLine, LogsRequest, PullImageRequest, PullProgress, RemoveImageRequest, RemoveImageResponse, Volume,
-        VolumeList, VolumeReference, WorkerInfo,
+        AttachInput, ContainerDetails, ContainerExit, ContainerList, ContainerReference, CreateContainerRequest,
+        CreateContainerResponse, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest,
+        KillContainerRequest, LocalImage, LogLine, LogsRequest, PullImageRequest, PullProgress, RemoveContainerRequest,
+        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, Volume, VolumeList,
+        VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
 };
@@ -22,8 +25,11 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use crate::{
     agent::{Agent, cgroup_version},
     image::chain,
+    local as local_containers,
     volume::VolumeError,
 };
+
+pub(crate) use tasks::port_words;
 
 /// Root and the socket's group.
 const SOCKET_MODE: u32 = 0o660;
@@ -58,10 +64,13 @@ impl WorkerLocal for Api {
     type PullImageStream = BoxStream<'static, Result<PullProgress, Status>>;
     type LogsStream = BoxStream<'static, Result<LogLine, Status>>;
     type ExecStream = BoxStream<'static, Result<ExecOutput, Status>>;
+    type AttachContainerStream = BoxStream<'static, Result<ExecOutput, Status>>;
 
     async fn list_containers(&self, _: Request<Empty>) -> Answer<ContainerList> {
-        let containers = self.agent.host.entries().iter().map(tasks::container).collect();
-        Ok(Response::new(ContainerList { containers }))
+        let of_tasks = self.agent.host.entries();
+        let one_off = self.agent.locals.all();
+        let one_off = one_off.iter().map(|one| local_containers::list_entry(one));
+        Ok(Response::new(ContainerList { containers: of_tasks.iter().map(tasks::container).chain(one_off).collect() }))
     }
 
     async fn list_images(&self, _: Request<Empty>) -> Answer<ImageList> {
@@ -73,7 +82,7 @@ impl WorkerLocal for Api {
     }
 
     async fn pull_image(&self, request: Request<PullImageRequest>) -> Answer<Self::PullImageStream> {
-        images::pull(&self.agent, &request.into_inner().reference).map(Response::new)
+        images::pull(&self.agent, request.into_inner()).map(Response::new)
     }
 
     async fn remove_image(&self, request: Request<RemoveImageRequest>) -> Answer<RemoveImageResponse> {
@@ -111,16 +120,57 @@ impl WorkerLocal for Api {
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
-        tasks::logs(&self.agent.host, request.into_inner()).map(Response::new)
+        tasks::logs(&self.agent, request.into_inner()).map(Response::new)
     }
 
     async fn exec(&self, request: Request<Streaming<ExecInput>>) -> Answer<Self::ExecStream> {
-        tasks::exec(self.agent.host.clone(), request.into_inner()).await.map(|outputs| Response::new(outputs.boxed()))
+        tasks::exec(self.agent.clone(), request.into_inner()).await.map(|outputs| Response::new(outputs.boxed()))
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        local::create(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn start_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
+        local::start(&self.agent, &request.into_inner().reference).await.map(done)
+    }
+
+    async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<Empty> {
+        local::stop(&self.agent, request.into_inner()).await.map(done)
+    }
+
+    async fn kill_container(&self, request: Request<KillContainerRequest>) -> Answer<Empty> {
+        let KillContainerRequest { reference, signal } = request.into_inner();
+        local::kill(&self.agent, &reference, &signal).await.map(done)
+    }
+
+    async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<Empty> {
+        let RemoveContainerRequest { reference, force, volumes } = request.into_inner();
+        local::remove(&self.agent, &reference, force, volumes).await.map(done)
+    }
+
+    async fn rename_container(&self, request: Request<RenameContainerRequest>) -> Answer<Empty> {
+        let RenameContainerRequest { reference, name } = request.into_inner();
+        local::rename(&self.agent, &reference, &name).map(done)
+    }
+
+    async fn wait_container(&self, request: Request<ContainerReference>) -> Answer<ContainerExit> {
+        local::wait(&self.agent, &request.into_inner().reference).await.map(Response::new)
+    }
+
+    async fn attach_container(&self, request: Request<Streaming<AttachInput>>) -> Answer<Self::AttachContainerStream> {
+        let outputs = local::attach(self.agent.clone(), request.into_inner()).await?;
+        Ok(Response::new(outputs.boxed()))
+    }
+
+    async fn inspect_container(&self, request: Request<ContainerReference>) -> Answer<ContainerDetails> {
+        local::inspect(&self.agent, &request.into_inner().reference).await.map(Response::new)
     }
 
     async fn info(&self, _: Request<Empty>) -> Answer<WorkerInfo> {
         let description = self.agent.describe().map_err(|error| Status::failed_precondition(chain(&error)))?;
         let (running, stopped) = tasks::count(&self.agent.host);
+        let trust = self.agent.trust();
         Ok(Response::new(WorkerInfo {
             containers_running: running,
             containers_stopped: stopped,
@@ -129,8 +179,14 @@ impl WorkerLocal for Api {
             cgroup_version: cgroup_version().to_owned(),
             manager: self.agent.session.get().map(|live| live.manager).unwrap_or_default(),
             node_role: self.agent.node_role().map(role_word).unwrap_or_default().to_owned(),
+            root_cert_pem: trust.roots_pem,
+            certificate_issuer: trust.issuer,
         }))
     }
+}
+
+fn done((): ()) -> Response<Empty> {
+    Response::new(Empty {})
 }
 
 #[cfg(test)]

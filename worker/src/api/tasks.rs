@@ -10,13 +10,16 @@ use orch_model::{
 };
 use orch_proto::{
     conv::ToProto,
-    wire::{Container, ExecInput, ExecOutput, LogLine, LogsRequest, exec_input::Input},
+    wire::{Container, ContainerDetails, ExecInput, ExecOutput, LogLine, LogsRequest, exec_input::Input},
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use crate::agent::{self, Entry, Host, container_id};
+use crate::{
+    agent::{self, Agent, Entry, Host, Target, container_id},
+    local,
+};
 
 const BUFFERED_MESSAGES: usize = 64;
 /// Shortest prefix of a container id that is looked up.
@@ -24,6 +27,14 @@ const MIN_ID_PREFIX: usize = 3;
 
 pub(super) fn container(entry: &Entry) -> Container {
     let spec = &entry.task.spec.container;
+    let pid = entry.container.as_ref().map_or(0, |container| container.pid());
+    let status = &entry.status;
+    // What managers take for starting until it answers is a running container.
+    let state = match status.state {
+        state if state.is_terminal() => "exited",
+        _ if pid > 0 => "running",
+        _ => "created",
+    };
     Container {
         container_id: container_id(&entry.task),
         name: entry.task.container_name(),
@@ -32,12 +43,20 @@ pub(super) fn container(entry: &Entry) -> Container {
         image: spec.image.clone(),
         command: entry.command.clone(),
         created_at_ms: entry.created_at_ms,
-        status: Some(entry.status.to_proto()),
-        pid: entry.container.as_ref().map_or(0, |container| container.pid()),
+        status: Some(status.to_proto()),
+        pid,
         labels: spec.labels.clone(),
-        ports: entry.task.host_ports.iter().map(port).collect(),
+        ports: entry.task.host_ports.iter().map(port_words).collect(),
+        shim_pid: 0,
         health: entry.health.map(|health| health.to_proto()),
-        ..Container::default()
+        state: state.to_owned(),
+        started_at_ms: if state == "running" { status.at.unix_ms } else { 0 },
+        finished_at_ms: if state == "exited" { status.at.unix_ms } else { 0 },
+        exit_code: status.container.as_ref().and_then(|c| c.exit_code).unwrap_or_default(),
+        one_off: false,
+        image_digest: entry.image.clone().unwrap_or_default(),
+        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
+        networks: entry.task.networks.iter().map(|network| network.network.to_string()).collect(),
     }
 }
 
@@ -56,29 +75,29 @@ pub(super) fn user_of_volume(host: &Host, name: &str) -> Option<String> {
     host.entries().iter().find(|entry| uses(entry)).map(|entry| container_id(&entry.task))
 }
 
-pub(super) fn logs(host: &Host, request: LogsRequest) -> Result<BoxStream<'static, Result<LogLine, Status>>, Status> {
+pub(super) fn logs(agent: &Agent, request: LogsRequest) -> Result<BoxStream<'static, Result<LogLine, Status>>, Status> {
     let options = request.options.unwrap_or_default();
     let mut streams = Vec::new();
     for reference in &request.tasks {
-        let task = find(host, reference)?;
-        streams.push(agent::logs(host, &task, &options).map_err(Status::not_found)?);
+        let target = target(agent, reference)?;
+        streams.push(agent::logs(&target, &options).map_err(Status::not_found)?);
     }
     Ok(stream::select_all(streams).map(|line| line.map_err(Status::internal)).boxed())
 }
 
 pub(super) async fn exec(
-    host: Arc<Host>,
+    agent: Arc<Agent>,
     mut inputs: Streaming<ExecInput>,
 ) -> Result<impl Stream<Item = Result<ExecOutput, Status>>, Status> {
     let Some(Input::Start(start)) = inputs.message().await?.and_then(|first| first.input) else {
         return Err(Status::invalid_argument("the first message must say what to run"));
     };
-    let task = find(&host, &start.task)?;
+    let target = target(&agent, &start.task)?;
     let (outputs, from_command) = mpsc::channel(BUFFERED_MESSAGES);
     let (failed, failure) = mpsc::channel(1);
     tokio::spawn(async move {
         let rest = inputs.filter_map(|input| std::future::ready(input.ok().and_then(|input| input.input)));
-        if let Err(error) = agent::exec(&host, &task, &start, rest, outputs).await {
+        if let Err(error) = agent::exec(target, &start, rest, outputs).await {
             // The caller may be gone.
             let _ = failed.send(Err(Status::failed_precondition(error))).await;
         }
@@ -87,8 +106,38 @@ pub(super) async fn exec(
     Ok(outputs.chain(ReceiverStream::new(failure)))
 }
 
+/// A one-off container or a task's.
+fn target(agent: &Agent, reference: &str) -> Result<Target, Status> {
+    if let Ok(one) = agent.locals.find(reference) {
+        return Ok(Target { id: one.id.clone(), container: one.container(), log: agent.locals.log_files(&one) });
+    }
+    let task = find(&agent.host, reference)?;
+    Target::of_task(&agent.host, &task).map_err(Status::not_found)
+}
+
+/// All that is known of a task's container.
+pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDetails, Status> {
+    let task = find(host, reference)?;
+    let entry = host.book.entry(&task).ok_or_else(|| Status::not_found(format!("No such container: {reference}")))?;
+    let health = match &entry.container {
+        Some(container) => container.health().await.ok().flatten(),
+        None => None,
+    };
+    let address = entry.task.networks.first().and_then(|network| network.addresses.first());
+    Ok(ContainerDetails {
+        container: Some(container(&entry)),
+        health: health.as_ref().map(local::health_report),
+        log_path: agent::log_files(host, &entry.task).path.display().to_string(),
+        address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
+        hostname: agent::prepare::hostname(&entry.task),
+        ports: entry.task.host_ports.to_proto(),
+        error: entry.status.error.clone().unwrap_or_default(),
+        ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())
+    })
+}
+
 /// Task id, its unique prefix, task name (`web.5`), container name, or a prefix of the container id.
-fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
+pub(super) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     let entries = host.entries();
     let exact = |entry: &&Entry| {
         entry.task.id.as_str() == reference
@@ -112,7 +161,7 @@ fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     }
 }
 
-fn port(port: &PortConfig) -> String {
+pub(crate) fn port_words(port: &PortConfig) -> String {
     let protocol = match port.protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",

@@ -22,7 +22,7 @@ use std::{
 };
 
 use orch_model::assignment::ImageSource;
-use orch_proto::tls::SharedIdentity;
+use orch_proto::{tls::SharedIdentity, wire};
 
 use self::{
     config::ImageConfig,
@@ -105,7 +105,7 @@ impl Images {
             }
         }
         let wanted = Reference { digest: digest.map(str::to_owned), ..reference.clone() };
-        match self.pull_now(&wanted, &tokio::sync::mpsc::channel(1).0).await {
+        match self.pull_now(&wanted, None, &tokio::sync::mpsc::channel(1).0).await {
             Ok(found) => Ok(found),
             Err(error) => {
                 reasons.push(chain(&error));
@@ -115,10 +115,15 @@ impl Images {
     }
 
     /// `orch image pull`: asks the registry even when the name is known here.
-    pub(crate) async fn pull(&self, reference: &Reference, progress: &Progress) -> Result<StoredImage, ImageError> {
+    pub(crate) async fn pull(
+        &self,
+        reference: &Reference,
+        auth: Option<&wire::RegistryAuth>,
+        progress: &Progress,
+    ) -> Result<StoredImage, ImageError> {
         let turn = self.turn(&reference.to_string());
         let _one_at_a_time = turn.lock().await;
-        self.pull_now(reference, progress).await
+        self.pull_now(reference, auth, progress).await
     }
 
     /// Waits for the next image to arrive; may return without one.
@@ -134,9 +139,14 @@ impl Images {
         Ok((config, layers))
     }
 
-    async fn pull_now(&self, reference: &Reference, progress: &Progress) -> Result<StoredImage, ImageError> {
+    async fn pull_now(
+        &self,
+        reference: &Reference,
+        auth: Option<&wire::RegistryAuth>,
+        progress: &Progress,
+    ) -> Result<StoredImage, ImageError> {
         let registries = self.settings.registries();
-        let (image, index_digest) = pull::pull(&self.store, &registries, reference, progress).await?;
+        let (image, index_digest) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
         if let Some(index_digest) = index_digest {
             let pinned = Reference { tag: None, digest: Some(index_digest), ..reference.clone() };
             self.store.set_name(&pinned, &image.digest)?;

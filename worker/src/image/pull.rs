@@ -62,12 +62,13 @@ pub(crate) async fn pull(
     store: &ImageStore,
     registries: &RegistryConfig,
     reference: &Reference,
+    auth: Option<&wire::RegistryAuth>,
     progress: &Progress,
 ) -> Result<(StoredImage, Option<String>), PullError> {
     let _arriving = store.arriving();
     let mut last = None;
     for endpoint in endpoints(registries, &reference.registry) {
-        match endpoint.pull(store, reference, progress).await {
+        match endpoint.pull(store, reference, &credentials(auth, &endpoint, reference), progress).await {
             Err(error @ (PullError::Unreachable { .. } | PullError::NotFound { .. })) => {
                 // A mirror that lacks it says less than the registry itself, which comes last; but an insecure
                 // registry's refusal over TLS must not be hidden by the failure of plain HTTP.
@@ -84,9 +85,21 @@ pub(crate) async fn pull(
     }))
 }
 
+/// A mirror never sees what the user gave for the registry itself.
+pub(super) fn credentials(
+    auth: Option<&wire::RegistryAuth>,
+    endpoint: &Endpoint,
+    reference: &Reference,
+) -> RegistryAuth {
+    match auth.filter(|_| endpoint.host == reference.registry) {
+        Some(auth) => RegistryAuth::Basic(auth.username.clone(), auth.password.clone()),
+        None => RegistryAuth::Anonymous,
+    }
+}
+
 /// Where a registry's content may be asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Endpoint {
+pub(super) struct Endpoint {
     /// `host[:port]`.
     host: String,
     plain_http: bool,
@@ -127,10 +140,11 @@ impl Endpoint {
         &self,
         store: &ImageStore,
         reference: &Reference,
+        auth: &RegistryAuth,
         progress: &Progress,
     ) -> Result<(StoredImage, Option<String>), PullError> {
         let client = self.client()?;
-        let session = Session { endpoint: self, client, store, reference };
+        let session = Session { endpoint: self, client, store, reference, auth };
         let (index_digest, digest, manifest) = session.manifest().await?;
         session.blob(&manifest.config, &mpsc::channel(1).0).await?;
         let downloads: Vec<_> = manifest.layers.iter().map(|layer| session.blob(layer, progress)).collect();
@@ -189,6 +203,7 @@ struct Session<'a> {
     client: Client,
     store: &'a ImageStore,
     reference: &'a Reference,
+    auth: &'a RegistryAuth,
 }
 
 impl Session<'_> {
@@ -208,7 +223,7 @@ impl Session<'_> {
     }
 
     async fn fetch_manifest(&self, reference: &OciReference) -> Result<(String, OciManifest), PullError> {
-        let pulled = self.client.pull_manifest_raw(reference, &RegistryAuth::Anonymous, &ACCEPTED).await;
+        let pulled = self.client.pull_manifest_raw(reference, self.auth, &ACCEPTED).await;
         let (bytes, _) = pulled.map_err(|error| {
             if is_absent(&error) {
                 let registry = self.endpoint.host.clone();

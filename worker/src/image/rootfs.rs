@@ -44,6 +44,12 @@ impl Rootfs {
     /// Mounts the layers (bottom first) with an empty folder on top. An old mount of the same container is replaced.
     pub(crate) fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
         self.delete()?;
+        self.mount_again(layers)
+    }
+
+    /// As [`Rootfs::mount`], with what an earlier container wrote.
+    pub(crate) fn mount_again(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+        self.unmount()?;
         for dir in [&self.upper, &self.work, &self.root] {
             fs::create_dir_all(dir).map_err(failed("create", dir))?;
         }

@@ -22,7 +22,7 @@ use super::{
     cgroup::Layout,
     client::{Connection, ask},
     error::RuntimeError,
-    exec::{Exec, Pipes, attach_terminal},
+    exec::{Attachment, Exec, Pipes, attach_terminal},
     health::{HealthState, HealthWatch},
     logs::{LogOptions, LogStream},
     plan::{ExecRequest, Exit, LogFiles},
@@ -149,6 +149,26 @@ impl Container {
                 attach_terminal(pid, connection, master, request.size).map_err(io_error)
             }
         }
+    }
+
+    /// The streams of its program, from now on.
+    pub async fn attach(&self, stdin: bool) -> Result<Attachment, RuntimeError> {
+        let io_error = |source| RuntimeError::Io { what: "cannot make the streams of", path: "attach".into(), source };
+        let pipes = Pipes::open(stdin).map_err(io_error)?;
+        let mut connection = Connection::open(&self.0.folder).await?.ok_or(RuntimeError::Ended)?;
+        if !connection.send(Request::Attach { stdin }, pipes.theirs()).await {
+            return Err(RuntimeError::Ended);
+        }
+        match connection.receive().await?.ok_or(RuntimeError::Ended)? {
+            Reply::Done => Ok(pipes.into_attachment()),
+            Reply::Failed(failure) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Of its terminal; fine when it has none or has ended.
+    pub async fn resize(&self, rows: u16, columns: u16) -> Result<(), RuntimeError> {
+        ask(&self.0.folder, Request::Resize { rows, columns }).await.map(drop)
     }
 
     /// Whether its health is checked.

@@ -32,6 +32,15 @@ pub struct Exec {
     pub exit: ExecExit,
 }
 
+/// The streams of a container's own program, from the moment of attaching. Dropping them detaches.
+pub struct Attachment {
+    /// When asked for.
+    pub stdin: Option<ExecInput>,
+    /// With a terminal, everything.
+    pub stdout: ExecOutput,
+    pub stderr: ExecOutput,
+}
+
 /// Changes the size of a process's terminal.
 #[derive(Debug, Clone)]
 pub struct Terminal(Arc<OwnedFd>);
@@ -100,6 +109,11 @@ impl Pipes {
 
     pub(super) fn theirs(&self) -> &[OwnedFd] {
         &self.theirs
+    }
+
+    /// Ours, once the others are with the shim.
+    pub(super) fn into_attachment(self) -> Attachment {
+        Attachment { stdin: self.stdin, stdout: self.stdout, stderr: self.stderr }
     }
 
     /// Lets go of the process's ends: its streams must end when it does.

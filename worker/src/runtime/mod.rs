@@ -51,7 +51,7 @@ use orch_proto::paths::Paths;
 
 pub use container::Container;
 pub use error::RuntimeError;
-pub use exec::{Exec, ExecExit, ExecInput, ExecOutput, Terminal};
+pub use exec::{Attachment, Exec, ExecExit, ExecInput, ExecOutput, Terminal};
 pub use health::{HealthCheck, HealthState, HealthWatch};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
 pub use plan::{

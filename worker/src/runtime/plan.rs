@@ -26,6 +26,8 @@ pub struct ContainerPlan<'a> {
     pub spec: &'a TaskSpec,
     /// Where the task's network namespace is bind-mounted; `None`: one of its own with nothing but a loopback that is down.
     pub netns: Option<PathBuf>,
+    /// The node's own network; then there is no `netns`.
+    pub host_network: bool,
     /// Volumes, secrets, configs, and /etc/{resolv.conf,hosts,hostname}. The bind and tmpfs mounts of `spec` are not
     /// repeated here: the runtime does these itself.
     pub binds: Vec<BindMount>,

@@ -87,10 +87,11 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
     let hostname = hostname(plan);
     let mut namespaces =
         vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
-    namespaces.push(match &plan.netns {
-        Some(path) => json!({"type": "network", "path": path}),
-        None => json!({"type": "network"}),
-    });
+    match &plan.netns {
+        Some(path) => namespaces.push(json!({"type": "network", "path": path})),
+        None if plan.host_network => {}
+        None => namespaces.push(json!({"type": "network"})),
+    }
     if facts.layout.is_v2() {
         namespaces.push(json!({"type": "cgroup"}));
     }
@@ -98,7 +99,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         "namespaces": namespaces,
         "cgroupsPath": facts.cgroup,
         "resources": resources(plan.spec.limits, facts.devices, container.privileged),
-        "sysctl": sysctls(container),
+        "sysctl": sysctls(container, plan.host_network),
     });
     if !facts.devices.is_empty() {
         linux["devices"] = facts.devices.iter().map(device).collect();
@@ -244,9 +245,10 @@ fn resources(limits: ResourceLimits, devices: &[Device], privileged: bool) -> Va
 }
 
 /// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
-fn sysctls(container: &ContainerSpec) -> Value {
+fn sysctls(container: &ContainerSpec, host_network: bool) -> Value {
     let defaults = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
-    let mut all: serde_json::Map<String, Value> = defaults.into_iter().map(|(k, v)| (k.to_owned(), json!(v))).collect();
+    let mut all: serde_json::Map<String, Value> =
+        defaults.into_iter().filter(|_| !host_network).map(|(k, v)| (k.to_owned(), json!(v))).collect();
     all.extend(container.sysctls.iter().map(|(k, v)| (k.clone(), json!(v))));
     Value::Object(all)
 }
@@ -354,6 +356,7 @@ mod tests {
             image: ImageDefaults { cmd: vec!["run".to_owned()], ..Default::default() },
             spec: task,
             netns: None,
+            host_network: false,
             binds: Vec::new(),
             log: LogFiles::at(PathBuf::from("/log")),
         };

@@ -58,8 +58,8 @@ pub(super) struct Output {
     /// Terminal, or standard output.
     pub(super) stdout: OwnedFd,
     pub(super) stderr: Option<OwnedFd>,
-    /// Never written to; held so that a program that reads its input waits.
-    _stdin: Option<OwnedFd>,
+    /// Of a pipe; held so that a program that reads its input waits. A terminal takes input by itself.
+    pub(super) stdin: Option<OwnedFd>,
 }
 
 impl Instance {
@@ -90,7 +90,7 @@ impl Instance {
         let output = match (pipes, console) {
             (Some(pipes), _) => pipes,
             (None, Some(console)) => {
-                Output { stdout: console.accept().map_err(io_failure)?, stderr: None, _stdin: None }
+                Output { stdout: console.accept().map_err(io_failure)?, stderr: None, stdin: None }
             }
             (None, None) => return Err(io_failure(io::Error::other("the container has neither pipes nor a terminal"))),
         };
@@ -220,7 +220,7 @@ fn open_pipes(open_stdin: bool, uid: u32) -> io::Result<([OwnedFd; STDIO_FDS], O
     let (our_stderr, stderr) = pipe2(OFlag::O_CLOEXEC)?;
     own(&stdout, uid);
     own(&stderr, uid);
-    Ok(([stdin, stdout, stderr], Output { stdout: our_stdout, stderr: Some(our_stderr), _stdin: our_stdin }))
+    Ok(([stdin, stdout, stderr], Output { stdout: our_stdout, stderr: Some(our_stderr), stdin: our_stdin }))
 }
 
 /// Without it a program that is not root cannot open /dev/stdout. Refused for what is not a pipe of ours, which is fine.

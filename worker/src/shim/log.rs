@@ -44,6 +44,10 @@ impl Lines {
         Self { source, pending: Vec::new() }
     }
 
+    pub(crate) fn source(&self) -> Source {
+        self.source
+    }
+
     /// Appends an object to `out` for each line that `bytes` complete.
     pub(crate) fn push(&mut self, bytes: &[u8], now: Timestamp, out: &mut Vec<u8>) {
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {

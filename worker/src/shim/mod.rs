@@ -6,6 +6,7 @@
 //! The worker starts it as `orch shim FOLDER` with the listening socket as standard input, so that requests can be sent
 //! before it is ready. It forks once: the parent ends at once (the worker reaps it), the child belongs to init.
 
+mod attach;
 mod check;
 mod container;
 mod executor;

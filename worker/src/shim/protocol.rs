@@ -161,6 +161,16 @@ pub(crate) enum Request {
     Health,
     /// Answered at once and with every change.
     WatchHealth,
+    /// Comes with three descriptors: one to read the container's input from, two to copy its output to from now on
+    /// (with a terminal only the first of them is used). Answered when it is so.
+    Attach {
+        stdin: bool,
+    },
+    /// Of the container's terminal.
+    Resize {
+        rows: u16,
+        columns: u16,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

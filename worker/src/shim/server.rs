@@ -4,7 +4,7 @@ use std::{
     fs, io,
     io::{Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
@@ -25,6 +25,7 @@ use nix::{
 };
 
 use super::{
+    attach::{Attached, Waits},
     check::Checks,
     container::{Instance, Output},
     log::{Lines, LogWriter, Source},
@@ -53,6 +54,8 @@ pub(super) struct Server {
     /// The worker sent a signal: what ends then was meant to end.
     signalled: bool,
     streams: Vec<Stream>,
+    attached: Attached,
+    terminal: Option<OwnedFd>,
     connections: Vec<Connection>,
     started_at: Option<SystemTime>,
     start_failure: Option<Failure>,
@@ -90,6 +93,15 @@ impl Server {
         health: Option<HealthPlan>,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
+        let terminal = output.stderr.is_none().then(|| output.stdout.try_clone()).transpose()?;
+        let stdin = match (&terminal, output.stdin) {
+            (Some(terminal), _) => Some(terminal.try_clone()?),
+            (None, stdin) => stdin,
+        };
+        if let Some(stdin) = &stdin {
+            set_nonblocking(stdin.as_fd())?;
+        }
+        let attached = Attached::new(stdin, terminal.is_some());
         let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout) };
         let stderr = output.stderr.map(|fd| Stream { fd: fd.into(), lines: Lines::new(Source::Stderr) });
         let streams: Vec<Stream> = [Some(stdout), stderr].into_iter().flatten().collect();
@@ -105,6 +117,8 @@ impl Server {
             network,
             signalled: false,
             streams,
+            attached,
+            terminal,
             connections: Vec::new(),
             started_at: None,
             start_failure: None,
@@ -120,6 +134,9 @@ impl Server {
             let ready = self.wait_ready()?;
             if ready.streams.iter().any(|&ready| ready) {
                 self.read_output(&ready.streams);
+            }
+            if !ready.attached.is_empty() {
+                self.attached.serve(&ready.attached);
             }
             if ready.connections.iter().any(|&ready| ready) {
                 self.serve(&ready.connections);
@@ -146,12 +163,16 @@ impl Server {
     }
 
     fn wait_ready(&self) -> io::Result<Ready> {
+        let behind = self.attached.is_behind();
+        let attached = self.attached.poll_fds();
         let fds = [self.signals.as_fd(), self.listener.as_fd()]
             .into_iter()
-            .chain(self.streams.iter().map(|stream| stream.fd.as_fd()))
+            .chain(self.streams.iter().filter(|_| !behind).map(|stream| stream.fd.as_fd()))
             .chain(self.checks.as_ref().and_then(Checks::output).map(AsFd::as_fd))
             .chain(self.connections.iter().map(|connection| connection.stream.as_fd()));
         let mut polled: Vec<PollFd<'_>> = fds.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
+        let fixed = polled.len();
+        polled.extend(attached.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
         // Rounded up: waking before something is due would be in vain.
         let patience = self.checks.as_ref().map(|checks| checks.patience().as_millis() + 1);
         let timeout = patience.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
@@ -159,11 +180,14 @@ impl Server {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(err) => return Err(err.into()),
         }
-        let mut ready = polled.iter().map(|fd| fd.any().unwrap_or(true));
+        let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
+        let mut ready = polled[..fixed].iter().map(is_ready);
+        let attached = attached.iter().zip(&polled[fixed..]).filter(|(_, fd)| is_ready(fd)).map(|((w, ..), _)| *w);
         Ok(Ready {
             signals: ready.next().unwrap_or(false),
             listener: ready.next().unwrap_or(false),
-            streams: ready.by_ref().take(self.streams.len()).collect(),
+            attached: attached.collect(),
+            streams: ready.by_ref().take(if behind { 0 } else { self.streams.len() }).collect(),
             check: self.checks.as_ref().is_some_and(|checks| checks.output().is_some())
                 && ready.next().unwrap_or(false),
             connections: ready.collect(),
@@ -175,9 +199,10 @@ impl Server {
         let mut objects = Vec::new();
         let now = Timestamp::now();
         let mut ready = ready.iter();
-        let buffer = &mut self.buffer;
+        let (buffer, attached) = (&mut self.buffer, &mut self.attached);
         self.streams.retain_mut(|stream| {
-            !ready.next().is_some_and(|&ready| ready) || stream.read(buffer, now, &mut objects) != Progress::Ended
+            !ready.next().is_some_and(|&ready| ready)
+                || stream.read(buffer, now, &mut objects, attached) != Progress::Ended
         });
         self.write_log(&objects);
     }
@@ -252,6 +277,17 @@ impl Server {
                 Some(checks) => connection.reply(&Reply::Health(checks.record())),
                 None => connection.reply(&Reply::Done),
             },
+            Request::Attach { stdin } => {
+                let fds = std::mem::take(&mut connection.fds);
+                let added = self.attached.add(fds, stdin);
+                let failed = |err: io::Error| Reply::Failed(Failure { message: err.to_string(), code: None });
+                connection.reply(&added.map_or_else(failed, |()| Reply::Done))
+            }
+            Request::Resize { rows, columns } => {
+                let resized = self.terminal.as_ref().map_or(Ok(()), |terminal| resize(terminal, rows, columns));
+                let failed = |err: io::Error| Reply::Failed(Failure { message: err.to_string(), code: None });
+                connection.reply(&resized.map_or_else(failed, |()| Reply::Done))
+            }
             Request::WatchHealth => {
                 connection.watches_health = true;
                 let health = self.checks.as_ref().map(Checks::health);
@@ -380,8 +416,9 @@ impl Server {
         let now = Timestamp::now();
         let mut objects = Vec::new();
         for mut stream in std::mem::take(&mut self.streams) {
-            while stream.read(&mut self.buffer, now, &mut objects) == Progress::Read {
+            while stream.read(&mut self.buffer, now, &mut objects, &mut self.attached) == Progress::Read {
                 self.write_log(&std::mem::take(&mut objects));
+                self.attached.finish();
             }
             stream.lines.finish(now, &mut objects);
         }
@@ -393,6 +430,7 @@ struct Ready {
     signals: bool,
     listener: bool,
     streams: Vec<bool>,
+    attached: Vec<Waits>,
     check: bool,
     connections: Vec<bool>,
 }
@@ -405,12 +443,13 @@ enum Progress {
 }
 
 impl Stream {
-    fn read(&mut self, buffer: &mut [u8], now: Timestamp, objects: &mut Vec<u8>) -> Progress {
+    fn read(&mut self, buffer: &mut [u8], now: Timestamp, objects: &mut Vec<u8>, attached: &mut Attached) -> Progress {
         match self.fd.read(buffer) {
             // A terminal whose other side is closed fails with EIO.
             Ok(0) => self.end(now, objects),
             Ok(len) => {
                 self.lines.push(&buffer[..len], now, objects);
+                attached.output(self.lines.source(), &buffer[..len]);
                 Progress::Read
             }
             Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
@@ -462,7 +501,16 @@ pub(super) fn write_exit(files: &Files<'_>, record: &ExitRecord) -> io::Result<(
     fs::rename(temporary, files.exit())
 }
 
-fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
+/// The terminal's program is told, as by a terminal emulator.
+#[allow(unsafe_code)]
+fn resize(terminal: &OwnedFd, rows: u16, columns: u16) -> io::Result<()> {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize.
+    let done = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())

@@ -64,7 +64,7 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers")] {
+        for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local")] {
             fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         }
         // Images bring set-id programs: no user of this machine may reach them.
@@ -86,7 +86,30 @@ impl Store {
 
     /// Records of all tasks that this node was given and has not been told to forget. Unreadable ones are set aside.
     pub(crate) fn tasks(&self) -> Result<Vec<wire::WorkerTaskRecord>, StoreError> {
-        let dir = self.dir.join("tasks");
+        self.records("tasks")
+    }
+
+    /// Records of one-off containers.
+    pub(crate) fn locals(&self) -> Result<Vec<wire::LocalContainer>, StoreError> {
+        self.records("local")
+    }
+
+    /// Always durable: nobody else knows of the container.
+    pub(crate) fn save_local(&self, record: &wire::LocalContainer) -> Result<(), StoreError> {
+        let path = self.local_path(&record.task_id);
+        write_atomically(&path, &record.encode_to_vec()).map_err(io_error("write", &path))
+    }
+
+    pub(crate) fn forget_local(&self, task: &TaskId) -> Result<(), StoreError> {
+        forget(&self.local_path(task.as_str()))
+    }
+
+    fn local_path(&self, task: &str) -> PathBuf {
+        self.dir.join("local").join(format!("{task}.pb"))
+    }
+
+    fn records<M: Message + Default>(&self, folder: &str) -> Result<Vec<M>, StoreError> {
+        let dir = self.dir.join(folder);
         let mut records = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("list", &dir))? {
             let path = entry.map_err(io_error("list", &dir))?.path();
@@ -94,10 +117,10 @@ impl Store {
                 continue;
             }
             let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-            match wire::WorkerTaskRecord::decode(bytes.as_slice()) {
+            match M::decode(bytes.as_slice()) {
                 Ok(record) => records.push(record),
                 Err(error) => {
-                    tracing::error!(?path, %error, "unreadable task record; the task is forgotten");
+                    tracing::error!(?path, %error, "unreadable record; what it is of is forgotten");
                     fs::rename(&path, path.with_extension("unreadable")).map_err(io_error("set aside", &path))?;
                 }
             }
@@ -118,11 +141,7 @@ impl Store {
     }
 
     pub(crate) fn forget_task(&self, task: &TaskId) -> Result<(), StoreError> {
-        let path = self.task_path(task);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("delete", &path)(e)),
-            _ => Ok(()),
-        }
+        forget(&self.task_path(task))
     }
 
     /// `host:port` of each manager that a session named last.
@@ -156,6 +175,13 @@ impl Store {
 
     fn task_path(&self, task: &TaskId) -> PathBuf {
         self.dir.join("tasks").join(format!("{task}.pb"))
+    }
+}
+
+fn forget(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("delete", path)(e)),
+        _ => Ok(()),
     }
 }
 

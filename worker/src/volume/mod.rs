@@ -50,6 +50,9 @@ struct Description {
     /// The task that an anonymous volume belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     task: Option<String>,
+    /// Where that task has it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    target: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +141,24 @@ impl Volumes {
         }
     }
 
+    /// Where a volume's content is.
+    pub(crate) fn mountpoint(&self, name: &str) -> String {
+        self.dir.join(name).join("_data").display().to_string()
+    }
+
+    /// The anonymous volumes of a task: name, place in the container, folder.
+    pub(crate) fn of_task(&self, task: &TaskId) -> Vec<(String, String, String)> {
+        let all = self.list().unwrap_or_default();
+        let own = all.into_iter().filter_map(|volume| {
+            let description = describe(&self.dir.join(&volume.name));
+            (description.task.as_deref() == Some(task.as_str())).then(|| {
+                let folder = volume.mountpoint.display().to_string();
+                (volume.name, description.target, folder)
+            })
+        });
+        own.collect()
+    }
+
     /// Deletes the anonymous volumes of a task that is gone.
     pub(crate) fn remove_of_task(&self, task: &TaskId) -> Result<(), VolumeError> {
         for volume in self.list()? {
@@ -154,11 +175,16 @@ impl Wanted<'_> {
         let created_at_ms = crate::agent::unix_ms(now);
         match self {
             Self::Named { name, labels } => {
-                (name.to_owned(), Description { labels: labels.clone(), created_at_ms, task: None })
+                (name.to_owned(), Description { labels: labels.clone(), created_at_ms, ..Default::default() })
             }
             Self::Anonymous { task, target } => (
                 hex::encode(Sha256::digest(format!("{task}\0{target}"))),
-                Description { created_at_ms, task: Some(task.to_string()), ..Default::default() },
+                Description {
+                    created_at_ms,
+                    task: Some(task.to_string()),
+                    target: target.to_owned(),
+                    ..Default::default()
+                },
             ),
         }
     }

@@ -124,7 +124,7 @@ async fn images_come_from_a_registry_on_this_machine() {
         let store = ImageStore::open(dir.path()).unwrap();
         let (progress, mut messages) = mpsc::channel(100);
         let reference = Reference::parse(&format!("{}/team/web:{reference}", registry.host)).unwrap();
-        let (image, index) = pull(&store, &registries, &reference, &progress).await.unwrap();
+        let (image, index) = pull(&store, &registries, &reference, None, &progress).await.unwrap();
         assert_eq!((&image.digest, index.is_some()), (&digest, has_index));
         let file = store.layer_path(&image.record.diff_ids[0]).unwrap().join("hello");
         assert_eq!(fs::read_to_string(file).unwrap(), "hello");
@@ -140,12 +140,12 @@ async fn images_come_from_a_registry_on_this_machine() {
     let store = ImageStore::open(dir.path()).unwrap();
     for absent in ["team/web:2", "team/none:1"] {
         let reference = Reference::parse(&format!("{}/{absent}", registry.host)).unwrap();
-        let refused = pull(&store, &registries, &reference, &none).await;
+        let refused = pull(&store, &registries, &reference, None, &none).await;
         assert!(matches!(refused, Err(PullError::NotFound { .. })), "{refused:?}");
     }
     let pinned = Reference::parse(&format!("{}/team/web@{digest}", registry.host)).unwrap();
-    assert_eq!(pull(&store, &registries, &pinned, &none).await.unwrap().0.digest, digest);
+    assert_eq!(pull(&store, &registries, &pinned, None, &none).await.unwrap().0.digest, digest);
     let dead = Reference::parse("127.0.0.1:1/web").unwrap();
-    let unreachable = pull(&store, &registries, &dead, &none).await.unwrap_err();
+    let unreachable = pull(&store, &registries, &dead, None, &none).await.unwrap_err();
     assert!(unreachable.to_string().starts_with("no route to registry 127.0.0.1:1: "), "{unreachable}");
 }

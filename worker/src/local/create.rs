@@ -1,0 +1,219 @@
+//! Makes a one-off container from what the user asked for; nothing runs yet.
+
+use std::{
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use orch_model::{
+    Annotations, Meta, ServiceId, TaskId, Timestamp, Version,
+    service::{PortConfig, Protocol, PublishMode, TaskSpec},
+    task::{Task, TaskState, TaskStatus},
+};
+use orch_proto::{
+    conv::{DecodeError, FromProto, ToProto},
+    wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
+};
+
+use super::{LocalError, Locals, One, names, policy::Restart};
+use crate::{
+    agent::{container_id_of, prepare, unix_ms},
+    image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
+};
+
+/// The node's own network: addresses behind its NAT.
+pub(crate) const BRIDGE: &str = "bridge";
+pub(crate) const NONE: &str = "none";
+pub(crate) const HOST: &str = "host";
+/// Tries to make up a name that is free.
+const NAME_ATTEMPTS: u32 = 100;
+
+impl Locals {
+    pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<Arc<One>, LocalError> {
+        Restart::parse(request.restart.as_ref())?;
+        let network = network_of(&request.network)?;
+        let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
+        let mut spec = TaskSpec::from_proto(request.spec.unwrap_or_default()).map_err(invalid)?;
+        let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
+        let image = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
+        let config = self.host.images.store.config(&image.record.config).map_err(prepare::PrepareError::from)?;
+        spec.container.image_digest = Some(image.digest.clone());
+        if request.publish_all {
+            ports.extend(exposed(&config, &ports));
+        }
+        if network != BRIDGE && !ports.is_empty() {
+            return Err(LocalError::PortsOn(network.to_owned()));
+        }
+        let command = prepare::command_line(&spec.container, &config.config.entrypoint, &config.config.cmd);
+        if command.is_empty() {
+            return Err(LocalError::Invalid("no command specified".to_owned()));
+        }
+        let id = TaskId::from_random(rand::random());
+        let record = LocalContainer {
+            task_id: id.to_string(),
+            name: self.name_for(&request.name)?,
+            spec: Some(spec.to_proto()),
+            ports: ports.to_proto(),
+            network: network.to_owned(),
+            restart: request.restart,
+            auto_remove: request.auto_remove,
+            created_at_ms: unix_ms(SystemTime::now()),
+            image_digest: image.digest,
+            command,
+            state: LocalState::Created.into(),
+            ..LocalContainer::default()
+        };
+        let task = task_of(&record).map_err(invalid)?;
+        self.host.store.save_local(&record)?;
+        Ok(self.add(Arc::new(task), record))
+    }
+
+    pub(crate) fn rename(&self, one: &One, name: &str) -> Result<(), LocalError> {
+        let name = self.name_for(name)?;
+        let mut now = one.now();
+        let mut record = now.record.clone();
+        record.name = name;
+        self.host.store.save_local(&record)?;
+        now.record = record;
+        Ok(())
+    }
+
+    /// The given name, if nobody has it, or one that is free.
+    fn name_for(&self, wanted: &str) -> Result<String, LocalError> {
+        let all = self.all();
+        let owner = |name: &str| all.iter().find(|one| one.name() == name).map(|one| one.container_id());
+        if wanted.is_empty() {
+            let bits = rand::random();
+            let free = (0..NAME_ATTEMPTS).map(|n| names::made_up(bits, n)).find(|name| owner(name).is_none());
+            return free.ok_or_else(|| LocalError::Invalid("no free name was found: give one with --name".to_owned()));
+        }
+        let name = wanted.strip_prefix('/').unwrap_or(wanted);
+        if !names::is_valid(name) {
+            return Err(LocalError::Name(name.to_owned()));
+        }
+        let of_task = self.host.entries().into_iter().find(|entry| entry.task.container_name() == name);
+        match owner(name).or(of_task.map(|entry| container_id_of(&entry.task.id))) {
+            Some(id) => Err(LocalError::NameTaken { name: name.to_owned(), id }),
+            None => Ok(name.to_owned()),
+        }
+    }
+
+    async fn image_for(&self, image: &str, pull: &str, auth: Option<RegistryAuth>) -> Result<StoredImage, LocalError> {
+        let reference = Reference::parse(image)?;
+        let here = self.host.images.store.find(image);
+        match (pull, here) {
+            ("never", None) => Err(LocalError::NoImage(reference.familiar())),
+            ("never" | "missing" | "", Some(found)) => Ok(found),
+            ("missing" | "always" | "", _) => {
+                let progress = tokio::sync::mpsc::channel(1).0;
+                Ok(self.host.images.pull(&reference, auth.as_ref(), &progress).await?)
+            }
+            (other, _) => Err(LocalError::Invalid(format!(
+                "invalid pull option: '{other}': must be one of \"always\", \"missing\" or \"never\""
+            ))),
+        }
+    }
+
+    /// Published ports of 0 become free ones; others must be free. What the container had before it keeps, if it can.
+    pub(super) fn assign_ports(&self, one: &One) -> Result<Vec<PortConfig>, LocalError> {
+        let wanted = one.task.host_ports.clone();
+        let mut taken: Vec<PortConfig> = Vec::new();
+        for other in self.all() {
+            if other.id != one.id && other.now().container.is_some() {
+                taken.extend(Vec::<PortConfig>::from_proto(other.now().record.ports.clone()).unwrap_or_default());
+            }
+        }
+        taken.extend(
+            self.host.entries().iter().filter(|e| e.container.is_some()).flat_map(|e| e.task.host_ports.clone()),
+        );
+        let mut ports = Vec::new();
+        for mut port in wanted {
+            let clash =
+                |other: &PortConfig| other.published_port == port.published_port && other.protocol == port.protocol;
+            if port.published_port == 0 {
+                port.published_port = free_port(port.protocol).ok_or(LocalError::NoPort(port.target_port))?;
+            } else if taken.iter().chain(&ports).any(clash) || !is_free(port.protocol, port.published_port) {
+                return Err(LocalError::Port(port.published_port));
+            }
+            ports.push(port);
+        }
+        Ok(ports)
+    }
+}
+
+/// The container in the form of a task. The service is nobody's: an id that no manager gives.
+pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
+    let created_at = Timestamp::from_unix_ms(record.created_at_ms);
+    let annotations = Annotations { name: record.name.clone(), ..Annotations::default() };
+    Ok(Task {
+        id: TaskId::from_proto(record.task_id.clone())?,
+        meta: Meta { version: Version(0), created_at, updated_at: created_at },
+        service: ServiceId::from_random(0),
+        service_annotations: annotations,
+        slot: 0,
+        node: None,
+        spec: Arc::new(TaskSpec::from_proto(record.spec.clone().unwrap_or_default())?),
+        spec_version: Version(0),
+        status: TaskStatus {
+            state: TaskState::New,
+            at: created_at,
+            message: String::new(),
+            error: None,
+            container: None,
+        },
+        running_since: None,
+        desired_state: TaskState::Running,
+        start_at: None,
+        networks: Vec::new(),
+        host_ports: Vec::from_proto(record.ports.clone())?,
+    })
+}
+
+fn network_of(wanted: &str) -> Result<&'static str, LocalError> {
+    match wanted {
+        "" | "default" | BRIDGE => Ok(BRIDGE),
+        NONE => Ok(NONE),
+        HOST => Ok(HOST),
+        other => Err(LocalError::Network(other.to_owned())),
+    }
+}
+
+/// What the image exposes and the user did not publish.
+fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
+    let ports = config.config.exposed_ports.keys().filter_map(|entry| {
+        let (port, protocol) = entry.split_once('/').unwrap_or((entry, "tcp"));
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            _ => return None,
+        };
+        let target_port = port.parse().ok()?;
+        let publish_mode = PublishMode::Host;
+        Some(PortConfig { name: String::new(), protocol, target_port, published_port: 0, publish_mode })
+    });
+    ports
+        .filter(|port| !published.iter().any(|p| p.target_port == port.target_port && p.protocol == port.protocol))
+        .collect()
+}
+
+fn free_port(protocol: Protocol) -> Option<u16> {
+    let any = (Ipv4Addr::UNSPECIFIED, 0);
+    match protocol {
+        Protocol::Tcp | Protocol::Sctp => TcpListener::bind(any).and_then(|socket| socket.local_addr()),
+        Protocol::Udp => UdpSocket::bind(any).and_then(|socket| socket.local_addr()),
+    }
+    .ok()
+    .map(|addr| addr.port())
+}
+
+/// Whether a program of the node has it.
+fn is_free(protocol: Protocol, port: u16) -> bool {
+    let addr = (Ipv4Addr::UNSPECIFIED, port);
+    let bound = match protocol {
+        Protocol::Tcp => TcpListener::bind(addr).map(drop),
+        Protocol::Udp => UdpSocket::bind(addr).map(drop),
+        Protocol::Sctp => Ok(()),
+    };
+    bound.map_err(|error| tracing::debug!(port, error = chain(&error), "a port is taken")).is_ok()
+}

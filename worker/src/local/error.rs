@@ -1,0 +1,73 @@
+//! What can go wrong with one-off containers, in Docker's words where it has some.
+
+use super::policy::PolicyError;
+use crate::{
+    agent::prepare::PrepareError,
+    image::{ImageError, reference::ReferenceError},
+    runtime::RuntimeError,
+    store::StoreError,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LocalError {
+    #[error("No such container: {0}")]
+    NotFound(String),
+    #[error("{0} is the start of several ids: give more of it")]
+    Ambiguous(String),
+    #[error("Invalid container name ({0}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")]
+    Name(String),
+    #[error(
+        "Conflict. The container name \"/{name}\" is already in use by container \"{id}\". You have to remove (or rename) \
+         that container to be able to reuse that name."
+    )]
+    NameTaken { name: String, id: String },
+    #[error("Unable to find image '{0}' locally")]
+    NoImage(String),
+    #[error(
+        "container {0} belongs to a service: its task ends and starts as the service says; see `orch service update` and \
+         `orch service rm`"
+    )]
+    OfService(String),
+    #[error("Container {0} is not running")]
+    NotRunning(String),
+    #[error("You cannot remove a running container {0}. Stop the container before attempting removal or force remove")]
+    Running(String),
+    #[error("driver failed programming external connectivity: Bind for 0.0.0.0:{0} failed: port is already allocated")]
+    Port(u16),
+    #[error("no free port is left for {0}")]
+    NoPort(u16),
+    #[error("Invalid signal: {0}")]
+    Signal(String),
+    #[error(
+        "network {0} cannot be used by `orch run`: one-off containers have the node's own network (bridge), none, or the \
+         host's; run it as a service to attach it to {0}"
+    )]
+    Network(String),
+    #[error("conflicting options: port publishing and the container type network mode {0}: leave one of them out")]
+    PortsOn(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("keep the container's record")]
+    Store(#[from] StoreError),
+}
+
+impl LocalError {
+    /// What `orch run` ends with: 126 or 127 when the program could not be started, else 125.
+    pub(crate) fn exit_code(&self) -> i32 {
+        const NOT_RUN: i32 = 125;
+        match self {
+            Self::Runtime(error) => error.exit_code().filter(|code| matches!(code, 126 | 127)).unwrap_or(NOT_RUN),
+            _ => NOT_RUN,
+        }
+    }
+}

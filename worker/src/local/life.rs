@@ -1,0 +1,435 @@
+//! Start, stop, end, restart and removal of a one-off container.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use orch_model::task::Health;
+use orch_proto::{conv::ToProto, wire::LocalState};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    Ends, LocalError, Locals, One,
+    create::{BRIDGE, HOST},
+    policy::{self, Restart},
+};
+use crate::{
+    agent::{prepare, signal_number, unix_ms},
+    image::chain,
+    runtime::{Attachment, Container, ContainerPlan, Exit, LogFiles, Recovered},
+};
+
+/// Between the stop signal and SIGKILL, when neither the user nor the container says.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+const WATCH_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+/// Of a container that went away with its machine; Docker's.
+const CODE_LOST: i32 = 255;
+
+/// How it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub code: i32,
+    pub error: String,
+}
+
+impl Locals {
+    /// Fine when it runs already; then nobody is attached.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        one: &Arc<One>,
+        attach: Option<bool>,
+    ) -> Result<Option<Attachment>, LocalError> {
+        let _turn = one.turn.lock().await;
+        if one.now().container.is_some() {
+            return Ok(None);
+        }
+        one.now().restarts = 0;
+        self.start_now(one, attach).await
+    }
+
+    async fn start_now(
+        self: &Arc<Self>,
+        one: &Arc<One>,
+        attach: Option<bool>,
+    ) -> Result<Option<Attachment>, LocalError> {
+        let started = self.try_start(one, attach).await;
+        match &started {
+            Ok(_) => {}
+            Err(error) => {
+                self.give_back(one).await;
+                let (code, text) = (error.exit_code(), chain(error));
+                self.change(one, |now| {
+                    // Docker leaves a container that could not be started as created.
+                    now.record.state = LocalState::Created.into();
+                    now.record.exit_code = code;
+                    now.record.error = text;
+                });
+            }
+        }
+        started
+    }
+
+    async fn try_start(
+        self: &Arc<Self>,
+        one: &Arc<One>,
+        attach: Option<bool>,
+    ) -> Result<Option<Attachment>, LocalError> {
+        let (host, task) = (&self.host, &one.task);
+        let network = one.now().record.network.clone();
+        let ports = self.assign_ports(one)?;
+        let ground = prepare::Ground {
+            keep_root: true,
+            attach: (network == BRIDGE)
+                .then(|| prepare::AttachTaskRequest { host_ports: ports.to_proto(), ..prepare::attach_request(task) }),
+        };
+        let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
+        let address = prepared.address.clone();
+        let plan = ContainerPlan {
+            task_id: one.id.clone(),
+            container_id: one.container_id(),
+            rootfs: prepared.rootfs,
+            image: prepared.defaults,
+            spec: &task.spec,
+            netns: prepared.netns,
+            host_network: network == HOST,
+            binds: prepared.binds,
+            log: self.log_files(one),
+        };
+        let container = host.runtime.create(&plan).await?;
+        // From here on the shim exists: whoever fails deletes it.
+        let attached = match attach {
+            Some(stdin) => Some(container.attach(stdin).await),
+            None => None,
+        };
+        let attached = match attached.transpose() {
+            Ok(attached) => attached,
+            Err(error) => return Err(self.give_up(&container, error).await),
+        };
+        if let Err(error) = container.start().await {
+            return Err(self.give_up(&container, error).await);
+        }
+        self.change(one, |now| {
+            now.container = Some(container.clone());
+            now.address = address;
+            now.health = container.is_checked().then_some(Health::Starting);
+            now.record.ports = ports.to_proto();
+            now.record.state = LocalState::Running.into();
+            now.record.started_at_ms = unix_ms(SystemTime::now());
+            now.record.error = String::new();
+            now.record.oom_killed = false;
+            now.record.stopped = false;
+        });
+        self.clone().supervise(one.clone(), container);
+        Ok(attached)
+    }
+
+    async fn give_up(&self, container: &Container, error: crate::runtime::RuntimeError) -> LocalError {
+        if let Err(error) = container.delete().await {
+            tracing::warn!(task = %container.task_id(), error = chain(&error), "a container that did not start stays");
+        }
+        error.into()
+    }
+
+    /// Follows it to its end.
+    fn supervise(self: Arc<Self>, one: Arc<One>, container: Container) {
+        if container.is_checked() {
+            tokio::spawn(follow_health(one.clone(), container.clone()));
+        }
+        tokio::spawn(async move {
+            let exit = loop {
+                match container.wait().await {
+                    Ok(exit) => break exit,
+                    Err(error) => tracing::warn!(task = %one.id, error = chain(&error), "cannot watch the container"),
+                }
+                sleep(WATCH_RETRY_PAUSE).await;
+            };
+            self.ended(one, container, exit).await;
+        });
+    }
+
+    /// Boxed: an end may be followed by a start, which is followed by an end.
+    fn ended(
+        self: Arc<Self>,
+        one: Arc<One>,
+        container: Container,
+        exit: Exit,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            if let Err(error) = container.delete().await {
+                tracing::warn!(task = %one.id, error = chain(&error), "the container is not deleted");
+            }
+            self.give_back(&one).await;
+            let ran = SystemTime::now().duration_since(exit.started_at.unwrap_or(SystemTime::UNIX_EPOCH));
+            let next = {
+                let mut now = one.now();
+                if policy::is_stable(ran.unwrap_or_default()) {
+                    now.restarts = 0;
+                }
+                let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
+                let again = !now.record.stopped && restart.after_exit(exit.code, now.restarts);
+                again.then(|| policy::pause(now.restarts))
+            };
+            let auto_remove = one.now().record.auto_remove && next.is_none();
+            self.change(&one, |now| {
+                now.container = None;
+                now.health = None;
+                now.address = String::new();
+                now.record.exit_code = exit.code;
+                now.record.oom_killed = exit.oom_killed;
+                now.record.error = exit.error.clone().unwrap_or_default();
+                now.record.finished_at_ms = unix_ms(exit.finished_at);
+                now.record.state = if next.is_some() { LocalState::Restarting } else { LocalState::Exited }.into();
+            });
+            if auto_remove && let Err(error) = self.delete(&one, true).await {
+                tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
+            }
+            one.ends.send_modify(|ends| ends.count += 1);
+            if let Some(pause) = next {
+                self.restart_after(one, pause).await;
+            }
+        })
+    }
+
+    async fn restart_after(self: Arc<Self>, one: Arc<One>, pause: Duration) {
+        sleep(pause).await;
+        let _turn = one.turn.lock().await;
+        if one.state() != LocalState::Restarting {
+            return;
+        }
+        {
+            let mut now = one.now();
+            now.restarts += 1;
+            now.record.restart_count += 1;
+        }
+        if let Err(error) = self.start_now(&one, None).await {
+            tracing::warn!(name = one.name(), error = chain(&error), "a container is not restarted");
+            let again = {
+                let now = one.now();
+                let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
+                restart.after_exit(error.exit_code(), now.restarts).then(|| policy::pause(now.restarts))
+            };
+            let state = if again.is_some() { LocalState::Restarting } else { LocalState::Exited };
+            self.change(&one, |now| now.record.state = state.into());
+            if let Some(pause) = again {
+                let again = self.clone().restart_boxed(one.clone(), pause);
+                tokio::spawn(again);
+            }
+        }
+    }
+
+    fn restart_boxed(
+        self: Arc<Self>,
+        one: Arc<One>,
+        pause: Duration,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(self.restart_after(one, pause))
+    }
+
+    /// The stop signal, then SIGKILL after the grace period; returns when it has ended. Fine when it does not run.
+    pub(crate) async fn stop(&self, one: &Arc<One>, signal: &str, grace: Option<Duration>) -> Result<(), LocalError> {
+        let signal = match signal {
+            "" => self.stop_signal(one),
+            given => signal_number(given).ok_or_else(|| LocalError::Signal(given.to_owned()))?,
+        };
+        let _turn = one.turn.lock().await;
+        self.change(one, |now| {
+            now.record.stopped = true;
+            if now.record.state() == LocalState::Restarting {
+                now.record.state = LocalState::Exited.into();
+            }
+        });
+        let Some(container) = one.container() else { return Ok(()) };
+        let mut ends = one.ends.subscribe();
+        let seen = ends.borrow_and_update().count;
+        container.kill(signal).await?;
+        let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
+        let over = |ends: &Ends| ends.count > seen;
+        if timeout(grace, ends.wait_for(over)).await.is_err() {
+            container.kill(SIGKILL).await?;
+            // The sender lives as long as the container.
+            let _ = ends.wait_for(over).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn kill(&self, one: &Arc<One>, signal: &str) -> Result<(), LocalError> {
+        let name = if signal.is_empty() { "KILL" } else { signal };
+        let number = signal_number(name).ok_or_else(|| LocalError::Signal(signal.to_owned()))?;
+        let container = one.container().ok_or_else(|| LocalError::NotRunning(one.container_id()))?;
+        if number == SIGKILL {
+            self.change(one, |now| now.record.stopped = true);
+        }
+        let mut ends = one.ends.subscribe();
+        let seen = ends.borrow_and_update().count;
+        container.kill(number).await?;
+        if number == SIGKILL {
+            let _ = ends.wait_for(|ends| ends.count > seen).await;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, one: &Arc<One>, force: bool, volumes: bool) -> Result<(), LocalError> {
+        if one.now().container.is_some() {
+            if !force {
+                return Err(LocalError::Running(one.container_id()));
+            }
+            self.stop(one, "KILL", Some(Duration::ZERO)).await?;
+        }
+        let _turn = one.turn.lock().await;
+        if one.ends.borrow().removed {
+            return Ok(());
+        }
+        self.delete(one, volumes).await
+    }
+
+    /// Everything of a container that does not run.
+    async fn delete(&self, one: &One, volumes: bool) -> Result<(), LocalError> {
+        self.change(one, |now| now.record.state = LocalState::Removing.into());
+        let (host, task) = (self.host.clone(), one.id.clone());
+        let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes)).await;
+        deleted.map_err(prepare::PrepareError::from)??;
+        self.host.store.forget_local(&one.id)?;
+        self.lock().remove(&one.id);
+        one.ends.send_modify(|ends| ends.removed = true);
+        Ok(())
+    }
+
+    /// Until it does not run (any more): at once when it does not.
+    pub(crate) async fn wait(&self, one: &One) -> Ended {
+        let mut ends = one.ends.subscribe();
+        let seen = ends.borrow_and_update().count;
+        if matches!(one.state(), LocalState::Running | LocalState::Restarting) {
+            let _ = ends.wait_for(|ends| ends.count > seen).await;
+        }
+        let now = one.now();
+        Ended { code: now.record.exit_code, error: now.record.error.clone() }
+    }
+
+    pub(crate) fn log_files(&self, one: &One) -> LogFiles {
+        crate::agent::log_files(&self.host, &one.task)
+    }
+
+    /// What an earlier worker left of it.
+    pub(super) async fn take_up(self: &Arc<Self>, one: &Arc<One>, left: Option<Recovered>) {
+        match left {
+            Some(Recovered::Running(container)) => self.run_on(one, container),
+            Some(Recovered::Ended(container, exit)) => {
+                tokio::spawn(self.clone().ended(one.clone(), container, exit));
+            }
+            Some(Recovered::Created(container)) => {
+                if let Err(error) = container.delete().await {
+                    tracing::warn!(task = %one.id, error = chain(&error), "a container that never ran stays");
+                }
+                self.give_back(one).await;
+            }
+            None => self.not_running(one),
+        }
+    }
+
+    fn run_on(self: &Arc<Self>, one: &Arc<One>, container: Container) {
+        tracing::info!(name = one.name(), pid = container.pid(), "found a running one-off container again");
+        let (network, ports) = {
+            let now = one.now();
+            (now.record.network.clone(), now.record.ports.clone())
+        };
+        if network == BRIDGE {
+            let request = prepare::AttachTaskRequest { host_ports: ports, ..prepare::attach_request(&one.task) };
+            self.host.netd.remember(&one.id, request.clone());
+            let (host, again) = (self.host.clone(), one.clone());
+            tokio::spawn(async move {
+                // It is attached already: the answer says where.
+                if let Ok(attached) = host.netd.attach(&again.id, request).await {
+                    again.now().address = attached.primary_address;
+                }
+            });
+        }
+        {
+            let mut now = one.now();
+            now.health = container.is_checked().then_some(Health::Starting);
+            now.container = Some(container.clone());
+        }
+        self.clone().supervise(one.clone(), container);
+    }
+
+    fn not_running(self: &Arc<Self>, one: &Arc<One>) {
+        let (state, stopped) = (one.state(), one.now().record.stopped);
+        let was_running = matches!(state, LocalState::Running | LocalState::Restarting);
+        if state == LocalState::Running {
+            self.change(one, |now| {
+                now.record.exit_code = CODE_LOST;
+                now.record.finished_at_ms = unix_ms(SystemTime::now());
+            });
+        }
+        let restart = Restart::parse(one.now().record.restart.as_ref()).unwrap_or(Restart::No);
+        let auto_remove = one.now().record.auto_remove && state != LocalState::Created;
+        if state == LocalState::Removing || (auto_remove && !restart.at_start(was_running, stopped)) {
+            let (locals, one) = (self.clone(), one.clone());
+            tokio::spawn(async move {
+                if let Err(error) = locals.delete(&one, true).await {
+                    tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
+                }
+            });
+        } else if state != LocalState::Created && restart.at_start(was_running, stopped) {
+            self.change(one, |now| now.record.state = LocalState::Restarting.into());
+            tokio::spawn(self.clone().restart_boxed(one.clone(), Duration::ZERO));
+        } else if was_running {
+            self.change(one, |now| now.record.state = LocalState::Exited.into());
+        }
+    }
+
+    /// Network, mounts and files; what it wrote stays.
+    async fn give_back(&self, one: &One) {
+        if one.now().record.network == BRIDGE
+            && let Err(error) = self.host.netd.detach(&one.id).await
+        {
+            tracing::warn!(task = %one.id, error = chain(&error), "the network namespace stays");
+        }
+        let (host, task) = (self.host.clone(), one.id.clone());
+        let released = tokio::task::spawn_blocking(move || prepare::release_local(&host, &task)).await;
+        if let Ok(Err(error)) = released {
+            tracing::warn!(task = %one.id, error = chain(&error), "the container's files stay");
+        }
+    }
+
+    /// Changes what is known of it and writes that down.
+    pub(super) fn change(&self, one: &One, change: impl FnOnce(&mut super::Now)) {
+        let record = {
+            let mut now = one.now();
+            change(&mut now);
+            now.record.clone()
+        };
+        if let Err(error) = tokio::task::block_in_place(|| self.host.store.save_local(&record)) {
+            tracing::error!(name = record.name, error = chain(&error), "the container's record is not saved");
+        }
+    }
+
+    fn stop_signal(&self, one: &One) -> i32 {
+        let own = &one.task.spec.container.stop_signal;
+        let of_image = || {
+            let image = self.host.images.store.by_digest(&one.now().record.image_digest)?;
+            self.host.images.store.config(&image.record.config).ok().map(|config| config.config.stop_signal)
+        };
+        let text = if own.is_empty() { of_image().unwrap_or_default() } else { own.clone() };
+        signal_number(&text).unwrap_or(SIGTERM)
+    }
+}
+
+async fn follow_health(one: Arc<One>, container: Container) {
+    while let Ok(Some(mut watch)) = container.watch_health().await {
+        loop {
+            match watch.next().await {
+                Ok(Some(health)) => one.now().health = Some(health),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(task = %one.id, error = chain(&error), "cannot follow the container's health");
+                    break;
+                }
+            }
+        }
+        sleep(WATCH_RETRY_PAUSE).await;
+    }
+}

@@ -1,0 +1,163 @@
+//! One-off containers (`orch run`): of this node alone, managers do not know them.
+//!
+//! Unlike a task, such a container stays when it has ended, with what it wrote, and can be started again. Its record on
+//! disk says what it is made of and how it ended last. Invariants: one operation on a container at a time; a worker
+//! that starts finds running ones again, and starts those again that their restart policy wants; names are unique.
+
+mod create;
+mod error;
+mod life;
+mod names;
+mod policy;
+mod report;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use orch_model::{
+    TaskId,
+    task::{Health, Task},
+};
+use orch_proto::wire::{LocalContainer, LocalState};
+use tokio::sync::watch;
+
+pub(crate) use error::LocalError;
+pub(crate) use report::{details, health_report, list_entry, of_task};
+
+use crate::{
+    agent::{Host, container_id_of},
+    runtime::{Container, Recovered},
+    store::StoreError,
+};
+
+/// Shortest prefix of an id that is looked up.
+const MIN_ID_PREFIX: usize = 3;
+
+/// All of this node's one-off containers.
+pub(crate) struct Locals {
+    host: Arc<Host>,
+    table: Mutex<BTreeMap<TaskId, Arc<One>>>,
+}
+
+/// One of them.
+pub(crate) struct One {
+    pub(crate) id: TaskId,
+    /// In the form of a task, which the rest of the worker knows how to prepare.
+    pub(crate) task: Arc<Task>,
+    now: Mutex<Now>,
+    /// Held by whoever starts, stops or removes it.
+    turn: tokio::sync::Mutex<()>,
+    /// Counts ends, so that waiting for the next one cannot miss it.
+    ends: watch::Sender<Ends>,
+}
+
+/// What it is at the moment.
+pub(crate) struct Now {
+    pub(crate) record: LocalContainer,
+    /// While it runs.
+    pub(crate) container: Option<Container>,
+    pub(crate) health: Option<Health>,
+    pub(crate) address: String,
+    /// Restarts in a row.
+    restarts: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Ends {
+    count: u64,
+    removed: bool,
+}
+
+impl One {
+    pub(crate) fn now(&self) -> MutexGuard<'_, Now> {
+        // Each holder changes one thing as a whole.
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn container_id(&self) -> String {
+        container_id_of(&self.id)
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.now().record.name.clone()
+    }
+
+    pub(crate) fn state(&self) -> LocalState {
+        self.now().record.state()
+    }
+
+    pub(crate) fn container(&self) -> Option<Container> {
+        self.now().container.clone()
+    }
+}
+
+impl Locals {
+    pub(crate) fn new(host: Arc<Host>) -> Arc<Self> {
+        Arc::new(Self { host, table: Mutex::default() })
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<One>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// By name, id, or a unique start of the id.
+    pub(crate) fn find(&self, reference: &str) -> Result<Arc<One>, LocalError> {
+        let reference = reference.strip_prefix('/').unwrap_or(reference);
+        let all = self.all();
+        if let Some(one) = all.iter().find(|one| one.name() == reference || one.container_id() == reference) {
+            return Ok(one.clone());
+        }
+        let mut matches =
+            all.iter().filter(|one| reference.len() >= MIN_ID_PREFIX && one.container_id().starts_with(reference));
+        match (matches.next(), matches.next()) {
+            (Some(one), None) => Ok(one.clone()),
+            (None, _) => Err(LocalError::NotFound(reference.to_owned())),
+            (Some(_), Some(_)) => Err(LocalError::Ambiguous(reference.to_owned())),
+        }
+    }
+
+    /// Containers, running or not, that were made from this image.
+    pub(crate) fn users_of_image(&self, digest: &str) -> Vec<Arc<One>> {
+        self.all().into_iter().filter(|one| one.now().record.image_digest == digest).collect()
+    }
+
+    /// Takes up what an earlier worker left. Takes its containers out of `found`.
+    pub(crate) async fn recover(self: &Arc<Self>, found: &mut BTreeMap<TaskId, Recovered>) -> Result<(), StoreError> {
+        for record in self.host.store.locals()? {
+            let Some(one) = self.known(record) else { continue };
+            let left = found.remove(&one.id);
+            self.take_up(&one, left).await;
+        }
+        Ok(())
+    }
+
+    fn known(&self, record: LocalContainer) -> Option<Arc<One>> {
+        let task = match create::task_of(&record) {
+            Ok(task) => Arc::new(task),
+            Err(error) => {
+                tracing::error!(name = record.name, %error, "the record of a one-off container cannot be read");
+                return None;
+            }
+        };
+        Some(self.add(task, record))
+    }
+
+    fn add(&self, task: Arc<Task>, record: LocalContainer) -> Arc<One> {
+        let now = Now { record, container: None, health: None, address: String::new(), restarts: 0 };
+        let one = Arc::new(One {
+            id: task.id.clone(),
+            task,
+            now: Mutex::new(now),
+            turn: tokio::sync::Mutex::default(),
+            ends: watch::Sender::default(),
+        });
+        self.lock().insert(one.id.clone(), one.clone());
+        one
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskId, Arc<One>>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

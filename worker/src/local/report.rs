@@ -1,0 +1,130 @@
+//! Containers as the command line shows them: `orch ps`, `orch inspect`.
+
+use orch_model::{service::MountKind, task::Task};
+use orch_proto::{
+    conv::{FromProto, ToProto},
+    wire::{self, Container, ContainerDetails, LocalState, MountPoint},
+};
+
+use super::{One, create::BRIDGE};
+use crate::{agent::Host, api::port_words, runtime::HealthState};
+
+/// A line of `orch ps`.
+pub(crate) fn list_entry(one: &One) -> Container {
+    let now = one.now();
+    let record = &now.record;
+    let spec = &one.task.spec.container;
+    let ports: Vec<_> = Vec::from_proto(record.ports.clone()).unwrap_or_default();
+    let running = now.container.is_some();
+    Container {
+        container_id: one.container_id(),
+        name: record.name.clone(),
+        task_id: record.task_id.clone(),
+        service_id: String::new(),
+        image: spec.image.clone(),
+        command: record.command.clone(),
+        created_at_ms: record.created_at_ms,
+        status: None,
+        pid: now.container.as_ref().map_or(0, |container| container.pid()),
+        labels: spec.labels.clone(),
+        ports: ports.iter().filter(|_| running).map(port_words).collect(),
+        shim_pid: 0,
+        health: now.health.map(|health| health.to_proto()),
+        state: state_word(record.state()).to_owned(),
+        started_at_ms: record.started_at_ms,
+        finished_at_ms: record.finished_at_ms,
+        exit_code: record.exit_code,
+        one_off: true,
+        image_digest: record.image_digest.clone(),
+        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
+        networks: vec![record.network.clone()],
+    }
+}
+
+/// All that is known of a one-off container.
+pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> ContainerDetails {
+    let container = list_entry(one);
+    let health = match one.container() {
+        Some(container) => container.health().await.ok().flatten(),
+        None => None,
+    };
+    let now = one.now();
+    let record = now.record.clone();
+    ContainerDetails {
+        health: health.as_ref().map(health_report),
+        log_path,
+        address: if record.network == BRIDGE { now.address.clone() } else { String::new() },
+        hostname: crate::agent::prepare::hostname(&one.task),
+        ports: record.ports.clone(),
+        error: record.error.clone(),
+        oom_killed: record.oom_killed,
+        local: Some(record.clone()),
+        container: Some(container),
+        ..of_task(host, &one.task, &record.image_digest)
+    }
+}
+
+/// What a task's specification and its image say.
+pub(crate) fn of_task(host: &Host, task: &Task, image_digest: &str) -> ContainerDetails {
+    let store = &host.images.store;
+    let image = store.by_digest(image_digest);
+    let config = image.as_ref().and_then(|image| store.config(&image.record.config).ok()).unwrap_or_default();
+    let mut mounts: Vec<MountPoint> = task.spec.container.mounts.iter().map(|mount| mount_point(host, mount)).collect();
+    let volumes = host.volumes.of_task(&task.id);
+    for (name, target, source) in volumes {
+        match mounts.iter_mut().find(|mount| mount.target == target) {
+            Some(mount) => (mount.name, mount.source) = (name, source),
+            None => {
+                mounts.push(MountPoint { kind: "volume".to_owned(), name, source, target, ..MountPoint::default() })
+            }
+        }
+    }
+    ContainerDetails {
+        spec: Some(task.spec.to_proto()),
+        mounts,
+        exposed: config.config.exposed_ports.into_keys().collect(),
+        config_digest: image.map(|image| image.record.config).unwrap_or_default(),
+        ..ContainerDetails::default()
+    }
+}
+
+pub(crate) fn health_report(state: &HealthState) -> wire::HealthReport {
+    let results = state.results.iter().map(|result| wire::HealthResult {
+        start_ns: result.start_ns,
+        end_ns: result.end_ns,
+        exit_code: result.exit_code,
+        output: result.output.clone(),
+    });
+    wire::HealthReport {
+        health: state.health.to_proto(),
+        failing_streak: state.failing_streak,
+        results: results.collect(),
+    }
+}
+
+fn mount_point(host: &Host, mount: &orch_model::service::Mount) -> MountPoint {
+    let (kind, name, source) = match mount.kind {
+        MountKind::Bind => ("bind", String::new(), mount.source.clone()),
+        MountKind::Tmpfs => ("tmpfs", String::new(), String::new()),
+        MountKind::Volume => ("volume", mount.source.clone(), host.volumes.mountpoint(&mount.source)),
+    };
+    MountPoint {
+        kind: kind.to_owned(),
+        name,
+        source,
+        target: mount.target.clone(),
+        read_only: mount.read_only,
+        propagation: mount.propagation.clone(),
+    }
+}
+
+/// Docker's words.
+pub(crate) fn state_word(state: LocalState) -> &'static str {
+    match state {
+        LocalState::Unspecified | LocalState::Created => "created",
+        LocalState::Running => "running",
+        LocalState::Restarting => "restarting",
+        LocalState::Exited => "exited",
+        LocalState::Removing => "removing",
+    }
+}

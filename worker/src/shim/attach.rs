@@ -1,0 +1,196 @@
+//! Those who are attached to a container: its output goes to them as well as to the log, its input comes from them.
+//!
+//! As with Docker, who is attached and does not read holds up the program: nothing is lost, and nothing grows without
+//! limit. Who goes away is forgotten.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::{log::Source, protocol::STDIO_FDS};
+
+/// Read at once from somebody's input.
+const INPUT_BYTES: usize = 16 * 1024;
+/// How long the rest of the output of a container that has ended waits for a slow reader.
+const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+pub(super) struct Attached {
+    peers: Vec<Peer>,
+    /// Where input goes: a pipe, or the terminal.
+    stdin: Option<File>,
+    /// Input that the container has not taken yet.
+    input: Vec<u8>,
+    /// Whoever gave input has closed it: so is the container's, once it has taken the rest.
+    closing: bool,
+    has_terminal: bool,
+}
+
+struct Peer {
+    stdin: Option<File>,
+    stdout: Output,
+    stderr: Output,
+}
+
+struct Output {
+    file: File,
+    pending: Vec<u8>,
+}
+
+/// What [`Attached::poll_fds`] says of each descriptor.
+#[derive(Clone, Copy)]
+pub(super) enum Waits {
+    Input(usize),
+    Output,
+    Container,
+}
+
+impl Attached {
+    /// `stdin` is our end of the container's input; `None` when it has none.
+    pub(super) fn new(stdin: Option<OwnedFd>, has_terminal: bool) -> Self {
+        Self { stdin: stdin.map(File::from), has_terminal, ..Self::default() }
+    }
+
+    pub(super) fn add(&mut self, fds: Vec<OwnedFd>, stdin: bool) -> io::Result<()> {
+        let fds: [OwnedFd; STDIO_FDS] =
+            fds.try_into().map_err(|_| io::Error::other("the request came without streams"))?;
+        for fd in &fds {
+            super::server::set_nonblocking(fd.as_fd())?;
+        }
+        let [input, stdout, stderr] = fds;
+        let output = |fd: OwnedFd| Output { file: fd.into(), pending: Vec::new() };
+        let stdin = stdin.then(|| input.into());
+        self.peers.push(Peer { stdin, stdout: output(stdout), stderr: output(stderr) });
+        Ok(())
+    }
+
+    /// Whether somebody has not read what was sent: then the container's output is left where it is.
+    pub(super) fn is_behind(&self) -> bool {
+        self.peers.iter().any(|peer| !peer.stdout.pending.is_empty() || !peer.stderr.pending.is_empty())
+    }
+
+    /// Copies output to everybody.
+    pub(super) fn output(&mut self, source: Source, bytes: &[u8]) {
+        self.peers.retain_mut(|peer| {
+            let output = match source {
+                Source::Stdout => &mut peer.stdout,
+                Source::Stderr => &mut peer.stderr,
+            };
+            output.pending.extend_from_slice(bytes);
+            output.flush()
+        });
+    }
+
+    /// The descriptors to wait for, and what to do when they are ready.
+    pub(super) fn poll_fds(&self) -> Vec<(Waits, BorrowedFd<'_>, PollFlags)> {
+        let mut fds = Vec::new();
+        for (n, peer) in self.peers.iter().enumerate() {
+            // More input is read when the container has taken the last.
+            if let Some(stdin) = peer.stdin.as_ref().filter(|_| self.input.is_empty()) {
+                fds.push((Waits::Input(n), stdin.as_fd(), PollFlags::POLLIN));
+            }
+            for output in [&peer.stdout, &peer.stderr].into_iter().filter(|output| !output.pending.is_empty()) {
+                fds.push((Waits::Output, output.file.as_fd(), PollFlags::POLLOUT));
+            }
+        }
+        if let Some(stdin) = self.stdin.as_ref().filter(|_| !self.input.is_empty()) {
+            fds.push((Waits::Container, stdin.as_fd(), PollFlags::POLLOUT));
+        }
+        fds
+    }
+
+    /// Does what descriptors are ready for.
+    pub(super) fn serve(&mut self, ready: &[Waits]) {
+        for waits in ready {
+            match waits {
+                Waits::Input(n) => self.read_input(*n),
+                Waits::Output => {}
+                Waits::Container => self.write_input(),
+            }
+        }
+        self.peers.retain_mut(|peer| peer.stdout.flush() && peer.stderr.flush());
+    }
+
+    /// The container has ended: waits for slow readers, but not for ever.
+    pub(super) fn finish(&mut self) {
+        let deadline = Instant::now() + LAST_OUTPUT_LIMIT;
+        while self.is_behind() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let behind =
+                |fds: &[(Waits, BorrowedFd<'_>, PollFlags)]| fds.iter().any(|(w, ..)| matches!(w, Waits::Output));
+            let fds = self.poll_fds();
+            if left.is_zero() || !behind(&fds) {
+                return;
+            }
+            let mut polled: Vec<PollFd<'_>> = fds
+                .iter()
+                .filter(|(waits, ..)| matches!(waits, Waits::Output))
+                .map(|(_, fd, flags)| PollFd::new(*fd, *flags))
+                .collect();
+            let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut polled, timeout);
+            self.serve(&[]);
+        }
+    }
+
+    fn read_input(&mut self, n: usize) {
+        let Some(peer) = self.peers.get_mut(n) else { return };
+        let Some(stdin) = &mut peer.stdin else { return };
+        let mut buffer = [0; INPUT_BYTES];
+        match stdin.read(&mut buffer) {
+            Ok(len @ 1..) => {
+                self.input.extend_from_slice(&buffer[..len]);
+                self.write_input();
+            }
+            Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Ok(_) | Err(_) => {
+                peer.stdin = None;
+                // A terminal stays: whoever detached may come back. A pipe's end is the program's to see.
+                self.closing = !self.has_terminal;
+                self.write_input();
+            }
+        }
+    }
+
+    fn write_input(&mut self) {
+        let Some(stdin) = &mut self.stdin else {
+            self.input.clear();
+            return;
+        };
+        while !self.input.is_empty() {
+            match stdin.write(&self.input) {
+                Ok(len) => drop(self.input.drain(..len)),
+                Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => return,
+                Err(_) => {
+                    self.input.clear();
+                    self.stdin = None;
+                    return;
+                }
+            }
+        }
+        if self.closing {
+            self.stdin = None;
+        }
+    }
+}
+
+impl Output {
+    /// Writes what is taken; `false` when nobody reads any more.
+    fn flush(&mut self) -> bool {
+        while !self.pending.is_empty() {
+            match self.file.write(&self.pending) {
+                Ok(len) => drop(self.pending.drain(..len)),
+                Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    return true;
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
