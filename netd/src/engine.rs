@@ -12,10 +12,10 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use orch_model::{NetworkId, TaskId, assignment::Assignment};
+use orch_model::{NetworkId, NodeId, TaskId, assignment::Assignment};
 use orch_netd_core::{
     desired::{Desired, LocalTask},
     flows::Standings,
@@ -42,6 +42,8 @@ use crate::{
 
 /// How often the kernel is compared with what should be.
 const CHECK_PERIOD: Duration = Duration::from_secs(4);
+/// How long nodes stay suspect without being named again: who names them may be gone.
+const SUSPECTS_LAST: Duration = Duration::from_secs(6);
 /// Requests taken into one pass at most.
 const MAX_BATCH: usize = 256;
 /// MTU of the underlay while the link that has the tunnel address is unknown.
@@ -55,6 +57,7 @@ pub(crate) enum Command {
     Attach(AttachTaskRequest, Reply<AttachTaskResponse>),
     Down(TaskId, Reply<Empty>),
     Detach(TaskId, Reply<Empty>),
+    Suspects(BTreeSet<NodeId>, Reply<Empty>),
     Status(Reply<NetdStatus>),
 }
 
@@ -100,6 +103,9 @@ pub(crate) struct Engine {
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
     standings: Standings,
+    /// Nodes that gossip takes for dead, and when that was said last.
+    suspects: BTreeSet<NodeId>,
+    suspected: Instant,
     problems: BTreeMap<NsName, String>,
     plan_problems: Vec<String>,
     /// What of the node's firewall is in the way.
@@ -132,6 +138,8 @@ impl Engine {
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
             standings: Standings::new(),
+            suspects: BTreeSet::new(),
+            suspected: Instant::now(),
             problems: BTreeMap::new(),
             plan_problems: Vec::new(),
             firewall: None,
@@ -221,7 +229,34 @@ impl Engine {
                 }
                 Some(Waiting::Gone(reply))
             }
+            Command::Suspects(suspects, reply) => {
+                self.suspected = Instant::now();
+                if suspects == self.suspects {
+                    // Said again every second: no reason to look at everything.
+                    drop(reply.send(Ok(Empty {})));
+                    return None;
+                }
+                self.suspect(suspects);
+                Some(Waiting::Gone(reply))
+            }
             Command::Status(reply) => Some(Waiting::Status(reply)),
+        }
+    }
+
+    fn suspect(&mut self, suspects: BTreeSet<NodeId>) {
+        for node in suspects.difference(&self.suspects) {
+            tracing::warn!(%node, "gossip takes this node for dead: others serve for its tasks where there are any");
+        }
+        for node in self.suspects.difference(&suspects) {
+            tracing::info!(%node, "gossip no longer takes this node for dead");
+        }
+        self.suspects = suspects;
+    }
+
+    /// Suspicion that nobody repeats is over.
+    fn forget_old_suspects(&mut self) {
+        if !self.suspects.is_empty() && self.suspected.elapsed() > SUSPECTS_LAST {
+            self.suspect(BTreeSet::new());
         }
     }
 

@@ -1,9 +1,9 @@
 //! The `Netd` service: turns requests into the engine's commands and its errors into gRPC's.
 
-use orch_model::TaskId;
+use orch_model::{ParseIdError, TaskId};
 use orch_proto::wire::{
-    AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse, TaskRequest,
-    netd_server,
+    AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse, SuspectNodes,
+    TaskRequest, netd_server,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
@@ -56,7 +56,7 @@ impl From<EngineError> for Status {
 }
 
 fn task_id(request: &TaskRequest) -> Result<TaskId, Status> {
-    request.task_id.parse().map_err(|error: orch_model::ParseIdError| Status::invalid_argument(error.to_string()))
+    request.task_id.parse().map_err(|error: ParseIdError| Status::invalid_argument(error.to_string()))
 }
 
 #[tonic::async_trait]
@@ -78,6 +78,12 @@ impl netd_server::Netd for Netd {
     async fn detach_task(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
         let id = task_id(request.get_ref())?;
         self.ask(|done| Command::Detach(id, done)).await
+    }
+
+    async fn set_suspects(&self, request: Request<SuspectNodes>) -> Result<Response<Empty>, Status> {
+        let parse = |id: String| id.parse().map_err(|error: ParseIdError| Status::invalid_argument(error.to_string()));
+        let nodes = request.into_inner().node_ids.into_iter().map(parse).collect::<Result<_, _>>()?;
+        self.ask(|done| Command::Suspects(nodes, done)).await
     }
 
     async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {

@@ -6,6 +6,7 @@
 
 pub mod ca;
 pub mod conv;
+pub mod gossip;
 pub mod paths;
 pub mod report;
 pub mod tls;

@@ -23,3 +23,9 @@ impl fmt::Debug for Secret {
         f.debug_struct("Secret").field("id", &self.id).field("annotations", &self.annotations).finish_non_exhaustive()
     }
 }
+
+impl fmt::Debug for GossipKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GossipKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}

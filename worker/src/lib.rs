@@ -73,6 +73,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         served = peer::serve(listener, host.identity.clone(), host.images.store.clone()) => served.context("peer server"),
         served = api::serve(&socket, agent.clone()) => served.context("local API"),
         () = agent.clone().keep_session() => Ok(()),
+        () = agent.gossip.keep(paths.node_sock()) => Ok(()),
         () = host.netd.clone().keep() => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),

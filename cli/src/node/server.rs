@@ -1,10 +1,12 @@
 //! The supervisor's socket, and its life from start to SIGTERM.
 
-use std::sync::Arc;
+use std::{pin::Pin, sync::Arc};
 
 use anyhow::{Context as _, Result};
+use futures::Stream;
 use orch_proto::{
     paths::Paths,
+    tls::{Identity, TlsError},
     transport::unix_incoming,
     wire::{
         self,
@@ -12,9 +14,9 @@ use orch_proto::{
     },
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use super::{daemon::Role, init, join, leave, renew, role, supervisor::Supervisor};
+use super::{daemon::Role, gossip::{self, Gossip}, init, join, leave, rejoin, renew, role, supervisor::Supervisor};
 
 const SOCKET_MODE: u32 = 0o660;
 
@@ -26,7 +28,9 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     start_member(&supervisor)?;
     let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
     let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
-    let service = NodeControlServer::new(NodeService(Arc::clone(&supervisor)));
+    let gossip = Gossip::new();
+    let gossiping = tokio::spawn(gossip::run(Arc::clone(&supervisor), gossip.clone()));
+    let service = NodeControlServer::new(NodeService { supervisor: Arc::clone(&supervisor), gossip });
     // A client that stays connected must not keep the supervisor from stopping, so there is no graceful drain.
     let served = tokio::select! {
         served = Server::builder().add_service(service).serve_with_incoming(incoming) => {
@@ -38,6 +42,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     tracing::info!("stopping; containers go on");
     renewal.abort();
     following.abort();
+    gossiping.abort();
     supervisor.stop_daemons().await;
     super::files::remove_file(&socket)?;
     served
@@ -60,17 +65,20 @@ fn start_member(supervisor: &Supervisor) -> Result<()> {
     supervisor.start_daemon(Role::Worker)
 }
 
-struct NodeService(Arc<Supervisor>);
+struct NodeService {
+    supervisor: Arc<Supervisor>,
+    gossip: Gossip,
+}
 
 impl NodeService {
     fn info_now(&self) -> wire::NodeInfo {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let daemons = self.0.daemon_infos();
-        match self.0.member() {
+        let daemons = self.supervisor.daemon_infos();
+        match self.supervisor.member() {
             None => wire::NodeInfo { state: "inactive".to_owned(), version, daemons, ..Default::default() },
             Some(member) => wire::NodeInfo {
                 state: "active".to_owned(),
-                error: String::new(),
+                error: rejoin::expired(&self.supervisor).map(|old| own_expiry(&old)).unwrap_or_default(),
                 node_id: member.node_id,
                 cluster_id: member.cluster_id,
                 manager: member.manager,
@@ -81,6 +89,10 @@ impl NodeService {
             },
         }
     }
+}
+
+fn own_expiry(old: &Identity) -> String {
+    TlsError::OwnCertificateExpired { not_after: old.not_after() }.to_string()
 }
 
 /// Lets an operation finish (or undo itself) although the caller has gone.
@@ -95,18 +107,27 @@ async fn detached<T: Send + 'static>(
 
 #[tonic::async_trait]
 impl NodeControl for NodeService {
+    type GossipStream = Pin<Box<dyn Stream<Item = Result<wire::GossipView, Status>> + Send>>;
+
+    async fn gossip(
+        &self,
+        request: Request<Streaming<wire::GossipConfig>>,
+    ) -> Result<Response<Self::GossipStream>, Status> {
+        Ok(Response::new(self.gossip.exchange(request.into_inner())))
+    }
+
     async fn init(&self, request: Request<wire::InitRequest>) -> Result<Response<wire::InitResponse>, Status> {
-        let supervisor = Arc::clone(&self.0);
+        let supervisor = Arc::clone(&self.supervisor);
         detached(async move { init::init(&supervisor, request.into_inner()).await }).await
     }
 
     async fn join(&self, request: Request<wire::JoinNodeRequest>) -> Result<Response<wire::JoinNodeResponse>, Status> {
-        let supervisor = Arc::clone(&self.0);
+        let supervisor = Arc::clone(&self.supervisor);
         detached(async move { join::join(&supervisor, request.into_inner()).await }).await
     }
 
     async fn leave(&self, request: Request<wire::LeaveNodeRequest>) -> Result<Response<wire::Empty>, Status> {
-        let supervisor = Arc::clone(&self.0);
+        let supervisor = Arc::clone(&self.supervisor);
         detached(async move { leave::leave(&supervisor, request.into_inner()).await }).await
     }
 

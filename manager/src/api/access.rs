@@ -55,14 +55,17 @@ const RULES: &[(&str, Access, Place)] = &[
     ("/orch.v1.Control/Info", Access::Admin, Place::LeaderElseHere),
     ("/orch.v1.Control/GetUnlockKey", Access::Admin, Place::Leader),
     ("/orch.v1.Control/RotateUnlockKey", Access::Admin, Place::Leader),
+    ("/orch.v1.Control/RotateRoot", Access::Admin, Place::Leader),
     ("/orch.v1.Lock/Unlock", Access::Admin, Place::Here),
     ("/orch.v1.Control/Logs", Access::Admin, Place::Leader),
     ("/orch.v1.Control/Exec", Access::Admin, Place::Leader),
     ("/orch.v1.Ca/Join", Access::Anyone, Place::Leader),
     ("/orch.v1.Ca/Renew", ANY_NODE, Place::Leader),
+    ("/orch.v1.Ca/Report", ANY_NODE, Place::Leader),
     ("/orch.v1.Ca/Leave", ANY_NODE, Place::Leader),
     ("/orch.v1.Dispatcher/Session", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/Heartbeat", ANY_NODE, Place::Here),
+    ("/orch.v1.Dispatcher/Pings", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/Assignments", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/Ack", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/UpdateTaskStatus", ANY_NODE, Place::Here),
@@ -73,12 +76,14 @@ const RULES: &[(&str, Access, Place)] = &[
     ("/orch.v1.Raft/Vote", MANAGERS, Place::Here),
     ("/orch.v1.Raft/Snapshot", MANAGERS, Place::Here),
     ("/orch.v1.Raft/TransferLeader", MANAGERS, Place::Here),
+    ("/orch.v1.Raft/ReadIndex", MANAGERS, Place::Here),
     ("/orch.v1.Raft/AddMember", MANAGERS, Place::Here),
     ("/orch.v1.Raft/RemoveMember", MANAGERS, Place::Here),
 ];
 
 /// Calls whose request is a stream without an end.
-const STREAMED: &[&str] = &["/orch.v1.Control/Exec", "/orch.v1.Streams/Attach", "/orch.v1.Raft/Snapshot"];
+const STREAMED: &[&str] =
+    &["/orch.v1.Control/Exec", "/orch.v1.Dispatcher/Pings", "/orch.v1.Streams/Attach", "/orch.v1.Raft/Snapshot"];
 
 /// Whether a request has to arrive whole, soon and within its caller's budget. Streams are bounded message by message, and
 /// raft's messages by their number.

@@ -15,6 +15,8 @@ const LIMIT: usize = 100_000;
 
 #[derive(Default)]
 pub(super) struct Grants {
+    /// Certificate of the root that signed them.
+    signer: String,
     known: HashMap<(NodeId, String), Grant>,
 }
 
@@ -26,6 +28,10 @@ struct Grant {
 impl Grants {
     /// The node's grant for the image with this manifest digest; empty when signing fails (the node then pulls).
     pub(super) fn get(&mut self, root: &RootCa, node: &NodeId, digest: &str, now: Timestamp) -> Vec<u8> {
+        if self.signer != root.cert_pem {
+            self.signer.clone_from(&root.cert_pem);
+            self.known.clear();
+        }
         let key = (node.clone(), digest.to_owned());
         if let Some(grant) = self.known.get(&key).filter(|grant| now < grant.renew_at) {
             return grant.signed.clone();

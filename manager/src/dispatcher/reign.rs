@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use orch_manager_core::liveness::{Cause, DEAF_MESSAGE, Ring};
 use orch_model::{
     NodeId, Object,
     change::Change,
@@ -14,6 +15,7 @@ use tokio::{sync::watch, time::sleep};
 
 use super::{
     assigner::{Assigner, AssignerHandle},
+    guide::{self, Guide},
     sessions::Sessions,
 };
 use crate::{
@@ -22,7 +24,9 @@ use crate::{
 };
 
 /// How often silent nodes are looked for.
-const SWEEP: Duration = Duration::from_millis(500);
+const SWEEP: Duration = Duration::from_millis(200);
+/// A sweep that comes later than this says that the manager stood still.
+const LATE: Duration = Duration::from_millis(500);
 /// Tries of a change that others keep getting in the way of.
 const ATTEMPTS: usize = 8;
 
@@ -32,6 +36,7 @@ pub struct Reign {
     pub(super) proposer: Proposer,
     pub(super) sessions: Sessions,
     pub(super) assigner: AssignerHandle,
+    pub(super) guide: watch::Sender<Arc<Guide>>,
     streams: StreamHub,
     /// Taken by [`Reign::run`].
     work: Mutex<Option<Assigner>>,
@@ -43,6 +48,7 @@ impl Reign {
     pub fn start(consensus: Consensus, proposer: Proposer) -> Arc<Self> {
         let (work, assigner) = Assigner::new(consensus.clone(), proposer.clone());
         Arc::new(Self {
+            guide: guide::channel(&consensus, &proposer),
             consensus,
             proposer,
             sessions: Sessions::new(),
@@ -59,7 +65,8 @@ impl Reign {
         let Some(assigner) = work else { return };
         tokio::select! {
             () = assigner.run() => {}
-            () = self.declare_silent_nodes_down() => {}
+            () = guide::keep(self.consensus.clone(), self.proposer.clone(), self.guide.clone()) => {}
+            () = self.watch_nodes() => {}
         }
     }
 
@@ -125,35 +132,38 @@ impl Reign {
         outcome
     }
 
-    async fn declare_silent_nodes_down(&self) {
+    async fn watch_nodes(&self) {
         loop {
             let before = Instant::now();
             sleep(SWEEP).await;
             let late = before.elapsed().saturating_sub(SWEEP);
-            if late > SWEEP {
+            if late > LATE {
                 tracing::warn!(late_ms = late.as_millis(), "this manager stood still; nodes are given that time");
                 self.sessions.forgive(late);
             }
-            let view = self.consensus.store().view();
-            let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { continue };
-            let now = self.proposer.now();
-            let silent = view.state.nodes().filter(|node| {
-                let known_for = now.since(node.status.since);
-                node.status.state != NodeState::Down && self.sessions.is_silent(&node.id, known_for, period)
-            });
-            for node in silent {
-                self.declare_down(&node.id).await;
+            self.sweep().await;
+        }
+    }
+
+    async fn sweep(&self) {
+        let view = self.consensus.store().view();
+        let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { return };
+        let (now, guide) = (self.proposer.now(), self.guide.borrow().clone());
+        for node in view.state.nodes().filter(|node| node.status.state != NodeState::Down) {
+            match self.sessions.verdict(&node.id, &guide.ring, now.since(node.status.since), period) {
+                Some(cause) => self.declare_down(&node.id, cause).await,
+                None => self.note_hearing(node, &guide.ring).await,
             }
         }
     }
 
-    async fn declare_down(&self, id: &NodeId) {
+    async fn declare_down(&self, id: &NodeId, cause: Cause) {
         let now = self.proposer.now();
         let declared = self
             .edit_node(id, |node| {
                 node.status = NodeStatus {
                     state: NodeState::Down,
-                    message: "heartbeat failure".to_owned(),
+                    message: cause.message().to_owned(),
                     addr: node.status.addr,
                     since: now,
                 };
@@ -161,10 +171,28 @@ impl Reign {
             .await;
         match declared {
             Ok(_) => {
-                tracing::warn!(node = %id, "no sign of life from this node: it counts as down");
+                tracing::warn!(node = %id, "this node counts as down: {}", cause.message());
                 self.sessions.expel(id);
             }
             Err(error) => tracing::warn!(node = %id, %error, "cannot note that a node is down"),
+        }
+    }
+
+    /// Keeps the node's status at whether gossip reaches it.
+    async fn note_hearing(&self, node: &Node, ring: &Ring) {
+        let message = if self.sessions.is_deaf(&node.id, ring) { DEAF_MESSAGE } else { "" };
+        if node.status.state != NodeState::Ready || node.status.message == message {
+            return;
+        }
+        let edited = self.edit_node(&node.id, |node| {
+            if node.status.state == NodeState::Ready {
+                message.clone_into(&mut node.status.message);
+            }
+        });
+        match edited.await {
+            Ok(_) if message.is_empty() => tracing::info!(node = %node.id, "gossip reaches this node again"),
+            Ok(_) => tracing::warn!(node = %node.id, "{message}"),
+            Err(error) => tracing::debug!(node = %node.id, %error, "cannot note whether gossip reaches a node"),
         }
     }
 }

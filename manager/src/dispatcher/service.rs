@@ -1,11 +1,14 @@
 //! The `Dispatcher` service. The caller's certificate was checked; here it says which node it is, and only that node's
 //! things are touched.
 
-use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use futures::Stream;
-use orch_manager_core::control::{Registration, forget_image, register_image};
+use orch_manager_core::{
+    control::{Registration, forget_image, register_image},
+    liveness::WATCHERS,
+};
 use orch_model::{
     NodeId, Object, SessionId, TaskId,
     change::{Change, Transaction},
@@ -18,9 +21,9 @@ use orch_proto::{
     wire::{self, dispatcher_server},
 };
 use rand::Rng;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::reign::Reign;
+use super::{guide::Guide, reign::Reign};
 use crate::{
     api::status,
     leader::Throne,
@@ -68,11 +71,7 @@ impl DispatcherService {
         let reign = self.reign()?;
         let node = self.caller(request)?;
         if !reign.sessions.heard(&node, session) {
-            return Err(status::with_code(
-                Code::FailedPrecondition,
-                "no-session",
-                "this session has ended: open a new one",
-            ));
+            return Err(no_session());
         }
         Ok((reign, node))
     }
@@ -81,6 +80,7 @@ impl DispatcherService {
 #[tonic::async_trait]
 impl dispatcher_server::Dispatcher for DispatcherService {
     type SessionStream = Outgoing<wire::SessionMessage>;
+    type PingsStream = Outgoing<wire::Pong>;
     type AssignmentsStream = Outgoing<wire::AssignmentsMessage>;
 
     async fn session(&self, request: Request<wire::SessionRequest>) -> Result<Response<Self::SessionStream>, Status> {
@@ -103,6 +103,34 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         let session = request.get_ref().session_id.clone();
         let (reign, _) = self.session_of(&request, &session)?;
         Ok(Response::new(wire::HeartbeatResponse { period_ms: heartbeat_ms(&reign.consensus.store().view()) }))
+    }
+
+    async fn pings(&self, request: Request<Streaming<wire::Ping>>) -> Result<Response<Self::PingsStream>, Status> {
+        let reign = self.reign()?;
+        let node = self.caller(&request)?;
+        let mut ended = reign.ended();
+        let mut pings = request.into_inner();
+        let stream = try_stream! {
+            let mut session = String::new();
+            loop {
+                let ping = tokio::select! {
+                    () = ended.over() => Err(status::not_leader(&reign.consensus.leadership().borrow())),
+                    ping = pings.message() => ping,
+                };
+                let Some(ping) = ping? else { break };
+                if session.is_empty() {
+                    session = ping.session_id;
+                }
+                if !reign.sessions.heard(&node, &session) {
+                    Err(no_session())?;
+                }
+                if let Some(view) = ping.view {
+                    reign.sessions.reported(&node, peers_out_of_sight(&view), view.deaf);
+                }
+                yield wire::Pong {};
+            }
+        };
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn assignments(
@@ -196,6 +224,15 @@ impl dispatcher_server::Dispatcher for DispatcherService {
     }
 }
 
+fn no_session() -> Status {
+    status::with_code(Code::FailedPrecondition, "no-session", "this session has ended: open a new one")
+}
+
+fn peers_out_of_sight(view: &wire::GossipView) -> BTreeSet<NodeId> {
+    // It watches no more than this; what is no id is nobody's.
+    view.unreachable.iter().take(WATCHERS).filter_map(|id| id.parse().ok()).collect()
+}
+
 /// Writes what the node says of itself and that it is there.
 async fn register(
     reign: &Reign,
@@ -228,6 +265,7 @@ fn host_of(addr: &str) -> Option<IpAddr> {
 fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Outgoing<wire::SessionMessage> {
     let mut announcements = reign.sessions.open(node.id.clone(), session.clone());
     let mut changes = reign.consensus.store().changes();
+    let mut guides = reign.guide.subscribe();
     let mut ended = reign.ended();
     let weak = Arc::downgrade(&reign);
     let leave = OnDrop::new({
@@ -241,10 +279,9 @@ fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Out
     Box::pin(try_stream! {
         let _leave = leave;
         let view = reign.consensus.store().view();
-        let mut told = Told { node, managers: managers(&view) };
+        let mut told = Told::new(node, &guides.borrow_and_update());
         let mut first = told.message(&session);
         first.heartbeat_period_ms = heartbeat_ms(&view);
-        first.root_cert_pem = view.state.cluster().map(|c| c.root_ca.cert_pem.clone().into()).unwrap_or_default();
         drop(view);
         yield first;
         loop {
@@ -252,6 +289,7 @@ fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Out
                 () = ended.over() => News::Ended,
                 announcement = announcements.recv() => announcement.map_or(News::Replaced, News::Stream),
                 _ = changes.changed() => News::State,
+                _ = guides.changed() => News::State,
             };
             let message = match news {
                 News::Ended => Err(status::not_leader(&reign.consensus.leadership().borrow())),
@@ -278,22 +316,35 @@ enum News {
     State,
 }
 
-/// What the agent was last told of its node and the managers.
+/// What the agent was last told of its node and the others.
 struct Told {
     node: Arc<Node>,
-    managers: Vec<String>,
+    guide: Arc<Guide>,
+    gossip: wire::GossipConfig,
 }
 
 impl Told {
+    fn new(node: Arc<Node>, guide: &Arc<Guide>) -> Self {
+        let gossip = guide.gossip(&node.id);
+        Self { node, guide: Arc::clone(guide), gossip }
+    }
+
     /// The next message, if something has changed that the agent should know.
     fn update(&mut self, reign: &Reign, session: &SessionId) -> Result<Option<wire::SessionMessage>, Status> {
         let view = reign.consensus.store().view();
         let Some(node) = view.state.node(&self.node.id) else {
             return Err(status::removed(&self.node.id));
         };
-        let now = Self { node: Arc::clone(node), managers: managers(&view) };
-        let is_known =
-            now.node.spec == self.node.spec && now.node.role == self.node.role && now.managers == self.managers;
+        let guide = reign.guide.borrow().clone();
+        let same_node = node.spec == self.node.spec && node.role == self.node.role;
+        if same_node && Arc::ptr_eq(&guide, &self.guide) {
+            return Ok(None);
+        }
+        let now = Self::new(Arc::clone(node), &guide);
+        let is_known = same_node
+            && now.guide.managers == self.guide.managers
+            && now.guide.trust == self.guide.trust
+            && now.gossip == self.gossip;
         *self = now;
         Ok((!is_known).then(|| self.message(session)))
     }
@@ -301,15 +352,14 @@ impl Told {
     fn message(&self, session: &SessionId) -> wire::SessionMessage {
         wire::SessionMessage {
             session_id: session.to_string(),
-            managers: self.managers.clone(),
+            managers: self.guide.managers.clone(),
+            root_cert_pem: self.guide.trust.roots_pem.clone(),
+            certificate_issuer: self.guide.trust.issuer.clone(),
             node: Some(Object::Node(Arc::clone(&self.node)).to_proto()),
+            gossip: Some(self.gossip.clone()),
             ..wire::SessionMessage::default()
         }
     }
-}
-
-fn managers(view: &View) -> Vec<String> {
-    view.state.nodes().filter_map(|node| node.manager.as_ref()).map(|manager| manager.addr.clone()).collect()
 }
 
 fn heartbeat_ms(view: &View) -> u64 {

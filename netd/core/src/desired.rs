@@ -84,15 +84,36 @@ impl Desired {
         }
     }
 
-    /// Addresses that answer for `service` on `network` now, in order; `down` are tasks that this node knows to be dead.
+    /// Addresses that answer for `service` on `network` now, in order, without those `out` of balancing.
     #[must_use]
-    pub fn backends(&self, network: &NetworkId, service: &ServiceId, down: &BTreeSet<TaskId>) -> Vec<IpAddr> {
-        let serving = |e: &&EndpointItem| e.serving && e.service == *service && !down.contains(&e.task);
-        let mut addrs: Vec<_> =
-            self.endpoints_of(network).filter(serving).flat_map(|e| e.addresses.iter().copied()).collect();
+    pub fn backends(&self, network: &NetworkId, service: &ServiceId, out: &Out) -> Vec<IpAddr> {
+        let serving = |e: &&EndpointItem| e.serving && e.service == *service && !out.tasks.contains(&e.task);
+        let serving: Vec<_> = self.endpoints_of(network).filter(serving).collect();
+        let trusted: Vec<_> = serving.iter().filter(|e| !out.nodes.contains(&e.node)).copied().collect();
+        // Suspicion may be wrong; an empty service certainly is.
+        let backends = if trusted.is_empty() { serving } else { trusted };
+        let mut addrs: Vec<_> = backends.into_iter().flat_map(|e| e.addresses.iter().copied()).collect();
         addrs.sort_unstable();
         addrs
     }
+
+    /// Those of `suspects` whose tasks are no backends: nobody's when they are more than half of the other nodes, because
+    /// then it is this node that is cut off.
+    #[must_use]
+    pub fn withdrawn(&self, suspects: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let others: BTreeSet<_> = self.other_peers().map(|peer| &peer.node).collect();
+        let known: BTreeSet<_> = suspects.iter().filter(|node| others.contains(node)).cloned().collect();
+        if known.len() * 2 > others.len() { BTreeSet::new() } else { known }
+    }
+}
+
+/// What this node takes out of balancing on its own.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Out {
+    /// Tasks of this node that are known to be dead.
+    pub tasks: BTreeSet<TaskId>,
+    /// Nodes that gossip takes for dead.
+    pub nodes: BTreeSet<NodeId>,
 }
 
 /// A task of this node: what the worker asked for, and what the daemon gave it.

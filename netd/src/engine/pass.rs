@@ -39,13 +39,14 @@ impl Engine {
     /// Makes it so. With `check` every namespace is looked at, else only those whose plan changed.
     pub(super) async fn pass(&mut self, check: bool) {
         self.update_facts(check).await;
+        self.forget_old_suspects();
         self.prepare_tasks().await;
         if check {
             self.look_at_firewall().await;
         }
         let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
         let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
-        let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, facts });
+        let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts });
         self.open_sandboxes(&plan).await;
         self.apply_all(&plan, check).await;
         self.remove_unwanted(&plan).await;

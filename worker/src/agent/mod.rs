@@ -10,6 +10,7 @@ mod book;
 mod describe;
 mod executor;
 mod files;
+mod gossip;
 mod items;
 mod listening;
 pub(crate) mod prepare;
@@ -43,6 +44,7 @@ use self::{
     assignments::{AssignmentSet, Delta},
     book::Book,
     executor::Executor,
+    gossip::Gossip,
     items::Items,
     session::CurrentSession,
     task::{Command, Ended, Event, Found, Machine},
@@ -89,6 +91,7 @@ pub(crate) struct Agent {
     pub host: Arc<Host>,
     pub locals: Arc<Locals>,
     pub session: CurrentSession,
+    pub gossip: Gossip,
     daemon: wire::DaemonConfig,
     settings: Settings,
     managers: Mutex<Vec<String>>,
@@ -145,6 +148,7 @@ impl Agent {
             locals: Locals::new(host.clone()),
             host,
             session: CurrentSession::default(),
+            gossip: Gossip::default(),
             daemon,
             settings,
             managers: Mutex::new(managers),

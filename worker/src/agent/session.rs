@@ -15,7 +15,7 @@ use orch_proto::{
     conv::{FromProto, ToProto},
     transport::{TransportError, tls_channel},
     wire::{
-        AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, RegisterImageRequest, SessionMessage,
+        AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, Ping, RegisterImageRequest, SessionMessage,
         SessionRequest, TaskStatusUpdate, UpdateTaskStatusRequest, dispatcher_client::DispatcherClient,
     },
 };
@@ -24,9 +24,10 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Agent, assignments::AssignmentError, assignments::AssignmentSet, streams};
+use super::{Agent, Trust, assignments::AssignmentError, assignments::AssignmentSet, streams};
 use crate::config::ConfigError;
 
 /// Metadata in which a manager that is not the leader names the one that is.
@@ -40,6 +41,10 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
+/// A sign of life for the leader, so that it notices soon when this node is gone.
+const PING_PERIOD: Duration = Duration::from_secs(1);
+/// Without an answer to one for so long the leader is gone.
+const PONG_LIMIT: Duration = Duration::from_secs(4);
 /// Statuses in one message.
 const MAX_UPDATES: usize = 500;
 /// Announced streams that are served at once.
@@ -56,6 +61,8 @@ pub(crate) enum SessionError {
     Refused(Box<Status>),
     #[error("the manager does not answer")]
     TimedOut,
+    #[error("this node's peers and itself have lost sight of the manager")]
+    OutOfSight,
     #[error("the manager ended the session")]
     Ended,
     #[error(transparent)]
@@ -126,6 +133,8 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         if order.is_empty() {
             order = agent.managers();
             order.shuffle(&mut rand::rng());
+            // Taken from the end: those that do not answer anyway come last.
+            order.sort_by_key(|addr| !agent.gossip.is_out_of_sight(addr));
         }
         let Some(addr) = hint.take().or_else(|| order.pop()) else {
             tracing::error!("no manager is known: this node was never told one");
@@ -173,6 +182,8 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
         Err(e) = follow_assignments(agent, dispatcher.clone(), &id, acks) => e,
         Err(e) = acknowledge(agent, dispatcher.clone(), &id, to_acknowledge) => e,
         Err(e) = heartbeat(dispatcher.clone(), &id, opened.period) => e,
+        Err(e) = ping(agent, dispatcher.clone(), &id) => e,
+        Err(e) = lose_sight(agent, addr) => e,
         Err(e) = report(agent, dispatcher.clone(), &id) => e,
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
     };
@@ -221,8 +232,14 @@ fn take_message(agent: &Arc<Agent>, addr: &str, message: SessionMessage) {
     if !message.managers.is_empty() {
         agent.set_managers(message.managers);
     }
+    if let Some(gossip) = message.gossip {
+        agent.gossip.set_config(gossip);
+    }
     if let Some(Ok(Object::Node(node))) = message.node.map(Object::from_proto) {
         agent.set_node_role(node.role);
+    }
+    if !message.root_cert_pem.is_empty() {
+        agent.set_trust(Trust { roots_pem: message.root_cert_pem, issuer: message.certificate_issuer });
     }
     for announced in message.streams {
         let Ok(slot) = agent.stream_slots.clone().try_acquire_owned() else {
@@ -298,6 +315,31 @@ async fn heartbeat(mut dispatcher: Dispatcher, session: &str, mut every: Duratio
         let request = HeartbeatRequest { session_id: session.to_owned() };
         every = period(timeout(every, dispatcher.heartbeat(request)).await??.into_inner().period_ms);
     }
+}
+
+/// Says every second that this node lives, and at once what it sees of its peers.
+async fn ping(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> Result<Infallible, SessionError> {
+    let mut view = agent.gossip.view();
+    let (pings, waiting) = mpsc::channel(1);
+    let mut session_id = session.to_owned();
+    let mut pongs = timeout(CALL_TIMEOUT, dispatcher.pings(ReceiverStream::new(waiting))).await??.into_inner();
+    loop {
+        let ping = Ping { session_id: std::mem::take(&mut session_id), view: Some(view.borrow_and_update().clone()) };
+        // The receiver ends with the call, which then says why.
+        let _ = pings.send(ping).await;
+        timeout(PONG_LIMIT, pongs.message()).await??.ok_or(SessionError::Ended)?;
+        // The sender lives as long as the agent.
+        let _ = timeout(jittered(PING_PERIOD, 0.9..1.0), view.changed()).await;
+    }
+}
+
+/// Gossip knows earlier than any time limit that the manager's node is gone.
+async fn lose_sight(agent: &Arc<Agent>, addr: &str) -> Result<Infallible, SessionError> {
+    let mut view = agent.gossip.view();
+    while !agent.gossip.is_out_of_sight(addr) {
+        view.changed().await.map_err(|_| SessionError::Ended)?;
+    }
+    Err(SessionError::OutOfSight)
 }
 
 async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> Result<Infallible, SessionError> {

@@ -177,7 +177,7 @@ fn keep_entry(entries: &[(Mac, u16)]) -> Vec<Chain> {
 fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<Element>, Vec<Chain>) {
     let (mut elements, mut chains) = (Vec::new(), Vec::new());
     for (service, port) in ports(context, network) {
-        let backends = context.desired.backends(&network.id, &service.service, &context.down);
+        let backends = context.desired.backends(&network.id, &service.service, &context.out);
         let target = |addr| Destination { addr, port: Some(port.target_port) };
         let targets: Vec<_> = backends.into_iter().filter(IpAddr::is_ipv4).map(target).collect();
         if targets.is_empty() {

@@ -14,12 +14,12 @@ use std::{
 };
 
 use orch_model::{
-    NetworkId, TaskId,
+    NetworkId, NodeId, TaskId,
     assignment::{EndpointItem, NetworkItem, Peer},
 };
 
 use crate::{
-    desired::{Desired, LocalTask},
+    desired::{Desired, LocalTask, Out},
     dns::{self, NetworkNames},
     flows::{Standing, Standings},
     gateway::Gateway,
@@ -47,6 +47,8 @@ pub struct NodeFacts {
 pub struct Inputs<'a> {
     pub desired: &'a Desired,
     pub tasks: &'a BTreeMap<TaskId, LocalTask>,
+    /// Nodes that gossip takes for dead.
+    pub suspects: &'a BTreeSet<NodeId>,
     pub facts: NodeFacts,
 }
 
@@ -83,13 +85,14 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
 struct Context<'a> {
     inputs: Inputs<'a>,
     desired: &'a Desired,
-    down: BTreeSet<TaskId>,
+    out: Out,
 }
 
 impl<'a> Context<'a> {
     fn new(inputs: Inputs<'a>) -> Self {
-        let down = inputs.tasks.values().filter(|task| task.down).map(|task| task.id.clone()).collect();
-        Self { inputs, desired: inputs.desired, down }
+        let tasks = inputs.tasks.values().filter(|task| task.down).map(|task| task.id.clone()).collect();
+        let nodes = inputs.desired.withdrawn(inputs.suspects);
+        Self { inputs, desired: inputs.desired, out: Out { tasks, nodes } }
     }
 
     /// Attachments of tasks here to `network`: the task, and which of its attachments it is.
@@ -122,11 +125,11 @@ impl<'a> Context<'a> {
     fn names_of(&self, network: &NetworkItem) -> NetworkNames {
         let mut names = NetworkNames::new(&network.name);
         for service in self.desired.services_of(&network.id) {
-            let backends = self.desired.backends(&network.id, &service.service, &self.down);
+            let backends = self.desired.backends(&network.id, &service.service, &self.out);
             names.add_service(&service.names, &service.vips, &backends);
         }
         for endpoint in self.desired.endpoints_of(&network.id) {
-            if !self.down.contains(&endpoint.task) {
+            if !self.out.tasks.contains(&endpoint.task) {
                 names.add_task(&endpoint.names, &endpoint.addresses);
             }
         }
@@ -137,8 +140,9 @@ impl<'a> Context<'a> {
         let mut standings = Standings::new();
         for (network, endpoints) in &self.desired.endpoints {
             let of_network = standings.entry(network.clone()).or_default();
-            for endpoint in endpoints.values().filter(|e| !self.down.contains(&e.task)) {
-                let standing = if endpoint.serving { Standing::Serving } else { Standing::Draining };
+            for endpoint in endpoints.values().filter(|e| !self.out.tasks.contains(&e.task)) {
+                let serving = endpoint.serving && !self.out.nodes.contains(&endpoint.node);
+                let standing = if serving { Standing::Serving } else { Standing::Draining };
                 of_network.extend(endpoint.addresses.iter().map(|addr| (*addr, standing)));
             }
         }

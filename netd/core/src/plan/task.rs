@@ -115,7 +115,7 @@ fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
     for (index, attachment) in task.attachments.iter().enumerate() {
         let Some(network) = context.desired.networks.get(&attachment.network).filter(|n| !n.ingress) else { continue };
         for service in context.desired.services_of(&network.id) {
-            let backends = context.desired.backends(&network.id, &service.service, &context.down);
+            let backends = context.desired.backends(&network.id, &service.service, &context.out);
             for (number, vip) in service.vips.iter().enumerate() {
                 all.push(Balanced {
                     vip: *vip,

@@ -68,7 +68,7 @@ fn render_ns(ns: &NsPlan, text: &mut String) {
 
 #[test]
 fn nothing_yet() {
-    check("nothing_yet", &Scenario { items: vec![], tasks: Default::default() });
+    check("nothing_yet", &Scenario { items: vec![], tasks: Default::default(), suspects: Default::default() });
 }
 
 #[test]

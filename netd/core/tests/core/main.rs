@@ -7,3 +7,4 @@ mod fixed_point;
 mod golden;
 mod random;
 mod scenario;
+mod suspects;

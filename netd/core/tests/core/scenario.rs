@@ -1,6 +1,9 @@
 //! Desired states to plan from, by small numbers.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
@@ -20,6 +23,7 @@ pub(crate) const INGRESS: u8 = 0;
 pub(crate) struct Scenario {
     pub(crate) items: Vec<Assignment>,
     pub(crate) tasks: BTreeMap<TaskId, LocalTask>,
+    pub(crate) suspects: BTreeSet<NodeId>,
 }
 
 pub(crate) fn net_id(network: u8) -> NetworkId {
@@ -58,7 +62,7 @@ impl Scenario {
                 ingress_addr: Some(IpAddr::from([10, 0, 0, 200 + node])),
             })
         };
-        Self { items: (1..=nodes).map(peer).collect(), tasks: BTreeMap::new() }
+        Self { items: (1..=nodes).map(peer).collect(), tasks: BTreeMap::new(), suspects: BTreeSet::new() }
     }
 
     pub(crate) fn network(mut self, network: u8, internal: bool) -> Self {
@@ -127,12 +131,18 @@ impl Scenario {
         self
     }
 
+    /// Gossip takes these nodes for dead.
+    pub(crate) fn suspects(mut self, nodes: &[u8]) -> Self {
+        self.suspects = nodes.iter().map(|node| node_id(*node)).collect();
+        self
+    }
+
     pub(crate) fn desired(&self) -> Desired {
         Desired::new(Some(node_id(1)), self.items.clone())
     }
 
     pub(crate) fn plan(&self) -> Plan {
         let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500 };
-        plan(Inputs { desired: &self.desired(), tasks: &self.tasks, facts })
+        plan(Inputs { desired: &self.desired(), tasks: &self.tasks, suspects: &self.suspects, facts })
     }
 }

@@ -23,8 +23,8 @@ use orch_proto::{
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks,
         Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, NetdStatus,
-        RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
-        StreamAnnouncement, TaskRequest, ToNode, UpdateTaskStatusRequest,
+        Ping, Pong, RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
+        StreamAnnouncement, SuspectNodes, TaskRequest, ToNode, UpdateTaskStatusRequest,
         dispatcher_server::{Dispatcher, DispatcherServer},
         exec_output, from_node,
         netd_server::{Netd as NetdService, NetdServer},
@@ -88,6 +88,7 @@ struct FakeManager {
 #[tonic::async_trait]
 impl Dispatcher for FakeManager {
     type SessionStream = BoxStream<'static, Result<SessionMessage, Status>>;
+    type PingsStream = BoxStream<'static, Result<Pong, Status>>;
     type AssignmentsStream = BoxStream<'static, Result<AssignmentsMessage, Status>>;
 
     async fn session(&self, request: Request<SessionRequest>) -> Result<Response<Self::SessionStream>, Status> {
@@ -103,6 +104,16 @@ impl Dispatcher for FakeManager {
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
         self.heard.note("heartbeat".to_owned());
         Ok(Response::new(HeartbeatResponse { period_ms: 300 }))
+    }
+
+    async fn pings(&self, request: Request<Streaming<Ping>>) -> Result<Response<Self::PingsStream>, Status> {
+        let heard = self.heard.clone();
+        let pongs = request.into_inner().map(move |ping| {
+            let Ping { session_id, view } = ping?;
+            heard.note(format!("ping {session_id} {:?}", view.unwrap().unreachable));
+            Ok(Pong {})
+        });
+        Ok(Response::new(pongs.boxed()))
     }
 
     async fn assignments(&self, _: Request<AssignmentsRequest>) -> Result<Response<Self::AssignmentsStream>, Status> {
@@ -176,6 +187,10 @@ struct FakeNetd {
 
 #[tonic::async_trait]
 impl NetdService for FakeNetd {
+    async fn set_suspects(&self, _: Request<SuspectNodes>) -> Result<Response<Empty>, Status> {
+        Err(Status::unimplemented("only the supervisor says this"))
+    }
+
     async fn set_desired(&self, request: Request<DesiredNetworks>) -> Result<Response<SetDesiredResponse>, Status> {
         let request = request.into_inner();
         *self.sequence.lock().unwrap() = request.sequence;

@@ -1,0 +1,97 @@
+//! The seal on every packet: XChaCha20-Poly1305 under a key that managers handed out, bound to the cluster.
+//!
+//! `version | key id | nonce | ciphertext | tag`. Nothing is said about a packet that does not open.
+
+use chacha20poly1305::{
+    Key, KeyInit, XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
+use orch_proto::{gossip::KEY_BYTES, wire};
+use prost::Message;
+
+const VERSION: u8 = 1;
+const KEY_ID_BYTES: usize = 8;
+const NONCE_BYTES: usize = 24;
+const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_BYTES;
+
+/// The keys of one cluster.
+pub(super) struct Keyring {
+    cluster: String,
+    keys: Vec<(u64, XChaCha20Poly1305)>,
+}
+
+impl Keyring {
+    /// The first key is the one to seal with. One of a wrong length is left out.
+    pub(super) fn new(cluster: &str, keys: &[wire::GossipKey]) -> Self {
+        let usable = keys.iter().filter(|key| key.key.len() == KEY_BYTES);
+        let keys = usable.map(|key| (key.id, XChaCha20Poly1305::new(Key::from_slice(&key.key)))).collect();
+        Self { cluster: cluster.to_owned(), keys }
+    }
+
+    /// `None` without a key.
+    pub(super) fn seal(&self, packet: &wire::GossipPacket, nonce: [u8; NONCE_BYTES]) -> Option<Vec<u8>> {
+        let (id, key) = self.keys.first()?;
+        let mut sealed = vec![VERSION];
+        sealed.extend(id.to_be_bytes());
+        sealed.extend(nonce);
+        let aad = self.aad(&sealed);
+        let text = packet.encode_to_vec();
+        sealed.extend(key.encrypt(XNonce::from_slice(&nonce), Payload { msg: &text, aad: &aad }).ok()?);
+        Some(sealed)
+    }
+
+    pub(super) fn open(&self, bytes: &[u8]) -> Option<wire::GossipPacket> {
+        let (header, text) = bytes.split_at_checked(HEADER_BYTES)?;
+        let (&version, rest) = header.split_first()?;
+        let (id, nonce) = rest.split_at_checked(KEY_ID_BYTES)?;
+        let id = u64::from_be_bytes(id.try_into().ok()?);
+        let (_, key) = self.keys.iter().find(|(known, _)| version == VERSION && *known == id)?;
+        let aad = self.aad(header);
+        let text = key.decrypt(XNonce::from_slice(nonce), Payload { msg: text, aad: &aad }).ok()?;
+        wire::GossipPacket::decode(&text[..]).ok()
+    }
+
+    fn aad(&self, header: &[u8]) -> Vec<u8> {
+        [header, self.cluster.as_bytes()].concat()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(id: u64, byte: u8) -> wire::GossipKey {
+        wire::GossipKey { id, key: vec![byte; KEY_BYTES].into() }
+    }
+
+    fn packet() -> wire::GossipPacket {
+        let what = Some(wire::gossip_packet::What::Probe(7));
+        wire::GossipPacket { from: "a".into(), to: "b".into(), sequence: 1, what }
+    }
+
+    #[test]
+    fn a_packet_opens_under_any_known_key_of_its_cluster_and_nowhere_else() {
+        let sealed = Keyring::new("c", &[key(2, 2), key(1, 1), key(3, 3)]).seal(&packet(), [5; 24]).unwrap();
+        let opens = |cluster: &str, keys: &[wire::GossipKey]| Keyring::new(cluster, keys).open(&sealed);
+        assert_eq!(opens("c", &[key(3, 3), key(2, 2), key(4, 4)]), Some(packet()), "a node one epoch ahead");
+        assert_eq!(opens("c", &[key(1, 1), key(0, 0), key(2, 2)]), Some(packet()), "a node one epoch behind");
+        assert_eq!(opens("d", &[key(2, 2)]), None, "another cluster");
+        assert_eq!(opens("c", &[key(2, 9)]), None, "another key");
+        assert_eq!(opens("c", &[key(4, 4)]), None, "an epoch that is over");
+        assert!(Keyring::new("c", &[]).seal(&packet(), [0; 24]).is_none());
+        assert!(Keyring::new("c", &[wire::GossipKey { id: 1, key: vec![1; 5].into() }]).keys.is_empty());
+    }
+
+    #[test]
+    fn no_changed_byte_and_no_part_of_a_packet_opens() {
+        let ring = Keyring::new("c", &[key(1, 1)]);
+        let sealed = ring.seal(&packet(), [5; 24]).unwrap();
+        for place in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[place] ^= 1;
+            assert_eq!(ring.open(&changed), None, "byte {place}");
+            assert_eq!(ring.open(&sealed[..place]), None, "{place} bytes");
+        }
+        assert_eq!(ring.open(&sealed), Some(packet()));
+    }
+}
