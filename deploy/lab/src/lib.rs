@@ -61,6 +61,21 @@ enum Command {
         #[arg(value_enum, default_value_t = Target::All)]
         target: Target,
     },
+    /// Make a daemon stand still, as on a machine that has no time for it
+    Pause {
+        #[command(flatten)]
+        lab: LabName,
+        node: String,
+        /// What stands still; `all`: the supervisor and its daemons, not the containers
+        #[arg(value_enum, default_value_t = Target::All)]
+        target: Target,
+    },
+    /// Let whatever stands still on a node go on
+    Resume {
+        #[command(flatten)]
+        lab: LabName,
+        node: String,
+    },
     /// Bring a node back
     Start {
         #[command(flatten)]
@@ -73,6 +88,9 @@ enum Command {
         lab: LabName,
         a: String,
         b: String,
+        /// B no longer hears A, but A still hears B
+        #[arg(long)]
+        one_way: bool,
     },
     /// Undo every partition
     Heal {
@@ -135,8 +153,10 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         Command::Down { lab } => up::down(&lab.name)?,
         Command::Exec { lab, node, command } => return enter::exec(&lab.name, &node, &command),
         Command::Kill { lab, node, target } => power::kill(&lab.name, &node, target)?,
+        Command::Pause { lab, node, target } => power::pause(&lab.name, &node, target)?,
+        Command::Resume { lab, node } => power::resume(&lab.name, &node)?,
         Command::Start { lab, node } => power::start(&lab.name, &node)?,
-        Command::Partition { lab, a, b } => net::partition(&lab.name, &a, &b)?,
+        Command::Partition { lab, a, b, one_way } => net::partition(&lab.name, &a, &b, one_way)?,
         Command::Heal { lab } => net::heal(&lab.name)?,
         Command::Ls { lab, format } => show::list(&lab.name, format)?,
         Command::Hold { lab, host } => host::hold(&lab.name, &host)?,

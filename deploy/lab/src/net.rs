@@ -43,16 +43,19 @@ pub(crate) fn plug_in(host: &Host<'_>, switch: i32, holder: i32) -> Result<()> {
     ip_batch(holder, &inside).with_context(|| format!("cannot set the address of {}", host.name))
 }
 
-/// `orch lab partition A B`
-pub(crate) fn partition(lab: &str, a: &str, b: &str) -> Result<()> {
+/// `orch lab partition A B`; one-way: A is not heard by B any more, B by A still is
+pub(crate) fn partition(lab: &str, a: &str, b: &str, one_way: bool) -> Result<()> {
     let _lock = LabsLock::take()?;
     let mut lab = Lab::load(lab)?;
     let (a, b) = (lab.host(a)?.name, lab.host(b)?.name);
     if a == b {
         bail!("a host cannot be cut off from itself; name two");
     }
-    if !lab.partitions.iter().any(|(x, y)| (*x == a && *y == b) || (*x == b && *y == a)) {
-        lab.partitions.push((a, b));
+    let cuts = if one_way { vec![(a, b)] } else { vec![(a.clone(), b.clone()), (b, a)] };
+    for cut in cuts {
+        if !lab.partitions.contains(&cut) {
+            lab.partitions.push(cut);
+        }
     }
     apply_partitions(&lab)?;
     lab.save()
@@ -67,7 +70,7 @@ pub(crate) fn heal(lab: &str) -> Result<()> {
     lab.save()
 }
 
-/// Makes the switch drop what goes between the hosts of each pair.
+/// Makes the switch drop what goes from the first to the second host of each pair.
 fn apply_partitions(lab: &Lab) -> Result<()> {
     let cgroups = Cgroups::find()?;
     let switch = host::holder(&lab.switch(), &cgroups)
@@ -84,10 +87,8 @@ fn partition_rules(lab: &Lab) -> Result<String> {
     }
     rules.push_str("table bridge orch_lab {\n  chain forward {\n    type filter hook forward priority 0;\n");
     for (a, b) in &lab.partitions {
-        let (a, b) = (lab.host(a)?.port(), lab.host(b)?.port());
-        for (from, to) in [(&a, &b), (&b, &a)] {
-            rules.push_str(&format!("    iifname \"{from}\" oifname \"{to}\" drop\n"));
-        }
+        let (from, to) = (lab.host(a)?.port(), lab.host(b)?.port());
+        rules.push_str(&format!("    iifname \"{from}\" oifname \"{to}\" drop\n"));
     }
     rules.push_str("  }\n}\n");
     Ok(rules)
@@ -126,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_drops_both_directions_and_healing_drops_nothing() {
+    fn a_cut_drops_one_direction_and_healing_drops_nothing() {
         let mut lab = Lab {
             name: "t".into(),
             subnet: 100,
@@ -137,7 +138,7 @@ mod tests {
         };
         let rules = partition_rules(&lab).unwrap();
         assert!(rules.contains(r#"iifname "p-n1" oifname "p-client" drop"#), "{rules}");
-        assert!(rules.contains(r#"iifname "p-client" oifname "p-n1" drop"#), "{rules}");
+        assert!(!rules.contains(r#"iifname "p-client""#), "{rules}");
         lab.partitions.clear();
         assert!(!partition_rules(&lab).unwrap().contains("drop"));
     }

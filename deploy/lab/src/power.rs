@@ -28,6 +28,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const DIE_LIMIT: Duration = Duration::from_secs(10);
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// A node's daemons; what is not among them are containers and their shims.
+const NODE_DAEMONS: [&str; 4] = ["node", "manager", "worker", "netd"];
+
 impl Target {
     /// The subcommand that the daemon was started with.
     fn word(self) -> &'static str {
@@ -54,13 +57,46 @@ pub(crate) fn kill(lab: &str, node: &str, target: Target) -> Result<()> {
     if victims.is_empty() {
         bail!("no {} runs on {node}", target.word());
     }
-    for victim in &victims {
-        match send(Pid::from_raw(*victim), Signal::SIGKILL) {
+    signal(&victims, Signal::SIGKILL)?;
+    wait_gone(&host, &cgroups, target.word(), &victims)
+}
+
+/// `orch lab pause NODE [TARGET]`
+pub(crate) fn pause(lab: &str, node: &str, target: Target) -> Result<()> {
+    let _lock = LabsLock::take()?;
+    let lab = Lab::load(lab)?;
+    let host = lab.host(node)?;
+    let cgroups = Cgroups::find()?;
+    let words = match target {
+        Target::All => &NODE_DAEMONS[..],
+        Target::Manager | Target::Worker | Target::Netd | Target::Node => &[target.word()],
+    };
+    let found: BTreeSet<i32> = words.iter().flat_map(|word| daemons(&host, &cgroups, word)).collect();
+    if found.is_empty() {
+        bail!("no {} runs on {node}", target.word());
+    }
+    signal(&found, Signal::SIGSTOP)
+}
+
+/// `orch lab resume NODE`; nothing when nothing stands still.
+pub(crate) fn resume(lab: &str, node: &str) -> Result<()> {
+    let _lock = LabsLock::take()?;
+    let lab = Lab::load(lab)?;
+    let host = lab.host(node)?;
+    let cgroups = Cgroups::find()?;
+    let found: BTreeSet<i32> = NODE_DAEMONS.iter().flat_map(|word| daemons(&host, &cgroups, word)).collect();
+    signal(&found, Signal::SIGCONT)
+}
+
+/// A process that has ended meanwhile needs no signal.
+fn signal(processes: &BTreeSet<i32>, signal: Signal) -> Result<()> {
+    for process in processes {
+        match send(Pid::from_raw(*process), signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("cannot kill process {victim}")),
+            Err(errno) => return Err(errno).with_context(|| format!("cannot send {signal} to process {process}")),
         }
     }
-    wait_gone(&host, &cgroups, target.word(), &victims)
+    Ok(())
 }
 
 /// Everything of the host that a power cut would end: processes, and with them mounts, networks and namespaces.

@@ -34,7 +34,7 @@ pub(crate) struct Lab {
     pub(crate) managers: u8,
     /// The program that the nodes run.
     pub(crate) program: PathBuf,
-    /// Pairs of hosts that do not hear each other.
+    /// Pairs of hosts of which the second does not hear the first; most cuts are two such pairs.
     #[serde(default)]
     pub(crate) partitions: Vec<(String, String)>,
 }
