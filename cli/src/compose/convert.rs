@@ -14,6 +14,7 @@ use super::{
     Content, NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings,
     error::{ComposeError, Source},
     keys::{self, Version},
+    scalar::ScalarKind,
     service,
     yaml::{Key, Node, Yaml},
 };
@@ -220,7 +221,7 @@ impl Ignored {
 fn network(reader: &Reader<'_>, name: &str) -> Result<StackNetwork, ComposeError> {
     let path = format!("networks.{name}");
     let (real, external) = reader.real_name("networks", name)?;
-    let empty = Node { value: Yaml::Null, place: reader.root.place };
+    let empty = Node { value: Yaml::Null, kind: ScalarKind::Text, place: reader.root.place };
     let node = reader.defined("networks", name).unwrap_or(&empty);
     let driver = node.get("driver").map(|n| reader.text(n, &path)).transpose()?;
     let driver = driver.filter(|d| d != "default").unwrap_or_else(|| DRIVER_OVERLAY.into());

@@ -36,9 +36,16 @@ pub(crate) struct ComposeError {
 
 const MAX_EXCERPT: usize = 200;
 
+impl Finding {
+    /// One that is only counted.
+    pub(super) fn more() -> Self {
+        Self(String::new())
+    }
+}
+
 impl ComposeError {
     /// More than this are not read anyway.
-    const MOST: usize = 20;
+    pub(super) const MOST: usize = 20;
 
     /// `None` when there is nothing to complain about.
     pub(super) fn of(findings: &[Finding]) -> Option<Self> {

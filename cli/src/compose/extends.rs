@@ -1,7 +1,7 @@
 //! `include:` and `extends:`: what a file takes from others, and a service laid over another one.
 
 use super::{
-    Surroundings,
+    Surroundings, check,
     error::{ComposeError, Source},
     interpolate,
     merge::Merger,
@@ -52,13 +52,13 @@ fn include_within(
             let included = open(file.text().unwrap_or_default(), file, source, around)?;
             let included = include_within(included, source, around, depth + 1)?;
             match &mut all {
-                Some(all) => Merger { source }.merge(all, included, schema::ROOT),
+                Some(all) => Merger { source, as_docker: false }.merge(all, included, schema::ROOT),
                 None => all = Some(included),
             }
         }
     }
     let Some(mut all) = all else { return Ok(root) };
-    Merger { source }.merge(&mut all, root, schema::ROOT);
+    Merger { source, as_docker: false }.merge(&mut all, root, schema::ROOT);
     if let Yaml::Map(sections) = &mut all.value {
         sections.retain(|(key, _)| key.text != "include");
     }
@@ -97,7 +97,7 @@ fn extended(
     if let Yaml::Map(entries) = &mut service.value {
         entries.retain(|(key, _)| key.text != "extends");
     }
-    Merger { source }.merge(&mut base, service, schema::SERVICE);
+    Merger { source, as_docker: false }.merge(&mut base, service, schema::SERVICE);
     Ok(base)
 }
 
@@ -107,8 +107,9 @@ fn open(file: &str, at: &Node, source: &mut Source, around: &Surroundings<'_>) -
         (around.read)(&path).map_err(|reason| source.error(at.place, format!("cannot read {file}: {reason}")))?;
     let number = source.add(file, &text);
     let mut root = yaml::parse(source, number)?;
-    interpolate::document(&mut root, source, around.variable)?;
-    let findings = schema::check(&root, super::keys::MODERN, source).findings;
+    let variables = interpolate::Variables { lookup: around.variable, strict: false };
+    interpolate::document(&mut root, source, variables)?;
+    let findings = check::check(&root, super::keys::MODERN, false, source).findings;
     match ComposeError::of(&findings) {
         Some(error) => Err(error),
         None => Ok(root),

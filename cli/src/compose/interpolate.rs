@@ -4,22 +4,32 @@ use std::collections::BTreeSet;
 
 use super::{
     error::{ComposeError, Source},
+    scalar::ScalarKind,
     yaml::{Node, Yaml},
 };
 
 const SECTIONS: [&str; 5] = ["services", "networks", "volumes", "secrets", "configs"];
 
+/// Where values come from.
+#[derive(Clone, Copy)]
+pub(super) struct Variables<'a> {
+    pub(super) lookup: &'a dyn Fn(&str) -> Option<String>,
+    /// As Docker's client does it for version 3: defaults are taken as they stand, and there is no `+`.
+    pub(super) strict: bool,
+}
+
 /// Returns a warning for every variable that is not set and has no default.
 pub(super) fn document(
     root: &mut Node,
     source: &Source,
-    variable: &dyn Fn(&str) -> Option<String>,
+    variables: Variables<'_>,
 ) -> Result<Vec<String>, ComposeError> {
     let mut unset = BTreeSet::new();
     if let Yaml::Map(entries) = &mut root.value {
-        for (key, value) in entries.iter_mut().filter(|(key, _)| SECTIONS.contains(&key.text.as_str())) {
-            let _ = key;
-            node(value, source, variable, &mut unset)?;
+        for (key, value) in entries.iter_mut() {
+            if SECTIONS.contains(&key.text.as_str()) || key.text.starts_with("x-") {
+                node(value, source, &key.text, variables, &mut unset)?;
+            }
         }
     }
     let warn = |name| format!("The {name:?} variable is not set. Defaulting to a blank string.");
@@ -29,27 +39,36 @@ pub(super) fn document(
 fn node(
     node_: &mut Node,
     source: &Source,
-    variable: &dyn Fn(&str) -> Option<String>,
+    path: &str,
+    variables: Variables<'_>,
     unset: &mut BTreeSet<String>,
 ) -> Result<(), ComposeError> {
     match &mut node_.value {
         Yaml::Null => Ok(()),
         Yaml::Scalar(text) => {
             if text.contains('$') {
-                *text = expand(text, variable, unset).map_err(|reason| source.error(node_.place, reason))?;
+                let filled = expand(text, variables, unset).map_err(|reason| {
+                    let message = format!("invalid interpolation format for {path}: {reason}");
+                    let help = "write ${NAME}, ${NAME:-default}, or $$ for a dollar sign";
+                    source.error_with_help(node_.place, message, Some(help.into()))
+                })?;
+                if filled != *text {
+                    *text = filled;
+                    node_.kind = ScalarKind::Filled;
+                }
             }
             Ok(())
         }
-        Yaml::List(items) => items.iter_mut().try_for_each(|item| node(item, source, variable, unset)),
-        Yaml::Map(entries) => entries.iter_mut().try_for_each(|(_, value)| node(value, source, variable, unset)),
+        Yaml::List(items) => {
+            items.iter_mut().try_for_each(|item| node(item, source, &format!("{path}.[]"), variables, unset))
+        }
+        Yaml::Map(entries) => entries
+            .iter_mut()
+            .try_for_each(|(key, value)| node(value, source, &format!("{path}.{}", key.text), variables, unset)),
     }
 }
 
-pub(super) fn expand(
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-    unset: &mut BTreeSet<String>,
-) -> Result<String, String> {
+pub(super) fn expand(text: &str, variables: Variables<'_>, unset: &mut BTreeSet<String>) -> Result<String, String> {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -59,15 +78,16 @@ pub(super) fn expand(
             out.push('$');
             rest = tail;
         } else if let Some(inner) = after.strip_prefix('{') {
-            let end = closing(inner).ok_or_else(|| invalid(text))?;
-            out.push_str(&braced(&inner[..end], text, variable, unset)?);
+            let end = if variables.strict { inner.find('}') } else { closing(inner) };
+            let end = end.ok_or_else(|| invalid(text))?;
+            out.push_str(&braced(&inner[..end], text, variables, unset)?);
             rest = &inner[end + 1..];
         } else {
             let len = name_len(after);
             if len == 0 {
                 return Err(invalid(text));
             }
-            out.push_str(&lookup(&after[..len], variable, unset));
+            out.push_str(&lookup(&after[..len], variables, unset));
             rest = &after[len..];
         }
     }
@@ -76,21 +96,16 @@ pub(super) fn expand(
 }
 
 fn invalid(text: &str) -> String {
-    format!("invalid interpolation format: {text:?}; write ${{NAME}}, ${{NAME:-default}}, or $$ for a dollar sign")
+    format!("{text:?}; you may need to escape any $ with another $")
 }
 
-fn braced(
-    inner: &str,
-    text: &str,
-    variable: &dyn Fn(&str) -> Option<String>,
-    unset: &mut BTreeSet<String>,
-) -> Result<String, String> {
+fn braced(inner: &str, text: &str, variables: Variables<'_>, unset: &mut BTreeSet<String>) -> Result<String, String> {
     let len = name_len(inner);
     let (name, operator) = inner.split_at(len);
     if len == 0 {
         return Err(invalid(text));
     }
-    let value = variable(name);
+    let value = (variables.lookup)(name);
     // With a colon, an empty value counts as none.
     let (value, operator) = match operator.strip_prefix(':') {
         Some(operator) if !operator.is_empty() => (value.filter(|v| !v.is_empty()), operator),
@@ -99,21 +114,24 @@ fn braced(
     };
     let argument = operator.get(1..).unwrap_or_default();
     match operator.chars().next() {
-        None => Ok(lookup(name, variable, unset)),
-        Some('-') => Ok(value.unwrap_or_else(|| nested(argument, variable, unset))),
-        Some('+') => Ok(value.map(|_| nested(argument, variable, unset)).unwrap_or_default()),
+        None => Ok(lookup(name, variables, unset)),
+        Some('-') => Ok(value.unwrap_or_else(|| nested(argument, variables, unset))),
+        Some('+') if !variables.strict => Ok(value.map(|_| nested(argument, variables, unset)).unwrap_or_default()),
         Some('?') => value.ok_or_else(|| {
-            let reason = if argument.is_empty() { "it is not set" } else { argument };
-            format!("required variable {name} is missing a value: {reason}")
+            let reason = format!("required variable {name} is missing a value: {argument}");
+            format!("{reason:?}; you may need to escape any $ with another $")
         }),
         Some(_) => Err(invalid(text)),
     }
 }
 
 /// A default may name variables; one that cannot be read that way (a password hash, say) is meant as it is written.
-fn nested(argument: &str, variable: &dyn Fn(&str) -> Option<String>, unset: &mut BTreeSet<String>) -> String {
+fn nested(argument: &str, variables: Variables<'_>, unset: &mut BTreeSet<String>) -> String {
+    if variables.strict {
+        return argument.to_owned();
+    }
     let mut inner = BTreeSet::new();
-    match expand(argument, variable, &mut inner) {
+    match expand(argument, variables, &mut inner) {
         Ok(expanded) => {
             unset.extend(inner);
             expanded
@@ -122,8 +140,8 @@ fn nested(argument: &str, variable: &dyn Fn(&str) -> Option<String>, unset: &mut
     }
 }
 
-fn lookup(name: &str, variable: &dyn Fn(&str) -> Option<String>, unset: &mut BTreeSet<String>) -> String {
-    variable(name).unwrap_or_else(|| {
+fn lookup(name: &str, variables: Variables<'_>, unset: &mut BTreeSet<String>) -> String {
+    (variables.lookup)(name).unwrap_or_else(|| {
         unset.insert(name.to_owned());
         String::new()
     })
@@ -159,6 +177,7 @@ mod tests {
             "EMPTY" => Some(String::new()),
             _ => None,
         };
+        let variables = Variables { lookup: &variable, strict: false };
         let mut unset = BTreeSet::new();
         for (text, expected) in [
             ("x$A-${A}y", Ok("xa-ay")),
@@ -169,15 +188,18 @@ mod tests {
             ("${NONE}", Ok("")),
             ("${B:-$2y$05$hash}", Ok("$2y$05$hash")),
         ] {
-            assert_eq!(expand(text, &variable, &mut unset).as_deref(), expected, "{text}");
+            assert_eq!(expand(text, variables, &mut unset).as_deref(), expected, "{text}");
         }
         assert_eq!(unset.into_iter().collect::<Vec<_>>(), ["NONE"]);
         let mut unset = BTreeSet::new();
         for (text, fragment) in
-            [("${B:?say why}", "say why"), ("${A", "invalid"), ("$ x", "invalid"), ("${A:}", "invalid")]
+            [("${B:?say why}", "say why"), ("${A", "you may need"), ("$ x", "escape any $"), ("${A:}", "escape")]
         {
-            let error = expand(text, &variable, &mut unset).unwrap_err();
+            let error = expand(text, variables, &mut unset).unwrap_err();
             assert!(error.contains(fragment), "{text}: {error}");
         }
+        let variables = Variables { strict: true, ..variables };
+        assert_eq!(expand("${B:-${A}}", variables, &mut unset).as_deref(), Ok("${A}"));
+        assert!(expand("${A:+b}", variables, &mut unset).is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{
     error::{ComposeError, Place, Source},
+    scalar::ScalarKind,
     yaml::{Node, Yaml},
 };
 
@@ -31,38 +32,43 @@ pub(super) const DEPRECATED: &[(&str, &str)] = &[
     ),
 ];
 
-pub(super) fn version(root: &Node, source: &Source) -> Result<Version, ComposeError> {
+pub(super) fn version(root: &Node, strict: bool, source: &Source) -> Result<Version, ComposeError> {
     let Yaml::Map(entries) = &root.value else {
-        let message = "this is not a stack file: expected a mapping with `services:`";
+        let message = "this is not a stack file: top-level object must be a mapping with `services:`";
         return Err(source.error(root.place, message));
     };
     let Some(node) = root.get("version") else {
         if root.get("services").is_none()
             && let Some((key, _)) = entries.iter().find(|(_, v)| v.get("image").or(v.get("build")).is_some())
         {
-            return Err(too_old(source, key.place, "1", "it has no `services:`"));
+            let why = format!("it has no `services:`, so that (root) Additional property {} is not allowed", key.text);
+            return Err(too_old(source, key.place, "1", "1", &why));
         }
-        return Ok(MODERN);
+        return Ok(if strict { NEWEST } else { MODERN });
     };
+    if strict && matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) {
+        return Err(source.error(node.place, "version must be a string"));
+    }
     // As written: the number 3.10 would be 3.1.
     let text = source.written(node.place).or(node.text()).unwrap_or_default();
     let (major, minor) = text.split_once('.').unwrap_or((text, ""));
     match (major, minor.parse::<Version>()) {
-        ("3", _) if minor.is_empty() => Ok(NEWEST),
+        ("", _) => Ok(NEWEST),
+        ("3", _) if !text.contains('.') => Ok(NEWEST),
         ("3", Ok(minor)) if minor <= NEWEST => Ok(minor),
-        ("1" | "2", _) => Err(too_old(source, node.place, major, &format!("it says version {text:?}"))),
+        ("1" | "2", _) => Err(too_old(source, node.place, text, major, "it says so")),
         _ => Err(source.error_with_help(
             node.place,
-            format!("unsupported Compose file version: {text:?}"),
+            format!("unsupported Compose file version: {text}"),
             Some(format!("write version: \"3\" (the newest, 3.{NEWEST}), or leave the key out")),
         )),
     }
 }
 
-fn too_old(source: &Source, place: Place, major: &str, why: &str) -> ComposeError {
+fn too_old(source: &Source, place: Place, text: &str, major: &str, why: &str) -> ComposeError {
     source.error_with_help(
         place,
-        format!("unsupported Compose file: this is the version {major} format ({why}); stacks need version 3"),
+        format!("unsupported Compose file version: {text}: this is the version {major} format ({why}); stacks need version 3"),
         Some(
             "write `version: \"3\"` at the top, put every service under `services:`, replace `links` by networks, and \
              `extends` by a YAML anchor"

@@ -4,6 +4,7 @@
 //! go out. Every key is either acted on, stored, or named in a warning; a key that the file's version does not know is
 //! an error with its line. Nothing here may ask a daemon or the file system.
 
+mod check;
 mod convert;
 mod deploy;
 mod error;
@@ -11,10 +12,13 @@ mod extends;
 mod interpolate;
 mod keys;
 mod merge;
+mod nanos;
 mod output;
 mod ports;
+mod scalar;
 mod schema;
 mod service;
+mod volumes;
 mod yaml;
 
 use orch_model::{Kind, network::NetworkSpec, service::ServiceSpec};
@@ -33,6 +37,7 @@ pub(crate) struct Document {
     roots: Vec<yaml::Node>,
     source: error::Source,
     version: keys::Version,
+    strict: bool,
 }
 
 /// What the file cannot say itself.
@@ -89,18 +94,19 @@ pub(crate) enum Content {
 
 impl Document {
     /// Each file with its name, which is only for messages; later ones are laid over the first.
-    pub(crate) fn parse(files: &[(String, String)]) -> Result<Self, ComposeError> {
+    /// With `strict`, what Docker's client refuses is refused.
+    pub(crate) fn parse(files: &[(String, String)], strict: bool) -> Result<Self, ComposeError> {
         let mut source = error::Source::default();
         let mut roots = Vec::new();
         let mut first = None;
         for (name, text) in files {
             let file = source.add(name, text);
             let root = yaml::parse(&source, file)?;
-            let version = keys::version(&root, &source)?;
+            let version = keys::version(&root, strict, &source)?;
             let agreed = *first.get_or_insert(version);
             if agreed != version {
                 let message = format!(
-                    "version mismatched between two composefiles: {} and {}; write the same in both",
+                    "version mismatched between two composefiles : {} and {}; write the same in both",
                     keys::shown(agreed),
                     keys::shown(version)
                 );
@@ -108,14 +114,15 @@ impl Document {
             }
             roots.push(root);
         }
-        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN) })
+        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN), strict })
     }
 
     /// The stack's name according to the files.
     pub(crate) fn name(&self, variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<String>, ComposeError> {
         let Some(node) = self.roots.iter().rev().find_map(|root| root.get("name")) else { return Ok(None) };
         let text = node.text().unwrap_or_default();
-        let name = interpolate::expand(text, variable, &mut std::collections::BTreeSet::new());
+        let variables = interpolate::Variables { lookup: variable, strict: self.strict };
+        let name = interpolate::expand(text, variables, &mut std::collections::BTreeSet::new());
         name.map(Some).map_err(|reason| self.source.error(node.place, reason))
     }
 
@@ -147,8 +154,9 @@ impl Document {
         let mut warnings = Vec::new();
         let mut findings = Vec::new();
         for root in &mut self.roots {
-            warnings.extend(interpolate::document(root, &self.source, around.variable)?);
-            let checked = schema::check(root, self.version, &self.source);
+            let variables = interpolate::Variables { lookup: around.variable, strict: self.strict };
+            warnings.extend(interpolate::document(root, &self.source, variables)?);
+            let checked = check::check(root, self.version, self.strict, &self.source);
             findings.extend(checked.findings);
             warnings.extend(checked.warnings);
         }
@@ -156,14 +164,19 @@ impl Document {
             return Err(error);
         }
         let mut roots = std::mem::take(&mut self.roots).into_iter();
-        let empty = yaml::Node { value: yaml::Yaml::Null, place: error::Place::default() };
+        let empty =
+            yaml::Node { value: yaml::Yaml::Null, kind: scalar::ScalarKind::Text, place: error::Place::default() };
         let mut root = roots.next().unwrap_or(empty);
         root = extends::include(root, &mut self.source, around)?;
         extends::resolve(&mut root, &mut self.source, around)?;
         for over in roots {
             let mut over = extends::include(over, &mut self.source, around)?;
             extends::resolve(&mut over, &mut self.source, around)?;
-            merge::Merger { source: &self.source }.merge(&mut root, over, schema::ROOT);
+            merge::Merger { source: &self.source, as_docker: self.version != keys::MODERN }.merge(
+                &mut root,
+                over,
+                schema::ROOT,
+            );
         }
         Ok(Loaded { root, source: self.source, version: self.version, warnings })
     }

@@ -3,14 +3,16 @@
 use serde_json::{Map, Number, Value};
 
 use super::{
+    check,
     convert::Reader,
     error::ComposeError,
-    ports,
-    schema::{Field, ROOT, Shape},
-    service::{self, at_home, file_mode},
+    keys, nanos, ports,
+    scalar::ScalarKind,
+    schema::{FILE, Field, MOUNT, PORT, ROOT, Shape, ULIMIT},
+    service, volumes,
     yaml::{Node, Yaml},
 };
-use crate::flags::{duration, mount, quantity, words};
+use crate::flags::{mount, quantity, words};
 
 pub(super) struct Writer<'a> {
     pub(super) reader: Reader<'a>,
@@ -20,6 +22,7 @@ impl Writer<'_> {
     pub(super) fn document(&self, root: &Node) -> Result<Value, ComposeError> {
         let mut document = self.object(root, ROOT)?;
         document.remove("name");
+        document.entry("services").or_insert_with(|| Value::Object(Map::new()));
         let services = document.get_mut("services").and_then(Value::as_object_mut);
         for (name, service) in services.into_iter().flatten() {
             if let (Some(node), Some(service)) = (self.reader.defined("services", name), service.as_object_mut()) {
@@ -55,18 +58,20 @@ impl Writer<'_> {
     }
 
     fn definition(&self, name: &str, entry: &mut Map<String, Value>) {
-        if let Some(external) = entry.get("external").cloned() {
-            let inner = external.get("name").and_then(Value::as_str).map(str::to_owned);
-            if inner.is_none() && external.as_bool() != Some(true) {
-                entry.remove("external");
-                return;
+        let Some(external) = entry.get("external").cloned() else {
+            if let Some(Value::String(file)) = entry.get_mut("file") {
+                *file = self.absolute(file);
             }
-            entry.insert("external".into(), Value::Bool(true));
-            let real = inner.unwrap_or_else(|| name.to_owned());
-            entry.entry("name").or_insert(Value::String(real));
-        } else if let Some(Value::String(file)) = entry.get_mut("file") {
-            *file = self.absolute(file);
+            return;
+        };
+        if external.as_bool() == Some(false) {
+            entry.remove("external");
+            return;
         }
+        entry.insert("external".into(), Value::Bool(true));
+        let inner = external.get("name").cloned();
+        let real = inner.or_else(|| entry.get("name").cloned()).unwrap_or_else(|| name.into());
+        entry.insert("name".into(), real);
     }
 
     fn absolute(&self, path: &str) -> String {
@@ -76,14 +81,17 @@ impl Writer<'_> {
     fn object(&self, node: &Node, fields: &[Field]) -> Result<Map<String, Value>, ComposeError> {
         let mut object = Map::new();
         for (key, inner) in node.entries() {
-            let value = match fields.iter().find(|field| field.name == key.text) {
-                Some(field) => self.value(inner, &field.shape)?,
-                None => plain(inner),
+            let name = key.text.as_str();
+            let Some(field) = fields.iter().find(|field| field.name == name) else {
+                if name.starts_with("x-") {
+                    object.insert(name.to_owned(), plain(inner));
+                }
+                continue;
             };
-            let value = if key.text == "depends_on" { names_only(value) } else { value };
-            let is_empty = value.is_null() || value.as_array().is_some_and(Vec::is_empty);
-            if !is_empty {
-                object.insert(key.text.clone(), value);
+            let value = self.value(inner, &field.shape)?;
+            let value = if name == "depends_on" { names_only(value) } else { value };
+            if says_something(name, &value) {
+                object.insert(name.to_owned(), value);
             }
         }
         Ok(object)
@@ -96,41 +104,78 @@ impl Writer<'_> {
         let text = node.text();
         let refused = |reason: String| self.reader.source.error(node.place, reason);
         Ok(match (shape, text) {
-            (Shape::Text, Some(text)) => Value::String(text.into()),
-            (Shape::Whole | Shape::Ulimit, Some(text)) => number(text),
-            (Shape::Real, Some(text)) => number(text),
-            (Shape::Flag | Shape::External, Some(text)) => flag(text),
-            (Shape::Duration, Some(text)) => Value::String(duration::show(duration::parse(text).map_err(refused)?)),
-            (Shape::Size, Some(text)) => Value::String(quantity::bytes(text).map_err(refused)?.to_string()),
+            (Shape::Text | Shape::TextOrNumber | Shape::TextOrNull | Shape::Word(..), Some(text)) => {
+                Value::String(text.into())
+            }
+            (Shape::Device | Shape::Expose | Shape::EnvFile, Some(text)) => Value::String(text.into()),
+            (Shape::Ulimit, Some("0")) => Value::Object(Map::new()),
+            (Shape::Whole | Shape::Natural | Shape::Ulimit | Shape::Real, Some(text)) => number(text),
+            (Shape::Count, Some(text)) => number(text.split_once('.').map_or(text, |(whole, _)| whole)),
+            (Shape::Ulimit, _) => Value::Object(self.object(node, ULIMIT)?),
+            (Shape::External(_), _) => plain(node),
+            (Shape::Flag | Shape::External(_), Some(text)) => flag(text),
+            (Shape::Pause, Some(text)) if nanos::parse(text) == Some(0) => Value::Null,
+            (Shape::Duration | Shape::Pause, Some(text)) => {
+                Value::String(nanos::parse(text).map_or_else(|| text.to_owned(), nanos::show))
+            }
+            // What is ignored stays as it is written.
+            (Shape::Bytes, Some(text)) if self.reader.version != keys::MODERN => Value::String(text.into()),
+            (Shape::Size | Shape::Bytes, Some(text)) => {
+                let bytes = quantity::bytes(text).map_err(refused)?;
+                Value::String(if bytes == 0 { String::new() } else { bytes.to_string() })
+            }
             (Shape::Texts, Some(text)) => Value::Array(vec![Value::String(text.into())]),
             (Shape::Words, Some(text)) => strings(words::split(text).map_err(refused)?),
             (Shape::HealthTest, Some(text)) => strings(["CMD-SHELL".to_owned(), text.to_owned()]),
             (Shape::Detailed(name, _), Some(text)) => {
                 Value::Object(Map::from_iter([((*name).to_owned(), Value::String(text.into()))]))
             }
-            (Shape::Object(fields) | Shape::Detailed(_, fields), _) => Value::Object(self.object(node, fields)?),
-            (Shape::List(inner), _) => {
+            (Shape::Build(..), Some(text)) => serde_json::json!({ "context": text }),
+            (Shape::List(inner) | Shape::Set(inner), _) => {
                 Value::Array(node.items().iter().map(|item| self.value(item, inner)).collect::<Result<_, _>>()?)
             }
-            (Shape::Map(inner), _) => {
+            (Shape::Map(inner) | Shape::Section(inner), _) => {
                 let entry = |(key, value): &(super::yaml::Key, Node)| Ok((key.text.clone(), self.value(value, inner)?));
                 Value::Object(node.entries().iter().map(entry).collect::<Result<_, ComposeError>>()?)
             }
+            (Shape::Build(_, fields), _) => {
+                let mut build = self.known(node, fields)?;
+                build.remove("shm_size");
+                Value::Object(build)
+            }
+            (Shape::Open(fields), _) => Value::Object(self.known(node, fields)?),
+            (Shape::Options(_), _) => pairs(node, Value::String(String::new())),
             (Shape::Pairs, _) => pairs(node, Value::Null),
             (Shape::Labels, _) => pairs(node, Value::String(String::new())),
             (Shape::Texts | Shape::Words | Shape::HealthTest, _) => {
                 strings(node.items().iter().filter_map(Node::text).map(str::to_owned))
             }
             (Shape::Hosts, _) => hosts(node),
-            (Shape::Named(fields), _) => self.named(node, fields)?,
+            (Shape::Named(fields) | Shape::Names(fields), _) => self.named(node, fields)?,
             (Shape::Ports, _) => self.ports(node)?,
             (Shape::Volumes, _) => {
                 let mounts = node.items().iter().map(|item| self.mount(item));
                 Value::Array(mounts.collect::<Result<_, _>>()?)
             }
-            (Shape::Files, _) => Value::Array(node.items().iter().map(file).collect()),
-            _ => plain(node),
+            (Shape::Files, _) => {
+                let file = |item: &Node| match item.text() {
+                    Some(source) => Ok(serde_json::json!({"source": source})),
+                    None => Ok(Value::Object(self.object(item, FILE)?)),
+                };
+                Value::Array(node.items().iter().map(file).collect::<Result<_, ComposeError>>()?)
+            }
+            (shape, _) => match shape.fields() {
+                Some(fields) => Value::Object(self.object(node, fields)?),
+                None => plain(node),
+            },
         })
+    }
+
+    /// Without what Docker overlooks.
+    fn known(&self, node: &Node, fields: &[Field]) -> Result<Map<String, Value>, ComposeError> {
+        let mut object = self.object(node, fields)?;
+        object.retain(|key, _| fields.iter().any(|field| field.name == key && (field.since <= self.reader.version)));
+        Ok(object)
     }
 
     fn named(&self, node: &Node, fields: &[Field]) -> Result<Value, ComposeError> {
@@ -152,20 +197,20 @@ impl Writer<'_> {
     fn ports(&self, node: &Node) -> Result<Value, ComposeError> {
         let mut all = Vec::new();
         for item in node.items() {
-            let parsed = ports::parse(item).map_err(|reason| self.reader.source.error(item.place, reason))?;
-            let given = |key: &str| item.text().is_some() || item.get(key).is_some();
-            for port in parsed.ports {
+            let Some(text) = item.text() else {
+                all.push(Value::Object(self.object(item, PORT)?));
+                continue;
+            };
+            let (_, ports) = ports::short(text).map_err(|reason| self.reader.source.error(item.place, reason))?;
+            for port in ports {
                 let mut object = Map::new();
-                if given("mode") {
-                    object.insert("mode".into(), format!("{:?}", port.publish_mode).to_lowercase().into());
+                object.insert("mode".into(), "ingress".into());
+                for (key, number) in [("target", port.target), ("published", port.published)] {
+                    if number != 0 {
+                        object.insert(key.into(), number.into());
+                    }
                 }
-                object.insert("target".into(), port.target_port.into());
-                if port.published_port != 0 {
-                    object.insert("published".into(), port.published_port.into());
-                }
-                if given("protocol") {
-                    object.insert("protocol".into(), format!("{:?}", port.protocol).to_lowercase().into());
-                }
+                object.insert("protocol".into(), format!("{:?}", port.protocol).to_lowercase().into());
                 all.push(Value::Object(object));
             }
         }
@@ -173,12 +218,15 @@ impl Writer<'_> {
     }
 
     fn mount(&self, item: &Node) -> Result<Value, ComposeError> {
-        let Some(text) = item.text() else { return Ok(self.long_mount(item)) };
-        let parsed = mount::short_form(&at_home(self.reader.around, text), self.reader.around.dir);
-        let parsed = parsed.map_err(|reason| self.reader.source.error(item.place, reason))?;
+        let Some(text) = item.text() else { return self.long_mount(item) };
+        let parsed = volumes::parse(text).map_err(|reason| self.reader.source.error(item.place, reason))?;
+        let source = match parsed.is_bind {
+            true => volumes::host_path(self.reader.around, &parsed.source),
+            false => parsed.source,
+        };
         let mut object = Map::new();
-        object.insert("type".into(), format!("{:?}", parsed.kind).to_lowercase().into());
-        for (key, value) in [("source", parsed.source), ("target", parsed.target)] {
+        object.insert("type".into(), if parsed.is_bind { "bind" } else { "volume" }.into());
+        for (key, value) in [("source", source), ("target", parsed.target)] {
             if !value.is_empty() {
                 object.insert(key.into(), value.into());
             }
@@ -192,28 +240,59 @@ impl Writer<'_> {
         if !parsed.propagation.is_empty() {
             object.insert("bind".into(), serde_json::json!({"propagation": parsed.propagation}));
         }
-        let consistency = text.rsplit(':').next().filter(|o| ["cached", "delegated", "consistent"].contains(o));
-        if let Some(consistency) = consistency {
-            object.insert("consistency".into(), consistency.into());
-        }
         Ok(Value::Object(object))
     }
 
-    fn long_mount(&self, item: &Node) -> Value {
-        let mut value = plain(item);
-        let is_bind = value.get("type").is_some_and(|kind| kind == "bind");
-        if let Some(object) = value.as_object_mut() {
-            for key in ["read_only"] {
-                if let Some(Value::String(text)) = object.get(key) {
-                    let typed = flag(text);
-                    object.insert(key.into(), typed);
-                }
-            }
-            if let Some(Value::String(source)) = object.get_mut("source").filter(|_| is_bind) {
-                *source = self.absolute(&at_home(self.reader.around, source));
-            }
+    fn long_mount(&self, item: &Node) -> Result<Value, ComposeError> {
+        let mut object = self.object(item, MOUNT)?;
+        let is_bind = object.get("type").is_some_and(|kind| kind == "bind");
+        if let Some(Value::String(source)) = object.get_mut("source").filter(|_| is_bind) {
+            *source = volumes::host_path(self.reader.around, source);
         }
-        value
+        Ok(Value::Object(object))
+    }
+}
+
+/// Whether a value is more than its default, which Docker's client leaves out.
+fn says_something(key: &str, value: &Value) -> bool {
+    // Of these, the default is not what the zero says.
+    const COUNTED: &[&str] = &[
+        "replicas",
+        "parallelism",
+        "init",
+        "retries",
+        "mode",
+        "interval",
+        "timeout",
+        "start_period",
+        "start_interval",
+        "stop_grace_period",
+        "delay",
+        "max_attempts",
+        "window",
+        "external",
+    ];
+    const KEPT: &[&str] = &[
+        "update_config",
+        "rollback_config",
+        "limits",
+        "reservations",
+        "restart_policy",
+        "healthcheck",
+        "logging",
+        "bind",
+        "volume",
+        "tmpfs",
+        "services",
+        "external",
+    ];
+    match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(entries) => !entries.is_empty() || KEPT.contains(&key),
+        Value::Bool(flag) => *flag || COUNTED.contains(&key),
+        Value::Number(number) => number.as_f64() != Some(0.0) || COUNTED.contains(&key),
     }
 }
 
@@ -236,22 +315,17 @@ fn number(text: &str) -> Value {
 }
 
 fn flag(text: &str) -> Value {
-    match text.to_lowercase().as_str() {
-        "true" | "yes" | "on" | "y" => Value::Bool(true),
-        "false" | "no" | "off" | "n" => Value::Bool(false),
-        _ => Value::String(text.into()),
-    }
+    check::boolean(text).map_or_else(|| Value::String(text.into()), Value::Bool)
 }
 
 /// As it stands, with scalars as YAML reads them.
 fn plain(node: &Node) -> Value {
     match &node.value {
         Yaml::Null => Value::Null,
-        Yaml::Scalar(text) => match (text.as_str(), text.parse::<i64>()) {
-            ("true", _) => Value::Bool(true),
-            ("false", _) => Value::Bool(false),
-            (_, Ok(whole)) => whole.into(),
-            _ => Value::String(text.clone()),
+        Yaml::Scalar(text) => match node.kind {
+            ScalarKind::Bool => Value::Bool(text == "true"),
+            ScalarKind::Whole | ScalarKind::Real => number(text),
+            ScalarKind::Text | ScalarKind::Filled => Value::String(text.clone()),
         },
         Yaml::List(items) => Value::Array(items.iter().map(plain).collect()),
         Yaml::Map(entries) => {
@@ -270,28 +344,15 @@ fn pairs(node: &Node, none: Value) -> Value {
     Value::Object(listed.chain(written).collect())
 }
 
+/// Of each host its name and an address; what has only one of the two is nothing.
 fn hosts(node: &Node) -> Value {
-    let mut mapped: Vec<String> = node
-        .entries()
-        .iter()
-        .map(|(key, inner)| format!("{}:{}", key.text, inner.text().unwrap_or_default()))
-        .collect();
+    let mut mapped: Vec<String> = Vec::new();
+    for (key, inner) in node.entries() {
+        let addresses = if inner.items().is_empty() { std::slice::from_ref(inner) } else { inner.items() };
+        mapped.extend(addresses.iter().filter_map(|a| Some(format!("{}:{}", key.text, a.text()?))));
+    }
     mapped.sort();
-    strings(node.items().iter().filter_map(Node::text).map(str::to_owned).chain(mapped))
-}
-
-fn file(item: &Node) -> Value {
-    if let Some(source) = item.text() {
-        return serde_json::json!({"source": source});
-    }
-    let mut object = Map::new();
-    for (key, inner) in item.entries() {
-        let Some(text) = inner.text() else { continue };
-        let value = match key.text.as_str() {
-            "mode" => file_mode(text).map_or_else(|_| Value::String(text.into()), Value::from),
-            _ => Value::String(text.into()),
-        };
-        object.insert(key.text.clone(), value);
-    }
-    Value::Object(object)
+    let listed = node.items().iter().filter_map(Node::text);
+    let listed = listed.filter_map(|text| text.split_once('=').or_else(|| text.split_once(':')));
+    strings(listed.map(|(host, address)| format!("{host}:{address}")).chain(mapped))
 }

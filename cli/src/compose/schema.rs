@@ -1,24 +1,34 @@
 //! What a stack file may contain: one table for checking, merging and printing.
-//!
-//! Every mistake is collected, so that one attempt shows them all.
 
-use super::{
-    error::{Finding, Source},
-    keys::{MODERN, Version},
-    yaml::{Node, Yaml},
-};
+use super::keys::{MODERN, Version};
 
 /// What a value looks like.
 pub(super) enum Shape {
     Text,
+    /// A text in version 3; the Compose specification has numbers, too.
+    TextOrNumber,
+    TextOrNull,
     Whole,
+    /// From 0 up.
+    Natural,
+    /// The same, of which Docker's client drops what is after the point.
+    Count,
     Real,
     Flag,
     Duration,
+    /// The same, where none is as good as no time.
+    Pause,
+    /// A text such as `50M`.
     Size,
-    /// A text, or a list of texts.
+    /// The same, or a number of bytes.
+    Bytes,
+    /// One of these texts, from the version on.
+    Word(Version, &'static [&'static str]),
+    /// A text, or a list of different texts.
     Texts,
     List(&'static Shape),
+    /// A list in which nothing may stand twice.
+    Set(&'static Shape),
     /// A text that is cut into words, or a list.
     Words,
     /// `KEY: value`, or a list of `KEY=value`.
@@ -27,24 +37,57 @@ pub(super) enum Shape {
     Labels,
     /// `HOST: IP`, or a list of `HOST:IP`.
     Hosts,
-    /// Names of the user's to values.
+    /// Options of the user's to texts or numbers, or (when true) nothing.
+    Options(bool),
+    /// Names of the user's, of letters, digits, `.`, `_` and `-`.
+    Section(&'static Shape),
+    /// The same with any names.
     Map(&'static Shape),
     Object(&'static [Field]),
+    /// An object, or nothing; the user's own `x-` keys may stand in it from this version on.
+    Maybe(Version, &'static [Field]),
+    /// An object in which version 3 overlooks what it does not know.
+    Open(&'static [Field]),
+    /// An object in which the user's own `x-` keys may stand, from this version on.
+    Owned(Version, &'static [Field]),
+    /// `build`: a folder, or an object that is open from the version on.
+    Build(Version, &'static [Field]),
     /// A text, or a mapping with more detail; the text is the field that is named.
     Detailed(&'static str, &'static [Field]),
+    /// A list of names.
+    Names(&'static [Field]),
     /// A list of names, or a mapping of names to detail.
     Named(&'static [Field]),
     /// A whole number, or a mapping.
     Ulimit,
-    /// A text that is given to the shell, or a list.
-    HealthTest,
+    /// A text; the Compose specification has mappings, too.
+    Device,
+    Expose,
     Ports,
     Volumes,
+    /// A text that is given to the shell, or a list.
+    HealthTest,
+    EnvFile,
     /// Secrets and configs of a service.
     Files,
     /// true, or (once) a mapping with the name.
-    External,
+    External(bool),
     Anything,
+}
+
+impl Shape {
+    /// The keys, of shapes that are objects.
+    pub(super) fn fields(&self) -> Option<&'static [Field]> {
+        match self {
+            Self::Object(fields)
+            | Self::Open(fields)
+            | Self::Maybe(_, fields)
+            | Self::Owned(_, fields)
+            | Self::Build(_, fields)
+            | Self::Detailed(_, fields) => Some(fields),
+            _ => None,
+        }
+    }
 }
 
 /// A key and the version that brought it.
@@ -58,16 +101,20 @@ const fn field(name: &'static str, since: Version, shape: Shape) -> Field {
     Field { name, since, shape }
 }
 
-use Shape::{Duration, Files, Flag, Hosts, Labels, Object, Pairs, Real, Size, Text, Texts, Whole, Words};
+use Shape::{
+    Bytes, Count, Duration, EnvFile, Expose, Files, Flag, Hosts, Labels, List, Maybe, Natural, Object, Open, Options,
+    Owned, Pairs, Real, Set, Size, Text, TextOrNumber, Texts, Whole, Word, Words,
+};
 
 pub(super) const ROOT: &[Field] = &[
-    field("version", 0, Text),
-    field("name", 0, Text),
-    field("services", 0, Shape::Map(&Object(SERVICE))),
-    field("networks", 0, Shape::Map(&Object(NETWORK))),
-    field("volumes", 0, Shape::Map(&Object(VOLUME))),
-    field("secrets", 1, Shape::Map(&Object(SECRET))),
-    field("configs", 3, Shape::Map(&Object(CONFIG))),
+    // Read before anything else.
+    field("version", 0, Shape::Anything),
+    field("name", MODERN, Text),
+    field("services", 0, Shape::Section(&Owned(7, SERVICE))),
+    field("networks", 0, Shape::Map(&Maybe(7, NETWORK))),
+    field("volumes", 0, Shape::Section(&Maybe(7, VOLUME))),
+    field("secrets", 1, Shape::Section(&Owned(7, SECRET))),
+    field("configs", 3, Shape::Section(&Owned(7, CONFIG))),
     field("include", MODERN, Shape::Anything),
     field("models", MODERN, Shape::Anything),
 ];
@@ -76,9 +123,9 @@ pub(super) const SERVICE: &[Field] = &[
     field("annotations", MODERN, Labels),
     field("attach", MODERN, Flag),
     field("blkio_config", MODERN, Shape::Anything),
-    field("build", 0, Shape::Detailed("context", BUILD)),
-    field("cap_add", 0, Shape::List(&Text)),
-    field("cap_drop", 0, Shape::List(&Text)),
+    field("build", 0, Shape::Build(11, BUILD)),
+    field("cap_add", 0, Set(&Text)),
+    field("cap_drop", 0, Set(&Text)),
     field("cgroup", MODERN, Text),
     field("cgroup_parent", 0, Text),
     field("cgroupns_mode", 9, Text),
@@ -92,27 +139,27 @@ pub(super) const SERVICE: &[Field] = &[
     field("cpu_rt_period", MODERN, Shape::Anything),
     field("cpu_rt_runtime", MODERN, Shape::Anything),
     field("cpu_shares", MODERN, Shape::Anything),
-    field("cpus", MODERN, Text),
+    field("cpus", MODERN, TextOrNumber),
     field("cpuset", MODERN, Text),
     field("credential_spec", 3, Object(CREDENTIAL_SPEC)),
-    field("depends_on", 0, Shape::Named(DEPENDENCY)),
-    field("deploy", 0, Object(DEPLOY)),
+    field("depends_on", 0, Shape::Names(DEPENDENCY)),
+    field("deploy", 0, Maybe(MODERN, DEPLOY)),
     field("develop", MODERN, Shape::Anything),
-    field("device_cgroup_rules", MODERN, Shape::List(&Text)),
-    field("devices", 0, Shape::List(&Shape::Anything)),
+    field("device_cgroup_rules", MODERN, List(&Text)),
+    field("devices", 0, Set(&Shape::Device)),
     field("dns", 0, Texts),
-    field("dns_opt", MODERN, Shape::List(&Text)),
+    field("dns_opt", MODERN, List(&Text)),
     field("dns_search", 0, Texts),
     field("domainname", 0, Text),
     field("entrypoint", 0, Words),
-    field("env_file", 0, Shape::Anything),
+    field("env_file", 0, EnvFile),
     field("environment", 0, Pairs),
-    field("expose", 0, Shape::List(&Text)),
+    field("expose", 0, Set(&Expose)),
     field("extends", MODERN, Shape::Detailed("service", EXTENDS)),
-    field("external_links", 0, Shape::List(&Text)),
+    field("external_links", 0, Set(&Text)),
     field("extra_hosts", 0, Hosts),
     field("gpus", MODERN, Shape::Anything),
-    field("group_add", MODERN, Shape::List(&Text)),
+    field("group_add", MODERN, List(&Text)),
     field("healthcheck", 0, Object(HEALTHCHECK)),
     field("hostname", 0, Text),
     field("image", 0, Text),
@@ -121,11 +168,11 @@ pub(super) const SERVICE: &[Field] = &[
     field("isolation", 5, Text),
     field("label_file", MODERN, Texts),
     field("labels", 0, Labels),
-    field("links", 0, Shape::List(&Text)),
+    field("links", 0, Set(&Text)),
     field("logging", 0, Object(LOGGING)),
     field("mac_address", 0, Text),
-    field("mem_limit", MODERN, Size),
-    field("mem_reservation", MODERN, Size),
+    field("mem_limit", MODERN, Bytes),
+    field("mem_reservation", MODERN, Bytes),
     field("mem_swappiness", MODERN, Whole),
     field("memswap_limit", MODERN, Shape::Anything),
     field("models", MODERN, Shape::Anything),
@@ -133,14 +180,14 @@ pub(super) const SERVICE: &[Field] = &[
     field("networks", 0, Shape::Named(ATTACHMENT)),
     field("oom_kill_disable", MODERN, Flag),
     field("oom_score_adj", 13, Whole),
-    field("pid", 0, Text),
+    field("pid", 0, Shape::TextOrNull),
     field("pids_limit", MODERN, Whole),
     field("platform", MODERN, Text),
     field("ports", 0, Shape::Ports),
     field("post_start", MODERN, Shape::Anything),
     field("pre_stop", MODERN, Shape::Anything),
     field("privileged", 0, Flag),
-    field("profiles", MODERN, Shape::List(&Text)),
+    field("profiles", MODERN, List(&Text)),
     field("provider", MODERN, Shape::Anything),
     field("pull_policy", MODERN, Text),
     field("pull_refresh_after", MODERN, Text),
@@ -149,8 +196,8 @@ pub(super) const SERVICE: &[Field] = &[
     field("runtime", MODERN, Text),
     field("scale", MODERN, Whole),
     field("secrets", 1, Files),
-    field("security_opt", 0, Shape::List(&Text)),
-    field("shm_size", 0, Size),
+    field("security_opt", 0, Set(&Text)),
+    field("shm_size", 0, Bytes),
     field("stdin_open", 0, Flag),
     field("stop_grace_period", 0, Duration),
     field("stop_signal", 0, Text),
@@ -164,23 +211,23 @@ pub(super) const SERVICE: &[Field] = &[
     field("userns_mode", 0, Text),
     field("uts", MODERN, Text),
     field("volumes", 0, Shape::Volumes),
-    field("volumes_from", MODERN, Shape::List(&Text)),
+    field("volumes_from", MODERN, List(&Text)),
     field("working_dir", 0, Text),
 ];
 
 const EXTENDS: &[Field] = &[field("service", MODERN, Text), field("file", MODERN, Text)];
 const CREDENTIAL_SPEC: &[Field] = &[field("config", 8, Text), field("file", 3, Text), field("registry", 3, Text)];
-const LOGGING: &[Field] = &[field("driver", 0, Text), field("options", 0, Shape::Map(&Text))];
-const ULIMIT: &[Field] = &[field("soft", 0, Whole), field("hard", 0, Whole)];
-const EXTERNAL: &[Field] = &[field("name", 0, Text)];
+const LOGGING: &[Field] = &[field("driver", 0, Text), field("options", 0, Options(true))];
+pub(super) const ULIMIT: &[Field] = &[field("soft", 0, Whole), field("hard", 0, Whole)];
+pub(super) const EXTERNAL: &[Field] = &[field("name", 0, Text)];
 const DEPENDENCY: &[Field] =
     &[field("condition", MODERN, Text), field("required", MODERN, Flag), field("restart", MODERN, Flag)];
-const FILE: &[Field] = &[
+pub(super) const FILE: &[Field] = &[
     field("source", 1, Text),
     field("target", 1, Text),
     field("uid", 1, Text),
     field("gid", 1, Text),
-    field("mode", 1, Text),
+    field("mode", 1, Count),
 ];
 
 const BUILD: &[Field] = &[
@@ -191,7 +238,7 @@ const BUILD: &[Field] = &[
     field("labels", 3, Labels),
     field("network", 4, Text),
     field("target", 4, Text),
-    field("shm_size", 5, Size),
+    field("shm_size", 5, Expose),
     field("extra_hosts", 9, Hosts),
     field("additional_contexts", MODERN, Shape::Anything),
     field("cache_to", MODERN, Shape::Anything),
@@ -211,13 +258,13 @@ const BUILD: &[Field] = &[
 ];
 
 const ATTACHMENT: &[Field] = &[
-    field("aliases", 0, Shape::List(&Text)),
+    field("aliases", 0, Set(&Text)),
     field("ipv4_address", 0, Text),
     field("ipv6_address", 0, Text),
-    field("driver_opts", 13, Shape::Map(&Text)),
+    field("driver_opts", 13, Options(false)),
     field("gw_priority", MODERN, Real),
     field("interface_name", MODERN, Text),
-    field("link_local_ips", MODERN, Shape::List(&Text)),
+    field("link_local_ips", MODERN, List(&Text)),
     field("mac_address", MODERN, Text),
     field("priority", MODERN, Real),
 ];
@@ -225,7 +272,7 @@ const ATTACHMENT: &[Field] = &[
 const HEALTHCHECK: &[Field] = &[
     field("disable", 0, Flag),
     field("interval", 0, Duration),
-    field("retries", 0, Whole),
+    field("retries", 0, Count),
     field("start_interval", 12, Duration),
     field("start_period", 4, Duration),
     field("test", 0, Shape::HealthTest),
@@ -237,64 +284,65 @@ const DEPLOY: &[Field] = &[
     field("labels", 0, Labels),
     field("mode", 0, Text),
     field("placement", 0, Object(PLACEMENT)),
-    field("replicas", 0, Whole),
+    field("replicas", 0, Natural),
     field("resources", 0, Object(RESOURCES)),
     field("restart_policy", 0, Object(RESTART_POLICY)),
     field("rollback_config", 7, Object(PACE)),
     field("update_config", 0, Object(PACE)),
 ];
 const PACE: &[Field] = &[
-    field("delay", 0, Duration),
+    field("delay", 0, Shape::Pause),
     field("failure_action", 0, Text),
     field("max_failure_ratio", 0, Real),
-    field("monitor", 0, Duration),
-    field("order", 4, Text),
-    field("parallelism", 0, Whole),
+    field("monitor", 0, Shape::Pause),
+    field("order", 4, Word(4, ORDERS)),
+    field("parallelism", 0, Natural),
 ];
+const ORDERS: &[&str] = &["start-first", "stop-first"];
 const RESTART_POLICY: &[Field] = &[
     field("condition", 0, Text),
     field("delay", 0, Duration),
-    field("max_attempts", 0, Whole),
+    field("max_attempts", 0, Natural),
     field("window", 0, Duration),
 ];
 const PLACEMENT: &[Field] = &[
-    field("constraints", 0, Shape::List(&Text)),
-    field("max_replicas_per_node", 8, Whole),
-    field("preferences", 3, Shape::List(&Object(PREFERENCE))),
+    field("constraints", 0, List(&Text)),
+    field("max_replicas_per_node", 8, Natural),
+    field("preferences", 3, List(&Object(PREFERENCE))),
 ];
 const PREFERENCE: &[Field] = &[field("spread", 3, Text)];
 const RESOURCES: &[Field] = &[field("limits", 0, Object(LIMITS)), field("reservations", 0, Object(RESERVATIONS))];
-const LIMITS: &[Field] = &[field("cpus", 0, Text), field("memory", 0, Size), field("pids", 9, Whole)];
+const LIMITS: &[Field] = &[field("cpus", 0, TextOrNumber), field("memory", 0, Size), field("pids", 9, Whole)];
 const RESERVATIONS: &[Field] = &[
-    field("cpus", 0, Text),
+    field("cpus", 0, TextOrNumber),
     field("devices", MODERN, Shape::Anything),
-    field("generic_resources", 5, Shape::List(&Object(GENERIC))),
+    field("generic_resources", 5, List(&Object(GENERIC))),
     field("memory", 0, Size),
 ];
 const GENERIC: &[Field] = &[field("discrete_resource_spec", 5, Object(DISCRETE))];
-const DISCRETE: &[Field] = &[field("kind", 5, Text), field("value", 5, Whole)];
+const DISCRETE: &[Field] = &[field("kind", 5, Text), field("value", 5, Count)];
 
-const PORT: &[Field] = &[
+pub(super) const PORT: &[Field] = &[
     field("mode", 2, Text),
     field("protocol", 2, Text),
-    field("published", 2, Text),
-    field("target", 2, Text),
+    field("published", 2, Natural),
+    field("target", 2, Natural),
     field("app_protocol", MODERN, Text),
     field("host_ip", MODERN, Text),
     field("name", MODERN, Text),
 ];
 
-const MOUNT: &[Field] = &[
-    field("bind", 2, Object(BIND)),
-    field("cluster", 10, Shape::Anything),
+pub(super) const MOUNT: &[Field] = &[
+    field("bind", 2, Open(BIND)),
+    field("cluster", MODERN, Shape::Anything),
     field("consistency", 2, Text),
     field("image", MODERN, Shape::Anything),
     field("read_only", 2, Flag),
     field("source", 2, Text),
     field("target", 2, Text),
-    field("tmpfs", 6, Object(TMPFS)),
+    field("tmpfs", 6, Open(TMPFS)),
     field("type", 2, Text),
-    field("volume", 2, Object(VOLUME_OPTIONS)),
+    field("volume", 2, Open(VOLUME_OPTIONS)),
 ];
 const BIND: &[Field] = &[
     field("propagation", 2, Text),
@@ -302,24 +350,24 @@ const BIND: &[Field] = &[
     field("recursive", MODERN, Text),
     field("selinux", MODERN, Text),
 ];
-const TMPFS: &[Field] = &[field("size", 6, Size), field("mode", MODERN, Text)];
+const TMPFS: &[Field] = &[field("size", 6, Natural), field("mode", MODERN, Count)];
 const VOLUME_OPTIONS: &[Field] =
     &[field("nocopy", 2, Flag), field("labels", MODERN, Labels), field("subpath", MODERN, Text)];
 
 const NETWORK: &[Field] = &[
     field("attachable", 2, Flag),
     field("driver", 0, Text),
-    field("driver_opts", 0, Shape::Map(&Text)),
+    field("driver_opts", 0, Options(false)),
     field("enable_ipv4", MODERN, Flag),
     field("enable_ipv6", MODERN, Flag),
-    field("external", 0, Shape::External),
+    field("external", 0, Shape::External(false)),
     field("internal", 0, Flag),
     field("ipam", 0, Object(IPAM)),
     field("labels", 0, Labels),
     field("name", 5, Text),
 ];
 const IPAM: &[Field] = &[
-    field("config", 0, Shape::List(&Object(IPAM_CONFIG))),
+    field("config", 0, List(&Object(IPAM_CONFIG))),
     field("driver", 0, Text),
     field("options", MODERN, Shape::Map(&Text)),
 ];
@@ -331,16 +379,16 @@ const IPAM_CONFIG: &[Field] = &[
 ];
 const VOLUME: &[Field] = &[
     field("driver", 0, Text),
-    field("driver_opts", 0, Shape::Map(&Text)),
-    field("external", 0, Shape::External),
+    field("driver_opts", 0, Options(false)),
+    field("external", 0, Shape::External(false)),
     field("labels", 0, Labels),
     field("name", 4, Text),
 ];
 const SECRET: &[Field] = &[
     field("driver", 8, Text),
-    field("driver_opts", 8, Shape::Map(&Text)),
+    field("driver_opts", 8, Options(false)),
     field("environment", MODERN, Text),
-    field("external", 1, Shape::External),
+    field("external", 1, Shape::External(true)),
     field("file", 1, Text),
     field("labels", 1, Labels),
     field("name", 5, Text),
@@ -349,170 +397,9 @@ const SECRET: &[Field] = &[
 const CONFIG: &[Field] = &[
     field("content", MODERN, Text),
     field("environment", MODERN, Text),
-    field("external", 3, Shape::External),
+    field("external", 3, Shape::External(true)),
     field("file", 3, Text),
     field("labels", 3, Labels),
     field("name", 5, Text),
     field("template_driver", 8, Text),
 ];
-
-/// What is wrong with a file, and what is only odd, each in the file's order.
-pub(super) struct Checked {
-    pub(super) findings: Vec<Finding>,
-    pub(super) warnings: Vec<String>,
-}
-
-pub(super) fn check(root: &Node, version: Version, source: &Source) -> Checked {
-    let mut checker = Checker { version, source, findings: Vec::new(), warnings: Vec::new() };
-    checker.object(root, "", ROOT);
-    Checked { findings: checker.findings, warnings: checker.warnings }
-}
-
-struct Checker<'a> {
-    version: Version,
-    source: &'a Source,
-    findings: Vec<Finding>,
-    warnings: Vec<String>,
-}
-
-impl Checker<'_> {
-    fn value(&mut self, node: &Node, path: &str, shape: &Shape) {
-        if matches!(node.value, Yaml::Null) {
-            return;
-        }
-        let scalar = matches!(node.value, Yaml::Scalar(_));
-        let list = matches!(node.value, Yaml::List(_));
-        let map = matches!(node.value, Yaml::Map(_));
-        match shape {
-            Shape::Anything => {}
-            Text | Duration | Size => self.expect(scalar, node, path, "a string"),
-            Whole => self.expect(scalar, node, path, "an integer"),
-            Real => self.expect(scalar, node, path, "a number"),
-            Flag => self.expect(scalar, node, path, "a boolean"),
-            Texts | Words | Shape::HealthTest => {
-                self.expect(scalar || list, node, path, "a string or a list");
-                self.items(node, path, &Text);
-            }
-            Shape::List(inner) => {
-                self.expect(list, node, path, "a list");
-                self.items(node, path, inner);
-            }
-            Pairs | Labels | Hosts => {
-                self.expect(map || list, node, path, "a mapping or a list");
-                self.items(node, path, &Text);
-                self.members(node, path, &Text);
-            }
-            Shape::Map(inner) => {
-                self.expect(map, node, path, "a mapping");
-                self.members(node, path, inner);
-            }
-            Object(fields) => self.object(node, path, fields),
-            Shape::Detailed(_, fields) if !scalar => self.object(node, path, fields),
-            Shape::Detailed(..) => {}
-            Shape::Named(fields) => {
-                self.expect(map || list, node, path, "a list or a mapping");
-                self.items(node, path, &Text);
-                for (key, inner) in own_entries(node) {
-                    self.value(inner, &join(path, &key.text), &Object(fields));
-                }
-            }
-            Shape::Ulimit if scalar => {}
-            Shape::Ulimit => self.object(node, path, ULIMIT),
-            Shape::Ports => self.details(node, path, PORT),
-            Shape::Volumes => self.details(node, path, MOUNT),
-            Files => self.details(node, path, FILE),
-            Shape::External if scalar => {}
-            Shape::External => self.object(node, path, EXTERNAL),
-        }
-    }
-
-    fn expect(&mut self, right: bool, node: &Node, path: &str, what: &str) {
-        if !right {
-            let finding = self.source.finding(node.place, format!("{path} must be {what}"), None);
-            self.findings.push(finding);
-        }
-    }
-
-    fn items(&mut self, node: &Node, path: &str, shape: &Shape) {
-        for (at, item) in node.items().iter().enumerate() {
-            self.value(item, &join(path, &at.to_string()), shape);
-        }
-    }
-
-    fn members(&mut self, node: &Node, path: &str, shape: &Shape) {
-        for (key, inner) in own_entries(node) {
-            self.value(inner, &join(path, &key.text), shape);
-        }
-    }
-
-    /// A list of texts and of mappings.
-    fn details(&mut self, node: &Node, path: &str, fields: &[Field]) {
-        self.expect(matches!(node.value, Yaml::List(_)), node, path, "a list");
-        for (at, item) in node.items().iter().enumerate() {
-            if !matches!(item.value, Yaml::Scalar(_)) {
-                self.object(item, &join(path, &at.to_string()), fields);
-            }
-        }
-    }
-
-    fn object(&mut self, node: &Node, path: &str, fields: &[Field]) {
-        if !matches!(node.value, Yaml::Map(_) | Yaml::Null) {
-            self.expect(false, node, if path.is_empty() { "the file" } else { path }, "a mapping");
-            return;
-        }
-        for (key, inner) in own_entries(node) {
-            match fields.iter().find(|field| field.name == key.text) {
-                Some(field) if field.since <= self.version || field.since == MODERN => {
-                    if field.since > self.version {
-                        let path = join(path, &key.text);
-                        self.warnings.push(format!("{path} is not of version 3 of the format: Docker refuses it"));
-                    }
-                    self.value(inner, &join(path, &key.text), &field.shape);
-                }
-                known => {
-                    let name = &key.text;
-                    let help = match known {
-                        Some(Field { since, .. }) => {
-                            Some(format!("{name} exists from version 3.{since} on: write version: \"3.{since}\""))
-                        }
-                        None => nearest(name, fields).map(|near| format!("did you mean {near}?")),
-                    };
-                    let path = if path.is_empty() { "(root)" } else { path };
-                    let message = format!("{path} Additional property {name} is not allowed");
-                    let finding = self.source.finding(key.place, message, help);
-                    self.findings.push(finding);
-                }
-            }
-        }
-    }
-}
-
-/// Without `x-…`, which is the user's own, everywhere.
-fn own_entries(node: &Node) -> impl Iterator<Item = &(super::yaml::Key, Node)> {
-    node.entries().iter().filter(|(key, _)| !key.text.starts_with("x-"))
-}
-
-fn join(path: &str, key: &str) -> String {
-    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
-}
-
-/// The known key that a mistyped one is closest to.
-fn nearest(name: &str, fields: &[Field]) -> Option<&'static str> {
-    let close = fields.iter().map(|field| (distance(name, field.name), field.name)).min()?;
-    (close.0 <= name.len().max(3) / 3).then_some(close.1)
-}
-
-/// How many letters must be added, removed or replaced.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.chars().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row.last().copied().unwrap_or(0)
-}

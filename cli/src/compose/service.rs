@@ -15,7 +15,7 @@ use super::{
     convert::Reader,
     deploy,
     error::ComposeError,
-    keys, ports,
+    keys, ports, volumes,
     yaml::{Key, Node, Yaml},
 };
 use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, quantity, words};
@@ -137,7 +137,11 @@ pub(super) fn environment(
 fn env_files(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<(String, Option<String>)>, ComposeError> {
     let Some(files) = node.get("env_file") else { return Ok(Vec::new()) };
     let mut all = Vec::new();
-    for item in if files.items().is_empty() { std::slice::from_ref(files) } else { files.items() } {
+    let list = match &files.value {
+        Yaml::List(items) => items.as_slice(),
+        _ => std::slice::from_ref(files),
+    };
+    for item in list {
         let file = reader.text(item.get("path").unwrap_or(item), path)?;
         let required = item.get("required").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(true);
         let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
@@ -175,8 +179,7 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
         let path = format!("{path}.volumes");
         let mount = match &item.value {
             Yaml::Map(_) => long_mount(reader, item, &path)?,
-            _ => reader
-                .parsed(item, &path, |text| mount::short_form(&at_home(reader.around, text), reader.around.dir))?,
+            _ => reader.parsed(item, &path, |text| short_mount(reader.around, text))?,
         };
         mounts.push(named_volume(reader, item, mount)?);
     }
@@ -188,12 +191,16 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
     Ok(mounts)
 }
 
-/// `~/data` is in the home folder of whoever deploys.
-pub(super) fn at_home(around: &Surroundings<'_>, text: &str) -> String {
-    match (text.strip_prefix("~/"), (around.variable)("HOME")) {
-        (Some(rest), Some(home)) => format!("{}/{rest}", home.trim_end_matches('/')),
-        _ => text.to_owned(),
+fn short_mount(around: &Surroundings<'_>, text: &str) -> Result<Mount, String> {
+    // Docker takes the one letter for a drive of Windows, and then refuses the rest.
+    if let Some((name, target)) = text.split_once(':').filter(|(name, rest)| name.len() == 1 && rest.starts_with('/'))
+        && name.bytes().all(|b| b.is_ascii_alphabetic())
+        && !target.contains(':')
+    {
+        let volume = Mount { source: name.to_owned(), target: target.to_owned(), ..mount::empty(MountKind::Volume) };
+        return mount::check(volume);
     }
+    volumes::parse(text)?.mount(around)
 }
 
 fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, ComposeError> {
@@ -202,8 +209,8 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     let mut made = mount::empty(kind.unwrap_or(MountKind::Volume));
     made.source = text("source")?.unwrap_or_default();
     made.target = text("target")?.unwrap_or_default();
-    if made.kind == MountKind::Bind && made.source.starts_with('.') {
-        made.source = mount::join(reader.around.dir, &made.source);
+    if made.kind == MountKind::Bind {
+        made.source = volumes::host_path(reader.around, &made.source);
     }
     made.read_only = item.get("read_only").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(false);
     if let Some(bind) = item.get("bind") {
@@ -324,21 +331,25 @@ pub(super) fn file_mode(text: &str) -> Result<u32, String> {
 fn hosts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, ComposeError> {
     let Some(list) = node.get("extra_hosts") else { return Ok(Vec::new()) };
     let path = format!("{path}.extra_hosts");
-    let entries = match &list.value {
-        Yaml::List(items) => items.iter().map(|item| reader.text(item, &path)).collect::<Result<Vec<_>, _>>()?,
-        _ => {
-            let pairs = reader.pairs(list, &path)?;
-            pairs.into_iter().map(|(host, ip)| format!("{host}:{}", ip.unwrap_or_default())).collect()
+    let mut lines = Vec::new();
+    let mut add = |place: &Node, host: &str, ip: &str| match ip.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
+        Ok(ip) => {
+            lines.push(format!("{ip} {host}"));
+            Ok(())
         }
+        Err(_) => Err(reader.error(place, format!("{path}: \"{host}:{ip}\": expected HOST:IP, such as db:10.1.2.3"))),
     };
-    let entry = |text: &String| {
-        let (host, ip) = text.split_once(':').or_else(|| text.split_once('=')).unwrap_or((text, ""));
-        match ip.parse::<std::net::IpAddr>() {
-            Ok(ip) => Ok(format!("{ip} {host}")),
-            Err(_) => Err(reader.error(list, format!("{path}: {text:?}: expected HOST:IP"))),
+    for item in list.items() {
+        let text = reader.text(item, &path)?;
+        let (host, ip) = text.split_once('=').or_else(|| text.split_once(':')).unwrap_or((&text, ""));
+        add(item, host, ip)?;
+    }
+    for (key, inner) in list.entries() {
+        for address in if inner.items().is_empty() { std::slice::from_ref(inner) } else { inner.items() } {
+            add(address, &key.text, address.text().unwrap_or_default())?;
         }
-    };
-    entries.iter().map(entry).collect()
+    }
+    Ok(lines)
 }
 
 fn ulimits(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Ulimit>, ComposeError> {

@@ -87,7 +87,7 @@ fn with<T>(
     };
     let around = Surroundings { stack: "shop", dir: "/srv/shop", variable: &variable, read: &read };
     let files: Vec<_> = texts.iter().map(|text| ("compose.yml".to_owned(), (*text).to_owned())).collect();
-    Document::parse(&files).and_then(|document| use_it(document, &around)).map_err(|error| error.to_string())
+    Document::parse(&files, false).and_then(|document| use_it(document, &around)).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_bare_three_means_the_newest() {
     assert!(load("version: '3'\nservices: {a: {image: b}}\nsecrets: {s: {external: true}}\n").is_ok());
     assert!(load("version: 3\nname: n\nservices: {a: {image: b}}\n").is_ok());
     assert_eq!(
-        Document::parse(&[("f".into(), "name: n$X\nservices: {a: {image: b}}\n".into())])
+        Document::parse(&[("f".into(), "name: n$X\nservices: {a: {image: b}}\n".into())], false)
             .unwrap()
             .name(&|_| Some("1".into()))
             .unwrap()
@@ -295,7 +295,7 @@ fn with_a_version_some_keys_are_warned_of() {
     assert!(!stack.services[0].spec.task.container.privileged);
     let warnings = stack.warnings.join("\n");
     for fragment in [
-        "services.a.scale is not of version 3",
+        "services.a Additional property scale is not allowed in version 3 of the format: Docker refuses it",
         "Ignoring unsupported options: privileged, restart",
         "ignoring IP-address (127.0.0.1:80:80/tcp) service will listen on '0.0.0.0'",
     ] {
@@ -317,6 +317,36 @@ fn hostile_files_are_refused_soon() {
         assert!(load(&text).is_err());
     }
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn strict_refuses_what_docker_refuses() {
+    let service = |body: &str| format!("version: '3.8'\nservices:\n  a:\n    image: x\n    {body}\n");
+    for (body, said) in [
+        ("scale: 2", "services.a Additional property scale is not allowed"),
+        ("tty: yes", "services.a.tty must be a boolean"),
+        ("user: 1000", "services.a.user must be a string"),
+        ("command: [5]", "services.a.command.0 must be a string"),
+        ("ports: [{target: '80'}]", "services.a.ports.0.target must be a integer"),
+        ("ports: ['80:x']", "services.a.ports.0 Does not match format 'ports'"),
+        ("ports: [80, 80]", "services.a.ports array items[0,1] must be unique"),
+        ("environment: {A: true}", "services.a.environment.A must be a string, number or null"),
+        ("deploy: {replicas: '3'}", "services.a.deploy.replicas must be a integer"),
+        ("deploy: {x-a: 1}", "services.a.deploy Additional property x-a is not allowed"),
+        ("healthcheck: {interval: x}", "services.a.healthcheck.interval Does not match format 'duration'"),
+        ("volumes: [{source: x}]", "services.a.volumes.0 type is required"),
+        ("ulimits: {nofile: {soft: 5}}", "services.a.ulimits.nofile hard is required"),
+        ("depends_on: {b: {condition: service_healthy}}", "services.a.depends_on must be a list"),
+        ("hostname: $1", "invalid interpolation format for services.a.hostname: \"$1\"; you may need to escape any $"),
+    ] {
+        let files = [("compose.yml".to_owned(), service(body))];
+        let around = Surroundings { stack: "s", dir: "/", variable: &|_| None, read: &|_| Err(String::new()) };
+        let error = Document::parse(&files, true).and_then(|d| d.normalised(&around)).unwrap_err().to_string();
+        assert!(error.contains(said), "{body}: {error}");
+    }
+    for lenient in ["scale: 2", "tty: yes", "deploy: {replicas: '3'}", "environment: {A: true}"] {
+        assert!(load(&service(lenient)).is_ok(), "{lenient}");
+    }
 }
 
 /// The golden document is what `docker stack config` (28.2) printed for the same file.

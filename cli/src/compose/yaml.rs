@@ -5,11 +5,16 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-use super::error::{ComposeError, Place, Source};
+use super::{
+    error::{ComposeError, Place, Source},
+    scalar::{ScalarKind, resolve},
+};
 
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub(super) value: Yaml,
+    /// Of a scalar.
+    pub(super) kind: ScalarKind,
     pub(super) place: Place,
 }
 
@@ -25,6 +30,8 @@ pub(super) enum Yaml {
 #[derive(Debug, Clone)]
 pub(super) struct Key {
     pub(super) text: String,
+    /// `yes` and `a` are texts, `1` and `true` are not.
+    pub(super) is_text: bool,
     pub(super) place: Place,
 }
 
@@ -38,18 +45,36 @@ pub(super) fn parse(source: &Source, file: usize) -> Result<Node, ComposeError> 
         let message = format!("this file has {} bytes; a stack file has at most {MAX_FILE_BYTES}", text.len());
         return Err(source.error(Place { file, ..Place::default() }, message));
     }
+    let text = first_document(text);
     let reader = Reader { text, file };
     let raw: Spanned<Raw> = serde_saphyr::from_str(text).map_err(|error| {
         let error = error.without_snippet();
         let place = error.location().map(|at| reader.place_of(at)).unwrap_or(Place { file, ..Place::default() });
-        let said = error.to_string().replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        let said = error.to_string();
         source.error_with_help(
             place,
-            format!("this is not valid YAML: {said}"),
+            format!("this is not valid YAML: {}", reader.in_go_words(&said, place)),
             Some("check the indentation (spaces, not tabs), the colons and the quotes around here".into()),
         )
     })?;
     Ok(reader.convert(raw))
+}
+
+/// A file may hold several documents; Docker's client reads the first.
+fn first_document(text: &str) -> &str {
+    let mut at = 0;
+    let mut begun = false;
+    for line in text.split_inclusive('\n') {
+        let is_marker = |marker: &str| {
+            line.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        };
+        if begun && (is_marker("---") || is_marker("...")) {
+            return &text[..at];
+        }
+        begun |= !line.trim().is_empty() && !line.starts_with(['#', '%']);
+        at += line.len();
+    }
+    text
 }
 
 impl Node {
@@ -81,37 +106,14 @@ impl Node {
     }
 }
 
-/// A leading zero means octal to Docker's client, though no longer to YAML.
-fn octal(written: &str) -> Option<String> {
-    let digits = written.strip_prefix('0')?;
-    let value = u64::from_str_radix(digits, 8).ok()?;
-    Some(value.to_string())
-}
-
-/// As Go prints it, which is what Docker's client makes of a number where a text is meant: `0.10` is `0.1`.
-fn shown(value: f64) -> String {
-    if value == 0.0 || (1e-4..1e21).contains(&value.abs()) || !value.is_finite() {
-        return match (value.is_nan(), value.is_infinite()) {
-            (true, _) => "NaN".into(),
-            (_, true) => if value > 0.0 { "+Inf" } else { "-Inf" }.into(),
-            _ => value.to_string(),
-        };
-    }
-    let text = format!("{value:e}");
-    let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-    let (sign, exponent) = exponent.strip_prefix('-').map_or(("+", exponent), |exponent| ("-", exponent));
-    format!("{digits}e{sign}{exponent:0>2}")
-}
-
-/// What serde sees; scalars that are not strings are texts of what they mean.
+/// What serde sees. What an unquoted word means is found out from the file's text.
 enum Raw {
     Null,
     Text(String),
-    /// `yes` is a text where a text is meant.
-    Bool(bool),
-    Other(String),
+    /// What the parser takes for a number or boolean.
+    Typed(String),
     List(Vec<Spanned<Raw>>),
-    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+    Map(Vec<(Spanned<Raw>, Spanned<Raw>)>),
 }
 
 impl<'de> Deserialize<'de> for Raw {
@@ -138,27 +140,27 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
-        Ok(Raw::Bool(value))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_u64<E>(self, value: u64) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_i128<E>(self, value: i128) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_u128<E>(self, value: u128) -> Result<Raw, E> {
-        Ok(Raw::Other(value.to_string()))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
-        Ok(Raw::Other(shown(value)))
+        Ok(Raw::Typed(value.to_string()))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
@@ -190,29 +192,114 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn convert(&self, raw: Spanned<Raw>) -> Node {
         let place = self.place_of(raw.defined);
+        let mut kind = ScalarKind::Text;
         let value = match raw.value {
-            Raw::Null => Yaml::Null,
-            Raw::Text(scalar) => Yaml::Scalar(scalar),
-            Raw::Bool(value) => {
-                let written = self.text.get(place.offset..place.offset + place.len).map(str::trim);
-                Yaml::Scalar(written.filter(|w| !w.is_empty()).map_or(value.to_string(), str::to_owned))
+            // Only four words are null to Docker's client; the parser knows more.
+            Raw::Null if self.plain(place).is_none_or(|plain| resolve(plain).is_none()) => Yaml::Null,
+            Raw::Null => {
+                let plain = self.plain(place).unwrap_or_default();
+                Yaml::Scalar(plain.to_owned())
             }
-            Raw::Other(shown) => {
-                let written = self.text.get(place.offset..place.offset + place.len).unwrap_or_default();
-                Yaml::Scalar(octal(written.trim()).unwrap_or(shown))
-            }
+            Raw::Text(read) if self.written(place) != read || self.is_block(place) => Yaml::Scalar(read),
+            Raw::Text(read) | Raw::Typed(read) => match self.scalar(&read, place) {
+                Some((known, text)) => {
+                    kind = known;
+                    Yaml::Scalar(text)
+                }
+                None => Yaml::Null,
+            },
             Raw::List(items) => Yaml::List(items.into_iter().map(|item| self.convert(item)).collect()),
-            Raw::Map(entries) => Yaml::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| {
-                        let place = self.place_of(key.defined);
-                        (Key { text: key.value, place }, self.convert(value))
-                    })
-                    .collect(),
-            ),
+            Raw::Map(entries) => {
+                let entry = |(key, value)| (self.key(key), self.convert(value));
+                Yaml::Map(entries.into_iter().map(entry).collect())
+            }
         };
-        Node { value, place }
+        Node { value, kind, place }
+    }
+
+    fn key(&self, raw: Spanned<Raw>) -> Key {
+        let place = self.place_of(raw.defined);
+        let (text, is_text) = match raw.value {
+            // As written: a name that looks like a number is a name.
+            Raw::Text(read) | Raw::Typed(read) => match self.plain(place) {
+                Some(plain) => (plain.to_owned(), matches!(resolve(plain), Some((ScalarKind::Text, _)))),
+                None => (read, true),
+            },
+            Raw::Null => ("null".to_owned(), false),
+            Raw::List(_) | Raw::Map(_) => (self.written(place).to_owned(), false),
+        };
+        Key { text, is_text, place }
+    }
+
+    /// The value of a scalar that the parser read as `read`.
+    fn scalar(&self, read: &str, place: Place) -> Option<(ScalarKind, String)> {
+        match (self.tag(place), self.plain(place)) {
+            ("!!int" | "!!float" | "!!bool", _) => resolve(read),
+            ("", Some(plain)) => resolve(plain),
+            _ => Some((ScalarKind::Text, read.to_owned())),
+        }
+    }
+
+    /// What Docker's client says of the same mistake, for those who search for it.
+    fn in_go_words(&self, said: &str, place: Place) -> String {
+        if let Some(key) = said.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split([',', ' ']).next()) {
+            let before = self.text.get(..place.offset).unwrap_or_default();
+            let names = |line: &str| {
+                let written = line.trim_start_matches([' ', '-', '{', '?']).trim_start_matches(['"', '\'']);
+                written.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'', ' ']).starts_with(':'))
+            };
+            let line = before.lines().enumerate().filter(|(_, line)| names(line)).last();
+            let first = line.map_or_else(|| before.lines().count(), |(at, _)| at + 1);
+            return format!("mapping key {key:?} already defined at line {first}");
+        }
+        if said.starts_with("tabs disallowed") {
+            return format!("found character that cannot start any token: {said}");
+        }
+        if said.contains("unknown anchor") {
+            let rest = self.text.get(place.offset..).unwrap_or_default();
+            let name: String = rest
+                .trim_start_matches('*')
+                .chars()
+                .take_while(|c| !c.is_whitespace() && !",]}".contains(*c))
+                .collect();
+            return format!("unknown anchor '{name}' referenced");
+        }
+        if said.starts_with("unexpected character: `\\u{") {
+            return format!("control characters are not allowed: {said}");
+        }
+        if said.contains("recursive references") {
+            return "an anchor's value contains itself".into();
+        }
+        if said.contains("merge value must be") {
+            return "map merge requires map or sequence of maps as the value".into();
+        }
+        said.to_owned()
+    }
+
+    fn written(&self, place: Place) -> &str {
+        self.text.get(place.offset..place.offset + place.len).unwrap_or_default().trim()
+    }
+
+    /// The word at the place when it is neither quoted nor a block nor of several lines.
+    fn plain(&self, place: Place) -> Option<&str> {
+        let written = self.written(place);
+        let is_plain = !written.starts_with(['"', '\'', '|', '>', '!', '&', '*']) && !written.contains('\n');
+        is_plain.then_some(written)
+    }
+
+    /// Whether the value stands on lines of its own, under `|` or `>`.
+    fn is_block(&self, place: Place) -> bool {
+        let before = self.text.get(..place.offset).unwrap_or_default().trim_end();
+        let line = before.rsplit('\n').next().unwrap_or_default();
+        let mark = line.trim_end_matches(|c: char| c.is_ascii_digit() || "+-".contains(c));
+        mark.ends_with(['|', '>']) && self.text.get(before.len()..place.offset).is_some_and(|gap| gap.contains('\n'))
+    }
+
+    /// `!!str`, when that stands before the value.
+    fn tag(&self, place: Place) -> &str {
+        let line = self.text.get(..place.offset).and_then(|before| before.rsplit('\n').next()).unwrap_or_default();
+        let word = line.split_ascii_whitespace().next_back().unwrap_or_default();
+        if word.starts_with('!') { word } else { "" }
     }
 
     fn place_of(&self, at: serde_saphyr::Location) -> Place {

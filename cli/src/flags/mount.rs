@@ -1,4 +1,4 @@
-//! `--mount type=volume,source=data,target=/data,readonly`, and the short form of stack files.
+//! `--mount type=volume,source=data,target=/data,readonly`.
 
 use std::collections::BTreeMap;
 
@@ -99,32 +99,6 @@ fn insert(map: &mut BTreeMap<String, String>, text: &str) {
     map.insert(key.into(), value.into());
 }
 
-/// `data:/var/lib/data:ro` of a stack file; `dir` is the file's folder, for relative host paths.
-pub(crate) fn short_form(text: &str, dir: &str) -> Result<Mount, Refusal> {
-    let parts: Vec<&str> = text.split(':').collect();
-    let (source, target, options) = match parts.as_slice() {
-        [target] => ("", *target, ""),
-        [source, target] => (*source, *target, ""),
-        [source, target, options] => (*source, *target, *options),
-        _ => return Err(format!("{text:?}: expected [SOURCE:]TARGET[:OPTIONS], such as data:/var/lib/data:ro")),
-    };
-    let is_path = source.starts_with(['/', '.', '~']);
-    let mut mount = empty(if is_path { MountKind::Bind } else { MountKind::Volume });
-    mount.source = if source.starts_with('.') { join(dir, source) } else { source.to_owned() };
-    mount.target = target.to_owned();
-    for option in options.split(',').filter(|o| !o.is_empty()) {
-        match option {
-            "ro" => mount.read_only = true,
-            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
-            "nocopy" => mount.no_copy = true,
-            other => {
-                mount.propagation = propagation(other).map_err(|_| format!("{text:?}: unknown option {other:?}"))?
-            }
-        }
-    }
-    check(mount)
-}
-
 /// Joins without asking the file system, so that the result is the same everywhere.
 pub(crate) fn join(dir: &str, relative: &str) -> String {
     let mut parts: Vec<&str> = dir.split('/').filter(|p| !p.is_empty()).collect();
@@ -165,24 +139,6 @@ mod tests {
             "type=tmpfs,source=a,target=/b",
         ] {
             assert!(parse(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn short_forms() {
-        for (text, expected) in [
-            ("data:/d", "Volume data /d rw"),
-            ("/anon", "Volume  /anon rw"),
-            ("./www:/srv:ro", "Bind /home/u/www /srv ro"),
-            ("../x:/srv", "Bind /home/x /srv rw"),
-            ("/h:/c", "Bind /h /c rw"),
-        ] {
-            let mount = short_form(text, "/home/u").unwrap();
-            let mode = if mount.read_only { "ro" } else { "rw" };
-            assert_eq!(format!("{:?} {} {} {mode}", mount.kind, mount.source, mount.target), expected);
-        }
-        for text in ["a:b:c:d", "data:rel", "a:/b:bogus"] {
-            assert!(short_form(text, "/").is_err(), "{text}");
         }
     }
 }

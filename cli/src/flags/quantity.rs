@@ -4,17 +4,18 @@ use super::Refusal;
 
 /// `50M` is 50 · 1024²: Docker's memory units are binary, with or without `i` and `b`.
 pub(crate) fn bytes(text: &str) -> Result<u64, Refusal> {
-    let refusal = || "expected a size such as 512k, 50M or 1.5g (units b, k, m, g, t)".to_owned();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let amount: f64 = text[..digits].parse().map_err(|_| refusal())?;
-    let shift = match text[digits..].trim().to_lowercase().as_str() {
+    const FORMS: &str = "expected a size such as 512k, 50M or 1.5g (units b, k, m, g, t)";
+    let refusal = || format!("invalid size: '{text}': {FORMS}");
+    let digits = text.rfind(|c: char| c.is_ascii_digit() || ". ".contains(c)).map_or(0, |at| at + 1);
+    let amount: f64 = text[..digits].strip_suffix(' ').unwrap_or(&text[..digits]).parse().map_err(|_| refusal())?;
+    let shift = match text[digits..].to_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
         "p" | "pb" | "pib" => 50,
-        _ => return Err(refusal()),
+        suffix => return Err(format!("invalid suffix: '{suffix}': {FORMS}")),
     };
     to_whole(amount * f64::from(2_u32).powi(shift)).ok_or_else(refusal)
 }

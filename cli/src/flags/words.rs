@@ -1,4 +1,4 @@
-//! A command line as one text, cut into words the way a shell does (quotes and backslashes, nothing else).
+//! A command line as one text, cut into words the way a shell does (quotes, backslashes and comments, nothing else).
 
 use super::Refusal;
 
@@ -12,6 +12,9 @@ pub(crate) fn split(text: &str) -> Result<Vec<String>, Refusal> {
             '"' => word.get_or_insert_default().push_str(&until(&mut chars, '"')?),
             '\\' => word.get_or_insert_default().extend(chars.next()),
             c if c.is_whitespace() => words.extend(word.take()),
+            '#' if word.is_none() => {
+                chars.by_ref().find(|c| *c == '\n');
+            }
             c => word.get_or_insert_default().push(c),
         }
     }
@@ -32,7 +35,7 @@ fn until(chars: &mut std::str::Chars<'_>, quote: char) -> Result<String, Refusal
             c => out.push(c),
         }
     }
-    Err(format!("the {quote} quote is not closed"))
+    Err(format!("EOF found when expecting closing quote: the {quote} is not closed"))
 }
 
 #[cfg(test)]
@@ -47,6 +50,7 @@ mod tests {
             ("\"a b\"c \\ d ''", vec!["a bc", " d", ""]),
             ("\"q\\\"w\\n\"", vec!["q\"w\\n"]),
             ("", vec![]),
+            ("a#b # c\nd", vec!["a#b", "d"]),
         ] {
             assert_eq!(split(text), Ok(expected.into_iter().map(String::from).collect()), "{text}");
         }

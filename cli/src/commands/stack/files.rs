@@ -22,6 +22,9 @@ pub(crate) struct FileArgs {
     /// File with variables for the Compose file, instead of the .env beside it
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
+    /// Refuse what Docker's client refuses; without it, what only the Compose specification has is taken with a warning
+    #[arg(long)]
+    strict: bool,
 }
 
 /// The stack's name and what the files say. Without a name: the files' `name:`, else their folder's name.
@@ -42,7 +45,7 @@ fn with_surroundings<T>(
 ) -> anyhow::Result<T> {
     let texts = args.compose_file.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
     let dir = folder(args.compose_file.first())?;
-    let document = Document::parse(&texts)?;
+    let document = Document::parse(&texts, args.strict)?;
     let defaults = variables(&args.env_file, &dir)?;
     let variable = |name: &str| std::env::var(name).ok().or_else(|| defaults.get(name).cloned());
     let given = match stack {
@@ -72,8 +75,20 @@ fn read(file: &Path) -> anyhow::Result<(String, String)> {
         std::io::stdin().read_to_string(&mut text).context("cannot read the stack file from standard input")?;
         return Ok(("stdin".into(), text));
     }
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = decoded(bytes).with_context(|| format!("{} is neither UTF-8 nor UTF-16", file.display()))?;
     Ok((file.display().to_string(), text))
+}
+
+/// Editors of Windows write UTF-16, with a mark at the beginning.
+fn decoded(bytes: Vec<u8>) -> anyhow::Result<String> {
+    let unit: fn([u8; 2]) -> u16 = match bytes.get(..2) {
+        Some([0xff, 0xfe]) => u16::from_le_bytes,
+        Some([0xfe, 0xff]) => u16::from_be_bytes,
+        _ => return Ok(String::from_utf8(bytes)?),
+    };
+    let units: Vec<u16> = bytes[2..].as_chunks().0.iter().copied().map(unit).collect();
+    Ok(String::from_utf16(&units)?)
 }
 
 /// Where relative paths start: beside the first file.
@@ -135,6 +150,14 @@ mod tests {
         for name in ["", "-x", "a b", "é"] {
             assert!(check_name(name).is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn texts_of_windows_are_read() {
+        assert_eq!(decoded(b"\xff\xfea\0\xe9\0".to_vec()).unwrap(), "aé");
+        assert_eq!(decoded(b"\xfe\xff\0a".to_vec()).unwrap(), "a");
+        assert_eq!(decoded("aé".as_bytes().to_vec()).unwrap(), "aé");
+        assert!(decoded(b"\xff\xff".to_vec()).is_err());
     }
 
     #[test]

@@ -1,0 +1,119 @@
+//! Go's durations to the nanosecond, signs included: what Docker's client reads and prints.
+//!
+//! Orch itself keeps whole milliseconds from 0 up.
+
+use std::fmt::Write as _;
+
+const UNITS: [(&str, i128); 8] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("μs", 1_000),
+    ("ms", 1_000_000),
+    ("s", SECOND),
+    ("m", 60 * SECOND),
+    ("h", 3600 * SECOND),
+];
+const SECOND: i128 = 1_000_000_000;
+
+pub(super) fn parse(text: &str) -> Option<i64> {
+    let (sign, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Some(0);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut total: i128 = 0;
+    while !rest.is_empty() {
+        let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+        let whole = digits(rest);
+        let (number, mut tail) = rest.split_at(whole);
+        let mut fraction = "";
+        if let Some(after) = tail.strip_prefix('.') {
+            (fraction, tail) = after.split_at(digits(after));
+        }
+        if number.is_empty() && fraction.is_empty() {
+            return None;
+        }
+        let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let unit = UNITS.iter().find(|(name, _)| *name == &tail[..unit_len])?.1;
+        let number: i128 = if number.is_empty() { 0 } else { number.parse().ok()? };
+        total = total.checked_add(number.checked_mul(unit)?)?.checked_add(part(fraction, unit))?;
+        rest = &tail[unit_len..];
+    }
+    i64::try_from(sign * total).ok()
+}
+
+/// Digits after the point of one unit.
+fn part(fraction: &str, unit: i128) -> i128 {
+    let (mut sum, mut worth) = (0, unit);
+    for digit in fraction.bytes() {
+        worth /= 10;
+        sum += worth * i128::from(digit - b'0');
+    }
+    sum
+}
+
+pub(super) fn show(nanos: i64) -> String {
+    let mut out = if nanos < 0 { "-".to_owned() } else { String::new() };
+    let nanos = nanos.unsigned_abs();
+    let decimals = |value: u64, unit: u64| {
+        let text = format!("{}.{:0width$}", value / unit, value % unit, width = unit.ilog10() as usize);
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    };
+    let small = match nanos {
+        0 => Some("0s".to_owned()),
+        1..1_000 => Some(format!("{nanos}ns")),
+        1_000..1_000_000 => Some(format!("{}µs", decimals(nanos, 1_000))),
+        1_000_000..1_000_000_000 => Some(format!("{}ms", decimals(nanos, 1_000_000))),
+        _ => None,
+    };
+    if let Some(small) = small {
+        return out + &small;
+    }
+    let seconds = nanos / 1_000_000_000;
+    if seconds >= 3600 {
+        let _ = write!(out, "{}h", seconds / 3600);
+    }
+    if seconds >= 60 {
+        let _ = write!(out, "{}m", seconds / 60 % 60);
+    }
+    out + &decimals(nanos % 60_000_000_000, 1_000_000_000) + "s"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_gos() {
+        for (text, expected) in [
+            ("1m30s", Some("1m30s")),
+            ("90s", Some("1m30s")),
+            ("1500ms", Some("1.5s")),
+            ("100us", Some("100µs")),
+            ("1.5h", Some("1h30m0s")),
+            ("-5s", Some("-5s")),
+            ("+.5s", Some("500ms")),
+            ("1.s", Some("1s")),
+            ("1h1h", Some("2h0m0s")),
+            ("1ns", Some("1ns")),
+            ("0", Some("0s")),
+            ("0s", Some("0s")),
+            ("1.0005ms", Some("1.0005ms")),
+            ("", None),
+            ("-", None),
+            ("5", None),
+            (".s", None),
+            ("1d", None),
+            ("s", None),
+            ("99999999999h", None),
+        ] {
+            assert_eq!(parse(text).map(show).as_deref(), expected, "{text}");
+        }
+    }
+}
