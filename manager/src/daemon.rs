@@ -33,7 +33,7 @@ use crate::{
     leader::{self, Throne},
     log::{KeyRing, SealError, Sealer, SledEngine},
     membership::Entrance,
-    raft::{self, Consensus, Member, Proposer, RaftService, Settings},
+    raft::{self, Compaction, Consensus, Member, Proposer, RaftService, Settings, TlsDial, WallClock},
     streams::StreamsService,
 };
 
@@ -161,10 +161,12 @@ impl Manager {
         let settings = Settings {
             raft_id,
             cluster,
-            identity: identity.clone(),
+            dial: Arc::new(TlsDial(identity.clone())),
+            clock: WallClock::system(),
             engine,
             sealer: Arc::clone(&sealer),
             snapshots: home.snapshots(),
+            compaction: Compaction::default(),
             force_single: alone.then_some(own),
         };
         let consensus = Consensus::start(settings, raft_runtime).await?;

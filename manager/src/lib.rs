@@ -18,6 +18,8 @@ pub mod membership;
 pub mod raft;
 mod random;
 mod roles;
+#[cfg(test)]
+mod simulation;
 pub mod streams;
 
 pub use daemon::{Config, run};

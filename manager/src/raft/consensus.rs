@@ -4,23 +4,28 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use openraft::{
     ChangeMembers, Config, Instant as _, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver,
-    errors::{ClientWriteError, RaftError},
+    errors::{ClientWriteError, LinearizableReadError, RaftError},
 };
 use orch_manager_core::roles::{Seat, Seats};
-use orch_model::ClusterId;
-use orch_proto::{report::chain, tls::SharedIdentity};
-use tokio::{runtime::Handle, sync::watch, time::timeout};
+use orch_model::{ClusterId, Timestamp};
+use orch_proto::report::chain;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
+    leader_line::LeaderLine,
     log_store::LogStore,
     machine::StateMachine,
-    network::Network,
+    network::{Dial, Network},
     snapshot::SnapshotFolder,
     store::Store,
     types::{Applied, LogId, Member, Proposal, Raft, TypeConfig},
@@ -30,8 +35,6 @@ use crate::log::{LogEngine, Sealer};
 const HEARTBEAT_MS: u64 = 200;
 const ELECTION_MIN_MS: u64 = 1000;
 const ELECTION_MAX_MS: u64 = 2000;
-const SNAPSHOT_EVERY_ENTRIES: u64 = 10_000;
-const KEEP_ENTRIES: u64 = 2_000;
 const PURGE_BATCH_ENTRIES: u64 = 256;
 const ENTRIES_PER_MESSAGE: u64 = 64;
 /// Enough for the first snapshot chunks on a slow link; the transfer itself is limited by progress.
@@ -39,6 +42,10 @@ const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
 /// How long a proposal may wait for a quorum before its author is told that nobody knows.
 const PROPOSAL_LIMIT: Duration = Duration::from_secs(10);
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// For a manager that does not lead: an election takes one to two seconds.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(6);
+/// Before another look for a leader that answers.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(50);
 /// For a new member to catch up, and for a change of members to commit.
 const MEMBER_LIMIT: Duration = Duration::from_secs(60);
 /// A manager that has not answered for this long does not count towards a quorum.
@@ -74,12 +81,49 @@ pub enum ConsensusError {
 pub struct Settings {
     pub raft_id: u64,
     pub cluster: ClusterId,
-    pub identity: SharedIdentity,
+    /// How the others are reached.
+    pub dial: Arc<dyn Dial>,
+    pub clock: WallClock,
     pub engine: Arc<dyn LogEngine>,
     pub sealer: Arc<Sealer>,
     pub snapshots: PathBuf,
+    pub compaction: Compaction,
     /// Go on without the other managers, as this member.
     pub force_single: Option<Member>,
+}
+
+/// When the log gives way to a snapshot.
+#[derive(Debug, Clone, Copy)]
+pub struct Compaction {
+    /// A snapshot is made after so many entries.
+    pub every_entries: u64,
+    /// So many entries before it stay, for managers that lag a little.
+    pub keep_entries: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { every_entries: 10_000, keep_entries: 2_000 }
+    }
+}
+
+/// The time of day, for the leader's stamps; it may jump.
+#[derive(Clone)]
+pub struct WallClock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl WallClock {
+    pub fn new(read: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// This machine's.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::new(|| {
+            let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            Timestamp::from_unix_ms(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+        })
+    }
 }
 
 /// Who leads, as far as this manager knows.
@@ -101,6 +145,8 @@ pub struct Consensus {
     pristine: bool,
     store: Arc<Store>,
     cluster: ClusterId,
+    clock: WallClock,
+    line: Arc<LeaderLine>,
     leadership: watch::Receiver<Leadership>,
     /// Held while the membership is changed: what was checked must still hold when it is done.
     changing_members: Arc<tokio::sync::Mutex<()>>,
@@ -112,7 +158,8 @@ impl Consensus {
         runtime.spawn(Self::start_here(settings)).await.map_err(|e| ConsensusError::Start(e.to_string()))?
     }
 
-    async fn start_here(settings: Settings) -> Result<Self, ConsensusError> {
+    /// Starts raft where this is called.
+    pub(crate) async fn start_here(settings: Settings) -> Result<Self, ConsensusError> {
         let failed = |e: &dyn std::error::Error| ConsensusError::Start(chain(e));
         let store = Store::new();
         let mut log = LogStore::new(settings.engine, Arc::clone(&settings.sealer));
@@ -124,14 +171,19 @@ impl Consensus {
             .map_err(|e| failed(&e))?;
         let pristine = log.is_pristine().map_err(|e| failed(&e))?;
         let machine = StateMachine::new(Arc::clone(&store), folder);
-        let (raft_id, cluster) = (settings.raft_id, settings.cluster);
-        let network = Network { own_id: raft_id, cluster: cluster.clone(), identity: settings.identity };
-        let config = config(&cluster).map_err(|e| failed(&e))?;
+        let Settings { raft_id, cluster, dial, clock, .. } = settings;
+        let network = Network { own_id: raft_id, cluster: cluster.clone(), dial: Arc::clone(&dial) };
+        let config = config(&cluster, settings.compaction).map_err(|e| failed(&e))?;
         let raft = Raft::new(raft_id, config, network, log, machine).await.map_err(|e| failed(&e))?;
+        let alone = raft.voter_ids().eq([raft_id]);
+        if alone {
+            // Nobody else could lead: there is nothing to wait for.
+            raft.trigger().elect(false).await.map_err(|e| failed(&e))?;
+        }
         let (sender, leadership) = watch::channel(Leadership::default());
         tokio::spawn(watch_leadership(raft.clone(), raft_id, sender));
-        let changing_members = Arc::default();
-        Ok(Self { raft, raft_id, pristine, store, cluster, leadership, changing_members })
+        let (line, changing_members) = (Arc::new(LeaderLine::new(dial)), Arc::default());
+        Ok(Self { raft, raft_id, pristine, store, cluster, clock, line, leadership, changing_members })
     }
 
     #[must_use]
@@ -153,6 +205,12 @@ impl Consensus {
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// What this machine's clock says now.
+    #[must_use]
+    pub fn wall_clock(&self) -> Timestamp {
+        (self.clock.0)()
     }
 
     /// The last entry of this manager's log, committed or not.
@@ -182,18 +240,56 @@ impl Consensus {
     }
 
     /// Returns once everything that was committed before the call is in the [`Store`], on the leader only.
+    ///
+    /// Asks a quorum each time. A lease would spare that, and would trust the clock: a machine that was suspended wakes up
+    /// with its lease still running, and with another leader elsewhere.
     pub async fn read_barrier(&self) -> Result<(), ConsensusError> {
-        if self.raft.ensure_linearizable(ReadPolicy::LeaseRead).await.is_ok() {
-            return Ok(());
-        }
         match timeout(READ_LIMIT, self.raft.ensure_linearizable(ReadPolicy::ReadIndex)).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::Fatal(fatal))) => Err(ConsensusError::Stopped(fatal.to_string())),
-            Ok(Err(RaftError::APIError(openraft::errors::LinearizableReadError::ForwardToLeader(_)))) => {
-                Err(ConsensusError::NotLeader)
-            }
-            Ok(Err(RaftError::APIError(_))) | Err(_) => Err(ConsensusError::NoQuorum),
+            Ok(read) => read.map(drop).map_err(read_error),
+            Err(_) => Err(ConsensusError::NoQuorum),
         }
+    }
+
+    /// The index that a manager must have applied to know everything that was committed before the call, on the leader
+    /// only.
+    pub(super) async fn read_index(&self) -> Result<u64, ConsensusError> {
+        match timeout(READ_LIMIT, self.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
+            Ok(Ok(linearizer)) => Ok(linearizer.read_log_id().log_id().index),
+            Ok(Err(error)) => Err(read_error(error)),
+            Err(_) => Err(ConsensusError::NoQuorum),
+        }
+    }
+
+    /// Returns once everything that was committed before the call is in the [`Store`] of this manager, whoever leads.
+    pub async fn catch_up(&self) -> Result<(), ConsensusError> {
+        let trying = async {
+            loop {
+                let now = self.leadership.borrow().clone();
+                if let Some(reason) = now.failed {
+                    return Err(ConsensusError::Stopped(reason));
+                }
+                match now.leader {
+                    Some(_) if now.is_own => {
+                        if self.read_barrier().await.is_ok() {
+                            return Ok(());
+                        }
+                    }
+                    Some((leader, member)) => match self.line.read_index(leader, &member.addr).await {
+                        Ok(index) => return self.applied(index).await,
+                        Err(status) => tracing::debug!(%member, %status, "the leader does not say how far it is"),
+                    },
+                    None => {}
+                }
+                sleep(CATCH_UP_PAUSE).await;
+            }
+        };
+        timeout(CATCH_UP_LIMIT, trying).await.unwrap_or(Err(ConsensusError::NoQuorum))
+    }
+
+    async fn applied(&self, index: u64) -> Result<(), ConsensusError> {
+        let mut metrics = self.raft.metrics();
+        let reached = metrics.wait_until(|m| m.last_applied.is_some_and(|applied| applied.index >= index)).await;
+        reached.map(drop).map_err(|error| ConsensusError::Stopped(error.to_string()))
     }
 
     /// Commits one entry and applies it here.
@@ -360,15 +456,18 @@ impl Consensus {
     }
 }
 
-fn config(cluster: &ClusterId) -> Result<Arc<Config>, openraft::ConfigError> {
+fn config(cluster: &ClusterId, compaction: Compaction) -> Result<Arc<Config>, openraft::ConfigError> {
     let config = Config {
         cluster_name: cluster.to_string(),
         heartbeat_interval: HEARTBEAT_MS,
         election_timeout_min: ELECTION_MIN_MS,
         election_timeout_max: ELECTION_MAX_MS,
         enable_pre_vote: Some(true),
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY_ENTRIES),
-        max_in_snapshot_log_to_keep: KEEP_ENTRIES,
+        // A leader that crashed and comes back within its term has forgotten how far it had committed, and would answer
+        // reads without what it acknowledged last. Elected anew, it commits an entry first.
+        enable_leader_restore: Some(false),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(compaction.every_entries),
+        max_in_snapshot_log_to_keep: compaction.keep_entries,
         purge_batch_size: PURGE_BATCH_ENTRIES,
         max_payload_entries: ENTRIES_PER_MESSAGE,
         install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
@@ -405,6 +504,14 @@ async fn watch_leadership(raft: Raft, raft_id: u64, sender: watch::Sender<Leader
             });
             return;
         }
+    }
+}
+
+fn read_error(error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -> ConsensusError {
+    match error {
+        RaftError::Fatal(fatal) => ConsensusError::Stopped(chain(&fatal)),
+        RaftError::APIError(LinearizableReadError::ForwardToLeader(_)) => ConsensusError::NotLeader,
+        RaftError::APIError(_) => ConsensusError::NoQuorum,
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::log::{Aad, Kind, LogEngine, META_PURGED, Sealer};
 
-const META_VOTE: &str = "vote";
+pub(crate) const META_VOTE: &str = "vote";
 const META_COMMITTED: &str = "committed";
 /// Bytes of entries read for one replication message (but at least one entry).
 const READ_LIMIT_BYTES: usize = 2 * 1024 * 1024;

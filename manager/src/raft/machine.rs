@@ -17,6 +17,7 @@ use parking::Shelf;
 use prost::Message;
 
 use super::{
+    blocking,
     snapshot::SnapshotFolder,
     store::{Committed, Store},
     types::{Applied, LogId, Proposal, SnapshotMeta, StoredMembership, TypeConfig},
@@ -59,6 +60,13 @@ impl StateMachine {
         Ok(applied)
     }
 
+    /// The index moves on also where nothing changes: managers that applied the same say the same.
+    fn apply_nothing(&self, log_id: LogId) -> Applied {
+        let index = log_id.index;
+        self.store.publish(index, self.store.view().state.clone(), Committed::Transactions(Vec::new()));
+        Applied { index, results: Vec::new() }
+    }
+
     fn meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
     }
@@ -78,11 +86,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let applied = match &entry.payload {
-                EntryPayload::Blank => Applied { index: entry.log_id.index, results: Vec::new() },
+                EntryPayload::Blank => self.apply_nothing(entry.log_id),
                 EntryPayload::Normal(proposal) => self.apply_proposal(entry.log_id, proposal)?,
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
-                    Applied { index: entry.log_id.index, results: Vec::new() }
+                    self.apply_nothing(entry.log_id)
                 }
             };
             self.last_applied = Some(entry.log_id);
@@ -147,8 +155,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 async fn save(folder: &SnapshotFolder, meta: &SnapshotMeta, image: &Image) -> io::Result<()> {
     let (folder, meta, image) = (folder.clone(), meta.clone(), image.clone());
-    let written = tokio::task::spawn_blocking(move || folder.save(&meta, &image.state)).await;
-    written.map_err(io::Error::other)?.map_err(io::Error::other)
+    blocking(move || folder.save(&meta, &image.state)).await?.map_err(io::Error::other)
 }
 
 fn decode(proposal: &Proposal) -> Result<Vec<Transaction>, String> {

@@ -4,7 +4,9 @@
 //! proposals with a result for each transaction) and [`Store`] (the state and its changes). Raft runs on a runtime of
 //! its own, so that a busy API cannot delay a heartbeat.
 
+mod blocking;
 mod consensus;
+mod leader_line;
 mod log_store;
 mod machine;
 mod network;
@@ -18,8 +20,11 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use consensus::{Consensus, ConsensusError, Leadership, Settings};
-pub use network::MESSAGE_LIMIT_BYTES;
+use blocking::blocking;
+pub use consensus::{Compaction, Consensus, ConsensusError, Leadership, Settings, WallClock};
+#[cfg(test)]
+pub(crate) use log_store::META_VOTE;
+pub use network::{Broken, Dial, Link, MESSAGE_LIMIT_BYTES, TlsDial};
 pub use proposer::{ProposeError, Proposer};
 pub use service::RaftService;
 pub use store::{Commit, Committed, Store, View};

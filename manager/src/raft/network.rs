@@ -3,10 +3,9 @@
 //! Every call has a time limit, and the connections probe their peer: without both, a manager that vanished without a
 //! word would hold up replication for ever.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
-use bytes::BytesMut;
-use futures::StreamExt;
+use futures::{StreamExt, future::BoxFuture, stream};
 use openraft::{
     RPCTypes, RaftNetworkFactory, RaftNetworkV2,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable},
@@ -19,16 +18,17 @@ use openraft::{
 use orch_model::{ClusterId, node::NodeRole};
 use orch_proto::{
     tls::SharedIdentity,
-    transport,
+    transport::{self, TransportError},
     wire::{self, raft_client::RaftClient},
 };
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, metadata::MetadataValue, transport::Channel};
+use tonic::{Status, body::Body, metadata::MetadataValue};
+use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
+    blocking,
     machine::Image,
-    snapshot,
+    snapshot::Encoder,
     types::{Member, SnapshotMeta, TypeConfig, Vote},
     wire as convert,
 };
@@ -41,8 +41,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 const SNAPSHOT_CHUNK_LIMIT: Duration = Duration::from_secs(10);
 const SNAPSHOT_INSTALL_LIMIT: Duration = Duration::from_secs(60);
 const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
-/// Chunks on their way at once.
-const SNAPSHOT_CHUNKS_AHEAD: usize = 4;
 /// The largest message that a manager takes from another.
 pub const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
@@ -52,11 +50,54 @@ pub(super) const TARGET_KEY: &str = "orch-raft-to";
 
 type RpcError = RPCError<TypeConfig>;
 
+/// A connection to another manager: takes calls, gives answers.
+pub type Link = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Broken>;
+
+/// A connection that broke during a call.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Broken(#[from] pub BoxError);
+
+/// How other managers are reached.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to the manager at `addr` (`HOST:PORT`).
+    fn dial(&self, addr: &str) -> BoxFuture<'static, Result<Link, TransportError>>;
+}
+
+/// Over TCP, with this manager's certificate.
+pub struct TlsDial(pub SharedIdentity);
+
+impl Dial for TlsDial {
+    fn dial(&self, addr: &str) -> BoxFuture<'static, Result<Link, TransportError>> {
+        let (identity, addr) = (self.0.current(), addr.to_owned());
+        Box::pin(async move {
+            let channel = transport::tls_channel(&addr, &identity, NodeRole::Manager).await?;
+            Ok(BoxCloneSyncService::new(channel.map_err(|error| Broken(error.into()))))
+        })
+    }
+}
+
+/// A client of the manager at `addr`.
+pub(super) async fn connect(dial: &dyn Dial, addr: &str) -> Result<RaftClient<Link>, TransportError> {
+    let link = tokio::time::timeout(CONNECT_LIMIT, dial.dial(addr))
+        .await
+        .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;
+    let client = RaftClient::new(link);
+    Ok(client.max_decoding_message_size(MESSAGE_LIMIT_BYTES).max_encoding_message_size(MESSAGE_LIMIT_BYTES))
+}
+
+/// A call for the manager with this raft number and no other.
+pub(super) fn addressed<T>(target: u64, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(target));
+    request
+}
+
 /// Makes the connections of this manager.
 pub(crate) struct Network {
     pub(crate) own_id: u64,
     pub(crate) cluster: ClusterId,
-    pub(crate) identity: SharedIdentity,
+    pub(crate) dial: Arc<dyn Dial>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -68,7 +109,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             target,
             addr: member.addr.clone(),
             cluster: self.cluster.clone(),
-            identity: self.identity.clone(),
+            dial: Arc::clone(&self.dial),
             client: None,
         }
     }
@@ -80,33 +121,23 @@ pub(crate) struct Peer {
     target: u64,
     addr: String,
     cluster: ClusterId,
-    identity: SharedIdentity,
-    client: Option<RaftClient<Channel>>,
+    dial: Arc<dyn Dial>,
+    client: Option<RaftClient<Link>>,
 }
 
 impl Peer {
-    async fn client(&mut self) -> Result<RaftClient<Channel>, RpcError> {
+    async fn client(&mut self) -> Result<RaftClient<Link>, RpcError> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let identity = self.identity.current();
-        let connecting = transport::tls_channel(&self.addr, &identity, NodeRole::Manager);
-        let channel = match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
-            Ok(Ok(channel)) => channel,
-            Ok(Err(error)) => return Err(RPCError::Unreachable(Unreachable::new(&error))),
-            Err(elapsed) => return Err(RPCError::Unreachable(Unreachable::new(&elapsed))),
-        };
-        let client = RaftClient::new(channel)
-            .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
-            .max_encoding_message_size(MESSAGE_LIMIT_BYTES);
+        let connected = connect(self.dial.as_ref(), &self.addr).await;
+        let client = connected.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
         self.client = Some(client.clone());
         Ok(client)
     }
 
     fn addressed<T>(&self, message: T) -> tonic::Request<T> {
-        let mut request = tonic::Request::new(message);
-        request.metadata_mut().insert(TARGET_KEY, MetadataValue::from(self.target));
-        request
+        addressed(self.target, message)
     }
 
     /// One call with its time limit. A connection that failed is not used again.
@@ -182,14 +213,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().await?;
-        let (chunks, outgoing) = mpsc::channel(SNAPSHOT_CHUNKS_AHEAD);
-        let cluster = self.cluster.clone();
-        let encoder = tokio::task::spawn_blocking(move || {
-            send_chunks(&cluster, &vote, &snapshot.meta, &snapshot.snapshot, &chunks)
-        });
-        let (stream, stalled) = watched(ReceiverStream::new(outgoing));
+        let (stream, stalled) = watched(chunks(&self.cluster, &vote, &snapshot.meta, snapshot.snapshot));
         let call = client.snapshot(self.addressed(stream));
         let response = tokio::select! {
+            biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
             () = stalled => {
                 let (id, target) = (self.own_id, self.target);
@@ -199,7 +226,6 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }
             response = call => response,
         };
-        drop(encoder);
         let response = response.map_err(|status| {
             self.client = None;
             StreamingError::from(status_error(&status))
@@ -237,32 +263,28 @@ where
     (stream, stalled)
 }
 
-/// Encodes the snapshot, about a megabyte at a time, until the receiver is gone.
-fn send_chunks(
+/// The snapshot, about a megabyte at a time, each encoded when it is asked for.
+fn chunks(
     cluster: &ClusterId,
     vote: &Vote,
     meta: &SnapshotMeta,
-    image: &Image,
-    chunks: &mpsc::Sender<wire::SnapshotChunk>,
-) {
-    let mut chunk = wire::SnapshotChunk {
+    image: Image,
+) -> impl futures::Stream<Item = wire::SnapshotChunk> + Send + use<> {
+    let heading = wire::SnapshotChunk {
         vote: Some(convert::vote(vote)),
         meta: Some(convert::snapshot_meta(meta)),
         data: bytes::Bytes::new(),
     };
-    let mut data = BytesMut::with_capacity(SNAPSHOT_CHUNK_BYTES);
-    for frame in snapshot::frames(cluster, &image.state) {
-        data.extend_from_slice(&frame);
-        while data.len() >= SNAPSHOT_CHUNK_BYTES {
-            chunk.data = data.split_to(SNAPSHOT_CHUNK_BYTES).freeze();
-            if chunks.blocking_send(std::mem::take(&mut chunk)).is_err() {
-                return;
-            }
-        }
-    }
-    chunk.data = data.freeze();
-    // The receiver is gone: the call has ended with an error of its own.
-    let _ = chunks.blocking_send(chunk);
+    let encoder = Encoder::new(cluster, image.state);
+    stream::unfold((heading, encoder), |(heading, mut encoder)| async move {
+        let encoded = blocking(move || {
+            let data = encoder.next_chunk(SNAPSHOT_CHUNK_BYTES);
+            (data, encoder)
+        });
+        // Encoding that failed ends the stream early, and the receiver refuses what it got.
+        let (data, encoder) = encoded.await.ok()?;
+        Some((wire::SnapshotChunk { data: data?, ..heading }, (wire::SnapshotChunk::default(), encoder)))
+    })
 }
 
 /// Any failed call counts as a peer that cannot be reached now, so that openraft pauses before it tries again.

@@ -2,10 +2,7 @@
 //!
 //! At most two entries are in flight. While they are, proposals gather and go together into the next.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use orch_manager_core::ApplyError;
@@ -84,7 +81,7 @@ impl Proposer {
     /// The stamp that a transaction would get now: never earlier than the last one.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        wall_clock().max(self.consensus.store().view().state.last_stamp())
+        self.consensus.wall_clock().max(self.consensus.store().view().state.last_stamp())
     }
 }
 
@@ -137,7 +134,7 @@ impl Batcher {
 
     fn stamped(&mut self, batch: &[Pending]) -> Proposal {
         let applied = self.consensus.store().view().state.last_stamp();
-        self.last_stamp = self.last_stamp.max(applied).max(wall_clock());
+        self.last_stamp = self.last_stamp.max(applied).max(self.consensus.wall_clock());
         let at = self.last_stamp.unix_ms;
         let transactions = batch.iter().map(|p| wire::Transaction { at, ..p.transaction.clone() }).collect();
         Proposal(Bytes::from(wire::Proposal { transactions }.encode_to_vec()))
@@ -160,9 +157,4 @@ fn answer(batch: Vec<Pending>, outcome: Result<super::types::Applied, ConsensusE
             }
         }
     }
-}
-
-fn wall_clock() -> Timestamp {
-    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix_ms(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }

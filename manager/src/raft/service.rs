@@ -125,6 +125,12 @@ impl raft_server::Raft for RaftService {
         Ok(Response::new(wire::Empty {}))
     }
 
+    async fn read_index(&self, request: Request<wire::Empty>) -> Result<Response<wire::ReadIndexResponse>, Status> {
+        self.check_target(&request)?;
+        let index = self.consensus.read_index().await.map_err(|e| status::from_consensus(&e))?;
+        Ok(Response::new(wire::ReadIndexResponse { index }))
+    }
+
     async fn add_member(
         &self,
         request: Request<wire::AddMemberRequest>,

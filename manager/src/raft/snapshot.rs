@@ -118,14 +118,49 @@ impl SnapshotFolder {
 
 /// The state as frames: a header, then one object each.
 pub(crate) fn frames<'a>(cluster: &'a ClusterId, state: &'a State) -> impl Iterator<Item = Bytes> + 'a {
+    std::iter::once_with(|| header(cluster, state)).chain(state.objects().map(|object| frame(&object)))
+}
+
+fn header(cluster: &ClusterId, state: &State) -> Bytes {
     let header = wire::SnapshotHeader {
         format: FORMAT,
         cluster_id: cluster.to_string(),
         last_stamp_ms: state.last_stamp().unix_ms,
         objects: state.objects().map(|_| 1).sum(),
     };
-    let objects = state.objects().map(|object| object.to_proto().encode_length_delimited_to_vec().into());
-    std::iter::once(header.encode_length_delimited_to_vec().into()).chain(objects)
+    header.encode_length_delimited_to_vec().into()
+}
+
+fn frame(object: &Object) -> Bytes {
+    object.to_proto().encode_length_delimited_to_vec().into()
+}
+
+/// Encodes a state piece by piece, so that nobody holds all of it in memory.
+pub(crate) struct Encoder {
+    state: State,
+    /// Objects that are in the buffer or have left it.
+    encoded: usize,
+    buffer: BytesMut,
+}
+
+impl Encoder {
+    pub(crate) fn new(cluster: &ClusterId, state: State) -> Self {
+        let buffer = BytesMut::from(header(cluster, &state));
+        Self { state, encoded: 0, buffer }
+    }
+
+    /// The next bytes: `size` of them, fewer at the end, then none.
+    pub(crate) fn next_chunk(&mut self, size: usize) -> Option<Bytes> {
+        for object in self.state.objects().skip(self.encoded) {
+            if self.buffer.len() >= size {
+                break;
+            }
+            self.buffer.extend_from_slice(&frame(&object));
+            self.encoded += 1;
+        }
+        let length = self.buffer.len().min(size);
+        (length > 0).then(|| self.buffer.split_to(length).freeze())
+    }
 }
 
 /// Puts a state together from the bytes of its frames, cut anywhere.
@@ -307,7 +342,13 @@ mod tests {
         let bytes: Vec<u8> = frames(&cluster, &state()).flatten().collect();
         for size in [1024 * 1024, 333_333] {
             let mut assembler = Assembler::new(cluster.clone());
-            bytes.chunks(size).for_each(|chunk| assembler.push(chunk).unwrap());
+            let mut encoder = Encoder::new(&cluster, state());
+            for expected in bytes.chunks(size) {
+                let chunk = encoder.next_chunk(size).unwrap();
+                assert!(chunk == expected);
+                assembler.push(&chunk).unwrap();
+            }
+            assert_eq!(encoder.next_chunk(size), None);
             same(&assembler.finish().unwrap(), &state());
         }
         let mut cut = Assembler::new(cluster.clone());

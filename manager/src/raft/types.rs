@@ -15,7 +15,14 @@ openraft::declare_raft_types!(
         R = Applied,
         NodeId = u64,
         Node = Member,
+        AsyncRuntime = Runtime,
 );
+
+#[cfg(not(test))]
+type Runtime = openraft_rt_tokio::TokioRuntime;
+/// In tests, raft runs on virtual time and with randomness from a seed where a simulation says so.
+#[cfg(test)]
+type Runtime = crate::simulation::Runtime;
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 pub(crate) type LogId = alias::LogIdOf<TypeConfig>;
