@@ -7,7 +7,7 @@ use orch_model::Kind;
 use orch_proto::paths::Paths;
 
 use crate::{
-    commands::{cluster, container, data, exec, image, info, inspect, logs, network, node, service, stack, volume},
+    commands::{ca, cluster, container, data, exec, image, info, inspect, logs, network, node, service, stack, volume},
     daemons::{self, Daemon},
 };
 
@@ -39,7 +39,7 @@ enum Command {
     /// Update the cluster's settings
     Update(cluster::UpdateArgs),
     /// Display the root certificate
-    Ca(cluster::CaArgs),
+    Ca(Box<ca::CaArgs>),
     /// Unlock a locked manager
     Unlock,
     /// Show or rotate the key that locked managers are unlocked with
@@ -156,7 +156,7 @@ async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Update(args) => cluster::update(args, paths).await,
         Command::Unlock => cluster::unlock(paths).await,
         Command::UnlockKey(args) => cluster::unlock_key(&args, paths).await,
-        Command::Ca(args) => cluster::ca(&args, paths).await,
+        Command::Ca(args) => ca::ca(&args, paths).await,
         Command::Swarm { command } => cluster::swarm(command, paths).await,
         Command::Node { command: Some(command) } => node::run(command, paths).await,
         Command::Service { command } => service::run(command, paths).await,

@@ -264,6 +264,7 @@ impl Manager {
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .layer(gate(Origin::LocalSocket))
             .add_service(ControlServer::new(control))
+            .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(LockServer::new(Unlocked));
         let incoming = transport::tls_incoming(listener, identity);
         let (network_stop, local_stop) = (until_true(stopped), until_true(stopped));

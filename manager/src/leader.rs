@@ -11,6 +11,7 @@ use orch_model::Timestamp;
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
+    authority,
     dispatcher::Reign,
     raft::{Consensus, ProposeError, Proposer},
     random, roles,
@@ -59,6 +60,7 @@ async fn reign(consensus: &Consensus, proposer: &Proposer, throne: &Throne, term
     tasks.spawn(decide(consensus.clone(), proposer.clone()));
     tasks.spawn(Arc::clone(&reign).run());
     tasks.spawn(roles::reconcile(Arc::clone(&reign)));
+    tasks.spawn(authority::rotate(Arc::clone(&reign)));
     if let Some(Err(error)) = tasks.join_next().await {
         tracing::error!(%error, "a task of the leader failed; leading anew");
     }

@@ -8,6 +8,7 @@
 //! (control API, CA, access) in front, `membership` and `home` at the start.
 
 pub mod api;
+mod authority;
 mod autolock;
 pub mod daemon;
 pub mod dispatcher;

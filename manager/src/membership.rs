@@ -153,6 +153,7 @@ impl Entrance {
             }),
             index: 0,
             attachments: BTreeMap::new(),
+            certificates: None,
         };
         let unlock_key = spec.autolock.then(|| UnlockKey::generate(random::bits()).text());
         Ok(Bootstrap { cluster_id: self.consensus.cluster().clone(), spec, root_ca, join_tokens, node, unlock_key })

@@ -5,16 +5,25 @@
 //! Invariants: of a certificate request only the public key is used, so that nobody chooses an own name; keys are ECDSA
 //! P-256; a certificate is valid from an hour before it was made, for machines whose clock is behind.
 
+mod rejoin;
+mod roots;
+
+pub use rejoin::{check_statement, rejoin_statement, sign_statement};
+pub use roots::{bundle, cross_sign, digest, digests, issuer, own_root};
+
 use std::time::{Duration, SystemTime};
 
-use orch_model::{ClusterId, NodeId, cluster::RootCa, node::NodeRole};
+use orch_model::{
+    ClusterId, NodeId,
+    cluster::{MIN_CERT_EXPIRY, RootCa},
+    node::NodeRole,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData,
     SerialNumber, SigningKey,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::tls::{role_dns_name, role_unit};
 
@@ -22,6 +31,8 @@ use crate::tls::{role_dns_name, role_unit};
 const SERIAL_MARK: u64 = 0b11 << 62;
 const BACKDATE: Duration = Duration::from_secs(3600);
 const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+/// Lowers the shortest life that a certificate may be given, in seconds: for tests, which cannot wait an hour.
+const MIN_EXPIRY_VARIABLE: &str = "ORCH_LAB_MIN_CERT_EXPIRY_SECONDS";
 /// Keeps what is signed as a blob from ever being a certificate.
 const BLOB_DOMAIN: &[u8] = b"orch signed blob 1\0";
 
@@ -38,8 +49,12 @@ pub enum CaError {
     KeyKind,
     #[error("the root certificate cannot be read: {0}")]
     RootCertificate(String),
-    #[error("the signature is not one of this cluster's managers")]
+    #[error("the signature is not valid")]
     Signature,
+    #[error("the certificate is not one of this cluster")]
+    ForeignCertificate,
+    #[error("this root certificate cannot be used: {0}")]
+    OwnRoot(String),
 }
 
 /// A new private key and the request for its certificate.
@@ -109,6 +124,13 @@ pub fn sign_csr(
     Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
 }
 
+/// The shortest life that a certificate may be given: an hour, except in labs of tests.
+#[must_use]
+pub fn min_cert_expiry() -> Duration {
+    let lowered = std::env::var(MIN_EXPIRY_VARIABLE).ok().and_then(|seconds| seconds.parse().ok());
+    lowered.map_or(MIN_CERT_EXPIRY, Duration::from_secs).min(MIN_CERT_EXPIRY)
+}
+
 /// When a certificate of this CA was made, to the millisecond: that is in its serial number.
 pub(crate) fn issued_at(serial: &[u8]) -> SystemTime {
     let first = serial.get(..8).and_then(|first| first.try_into().ok()).map_or(0, u64::from_be_bytes);
@@ -120,14 +142,17 @@ pub fn sign_blob(root: &RootCa, blob: &[u8]) -> Result<Vec<u8>, CaError> {
     root_key(root)?.sign(&in_blob_domain(blob)).map_err(CaError::Root)
 }
 
-/// Checks what [`sign_blob`] made.
-pub fn verify_blob(root_pem: &str, blob: &[u8], signature: &[u8]) -> Result<(), CaError> {
-    let unreadable = |error: String| CaError::RootCertificate(error);
-    let der = CertificateDer::from_pem_slice(root_pem.as_bytes()).map_err(|error| unreadable(error.to_string()))?;
-    let (_, cert) = x509_parser::parse_x509_certificate(&der).map_err(|error| unreadable(error.to_string()))?;
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, cert.public_key().subject_public_key.data.as_ref())
-        .verify(&in_blob_domain(blob), signature)
-        .map_err(|_| CaError::Signature)
+/// Checks what [`sign_blob`] made with one of these roots.
+pub fn verify_blob(roots_pem: &str, blob: &[u8], signature: &[u8]) -> Result<(), CaError> {
+    let blob = in_blob_domain(blob);
+    for der in roots::certificates(roots_pem)? {
+        let root = roots::parse(&der)?;
+        let key = root.public_key().subject_public_key.data.as_ref();
+        if UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&blob, signature).is_ok() {
+            return Ok(());
+        }
+    }
+    Err(CaError::Signature)
 }
 
 fn new_key() -> Result<KeyPair, CaError> {

@@ -10,6 +10,7 @@ use orch_proto::{
     wire::{self, lock_client::LockClient},
 };
 
+use super::ca::{CaArgs, ca};
 use crate::{
     api::{Api, explain, node, node_info},
     flags::duration,
@@ -27,8 +28,8 @@ pub(crate) enum SwarmCommand {
     Leave(LeaveArgs),
     /// Update the cluster's settings
     Update(UpdateArgs),
-    /// Display the root certificate
-    Ca(CaArgs),
+    /// Display and rotate the root certificate
+    Ca(Box<CaArgs>),
     /// Unlock a locked manager
     Unlock,
     /// Manage the unlock key
@@ -142,13 +143,6 @@ pub(crate) struct UnlockKeyArgs {
     rotate: bool,
 }
 
-#[derive(Debug, Clone, Args)]
-pub(crate) struct CaArgs {
-    /// Rotate the root certificate
-    #[arg(long)]
-    rotate: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AvailabilityFlag {
     Active,
@@ -239,7 +233,12 @@ pub(crate) async fn join(args: JoinArgs, paths: &Paths) -> anyhow::Result<()> {
         availability: args.availability.word().into(),
     };
     let joined = node(paths).await?.join(request).await.map_err(explain)?.into_inner();
-    println!("This node joined a cluster as a {}.", if joined.manager { "manager" } else { "worker" });
+    let role = if joined.manager { "manager" } else { "worker" };
+    if joined.came_back {
+        println!("This node came back to its cluster as a {role}.");
+    } else {
+        println!("This node joined a cluster as a {role}.");
+    }
     Ok(())
 }
 
@@ -274,15 +273,6 @@ pub(crate) async fn leave(args: LeaveArgs, paths: &Paths) -> anyhow::Result<()> 
     let mut client = node(paths).await.map_err(|_| anyhow!(crate::api::IN_NO_CLUSTER))?;
     client.leave(wire::LeaveNodeRequest { force: args.force }).await.map_err(explain)?;
     println!("Node left the cluster.");
-    Ok(())
-}
-
-/// Prints the root certificate in PEM form.
-pub(crate) async fn ca(args: &CaArgs, paths: &Paths) -> anyhow::Result<()> {
-    if args.rotate {
-        bail!("root CA rotation is not in this version of Orch; nothing was changed");
-    }
-    print!("{}", Api::connect(paths).await?.info().await?.root_cert_pem);
     Ok(())
 }
 
@@ -387,13 +377,13 @@ const FORCED_NEXT: &str = "
 Workers come back by themselves. Managers that were lost become workers when they come back; do not start so many of them
 at once that they are a quorum without this node. Add managers again with 'orch node promote'.";
 
-fn millis(length: Duration) -> u64 {
+pub(super) fn millis(length: Duration) -> u64 {
     u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn cert_expiry(text: &str) -> Result<Duration, String> {
+pub(super) fn cert_expiry(text: &str) -> Result<Duration, String> {
     let expiry = duration::parse(text)?;
-    if expiry < orch_model::cluster::MIN_CERT_EXPIRY { Err("expected at least 1h".into()) } else { Ok(expiry) }
+    if expiry < orch_proto::ca::min_cert_expiry() { Err("expected at least 1h".into()) } else { Ok(expiry) }
 }
 
 fn data_path_port(text: &str) -> Result<u32, String> {

@@ -93,7 +93,18 @@ impl Facts {
         let resources = description.resources.unwrap_or_default();
         let managers = self.managers().iter().map(|addr| json!({"Addr": addr})).collect::<Value>();
         let cluster = self.cluster.as_ref().map(|c| {
-            json!({"ID": c.cluster_id, "CreatedAt": time::rfc3339(orch_model::Timestamp::from_unix_ms(c.created_at_ms))})
+            let (spec, root) = (c.spec.clone().unwrap_or_default(), c.root.clone().unwrap_or_default());
+            json!({
+                "ID": c.cluster_id,
+                "CreatedAt": time::rfc3339(orch_model::Timestamp::from_unix_ms(c.created_at_ms)),
+                "Spec": {
+                    "Dispatcher": {"HeartbeatPeriod": spec.heartbeat_period_ms * 1_000_000},
+                    "CAConfig": {"NodeCertExpiry": spec.cert_expiry_ms * 1_000_000, "ForceRotate": root.rotations},
+                    "EncryptionConfig": {"AutoLockManagers": spec.autolock},
+                },
+                "TLSInfo": {"TrustRoot": c.root_cert_pem},
+                "RootRotationInProgress": root.rotating,
+            })
         });
         json!({
             "Containers": worker.containers_running + worker.containers_stopped,
@@ -157,6 +168,15 @@ impl Facts {
                 writeln!(out, "  Default Address Pool: {}", spec.address_pools.join(", "))?;
                 writeln!(out, "  SubnetSize: {}\n  Data Path Port: {}", spec.subnet_prefix_len, spec.data_path_port)?;
                 writeln!(out, "  Orchestration:\n   Task History Retention Limit: {}", spec.task_history_limit)?;
+                let length = |ms| time::human(std::time::Duration::from_millis(ms));
+                writeln!(out, "  Dispatcher:\n   Heartbeat Period: {}", length(spec.heartbeat_period_ms))?;
+                let root = cluster.root.clone().unwrap_or_default();
+                writeln!(out, "  CA Configuration:\n   Expiry Duration: {}", length(spec.cert_expiry_ms))?;
+                writeln!(out, "   Force Rotate: {}\n  Autolock Managers: {}", root.rotations, spec.autolock)?;
+                writeln!(out, "  Root Rotation In Progress: {}", root.rotating)?;
+                if root.rotating {
+                    writeln!(out, "   Waiting For: {}", root.awaited.join(", "))?;
+                }
             }
         }
         writeln!(out, "  Node Address: {}", host(&node.advertise_addr))?;

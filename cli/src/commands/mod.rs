@@ -2,6 +2,7 @@
 //!
 //! Everything that can be decided without a daemon is decided before the first call, so that bad input changes nothing.
 
+pub(crate) mod ca;
 pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod data;

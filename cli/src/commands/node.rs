@@ -159,12 +159,24 @@ async fn list(flags: &ListFlags, api: &mut Api) -> anyhow::Result<()> {
                 && filters.labels("label", &node.spec.annotations.labels)
                 && filters.labels("node.label", &node.spec.annotations.labels)
         })
-        .map(|node| node_row(node, node.id.as_str() == info.node_id, reachable.get(node.id.as_str()).copied()))
+        .map(|node| {
+            let known = reachable.get(node.id.as_str()).copied();
+            node_row(node, node.id.as_str() == info.node_id, known, tls_status(node, info.root.as_ref()))
+        })
         .collect();
     Ok(NODES.print(&flags.shape(), &rows)?)
 }
 
-fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>) -> Row {
+/// Docker's words for how a node is with the cluster's root.
+fn tls_status(node: &Node, root: Option<&wire::RootStatus>) -> &'static str {
+    match (&node.certificates, root) {
+        (Some(certificates), Some(root)) if certificates.issuer == root.desired_digest => "Ready",
+        (Some(_), Some(_)) => "Needs Rotation",
+        (None, _) | (_, None) => "Unknown",
+    }
+}
+
+fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>, tls_status: &'static str) -> Row {
     let manager_status = match (&node.manager, reachability) {
         (None, _) => "",
         (Some(_), Some((true, _))) => "Leader",
@@ -179,8 +191,7 @@ fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>) -> R
         ("Availability", title(inspect::availability_word(node.spec.availability)).into()),
         ("ManagerStatus", manager_status.into()),
         ("EngineVersion", node.description.engine_version.as_str().into()),
-        // Nodes renew their certificates by themselves; one without a valid certificate is not connected.
-        ("TLSStatus", if node.status.state == NodeState::Ready { "Ready" } else { "Unknown" }.into()),
+        ("TLSStatus", tls_status.into()),
         ("Address", node.status.addr.map(|a| a.to_string()).unwrap_or_default().into()),
     ])
 }
@@ -226,10 +237,19 @@ fn pretty(node: &Node) -> String {
     let labels: String = node.spec.annotations.labels.iter().map(|(k, v)| format!(" - {k}={v}\n")).collect();
     let labels = if labels.is_empty() { labels } else { format!("Labels:\n{labels}") };
     let description = &node.description;
+    let tls = node.certificates.as_ref().map(|certificates| {
+        let roots: String = certificates.trusted.iter().map(|root| format!("  sha256:{root}\n")).collect();
+        format!(
+            "TLS Info:\n Issuer:\t\tsha256:{}\n Trusted Roots:\n{roots} Expires:\t\t{}\n",
+            certificates.issuer,
+            crate::render::time::go_style(certificates.expires_at)
+        )
+    });
+    let tls = tls.unwrap_or_default();
     format!(
         "ID:\t\t\t{}\n{labels}Hostname:              \t{}\nJoined at:             \t{}\nStatus:\n State:\t\t\t{}\n \
          Availability:         \t{}\n Address:\t\t{}\nPlatform:\n Operating System:\t{}\n Architecture:\t\t{}\n\
-         Resources:\n CPUs:\t\t\t{}\n Memory:\t\t{}\nEngine Version:\t\t{}\n",
+         Resources:\n CPUs:\t\t\t{}\n Memory:\t\t{}\nEngine Version:\t\t{}\n{tls}",
         node.id,
         description.hostname,
         crate::render::time::go_style(node.meta.created_at),

@@ -4,6 +4,7 @@ use orch_model::node::{Availability, Node, NodeRole, NodeState};
 use serde_json::{Value, json};
 
 use super::{Fields, head, service::reserved};
+use crate::render::time;
 
 pub(crate) fn role_word(role: NodeRole) -> &'static str {
     match role {
@@ -76,5 +77,17 @@ fn description(node: &Node) -> Value {
         .always("Engine", engine)
         .some("Features", json!(description.features))
         .some("DataPathAddr", description.data_addr.map(|a| a.to_string()))
+        .some("TLSInfo", tls_info(node))
         .done()
+}
+
+/// Roots by their digests; `orch ca` prints the certificate itself.
+fn tls_info(node: &Node) -> Option<Value> {
+    let certificates = node.certificates.as_ref()?;
+    let digest = |digest: &String| format!("sha256:{digest}");
+    Some(json!({
+        "CertIssuer": digest(&certificates.issuer),
+        "TrustedRoots": certificates.trusted.iter().map(digest).collect::<Vec<_>>(),
+        "CertExpiresAt": time::rfc3339(certificates.expires_at),
+    }))
 }

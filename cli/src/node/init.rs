@@ -11,12 +11,12 @@ use orch_model::{
     Annotations, ClusterId, NodeId,
     cluster::{
         ClusterSpec, DEFAULT_ADDRESS_POOL, DEFAULT_CERT_EXPIRY, DEFAULT_HEARTBEAT_PERIOD, DEFAULT_SUBNET_PREFIX_LEN,
-        DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, MIN_CERT_EXPIRY, RootCa,
+        DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, RootCa,
     },
     node::NodeRole,
 };
 use orch_proto::{
-    ca::{generate_root, sign_csr},
+    ca::{generate_root, min_cert_expiry, sign_csr},
     conv::ToProto,
     tls::JoinToken,
     wire::{self, daemon_config::FirstStart},
@@ -184,7 +184,7 @@ pub(super) fn hostname() -> Result<String> {
 fn cluster_spec(request: &wire::InitRequest) -> Result<ClusterSpec> {
     let or_default = |ms: u64, default| if ms == 0 { default } else { Duration::from_millis(ms) };
     let cert_expiry = or_default(request.cert_expiry_ms, DEFAULT_CERT_EXPIRY);
-    if cert_expiry < MIN_CERT_EXPIRY {
+    if cert_expiry < min_cert_expiry() {
         return Err(NodeError::Invalid("--cert-expiry must be one hour or more".to_owned()));
     }
     let history = if request.task_history_limit_set { request.task_history_limit } else { DEFAULT_TASK_HISTORY_LIMIT };

@@ -21,7 +21,7 @@ use super::{
     init::{availability, daemon_config, hostname},
     leave,
     member::Member,
-    ports,
+    ports, rejoin,
     supervisor::Supervisor,
     wait,
 };
@@ -29,17 +29,23 @@ use super::{
 /// For everything up to the first byte to the manager.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The manager commits a new node object before it answers.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Joins, or leaves the machine as it was.
 pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest) -> Result<wire::JoinNodeResponse> {
     let _operation = supervisor.begin()?;
-    supervisor.refuse_member()?;
+    let expired = rejoin::expired(supervisor);
+    if expired.is_none() {
+        supervisor.refuse_member()?;
+    }
     let token = JoinToken::parse(&request.token).map_err(|error| NodeError::Invalid(error.to_string()))?;
     let remote = address::remote(&request.remote_addr)?;
     let connected = timeout(CONNECT_LIMIT, connect(&remote, &token)).await;
     let (channel, peer) =
         connected.map_err(|_| TransportError::TimedOut { addr: remote.clone(), limit: CONNECT_LIMIT })??;
+    if let Some(old) = expired {
+        return rejoin::rejoin(supervisor, &old, &request, remote, channel).await;
+    }
     let plan = Plan::new(&request, remote, peer)?;
     ports::peer()?;
     // What a join that was cut short left behind.
@@ -121,7 +127,8 @@ impl Plan {
         supervisor.start_daemon(Role::Worker)?;
         wait::worker_ready(supervisor).await?;
         supervisor.become_member(member)?;
-        Ok(wire::JoinNodeResponse { node_id: answer.node_id, cluster_id: answer.cluster_id, manager })
+        let (node_id, cluster_id) = (answer.node_id, answer.cluster_id);
+        Ok(wire::JoinNodeResponse { node_id, cluster_id, manager, came_back: false })
     }
 
     /// Sends both requests: only the manager can tell which role the token is for. A node that cannot be a manager asks
@@ -136,6 +143,7 @@ impl Plan {
             hostname: self.hostname.clone(),
             advertise_addr: self.advertise.to_string(),
             availability: self.availability.clone(),
+            rejoin: None,
         };
         let answer = timeout(ANSWER_LIMIT, CaClient::new(channel).join(request)).await;
         let answer = answer.map_err(|_| TransportError::TimedOut { addr: self.remote.clone(), limit: ANSWER_LIMIT })?;

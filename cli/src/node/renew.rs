@@ -1,4 +1,8 @@
-//! Certificates are renewed at a random point between 50 % and 80 % of their life, so that nodes do not ask all at once.
+//! Certificates are renewed at a random point between 50 % and 80 % of their life, so that nodes do not ask all at once;
+//! and at once when the cluster changes its root.
+//!
+//! The worker hears from the leader which roots to trust and of which one this node's certificates are to be. What the
+//! node uses in the end it reports, because a root goes only when nobody needs it any more.
 
 use std::{
     sync::Arc,
@@ -7,14 +11,16 @@ use std::{
 
 use orch_model::node::NodeRole;
 use orch_proto::{
-    tls::Identity,
-    transport::tls_channel,
-    wire::{self, ca_client::CaClient},
+    ca,
+    tls::{FOLLOW_INTERVAL, Identity},
+    transport::{tls_channel, unix_channel},
+    wire::{self, ca_client::CaClient, worker_local_client::WorkerLocalClient},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::{Code, transport::Channel};
 
 use super::{
-    credentials::{NewKeys, worker_identity},
+    credentials::{NewKeys, Saved, worker_identity},
     daemon::Role,
     error::{NodeError, Result},
     managers,
@@ -23,36 +29,163 @@ use super::{
     supervisor::Supervisor,
 };
 
-const CHECK_INTERVAL: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_secs(1);
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How often the managers' addresses are written down when they changed.
+const REMEMBER_INTERVAL: Duration = Duration::from_secs(60);
+/// For one manager's answer, and for all of them.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 const RENEW_LIMIT: Duration = Duration::from_secs(20);
+/// Between tries that failed; doubled up to the longer one.
+const MIN_RETRY: Duration = Duration::from_secs(2);
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// The daemons use what lies on the disk by then.
+const TAKEN_UP: Duration = Duration::from_millis(FOLLOW_INTERVAL.as_millis() as u64 * 2 + 500);
 
 /// Renews for as long as the supervisor runs.
 pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {
-    let point = 0.5 + 0.3 * rand::random::<f64>();
+    let mut keeper = Keeper::new();
     loop {
-        sleep(CHECK_INTERVAL).await;
-        if remember_managers(&supervisor).await.is_none() {
-            continue;
-        }
-        let Ok(identity) = worker_identity(&supervisor.paths) else { continue };
-        if SystemTime::now() < due(&identity, point) {
-            continue;
-        }
-        match renew_now(&supervisor).await {
-            Ok(()) => tracing::info!("certificates renewed"),
-            Err(error) => tracing::warn!(%error, "cannot renew the certificates, will try again"),
-        }
+        sleep(LOOK).await;
+        keeper.look(&supervisor).await;
     }
 }
 
 /// Gets new certificates from the first manager that gives some, and takes the role that they show.
 pub(super) async fn renew_now(supervisor: &Supervisor) -> Result<()> {
     let Some(member) = remember_managers(supervisor).await else { return Ok(()) };
-    let identity = worker_identity(&supervisor.paths)?;
-    match timeout(RENEW_LIMIT, renew(supervisor, member, &identity)).await {
+    match timeout(RENEW_LIMIT, renew(supervisor, member)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(NodeError::Refused("no manager answered in time".to_owned())),
     }
+}
+
+/// What is remembered between two looks.
+struct Keeper {
+    /// Where in a certificate's life it is renewed.
+    point: f64,
+    retry: Duration,
+    not_before: Instant,
+    remember_at: Instant,
+    /// What lay on the disk when it was last looked at, and since when.
+    seen: Option<(Saved, Instant)>,
+    reported: Option<Saved>,
+}
+
+impl Keeper {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self {
+            point: 0.5 + 0.3 * rand::random::<f64>(),
+            retry: MIN_RETRY,
+            not_before: now,
+            remember_at: now + REMEMBER_INTERVAL,
+            seen: None,
+            reported: None,
+        }
+    }
+
+    async fn look(&mut self, supervisor: &Supervisor) {
+        let Some(member) = supervisor.member() else {
+            (self.seen, self.reported) = (None, None);
+            return;
+        };
+        if Instant::now() >= self.remember_at {
+            self.remember_at = Instant::now() + REMEMBER_INTERVAL;
+            let _ = remember_managers(supervisor).await;
+        }
+        let told = told(supervisor).await;
+        if let Some(told) = &told
+            && let Err(error) = take_roots(supervisor, &member, told)
+        {
+            tracing::warn!(%error, "cannot write the cluster's roots down, will try again");
+        }
+        let Ok(saved) = Saved::load(&supervisor.paths, member.manager) else { return };
+        if Instant::now() >= self.not_before && self.is_due(&saved, told.as_ref()) {
+            self.try_to_renew(supervisor, &saved).await;
+        }
+        self.report(supervisor, &member).await;
+    }
+
+    fn is_due(&self, saved: &Saved, told: Option<&wire::WorkerInfo>) -> bool {
+        let is_of_another_root = |told: &wire::WorkerInfo| {
+            let roots = String::from_utf8_lossy(&told.root_cert_pem);
+            let is_right =
+                |cert: &str| ca::issuer(cert, &roots).is_ok_and(|i| i.as_deref() == Some(&told.certificate_issuer));
+            !told.certificate_issuer.is_empty() && !saved.certificates().all(is_right)
+        };
+        saved.identities().any(|identity| SystemTime::now() >= due(&identity, self.point))
+            || told.is_some_and(is_of_another_root)
+    }
+
+    async fn try_to_renew(&mut self, supervisor: &Supervisor, before: &Saved) {
+        let outcome = renew_now(supervisor).await;
+        match &outcome {
+            Ok(()) => tracing::info!("certificates renewed"),
+            Err(error) => tracing::warn!(%error, "cannot renew the certificates, will try again"),
+        }
+        let manager = supervisor.member().is_some_and(|member| member.manager);
+        // A locked manager's certificate stays as it is until it is unlocked.
+        let is_whole = Saved::load(&supervisor.paths, manager).is_ok_and(|now| now.differs_whole(before));
+        self.retry = if outcome.is_ok() && is_whole { MIN_RETRY } else { (self.retry * 2).min(MAX_RETRY) };
+        self.not_before = Instant::now() + self.retry;
+        self.point = 0.5 + 0.3 * rand::random::<f64>();
+    }
+
+    /// Tells the leader once the daemons have taken up what lies on the disk.
+    async fn report(&mut self, supervisor: &Supervisor, member: &Member) {
+        let Ok(now) = Saved::load(&supervisor.paths, member.manager) else { return };
+        let since = match &self.seen {
+            Some((seen, since)) if *seen == now => *since,
+            Some(_) | None => {
+                let since = Instant::now();
+                self.seen = Some((now.clone(), since));
+                since
+            }
+        };
+        if self.reported.as_ref() == Some(&now) || since.elapsed() < TAKEN_UP {
+            return;
+        }
+        let report = now.report();
+        let call = |mut client: CaClient<Channel>| {
+            let report = report.clone();
+            async move { client.report(report).await }
+        };
+        match timeout(RENEW_LIMIT, ask(supervisor, member, call)).await {
+            Ok(Ok(_)) => self.reported = Some(now),
+            // A manager that does not know the call is of an older version.
+            Ok(Err(NodeError::Answer(_, Code::Unimplemented))) => self.reported = Some(now),
+            Ok(Err(error)) => tracing::debug!(%error, "cannot report the certificates yet"),
+            Err(_) => tracing::debug!("no manager takes the report of the certificates"),
+        }
+    }
+}
+
+/// What the leader told this node's worker, while it has a session.
+async fn told(supervisor: &Supervisor) -> Option<wire::WorkerInfo> {
+    let ask = async {
+        let channel = unix_channel(&supervisor.paths.worker_sock()).await.ok()?;
+        Some(WorkerLocalClient::new(channel).info(wire::Empty {}).await.ok()?.into_inner())
+    };
+    timeout(ANSWER_LIMIT, ask).await.ok().flatten().filter(|info| !info.manager.is_empty())
+}
+
+/// Trusts what the leader trusts, from now on.
+fn take_roots(supervisor: &Supervisor, member: &Member, told: &wire::WorkerInfo) -> Result<()> {
+    let roots = String::from_utf8_lossy(&told.root_cert_pem);
+    if roots.is_empty() || Saved::load(&supervisor.paths, member.manager)?.trusts_exactly(&roots) {
+        return Ok(());
+    }
+    let Ok(_operation) = supervisor.begin() else { return Ok(()) };
+    if supervisor.member().as_ref() != Some(member) {
+        return Ok(());
+    }
+    Saved::write_roots(&supervisor.paths, member.manager, &roots)?;
+    if member.manager {
+        supervisor.hand_over(Role::Manager)?;
+    }
+    tracing::info!(roots = ca::digests(&roots)?.len(), "the cluster's roots have changed");
+    Ok(())
 }
 
 /// Keeps the state file's list current: after a restart it is all this node has.
@@ -71,155 +204,87 @@ async fn remember_managers(supervisor: &Supervisor) -> Option<Member> {
     Some(member)
 }
 
+/// Counted from when it was made: what it is backdated by is no part of its life.
 fn due(identity: &Identity, point: f64) -> SystemTime {
-    let (start, end) = (identity.not_before(), identity.not_after());
+    let (start, end) = (identity.issued_at(), identity.not_after());
     start + end.duration_since(start).unwrap_or_default().mul_f64(point)
 }
 
-async fn renew(supervisor: &Supervisor, mut member: Member, identity: &Identity) -> Result<()> {
+/// The first answer of a manager: this node's own, if it is one (that works also with certificates that have expired),
+/// or else the others over the network.
+async fn ask<T, F>(
+    supervisor: &Supervisor,
+    member: &Member,
+    call: impl Fn(CaClient<Channel>) -> F,
+) -> Result<Answered<T>>
+where
+    F: Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+{
+    let mut own_is_locked = false;
+    if member.manager
+        && let Ok(channel) = unix_channel(&supervisor.paths.manager_sock()).await
+    {
+        match timeout(ASK_LIMIT, call(CaClient::new(channel))).await {
+            Ok(Ok(answer)) => return Ok(Answered { answer: answer.into_inner(), own_is_locked }),
+            Ok(Err(status)) => {
+                own_is_locked = status.metadata().get("orch-code").is_some_and(|code| code == "locked");
+            }
+            Err(_) => {}
+        }
+    }
+    let identity = worker_identity(&supervisor.paths)?;
+    let mut failure = NodeError::Refused("this node knows no manager".to_owned());
+    for addr in &member.managers {
+        let answer = async {
+            let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
+            call(CaClient::new(channel)).await.map_err(|status| NodeError::answered(&status))
+        };
+        match timeout(ASK_LIMIT, answer).await {
+            Ok(Ok(answer)) => return Ok(Answered { answer: answer.into_inner(), own_is_locked }),
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = NodeError::Refused(format!("{addr} did not answer in time")),
+        }
+    }
+    Err(failure)
+}
+
+struct Answered<T> {
+    answer: T,
+    /// This node's manager waits for its unlock key: it could not seal a new private key.
+    own_is_locked: bool,
+}
+
+async fn renew(supervisor: &Supervisor, mut member: Member) -> Result<()> {
     let keys = NewKeys::generate()?;
     let request = wire::RenewRequest {
         worker_csr_pem: keys.worker.csr_pem.clone(),
         // Answered only when this node is to be a manager.
         manager_csr_pem: keys.manager.csr_pem.clone(),
     };
-    let mut failure = NodeError::Refused("this node knows no manager".to_owned());
-    for addr in &member.managers {
-        let channel = match tls_channel(addr, identity, NodeRole::Manager).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                failure = error.into();
-                continue;
-            }
-        };
-        match CaClient::new(channel).renew(request.clone()).await {
-            Ok(answer) => {
-                let answer = answer.into_inner();
-                let _operation = supervisor.begin()?;
-                // It may have left, or be another node by now.
-                if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
-                    return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
-                }
-                let manager = keys.save(&answer, &supervisor.paths)?;
-                if manager {
-                    supervisor.hand_over(Role::Manager)?;
-                }
-                if !answer.managers.is_empty() {
-                    member.managers = answer.managers;
-                }
-                return role::take(supervisor, member, manager).await;
-            }
-            Err(status) => failure = NodeError::answered(&status),
-        }
+    let call = |mut client: CaClient<Channel>| {
+        let request = request.clone();
+        async move { client.renew(request).await }
+    };
+    let Answered { answer, own_is_locked } = ask(supervisor, &member, call).await?;
+    let _operation = supervisor.begin()?;
+    // It may have left, or be another node by now.
+    if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
+        return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
     }
-    Err(failure)
+    let manager = if own_is_locked && !answer.manager_cert_pem.is_empty() {
+        keys.save_worker(&answer, &supervisor.paths)?;
+        true
+    } else {
+        keys.save(&answer, &supervisor.paths)?
+    };
+    if manager {
+        supervisor.hand_over(Role::Manager)?;
+    }
+    if !answer.managers.is_empty() {
+        member.managers = answer.managers;
+    }
+    role::take(supervisor, member, manager).await
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use orch_model::{ClusterId, NodeId, cluster::RootCa};
-    use orch_proto::{
-        ca::{generate_root, new_key_and_csr, sign_csr},
-        paths::Paths,
-        tls::{SharedIdentity, require_role},
-        transport::tls_incoming,
-        wire::ca_server::{Ca, CaServer},
-    };
-    use tonic::{Request, Response, Status};
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    struct Authority {
-        cluster: ClusterId,
-        root: RootCa,
-    }
-
-    impl Authority {
-        fn new(now: SystemTime) -> Self {
-            let cluster = ClusterId::from_random(1);
-            let root = generate_root(&cluster, now).unwrap();
-            Self { cluster, root }
-        }
-
-        fn sign(&self, csr: &str, node: &NodeId, role: NodeRole, life: Duration, now: SystemTime) -> String {
-            sign_csr(&self.root, csr, node, &self.cluster, role, life, now).unwrap()
-        }
-
-        fn identity(&self, bits: u128, role: NodeRole, life: Duration, now: SystemTime) -> Identity {
-            let key = new_key_and_csr().unwrap();
-            let cert = self.sign(&key.csr_pem, &NodeId::from_random(bits), role, life, now);
-            Identity::from_pem(self.root.cert_pem.clone(), cert, key.key_pem).unwrap()
-        }
-    }
-
-    #[tonic::async_trait]
-    impl Ca for Authority {
-        async fn join(&self, _: Request<wire::JoinRequest>) -> Result<Response<wire::JoinResponse>, Status> {
-            Err(Status::unimplemented("join"))
-        }
-
-        async fn leave(&self, _: Request<wire::LeaveRequest>) -> Result<Response<wire::Empty>, Status> {
-            Err(Status::unimplemented("leave"))
-        }
-
-        async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::JoinResponse>, Status> {
-            let peer = require_role(&request, &[NodeRole::Worker])?;
-            let csr = request.into_inner().worker_csr_pem;
-            Ok(Response::new(wire::JoinResponse {
-                node_id: peer.node_id.to_string(),
-                cluster_id: self.cluster.to_string(),
-                root_cert_pem: self.root.cert_pem.clone(),
-                worker_cert_pem: self.sign(&csr, &peer.node_id, NodeRole::Worker, 9 * HOUR, SystemTime::now()),
-                manager_cert_pem: String::new(),
-                managers: vec!["192.0.2.1:2377".to_owned()],
-            }))
-        }
-    }
-
-    #[test]
-    fn renewal_is_due_between_half_and_four_fifths_of_a_certificates_life() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let identity = Authority::new(now).identity(2, NodeRole::Worker, 9 * HOUR, now);
-        // Ten hours in all: certificates are backdated by one.
-        assert_eq!(due(&identity, 0.5), now + 4 * HOUR);
-        assert_eq!(due(&identity, 0.8), now + 7 * HOUR);
-    }
-
-    #[tokio::test]
-    async fn a_renewed_certificate_and_the_managers_addresses_are_saved() {
-        let now = SystemTime::now();
-        let authority = Authority::new(now);
-        let manager = authority.identity(1, NodeRole::Manager, HOUR, now);
-        let ours = authority.identity(2, NodeRole::Worker, HOUR, now);
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap().to_string();
-        let incoming = tls_incoming(listener, SharedIdentity::new(manager));
-        let server = tonic::transport::Server::builder().add_service(CaServer::new(authority));
-        tokio::spawn(server.serve_with_incoming(incoming));
-
-        let dir = tempfile::tempdir().unwrap();
-        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
-        ours.save(&supervisor.paths.worker_dir().join("tls")).unwrap();
-        let member = Member {
-            cluster_id: ours.cluster_id.to_string(),
-            node_id: ours.node_id.to_string(),
-            manager: false,
-            hostname: "h".to_owned(),
-            advertise_addr: "192.0.2.2:2377".to_owned(),
-            listen_addr: "0.0.0.0:2377".to_owned(),
-            data_addr: "192.0.2.2".to_owned(),
-            // The first manager is gone; the second renews.
-            managers: vec!["127.0.0.1:1".to_owned(), addr],
-        };
-        supervisor.become_member(member.clone()).unwrap();
-        renew(&supervisor, member, &ours).await.unwrap();
-
-        let renewed = worker_identity(&supervisor.paths).unwrap();
-        assert_eq!(renewed.node_id, ours.node_id);
-        assert!(renewed.not_after() > ours.not_after() + 7 * HOUR);
-        assert_ne!(renewed.key_pem, ours.key_pem);
-        let saved = supervisor.node_dir.load().unwrap().unwrap();
-        assert_eq!(saved.managers, ["192.0.2.1:2377"]);
-    }
-}
+mod tests;

@@ -16,7 +16,12 @@ use orch_proto::{
 use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use super::{daemon::Role, gossip::{self, Gossip}, init, join, leave, rejoin, renew, role, supervisor::Supervisor};
+use super::{
+    daemon::Role,
+    gossip::{self, Gossip},
+    init, join, leave, rejoin, renew, role,
+    supervisor::Supervisor,
+};
 
 const SOCKET_MODE: u32 = 0o660;
 

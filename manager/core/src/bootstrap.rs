@@ -65,6 +65,8 @@ pub fn transaction(init: Bootstrap, now: Timestamp, ids: crate::Ids<'_>) -> Tran
         feature_level: FEATURE_LEVEL,
         ingress_network: Some(ingress.id.clone()),
         unlock_key: init.unlock_key,
+        root_rotation: None,
+        root_rotations: 0,
     };
     let objects =
         [Object::Cluster(Arc::new(cluster)), Object::Node(Arc::new(init.node)), Object::Network(Arc::new(ingress))];

@@ -169,6 +169,7 @@ mod tests {
             manager: None,
             index: 1,
             attachments: [].into(),
+            certificates: None,
         }
     }
 

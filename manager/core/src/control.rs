@@ -16,7 +16,7 @@ use orch_model::{
     change::{Change, Transaction},
 };
 
-pub use cluster::{set_join_tokens, set_root_ca, set_unlock_key, update_cluster};
+pub use cluster::{NewRoot, finish_rotation, rotate_root, set_join_tokens, set_unlock_key, update_cluster};
 pub use error::{Code, ControlError};
 pub use image::{Registration, forget_image, register_image};
 pub use network::{create_network, remove_network};

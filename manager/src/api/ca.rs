@@ -1,25 +1,23 @@
 //! The `Ca` service: nodes join, renew their certificates and leave.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use orch_model::{
     Annotations, Meta, NodeId, Object, ObjectId, Timestamp,
     change::Change,
     cluster::Cluster,
-    node::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
+    node::{Availability, Node, NodeCertificates, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
 };
 use orch_proto::{
     ca::{self, CaError},
-    tls::{JoinToken, peer_identity},
+    tls::{Identity, JoinToken, peer_identity},
     wire::{self, ca_server},
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::status;
+use super::{rejoin, status};
 use crate::{
+    authority,
     dispatcher::Reign,
     leader::Throne,
     raft::{Consensus, View},
@@ -47,6 +45,26 @@ impl CaService {
         Ok(peer.node_id.clone())
     }
 
+    /// New certificates for a node whose old ones have expired.
+    async fn rejoin(
+        &self,
+        reign: &Reign,
+        request: &wire::JoinRequest,
+        proof: &wire::RejoinProof,
+        token_role: NodeRole,
+    ) -> Result<Response<wire::JoinResponse>, Status> {
+        // Whether the node is still there must be true.
+        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
+        let view = self.consensus.store().view();
+        let cluster = cluster(&view)?;
+        let node = rejoin::proven(&view, &cluster, request, proof, token_role)?;
+        let now = reign.proposer().now();
+        let (worker, manager) = (&request.worker_csr_pem, &request.manager_csr_pem);
+        let certificates = Certificates::sign(&cluster, &node.id, node.role, worker, manager, now)?;
+        tracing::info!(node = %node.id, hostname = request.hostname, "a node came back with expired certificates");
+        Ok(Response::new(certificates.answer(&cluster, &node.id, &view)))
+    }
+
     /// A join that failed on the node's side is undone whole. What refers to the node keeps it, as a node that is down.
     async fn forget(&self, reign: &Reign, id: &NodeId) {
         let version = self.consensus.store().view().state.node(id).map(|node| node.meta.version);
@@ -65,6 +83,9 @@ impl ca_server::Ca for CaService {
         let request = request.into_inner();
         let cluster = cluster(&self.consensus.store().view())?;
         let role = role_of_token(&cluster, &request.token)?;
+        if let Some(proof) = &request.rejoin {
+            return self.rejoin(&reign, &request, proof, role).await;
+        }
         let node = new_node(&reign, &request, role)?;
         let id = node.id.clone();
         let sign = || {
@@ -94,6 +115,17 @@ impl ca_server::Ca for CaService {
         let certificates =
             Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem, now)?;
         Ok(Response::new(certificates.answer(&cluster, &id, &view)))
+    }
+
+    async fn report(&self, request: Request<wire::CertificateReport>) -> Result<Response<wire::Empty>, Status> {
+        let reign = self.reign()?;
+        let id = Self::caller(&request)?;
+        let view = self.consensus.store().view();
+        let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
+        let certificates = reported(&*cluster(&view)?, node, &request.into_inner())?;
+        let noted = reign.edit_node(&id, |node| node.certificates = Some(certificates.clone()));
+        noted.await.map_err(|e| status::from_propose(&e))?;
+        Ok(Response::new(wire::Empty {}))
     }
 
     async fn leave(&self, request: Request<wire::LeaveRequest>) -> Result<Response<wire::Empty>, Status> {
@@ -146,8 +178,8 @@ fn role_of_token(cluster: &Cluster, text: &str) -> Result<NodeRole, Status> {
     if [&worker, &manager].into_iter().flatten().all(|t| t.digest != token.digest) {
         return Err(refused(
             "foreign-token",
-            "this join token belongs to another cluster: get one with \"orch join-token worker\" on a manager of the \
-             cluster that you want to join"
+            "this join token belongs to another cluster, or to this one before its root was rotated: get one with \
+             \"orch join-token worker\" on a manager of the cluster that you want to join"
                 .to_owned(),
         ));
     }
@@ -188,6 +220,7 @@ fn new_node(reign: &Reign, request: &wire::JoinRequest, role: NodeRole) -> Resul
         manager: None,
         index: 0,
         attachments: std::collections::BTreeMap::new(),
+        certificates: None,
     })
 }
 
@@ -234,7 +267,7 @@ impl Certificates {
         wire::JoinResponse {
             node_id: id.to_string(),
             cluster_id: cluster.id.to_string(),
-            root_cert_pem: cluster.root_ca.cert_pem.clone(),
+            root_cert_pem: authority::trusted_roots(cluster),
             worker_cert_pem: self.worker,
             manager_cert_pem: self.manager,
             managers,
@@ -243,12 +276,37 @@ impl Certificates {
 }
 
 fn sign(csr: &str, id: &NodeId, cluster: &Cluster, role: NodeRole, now: Timestamp) -> Result<String, Status> {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(now.unix_ms);
-    let signed = ca::sign_csr(&cluster.root_ca, csr, id, &cluster.id, role, cluster.spec.cert_expiry, now);
-    signed.map_err(|error| match error {
+    authority::sign(cluster, csr, id, role, now).map_err(|error| match error {
         CaError::Request(_) | CaError::KeyKind => Status::invalid_argument(error.to_string()),
         other => Status::internal(other.to_string()),
     })
+}
+
+/// What a node says of its certificates, after they were looked at: nobody can report another's, or those of a root that
+/// did not sign them.
+fn reported(cluster: &Cluster, node: &Node, report: &wire::CertificateReport) -> Result<NodeCertificates, Status> {
+    let unreadable = |e: &dyn std::fmt::Display| Status::invalid_argument(format!("the report cannot be read: {e}"));
+    let roots = authority::trusted_roots(cluster);
+    let manager = Some(&report.manager_cert_pem).filter(|pem| !pem.is_empty());
+    let mut issuers = Vec::new();
+    let mut expires_at = SystemTime::UNIX_EPOCH + authority::FOREVER;
+    for (pem, role) in [(Some(&report.worker_cert_pem), NodeRole::Worker), (manager, NodeRole::Manager)] {
+        let Some(pem) = pem else { continue };
+        let own = Identity::from_pem(String::new(), pem.clone(), String::new()).map_err(|e| unreadable(&e))?;
+        if (&own.node_id, &own.cluster_id, own.role) != (&node.id, &cluster.id, role) {
+            return Err(Status::permission_denied("a node can report its own certificates only"));
+        }
+        // Of a root that is not the cluster's any more: nobody's.
+        issuers.push(ca::issuer(pem, &roots).map_err(|e| unreadable(&e))?.unwrap_or_default());
+        expires_at = expires_at.min(own.not_after());
+    }
+    if node.role == NodeRole::Manager && manager.is_none() {
+        issuers.push(String::new());
+    }
+    let desired = authority::desired_issuer(cluster);
+    let issuer = issuers.iter().find(|issuer| **issuer != desired).cloned().unwrap_or(desired);
+    let trusted = ca::digests(&report.root_cert_pem).map_err(|e| unreadable(&e))?;
+    Ok(NodeCertificates { issuer, trusted, expires_at: authority::timestamp(expires_at) })
 }
 
 fn cluster(view: &View) -> Result<Arc<Cluster>, Status> {

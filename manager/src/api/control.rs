@@ -1,7 +1,7 @@
 //! The `Control` service. The gate has checked the caller and that this manager leads; the core decides; here a
 //! decision is committed, again when the state moved on meanwhile.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use orch_manager_core::{
     State,
@@ -11,12 +11,14 @@ use orch_manager_core::{
 };
 use orch_model::{Kind, ObjectId, Timestamp, Version, cluster::JoinTokens};
 use orch_proto::{
+    ca,
     conv::{FromProto, ToProto},
+    report,
     tls::{JoinToken, SharedIdentity, UnlockKey},
     wire::{self, control_server},
 };
 use prost::Message as _;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     budget::Tab,
@@ -28,6 +30,7 @@ use super::{
     watch::{self, WatchStream},
 };
 use crate::{
+    authority,
     dispatcher::Reign,
     leader::Throne,
     raft::{Consensus, ProposeError},
@@ -180,6 +183,21 @@ impl control_server::Control for ControlService {
         Ok(Response::new(unlock_key(&reign.consensus().store().view().state)))
     }
 
+    async fn rotate_root(&self, request: Request<wire::RotateRootRequest>) -> Result<Response<wire::Empty>, Status> {
+        let reign = self.reign()?;
+        let request = request.into_inner();
+        let expiry = Some(request.cert_expiry_ms).filter(|ms| *ms != 0).map(Duration::from_millis);
+        propose(&reign, |state, now| {
+            let cluster = state.cluster().ok_or_else(status::no_leader)?;
+            let new = authority::new_root(cluster, &request, now)
+                .map_err(|e| status::with_code(Code::InvalidArgument, "bad-root", report::chain(&e)))?;
+            let rotated = control::rotate_root(state, now, &cluster.root_ca, new, expiry, ca::min_cert_expiry());
+            rotated.map_err(|e| status::from_control(&e))
+        })
+        .await?;
+        Ok(Response::new(wire::Empty {}))
+    }
+
     async fn logs(&self, request: Request<wire::LogsRequest>) -> Result<Response<LogStream>, Status> {
         let reign = self.reader().await?;
         streams::logs(reign, request.into_inner()).map(Response::new)
@@ -269,7 +287,7 @@ fn update(
         (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node, seats),
         (ObjectId::Cluster(_), Spec::Cluster(cluster)) => {
             let fresh = UnlockKey::generate(random::bits()).text();
-            control::update_cluster(state, now, version, cluster, fresh)
+            control::update_cluster(state, now, version, cluster, ca::min_cert_expiry(), fresh)
         }
         (ObjectId::Network(_), Spec::Network(_)) => {
             Err(ControlError::invalid("a network cannot be changed: remove it and create it anew"))

@@ -1,9 +1,10 @@
 //! Facts about the cluster and its managers.
 
-use orch_model::cluster::ClusterSpec;
+use orch_manager_core::{State, rotation};
+use orch_model::cluster::{Cluster, ClusterSpec};
 use orch_proto::{conv::ToProto, wire};
 
-use crate::raft::Consensus;
+use crate::{authority, raft::Consensus};
 
 /// What `orch info` shows. Without a leader it is what this manager last knew.
 pub(super) fn cluster_info(consensus: &Consensus, answering_node: &str) -> wire::ClusterInfo {
@@ -31,8 +32,24 @@ pub(super) fn cluster_info(consensus: &Consensus, answering_node: &str) -> wire:
         spec: cluster.map(|c| ClusterSpec::to_proto(&c.spec)),
         created_at_ms: cluster.map(|c| c.meta.created_at.unix_ms).unwrap_or_default(),
         raft_index: view.index,
+        root: cluster.map(|cluster| root_status(state, cluster)),
         reachability: reachability.collect(),
         leader_id: leader_id.unwrap_or_default(),
         leader_addr: leader_addr.unwrap_or_default(),
+    }
+}
+
+fn root_status(state: &State, cluster: &Cluster) -> wire::RootStatus {
+    let desired = authority::desired_issuer(cluster);
+    let progress = rotation::progress(state, &desired);
+    let count = |n: usize| n.try_into().unwrap_or(u64::MAX);
+    wire::RootStatus {
+        desired_digest: desired,
+        rotating: cluster.root_rotation.is_some(),
+        nodes: count(progress.nodes),
+        rotated_certificates: count(progress.rotated_certificates),
+        rotated_roots: count(progress.rotated_roots),
+        awaited: progress.awaited,
+        rotations: cluster.root_rotations,
     }
 }

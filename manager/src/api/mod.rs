@@ -9,6 +9,7 @@ mod forward;
 mod gate;
 mod info;
 mod outgoing;
+mod rejoin;
 mod spec;
 pub mod status;
 mod watch;

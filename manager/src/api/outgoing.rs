@@ -21,6 +21,9 @@ pub(super) fn object(object: &Object) -> wire::Object {
             let mut blank = Cluster::clone(cluster);
             blank.unlock_key = None;
             blank.root_ca.key_pem = String::new();
+            if let Some(rotation) = &mut blank.root_rotation {
+                rotation.target.key_pem = String::new();
+            }
             blank.join_tokens.worker = String::new();
             blank.join_tokens.manager = String::new();
             Object::Cluster(Arc::new(blank)).to_proto()

@@ -27,6 +27,20 @@ pub struct Cluster {
     pub ingress_network: Option<NetworkId>,
     /// What managers wrap their keys with on their disks; only with autolock.
     pub unlock_key: Option<UnlockKeyText>,
+    /// A new root is on its way to every node; `root_ca` is still the one that all of them trust.
+    pub root_rotation: Option<RootRotation>,
+    /// How often a rotation of the root was asked for.
+    pub root_rotations: u64,
+}
+
+/// A rotation of the root that is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootRotation {
+    pub target: RootCa,
+    /// SHA-256 of the target's certificate (DER), in hexadecimal.
+    pub digest: String,
+    /// The target's key in a certificate that the current root signed: whoever knows only the current root believes it.
+    pub cross_signed_pem: String,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -19,6 +19,20 @@ pub struct Node {
     pub index: u16,
     /// The node's own address on the networks that every node takes part in (ingress).
     pub attachments: BTreeMap<NetworkId, IpAddr>,
+    /// Absent until the node has reported them.
+    pub certificates: Option<NodeCertificates>,
+}
+
+/// The certificates that a node uses, as it said last and a manager checked. Roots are named by the SHA-256 of their
+/// certificate (DER), in hexadecimal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeCertificates {
+    /// The root that signed them.
+    pub issuer: String,
+    /// Every root that the node trusts.
+    pub trusted: Vec<String>,
+    /// When the first of them expires.
+    pub expires_at: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! Nodes.
 
 use orch_model::node::{
-    Availability, ManagerStatus, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus, Platform, Resources,
+    Availability, ManagerStatus, Node, NodeCertificates, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus,
+    Platform, Resources,
 };
 
 use super::record::{choice, record};
@@ -10,7 +11,8 @@ choice!(NodeRole { Worker, Manager });
 choice!(Availability { Active, Pause, Drain });
 choice!(NodeState { Unknown, Down, Ready, Disconnected });
 
-record!(Node { values: id, role, manager, index, attachments; parts: meta, spec, description, status; });
+record!(Node { values: id, role, manager, index, attachments, certificates; parts: meta, spec, description, status; });
+record!(NodeCertificates { values: issuer, trusted, expires_at; });
 record!(NodeSpec { values: role, availability; parts: annotations; });
 record!(NodeDescription {
     values: hostname, engine_version, engine_labels, features, underlay, data_addr;

@@ -16,12 +16,7 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{
-    Identity, JoinToken, TlsError,
-    identity::{certificate, leaf},
-    peer::cluster_of_root,
-    role_dns_name,
-};
+use super::{Identity, JoinToken, TlsError, identity::certificates, peer::PeerIdentity, role_dns_name};
 
 /// HTTP/2, the only protocol that gRPC speaks.
 const ALPN: &[u8] = b"h2";
@@ -55,6 +50,17 @@ pub fn client_config(identity: &Identity) -> Result<ClientConfig, TlsError> {
 pub fn server_name(identity: &Identity, role: NodeRole) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(role_dns_name(role, &identity.cluster_id))
         .map_err(|error| TlsError::Verifier(error.to_string()))
+}
+
+/// Checks this identity's own certificate as another node would that trusts the same roots.
+pub(crate) fn verify_server(identity: &Identity, now: UnixTime) -> Result<(), TlsError> {
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots(identity)?, provider())
+        .build()
+        .map_err(|error| TlsError::Verifier(error.to_string()))?;
+    let chain = certificates(&identity.cert_pem, "the node's certificate")?;
+    let Some((own, between)) = chain.split_first() else { return Ok(()) };
+    let name = server_name(identity, identity.role)?;
+    verifier.verify_server_cert(own, between, &name, &[], now).map(drop).map_err(TlsError::Config)
 }
 
 /// For a client that has nothing but a join token: the server must be a manager of the cluster with that root.
@@ -97,14 +103,15 @@ impl ServerCertVerifier for RootDigestVerifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let root = intermediates.iter().find(|cert| Sha256::digest(cert).as_slice() == self.digest);
         let root = root.ok_or_else(|| refusal(WrongRoot))?;
-        let cluster = cluster_of_root(root).map_err(refusal)?;
+        // The root signs for its cluster alone, or for those of one owner: then the token's secret decides.
+        let cluster = PeerIdentity::from_certificate(end_entity).map_err(refusal)?.cluster_id;
         let manager = ServerName::try_from(role_dns_name(NodeRole::Manager, &cluster)).map_err(refusal)?;
         let mut roots = RootCertStore::empty();
         roots.add(root.clone().into_owned())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(refusal)?
-            .verify_server_cert(end_entity, &[], &manager, ocsp_response, now)
+            .verify_server_cert(end_entity, intermediates, &manager, ocsp_response, now)
     }
 
     fn verify_tls12_signature(
@@ -141,13 +148,17 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn roots(identity: &Identity) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
-    roots.add(certificate(&identity.root_pem, "the root certificate")?)?;
+    for root in certificates(&identity.root_pem, "the root certificate")? {
+        roots.add(root)?;
+    }
     Ok(Arc::new(roots))
 }
 
-/// The root goes along although a member has it: a joiner finds it there by its digest.
+/// The roots go along although a member has them: a joiner finds the one that it knows there by its digest.
 fn chain(identity: &Identity) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    Ok(vec![leaf(&identity.cert_pem)?, certificate(&identity.root_pem, "the root certificate")?])
+    let mut chain = certificates(&identity.cert_pem, "the node's certificate")?;
+    chain.extend(certificates(&identity.root_pem, "the root certificate")?);
+    Ok(chain)
 }
 
 fn key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -21,7 +21,7 @@ const KEY_FILE: &str = "node.key";
 /// A renewed key waits here until its certificate is in place, so that a crash in between loses neither.
 const NEXT_KEY_FILE: &str = "node.key.next";
 /// How often [`SharedIdentity::follow`] looks for a renewed certificate.
-const FOLLOW_INTERVAL: Duration = Duration::from_secs(30);
+pub const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Who this node is in one role.
 #[derive(Clone, PartialEq, Eq)]
@@ -98,6 +98,25 @@ impl Identity {
         }
     }
 
+    /// Writes only the roots to trust.
+    pub fn save_roots(dir: &Path, roots_pem: &str) -> Result<(), TlsError> {
+        let _lock = lock(dir)?;
+        certificates(roots_pem, "the root certificate")?;
+        write(&dir.join(ROOT_FILE), roots_pem, 0o644)
+    }
+
+    /// The certificate (with its chain) and the roots that are saved in `dir`, whatever became of the key.
+    pub fn saved_certificate(dir: &Path) -> Result<(String, String), TlsError> {
+        Ok((read(&dir.join(CERT_FILE))?, read(&dir.join(ROOT_FILE))?))
+    }
+
+    /// When the certificate was made, by the clock of the manager that signed it.
+    #[must_use]
+    pub fn issued_at(&self) -> SystemTime {
+        let peer = leaf(&self.cert_pem).and_then(|leaf| PeerIdentity::from_certificate(&leaf));
+        peer.map_or(SystemTime::UNIX_EPOCH, |peer| peer.issued_at)
+    }
+
     /// When the certificate stops being valid; 1970 when it cannot be read.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
@@ -172,8 +191,15 @@ async fn follow(
     loop {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
+        let known = shared.load_full();
+        // A key comes with its certificate, and opening it costs more than looking.
+        if let Ok((cert, roots)) = Identity::saved_certificate(&dir)
+            && (&cert, &roots) == (&known.cert_pem, &known.root_pem)
+        {
+            continue;
+        }
         match Identity::load_sealed(&dir, &open) {
-            Ok(identity) if identity != **shared.load() => {
+            Ok(identity) if identity != *known => {
                 tracing::info!(role = ?identity.role, "certificate renewed");
                 shared.store(Arc::new(identity));
             }
@@ -188,6 +214,13 @@ async fn follow(
 fn lock(dir: &Path) -> Result<fs::File, TlsError> {
     let locked = fs::File::open(dir).and_then(|file| file.lock().map(|()| file));
     locked.map_err(|source| TlsError::Write { path: dir.to_owned(), source })
+}
+
+/// Every certificate of a PEM text; there is at least one.
+pub(super) fn certificates(pem: &str, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let all = all.map_err(|error| TlsError::Pem { what, reason: error.to_string() })?;
+    if all.is_empty() { Err(TlsError::Pem { what, reason: "there is no certificate".to_owned() }) } else { Ok(all) }
 }
 
 /// The first certificate of a PEM text.

@@ -11,9 +11,9 @@ mod peer;
 mod token;
 mod unlock;
 
-pub(crate) use config::WrongRoot;
+pub(crate) use config::{WrongRoot, verify_server};
 pub use config::{client_config, server_config, server_name, token_client_config};
-pub use identity::{Identity, SharedIdentity};
+pub use identity::{FOLLOW_INTERVAL, Identity, SharedIdentity};
 pub use peer::{ConnectionInfo, PeerIdentity, peer_identity, remote_addr, require_role};
 pub use token::{JoinToken, TokenError};
 pub use unlock::{UnlockKey, UnlockKeyError};
@@ -36,7 +36,8 @@ pub enum TlsError {
     #[error("the private key in {dir:?} does not belong to the certificate beside it")]
     KeyMismatch { dir: PathBuf },
     #[error(
-        "this node's certificate expired ({}); leave the cluster with \"orch leave --force\" and join it again",
+        "this node's certificate expired ({}); get a new one with \"orch join --token TOKEN MANAGER\" on this node, with a \
+         token of its role: it comes back under its old name",
         ago(*.not_after)
     )]
     OwnCertificateExpired { not_after: SystemTime },

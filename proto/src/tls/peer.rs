@@ -40,15 +40,6 @@ impl PeerIdentity {
     }
 }
 
-/// The cluster that a root certificate belongs to.
-pub(super) fn cluster_of_root(der: &CertificateDer<'_>) -> Result<ClusterId, TlsError> {
-    let not_a_root = |reason: String| TlsError::NotANode { reason };
-    let (_, cert) = x509_parser::parse_x509_certificate(der).map_err(|error| not_a_root(error.to_string()))?;
-    only(cert.subject(), X509Name::iter_organization)
-        .and_then(|cluster| cluster.parse().ok())
-        .ok_or_else(|| not_a_root("its root names no cluster".to_owned()))
-}
-
 /// What a TLS connection tells every request that arrives on it.
 #[derive(Debug, Clone)]
 pub struct ConnectionInfo {

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use orch_model::{
-    Object, ObjectId, Timestamp, Version,
+    Duration, Object, ObjectId, Timestamp, Version,
     change::Change,
-    cluster::{Cluster, ClusterSpec, JoinTokens, RootCa, UnlockKeyText},
+    cluster::{Cluster, ClusterSpec, JoinTokens, RootCa, RootRotation, UnlockKeyText},
 };
 
 use super::{ControlError, Proposal, propose};
@@ -20,9 +20,10 @@ pub fn update_cluster(
     now: Timestamp,
     version: Version,
     spec: ClusterSpec,
+    min_cert_expiry: Duration,
     fresh_key: UnlockKeyText,
 ) -> Result<Proposal, ControlError> {
-    validate::cluster_spec(&spec)?;
+    validate::cluster_spec(&spec, min_cert_expiry)?;
     change(state, now, |cluster| {
         if spec.data_path_port != cluster.spec.data_path_port {
             return Err(ControlError::invalid(format!(
@@ -64,19 +65,63 @@ pub fn set_unlock_key(state: &State, now: Timestamp, key: UnlockKeyText) -> Resu
     })
 }
 
-/// Replaces the certificate authority, with the tokens that carry its digest.
+/// The root that a rotation is to lead to.
+#[derive(Debug, Clone)]
+pub enum NewRoot {
+    /// Certified by the root that the cluster has; see [`RootRotation`].
+    Another(RootRotation),
+    /// The root that the cluster has: a rotation that is under way is given up.
+    Present,
+}
+
+/// Starts to replace the root, or changes where a rotation that is under way leads to. `made_for` is the root that
+/// certified the new one; the cluster may have another by now.
 ///
 /// # Errors
 /// See [`ControlError`].
-pub fn set_root_ca(
+pub fn rotate_root(
     state: &State,
     now: Timestamp,
-    root_ca: RootCa,
+    made_for: &RootCa,
+    new: NewRoot,
+    cert_expiry: Option<Duration>,
+    min_cert_expiry: Duration,
+) -> Result<Proposal, ControlError> {
+    change(state, now, |cluster| {
+        if cluster.root_ca != *made_for {
+            return Err(ControlError::precondition(
+                "another rotation of the root has just been finished: nothing was changed, try again",
+            ));
+        }
+        cluster.root_rotation = match new {
+            NewRoot::Another(rotation) => Some(rotation),
+            NewRoot::Present => None,
+        };
+        cluster.root_rotations += 1;
+        if let Some(expiry) = cert_expiry {
+            cluster.spec.cert_expiry = expiry;
+            validate::cluster_spec(&cluster.spec, min_cert_expiry)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes the target of the rotation the root, with the tokens that carry its digest; nothing when the rotation leads
+/// elsewhere by now.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn finish_rotation(
+    state: &State,
+    now: Timestamp,
+    target: &str,
     tokens: JoinTokens,
 ) -> Result<Proposal, ControlError> {
     change(state, now, |cluster| {
-        cluster.root_ca = root_ca;
-        cluster.join_tokens = tokens;
+        if let Some(done) = cluster.root_rotation.take_if(|rotation| rotation.digest == target) {
+            cluster.root_ca = done.target;
+            cluster.join_tokens = tokens;
+        }
         Ok(())
     })
 }

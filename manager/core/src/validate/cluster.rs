@@ -1,9 +1,6 @@
 //! Cluster settings.
 
-use orch_model::{
-    Duration,
-    cluster::{ClusterSpec, MIN_CERT_EXPIRY},
-};
+use orch_model::{Duration, cluster::ClusterSpec};
 
 use super::{SpecError, field, labels};
 use crate::allocator::ipam::overlaps;
@@ -11,13 +8,13 @@ use crate::allocator::ipam::overlaps;
 const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
 const MAX_SUBNET_PREFIX_LEN: u8 = 29;
 
-/// Checks cluster settings.
+/// Checks cluster settings. Certificates live at least `min_cert_expiry`.
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn cluster_spec(spec: &ClusterSpec) -> Result<(), SpecError> {
+pub fn cluster_spec(spec: &ClusterSpec, min_cert_expiry: Duration) -> Result<(), SpecError> {
     labels(&spec.annotations)?;
-    if spec.cert_expiry < MIN_CERT_EXPIRY {
+    if spec.cert_expiry < min_cert_expiry {
         return Err(field("certificate expiry", format!("{:?}", spec.cert_expiry), "it must be at least 1h0m0s"));
     }
     if spec.heartbeat_period < MIN_HEARTBEAT {

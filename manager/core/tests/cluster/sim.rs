@@ -421,6 +421,7 @@ fn node(number: u8, now: Timestamp) -> Node {
         manager: None,
         index: 0,
         attachments: BTreeMap::new(),
+        certificates: None,
     }
 }
 
