@@ -5,6 +5,7 @@
 //! Invariants: what [`LogEngine::flush`] has reported is on the disk, not in a cache of the kernel or the drive; waiters
 //! are told in the order in which they asked; the log has no holes.
 
+mod journal;
 mod seal;
 mod sled_engine;
 mod snapshot_file;

@@ -1,7 +1,11 @@
 //! The log engine on sled 0.34.7, with what sled leaves out of durability added.
 //!
-//! sled's `flush()` asks the kernel to start writing (`sync_file_range`) and does not wait for the drive. One thread
-//! therefore flushes sled, then syncs the file itself, then tells everyone who waited, in order.
+//! sled's `flush()` asks the kernel to start writing (`sync_file_range`) and does not wait for the drive's cache, and it is
+//! slow: see [`super::journal`]. So every change goes to sled, which answers reads, and into a frame of the journal. One
+//! thread writes and syncs frames, then tells everyone who waited, in order; another brings sled to the disk now and then
+//! (*folds*), so that frames can be overwritten. Opening does again what sled does not have yet.
+
+mod threads;
 
 use std::{
     fs::{self, File},
@@ -12,7 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Flushed, LogEngine, LogError, META_PURGED, tip::Tip};
+use self::threads::{Flusher, Folder};
+use super::{
+    Flushed, LogEngine, LogError, META_PURGED,
+    journal::{Frame, Journal, Op, Staged},
+    tip::{Safe, Tip},
+};
 
 /// sled keeps a leaf of up to 17 values as one record, and writes a record that is larger than a quarter of a segment
 /// to a file of its own, which it never syncs. Small pieces in large segments keep all of the log in one file.
@@ -26,6 +35,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_POLL: Duration = Duration::from_millis(10);
 const LAST_PIECE: u8 = 1;
 const MORE_PIECES: u8 = 0;
+/// Where sled says up to which frame of the journal it has everything.
+const META_FOLDED: &str = "journal";
 
 /// A log in a folder of its own.
 pub struct SledEngine {
@@ -33,6 +44,8 @@ pub struct SledEngine {
     db: sled::Db,
     log: sled::Tree,
     meta: sled::Tree,
+    /// Held while sled is changed, so that frames say the same in the same order.
+    staged: Arc<Mutex<Staged>>,
     end: Arc<Mutex<End>>,
     flusher: Option<mpsc::Sender<Flushed>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -41,6 +54,7 @@ pub struct SledEngine {
 /// How far the log goes, and how far that is known to be safe.
 struct End {
     tip: Tip,
+    safe: Safe,
     /// Greatest index appended (or purged).
     appended: u64,
     /// Raised whenever the log is cut: what was appended before says nothing about what comes after.
@@ -52,26 +66,77 @@ impl SledEngine {
     pub fn open(dir: &Path) -> Result<Self, LogError> {
         fs::create_dir_all(dir).map_err(|source| LogError::Io { what: "create", path: dir.into(), source })?;
         remove_unfinished_snapshots(dir)?;
-        let (tip, witnessed) = Tip::open(dir.join("tip"))?;
+        let (tip, safe) = Tip::open(dir.join("tip"))?;
         let db = open_db(dir)?;
         let damaged = |detail: String| LogError::Damaged { path: dir.join("db"), detail };
         let log = db.open_tree("log").map_err(|e| damaged(e.to_string()))?;
         let meta = db.open_tree("meta").map_err(|e| damaged(e.to_string()))?;
-        let file_path = dir.join("db");
-        let file =
-            File::open(&file_path).map_err(|source| LogError::Io { what: "open", path: file_path.clone(), source })?;
         let mut engine = Self {
             dir: dir.into(),
             db,
             log,
             meta,
-            end: Arc::new(Mutex::new(End { tip, appended: witnessed, cuts: 0 })),
+            staged: Arc::default(),
+            end: Arc::new(Mutex::new(End { tip, safe, appended: safe.index, cuts: 0 })),
             flusher: None,
             thread: None,
         };
-        engine.check_against(witnessed)?;
-        engine.start_flusher(file)?;
+        let (journal, frames) = Journal::open(&dir.join("journal"))?;
+        let folded = engine.folded()?;
+        let last_frame = frames.last().map_or(folded, |frame| frame.number.max(folded));
+        engine.replay(frames, folded, safe)?;
+        engine.check_against(safe.index)?;
+        if let Some((last, _)) = engine.last()? {
+            lock(&engine.end).appended = last;
+        }
+        engine.start_threads(journal, last_frame)?;
         Ok(engine)
+    }
+
+    /// Does again what the journal has and sled does not.
+    fn replay(&self, frames: Vec<Frame>, folded: u64, safe: Safe) -> Result<(), LogError> {
+        let journal = |detail: String| LogError::Damaged { path: self.dir.join("journal"), detail };
+        let found = frames.last().map_or(folded, |frame| frame.number.max(folded));
+        if found < safe.frame {
+            return Err(journal(format!("frame {} was safe, and the last one found is {found}", safe.frame)));
+        }
+        let mut end = None;
+        for (expected, frame) in (folded + 1..).zip(frames.into_iter().filter(|frame| frame.number > folded)) {
+            if frame.number != expected {
+                let detail = format!("it ends at frame {folded} of the journal, which goes on at {}", frame.number);
+                return Err(self.damaged(detail));
+            }
+            end = Some(frame.last_index);
+            frame.ops.into_iter().try_for_each(|op| self.redo(op))?;
+        }
+        // sled may have got further, with what was never safe: of that, a part may be overwritten by now.
+        match (end, self.log.last().map_err(|e| self.sled_error(&e))?) {
+            (Some(end), Some((key, _))) if self.index_of(&key)? > end => self.remove_from(end.saturating_add(1)),
+            _ => Ok(()),
+        }
+    }
+
+    fn redo(&self, op: Op) -> Result<(), LogError> {
+        match op {
+            Op::Append { index, bytes } => {
+                self.remove_from(index)?;
+                let last = self.log.last().map_err(|e| self.sled_error(&e))?;
+                let last = last.map(|(key, _)| self.index_of(&key)).transpose()?;
+                if let Some(last) = last.filter(|last| last + 1 != index) {
+                    return Err(self.damaged(format!("it ends at entry {last}, and the journal goes on at {index}")));
+                }
+                self.insert(index, &bytes)
+            }
+            Op::Truncate { first } => self.remove_from(first),
+            Op::Purge { last } => self.remove_to(last),
+            Op::Meta { key, value } => self.meta.insert(key, value).map(drop).map_err(|e| self.sled_error(&e)),
+        }
+    }
+
+    fn folded(&self) -> Result<u64, LogError> {
+        let Some(value) = self.meta.get(META_FOLDED).map_err(|e| self.sled_error(&e))? else { return Ok(0) };
+        let bytes = value.as_ref().try_into().map_err(|_| self.damaged("a number in it is too short".to_owned()))?;
+        Ok(u64::from_be_bytes(bytes))
     }
 
     /// Refuses a log that ends before what was once safe.
@@ -91,16 +156,50 @@ impl SledEngine {
         )))
     }
 
-    fn start_flusher(&mut self, file: File) -> Result<(), LogError> {
+    /// What was done again is brought to the disk before anything else is written.
+    fn start_threads(&mut self, journal: Journal, last_frame: u64) -> Result<(), LogError> {
+        let path = self.dir.join("db");
+        let file = File::open(&path).map_err(|source| LogError::Io { what: "open", path: path.clone(), source })?;
+        let folder = Folder::new(self.db.clone(), self.meta.clone(), file, self.dir.clone());
+        folder.fold(last_frame).map_err(|source| LogError::Io { what: "sync", path, source })?;
+        let failed = |source| LogError::Io { what: "start a thread of", path: self.dir.clone(), source };
+        let (staged, end) = (Arc::clone(&self.staged), Arc::clone(&self.end));
+        let flusher = Flusher::start(staged, end, journal, folder, last_frame).map_err(failed)?;
         let (sender, receiver) = mpsc::channel::<Flushed>();
-        let flusher = Flusher { db: self.db.clone(), file, dir: self.dir.clone(), end: Arc::clone(&self.end) };
-        let thread = thread::Builder::new()
-            .name("raft-log-flush".to_owned())
-            .spawn(move || flusher.run(&receiver))
-            .map_err(|source| LogError::Io { what: "start the flusher of", path: self.dir.clone(), source })?;
+        let thread = thread::Builder::new().name("raft-log-flush".to_owned()).spawn(move || flusher.run(&receiver));
+        self.thread = Some(thread.map_err(failed)?);
         self.flusher = Some(sender);
-        self.thread = Some(thread);
         Ok(())
+    }
+
+    /// An entry of one piece is one write of sled's; of more, an atomic batch.
+    fn insert(&self, index: u64, bytes: &[u8]) -> Result<(), LogError> {
+        let value = |flag: u8, piece: &[u8]| {
+            let mut value = Vec::with_capacity(piece.len() + 1);
+            value.push(flag);
+            value.extend_from_slice(piece);
+            value
+        };
+        if bytes.len() <= PIECE_BYTES {
+            let inserted = self.log.insert(piece_key(index, 0), value(LAST_PIECE, bytes));
+            return inserted.map(drop).map_err(|e| self.sled_error(&e));
+        }
+        let mut batch = sled::Batch::default();
+        let count = bytes.len().div_ceil(PIECE_BYTES);
+        for (number, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+            let flag = if number + 1 == count { LAST_PIECE } else { MORE_PIECES };
+            batch.insert(&piece_key(index, number)[..], value(flag, piece));
+        }
+        self.log.apply_batch(batch).map_err(|e| self.sled_error(&e))
+    }
+
+    /// From the end backwards, so that there is never a hole.
+    fn remove_from(&self, first: u64) -> Result<(), LogError> {
+        self.remove_all(self.log.range(piece_key(first, 0)..).keys().rev())
+    }
+
+    fn remove_to(&self, last: u64) -> Result<(), LogError> {
+        self.remove_all(self.log.range(..piece_key(last.saturating_add(1), 0)).keys())
     }
 
     fn damaged(&self, detail: String) -> LogError {
@@ -163,45 +262,41 @@ impl SledEngine {
 impl LogEngine for SledEngine {
     fn append(&self, entries: Vec<(u64, Vec<u8>)>) -> Result<(), LogError> {
         let Some(last) = entries.last().map(|(index, _)| *index) else { return Ok(()) };
-        let mut batch = sled::Batch::default();
+        let mut staged = lock(&self.staged);
         for (index, bytes) in &entries {
-            let pieces = bytes.chunks(PIECE_BYTES);
-            let count = pieces.len().max(1);
-            for number in 0..count {
-                let piece = bytes.get(number * PIECE_BYTES..).unwrap_or_default();
-                let piece = &piece[..piece.len().min(PIECE_BYTES)];
-                let flag = if number + 1 == count { LAST_PIECE } else { MORE_PIECES };
-                let mut value = Vec::with_capacity(piece.len() + 1);
-                value.push(flag);
-                value.extend_from_slice(piece);
-                batch.insert(&piece_key(*index, number)[..], value);
-            }
+            self.insert(*index, bytes)?;
+            staged.append(*index, bytes);
         }
-        self.log.apply_batch(batch).map_err(|e| self.sled_error(&e))?;
         lock(&self.end).appended = last;
         Ok(())
     }
 
     fn truncate_from(&self, first: u64) -> Result<(), LogError> {
         let keep = first.saturating_sub(1);
+        let mut staged = lock(&self.staged);
         {
             let mut end = lock(&self.end);
             if end.appended > keep {
-                end.tip.lower(keep)?;
+                let safe = Safe { index: keep, ..end.safe };
+                end.tip.lower(safe)?;
+                end.safe = safe;
                 end.appended = keep;
                 end.cuts += 1;
             }
         }
-        self.remove_all(self.log.range(piece_key(first, 0)..).keys().rev())
+        staged.truncate(first);
+        self.remove_from(first)
     }
 
     fn purge_to(&self, last: u64, record: Vec<u8>) -> Result<(), LogError> {
         self.put_meta(META_PURGED, record)?;
+        let mut staged = lock(&self.staged);
         {
             let mut end = lock(&self.end);
             end.appended = end.appended.max(last);
         }
-        self.remove_all(self.log.range(..piece_key(last.saturating_add(1), 0)).keys())
+        staged.purge(last);
+        self.remove_to(last)
     }
 
     fn read(&self, first: u64, end: u64) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
@@ -218,6 +313,8 @@ impl LogEngine for SledEngine {
     }
 
     fn put_meta(&self, key: &str, value: Vec<u8>) -> Result<(), LogError> {
+        let mut staged = lock(&self.staged);
+        staged.meta(key.as_bytes(), &value);
         self.meta.insert(key, value).map(drop).map_err(|e| self.sled_error(&e))
     }
 
@@ -244,63 +341,6 @@ impl Drop for SledEngine {
         if let Some(thread) = self.thread.take() {
             // A panicked flusher has already failed its waiters by dropping them.
             let _ = thread.join();
-        }
-    }
-}
-
-/// The one thread that makes writes durable.
-struct Flusher {
-    db: sled::Db,
-    file: File,
-    dir: PathBuf,
-    end: Arc<Mutex<End>>,
-}
-
-impl Flusher {
-    fn run(&self, waiters: &mpsc::Receiver<Flushed>) {
-        while let Ok(first) = waiters.recv() {
-            let mut batch = vec![first];
-            batch.extend(waiters.try_iter());
-            let (appended, cuts) = {
-                let end = lock(&self.end);
-                (end.appended, end.cuts)
-            };
-            match self.make_durable() {
-                Ok(()) => {
-                    self.note_safe(appended, cuts);
-                    batch.into_iter().for_each(|done| done(Ok(())));
-                }
-                Err(error) => self.fail(batch, &error),
-            }
-        }
-    }
-
-    /// Not when the log was cut meanwhile: the same indexes may hold other entries by now.
-    fn note_safe(&self, appended: u64, cuts: u64) {
-        let end = lock(&self.end);
-        if end.cuts != cuts {
-            return;
-        }
-        if let Err(error) = end.tip.raise(appended) {
-            tracing::warn!(%error, "cannot note how far the raft log is safe");
-        }
-    }
-
-    fn make_durable(&self) -> Result<(), std::io::Error> {
-        self.db.flush().map_err(|e| std::io::Error::other(e.to_string()))?;
-        self.file.sync_data()?;
-        // Only a value beyond `PIECE_BYTES` could get here; see the constant.
-        let blobs = self.dir.join("blobs");
-        for entry in fs::read_dir(&blobs)? {
-            File::open(entry?.path())?.sync_data()?;
-        }
-        Ok(())
-    }
-
-    fn fail(&self, batch: Vec<Flushed>, error: &std::io::Error) {
-        for done in batch {
-            let source = std::io::Error::new(error.kind(), error.to_string());
-            done(Err(LogError::Io { what: "sync", path: self.dir.join("db"), source }));
         }
     }
 }
@@ -350,8 +390,8 @@ fn try_open_db(dir: &Path) -> Result<sled::Db, LogError> {
     }
 }
 
-fn lock(end: &Mutex<End>) -> MutexGuard<'_, End> {
-    end.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn piece_key(index: u64, piece: usize) -> [u8; 10] {
@@ -446,6 +486,70 @@ mod tests {
         assert_eq!(SledEngine::open(dir.path()).unwrap().last().unwrap().unwrap().0, 60);
     }
 
+    /// Copies the folder as a power cut would leave it, were sled's file to lose all that was not folded.
+    #[test]
+    fn what_sled_lost_is_done_again_from_the_journal() {
+        let (dir, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let take = |names: &[&str]| {
+            for name in names {
+                fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();
+            }
+        };
+        let engine = SledEngine::open(dir.path()).unwrap();
+        engine.append(entries(1..50, 100)).unwrap();
+        flush(&engine);
+        drop(engine);
+        let engine = SledEngine::open(dir.path()).unwrap();
+        fs::create_dir(copy.path().join("blobs")).unwrap();
+        take(&["conf", "db"]);
+        engine.append(entries(50..80, 100)).unwrap();
+        engine.put_meta("vote", b"old".to_vec()).unwrap();
+        flush(&engine);
+        engine.truncate_from(70).unwrap();
+        engine.append(vec![(70, b"other".to_vec()), (71, vec![1; 3 * PIECE_BYTES])]).unwrap();
+        engine.purge_to(20, b"20".to_vec()).unwrap();
+        engine.put_meta("vote", b"new".to_vec()).unwrap();
+        flush(&engine);
+        take(&["journal", "tip"]);
+        // Not flushed, so nobody was told that it is safe.
+        engine.append(entries(72..90, 100)).unwrap();
+        let expected = engine.read(0, 72).unwrap();
+        drop(engine);
+        for _ in 0..2 {
+            let engine = SledEngine::open(copy.path()).unwrap();
+            assert_eq!(engine.read(0, 1000).unwrap(), expected);
+            assert_eq!((engine.meta("vote").unwrap().unwrap(), engine.last().unwrap().unwrap().0), (b"new".to_vec(), 71));
+            assert_eq!(engine.meta(META_PURGED).unwrap().unwrap(), b"20");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_lost_what_was_safe_is_refused_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            engine.put_meta("vote", b"v".to_vec()).unwrap();
+            flush(&engine);
+        }
+        fs::write(dir.path().join("journal"), b"").unwrap();
+        let error = SledEngine::open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("/journal"), "{error}");
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_journal_survives_a_reopen() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = vec![(1, vec![1; 100]), (2, vec![2; 5 << 20]), (3, vec![3; 100])];
+        {
+            let engine = SledEngine::open(dir.path()).unwrap();
+            for entry in &written {
+                engine.append(vec![entry.clone()]).unwrap();
+                flush(&engine);
+            }
+        }
+        assert_eq!(SledEngine::open(dir.path()).unwrap().read(0, 9).unwrap(), written);
+    }
+
     #[test]
     fn an_unfinished_snapshot_of_sled_does_not_stop_it() {
         let dir = tempfile::tempdir().unwrap();
@@ -478,7 +582,8 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             {
                 let engine = SledEngine::open(dir.path()).unwrap();
-                for start in 0..60 {
+                // More than the journal keeps.
+                for start in 0..160 {
                     engine.append(entries(start * 50 + 1..start * 50 + 51, 2000)).unwrap();
                     flush(&engine);
                 }
@@ -490,9 +595,9 @@ mod tests {
                 }
             }
             damage(&dir.path().join("db"));
-            let outcome = SledEngine::open(dir.path()).and_then(|engine| engine.read(1, 3001));
+            let outcome = SledEngine::open(dir.path()).and_then(|engine| engine.read(1, 8001));
             match outcome {
-                Ok(read) => assert_eq!(read, entries(1..3001, 2000), "{kind}: something was lost in silence"),
+                Ok(read) => assert_eq!(read, entries(1..8001, 2000), "{kind}: something was lost in silence"),
                 Err(error) => assert!(error.to_string().contains("/db"), "{kind}: {error}"),
             }
             assert!(kind == "overwritten" || SledEngine::open(dir.path()).is_err(), "{kind}: opened all the same");
