@@ -6,7 +6,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use openraft::{
@@ -18,6 +18,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 
 use super::{
+    recent::Recent,
     types::{Entry, LeaderId, LogId, Member, Membership, TypeConfig, Vote},
     wire as convert,
 };
@@ -36,11 +37,12 @@ const RECORD_HEADER_BYTES: usize = 16;
 pub(crate) struct LogStore {
     engine: Arc<dyn LogEngine>,
     sealer: Arc<Sealer>,
+    recent: Arc<Mutex<Recent>>,
 }
 
 impl LogStore {
     pub(crate) fn new(engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
-        Self { engine, sealer }
+        Self { engine, sealer, recent: Arc::default() }
     }
 
     /// Whether raft never wrote anything here.
@@ -86,7 +88,14 @@ impl LogStore {
         convert::entry_with(log_id, entry.payload).map_err(|e| unreadable(index, &e))
     }
 
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn read_entries(&self, first: u64, end: u64) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.recent().read(&(first..end), usize::MAX) {
+            return Ok(entries);
+        }
         let records = self.engine.read(first, end).map_err(io::Error::other)?;
         records.iter().map(|(index, record)| self.open_entry(*index, record)).collect()
     }
@@ -136,6 +145,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        if let Some(entries) = self.recent().read(&(start..end), READ_LIMIT_BYTES) {
+            return Ok(entries);
+        }
         let mut entries: Vec<Entry> = Vec::new();
         let mut bytes = 0;
         let mut next = start;
@@ -203,14 +215,20 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let records = entries.into_iter().map(|e| self.seal_entry(&e)).collect::<io::Result<Vec<_>>>()?;
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let records = entries.iter().map(|e| self.seal_entry(e)).collect::<io::Result<Vec<_>>>()?;
         self.engine.append(records).map_err(io::Error::other)?;
+        {
+            let mut recent = self.recent();
+            entries.into_iter().for_each(|entry| recent.push(entry));
+        }
         self.engine.flush(Box::new(move |result| callback.io_completed(result.map_err(io::Error::other))));
         Ok(())
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let first = last_log_id.map_or(0, |id| id.index.saturating_add(1));
+        self.recent().truncate_from(first);
         self.engine.truncate_from(first).map_err(io::Error::other)
     }
 

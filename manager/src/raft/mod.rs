@@ -11,6 +11,7 @@ mod log_store;
 mod machine;
 mod network;
 mod proposer;
+mod recent;
 mod service;
 mod snapshot;
 mod store;
