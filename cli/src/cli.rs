@@ -7,7 +7,10 @@ use orch_model::Kind;
 use orch_proto::paths::Paths;
 
 use crate::{
-    commands::{ca, cluster, container, data, exec, image, info, inspect, logs, network, node, service, stack, volume},
+    commands::{
+        ca, cluster, container, container_attach, container_control, data, exec, image, image_login, info, inspect,
+        logs, network, node, run, service, stack, volume,
+    },
     daemons::{self, Daemon},
 };
 
@@ -86,16 +89,49 @@ enum Command {
     },
     /// List this node's images
     Images(image::LsArgs),
+    /// Authenticate to a registry
+    Login(image_login::LoginArgs),
+    /// Log out from a registry
+    Logout(image_login::LogoutArgs),
+    /// Download an image from a registry
+    Pull(image::PullArgs),
     /// Manage this node's volumes
     Volume {
         #[command(subcommand)]
         command: volume::VolumeCommand,
     },
+    /// Manage this node's containers
+    Container {
+        #[command(subcommand)]
+        command: Box<container::ContainerCommand>,
+    },
+    /// Create and run a new container on this node
+    Run(Box<run::RunArgs>),
+    /// Create a new container on this node
+    Create(Box<run::CreateArgs>),
+    /// Start one or more stopped containers
+    Start(container_control::StartArgs),
+    /// Stop one or more running containers
+    Stop(container_control::StopArgs),
+    /// Restart one or more containers
+    Restart(container_control::StopArgs),
+    /// Kill one or more running containers
+    Kill(container_control::KillArgs),
+    /// Remove one or more containers
+    Rm(container_control::RmArgs),
+    /// Rename a container
+    Rename(container_control::RenameArgs),
+    /// Block until containers stop, then print their exit codes
+    Wait(container_control::Named),
+    /// List port mappings of a container
+    Port(container_control::PortArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(container_attach::AttachArgs),
     /// List this node's containers
     Ps(container::PsArgs),
-    /// Execute a command in a running task
+    /// Execute a command in a running task or container
     Exec(exec::ExecArgs),
-    /// Fetch the logs of a task
+    /// Fetch the logs of a task or container
     Logs(logs::LogsArgs),
     /// Return low-level information on objects of the cluster
     Inspect(inspect::InspectArgs),
@@ -140,15 +176,27 @@ pub(crate) fn main() -> ExitCode {
 fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     orch_proto::tls::install_crypto_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(run(command, &Paths::from_env()));
+    let outcome = runtime.block_on(dispatch(command, &Paths::from_env()));
     // A thread that waits for the keyboard must not keep the program.
     runtime.shutdown_background();
     outcome
 }
 
-async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
+async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::run(args, paths).await,
+        Command::Run(args) => return run::run(*args, paths).await,
+        Command::Start(args) => return container_control::start(args, paths).await,
+        Command::Attach(args) => return container_control::attach(args, paths).await,
+        Command::Container { command } => return container::run(*command, paths).await,
+        Command::Create(args) => run::create(*args, paths).await,
+        Command::Stop(args) => container_control::stop(args, false, paths).await,
+        Command::Restart(args) => container_control::stop(args, true, paths).await,
+        Command::Kill(args) => container_control::kill(args, paths).await,
+        Command::Rm(args) => container_control::remove(args, paths).await,
+        Command::Rename(args) => container_control::rename(args, paths).await,
+        Command::Wait(args) => container_control::wait(args, paths).await,
+        Command::Port(args) => container_control::port(args, paths).await,
         Command::Init(args) => cluster::init(*args, paths).await,
         Command::Join(args) => cluster::join(args, paths).await,
         Command::JoinToken(args) => cluster::join_token(args, paths).await,
@@ -165,6 +213,9 @@ async fn run(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Secret { command } => data::run(Kind::Secret, command, paths).await,
         Command::Config { command } => data::run(Kind::Config, command, paths).await,
         Command::Image { command } => image::run(command, paths).await,
+        Command::Login(args) => image_login::login(args, paths).await,
+        Command::Logout(args) => image_login::logout(&args),
+        Command::Pull(args) => image::pull(args, paths).await,
         Command::Images(args) => image::list(args, paths).await,
         Command::Volume { command } => volume::run(command, paths).await,
         Command::Ps(args) => container::ps(args, paths).await,

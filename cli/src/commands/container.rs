@@ -1,13 +1,15 @@
-//! `orch ps`: this node's containers.
+//! `orch ps` and `orch container …`: this node's containers.
 
-use clap::Args;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
 use orch_model::{
     Timestamp,
-    task::{TaskState, TaskStatus},
+    task::{Health, TaskState, TaskStatus},
 };
 use orch_proto::{conv::FromProto, paths::Paths, wire};
 
-use super::ListFlags;
+use super::{ListFlags, container_attach::AttachArgs, container_control as control, exec, logs, run};
 use crate::{
     api::{explain, worker},
     render::{
@@ -16,6 +18,73 @@ use crate::{
         short_id, time,
     },
 };
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ContainerCommand {
+    /// Create and run a new container from an image
+    Run(Box<run::RunArgs>),
+    /// Create a new container
+    Create(Box<run::CreateArgs>),
+    /// List containers
+    #[command(visible_aliases = ["list", "ps"])]
+    Ls(PsArgs),
+    /// Display detailed information on one or more containers
+    Inspect(control::InspectContainerArgs),
+    /// Start one or more stopped containers
+    Start(control::StartArgs),
+    /// Stop one or more running containers
+    Stop(control::StopArgs),
+    /// Restart one or more containers
+    Restart(control::StopArgs),
+    /// Kill one or more running containers
+    Kill(control::KillArgs),
+    /// Remove one or more containers
+    #[command(visible_alias = "remove")]
+    Rm(control::RmArgs),
+    /// Rename a container
+    Rename(control::RenameArgs),
+    /// Block until containers stop, then print their exit codes
+    Wait(control::Named),
+    /// List port mappings of a container
+    Port(control::PortArgs),
+    /// Attach local standard input, output, and error streams to a running container
+    Attach(AttachArgs),
+    /// Execute a command in a running container
+    Exec(exec::ExecArgs),
+    /// Fetch the logs of a container
+    Logs(logs::LogsArgs),
+    /// Remove all stopped containers
+    Prune(control::PruneArgs),
+}
+
+pub(crate) async fn run(command: ContainerCommand, paths: &Paths) -> anyhow::Result<ExitCode> {
+    match command {
+        ContainerCommand::Run(args) => return run::run(*args, paths).await,
+        ContainerCommand::Start(args) => return control::start(args, paths).await,
+        ContainerCommand::Attach(args) => return control::attach(args, paths).await,
+        ContainerCommand::Exec(args) => return exec::run(args, paths).await,
+        ContainerCommand::Create(args) => run::create(*args, paths).await,
+        ContainerCommand::Ls(args) => ps(args, paths).await,
+        ContainerCommand::Inspect(args) => control::inspect(args, paths).await,
+        ContainerCommand::Stop(args) => control::stop(args, false, paths).await,
+        ContainerCommand::Restart(args) => control::stop(args, true, paths).await,
+        ContainerCommand::Kill(args) => control::kill(args, paths).await,
+        ContainerCommand::Rm(args) => control::remove(args, paths).await,
+        ContainerCommand::Rename(args) => control::rename(args, paths).await,
+        ContainerCommand::Wait(args) => control::wait(args, paths).await,
+        ContainerCommand::Port(args) => control::port(args, paths).await,
+        ContainerCommand::Logs(args) => logs::logs(args, paths).await,
+        ContainerCommand::Prune(args) => control::prune(args, paths).await,
+    }
+    .map(|()| ExitCode::SUCCESS)
+}
+
+/// A one-off container of this node by that name or id; `None` also when the worker cannot be asked.
+pub(crate) async fn one_off(paths: &Paths, reference: &str) -> Option<wire::ContainerDetails> {
+    let request = wire::ContainerReference { reference: reference.into() };
+    let details = worker(paths).await.ok()?.inspect_container(request).await.ok()?.into_inner();
+    details.local.is_some().then_some(details)
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
@@ -51,7 +120,8 @@ const CONTAINERS: Listing<'static> = Listing {
 
 pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     let flags = &args.list;
-    let filters = flags.filters(&["id", "name", "label", "status", "ancestor"])?;
+    let filters =
+        flags.filters(&["id", "name", "label", "status", "ancestor", "health", "exited", "volume", "network"])?;
     let mut worker = worker(paths).await?;
     let mut containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
     containers.sort_by_key(|c| std::cmp::Reverse(c.created_at_ms));
@@ -61,7 +131,7 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut rows: Vec<Row> = Vec::new();
     for container in &containers {
         let status = container.status.clone().map(TaskStatus::from_proto).transpose()?;
-        let state = state_word(status.as_ref());
+        let state = container.state.as_str();
         // A task that was given up before it had a container is in `service ps` only.
         let never_was = status.as_ref().is_some_and(|s| s.state == TaskState::Rejected && s.container.is_none());
         if !never_was
@@ -69,10 +139,14 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
             && filters.any("id", |id| container.container_id.starts_with(id))
             && filters.any("name", |part| container.name.contains(part))
             && filters.any("status", |word| word == state)
-            && filters.any("ancestor", |image| container.image == image)
+            && filters.any("ancestor", |image| container.image == image || image_id(container).starts_with(image))
+            && filters.any("health", |word| word == health(container).map_or("none", Health::word))
+            && filters.any("exited", |code| state == "exited" && code == container.exit_code.to_string())
+            && filters.any("volume", |name| container.mounts.iter().any(|mount| mount == name))
+            && filters.any("network", |name| container.networks.iter().any(|network| network == name))
             && filters.labels("label", &container.labels)
         {
-            rows.push(container_row(container, status.as_ref(), now, flags.no_trunc));
+            rows.push(container_row(container, now, flags.no_trunc));
         }
     }
     rows.truncate(limit.unwrap_or(usize::MAX));
@@ -83,23 +157,39 @@ fn flags_filter_status(args: &PsArgs) -> bool {
     args.list.filter.iter().any(|filter| filter.starts_with("status="))
 }
 
-fn state_word(status: Option<&TaskStatus>) -> &'static str {
-    match status.map(|s| s.state) {
-        Some(TaskState::Running) => "running",
-        Some(state) if state.is_terminal() => "exited",
-        _ => "created",
+fn health(container: &wire::Container) -> Option<Health> {
+    container.health.and_then(|health| Health::from_proto(health).ok())
+}
+
+fn image_id(container: &wire::Container) -> &str {
+    let digest = container.image_digest.as_str();
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+fn up(length: std::time::Duration) -> String {
+    format!("Up {}", time::human(length).to_lowercase().replace("about", "About"))
+}
+
+/// As Docker has it behind `Up 5 minutes`.
+fn health_words(container: &wire::Container) -> &'static str {
+    match health(container) {
+        None => "",
+        Some(Health::Starting) => " (health: starting)",
+        Some(Health::Healthy) => " (healthy)",
+        Some(Health::Unhealthy) => " (unhealthy)",
     }
 }
 
-fn container_row(container: &wire::Container, status: Option<&TaskStatus>, now: Timestamp, no_trunc: bool) -> Row {
+fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) -> Row {
     let created = Timestamp::from_unix_ms(container.created_at_ms);
     let command = format!("{:?}", container.command.join(" "));
-    let state = state_word(status);
-    let since = status.map_or(created, |s| s.at);
-    let exit_code = status.and_then(|s| s.container.as_ref()).and_then(|c| c.exit_code).unwrap_or_default();
-    let words = match state {
-        "running" => format!("Up {}", time::human(now.since(since)).to_lowercase().replace("about", "About")),
-        "exited" => format!("Exited ({exit_code}) {}", time::ago(since, now)),
+    let since = |unix_ms: u64| Timestamp::from_unix_ms(unix_ms);
+    let ago = || time::ago(since(container.finished_at_ms), now);
+    let words = match container.state.as_str() {
+        "running" => format!("{}{}", up(now.since(since(container.started_at_ms))), health_words(container)),
+        "exited" => format!("Exited ({}) {}", container.exit_code, ago()),
+        "restarting" => format!("Restarting ({}) {}", container.exit_code, ago()),
+        "removing" => "Removal In Progress".to_owned(),
         _ => "Created".to_owned(),
     };
     let labels: Vec<String> = container.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -111,7 +201,7 @@ fn container_row(container: &wire::Container, status: Option<&TaskStatus>, now: 
         ("RunningFor", time::ago(created, now).into()),
         ("CreatedAt", time::go_style(created).into()),
         ("Status", words.into()),
-        ("State", state.into()),
+        ("State", container.state.as_str().into()),
         ("Ports", container.ports.join(", ").into()),
         ("Names", container.name.as_str().into()),
         ("Labels", labels.join(",").into()),

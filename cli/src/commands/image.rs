@@ -9,7 +9,7 @@ use orch_proto::{paths::Paths, wire};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
-use super::{ListFlags, for_each, print_inspected};
+use super::{ListFlags, for_each, image_login as login, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
     flags::quantity,
@@ -186,32 +186,77 @@ async fn feed(
     }
 }
 
-async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
-    let request = wire::PullImageRequest { reference: args.image.clone(), ..Default::default() };
+    let auth = credentials_for(&args.image)?;
+    let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };
+    let shown = show_pull(&mut worker, request, Show { quiet: args.quiet, stderr: false }).await?;
+    println!("{shown}");
+    Ok(())
+}
+
+/// Where and how much of a download is shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Show {
+    quiet: bool,
+    stderr: bool,
+}
+
+impl Show {
+    pub(crate) fn on_stderr(quiet: bool) -> Self {
+        Self { quiet, stderr: true }
+    }
+
+    fn line(self, text: &str) {
+        match (self.quiet, self.stderr) {
+            (true, _) => {}
+            (false, true) => eprintln!("{text}"),
+            (false, false) => println!("{text}"),
+        }
+    }
+}
+
+/// Downloads and says so; the image's name.
+pub(crate) async fn show_pull(
+    worker: &mut Worker,
+    request: wire::PullImageRequest,
+    show: Show,
+) -> anyhow::Result<String> {
+    let reference = request.reference.clone();
     let mut progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
     let mut seen = std::collections::HashMap::new();
     while let Some(message) = progress.next().await {
         match message.map_err(explain)?.progress {
             Some(wire::pull_progress::Progress::Layer(layer))
                 // One line per change of state: bytes alone would flood a pipe.
-                if !args.quiet && seen.get(&layer.digest) != Some(&layer.state) =>
+                if seen.get(&layer.digest) != Some(&layer.state) =>
             {
                 let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
-                println!("{}: {}", short_id(digest), layer_words(&layer.state));
+                show.line(&format!("{}: {}", short_id(digest), layer_words(&layer.state)));
                 seen.insert(layer.digest, layer.state);
             }
-            Some(wire::pull_progress::Progress::Status(text)) if !args.quiet => println!("{text}"),
+            Some(wire::pull_progress::Progress::Status(text)) => show.line(&text),
             Some(wire::pull_progress::Progress::Done(image)) => {
-                if !args.quiet {
-                    println!("Digest: {}", image.digest);
-                }
-                println!("{}", image.names.first().map_or(args.image.as_str(), String::as_str));
+                show.line(&format!("Digest: {}", image.digest));
+                return Ok(image.names.into_iter().next().unwrap_or(reference));
             }
             _ => {}
         }
     }
-    Ok(())
+    Err(anyhow!("the worker ended the download without a word; see the node's log"))
+}
+
+/// As the user typed it, with the tag that a name without one means.
+pub(crate) fn with_tag(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    if name.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }
+}
+
+/// What Docker's credential files have for the image's registry.
+pub(crate) fn credentials_for(image: &str) -> anyhow::Result<Option<wire::RegistryAuth>> {
+    let first = image.split_once('/').map_or("", |(first, _)| first);
+    let registry = if first.contains(['.', ':']) || first == "localhost" { first } else { login::DOCKER_HUB };
+    login::stored(registry)
 }
 
 fn layer_words(state: &str) -> &str {

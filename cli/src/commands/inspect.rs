@@ -11,7 +11,7 @@ use orch_model::{
 use orch_proto::paths::Paths;
 use serde_json::Value;
 
-use super::{for_each, node::reachability, print_inspected};
+use super::{container, for_each, node::reachability, print_inspected};
 use crate::{api::Api, inspect};
 
 #[derive(Debug, Args)]
@@ -24,10 +24,14 @@ pub(crate) struct InspectArgs {
 }
 
 pub(crate) async fn run(args: InspectArgs, paths: &Paths) -> anyhow::Result<()> {
-    let mut api = Api::connect(paths).await?;
     let mut found = Vec::new();
     let outcome = for_each(&args.names, async |reference| {
-        found.push(find(&mut api, reference).await?);
+        // What this node has needs no manager.
+        let object = match container::one_off(paths, reference).await {
+            Some(details) => inspect::local_container(&details),
+            None => find(&mut Api::connect(paths).await?, reference).await?,
+        };
+        found.push(object);
         Ok(())
     })
     .await;

@@ -7,7 +7,7 @@ use orch_model::{node::Node, service::Service, task::Task};
 use orch_proto::{paths::Paths, wire};
 use tokio_stream::StreamExt as _;
 
-use super::{node_names, service_names};
+use super::{container, node_names, service_names};
 use crate::{
     api::{Api, explain, worker},
     render::{short_id, time},
@@ -93,7 +93,9 @@ impl LogFlags {
 pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
     let request =
         wire::LogsRequest { tasks: vec![args.task.clone()], services: Vec::new(), options: Some(args.flags.options()) };
+    let one_off = container::one_off(paths, &args.task).await;
     let mut lines = match Api::connect(paths).await {
+        _ if one_off.is_some() => worker(paths).await?.logs(request).await.map_err(explain)?.into_inner(),
         Ok(mut api) => api.control.logs(request).await.map_err(explain)?.into_inner(),
         // On a worker, the containers of the node itself are at hand.
         Err(no_manager) => match worker(paths).await {

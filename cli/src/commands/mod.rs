@@ -5,16 +5,22 @@
 pub(crate) mod ca;
 pub(crate) mod cluster;
 pub(crate) mod container;
+pub(crate) mod container_attach;
+pub(crate) mod container_control;
 pub(crate) mod data;
 pub(crate) mod exec;
+pub(crate) mod health;
 pub(crate) mod image;
+pub(crate) mod image_login;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod logs;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stack;
+pub(crate) mod terminal;
 pub(crate) mod volume;
 
 use std::{collections::HashMap, sync::Arc};

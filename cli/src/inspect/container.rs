@@ -71,7 +71,7 @@ fn mount(mount: &Mount) -> Value {
         .done()
 }
 
-fn health(health: &HealthConfig) -> Value {
+pub(super) fn health(health: &HealthConfig) -> Value {
     Fields::default()
         .some("Test", json!(health.test))
         .some("Interval", health.interval.map(nanos))

@@ -7,10 +7,12 @@ mod container;
 mod node;
 mod objects;
 mod service;
+mod state;
 
 pub(crate) use node::{availability_word, node, role_word, state_word};
 pub(crate) use objects::{config, image, network, secret, task, volume};
 pub(crate) use service::{endpoint_mode, service, update_state_word};
+pub(crate) use state::local_container;
 
 use orch_model::{Meta, service::PortConfig};
 use serde_json::{Map, Value, json};

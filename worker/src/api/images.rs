@@ -126,6 +126,15 @@ pub(super) fn pull(
     Ok(ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(last)).boxed())
 }
 
+pub(super) async fn check_login(agent: &Agent, request: PullImageRequest) -> Result<(), Status> {
+    let auth = request.auth.unwrap_or_default();
+    agent.host.images.check_login(&request.reference, &auth).await.map_err(|error| match error {
+        PullError::Login { .. } => Status::unauthenticated(chain(&error)),
+        PullError::Unreachable { .. } => Status::unavailable(chain(&error)),
+        error => Status::internal(chain(&error)),
+    })
+}
+
 pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
     let store = &agent.host.images.store;
     let image = store.find(&request.reference).ok_or_else(|| no_such_image(&request.reference))?;
@@ -138,8 +147,9 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
             short_id(&image)
         )));
     }
-    if last_name && let Some(user) = agent.host.user_of_image(&image.digest) {
-        let container = container_id(&user.task);
+    let of_task = agent.host.user_of_image(&image.digest).map(|entry| container_id(&entry.task));
+    let one_off = agent.locals.users_of_image(&image.digest);
+    if last_name && let Some(container) = of_task.or(one_off.first().map(|one| one.container_id())) {
         return Err(Status::failed_precondition(format!(
             "conflict: unable to remove repository reference {:?} - container {} is using its referenced image {}",
             request.reference,

@@ -167,6 +167,10 @@ impl WorkerLocal for Api {
         local::inspect(&self.agent, &request.into_inner().reference).await.map(Response::new)
     }
 
+    async fn check_login(&self, request: Request<PullImageRequest>) -> Answer<Empty> {
+        images::check_login(&self.agent, request.into_inner()).await.map(done)
+    }
+
     async fn info(&self, _: Request<Empty>) -> Answer<WorkerInfo> {
         let description = self.agent.describe().map_err(|error| Status::failed_precondition(chain(&error)))?;
         let (running, stopped) = tasks::count(&self.agent.host);

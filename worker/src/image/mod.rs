@@ -126,6 +126,11 @@ impl Images {
         self.pull_now(reference, auth, progress).await
     }
 
+    /// Whether a registry takes the login.
+    pub(crate) async fn check_login(&self, registry: &str, auth: &wire::RegistryAuth) -> Result<(), PullError> {
+        pull::check_login(&self.settings.registries(), registry, auth).await
+    }
+
     /// Waits for the next image to arrive; may return without one.
     pub(crate) async fn changed(&self) {
         self.arrived.notified().await;

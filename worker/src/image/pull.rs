@@ -50,6 +50,8 @@ pub(crate) enum PullError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("registry {registry} refuses the login: incorrect username or password")]
+    Login { registry: String },
     #[error("store the image")]
     Store(#[from] StoreError),
 }
@@ -83,6 +85,33 @@ pub(crate) async fn pull(
         registry: reference.registry.clone(),
         reason: "it has no address".to_owned(),
     }))
+}
+
+/// Asks the registry's front door, which every registry has.
+pub(crate) async fn check_login(
+    registries: &RegistryConfig,
+    registry: &str,
+    auth: &wire::RegistryAuth,
+) -> Result<(), PullError> {
+    let auth = RegistryAuth::Basic(auth.username.clone(), auth.password.clone());
+    let mut last = None;
+    for endpoint in of_host(registries, registry) {
+        // Any name will do: what counts is whether the registry knows who asks.
+        let reference = OciReference::with_tag(endpoint.host.clone(), "library/login".to_owned(), "latest".to_owned());
+        match endpoint.client()?.fetch_manifest_digest(&reference, &auth).await {
+            Err(
+                error @ (OciDistributionError::UnauthorizedError { .. }
+                | OciDistributionError::AuthenticationFailure(_)),
+            ) => {
+                tracing::debug!(%error, registry, "the login was refused");
+                return Err(PullError::Login { registry: registry.to_owned() });
+            }
+            Err(error @ OciDistributionError::RequestError(_)) => last = Some(endpoint.error(error)),
+            // That the image is not there was to be expected.
+            Ok(_) | Err(_) => return Ok(()),
+        }
+    }
+    last.map_or(Ok(()), Err)
 }
 
 /// A mirror never sees what the user gave for the registry itself.

@@ -3,12 +3,13 @@
 use clap::{Args, ValueEnum};
 use orch_model::{
     Duration,
-    service::{
-        EndpointMode, FailureAction, HealthConfig, LogDriver, RestartCondition, ServiceSpec, UpdateConfig, UpdateOrder,
-    },
+    service::{EndpointMode, FailureAction, LogDriver, RestartCondition, ServiceSpec, UpdateConfig, UpdateOrder},
 };
 
-use crate::flags::{duration, key_value, quantity, words};
+use crate::{
+    commands::health::HealthFlags,
+    flags::{duration, key_value, quantity, words},
+};
 
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct SpecFlags {
@@ -24,27 +25,8 @@ pub(super) struct SpecFlags {
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND", value_parser = command_words)]
     entrypoint: Option<Words>,
-    /// Command to run to check health
-    #[arg(long, value_name = "COMMAND")]
-    health_cmd: Option<String>,
-    /// Time between running the check (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    health_interval: Option<Duration>,
-    /// Consecutive failures needed to report unhealthy
-    #[arg(long, value_name = "N")]
-    health_retries: Option<u32>,
-    /// Time between running the check during the start period (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    health_start_interval: Option<Duration>,
-    /// Start period for the container to initialize before counting retries towards unstable (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    health_start_period: Option<Duration>,
-    /// Maximum time to allow one check to run (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    health_timeout: Option<Duration>,
-    /// Disable any container-specified HEALTHCHECK
-    #[arg(long, conflicts_with = "health_cmd")]
-    no_healthcheck: bool,
+    #[command(flatten)]
+    health: HealthFlags,
     /// Container hostname
     #[arg(long, value_name = "NAME")]
     hostname: Option<String>,
@@ -195,7 +177,7 @@ impl SpecFlags {
     /// Writes what was given into the spec and leaves the rest.
     pub(super) fn apply(&self, spec: &mut ServiceSpec) -> Result<(), String> {
         self.apply_container(spec);
-        self.apply_health(&mut spec.task.container.health)?;
+        self.health.apply(&mut spec.task.container.health)?;
         self.apply_task(spec);
         self.apply_updates(spec);
         Ok(())
@@ -222,34 +204,6 @@ impl SpecFlags {
         set(&mut container.read_only, &self.read_only);
         container.init = self.init.or(container.init);
         container.stop_grace_period = self.stop_grace_period.or(container.stop_grace_period);
-    }
-
-    fn apply_health(&self, health: &mut Option<HealthConfig>) -> Result<(), String> {
-        let given = self.health_cmd.is_some()
-            || self.health_interval.is_some()
-            || self.health_retries.is_some()
-            || self.health_start_interval.is_some()
-            || self.health_start_period.is_some()
-            || self.health_timeout.is_some();
-        if self.no_healthcheck {
-            if given {
-                return Err(
-                    "--no-healthcheck conflicts with the other --health-* options: leave one of them out".into()
-                );
-            }
-            *health = Some(HealthConfig { test: vec!["NONE".into()], ..no_health() });
-        } else if given {
-            let health = health.get_or_insert_with(no_health);
-            if let Some(command) = &self.health_cmd {
-                health.test = vec!["CMD-SHELL".into(), command.clone()];
-            }
-            health.interval = self.health_interval.or(health.interval);
-            health.timeout = self.health_timeout.or(health.timeout);
-            health.start_period = self.health_start_period.or(health.start_period);
-            health.start_interval = self.health_start_interval.or(health.start_interval);
-            set(&mut health.retries, &self.health_retries);
-        }
-        Ok(())
     }
 
     fn apply_task(&self, spec: &mut ServiceSpec) {
@@ -347,17 +301,6 @@ fn set<T: Clone>(slot: &mut T, given: &Option<T>) {
 fn add(list: &mut Vec<String>, item: &str) {
     if !list.iter().any(|have| have == item) {
         list.push(item.to_owned());
-    }
-}
-
-pub(crate) fn no_health() -> HealthConfig {
-    HealthConfig {
-        test: Vec::new(),
-        interval: None,
-        timeout: None,
-        retries: 0,
-        start_period: None,
-        start_interval: None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! `orch service …`.
 
-mod change;
+pub(super) mod change;
 pub(crate) use change::constraint;
 pub(crate) mod create;
 mod flags;

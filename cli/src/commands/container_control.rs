@@ -1,0 +1,284 @@
+//! `orch start|stop|restart|kill|rm|rename|wait|port|attach`, `container prune` and `container inspect`.
+
+use std::{
+    io::{BufRead as _, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{anyhow, bail};
+use clap::Args;
+use orch_model::service::PortConfig;
+use orch_proto::{conv::FromProto, paths::Paths, wire};
+
+use super::{
+    container_attach::{self, AttachArgs, DetachKeys, Session, detach_keys},
+    for_each, print_inspected,
+    run::exit_code,
+};
+use crate::{
+    api::{Worker, explain, worker},
+    flags::filter::FilterSet,
+    inspect,
+    render::{ports, time},
+};
+
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    /// Attach STDOUT/STDERR and forward signals
+    #[arg(short, long)]
+    attach: bool,
+    /// Attach container's STDIN
+    #[arg(short, long)]
+    interactive: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = detach_keys, default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    /// Signal to send to the container
+    #[arg(short, long, default_value = "")]
+    signal: String,
+    /// Seconds to wait before killing the container
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS")]
+    time: Option<u64>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KillArgs {
+    /// Signal to send to the container
+    #[arg(short, long, default_value = "KILL")]
+    signal: String,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Force the removal of a running container (uses SIGKILL)
+    #[arg(short, long)]
+    force: bool,
+    /// Remove anonymous volumes associated with the container
+    #[arg(short, long)]
+    volumes: bool,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenameArgs {
+    container: String,
+    new_name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PortArgs {
+    container: String,
+    /// Only this port
+    #[arg(value_name = "PRIVATE_PORT[/PROTO]")]
+    port: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+    /// Provide filter values (until=TIME, label=KEY=VALUE)
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectContainerArgs {
+    /// Format output: 'json' or a Go template
+    #[arg(short, long)]
+    format: Option<String>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+fn named(reference: &str) -> wire::ContainerReference {
+    wire::ContainerReference { reference: reference.into() }
+}
+
+pub(crate) async fn start(args: StartArgs, paths: &Paths) -> anyhow::Result<ExitCode> {
+    let mut worker = worker(paths).await?;
+    if !args.attach && !args.interactive {
+        for_each(&args.containers, async |reference| {
+            worker.start_container(named(reference)).await.map_err(explain)?;
+            println!("{reference}");
+            Ok(())
+        })
+        .await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let [reference] = args.containers.as_slice() else {
+        bail!("you cannot start and attach multiple containers at once: give one");
+    };
+    let details = worker.inspect_container(named(reference)).await.map_err(explain)?.into_inner();
+    let tty = details.spec.and_then(|spec| spec.container).is_some_and(|container| container.tty);
+    let session = Session {
+        reference: reference.clone(),
+        run: true,
+        stdin: args.interactive,
+        tty,
+        keys: args.detach_keys,
+        signals: true,
+    };
+    let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
+    Ok(exit_code(code.unwrap_or(0)))
+}
+
+pub(crate) async fn attach(args: AttachArgs, paths: &Paths) -> anyhow::Result<ExitCode> {
+    let mut worker = worker(paths).await?;
+    let details = worker.inspect_container(named(&args.container)).await.map_err(explain)?.into_inner();
+    let container = details.spec.and_then(|spec| spec.container).unwrap_or_default();
+    let session = Session {
+        reference: args.container,
+        run: false,
+        stdin: container.open_stdin && !args.no_stdin,
+        tty: container.tty,
+        keys: args.detach_keys,
+        signals: args.sig_proxy,
+    };
+    let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
+    Ok(exit_code(code.unwrap_or(0)))
+}
+
+pub(crate) async fn stop(args: StopArgs, restart: bool, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
+    for_each(&args.containers, async |reference| {
+        let signal = args.signal.clone();
+        let request = wire::StopContainerRequest { reference: reference.into(), grace_ms, signal, restart };
+        worker.stop_container(request).await.map_err(explain)?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn kill(args: KillArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    for_each(&args.containers, async |reference| {
+        let request = wire::KillContainerRequest { reference: reference.into(), signal: args.signal.clone() };
+        worker.kill_container(request).await.map_err(explain)?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn remove(args: RmArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    for_each(&args.containers, async |reference| {
+        remove_one(&mut worker, reference, args.force, args.volumes).await?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
+}
+
+async fn remove_one(worker: &mut Worker, reference: &str, force: bool, volumes: bool) -> anyhow::Result<()> {
+    let request = wire::RemoveContainerRequest { reference: reference.into(), force, volumes };
+    worker.remove_container(request).await.map(drop).map_err(explain)
+}
+
+pub(crate) async fn rename(args: RenameArgs, paths: &Paths) -> anyhow::Result<()> {
+    let request = wire::RenameContainerRequest { reference: args.container, name: args.new_name };
+    worker(paths).await?.rename_container(request).await.map(drop).map_err(explain)
+}
+
+pub(crate) async fn wait(args: Named, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    for_each(&args.containers, async |reference| {
+        let exit = worker.wait_container(named(reference)).await.map_err(explain)?.into_inner();
+        println!("{}", exit.exit_code);
+        Ok(())
+    })
+    .await
+}
+
+pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let details = worker.inspect_container(named(&args.container)).await.map_err(explain)?.into_inner();
+    let running = details.container.is_some_and(|container| container.state == "running");
+    let published = Vec::<PortConfig>::from_proto(details.ports)?;
+    let mut found = false;
+    for port in published.iter().filter(|_| running) {
+        let key = format!("{}/{}", port.target_port, ports::protocol_word(port.protocol));
+        match &args.port {
+            None => println!("{key} -> 0.0.0.0:{}", port.published_port),
+            Some(wanted) if *wanted == key || format!("{wanted}/tcp") == key => {
+                println!("0.0.0.0:{}", port.published_port);
+            }
+            Some(_) => continue,
+        }
+        found = true;
+    }
+    match args.port {
+        Some(port) if !found => bail!("no public port '{port}' published for {}", args.container),
+        _ => Ok(()),
+    }
+}
+
+pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
+    let filters = FilterSet::parse(&args.filter, &["until", "label"]).map_err(anyhow::Error::msg)?;
+    let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
+    let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
+    let mut worker = worker(paths).await?;
+    if !args.force && !confirmed("This will remove all stopped containers.")? {
+        return Ok(());
+    }
+    let containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
+    let stopped = containers.into_iter().filter(|container| {
+        container.one_off
+            && matches!(container.state.as_str(), "created" | "exited")
+            && until.is_none_or(|until| container.created_at_ms < until)
+            && filters.labels("label", &container.labels)
+    });
+    let mut header = "Deleted Containers:\n";
+    for container in stopped {
+        remove_one(&mut worker, &container.container_id, false, false).await?;
+        println!("{header}{}", container.container_id);
+        header = "";
+    }
+    Ok(())
+}
+
+/// Whether the user says yes to what is about to go.
+pub(super) fn confirmed(warning: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(anyhow!("{warning} Nobody can be asked whether that is meant: add --force"));
+    }
+    print!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y"))
+}
+
+pub(crate) async fn inspect(args: InspectContainerArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let mut found = Vec::new();
+    let outcome = for_each(&args.containers, async |reference| {
+        let details = worker.inspect_container(named(reference)).await.map_err(explain)?.into_inner();
+        found.push(inspect::local_container(&details));
+        Ok(())
+    })
+    .await;
+    print_inspected(found, args.format.as_deref())?;
+    outcome
+}

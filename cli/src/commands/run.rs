@@ -1,0 +1,533 @@
+//! `orch run` and `orch create`: a container of this node alone, from one command line.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use orch_model::{
+    Duration,
+    service::{ContainerSpec, DnsConfig, LogDriver, Mount, MountKind, PublishMode, ResourceLimits, TaskSpec, Ulimit},
+};
+use orch_proto::{conv::ToProto, paths::Paths, wire};
+
+use super::{
+    container_attach::{self, DetachKeys, Session},
+    health::HealthFlags,
+    image,
+    service::change,
+};
+use crate::{
+    api::{Worker, explain, worker},
+    flags::{key_value, mount, port, quantity, words},
+};
+
+/// What Docker's client ends with when the container could not even be started.
+const NOT_RUN: i32 = 125;
+
+#[derive(Debug, Clone, Args)]
+#[command(override_usage = "orch run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+pub(crate) struct RunArgs {
+    /// Run container in background and print container ID
+    #[arg(short, long)]
+    detach: bool,
+    /// Override the key sequence for detaching a container
+    #[arg(long, value_name = "KEYS", value_parser = container_attach::detach_keys, default_value = "ctrl-p,ctrl-q")]
+    detach_keys: DetachKeys,
+    /// Proxy received signals to the process
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    sig_proxy: bool,
+    #[command(flatten)]
+    create: CreateArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+#[command(override_usage = "orch create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+pub(crate) struct CreateArgs {
+    /// Assign a name to the container
+    #[arg(long, default_value = "")]
+    name: String,
+    /// Keep STDIN open even if not attached
+    #[arg(short, long)]
+    interactive: bool,
+    /// Allocate a pseudo-TTY
+    #[arg(short, long)]
+    tty: bool,
+    /// Publish a container's port(s) to the host
+    #[arg(short, long, value_name = "PORT", value_parser = published)]
+    publish: Vec<port::PortList>,
+    /// Publish all exposed ports to free ports
+    #[arg(short = 'P', long)]
+    publish_all: bool,
+    /// Bind mount a volume
+    #[arg(short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]")]
+    volume: Vec<String>,
+    /// Attach a filesystem mount to the container
+    #[arg(long, value_name = "MOUNT", value_parser = mount::parse)]
+    mount: Vec<Mount>,
+    /// Mount a tmpfs directory
+    #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
+    tmpfs: Vec<Mount>,
+    /// Set environment variables
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = key_value::variable)]
+    env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Connect a container to a network (bridge, none, host)
+    #[arg(long, visible_alias = "net", default_value = "")]
+    network: String,
+    /// Restart policy to apply when a container exits (no, on-failure[:max], always, unless-stopped)
+    #[arg(long, value_name = "POLICY", value_parser = restart, default_value = "no")]
+    restart: Restart,
+    /// Give extended privileges to this container
+    #[arg(long)]
+    privileged: bool,
+    /// Automatically remove the container when it exits
+    #[arg(long)]
+    rm: bool,
+    /// Overwrite the default ENTRYPOINT of the image
+    #[arg(long, value_name = "COMMAND", value_parser = entrypoint)]
+    entrypoint: Option<Words>,
+    /// Working directory inside the container
+    #[arg(short, long, default_value = "")]
+    workdir: String,
+    /// Username or UID (format: <name|uid>[:<group|gid>])
+    #[arg(short, long, default_value = "")]
+    user: String,
+    /// Add additional groups to join
+    #[arg(long, value_name = "GROUP")]
+    group_add: Vec<String>,
+    /// Container host name
+    // `-h` is the host name here, as with Docker; `--help` is for help.
+    #[arg(short = 'h', long, default_value = "")]
+    hostname: String,
+    /// Set meta data on a container
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
+    label: Vec<(String, String)>,
+    /// Mount the container's root filesystem as read only
+    #[arg(long)]
+    read_only: bool,
+    /// Memory limit
+    #[arg(short, long, value_name = "BYTES", value_parser = quantity::bytes)]
+    memory: Option<u64>,
+    /// Number of CPUs
+    #[arg(long, value_name = "CPUS", value_parser = quantity::nano_cpus)]
+    cpus: Option<u64>,
+    /// Tune container pids limit (0: unlimited)
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<u64>,
+    /// Run an init inside the container that forwards signals and reaps processes
+    #[arg(long)]
+    init: bool,
+    /// Add Linux capabilities
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_add: Vec<String>,
+    /// Drop Linux capabilities
+    #[arg(long, value_name = "CAPABILITY")]
+    cap_drop: Vec<String>,
+    /// Add a host device to the container
+    #[arg(long, value_name = "DEVICE")]
+    device: Vec<String>,
+    /// Ulimit options (name=soft[:hard])
+    #[arg(long, value_name = "ULIMIT", value_parser = change::ulimit)]
+    ulimit: Vec<Ulimit>,
+    /// Sysctl options
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    sysctl: Vec<(String, String)>,
+    /// Add a custom host-to-IP mapping (host:ip)
+    #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
+    add_host: Vec<String>,
+    /// Set custom DNS servers
+    #[arg(long, value_name = "ADDRESS")]
+    dns: Vec<std::net::IpAddr>,
+    /// Set DNS options
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    dns_option: Vec<String>,
+    /// Set custom DNS search domains
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search: Vec<String>,
+    /// Signal to stop the container
+    #[arg(long, default_value = "")]
+    stop_signal: String,
+    /// Timeout (in seconds) to stop the container
+    #[arg(long, value_name = "SECONDS")]
+    stop_timeout: Option<u64>,
+    /// Logging driver for the container
+    #[arg(long, value_name = "DRIVER")]
+    log_driver: Option<String>,
+    /// Log driver options
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    log_opt: Vec<(String, String)>,
+    #[command(flatten)]
+    health: HealthFlags,
+    /// Pull image before running (always, missing, never)
+    #[arg(long, default_value = "missing", value_parser = ["always", "missing", "never"])]
+    pull: String,
+    /// Suppress the pull output
+    #[arg(short, long)]
+    quiet: bool,
+    /// Write the container ID to the file
+    #[arg(long, value_name = "FILE")]
+    cidfile: Option<PathBuf>,
+    /// Print help
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
+    /// The image, then the command and its arguments
+    #[arg(value_name = "IMAGE [COMMAND] [ARG...]", required = true, trailing_var_arg = true)]
+    image_and_command: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Words(Vec<String>);
+
+#[derive(Debug, Clone)]
+struct Restart(wire::LocalRestart);
+
+/// Ends with the container's own code, or with 125 to 127 as Docker's client does.
+pub(crate) async fn run(args: RunArgs, paths: &Paths) -> anyhow::Result<ExitCode> {
+    let outcome = try_run(args, paths).await;
+    Ok(match outcome {
+        Ok(code) => exit_code(code),
+        Err(Failure { error, code }) => {
+            eprintln!("orch: {error:#}\n\nRun 'orch run --help' for more information");
+            exit_code(code)
+        }
+    })
+}
+
+pub(crate) async fn create(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let created = make(&args, &mut worker).await.map_err(|failure| failure.error)?;
+    println!("{}", created.container_id);
+    Ok(())
+}
+
+pub(crate) fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
+}
+
+struct Failure {
+    error: anyhow::Error,
+    code: i32,
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, code: NOT_RUN }
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    /// The worker says in the metadata when it was the program that could not be started.
+    fn from(status: tonic::Status) -> Self {
+        let code = status.metadata().get("orch-exit-code").and_then(|code| code.to_str().ok()?.parse().ok());
+        Self { code: code.unwrap_or(NOT_RUN), error: explain(status) }
+    }
+}
+
+async fn try_run(args: RunArgs, paths: &Paths) -> Result<i32, Failure> {
+    let options = &args.create;
+    if args.detach && options.rm && options.restart.0.condition != "no" {
+        return Err(anyhow!("conflicting options: cannot specify both --restart and --rm").into());
+    }
+    if options.tty && options.interactive && !args.detach && !container_attach::is_terminal() {
+        return Err(
+            anyhow!("the input device is not a TTY: leave out -t when standard input is a pipe or a file").into()
+        );
+    }
+    let mut worker = worker(paths).await?;
+    let created = make(options, &mut worker).await?;
+    if args.detach {
+        let reference = created.container_id.clone();
+        let started = worker.start_container(wire::ContainerReference { reference }).await;
+        if let Err(status) = started {
+            discard(options, &created, &mut worker).await;
+            return Err(status.into());
+        }
+        println!("{}", created.container_id);
+        return Ok(0);
+    }
+    let session = Session {
+        reference: created.container_id.clone(),
+        run: true,
+        stdin: options.interactive,
+        tty: options.tty,
+        keys: args.detach_keys,
+        signals: args.sig_proxy,
+    };
+    match container_attach::attach(session, &mut worker).await {
+        Ok(code) => Ok(code.unwrap_or(0)),
+        Err(status) => {
+            discard(options, &created, &mut worker).await;
+            Err(status.into())
+        }
+    }
+}
+
+/// `--rm` also holds for what could not be started.
+async fn discard(args: &CreateArgs, created: &wire::CreateContainerResponse, worker: &mut Worker) {
+    if args.rm {
+        let reference = created.container_id.clone();
+        let request = wire::RemoveContainerRequest { reference, force: true, volumes: true };
+        // What it failed of matters more.
+        let _ = worker.remove_container(request).await;
+    }
+}
+
+async fn make(args: &CreateArgs, worker: &mut Worker) -> Result<wire::CreateContainerResponse, Failure> {
+    let request = request(args)?;
+    if let Some(file) = &args.cidfile
+        && file.exists()
+    {
+        return Err(anyhow!(
+            "container ID file found, make sure the other container isn't running or delete {}",
+            file.display()
+        )
+        .into());
+    }
+    let image = &args.image_and_command[0];
+    let auth = image::credentials_for(image)?;
+    let here = worker.inspect_image(wire::ImageReference { reference: image.clone() }).await.is_ok();
+    if args.pull == "always" || (args.pull == "missing" && !here) {
+        if !here && !args.quiet {
+            eprintln!("Unable to find image '{}' locally", image::with_tag(image));
+        }
+        let pull = wire::PullImageRequest { reference: image.clone(), auth, ..Default::default() };
+        image::show_pull(worker, pull, image::Show::on_stderr(args.quiet)).await?;
+    }
+    let request = wire::CreateContainerRequest { pull: "never".into(), ..request };
+    let created = worker.create_container(request).await?.into_inner();
+    created.warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
+    if let Some(file) = &args.cidfile {
+        let written = std::fs::write(file, &created.container_id);
+        written.with_context(|| format!("cannot write --cidfile {}", file.display()))?;
+    }
+    Ok(created)
+}
+
+fn request(args: &CreateArgs) -> anyhow::Result<wire::CreateContainerRequest> {
+    if args.rm && args.restart.0.condition != "no" {
+        bail!("conflicting options: cannot specify both --restart and --rm");
+    }
+    let ports = args.publish.iter().flat_map(|list| list.0.clone()).map(|mut port| {
+        port.publish_mode = PublishMode::Host;
+        port
+    });
+    Ok(wire::CreateContainerRequest {
+        name: args.name.clone(),
+        spec: Some(task_spec(args)?.to_proto()),
+        ports: ports.collect::<Vec<_>>().to_proto(),
+        publish_all: args.publish_all,
+        network: args.network.clone(),
+        restart: Some(args.restart.0.clone()),
+        auto_remove: args.rm,
+        ..Default::default()
+    })
+}
+
+fn task_spec(args: &CreateArgs) -> anyhow::Result<TaskSpec> {
+    let limits = ResourceLimits {
+        nano_cpus: args.cpus.unwrap_or(0),
+        memory_bytes: args.memory.unwrap_or(0),
+        pids: args.pids_limit.unwrap_or(0),
+    };
+    let log_driver = (args.log_driver.is_some() || !args.log_opt.is_empty()).then(|| LogDriver {
+        name: args.log_driver.clone().unwrap_or_default(),
+        options: args.log_opt.iter().cloned().collect(),
+    });
+    Ok(TaskSpec { container: container_spec(args)?, limits, log_driver, ..TaskSpec::default() })
+}
+
+fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
+    let mut check = None;
+    args.health.apply(&mut check).map_err(anyhow::Error::msg)?;
+    let (image, arguments) =
+        args.image_and_command.split_first().ok_or_else(|| anyhow!("an image is required: orch run IMAGE"))?;
+    Ok(ContainerSpec {
+        image: image.clone(),
+        command: args.entrypoint.clone().map(|Words(words)| words).unwrap_or_default(),
+        args: arguments.to_vec(),
+        hostname: args.hostname.clone(),
+        env: environment(args)?,
+        dir: args.workdir.clone(),
+        user: args.user.clone(),
+        groups: args.group_add.clone(),
+        labels: args.label.iter().cloned().collect::<BTreeMap<_, _>>(),
+        tty: args.tty,
+        open_stdin: args.interactive,
+        read_only: args.read_only,
+        init: args.init.then_some(true),
+        privileged: args.privileged,
+        stop_signal: args.stop_signal.clone(),
+        stop_grace_period: args.stop_timeout.map(Duration::from_secs),
+        mounts: mounts(args)?,
+        hosts: args.add_host.clone(),
+        dns: DnsConfig {
+            nameservers: args.dns.clone(),
+            search: args.dns_search.clone(),
+            options: args.dns_option.clone(),
+        },
+        health: check,
+        cap_add: args.cap_add.clone(),
+        cap_drop: args.cap_drop.clone(),
+        sysctls: args.sysctl.iter().cloned().collect(),
+        ulimits: args.ulimit.clone(),
+        devices: args.device.clone(),
+        ..ContainerSpec::default()
+    })
+}
+
+fn environment(args: &CreateArgs) -> anyhow::Result<Vec<String>> {
+    let mut env = Vec::new();
+    for file in &args.env_file {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
+        env.extend(key_value::env_file(&text).map_err(|e| anyhow!("--env-file {}: {e}", file.display()))?);
+    }
+    env.extend(args.env.iter().cloned());
+    Ok(key_value::merge_env(env, |name| std::env::var(name).ok()))
+}
+
+/// `-v` makes the host's folder where it is missing, as Docker does; `--mount` refuses.
+fn mounts(args: &CreateArgs) -> anyhow::Result<Vec<Mount>> {
+    let here = std::env::current_dir().context("find the current folder")?;
+    let mut mounts = Vec::new();
+    for text in &args.volume {
+        let mount = volume(text, &here).map_err(|error| anyhow!("--volume {error}"))?;
+        if mount.kind == MountKind::Bind && !Path::new(&mount.source).exists() {
+            std::fs::create_dir_all(&mount.source).with_context(|| format!("cannot make {}", mount.source))?;
+        }
+        mounts.push(mount);
+    }
+    mounts.extend(args.mount.iter().chain(&args.tmpfs).cloned());
+    Ok(mounts)
+}
+
+/// `data:/var/lib/data:ro`, `/host:/inside`, `./here:/inside`, `/anonymous`.
+fn volume(text: &str, here: &Path) -> Result<Mount, String> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, options) = match parts.as_slice() {
+        [target] => ("", *target, ""),
+        [source, target] => (*source, *target, ""),
+        [source, target, options] => (*source, *target, *options),
+        _ => return Err(format!("{text:?}: expected [SOURCE:]TARGET[:OPTIONS], such as data:/var/lib/data:ro")),
+    };
+    let is_path = source.starts_with(['/', '.']);
+    let mut mount = mount::empty(if is_path { MountKind::Bind } else { MountKind::Volume });
+    mount.source = if source.starts_with('.') { here.join(source).to_string_lossy().into() } else { source.into() };
+    mount.target = target.to_owned();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => mount.read_only = true,
+            // Labels are for SELinux, the others for Docker on a Mac.
+            "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
+            "nocopy" => mount.no_copy = true,
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" => mount.propagation = option.into(),
+            other => return Err(format!("{text:?}: unknown option {other:?}")),
+        }
+    }
+    mount::check(mount)
+}
+
+/// All addresses of the node answer: one of them alone cannot be chosen.
+fn published(text: &str) -> Result<port::PortList, String> {
+    let (ip, rest) = match text.strip_prefix('[').and_then(|text| text.split_once("]:")) {
+        Some((ip, rest)) => (ip, rest),
+        None => match text.split_once(':') {
+            Some((ip, rest)) if ip.parse::<std::net::Ipv4Addr>().is_ok() => (ip, rest),
+            _ => return port::parse_flag(text),
+        },
+    };
+    match ip {
+        // `0.0.0.0::80` leaves the port to us.
+        "0.0.0.0" | "::" => port::parse_flag(rest.strip_prefix(':').unwrap_or(rest)),
+        other => Err(format!(
+            "a port is published on all of the node's addresses, not on {other} alone: write {rest}, and let a firewall \
+             keep others out"
+        )),
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() { Err("expected KEY or KEY=VALUE".into()) } else { Ok((key.into(), value.into())) }
+}
+
+fn entrypoint(text: &str) -> Result<Words, String> {
+    // As with Docker, a program's path may have spaces in it only in the list form.
+    if text.starts_with('[') {
+        return serde_json::from_str(text).map(Words).map_err(|_| "expected [\"program\", \"argument\"]".into());
+    }
+    words::split(text).map(Words)
+}
+
+fn restart(text: &str) -> Result<Restart, String> {
+    let (condition, retries) = text.split_once(':').unwrap_or((text, "0"));
+    let form = "expected no, on-failure[:max-retries], always or unless-stopped";
+    let max_retries = retries.parse().map_err(|_| form.to_owned())?;
+    let known = matches!(condition, "no" | "always" | "unless-stopped" | "on-failure");
+    if !known || (max_retries > 0 && condition != "on-failure") {
+        return Err(form.into());
+    }
+    Ok(Restart(wire::LocalRestart { condition: condition.into(), max_retries }))
+}
+
+fn tmpfs(text: &str) -> Result<Mount, String> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let mut mount = mount::empty(MountKind::Tmpfs);
+    mount.target = target.to_owned();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("size", size)) => mount.tmpfs_size_bytes = quantity::bytes(size)?,
+            Some(("mode", mode)) => mount.tmpfs_mode = mount::octal(mode)?,
+            None if option == "ro" => mount.read_only = true,
+            None if matches!(option, "rw" | "noexec" | "nosuid" | "nodev") => {}
+            _ => return Err(format!("{option:?} is not one of size=BYTES, mode=MODE, ro, rw")),
+        }
+    }
+    mount::check(mount)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_for_all_addresses() {
+        for good in ["8080:80", "0.0.0.0:8080:80/tcp", "80", "[::]:53:53/udp", "0.0.0.0::80"] {
+            assert!(published(good).is_ok(), "{good}");
+        }
+        let said = published("127.0.0.1:8080:80").unwrap_err();
+        assert!(said.contains("not on 127.0.0.1 alone: write 8080:80"), "{said}");
+    }
+
+    #[test]
+    fn volumes_are_named_anonymous_or_folders() {
+        for (text, expected) in [
+            ("data:/d", "Volume data /d rw"),
+            ("/anon", "Volume  /anon rw"),
+            ("./www:/srv:ro", "Bind /home/u/./www /srv ro"),
+            ("/h:/c", "Bind /h /c rw"),
+        ] {
+            let mount = volume(text, Path::new("/home/u")).unwrap();
+            let mode = if mount.read_only { "ro" } else { "rw" };
+            assert_eq!(format!("{:?} {} {} {mode}", mount.kind, mount.source, mount.target), expected);
+        }
+        assert!(volume("a:/b:c:d", Path::new("/")).is_err() && volume("a:b", Path::new("/")).is_err());
+    }
+
+    #[test]
+    fn policies_and_tmpfs_have_dockers_forms() {
+        let policy = |text| restart(text).map(|Restart(policy)| (policy.condition, policy.max_retries));
+        assert_eq!(policy("on-failure:3"), Ok(("on-failure".into(), 3)));
+        assert_eq!(policy("unless-stopped"), Ok(("unless-stopped".into(), 0)));
+        assert!(policy("always:3").is_err() && policy("often").is_err() && policy("on-failure:x").is_err());
+        let mount = tmpfs("/run:size=64m,mode=755").unwrap();
+        assert_eq!((mount.target.as_str(), mount.tmpfs_size_bytes, mount.tmpfs_mode), ("/run", 64 << 20, 0o755));
+        assert!(tmpfs("/run:what").is_err() && tmpfs("run").is_err());
+    }
+}

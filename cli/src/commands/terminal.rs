@@ -1,0 +1,235 @@
+//! The user's keyboard, terminal size and signals on their way to a program elsewhere: for `exec` and `attach`.
+
+use std::{
+    io::{IsTerminal as _, Read as _},
+    os::fd::{AsFd, BorrowedFd},
+};
+
+use nix::sys::termios::{self, SetArg, Termios};
+use orch_proto::wire;
+use tokio::sync::mpsc;
+
+/// What is read from the keyboard or a pipe at once.
+const STDIN_CHUNK_BYTES: usize = 16 << 10;
+
+/// What the user does.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum FromUser {
+    Keys(Vec<u8>),
+    /// No more keys.
+    Closed,
+    Resized(wire::TerminalSize),
+    Signal(i32),
+}
+
+impl From<FromUser> for wire::ExecInput {
+    fn from(user: FromUser) -> Self {
+        use wire::exec_input::Input;
+        let input = match user {
+            FromUser::Keys(keys) => Input::Stdin(keys.into()),
+            FromUser::Closed => Input::StdinClosed(wire::Empty {}),
+            FromUser::Resized(size) => Input::Resize(size),
+            FromUser::Signal(number) => Input::Signal(number),
+        };
+        Self { input: Some(input) }
+    }
+}
+
+impl From<FromUser> for wire::AttachInput {
+    fn from(user: FromUser) -> Self {
+        use wire::attach_input::Input;
+        let input = match user {
+            FromUser::Keys(keys) => Input::Stdin(keys.into()),
+            FromUser::Closed => Input::StdinClosed(wire::Empty {}),
+            FromUser::Resized(size) => Input::Resize(size),
+            FromUser::Signal(number) => Input::Signal(number),
+        };
+        Self { input: Some(input) }
+    }
+}
+
+/// The keys that leave a program running, and how many of them were just typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DetachKeys {
+    keys: Vec<u8>,
+    typed: usize,
+}
+
+impl DetachKeys {
+    /// `ctrl-p,ctrl-q`, `ctrl-]`, `a,b`; empty: never.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let key = |name: &str| match name.strip_prefix("ctrl-") {
+            Some(rest) => match rest.as_bytes() {
+                [letter @ b'a'..=b'z'] => Ok(letter - b'a' + 1),
+                [sign @ (b'@' | b'[' | b'\\' | b']' | b'^' | b'_')] => Ok(sign - b'@'),
+                _ => Err(format!(
+                    "{name:?} is not a key: a single letter, or ctrl-a to ctrl-z, ctrl-@, ctrl-[, ctrl-\\, ctrl-], ctrl-^, ctrl-_"
+                )),
+            },
+            None => match name.as_bytes() {
+                [byte] => Ok(*byte),
+                _ => Err(format!("{name:?} is not a key: a single letter, or ctrl- and a letter")),
+            },
+        };
+        let keys: Result<Vec<u8>, String> = text.split(',').filter(|name| !name.is_empty()).map(key).collect();
+        Ok(Self { keys: keys?, typed: 0 })
+    }
+
+    /// What of `bytes` goes to the program, and whether the user wants to leave.
+    pub(crate) fn take(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let mut passed = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            if self.keys.get(self.typed) == Some(&byte) {
+                self.typed += 1;
+                if self.typed == self.keys.len() {
+                    return (passed, true);
+                }
+                continue;
+            }
+            // It was no sequence after all: what was held back is the program's.
+            passed.extend(&self.keys[..self.typed]);
+            self.typed = usize::from(self.keys.first() == Some(&byte));
+            if self.typed == 0 || self.keys.len() == 1 {
+                self.typed = 0;
+                passed.push(byte);
+            }
+        }
+        (passed, false)
+    }
+}
+
+/// Sends keys until there are no more; tells `detached` when the user typed the sequence. A thread of its own: a blocked
+/// read of a terminal cannot be cancelled.
+pub(crate) fn forward_stdin<T: From<FromUser> + Send + 'static>(
+    sender: mpsc::Sender<T>,
+    mut keys: Option<DetachKeys>,
+    detached: mpsc::Sender<()>,
+) {
+    std::thread::spawn(move || {
+        let mut chunk = vec![0; STDIN_CHUNK_BYTES];
+        while let Ok(read) = std::io::stdin().read(&mut chunk) {
+            if read == 0 {
+                break;
+            }
+            let (data, leave) = match &mut keys {
+                Some(keys) => keys.take(&chunk[..read]),
+                None => (chunk[..read].to_vec(), false),
+            };
+            if !data.is_empty() && sender.blocking_send(FromUser::Keys(data).into()).is_err() {
+                return;
+            }
+            if leave {
+                // The session may be over already.
+                let _ = detached.blocking_send(());
+                return;
+            }
+        }
+        // The receiver is gone when the program has ended first.
+        let _ = sender.blocking_send(FromUser::Closed.into());
+    });
+}
+
+pub(crate) async fn forward_resizes<T: From<FromUser>>(sender: mpsc::Sender<T>) {
+    let Ok(mut changes) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::window_change()) else { return };
+    while changes.recv().await.is_some() {
+        let Some(size) = size() else { continue };
+        if sender.send(FromUser::Resized(size).into()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Without a terminal of its own, the program gets our interrupts.
+pub(crate) async fn forward_signals<T: From<FromUser>>(sender: mpsc::Sender<T>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = signals else { return };
+    loop {
+        let number = tokio::select! {
+            _ = interrupt.recv() => libc::SIGINT,
+            _ = terminate.recv() => libc::SIGTERM,
+            _ = hangup.recv() => libc::SIGHUP,
+        };
+        if sender.send(FromUser::Signal(number).into()).await.is_err() {
+            return;
+        }
+    }
+}
+
+pub(crate) fn is_terminal() -> bool {
+    std::io::stdin().is_terminal()
+}
+
+pub(crate) fn size() -> Option<wire::TerminalSize> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    #[allow(unsafe_code)]
+    // SAFETY: TIOCGWINSZ writes one winsize into the struct that the pointer is to.
+    let outcome = unsafe { libc::ioctl(libc::STDOUT_FILENO, libc::TIOCGWINSZ, &raw mut size) };
+    (outcome == 0).then(|| wire::TerminalSize { rows: size.ws_row.into(), columns: size.ws_col.into() })
+}
+
+/// Puts the terminal back on drop.
+pub(crate) struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    pub(crate) fn enter() -> Option<Self> {
+        let stdin = std::io::stdin();
+        let fd: BorrowedFd<'_> = stdin.as_fd();
+        let before = termios::tcgetattr(fd).ok()?;
+        let mut raw = before.clone();
+        termios::cfmakeraw(&mut raw);
+        termios::tcsetattr(fd, SetArg::TCSANOW, &raw).ok()?;
+        Some(Self { before })
+    }
+}
+
+/// For passwords: what is typed is not shown until this is dropped.
+pub(crate) fn without_echo() -> Option<RawTerminal> {
+    let stdin = std::io::stdin();
+    let before = termios::tcgetattr(stdin.as_fd()).ok()?;
+    let mut quiet = before.clone();
+    quiet.local_flags.remove(termios::LocalFlags::ECHO);
+    termios::tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &quiet).ok()?;
+    Some(RawTerminal { before })
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // Nothing can be done when the terminal is gone.
+        let _ = termios::tcsetattr(std::io::stdin().as_fd(), SetArg::TCSANOW, &self.before);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(sequence: &str, typed: &[&[u8]], want: &[(&[u8], bool)]) {
+        let mut keys = DetachKeys::parse(sequence).unwrap();
+        for (bytes, (passed, leave)) in typed.iter().zip(want) {
+            assert_eq!(keys.take(bytes), (passed.to_vec(), *leave), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn the_sequence_leaves_and_everything_else_passes() {
+        check("ctrl-p,ctrl-q", &[b"ls\n\x10\x11more"], &[(b"ls\n", true)]);
+        check("ctrl-p,ctrl-q", &[b"a\x10", b"\x11"], &[(b"a", false), (b"", true)]);
+        check(
+            "ctrl-p,ctrl-q",
+            &[b"\x10", b"x", b"\x10\x10", b"\x11"],
+            &[(b"", false), (b"\x10x", false), (b"\x10", false), (b"", true)],
+        );
+        check("ctrl-]", &[b"a\x1d"], &[(b"a", true)]);
+        check("", &[b"\x10\x11"], &[(b"\x10\x11", false)]);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        for bad in ["ctrl-", "ctrl-1", "shift-a", "ab"] {
+            assert!(DetachKeys::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

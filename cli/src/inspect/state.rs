@@ -1,0 +1,198 @@
+//! A container of this node, as Docker Engine's `GET /containers/{id}/json` has it.
+
+use orch_model::{
+    Timestamp,
+    service::{ContainerSpec, PortConfig, TaskSpec},
+    task::Health,
+};
+use orch_proto::{conv::FromProto, wire};
+use serde_json::{Map, Value, json};
+
+use super::Fields;
+use crate::render::{ports, time};
+
+/// What Go writes for a time that never was.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+
+pub(crate) fn local_container(details: &wire::ContainerDetails) -> Value {
+    let container = details.container.clone().unwrap_or_default();
+    let spec = TaskSpec::from_proto(details.spec.clone().unwrap_or_default()).unwrap_or_default();
+    let local = details.local.clone().unwrap_or_default();
+    let (program, args) = match container.command.split_first() {
+        Some((program, args)) => (program.as_str(), args),
+        None => ("", &[][..]),
+    };
+    Fields::default()
+        .always("Id", container.container_id.as_str())
+        .always("Created", time::rfc3339(Timestamp::from_unix_ms(container.created_at_ms)))
+        .always("Path", program)
+        .always("Args", json!(args))
+        .always("State", state(&container, details))
+        .always("Image", details.config_digest.as_str())
+        .always("HostnamePath", "")
+        .always("LogPath", details.log_path.as_str())
+        .always("Name", format!("/{}", container.name))
+        .always("RestartCount", local.restart_count)
+        .always("Driver", "overlay2")
+        .always("Platform", "linux")
+        .always("HostConfig", host_config(&spec, &local, details))
+        .always("Mounts", details.mounts.iter().map(mount).collect::<Value>())
+        .always("Config", config(&spec.container, &container, details))
+        .always("NetworkSettings", network_settings(&container, details))
+        .done()
+}
+
+fn state(container: &wire::Container, details: &wire::ContainerDetails) -> Value {
+    let is = |word: &str| container.state == word;
+    let at = |unix_ms: u64| match unix_ms {
+        0 => NEVER.to_owned(),
+        _ => time::rfc3339(Timestamp::from_unix_ms(unix_ms)),
+    };
+    Fields::default()
+        .always("Status", container.state.as_str())
+        .always("Running", is("running"))
+        .always("Paused", false)
+        .always("Restarting", is("restarting"))
+        .always("OOMKilled", details.oom_killed)
+        .always("Dead", false)
+        .always("Pid", container.pid)
+        .always("ExitCode", container.exit_code)
+        .always("Error", details.error.as_str())
+        .always("StartedAt", at(container.started_at_ms))
+        .always("FinishedAt", at(container.finished_at_ms))
+        .some("Health", details.health.as_ref().map(health))
+        .done()
+}
+
+fn health(report: &wire::HealthReport) -> Value {
+    let result = |result: &wire::HealthResult| {
+        json!({
+            "Start": time::rfc3339_nanos(result.start_ns),
+            "End": time::rfc3339_nanos(result.end_ns),
+            "ExitCode": result.exit_code,
+            "Output": result.output,
+        })
+    };
+    json!({
+        "Status": Health::from_proto(report.health).map_or("none", Health::word),
+        "FailingStreak": report.failing_streak,
+        "Log": report.results.iter().map(result).collect::<Value>(),
+    })
+}
+
+fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::ContainerDetails) -> Value {
+    let restart = local.restart.clone().unwrap_or_default();
+    let container = &spec.container;
+    let binds: Vec<String> = details
+        .mounts
+        .iter()
+        .filter(|mount| mount.kind == "bind")
+        .map(|mount| format!("{}:{}{}", mount.source, mount.target, if mount.read_only { ":ro" } else { "" }))
+        .collect();
+    Fields::default()
+        .always("Binds", json!(binds))
+        .always("NetworkMode", if local.network.is_empty() { "default" } else { &local.network })
+        .always("PortBindings", bindings(&published(details), |_| true))
+        .always(
+            "RestartPolicy",
+            json!({
+                "Name": if restart.condition.is_empty() { "no" } else { &restart.condition },
+                "MaximumRetryCount": restart.max_retries,
+            }),
+        )
+        .always("AutoRemove", local.auto_remove)
+        .always("CapAdd", json!(container.cap_add))
+        .always("CapDrop", json!(container.cap_drop))
+        .always("Dns", container.dns.nameservers.iter().map(ToString::to_string).collect::<Value>())
+        .always("ExtraHosts", json!(container.hosts))
+        .always("Privileged", container.privileged)
+        .always("ReadonlyRootfs", container.read_only)
+        .always("Memory", spec.limits.memory_bytes)
+        .always("NanoCpus", spec.limits.nano_cpus)
+        .always("PidsLimit", spec.limits.pids)
+        .always("Init", container.init.unwrap_or(false))
+        .always(
+            "LogConfig",
+            json!({
+                "Type": spec.log_driver.as_ref().map_or("json-file", |d| if d.name.is_empty() { "json-file" } else { &d.name }),
+                "Config": spec.log_driver.as_ref().map(|d| d.options.clone()).unwrap_or_default(),
+            }),
+        )
+        .done()
+}
+
+fn mount(mount: &wire::MountPoint) -> Value {
+    Fields::default()
+        .always("Type", mount.kind.as_str())
+        .some("Name", mount.name.as_str())
+        .always("Source", mount.source.as_str())
+        .always("Destination", mount.target.as_str())
+        .some("Driver", if mount.kind == "volume" { "local" } else { "" })
+        .always("Mode", "")
+        .always("RW", !mount.read_only)
+        .always("Propagation", mount.propagation.as_str())
+        .done()
+}
+
+fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::ContainerDetails) -> Value {
+    let exposed: Map<String, Value> = details
+        .exposed
+        .iter()
+        .cloned()
+        .chain(published(details).iter().map(port_key))
+        .map(|port| (port, json!({})))
+        .collect();
+    Fields::default()
+        .always("Hostname", details.hostname.as_str())
+        .always("User", spec.user.as_str())
+        .always("Tty", spec.tty)
+        .always("OpenStdin", spec.open_stdin)
+        .some("ExposedPorts", Value::Object(exposed))
+        .always("Env", json!(spec.env))
+        .always("Cmd", json!(container.command))
+        .some("Healthcheck", spec.health.as_ref().map(super::container::health))
+        .always("Image", spec.image.as_str())
+        .always("WorkingDir", spec.dir.as_str())
+        .always("Entrypoint", if spec.command.is_empty() { Value::Null } else { json!(spec.command) })
+        .always("Labels", json!(spec.labels))
+        .some("StopSignal", spec.stop_signal.as_str())
+        .done()
+}
+
+fn network_settings(container: &wire::Container, details: &wire::ContainerDetails) -> Value {
+    let running = container.state == "running";
+    let mut all = Map::new();
+    for exposed in details.exposed.iter().filter(|_| running) {
+        let key = if exposed.contains('/') { exposed.clone() } else { format!("{exposed}/tcp") };
+        all.insert(key, Value::Null);
+    }
+    if let Value::Object(bound) = bindings(&published(details), |_| running) {
+        all.extend(bound);
+    }
+    let networks: Map<String, Value> = container
+        .networks
+        .iter()
+        .map(|name| (name.clone(), json!({"IPAddress": details.address, "NetworkID": ""})))
+        .collect();
+    json!({"Ports": all, "IPAddress": details.address, "Networks": networks})
+}
+
+fn published(details: &wire::ContainerDetails) -> Vec<PortConfig> {
+    Vec::from_proto(details.ports.clone()).unwrap_or_default()
+}
+
+/// `{"8080/tcp": [{"HostIp": "0.0.0.0", "HostPort": "32768"}]}`
+fn bindings(published: &[PortConfig], wanted: impl Fn(&PortConfig) -> bool) -> Value {
+    let mut bound: Map<String, Value> = Map::new();
+    for port in published.iter().filter(|port| wanted(port)) {
+        let binding = json!({"HostIp": "0.0.0.0", "HostPort": port.published_port.to_string()});
+        if let Value::Array(list) = bound.entry(port_key(port)).or_insert_with(|| json!([])) {
+            list.push(binding);
+        }
+    }
+    Value::Object(bound)
+}
+
+fn port_key(port: &PortConfig) -> String {
+    format!("{}/{}", port.target_port, ports::protocol_word(port.protocol))
+}
