@@ -103,7 +103,7 @@ pub(crate) struct UpdateArgs {
 }
 
 const NODES: Listing<'static> = Listing {
-    default: "{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
+    default: "{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}{{if .Message}} ({{.Message}}){{end}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
     headings: &[
         ("ID", "ID"),
         ("Self", ""),
@@ -113,6 +113,7 @@ const NODES: Listing<'static> = Listing {
         ("ManagerStatus", "MANAGER STATUS"),
         ("EngineVersion", "ENGINE VERSION"),
         ("TLSStatus", "TLS STATUS"),
+        ("Message", "MESSAGE"),
         ("Address", "ADDRESS"),
     ],
     quiet: "ID",
@@ -192,6 +193,7 @@ fn node_row(node: &Node, is_self: bool, reachability: Option<(bool, bool)>, tls_
         ("ManagerStatus", manager_status.into()),
         ("EngineVersion", node.description.engine_version.as_str().into()),
         ("TLSStatus", tls_status.into()),
+        ("Message", node.status.message.as_str().into()),
         ("Address", node.status.addr.map(|a| a.to_string()).unwrap_or_default().into()),
     ])
 }

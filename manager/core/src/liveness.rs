@@ -50,13 +50,15 @@ impl Cause {
 }
 
 /// What a ready node's status says while nothing of gossip reaches it.
-pub const DEAF_MESSAGE: &str =
-    "gossip does not reach this node: open 7946/udp between nodes, until then its failure is noticed later";
+pub const DEAF_MESSAGE: &str = "gossip does not reach it: open 7946/udp";
 
-/// Who watches whom: nodes in the order of their ids, which are random, each watching those that follow it.
+/// Who watches whom: nodes in the order of their ids, which are random, each watching some that follow it.
+///
+/// The distances are powers of one number, so that news which go from watcher to watched reach everyone in a few steps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ring {
     members: Vec<(NodeId, IpAddr)>,
+    distances: Vec<usize>,
 }
 
 impl Ring {
@@ -66,32 +68,50 @@ impl Ring {
         let member = |node: &Node| Some((node.id.clone(), node.status.addr?));
         let mut members: Vec<_> = nodes.into_iter().filter(up).filter_map(member).collect();
         members.sort_unstable();
-        Self { members }
+        Self::of(members)
+    }
+
+    fn of(members: Vec<(NodeId, IpAddr)>) -> Self {
+        let distances = distances(members.len());
+        Self { members, distances }
     }
 
     /// How many watch each member.
     #[must_use]
     pub fn watchers(&self) -> usize {
-        self.members.len().saturating_sub(1).min(WATCHERS)
+        self.distances.len()
     }
 
     /// Whom `node` watches; nobody when it is no member.
     pub fn watched_by(&self, node: &NodeId) -> impl Iterator<Item = &(NodeId, IpAddr)> {
-        let start = self.place(node).map(|place| place + 1);
-        let from = move |start: usize| (start..start + self.watchers()).map(|n| &self.members[n % self.members.len()]);
-        start.into_iter().flat_map(from)
+        let len = self.members.len();
+        let ahead = move |place: usize| self.distances.iter().map(move |d| &self.members[(place + d) % len]);
+        self.place(node).into_iter().flat_map(ahead)
     }
 
     /// Who watches `node`.
     pub fn watchers_of(&self, node: &NodeId) -> impl Iterator<Item = &NodeId> {
         let len = self.members.len();
-        let back = move |place: usize| (1..=self.watchers()).map(move |n| &self.members[(place + len - n) % len].0);
-        self.place(node).into_iter().flat_map(back)
+        let behind = move |place: usize| self.distances.iter().map(move |d| &self.members[(place + len - d) % len].0);
+        self.place(node).into_iter().flat_map(behind)
     }
 
     fn place(&self, node: &NodeId) -> Option<usize> {
         self.members.binary_search_by(|(id, _)| id.cmp(node)).ok()
     }
+}
+
+/// Powers of the smallest base whose steps lead round the ring; where those are too few, the smallest others.
+fn distances(members: usize) -> Vec<usize> {
+    let wanted = members.saturating_sub(1).min(WATCHERS);
+    let steps = |base: usize| (0..WATCHERS).map(move |n| base.saturating_pow(u32::try_from(n).unwrap_or(u32::MAX)));
+    let reaches = |base: &usize| steps(*base).last().is_some_and(|last| last.saturating_mul(*base) >= members);
+    let base = (2..=members.max(2)).find(reaches).unwrap_or(2);
+    let mut distances: Vec<_> = steps(base).filter(|distance| *distance < members).collect();
+    let others: Vec<_> = (1..members).filter(|distance| !distances.contains(distance)).take(wanted).collect();
+    distances.extend(others);
+    distances.truncate(wanted);
+    distances
 }
 
 /// What is known of the nodes' lives in one reign.

@@ -50,6 +50,15 @@ struct Echo;
 
 #[tonic::async_trait]
 impl node::NodeControl for Echo {
+    type GossipStream = tonic::codegen::BoxStream<wire::GossipView>;
+
+    async fn gossip(
+        &self,
+        _: Request<tonic::Streaming<wire::GossipConfig>>,
+    ) -> Result<tonic::Response<Self::GossipStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented(""))
+    }
+
     async fn info(&self, request: Request<wire::Empty>) -> Result<tonic::Response<wire::NodeInfo>, tonic::Status> {
         let node_id = peer_identity(&request).map_or_else(String::new, |peer| peer.node_id.to_string());
         let state = remote_addr(&request).map_or_else(String::new, |addr| addr.ip().to_string());

@@ -94,7 +94,11 @@ impl Seen {
     fn note(&mut self, sequence: u64) -> bool {
         if sequence > self.highest {
             let ahead = sequence - self.highest;
-            self.before = if ahead > WINDOW { 0 } else { self.before.checked_shl(u32::try_from(ahead).unwrap_or(64)).unwrap_or(0) | 1 << (ahead - 1) };
+            self.before = if ahead > WINDOW {
+                0
+            } else {
+                self.before.checked_shl(u32::try_from(ahead).unwrap_or(64)).unwrap_or(0) | 1 << (ahead - 1)
+            };
             self.highest = sequence;
             return true;
         }

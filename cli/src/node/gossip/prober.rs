@@ -139,9 +139,15 @@ struct Watched {
 enum Stage {
     Idle,
     /// Probed directly.
-    Direct { number: u64, until: Duration },
+    Direct {
+        number: u64,
+        until: Duration,
+    },
     /// Probed again in every way.
-    Everything { number: u64, until: Duration },
+    Everything {
+        number: u64,
+        until: Duration,
+    },
 }
 
 /// A probe for somebody else.
@@ -247,7 +253,10 @@ impl<A: Clone> Prober<A> {
                 for verdict in verdicts {
                     self.learn(verdict, now);
                 }
-                Vec::new()
+                // At once: there may be many steps to the last node.
+                let mut effects = Vec::new();
+                self.pass_news_on(&mut effects);
+                effects
             }
         }
     }

@@ -12,7 +12,7 @@ fn id(n: u8) -> NodeId {
 fn ring(nodes: u8) -> Ring {
     let mut members: Vec<_> = (1..=nodes).map(|n| (id(n), IpAddr::from([192, 0, 2, n]))).collect();
     members.sort_unstable();
-    Ring { members }
+    Ring::of(members)
 }
 
 fn ms(ms: u64) -> Duration {
@@ -112,4 +112,28 @@ fn everyone_is_watched_by_as_many_as_it_watches() {
     }
     assert_eq!(ring(3).watched_by(&id(9)).count(), 0);
     assert_eq!(Ring::default().watchers_of(&id(1)).count(), 0);
+}
+
+#[test]
+fn news_from_watcher_to_watched_reach_everyone_in_a_few_steps() {
+    let steps = |members: usize| {
+        let distances = distances(members);
+        assert_eq!(distances.iter().collect::<BTreeSet<_>>().len(), distances.len());
+        let (mut reached, mut edge, mut steps) = (vec![false; members], vec![0], 0);
+        reached[0] = true;
+        loop {
+            let next: BTreeSet<usize> =
+                edge.iter().flat_map(|at| distances.iter().map(move |d| (at + d) % members)).collect();
+            edge = next.into_iter().filter(|at| !std::mem::replace(&mut reached[*at], true)).collect();
+            if edge.is_empty() {
+                return (reached.into_iter().all(|is| is), steps);
+            }
+            steps += 1;
+        }
+    };
+    assert_eq!(steps(2), (true, 1));
+    assert_eq!(steps(8), (true, 1));
+    assert_eq!(steps(9), (true, 2));
+    assert_eq!(steps(250), (true, 7));
+    assert_eq!(steps(5_000), (true, 13));
 }
