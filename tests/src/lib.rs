@@ -3,10 +3,12 @@
 //! Tests talk to the `orch` binary only, as a user would. They need root and the images of `deploy/images/build`; a
 //! missing one is a failure, never a silent skip. Waiting is polling a condition with a deadline.
 
+mod dice;
 mod lab;
 mod load;
 mod wait;
 
+pub use dice::Dice;
 pub use lab::{Lab, Outcome, RESTART_LIMIT, image, orch_binary};
 pub use load::{Load, failures};
 pub use wait::{eventually, within};

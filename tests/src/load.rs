@@ -46,6 +46,14 @@ impl Load {
         fs::read_to_string(&self.output).unwrap_or_default().lines().count()
     }
 
+    /// What has been answered so far, or has failed.
+    #[must_use]
+    pub fn answers_so_far(&self) -> Vec<Value> {
+        let text = fs::read_to_string(&self.output).unwrap_or_default();
+        // The last line may be half written.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
     /// Ends the stream once every request has an answer or has failed.
     #[must_use]
     pub fn stop(mut self) -> Vec<Value> {
