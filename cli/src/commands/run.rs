@@ -29,7 +29,7 @@ use crate::{
 const NOT_RUN: i32 = 125;
 
 #[derive(Debug, Clone, Args)]
-#[command(override_usage = "orch run [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+#[command(override_usage = "orch run [OPTIONS] IMAGE [COMMAND] [ARG...]", disable_help_flag = true)]
 pub(crate) struct RunArgs {
     /// Run container in background and print container ID
     #[arg(short, long)]
@@ -45,7 +45,7 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Clone, Args)]
-#[command(override_usage = "orch create [OPTIONS] IMAGE [COMMAND] [ARG...]")]
+#[command(override_usage = "orch create [OPTIONS] IMAGE [COMMAND] [ARG...]", disable_help_flag = true)]
 pub(crate) struct CreateArgs {
     /// Assign a name to the container
     #[arg(long, default_value = "")]
