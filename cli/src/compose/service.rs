@@ -45,6 +45,7 @@ pub(super) fn service(
         update: None,
         rollback: None,
         endpoint: EndpointSpec { ports: ports(reader, node, &path)?, ..EndpointSpec::default() },
+        depends_on: Vec::new(),
     };
     spec.task.log_driver = node.get("logging").map(|n| logging(reader, n, &path)).transpose()?;
     deploy::older_limits(reader, node, &path, &mut spec)?;

@@ -30,6 +30,7 @@ fn sample() -> Service {
             update: Some(UpdateConfig::default()),
             rollback: None,
             endpoint: EndpointSpec { ports: ports.clone(), ..EndpointSpec::default() },
+            depends_on: Vec::new(),
         },
         spec_version: Version(9),
         previous_spec: None,

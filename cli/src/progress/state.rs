@@ -273,6 +273,7 @@ mod tests {
                 update: None,
                 rollback: None,
                 endpoint: EndpointSpec::default(),
+                depends_on: Vec::new(),
             },
             spec_version: Version(5),
             previous_spec: None,

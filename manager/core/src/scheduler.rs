@@ -8,6 +8,7 @@
 
 mod board;
 mod class;
+mod dependency;
 pub mod filter;
 mod run;
 pub mod spread;
@@ -37,6 +38,15 @@ pub fn decide(state: &State, now: Timestamp) -> Decision {
     let mut board = Board::new(state, now);
     for tasks in groups {
         let Some(service) = tasks.first().and_then(|task| state.service(&task.service)) else { continue };
+        if let Some(why) = dependency::waits_for(state, service) {
+            for task in tasks {
+                let next = waiting(task, why.clone());
+                if next != **task {
+                    decision.changes.push(Change::Update(Object::Task(Arc::new(next))));
+                }
+            }
+            continue;
+        }
         let mut run = Run::new(&mut board, Needs::of(service, tasks[0]));
         for task in tasks {
             let next = match run.choose(task) {

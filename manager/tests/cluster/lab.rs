@@ -632,6 +632,7 @@ pub(crate) fn service(name: &str, replicas: u64) -> wire::CreateRequest {
         update: None,
         rollback: None,
         endpoint: EndpointSpec::default(),
+        depends_on: Vec::new(),
     };
     let spec = wire::spec::Spec::Service(spec.to_proto());
     wire::CreateRequest { spec: Some(wire::Spec { spec: Some(spec) }) }

@@ -49,6 +49,27 @@ pub struct ServiceSpec {
     pub update: Option<UpdateConfig>,
     pub rollback: Option<UpdateConfig>,
     pub endpoint: EndpointSpec,
+    /// What the service's first tasks wait for.
+    pub depends_on: Vec<Dependency>,
+}
+
+/// Another service that must have come this far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependency {
+    /// By name, as it may be created later.
+    pub service: String,
+    pub condition: DependencyCondition,
+    /// Without, a service that does not exist is not waited for.
+    pub required: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DependencyCondition {
+    Started,
+    /// Running, which means healthy where there is a health check.
+    Healthy,
+    /// All of its tasks have ended with success.
+    Completed,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

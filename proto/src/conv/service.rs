@@ -1,7 +1,7 @@
 //! Services and what their tasks are made from.
 
 use orch_model::service::{
-    ContainerSpec, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction, FileRef, HealthConfig, LogDriver,
+    ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction, FileRef, HealthConfig, LogDriver,
     Mount, MountKind, NetworkAttachmentSpec, Placement, PortConfig, Protocol, PublishMode, ResourceLimits,
     RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
     UpdateState, UpdateStatus, Vip,
@@ -19,6 +19,7 @@ choice!(PublishMode { Ingress, Host });
 choice!(FailureAction { Pause, Continue, Rollback });
 choice!(UpdateOrder { StopFirst, StartFirst });
 choice!(UpdateState { Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted });
+choice!(DependencyCondition { Started, Healthy, Completed });
 choice!(RestartCondition { None, OnFailure, Any });
 choice!(MountKind { Volume, Bind, Tmpfs });
 
@@ -28,7 +29,8 @@ record!(Service {
 });
 record!(Endpoint { values: ports, vips, problem; });
 record!(Vip { values: network, addr; });
-record!(ServiceSpec { values: update, rollback; parts: annotations, task, mode, endpoint; });
+record!(ServiceSpec { values: update, rollback, depends_on; parts: annotations, task, mode, endpoint; });
+record!(Dependency { values: service, condition, required; });
 record!(EndpointSpec { values: mode, ports; });
 record!(PortConfig { values: name, protocol, target_port, published_port, publish_mode; });
 record!(UpdateConfig {

@@ -132,6 +132,7 @@ fn spec(
         update: None,
         rollback: None,
         endpoint: EndpointSpec::default(),
+        depends_on: Vec::new(),
     };
     let container = &mut spec.task.container;
     container.image = image.clone();

@@ -260,6 +260,7 @@ mod tests {
             update: None,
             rollback: None,
             endpoint: EndpointSpec { ports: port::parse("8080:80").unwrap(), ..EndpointSpec::default() },
+            depends_on: Vec::new(),
         };
         spec.task.container.env = vec!["A=1".into(), "B=2".into()];
         spec.task.container.image = "web:1".into();

@@ -1,6 +1,7 @@
 //! A cluster in virtual time: the deciding core, with agents that do what they are told.
 
 mod control;
+mod depends;
 mod jobs;
 mod lifecycle;
 mod network;

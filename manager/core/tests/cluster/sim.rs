@@ -437,6 +437,7 @@ pub(crate) fn web(name: &str, image: &str, replicas: u64) -> ServiceSpec {
         update: None,
         rollback: None,
         endpoint: EndpointSpec::default(),
+        depends_on: Vec::new(),
     }
 }
 
