@@ -77,19 +77,18 @@ pub fn nodes(state: &State) -> Decision {
     decision
 }
 
-/// Gives services their virtual addresses and automatic ports.
+/// Gives a service its virtual addresses and automatic ports.
 #[must_use]
-pub fn services(state: &State) -> Decision {
+pub fn service(state: &State, service: &Service) -> Decision {
     let mut decision = Decision::default();
-    let mut addresses = Addresses::new(state);
-    let mut ports = port::Ports::new(state);
-    for service in state.services().filter(|s| !s.removing) {
-        let endpoint = endpoint_for(state, service, &mut addresses, &mut ports);
-        if endpoint != service.endpoint {
-            let mut next = Service::clone(service);
-            next.endpoint = endpoint;
-            decision.changes.push(Change::Update(Object::Service(Arc::new(next))));
-        }
+    if service.removing {
+        return decision;
+    }
+    let endpoint = endpoint_for(state, service, &mut Addresses::new(state), &mut port::Ports::new(state));
+    if endpoint != service.endpoint {
+        let mut next = Service::clone(service);
+        next.endpoint = endpoint;
+        decision.changes.push(Change::Update(Object::Service(Arc::new(next))));
     }
     decision
 }
@@ -99,8 +98,7 @@ pub fn services(state: &State) -> Decision {
 pub fn tasks(state: &State, now: Timestamp) -> Decision {
     let mut decision = Decision::default();
     let mut addresses = Addresses::new(state);
-    let mut waiting: Vec<_> =
-        state.tasks().filter(|t| t.status.state == TaskState::New && t.desired_state <= TaskState::Running).collect();
+    let mut waiting: Vec<_> = state.tasks_without_place().filter(|t| t.status.state == TaskState::New).collect();
     waiting.sort_by_key(|t| (t.meta.created_at, t.service.clone(), t.slot));
     for task in waiting {
         let mut next = Task::clone(task);

@@ -4,13 +4,23 @@
 //! between the state and that copy, so a task that is created, given an address and assigned is one change. Deciding
 //! again on the outcome proposes nothing: a fixed point.
 
-use std::{collections::BTreeSet, sync::Arc};
+mod planner;
+mod scope;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use orch_model::{
     Kind, NodeId, Object, ObjectId, ServiceId, Timestamp, Version,
     change::{Change, Transaction},
+    service::Service,
     task::Task,
 };
+
+pub use planner::Planner;
+use scope::Scope;
 
 use crate::{
     allocator,
@@ -38,47 +48,83 @@ pub struct Plan {
     pub refused: Vec<String>,
 }
 
-/// Decides what follows from a state at a time.
+/// Decides what follows from a state at a time, looking at everything. A [`Planner`] decides the same and looks only at
+/// what changed.
 pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Plan {
+    let outcome = run(state, now, ids, Scope::everything());
+    let wake = outcome.wakes.into_values().flatten().min();
+    Plan { wake: earliest(outcome.plan.wake, wake), ..outcome.plan }
+}
+
+/// What came of deciding within a scope.
+struct Outcome {
+    /// Its wake-up is that of the stages without a service.
+    plan: Plan,
+    /// What was looked at in the end.
+    scope: Scope,
+    /// When each service that was looked at wants to be looked at again.
+    wakes: BTreeMap<ServiceId, Option<Timestamp>>,
+    /// Not all stages were asked.
+    is_cut_short: bool,
+}
+
+fn run(state: &State, now: Timestamp, ids: Ids<'_>, scope: Scope) -> Outcome {
     let mut draft =
-        Draft { state: state.clone(), now, refused: Vec::new(), touched: BTreeSet::new(), new_version: false };
-    let mut wake = None;
+        Draft { state: state.clone(), now, refused: Vec::new(), touched: BTreeSet::new(), new_version: false, scope };
+    let (mut wake, mut wakes) = (None, BTreeMap::new());
     for _ in 0..MAX_ROUNDS {
         let mut changed = false;
-        wake = None;
+        (wake, wakes) = (None, BTreeMap::new());
         for stage in STAGES {
-            let decision = stage(&draft.state, now, &mut *ids);
-            wake = earliest(wake, decision.wake);
-            changed |= draft.take(&decision.changes);
+            match stage {
+                Stage::Whole(stage) => {
+                    let decision = stage(&draft.state, now);
+                    wake = earliest(wake, decision.wake);
+                    changed |= draft.take(&decision.changes);
+                }
+                Stage::Each(stage) => {
+                    for id in draft.scope.services(&draft.state) {
+                        let service = draft.state.service(&id).cloned();
+                        let decision = service.map(|s| stage(&draft.state, &s, now, &mut *ids)).unwrap_or_default();
+                        let known = wakes.entry(id).or_default();
+                        *known = earliest(*known, decision.wake);
+                        changed |= draft.take(&decision.changes);
+                    }
+                }
+            }
             if draft.new_version {
                 // Tasks carry the version at which their spec was committed: that must happen first.
-                wake = Some(now);
-                return draft.into_plan(state, wake);
+                return draft.into_outcome(state, Some(now), wakes, true);
             }
         }
         if !changed {
             break;
         }
     }
-    draft.into_plan(state, wake)
+    draft.into_outcome(state, wake, wakes, false)
 }
 
-type Stage = fn(&State, Timestamp, Ids<'_>) -> Decision;
+enum Stage {
+    /// Looks at what is few, or at what waits.
+    Whole(fn(&State, Timestamp) -> Decision),
+    /// Looks at one service and its tasks.
+    Each(fn(&State, &Arc<Service>, Timestamp, Ids<'_>) -> Decision),
+}
 
 /// Stops and removals first, then what is new, so that freed room can be used.
 const STAGES: [Stage; 12] = [
-    |state, now, _| orphan::decide(state, now),
-    restart::decide,
-    update::decide,
-    replicated::decide,
-    global::decide,
-    job::decide,
-    |state, _, _| reaper::decide(state),
-    |state, _, _| allocator::networks(state),
-    |state, _, _| allocator::nodes(state),
-    |state, _, _| allocator::services(state),
-    |state, now, _| allocator::tasks(state, now),
-    |state, now, _| scheduler::decide(state, now),
+    Stage::Whole(orphan::decide),
+    Stage::Each(|state, service, now, ids| restart::decide(state, service, now, ids)),
+    Stage::Each(|state, service, now, ids| update::decide(state, service, now, ids)),
+    Stage::Each(|state, service, now, ids| replicated::decide(state, service, now, ids)),
+    Stage::Each(|state, service, now, ids| global::decide(state, service, now, ids)),
+    Stage::Each(|state, service, now, ids| job::decide(state, service, now, ids)),
+    Stage::Each(|state, service, _, _| reaper::decide(state, service)),
+    Stage::Whole(|state, _| allocator::networks(state)),
+    Stage::Whole(|state, _| allocator::nodes(state)),
+    Stage::Each(|state, service, _, _| allocator::service(state, service)),
+    Stage::Whole(allocator::tasks),
+    Stage::Whole(scheduler::decide),
 ];
 
 /// The tentative state.
@@ -90,6 +136,7 @@ struct Draft {
     touched: BTreeSet<ObjectId>,
     /// A service got a new spec version.
     new_version: bool,
+    scope: Scope,
 }
 
 impl Draft {
@@ -102,6 +149,7 @@ impl Draft {
                 Ok(events) => {
                     changed |= !events.is_empty();
                     self.touched.extend(events.iter().map(Event::id));
+                    events.iter().for_each(|event| self.scope.extend(&self.state, event));
                     self.new_version |= events.iter().any(is_new_version);
                 }
                 Err(error) => self.refused.push(error.to_string()),
@@ -110,11 +158,18 @@ impl Draft {
         changed
     }
 
-    fn into_plan(self, before: &State, wake: Option<Timestamp>) -> Plan {
+    fn into_outcome(
+        self,
+        before: &State,
+        wake: Option<Timestamp>,
+        wakes: BTreeMap<ServiceId, Option<Timestamp>>,
+        is_cut_short: bool,
+    ) -> Outcome {
         let at = self.now;
         let batches = batch(difference(before, &self.state, &self.touched));
         let transactions = batches.into_iter().map(|changes| Transaction { at, changes }).collect();
-        Plan { transactions, wake, refused: self.refused }
+        let plan = Plan { transactions, wake, refused: self.refused };
+        Outcome { plan, scope: self.scope, wakes, is_cut_short }
     }
 }
 

@@ -72,8 +72,8 @@ fn likeness(task: &Task) -> Likeness<'_> {
 
 /// Pending tasks, alike ones together, in the order of each group's oldest.
 fn groups(state: &State) -> Vec<Vec<&Arc<Task>>> {
-    let is_waiting = |t: &&Arc<Task>| t.status.state == TaskState::Pending && t.desired_state <= TaskState::Running;
-    let mut waiting: Vec<&Arc<Task>> = state.tasks().filter(is_waiting).collect();
+    let mut waiting: Vec<&Arc<Task>> =
+        state.tasks_without_place().filter(|t| t.status.state == TaskState::Pending).collect();
     waiting.sort_by(|a, b| {
         likeness(a)
             .cmp(&likeness(b))

@@ -234,6 +234,16 @@ impl State {
         self.by_ids(self.indexes.tasks_by_node.get(node))
     }
 
+    /// The nodes, there or not, that tasks were given to.
+    pub fn nodes_with_tasks(&self) -> impl Iterator<Item = &NodeId> + '_ {
+        self.indexes.tasks_by_node.keys()
+    }
+
+    /// The tasks that should run and that no node has been chosen for, in the order of their ids.
+    pub fn tasks_without_place(&self) -> impl Iterator<Item = &Arc<Task>> + '_ {
+        self.by_ids(Some(&self.indexes.without_place))
+    }
+
     fn by_ids<'a>(&'a self, ids: Option<&'a OrdSet<TaskId>>) -> impl Iterator<Item = &'a Arc<Task>> + 'a {
         ids.into_iter().flat_map(OrdSet::iter).filter_map(|id| self.tasks.get(id))
     }

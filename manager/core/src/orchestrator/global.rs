@@ -29,34 +29,35 @@ enum Share {
 }
 
 /// Adds a task where one is missing, shuts down where none belongs, forgets nodes that were removed.
-pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services().filter(|s| is_global(s)) {
-        if service.removing {
-            decision.changes.extend(replicated::remove_all(state, service));
-            continue;
-        }
-        let slots = slots_of(state, service);
-        for node in state.nodes() {
-            let key = SlotKey::Node(node.id.clone());
-            let slot = slots.get(&key);
-            match share(service, node) {
-                Share::Runs if !slot.is_some_and(|s| s.is_occupied(service)) => {
-                    decision.changes.push(create(new_task(state, service, &key, TaskState::Running, None, now, ids())));
-                }
-                Share::Leaves => {
-                    let wanted = slot.into_iter().flat_map(|s| &s.tasks);
-                    let wanted = wanted.filter(|t| t.desired_state <= TaskState::Running);
-                    decision.changes.extend(wanted.map(|t| desire(t, TaskState::Shutdown)));
-                }
-                Share::Runs | Share::Keeps => {}
+    if !is_global(service) {
+        return decision;
+    }
+    if service.removing {
+        decision.changes.extend(replicated::remove_all(state, service));
+        return decision;
+    }
+    let slots = slots_of(state, service);
+    for node in state.nodes() {
+        let key = SlotKey::Node(node.id.clone());
+        let slot = slots.get(&key);
+        match share(service, node) {
+            Share::Runs if !slot.is_some_and(|s| s.is_occupied(service)) => {
+                decision.changes.push(create(new_task(state, service, &key, TaskState::Running, None, now, ids())));
             }
-        }
-        for (key, slot) in &slots {
-            let gone = matches!(key, SlotKey::Node(node) if state.node(node).is_none());
-            if gone || matches!(key, SlotKey::Slot(_)) {
-                decision.changes.extend(slot.tasks.iter().map(|t| desire(t, TaskState::Remove)));
+            Share::Leaves => {
+                let wanted = slot.into_iter().flat_map(|s| &s.tasks);
+                let wanted = wanted.filter(|t| t.desired_state <= TaskState::Running);
+                decision.changes.extend(wanted.map(|t| desire(t, TaskState::Shutdown)));
             }
+            Share::Runs | Share::Keeps => {}
+        }
+    }
+    for (key, slot) in &slots {
+        let gone = matches!(key, SlotKey::Node(node) if state.node(node).is_none());
+        if gone || matches!(key, SlotKey::Slot(_)) {
+            decision.changes.extend(slot.tasks.iter().map(|t| desire(t, TaskState::Remove)));
         }
     }
     decision

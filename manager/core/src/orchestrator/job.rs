@@ -37,39 +37,36 @@ enum Progress {
 }
 
 /// Starts what has not run yet, as many at once as the job allows; stops what is left of an earlier run.
-pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services().filter(|s| is_job(s)) {
-        if service.removing {
-            decision.changes.extend(replicated::remove_all(state, service));
-            continue;
+    if !is_job(service) {
+        return decision;
+    }
+    if service.removing {
+        decision.changes.extend(replicated::remove_all(state, service));
+        return decision;
+    }
+    let slots = slots_of(state, service);
+    let stale = slots.values().flat_map(|s| &s.tasks).filter(|t| is_unfinished(t) && !is_current(service, t));
+    decision.changes.extend(stale.map(|t| desire(t, TaskState::Shutdown)));
+    match service.spec.mode {
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
+            give_up(&slots, |key| matches!(key, SlotKey::Slot(number) if *number <= total_completions), &mut decision);
+            let places = (1..=total_completions).map(SlotKey::Slot);
+            start(state, service, &slots, places, max_concurrent, now, ids, &mut decision);
         }
-        let slots = slots_of(state, service);
-        let stale = slots.values().flat_map(|s| &s.tasks).filter(|t| is_unfinished(t) && !is_current(service, t));
-        decision.changes.extend(stale.map(|t| desire(t, TaskState::Shutdown)));
-        match service.spec.mode {
-            ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
-                give_up(
-                    &slots,
-                    |key| matches!(key, SlotKey::Slot(number) if *number <= total_completions),
-                    &mut decision,
-                );
-                let places = (1..=total_completions).map(SlotKey::Slot);
-                start(state, service, &slots, places, max_concurrent, now, ids, &mut decision);
-            }
-            ServiceMode::GlobalJob => {
-                give_up(&slots, |key| matches!(key, SlotKey::Node(id) if state.node(id).is_some()), &mut decision);
-                let leaves = |id| state.node(id).is_none_or(|n| must_leave(service, n));
-                let lost = slots.iter().filter(|(key, _)| matches!(key, SlotKey::Node(id) if leaves(id)));
-                let unfinished = lost.flat_map(|(_, slot)| &slot.tasks).filter(|t| is_unfinished(t));
-                decision.changes.extend(unfinished.map(|t| desire(t, TaskState::Shutdown)));
-                let usable = state.nodes().filter(|n| takes_tasks(n) && fits(service, n));
-                let places = usable.map(|n| SlotKey::Node(n.id.clone()));
-                start(state, service, &slots, places, u64::MAX, now, ids, &mut decision);
-            }
-            // Not jobs.
-            ServiceMode::Replicated { .. } | ServiceMode::Global => {}
+        ServiceMode::GlobalJob => {
+            give_up(&slots, |key| matches!(key, SlotKey::Node(id) if state.node(id).is_some()), &mut decision);
+            let leaves = |id| state.node(id).is_none_or(|n| must_leave(service, n));
+            let lost = slots.iter().filter(|(key, _)| matches!(key, SlotKey::Node(id) if leaves(id)));
+            let unfinished = lost.flat_map(|(_, slot)| &slot.tasks).filter(|t| is_unfinished(t));
+            decision.changes.extend(unfinished.map(|t| desire(t, TaskState::Shutdown)));
+            let usable = state.nodes().filter(|n| takes_tasks(n) && fits(service, n));
+            let places = usable.map(|n| SlotKey::Node(n.id.clone()));
+            start(state, service, &slots, places, u64::MAX, now, ids, &mut decision);
         }
+        // Not jobs.
+        ServiceMode::Replicated { .. } | ServiceMode::Global => {}
     }
     decision
 }

@@ -27,8 +27,8 @@ pub fn decide(state: &State, now: Timestamp) -> Decision {
             decision.wake_at(at);
         }
     }
-    let nodeless = state.tasks().filter(|t| may_still_run(t));
-    let nodeless = nodeless.filter(|t| t.node.as_ref().is_some_and(|id| state.node(id).is_none()));
+    let gone = state.nodes_with_tasks().filter(|id| state.node(id).is_none());
+    let nodeless = gone.flat_map(|id| state.tasks_on(id)).filter(|t| may_still_run(t));
     decision.changes.extend(nodeless.map(|t| orphan(t, now, "its node was removed from the cluster")));
     decision
 }

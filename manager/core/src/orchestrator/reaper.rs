@@ -17,29 +17,27 @@ use crate::{decision::Decision, state::State};
 
 /// Proposes what can be deleted now.
 #[must_use]
-pub fn decide(state: &State) -> Decision {
+pub fn decide(state: &State, service: &Arc<Service>) -> Decision {
     let mut decision = Decision::default();
     let limit = state.cluster().map_or(DEFAULT_TASK_HISTORY_LIMIT, |c| c.spec.task_history_limit);
-    for service in state.services() {
-        let mut over: BTreeMap<_, &Arc<Task>> = BTreeMap::new();
-        for task in state.tasks_of(&service.id) {
-            let unwanted = task.desired_state > TaskState::Running;
-            let never_ran = unwanted && task.status.state < TaskState::Assigned;
-            let removed = task.desired_state == TaskState::Remove && task.status.state.is_terminal();
-            let node_gone = unwanted && task.node.as_ref().is_some_and(|id| state.node(id).is_none());
-            if never_ran || removed || (node_gone && task.desired_state == TaskState::Remove) {
-                over.insert(task.id.clone(), task);
-            }
+    let mut over: BTreeMap<_, &Arc<Task>> = BTreeMap::new();
+    for task in state.tasks_of(&service.id) {
+        let unwanted = task.desired_state > TaskState::Running;
+        let never_ran = unwanted && task.status.state < TaskState::Assigned;
+        let removed = task.desired_state == TaskState::Remove && task.status.state.is_terminal();
+        let node_gone = unwanted && task.node.as_ref().is_some_and(|id| state.node(id).is_none());
+        if never_ran || removed || (node_gone && task.desired_state == TaskState::Remove) {
+            over.insert(task.id.clone(), task);
         }
-        let slots = slots_of(state, service);
-        for slot in slots.values() {
-            over.extend(beyond_history(service, slot, limit).map(|t| (t.id.clone(), t)));
-        }
-        let all_gone = state.tasks_of(&service.id).count() == over.len();
-        decision.changes.extend(over.values().map(|t| remove(&Object::Task((*t).clone()))));
-        if service.removing && all_gone {
-            decision.changes.push(remove(&Object::Service(service.clone())));
-        }
+    }
+    let slots = slots_of(state, service);
+    for slot in slots.values() {
+        over.extend(beyond_history(service, slot, limit).map(|t| (t.id.clone(), t)));
+    }
+    let all_gone = state.tasks_of(&service.id).count() == over.len();
+    decision.changes.extend(over.values().map(|t| remove(&Object::Task((*t).clone()))));
+    if service.removing && all_gone {
+        decision.changes.push(remove(&Object::Service(service.clone())));
     }
     decision
 }

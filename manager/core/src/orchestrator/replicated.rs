@@ -19,15 +19,13 @@ use crate::{
 };
 
 /// Fills empty slots and gives up slots that are too many; a service that is being removed gives up all.
-pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services() {
-        let ServiceMode::Replicated { replicas } = service.spec.mode else { continue };
-        if service.removing {
-            decision.changes.extend(remove_all(state, service));
-        } else {
-            reconcile(state, service, replicas, now, ids, &mut decision);
-        }
+    let ServiceMode::Replicated { replicas } = service.spec.mode else { return decision };
+    if service.removing {
+        decision.changes.extend(remove_all(state, service));
+    } else {
+        reconcile(state, service, replicas, now, ids, &mut decision);
     }
     decision
 }

@@ -56,28 +56,29 @@ enum Cause {
 }
 
 /// Replaces tasks that ended or lost their node, and promotes replacements whose time has come.
-pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services().filter(|s| !s.removing) {
-        for (key, slot) in slots_of(state, service) {
-            // Two tasks of one place may end at once; the place gets one successor.
-            let mut has_successor = false;
-            // A job's earlier runs are over, whatever became of them.
-            let counts = |t: &Arc<Task>| !is_job(service) || job::is_current(service, t);
-            for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running && counts(t)) {
-                match cause(state, service, task) {
-                    // It failed to get ready while it waited for its turn: the next one gets no earlier turn.
-                    Some(Cause::Ended) if task.start_at.is_some_and(|start| now < start) => {
-                        decision.wake = earliest(decision.wake, task.start_at);
-                    }
-                    Some(cause) => {
-                        replace(state, service, &key, &slot, task, cause, now, &mut has_successor, ids, &mut decision)
-                    }
-                    None if task.desired_state == TaskState::Ready => {
-                        promote(state, service, &slot, task, now, &mut decision);
-                    }
-                    None => {}
+    if service.removing {
+        return decision;
+    }
+    for (key, slot) in slots_of(state, service) {
+        // Two tasks of one place may end at once; the place gets one successor.
+        let mut has_successor = false;
+        // A job's earlier runs are over, whatever became of them.
+        let counts = |t: &Arc<Task>| !is_job(service) || job::is_current(service, t);
+        for task in slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running && counts(t)) {
+            match cause(state, service, task) {
+                // It failed to get ready while it waited for its turn: the next one gets no earlier turn.
+                Some(Cause::Ended) if task.start_at.is_some_and(|start| now < start) => {
+                    decision.wake = earliest(decision.wake, task.start_at);
                 }
+                Some(cause) => {
+                    replace(state, service, &key, &slot, task, cause, now, &mut has_successor, ids, &mut decision)
+                }
+                None if task.desired_state == TaskState::Ready => {
+                    promote(state, service, &slot, task, now, &mut decision);
+                }
+                None => {}
             }
         }
     }
@@ -165,8 +166,9 @@ fn replace(
             Verdict::Restart { delay } => delay,
         },
         // Stopped or orphaned without being told to: its place is simply empty.
-        (Cause::Ended, false) | (Cause::NodeDrained, _) => Duration::ZERO,
-        (Cause::NodeLost | Cause::Misplaced, _) => service.spec.task.restart.delay,
+        // The delay is for tasks that fail; one whose node is gone did not.
+        (Cause::Ended, false) | (Cause::NodeDrained | Cause::NodeLost, _) => Duration::ZERO,
+        (Cause::Misplaced, _) => service.spec.task.restart.delay,
     };
     // A global task only ever belongs to its node: without the node there is nothing to replace it with.
     if let SlotKey::Node(node) = key {

@@ -23,25 +23,25 @@ use crate::{
 };
 
 /// Starts, continues, pauses, rolls back and completes updates.
-pub fn decide(state: &State, now: Timestamp, ids: Ids<'_>) -> Decision {
+pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
-    for service in state.services().filter(|s| !s.removing && (is_replicated(s) || is_global(s))) {
-        let slots = slots_of(state, service);
-        retire_predecessors(state, service, &slots, &mut decision);
-        let dirty = dirty_slots(state, service, &slots);
-        let status = service.update_status.as_ref();
-        match status.map(|s| s.state) {
-            None | Some(UpdateState::Completed | UpdateState::RollbackCompleted) => {
-                if !dirty.is_empty() {
-                    decision.changes.push(with_status(service, begun(UpdateState::Updating, now)));
-                }
+    if service.removing || !(is_replicated(service) || is_global(service)) {
+        return decision;
+    }
+    let slots = slots_of(state, service);
+    retire_predecessors(state, service, &slots, &mut decision);
+    let dirty = dirty_slots(state, service, &slots);
+    let status = service.update_status.as_ref();
+    match status.map(|s| (s, s.state)) {
+        None | Some((_, UpdateState::Completed | UpdateState::RollbackCompleted)) => {
+            if !dirty.is_empty() {
+                decision.changes.push(with_status(service, begun(UpdateState::Updating, now)));
             }
-            Some(UpdateState::Paused | UpdateState::RollbackPaused) => {}
-            Some(UpdateState::Updating | UpdateState::RollbackStarted) => {
-                let Some(status) = status else { continue };
-                let update = Update { state, service, status, slots: &slots, dirty: &dirty };
-                update.proceed(now, ids, &mut decision);
-            }
+        }
+        Some((_, UpdateState::Paused | UpdateState::RollbackPaused)) => {}
+        Some((status, UpdateState::Updating | UpdateState::RollbackStarted)) => {
+            let update = Update { state, service, status, slots: &slots, dirty: &dirty };
+            update.proceed(now, ids, &mut decision);
         }
     }
     decision

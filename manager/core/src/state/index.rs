@@ -22,6 +22,7 @@ pub(super) struct Indexes {
     pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
     pub(super) tasks_by_slot: OrdMap<(ServiceId, u64), OrdSet<TaskId>>,
+    pub(super) without_place: OrdSet<TaskId>,
     pub(super) vnis: OrdMap<u32, NetworkId>,
     pub(super) ports: OrdMap<(Protocol, u16), ServiceId>,
     pub(super) addresses: OrdMap<NetworkId, OrdMap<IpAddr, AddressHolder>>,
@@ -179,6 +180,9 @@ impl Indexes {
     }
 
     fn learn_task(&mut self, task: &Task) {
+        if task.status.state < TaskState::Assigned && task.desired_state <= TaskState::Running {
+            self.without_place.insert(task.id.clone());
+        }
         self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
         self.tasks_by_slot.entry((task.service.clone(), task.slot)).or_default().insert(task.id.clone());
         if let Some(node) = &task.node {
@@ -187,6 +191,7 @@ impl Indexes {
     }
 
     fn forget_task(&mut self, task: &Task) {
+        self.without_place.remove(&task.id);
         withdraw(&mut self.tasks_by_service, &task.service, &task.id);
         withdraw(&mut self.tasks_by_slot, &(task.service.clone(), task.slot), &task.id);
         if let Some(node) = &task.node {

@@ -56,6 +56,8 @@ pub(crate) struct Sim {
     pub(crate) stop_takes: Duration,
     stopping: BTreeMap<String, Timestamp>,
     wake: Option<Timestamp>,
+    /// Decides beside the one that looks at everything: both must say the same.
+    planner: plan::Planner,
 }
 
 impl Sim {
@@ -76,6 +78,7 @@ impl Sim {
             stop_takes: Duration::ZERO,
             stopping: BTreeMap::new(),
             wake: None,
+            planner: plan::Planner::default(),
         };
         let init = Bootstrap {
             cluster_id: ClusterId::from_random(7),
@@ -178,6 +181,7 @@ impl Sim {
     pub(crate) fn commit(&mut self, tx: &Transaction) {
         self.index += 1;
         let events = self.state.apply(self.index, tx).expect("the transaction fits");
+        events.iter().for_each(|event| self.planner.note(&self.state, event));
         self.events.extend(events);
     }
 
@@ -216,7 +220,7 @@ impl Sim {
 
     fn decide(&mut self) {
         let now = self.now;
-        let plan = self.with_ids(|state, ids| plan::decide(state, now, ids));
+        let plan = self.decided(now);
         assert_eq!(plan.refused, Vec::<String>::new(), "a stage proposed what the state refuses");
         let mut rounds = 0;
         let mut next = plan;
@@ -227,9 +231,23 @@ impl Sim {
             }
             rounds += 1;
             assert!(rounds < 5, "no fixed point: still {:#?}", next.transactions);
-            next = self.with_ids(|state, ids| plan::decide(state, now, ids));
+            self.planner.committed();
+            next = self.decided(now);
         }
         self.wake = next.wake;
+    }
+
+    /// What is decided by looking at everything, and by looking at what changed: the same.
+    fn decided(&mut self, now: Timestamp) -> plan::Plan {
+        let (random, was_idle) = (self.random, self.planner.is_idle(now));
+        let mut planner = std::mem::take(&mut self.planner);
+        let incremental = self.with_ids(|state, ids| planner.decide(state, now, ids));
+        self.planner = planner;
+        self.random = random;
+        let plan = self.with_ids(|state, ids| plan::decide(state, now, ids));
+        assert_eq!(incremental, plan, "what changed leads to another plan than everything");
+        assert!(!was_idle || plan.transactions.is_empty(), "nothing was to be decided, and there is {plan:#?}");
+        plan
     }
 
     fn dispatch(&mut self) {
