@@ -11,7 +11,7 @@ use orch_model::{
 };
 
 use super::{
-    Content, NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings,
+    Content, NAMESPACE_LABEL, Stack, StackData, StackNetwork, Surroundings, depends,
     error::{ComposeError, Source},
     keys::{self, Version},
     scalar::ScalarKind,
@@ -158,11 +158,22 @@ pub(super) fn stack(
     }
     let mut used = BTreeSet::new();
     let mut ignored = Ignored { version, ..Ignored::default() };
-    for (key, node) in services.entries().iter().filter(|(key, node)| is_wanted(&reader, key, node)) {
+    let wanted: BTreeMap<&str, (&Key, &Node)> = services
+        .entries()
+        .iter()
+        .filter(|(key, node)| is_wanted(&reader, key, node))
+        .map(|(key, node)| (key.text.as_str(), (key, node)))
+        .collect();
+    for (key, node) in services.entries().iter().filter(|(key, _)| wanted.contains_key(key.text.as_str())) {
         ignored.note(node);
-        let service = service::service(&reader, key, node, &mut used)?;
+        let mut service = service::service(&reader, key, node, &mut used)?;
+        let path = format!("services.{}", key.text);
+        service.spec.depends_on = depends::of(&reader, node, &path, |name| wanted.contains_key(name))?;
         stack.services.push(service);
     }
+    stack.services = depends::ordered(stack.services).map_err(|names| {
+        reader.error(services, format!("these services wait for each other by depends_on: {}", names.join(", ")))
+    })?;
     stack.warnings = ignored.warnings();
     stack.warnings.append(&mut reader.warnings.borrow_mut());
     for name in &used {

@@ -6,8 +6,10 @@
 
 mod check;
 mod convert;
+mod depends;
 mod deploy;
 mod error;
+pub(crate) mod export;
 mod extends;
 mod interpolate;
 mod keys;

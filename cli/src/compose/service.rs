@@ -15,7 +15,7 @@ use super::{
     convert::Reader,
     deploy,
     error::ComposeError,
-    keys, ports, volumes,
+    export, keys, ports, volumes,
     yaml::{Key, Node, Yaml},
 };
 use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, quantity, words};
@@ -55,12 +55,26 @@ pub(super) fn service(
     if let Some(deploy) = deploy {
         deploy::apply(reader, deploy, &format!("{path}.deploy"), &mut spec)?;
     }
+    own_keys(reader, node, &mut spec)?;
     Ok(StackService {
         spec,
         networks: networks(reader, name, node, &path, used)?,
         secrets: files(reader, node, "secrets", &path)?,
         configs: files(reader, node, "configs", &path)?,
     })
+}
+
+/// What an exported file says in addition.
+fn own_keys(reader: &Reader<'_>, node: &Node, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
+    let Some(own) = node.get(export::OWN_KEY) else { return Ok(()) };
+    if let Some(digest) = own.get("image-digest") {
+        spec.task.container.image_digest = Some(reader.text(digest, export::OWN_KEY)?);
+    }
+    if let (Some(most), ServiceMode::ReplicatedJob { max_concurrent, .. }) = (own.get("max-concurrent"), &mut spec.mode)
+    {
+        *max_concurrent = reader.number(most, export::OWN_KEY)?;
+    }
+    Ok(())
 }
 
 fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Result<ContainerSpec, ComposeError> {
@@ -88,6 +102,7 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         mounts: mounts(reader, node, path)?,
         cap_add: texts("cap_add")?.unwrap_or_default(),
         cap_drop: texts("cap_drop")?.unwrap_or_default(),
+        groups: if with_more { texts("group_add")?.unwrap_or_default() } else { Vec::new() },
         devices: if with_more { texts("devices")?.unwrap_or_default() } else { Vec::new() },
         sysctls: reader.map(node.get("sysctls"), &format!("{path}.sysctls"))?,
         hosts: hosts(reader, node, path)?,
@@ -106,6 +121,7 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         }
     }
     container.dns.search = texts("dns_search")?.unwrap_or_default();
+    container.dns.options = texts("dns_opt")?.unwrap_or_default();
     container.health = node.get("healthcheck").map(|n| health(reader, n, path)).transpose()?;
     Ok(container)
 }
@@ -223,6 +239,9 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     if let Some(size) = item.get("tmpfs").and_then(|t| t.get("size")) {
         made.tmpfs_size_bytes = reader.parsed(size, path, quantity::bytes)?;
     }
+    if let Some(mode) = item.get("tmpfs").and_then(|t| t.get("mode")) {
+        made.tmpfs_mode = reader.parsed(mode, path, file_mode)?;
+    }
     mount::check(made).map_err(|reason| reader.error(item, format!("{path}: {reason}")))
 }
 
@@ -258,6 +277,7 @@ fn networks(
 ) -> Result<Vec<NamedAttachment>, ComposeError> {
     let path = format!("{path}.networks");
     let mut wanted: Vec<(String, &Node, Vec<String>)> = Vec::new();
+    let mut options = BTreeMap::new();
     match node.get("networks") {
         None => wanted.push(("default".into(), node, Vec::new())),
         Some(list) => match &list.value {
@@ -270,6 +290,7 @@ fn networks(
                 for (key, inner) in entries {
                     let path = format!("{path}.{}", key.text);
                     let aliases = inner.get("aliases").map(|n| reader.texts(n, &path)).transpose()?;
+                    options.insert(key.text.clone(), reader.map(inner.get("driver_opts"), &path)?);
                     wanted.push((key.text.clone(), inner, aliases.unwrap_or_default()));
                 }
             }
@@ -283,10 +304,11 @@ fn networks(
             return Err(reader.error(place, message));
         }
         let (network, _) = reader.real_name("networks", &name)?;
+        let driver_options = options.remove(&name).unwrap_or_default();
         used.insert(name);
         // The service is found by its short name by its neighbours.
         aliases.push(service.to_owned());
-        attachments.push(NamedAttachment { network, aliases, ..NamedAttachment::default() });
+        attachments.push(NamedAttachment { network, aliases, driver_options });
     }
     attachments.sort_by(|a, b| a.network.cmp(&b.network));
     Ok(attachments)

@@ -93,7 +93,7 @@ fn with<T>(
 #[test]
 fn a_file_becomes_specs() {
     let stack = load(SHOP).unwrap();
-    let web = &stack.services[0];
+    let [db, web] = stack.services.as_slice() else { panic!("two services, in order of dependence") };
     let container = &web.spec.task.container;
     assert_eq!(web.spec.annotations.name, "shop_web");
     assert_eq!(container.image, "shop/web:1");
@@ -113,7 +113,6 @@ fn a_file_becomes_specs() {
     let secrets: Vec<_> = web.secrets.iter().map(|s| (s.source.as_str(), s.target.as_str(), s.mode)).collect();
     assert_eq!(secrets, [("shop_pw", "pw", 0o444), ("site", "key.pem", 0o400)]);
 
-    let db = &stack.services[1];
     assert_eq!(db.spec.mode, ServiceMode::Global);
     let mounts: Vec<_> =
         db.spec.task.container.mounts.iter().map(|m| (m.kind, m.source.as_str(), m.read_only)).collect();
@@ -317,6 +316,110 @@ fn hostile_files_are_refused_soon() {
         assert!(load(&text).is_err());
     }
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+}
+
+const FULL: &str = r#"
+services:
+  web:
+    image: "web:1"
+    entrypoint: [a, "b c"]
+    command: [d]
+    environment: {A: "$$x", B: "", C: "two words"}
+    hostname: h
+    working_dir: /w
+    user: "1:2"
+    group_add: ["3"]
+    labels: {a: b}
+    tty: true
+    stdin_open: true
+    read_only: true
+    init: false
+    privileged: true
+    stop_signal: SIGINT
+    stop_grace_period: 1m30s
+    volumes:
+      - data:/d
+      - kept:/k:ro
+      - /host:/h:rslave
+      - /anonymous
+      - {type: tmpfs, target: /t, tmpfs: {size: 1000000, mode: 448}}
+      - {type: volume, source: data, target: /n, volume: {nocopy: true}}
+    secrets: [{source: pw, target: x, uid: "5", gid: "6", mode: 256}]
+    configs: [site]
+    extra_hosts: ["a:1.1.1.1", "b=::1"]
+    dns: [1.1.1.1]
+    dns_search: [x]
+    dns_opt: [ndots:1]
+    healthcheck: {test: [CMD, "true"], interval: 1.5s, timeout: 2s, retries: 3, start_period: 1m, start_interval: 5s}
+    cap_add: [NET_ADMIN]
+    cap_drop: [ALL]
+    sysctls: {net.ipv4.ip_forward: "1"}
+    ulimits: {nofile: {soft: 5, hard: 6}, nproc: 7}
+    devices: [/dev/null]
+    logging: {driver: json-file, options: {max-size: 1m}}
+    ports: ["8080:80", {target: 53, protocol: udp, mode: host, name: dns}]
+    networks: {front: {aliases: [shop], driver_opts: {k: v}}, other: {}}
+    depends_on: {db: {condition: service_healthy}, job: {condition: service_completed_successfully, required: false}}
+    deploy:
+      replicas: 0
+      labels: {tier: front}
+      endpoint_mode: vip
+      update_config: {parallelism: 0, delay: 1s, failure_action: rollback, monitor: 2s, max_failure_ratio: 0.1, order: start-first}
+      rollback_config: {parallelism: 2, failure_action: continue}
+      resources: {limits: {cpus: "0.25", memory: 50M, pids: 9}, reservations: {cpus: "0.1", memory: 1k}}
+      restart_policy: {condition: on-failure, delay: 3s, max_attempts: 4, window: 5s}
+      placement: {constraints: [node.role==manager], preferences: [{spread: node.labels.z}], max_replicas_per_node: 1}
+    x-orch: {image-digest: "sha256:00"}
+  db: {image: db, deploy: {mode: global, endpoint_mode: dnsrr}}
+  job: {image: j, deploy: {mode: replicated-job, replicas: 5}, x-orch: {max-concurrent: 2}}
+networks:
+  front: {attachable: true, internal: true, enable_ipv6: true, labels: {a: b}, driver_opts: {o: p},
+    ipam: {config: [{subnet: 10.5.0.0/24, gateway: 10.5.0.1, ip_range: 10.5.0.128/25}]}}
+  other: {external: true, name: theirs}
+volumes:
+  data: {driver: local, driver_opts: {type: nfs}, labels: {x: y}, name: fixed}
+  kept: {external: true}
+secrets: {pw: {external: true, name: shop_pw.2}}
+configs: {site: {content: "a$$b"}}
+"#;
+
+#[test]
+fn an_export_means_the_same_again() {
+    for text in [SHOP, FULL] {
+        let before = load(text).unwrap();
+        let exported = export::document("shop", &before);
+        let file = serde_json::to_string(&export::escaped(&exported)).unwrap();
+        let after = load(&file).unwrap_or_else(|error| panic!("{error}: {file}"));
+        assert_eq!(after.services.len(), before.services.len());
+        for service in &before.services {
+            let name = &service.spec.annotations.name;
+            let again = after.services.iter().find(|s| s.spec.annotations.name == *name).unwrap();
+            assert_eq!(format!("{:#?}", again.spec), format!("{:#?}", service.spec));
+            assert_eq!(again.networks, service.networks);
+            assert_eq!((&again.secrets, &again.configs), (&service.secrets, &service.configs));
+        }
+        assert_eq!(format!("{:#?}", after.networks), format!("{:#?}", before.networks));
+        assert_eq!(format!("{:#?}", after.data), format!("{:#?}", before.data));
+    }
+}
+
+#[test]
+fn services_come_after_those_they_wait_for() {
+    let text = "services:\n  a: {image: x, depends_on: [b]}\n  b: {image: x, depends_on: {c: {condition: service_healthy}}}\n  c: {image: x}\n";
+    let stack = load(text).unwrap();
+    let names: Vec<_> = stack.services.iter().map(|s| s.spec.annotations.name.as_str()).collect();
+    assert_eq!(names, ["shop_c", "shop_b", "shop_a"]);
+    assert_eq!(stack.services[1].spec.depends_on[0].service, "shop_c");
+    for (text, fragment) in [
+        ("services:\n  a: {image: x, depends_on: [a]}\n", "wait for each other by depends_on: shop_a"),
+        ("services:\n  a: {image: x, depends_on: [z]}\n", "no service \"z\""),
+        ("services:\n  b: {image: x}\n  a: {image: x, depends_on: {b: {condition: soon}}}\n", "service_healthy"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.contains(fragment), "{error}");
+    }
+    let older = load("version: '3'\nservices:\n  a: {image: x, depends_on: [z]}\n").unwrap();
+    assert!(older.services[0].spec.depends_on.is_empty() && older.warnings.join("").contains("no service \"z\""));
 }
 
 #[test]
