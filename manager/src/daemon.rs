@@ -26,6 +26,7 @@ use tokio::{
 use tonic::transport::Server;
 
 use crate::{
+    ailing,
     api::{Budget, CaService, ControlService, Forwarder, GateLayer, Origin},
     autolock::{self, Unlocked},
     dispatcher::DispatcherService,
@@ -59,7 +60,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
     tls::install_crypto_provider();
     let main = runtime("manager", 2)?;
-    let raft = runtime("raft", 2)?;
+    // Raft's parts wait for each other in turn: on one thread they do so without waking anybody.
+    let raft = runtime("raft", 1)?;
     let outcome = main.block_on(serve(&config.paths, &raft));
     // Tasks that still run have nothing to lose: the log is safe at any instant.
     raft.shutdown_timeout(STOP_LIMIT);
@@ -96,20 +98,31 @@ fn runtime(name: &str, threads: usize) -> anyhow::Result<Runtime> {
 async fn serve(paths: &Paths, raft_runtime: &Runtime) -> anyhow::Result<()> {
     let mut stop = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    let mut stopping = std::pin::pin!(async {
+    let (asked, told) = watch::channel(false);
+    tokio::spawn(async move {
         tokio::select! {
             _ = stop.recv() => {}
             _ = interrupt.recv() => {}
         }
+        asked.send_replace(true);
     });
+    let outcome = open_and_run(paths, raft_runtime, &told).await;
+    if let Err(error) = &outcome {
+        ailing::complain(paths, error, until_true(&told)).await;
+    }
+    outcome
+}
+
+async fn open_and_run(paths: &Paths, raft_runtime: &Runtime, told: &watch::Receiver<bool>) -> anyhow::Result<()> {
     let manager = match Manager::open(paths, raft_runtime.handle(), None).await {
         Err(error) if matches!(error.downcast_ref(), Some(SealError::Locked { .. })) => {
-            let Some(key) = autolock::wait_for_key(paths, &mut stopping).await? else { return Ok(()) };
+            let stopping = std::pin::pin!(until_true(told));
+            let Some(key) = autolock::wait_for_key(paths, stopping).await? else { return Ok(()) };
             Manager::open(paths, raft_runtime.handle(), Some(key)).await?
         }
         opened => opened?,
     };
-    manager.run(stopping).await
+    manager.run(until_true(told)).await
 }
 
 /// A manager that is ready to serve.
@@ -155,7 +168,8 @@ impl Manager {
             .await
             .with_context(|| format!("cannot listen on {addr}: is another program using that port?"))?;
         let raft_id = home.raft_id()?;
-        let engine = Arc::new(SledEngine::open(&home.log())?);
+        let (log, keys) = (home.log(), home.keys());
+        let engine = Arc::new(SledEngine::open(&log)?);
         let alone = matches!(config.first_start, Some(FirstStart::ForceNewCluster(_)));
         let own = Member { node_id: config.node_id.clone(), addr: config.advertise_addr.clone() };
         let settings = Settings {
@@ -169,7 +183,9 @@ impl Manager {
             compaction: Compaction::default(),
             force_single: alone.then_some(own),
         };
-        let consensus = Consensus::start(settings, raft_runtime).await?;
+        let consensus = Consensus::start(settings, raft_runtime)
+            .await
+            .with_context(|| format!("the raft log in {} (or the keys in {})", log.display(), keys.display()))?;
         let proposer = Proposer::start(consensus.clone());
         let socket = transport::unix_incoming(&paths.manager_sock(), SOCKET_MODE)?;
         let throne = Arc::new(ArcSwapOption::empty());

@@ -7,6 +7,7 @@
 //! commits decisions, and what lives as long as a reign) with `dispatcher` (agents) and `streams` (logs, exec), `api`
 //! (control API, CA, access) in front, `membership` and `home` at the start.
 
+mod ailing;
 pub mod api;
 mod authority;
 mod autolock;

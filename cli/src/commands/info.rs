@@ -49,6 +49,8 @@ struct Facts {
     cluster: Option<wire::ClusterInfo>,
     /// The manager waits for its unlock key.
     locked: bool,
+    /// Why the manager does not serve.
+    failure: Option<String>,
 }
 
 pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> {
@@ -63,9 +65,13 @@ pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> 
         }
         Err(_) => Err(None),
     };
-    let is_locked = |status: &tonic::Status| status.metadata().get("orch-code").is_some_and(|code| code == "locked");
-    let locked = matches!(&cluster, Err(Some(status)) if is_locked(status));
-    let facts = Facts { node, worker, cluster: cluster.ok(), locked };
+    let says = |status: &tonic::Status, word: &str| status.metadata().get("orch-code").is_some_and(|code| code == word);
+    let locked = matches!(&cluster, Err(Some(status)) if says(status, "locked"));
+    let failure = match &cluster {
+        Err(Some(status)) if says(status, "failed") => Some(status.message().to_owned()),
+        _ => None,
+    };
+    let facts = Facts { node, worker, cluster: cluster.ok(), locked, failure };
     match args.format.as_deref() {
         Some(format) => print_inspected(vec![facts.json()], Some(format)),
         None => {
@@ -79,11 +85,16 @@ impl Facts {
     fn state(&self) -> &str {
         match (&self.node, &self.cluster) {
             _ if self.locked => "locked",
+            _ if self.failure.is_some() => "error",
             (Some(node), _) => &node.state,
             // A manager without a supervisor, as tests run it.
             (None, Some(_)) => "active",
             (None, None) => "inactive",
         }
+    }
+
+    fn error<'a>(&'a self, node: &'a wire::NodeInfo) -> Option<&'a str> {
+        self.failure.as_deref().or((!node.error.is_empty()).then_some(&node.error))
     }
 
     fn json(&self) -> Value {
@@ -121,7 +132,7 @@ impl Facts {
                 "NodeAddr": host(&node.advertise_addr),
                 "LocalNodeState": self.state(),
                 "ControlAvailable": self.cluster.is_some(),
-                "Error": node.error,
+                "Error": self.error(&node).unwrap_or_default(),
                 "RemoteManagers": managers,
                 "Nodes": self.cluster.as_ref().map_or(0, |c| c.nodes),
                 "Managers": self.cluster.as_ref().map_or(0, |c| c.managers),
@@ -154,8 +165,8 @@ impl Facts {
             return Ok(());
         };
         writeln!(out, "  NodeID: {}", node.node_id)?;
-        if !node.error.is_empty() {
-            writeln!(out, "  Error: {}", node.error)?;
+        if let Some(error) = self.error(node) {
+            writeln!(out, "  Error: {error}")?;
         }
         writeln!(out, "  Is Manager: {}", node.manager)?;
         if let Some(cluster) = &self.cluster {

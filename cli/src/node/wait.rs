@@ -35,8 +35,10 @@ pub(super) async fn worker_ready(supervisor: &Supervisor) -> Result<()> {
 async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
     loop {
-        if let Ok(Some(true)) = timeout(ANSWER_LIMIT, is_ready(&supervisor.paths, role)).await {
-            return Ok(());
+        match timeout(ANSWER_LIMIT, is_ready(&supervisor.paths, role)).await {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Err(failed)) => return Err(NodeError::Failed(anyhow!(failed))),
+            Ok(Ok(false)) | Err(_) => {}
         }
         let died = supervisor.restarts(role) >= MAX_RESTARTS;
         if died || Instant::now() >= deadline {
@@ -53,19 +55,27 @@ async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Re
     }
 }
 
-/// `None` while the daemon does not answer.
-async fn is_ready(paths: &Paths, role: Role) -> Option<bool> {
-    match role {
-        Role::Manager => {
-            let channel = unix_channel(&paths.manager_sock()).await.ok()?;
-            let info = ControlClient::new(channel).info(wire::Empty {}).await.ok()?;
-            Some(!info.into_inner().leader_id.is_empty())
+/// An error is the daemon's own word that it cannot serve.
+async fn is_ready(paths: &Paths, role: Role) -> std::result::Result<bool, String> {
+    let answer = match role {
+        Role::Manager => match unix_channel(&paths.manager_sock()).await {
+            Ok(channel) => {
+                ControlClient::new(channel).info(wire::Empty {}).await.map(|i| !i.get_ref().leader_id.is_empty())
+            }
+            Err(_) => return Ok(false),
+        },
+        Role::Worker => match unix_channel(&paths.worker_sock()).await {
+            Ok(channel) => {
+                WorkerLocalClient::new(channel).info(wire::Empty {}).await.map(|i| !i.get_ref().manager.is_empty())
+            }
+            Err(_) => return Ok(false),
+        },
+        Role::Netd => return Ok(unix_channel(&paths.netd_sock()).await.is_ok()),
+    };
+    match answer {
+        Err(status) if status.metadata().get("orch-code").is_some_and(|code| code == "failed") => {
+            Err(status.message().to_owned())
         }
-        Role::Worker => {
-            let channel = unix_channel(&paths.worker_sock()).await.ok()?;
-            let info = WorkerLocalClient::new(channel).info(wire::Empty {}).await.ok()?;
-            Some(!info.into_inner().manager.is_empty())
-        }
-        Role::Netd => unix_channel(&paths.netd_sock()).await.ok().map(|_| true),
+        answer => Ok(answer.unwrap_or_default()),
     }
 }
