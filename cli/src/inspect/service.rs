@@ -99,6 +99,7 @@ fn placement(placement: &Placement) -> Value {
         .some("Constraints", json!(placement.constraints))
         .some("Preferences", placement.spread.iter().map(spread).collect::<Value>())
         .some("MaxReplicas", placement.max_replicas_per_node)
+        .some("Strategy", if placement.strategy == PlacementStrategy::Pack { "pack" } else { "" })
         .done()
 }
 

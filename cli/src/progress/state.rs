@@ -60,6 +60,10 @@ impl Progress {
         self.tasks.insert(task.id.clone(), task);
     }
 
+    pub(super) fn forget_tasks(&mut self) {
+        self.tasks.clear();
+    }
+
     pub(super) fn remove_task(&mut self, id: &TaskId) {
         self.tasks.remove(id);
     }
@@ -99,11 +103,19 @@ impl Progress {
         self.slots().values().find_map(|tasks| self.problem(tasks)).map_or(Verdict::Waiting, Verdict::Stuck)
     }
 
+    /// The service that this one's tasks are held for.
+    pub(super) fn waits_for(&self) -> Option<String> {
+        self.tasks.values().find_map(|task| held(task).map(str::to_owned))
+    }
+
     /// Why a slot is not going to run: it has no place, never starts, or has used up its restarts.
     fn problem(&self, tasks: &[&Task]) -> Option<String> {
         let current: Vec<&Task> = tasks.iter().copied().filter(|task| self.is_current(task)).collect();
         let newest = current.last()?;
         let error_of = |task: &Task| task.status.error.clone().filter(|error| !error.is_empty());
+        if held(newest).is_some() {
+            return None;
+        }
         if newest.status.state == TaskState::Pending && newest.desired_state <= TaskState::Running {
             return error_of(newest).map(|error| format!("{} has no node to run on: {error}", newest.name()));
         }
@@ -250,6 +262,12 @@ impl Progress {
     }
 }
 
+/// Held back until another service has come far enough: that is no lack of a node.
+fn held(task: &Task) -> Option<&str> {
+    let error = task.status.error.as_deref().filter(|_| task.status.state == TaskState::Pending)?;
+    error.starts_with("waiting for service ").then_some(error)
+}
+
 type Key = (u64, String);
 
 #[cfg(test)]
@@ -305,6 +323,7 @@ mod tests {
             networks: Vec::new(),
             host_ports: Vec::new(),
             running_since: None,
+            displaced: false,
         })
     }
 
@@ -339,6 +358,8 @@ mod tests {
         let next = task(9, 1, TaskState::Preparing, None);
         assert_eq!(stuck(vec![rejected(1), rejected(2), next.clone()]), "Waiting");
         assert!(stuck(vec![rejected(1), rejected(2), rejected(3), next]).ends_with("does not start: No such image: x"));
+        let held = task(1, 1, TaskState::Pending, Some("waiting for service db: 0 of 1 tasks started"));
+        assert_eq!(stuck(vec![held]), "Waiting");
         let homeless = task(1, 1, TaskState::Pending, Some("no suitable node"));
         assert!(stuck(vec![homeless]).ends_with("has no node to run on: no suitable node"));
         assert_eq!(stuck(vec![task(1, 1, TaskState::Pending, None)]), "Waiting");

@@ -10,6 +10,7 @@ mod network;
 mod node;
 mod secret;
 mod service;
+mod version;
 
 use orch_model::{
     Object, ObjectId, Timestamp,
@@ -21,8 +22,11 @@ pub use error::{Code, ControlError};
 pub use image::{Registration, forget_image, register_image};
 pub use network::{create_network, remove_network};
 pub use node::{remove_node, update_node};
-pub use secret::{create_config, create_secret, remove_config, remove_secret, update_config, update_secret};
-pub use service::{create_service, remove_service, rollback_service, update_service};
+pub use secret::{
+    create_config, create_secret, remove_config, remove_secret, replace_config, replace_secret, update_config,
+    update_secret,
+};
+pub use service::{create_service, rebalance_service, remove_service, rollback_service, update_service};
 
 use crate::state::State;
 

@@ -15,6 +15,7 @@ pub mod image_name;
 pub mod liveness;
 pub mod orchestrator;
 pub mod plan;
+pub mod rebalance;
 pub mod resolve;
 pub mod roles;
 pub mod rotation;

@@ -72,6 +72,7 @@ pub fn new_task(
             container: None,
         },
         running_since: None,
+        displaced: false,
         desired_state,
         start_at,
         networks,

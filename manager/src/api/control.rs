@@ -58,6 +58,11 @@ impl ControlService {
         self.throne.load_full().ok_or_else(|| status::not_leader(&self.consensus.leadership().borrow()))
     }
 
+    /// Returns once this manager, leader or not, knows everything that was committed before the call.
+    async fn caught_up(&self) -> Result<(), Status> {
+        self.consensus.catch_up().await.map_err(|e| status::from_catch_up(&e))
+    }
+
     /// The reign, once this manager is sure that nobody has taken over meanwhile.
     async fn reader(&self) -> Result<Arc<Reign>, Status> {
         let reign = self.reign()?;
@@ -106,19 +111,19 @@ impl control_server::Control for ControlService {
     }
 
     async fn get(&self, request: Request<wire::GetRequest>) -> Result<Response<wire::Object>, Status> {
-        let reign = self.reader().await?;
+        self.caught_up().await?;
         let wire::GetRequest { kind, reference } = request.into_inner();
-        let view = reign.consensus().store().view();
+        let view = self.consensus.store().view();
         let found = resolve::object(&view.state, kind_from(kind)?, &reference);
         found.map(|o| Response::new(outgoing::object(&o))).map_err(|e| status::from_resolve(&e))
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
-        let reign = self.reader().await?;
+        self.caught_up().await?;
         let tab = request.extensions().get::<Tab>().cloned();
         let wire::ListRequest { kind, filters } = request.into_inner();
         let filter = Filter::new(filters).map_err(|status| *status)?;
-        let view = reign.consensus().store().view();
+        let view = self.consensus.store().view();
         let all = of_kind(&view.state, kind_from(kind)?);
         let objects = all.iter().filter(|o| filter.matches(o)).map(outgoing::object).collect();
         let answer = wire::ListResponse { objects };
@@ -127,11 +132,11 @@ impl control_server::Control for ControlService {
     }
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<WatchStream>, Status> {
-        let reign = self.reader().await?;
-        let wire::WatchRequest { kinds, filters } = request.into_inner();
+        self.caught_up().await?;
+        let wire::WatchRequest { kinds, filters, after } = request.into_inner();
         let kinds = kinds.into_iter().map(kind_from).collect::<Result<Vec<_>, _>>()?;
         let filter = Filter::new(filters).map_err(|status| *status)?;
-        Ok(Response::new(watch::watch(&reign, kinds, filter)))
+        watch::watch(self.consensus.clone(), kinds, filter, after).map(Response::new)
     }
 
     async fn rotate_join_token(
@@ -276,8 +281,20 @@ fn update(
         let proposal = control::rollback_service(state, now, id, version);
         return proposal.map_err(|e| Box::new(status::from_control(&e)));
     }
+    if request.rebalance {
+        let ObjectId::Service(id) = &id else {
+            return Err(Box::new(Status::invalid_argument(format!("a {kind} cannot be rebalanced"))));
+        };
+        return control::rebalance_service(state, now, id).map_err(|e| Box::new(status::from_control(&e)));
+    }
     let proposal = match (&id, spec::decode(state, request.spec.clone())?) {
         (ObjectId::Service(id), Spec::Service(service)) => control::update_service(state, now, id, version, *service),
+        (ObjectId::Secret(id), Spec::Secret(annotations, data)) if request.new_version => {
+            control::replace_secret(state, now, &mut random::bits, id, version, annotations, data)
+        }
+        (ObjectId::Config(id), Spec::Config(annotations, data)) if request.new_version => {
+            control::replace_config(state, now, &mut random::bits, id, version, annotations, data)
+        }
         (ObjectId::Secret(id), Spec::Secret(annotations, data)) => {
             control::update_secret(state, now, id, version, annotations, &data)
         }

@@ -2,10 +2,10 @@
 
 use crate::{Annotations, ConfigId, Meta, SecretId};
 
-/// 500 KB.
-pub const MAX_SECRET_BYTES: usize = 500 * 1000;
-/// 1000 KB.
-pub const MAX_CONFIG_BYTES: usize = 1000 * 1000;
+/// 500 KB as Docker counts them.
+pub const MAX_SECRET_BYTES: usize = 500 * 1024;
+/// 1000 KB as Docker counts them.
+pub const MAX_CONFIG_BYTES: usize = 1000 * 1024;
 
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {

@@ -233,6 +233,17 @@ pub struct Placement {
     pub spread: Vec<String>,
     /// 0: unlimited.
     pub max_replicas_per_node: u64,
+    pub strategy: PlacementStrategy,
+}
+
+/// What the scheduler prefers among the nodes that fit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PlacementStrategy {
+    /// The node with the fewest tasks.
+    #[default]
+    Spread,
+    /// The node that is fullest already, so that others stay free.
+    Pack,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,6 +27,8 @@ pub struct Task {
     /// When it was first seen running, by the leader's stamp; `apply` writes it. What failed soon after counts against
     /// an update.
     pub running_since: Option<Timestamp>,
+    /// Rebalancing wants it elsewhere: an update replaces it, as if its spec were an old one.
+    pub displaced: bool,
     /// Where the orchestrators want it: ready, running, shutdown or remove.
     pub desired_state: TaskState,
     /// A replacement waits in desired *ready* until this time.

@@ -1,10 +1,10 @@
 //! Services and what their tasks are made from.
 
 use orch_model::service::{
-    ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction, FileRef, HealthConfig, LogDriver,
-    Mount, MountKind, NetworkAttachmentSpec, Placement, PortConfig, Protocol, PublishMode, ResourceLimits,
-    RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder,
-    UpdateState, UpdateStatus, Vip,
+    ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction,
+    FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement, PlacementStrategy,
+    PortConfig, Protocol, PublishMode, ResourceLimits, RestartCondition, RestartPolicy, Service, ServiceMode,
+    ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
 
 use super::{
@@ -47,7 +47,27 @@ record!(RestartPolicy {
     values: condition, max_attempts;
     renamed: delay => delay_ms, window => window_ms;
 });
-record!(Placement { values: constraints, spread, max_replicas_per_node; });
+record!(Placement { values: constraints, spread, max_replicas_per_node; renamed: strategy => pack; });
+
+impl ToProto for PlacementStrategy {
+    type Proto = bool;
+
+    fn to_proto(&self) -> bool {
+        match self {
+            Self::Spread => false,
+            Self::Pack => true,
+        }
+    }
+}
+
+impl FromProto for PlacementStrategy {
+    type Proto = bool;
+
+    fn from_proto(pack: bool) -> Result<Self, DecodeError> {
+        Ok(if pack { Self::Pack } else { Self::Spread })
+    }
+}
+
 record!(NetworkAttachmentSpec { values: network, aliases, driver_options; });
 record!(LogDriver { values: name, options; });
 record!(ContainerSpec {

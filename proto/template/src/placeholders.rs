@@ -148,6 +148,7 @@ mod tests {
                 container: None,
             },
             running_since: None,
+            displaced: false,
             desired_state: TaskState::Running,
             start_at: None,
             networks: Vec::new(),

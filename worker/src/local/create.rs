@@ -163,6 +163,7 @@ pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
             container: None,
         },
         running_since: None,
+        displaced: false,
         desired_state: TaskState::Running,
         start_at: None,
         networks: Vec::new(),

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use orch_model::{
     Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
     change::Change,
-    service::{Endpoint, PublishMode, Service, ServiceMode, ServiceSpec},
+    service::{Endpoint, PlacementStrategy, PublishMode, Service, ServiceMode, ServiceSpec},
+    task::Task,
 };
 
 use super::{ControlError, Proposal, missing, propose};
 use crate::{
     decision::Ids,
     image_name::{digest_of, normalise_image_name},
-    orchestrator::{fits, update::rolled_back},
+    orchestrator::{fits, slot::is_replicated, update::rolled_back},
+    plan::MAX_CHANGES,
+    rebalance,
     state::{State, check::protocol_word, makes_other_tasks},
     validate,
 };
@@ -120,6 +123,34 @@ pub fn rollback_service(
     // Rolling back once more returns to where the user came from.
     next.previous_spec = Some(Box::new(service.spec.clone()));
     propose(state, now, ObjectId::Service(id.clone()), vec![Change::Update(Object::Service(Arc::new(next)))])
+}
+
+/// Moves tasks so that the service is spread as if it were placed now, a few at a time as its update settings say.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn rebalance_service(state: &State, now: Timestamp, id: &ServiceId) -> Result<Proposal, ControlError> {
+    let service = live(state, id)?;
+    if !is_replicated(service) || service.spec.task.placement.strategy == PlacementStrategy::Pack {
+        return Err(ControlError::precondition(format!(
+            "service {} cannot be rebalanced: only replicated services that are spread can",
+            service.spec.annotations.name
+        )));
+    }
+    let moved = rebalance::surplus(state, service, now);
+    let count = moved.len();
+    let displaced =
+        |task: &Arc<Task>| Change::Update(Object::Task(Arc::new(Task { displaced: true, ..Task::clone(task) })));
+    let changes = moved.iter().take(MAX_CHANGES).map(displaced).collect();
+    let note = match count {
+        0 => "it is balanced: nothing moves".to_owned(),
+        _ if count > MAX_CHANGES => {
+            format!("{count} tasks are to move, {MAX_CHANGES} of them now: ask again afterwards")
+        }
+        1 => "1 task moves".to_owned(),
+        _ => format!("{count} tasks move"),
+    };
+    Ok(Proposal { warnings: vec![note], ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
 }
 
 /// Marks a service for removal: its tasks are drained and stopped, then it is deleted.

@@ -108,6 +108,9 @@ pub fn ended_by_itself(task: &Task) -> bool {
 /// Where a task may run is left out: a task that still fits stays.
 #[must_use]
 pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
+    if task.displaced {
+        return true;
+    }
     if task.spec_version == service.spec_version {
         return false;
     }

@@ -118,7 +118,8 @@ impl Update<'_> {
     }
 
     fn is_mine(&self, task: &Task) -> bool {
-        task.spec_version == self.service.spec_version && task.meta.created_at >= self.status.started_at
+        let is_current = task.spec_version == self.service.spec_version && !task.displaced;
+        is_current && task.meta.created_at >= self.status.started_at
     }
 
     /// Whether a task failed before it ran, or so soon after that the update is to blame.
@@ -182,7 +183,7 @@ impl Update<'_> {
     /// Only the first attempt holds the update up: what fails and is restarted has been counted as a failure.
     fn is_busy(&self, slot: &Slot, config: &UpdateConfig, now: Timestamp, decision: &mut Decision) -> bool {
         // A slot without a past was added by scaling: the update does not wait for it.
-        if slot.tasks.iter().all(|t| t.spec_version == self.service.spec_version) {
+        if slot.tasks.iter().all(|t| t.spec_version == self.service.spec_version && !t.displaced) {
             return false;
         }
         let mut mine = slot.tasks.iter().filter(|t| self.is_mine(t));
@@ -243,7 +244,8 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
     };
     // A start-first attempt that ended for good leaves the old task running; it is not tried again and again.
     let tried = |slot: &Slot| {
-        slot.tasks.iter().any(|t| t.spec_version == service.spec_version && (t.is_wanted() || ended_by_itself(t)))
+        let current = |t: &Task| t.spec_version == service.spec_version && !t.displaced;
+        slot.tasks.iter().any(|t| current(t) && (t.is_wanted() || ended_by_itself(t)))
     };
     let is_dirty_slot = |slot: &Slot| {
         let has_clean = slot.wanted().any(|t| !is_dirty(state, service, t));

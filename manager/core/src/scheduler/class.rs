@@ -75,6 +75,11 @@ impl Class {
         self.leaf_of[node]
     }
 
+    /// All nodes of the class.
+    pub(super) fn members(&self) -> impl Iterator<Item = usize> + '_ {
+        self.leaf_of.iter().enumerate().filter_map(|(node, leaf)| leaf.map(|_| node))
+    }
+
     pub(super) fn put(&mut self, leaf: BranchId, tasks: u64, node: usize) {
         self.branches[leaf].nodes.push(Reverse((tasks, node)));
     }

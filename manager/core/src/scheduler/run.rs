@@ -1,14 +1,14 @@
 //! Placing tasks that are alike, one after the other: filter, then prefer.
 //!
 //! Nodes on which this version of the service keeps failing come last; then the user's spread preferences decide; then
-//! the fewest tasks of the service, then the fewest tasks.
+//! the fewest tasks of the service, then the fewest tasks. Services that are packed go to the fullest node instead.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
 };
 
-use orch_model::task::Task;
+use orch_model::{service::PlacementStrategy, task::Task};
 
 use super::{
     board::{Board, Share},
@@ -31,7 +31,12 @@ pub(super) struct Run<'b, 'a> {
     aside: Vec<(BranchId, usize)>,
     faulty: Vec<(BranchId, usize)>,
     refusal: Option<String>,
+    /// Only for services that are packed: (load, node), the fullest first.
+    packed: Option<BinaryHeap<(Load, Reverse<usize>)>>,
 }
+
+/// How full a node is: the larger share of its CPU and memory that is reserved, in millionths, then its tasks.
+type Load = (u64, u64);
 
 impl<'b, 'a> Run<'b, 'a> {
     pub(super) fn new(board: &'b mut Board<'a>, needs: Needs<'b>) -> Self {
@@ -49,7 +54,12 @@ impl<'b, 'a> Run<'b, 'a> {
             aside: Vec::new(),
             faulty: Vec::new(),
             refusal: None,
+            packed: None,
         };
+        if run.needs.service.spec.task.placement.strategy == PlacementStrategy::Pack {
+            let members = run.board.classes[class].members();
+            run.packed = Some(members.map(|node| (load(&run.board.nodes[node]), Reverse(node))).collect());
+        }
         let class = &run.board.classes[class];
         for (node, tasks) in &run.share.tasks {
             let leaf = class.leaf_of(*node);
@@ -71,6 +81,12 @@ impl<'b, 'a> Run<'b, 'a> {
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
         }
+        if self.packed.is_some() {
+            return match self.fullest() {
+                Some(node) => Ok(node),
+                None => Err(self.refuse()),
+            };
+        }
         loop {
             if let Some(leaf) = self.emptiest_leaf() {
                 match self.pick(leaf) {
@@ -78,10 +94,35 @@ impl<'b, 'a> Run<'b, 'a> {
                     None => self.exhaust(leaf),
                 }
             } else if !self.admit_faulty() {
-                let refusal = explain(self.refused(|_| true));
-                return Err(self.refusal.insert(refusal).clone());
+                return Err(self.refuse());
             }
         }
+    }
+
+    fn refuse(&mut self) -> String {
+        let refusal = explain(self.refused(|_| true));
+        self.refusal.insert(refusal).clone()
+    }
+
+    /// For packed services: the fullest node that fits; spread preferences and the service's own tasks do not count.
+    fn fullest(&mut self) -> Option<usize> {
+        let mut last_resort = Vec::new();
+        let found = loop {
+            let Some((_, Reverse(node))) = self.packed.as_mut()?.pop() else { break None };
+            // What does not fit now will not fit later in this run either.
+            if !self.passes_changing(node) {
+                continue;
+            }
+            if !self.share.faulty.contains(&node) {
+                break Some(node);
+            }
+            last_resort.push(node);
+        };
+        let found = found.or_else(|| last_resort.first().copied());
+        let back = last_resort.into_iter().filter(|node| Some(*node) != found);
+        let back: Vec<_> = back.map(|node| (load(&self.board.nodes[node]), Reverse(node))).collect();
+        self.packed.as_mut()?.extend(back);
+        found
     }
 
     /// Gives the node the task that `make` makes for it.
@@ -89,6 +130,9 @@ impl<'b, 'a> Run<'b, 'a> {
         let task = make(&self.board.nodes[node]);
         self.board.nodes[node].add(&task);
         *self.share.tasks.entry(node).or_default() += 1;
+        if let Some(packed) = &mut self.packed {
+            packed.push((load(&self.board.nodes[node]), Reverse(node)));
+        }
         let class = &self.board.classes[self.class];
         if let Some(leaf) = class.leaf_of(node) {
             class.path(leaf).for_each(|branch| self.counts[branch] += 1);
@@ -201,6 +245,14 @@ impl<'b, 'a> Run<'b, 'a> {
         }
         refused
     }
+}
+
+fn load(info: &NodeInfo) -> Load {
+    let all = info.node.description.resources;
+    let share = |all: u64, free: u64| all.saturating_sub(free).saturating_mul(1_000_000).checked_div(all).unwrap_or(0);
+    let (cpu, memory) =
+        (share(all.nano_cpus, info.free.nano_cpus), share(all.memory_bytes / 1024, info.free.memory_bytes / 1024));
+    (cpu.max(memory), info.tasks)
 }
 
 fn explain(refused: BTreeMap<Filter, usize>) -> String {

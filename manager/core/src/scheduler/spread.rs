@@ -10,7 +10,7 @@ pub fn is_descriptor(text: &str) -> bool {
 }
 
 /// What a node has for a descriptor. Nodes without the label are a branch of their own.
-pub(super) fn value<'a>(node: &'a Node, descriptor: &str) -> &'a str {
+pub(crate) fn value<'a>(node: &'a Node, descriptor: &str) -> &'a str {
     let label = match (descriptor.strip_prefix("node.labels."), descriptor.strip_prefix("engine.labels.")) {
         (Some(name), _) => node.spec.annotations.labels.get(name),
         (None, Some(name)) => node.description.engine_labels.get(name),

@@ -1,5 +1,6 @@
 //! Where tasks go, and what is said when they cannot go anywhere.
 
+use orch_manager_core::control;
 use orch_model::service::{PublishMode, ServiceSpec};
 
 use crate::sim::{Sim, check, port, secs, web};
@@ -104,4 +105,69 @@ fn a_node_where_a_service_keeps_failing_is_avoided() {
     }
     sim.run(secs(6));
     assert_eq!(sim.running("web").get("n2"), Some(&1), "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_packed_service_fills_the_fullest_node_that_still_fits() {
+    let mut sim = Sim::new(3);
+    sim.create(placed(|s| {
+        s.annotations.name = "first".into();
+        s.task.placement.constraints = vec!["node.hostname == n2".into()];
+        s.task.reservations.memory_bytes = 2 << 30;
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    sim.create(placed(|s| {
+        s.task.placement.strategy = orch_model::service::PlacementStrategy::Pack;
+        s.task.reservations.memory_bytes = 1 << 30;
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 8 };
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    // Eight GiB each: six more fit on n2, and the rest stays together.
+    assert_eq!(sim.running("web"), [("n1".into(), 2), ("n2".into(), 6)].into());
+}
+
+#[test]
+fn rebalancing_moves_as_few_tasks_as_needed_and_a_few_at_a_time() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| s.mode = orch_model::service::ServiceMode::Replicated { replicas: 7 })).expect("accepted");
+    sim.run(secs(1));
+    sim.join(3);
+    sim.run(secs(30));
+    assert_eq!(sim.running("web").get("n3"), None, "nothing moves unasked");
+    let id = sim.service("web").id.clone();
+    let proposal = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
+    assert_eq!(proposal.warnings, ["2 tasks move"]);
+    sim.accept(&proposal);
+    for _ in 0..600 {
+        sim.step();
+        assert!(sim.running("web").values().sum::<usize>() >= 6, "more than one at a time: {}", sim.ps("web"));
+    }
+    let on: Vec<_> = sim.running("web").into_values().collect();
+    assert_eq!(on, [3, 2, 2], "{}", sim.ps("web"));
+    let again = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
+    assert_eq!(again.warnings, ["it is balanced: nothing moves"]);
+    assert!(again.transaction.changes.is_empty());
+}
+
+#[test]
+fn rebalancing_moves_nothing_to_where_it_does_not_fit() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| {
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 6 };
+        s.task.reservations.memory_bytes = 1 << 30;
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    sim.join(3);
+    sim.edit_node(3, |n| n.description.resources.memory_bytes = 1 << 30);
+    sim.run(secs(1));
+    let id = sim.service("web").id.clone();
+    let proposal = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
+    assert_eq!(proposal.warnings, ["1 task moves"]);
+    let global = ServiceSpec { mode: orch_model::service::ServiceMode::Global, ..web("everywhere", "nginx", 1) };
+    let id = sim.create(global).expect("accepted");
+    let refused = control::rebalance_service(&sim.state, sim.now, &id).expect_err("refused").to_string();
+    assert!(refused.contains("only replicated services"), "{refused}");
 }

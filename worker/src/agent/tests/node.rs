@@ -22,8 +22,8 @@ use orch_proto::{
     transport::{tls_incoming, unix_incoming},
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks,
-        Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, NetdStatus,
-        Ping, Pong, RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
+        Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, NetdStatus, Ping, Pong,
+        RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
         StreamAnnouncement, SuspectNodes, TaskRequest, ToNode, UpdateTaskStatusRequest,
         dispatcher_server::{Dispatcher, DispatcherServer},
         exec_output, from_node,
@@ -511,6 +511,7 @@ pub(crate) fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
         networks: Vec::new(),
         host_ports: Vec::new(),
         running_since: None,
+        displaced: false,
     })
 }
 
