@@ -18,7 +18,7 @@ use super::{
     warn,
 };
 use crate::{
-    api::Api,
+    api::{Api, explain},
     flags::key_value,
     inspect,
     render::{
@@ -51,6 +51,8 @@ pub(crate) enum NodeCommand {
         #[arg(required = true, value_name = "NODE")]
         nodes: Vec<String>,
     },
+    /// Let this node's manager, whose files are lost or damaged, join the other managers anew
+    ResetManager,
 }
 
 #[derive(Debug, Args)]
@@ -113,15 +115,19 @@ const NODES: Listing<'static> = Listing {
         ("ManagerStatus", "MANAGER STATUS"),
         ("EngineVersion", "ENGINE VERSION"),
         ("TLSStatus", "TLS STATUS"),
-        ("Message", "MESSAGE"),
+        ("Message", ""),
         ("Address", "ADDRESS"),
     ],
     quiet: "ID",
 };
 
 pub(crate) async fn run(command: NodeCommand, paths: &Paths) -> anyhow::Result<()> {
+    if matches!(command, NodeCommand::ResetManager) {
+        return reset_manager(paths).await;
+    }
     let mut api = Api::connect(paths).await?;
     match command {
+        NodeCommand::ResetManager => Ok(()),
         NodeCommand::Ls(flags) => list(&flags, &mut api).await,
         NodeCommand::Inspect(args) => inspect_nodes(&args, &mut api).await,
         NodeCommand::Ps(args) => ps(&args, &mut api).await,
@@ -137,6 +143,17 @@ pub(crate) async fn run(command: NodeCommand, paths: &Paths) -> anyhow::Result<(
         NodeCommand::Promote { nodes } => change_roles(&nodes, NodeRole::Manager, &mut api).await,
         NodeCommand::Demote { nodes } => change_roles(&nodes, NodeRole::Worker, &mut api).await,
     }
+}
+
+/// Asks the supervisor: the manager itself may not run.
+async fn reset_manager(paths: &Paths) -> anyhow::Result<()> {
+    let mut node = crate::api::node(paths).await.map_err(|_| anyhow::anyhow!(crate::api::IN_NO_CLUSTER))?;
+    let answer = node.reset_manager(wire::Empty {}).await.map_err(explain)?.into_inner();
+    println!("This node's manager has joined the other managers anew.");
+    if !answer.kept.is_empty() {
+        println!("Its old files are in {}: delete them once nobody needs them.", answer.kept);
+    }
+    Ok(())
 }
 
 /// Node id to (leads, answers).

@@ -43,6 +43,13 @@ pub(crate) fn plug_in(host: &Host<'_>, switch: i32, holder: i32) -> Result<()> {
     ip_batch(holder, &inside).with_context(|| format!("cannot set the address of {}", host.name))
 }
 
+/// Pulls the host's cable, so that nobody hears how it dies. The switch may be gone already.
+pub(crate) fn unplug(host: &Host<'_>, cgroups: &Cgroups) {
+    if let Some(switch) = host::holder(&host.lab.switch(), cgroups) {
+        ip_batch_best_effort(switch, &format!("link set {} down\n", host.port()));
+    }
+}
+
 /// `orch lab partition A B`; one-way: A is not heard by B any more, B by A still is
 pub(crate) fn partition(lab: &str, a: &str, b: &str, one_way: bool) -> Result<()> {
     let _lock = LabsLock::take()?;

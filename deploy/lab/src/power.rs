@@ -101,6 +101,8 @@ fn signal(processes: &BTreeSet<i32>, signal: Signal) -> Result<()> {
 
 /// Everything of the host that a power cut would end: processes, and with them mounts, networks and namespaces.
 pub(crate) fn power_off(host: &Host<'_>, cgroups: &Cgroups) -> Result<()> {
+    // Processes that are killed say goodbye to their peers; those of a machine without power do not.
+    net::unplug(host, cgroups);
     cgroups.kill(&host.cgroup()).with_context(|| format!("cannot cut the power of {}", host.name))?;
     cgroups.remove(&host.cgroup())
 }

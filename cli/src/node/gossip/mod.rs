@@ -99,7 +99,8 @@ impl Gossip {
             for id in now.unreachable.difference(&known.unreachable) {
                 tracing::warn!(node = %id, "cannot reach this node, nor can others for this one");
             }
-            for id in known.unreachable.difference(&now.unreachable) {
+            // One that managers know to be down is not watched any more.
+            for id in known.unreachable.difference(&now.unreachable).filter(|id| now.watched.contains(id)) {
                 tracing::info!(node = %id, "this node answers again");
             }
             if now.deaf && !known.deaf {
@@ -199,7 +200,7 @@ impl Session {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut checked = Instant::now();
-        let mut reported = (Instant::now(), Counts::default());
+        let mut reported = (None, Counts::default());
         let mut buffer = [0; PACKET_BYTES];
         loop {
             let effects = tokio::select! {
@@ -281,12 +282,12 @@ impl Session {
         SocketAddr::new(addr, GOSSIP_PORT)
     }
 
-    fn report_dropped(&self, (at, before): &mut (Instant, Counts)) {
+    fn report_dropped(&self, (at, before): &mut (Option<Instant>, Counts)) {
         let counts = self.door.counts;
-        if counts.dropped() == before.dropped() || at.elapsed() < REPORT {
+        if counts.dropped() == before.dropped() || at.is_some_and(|at| at.elapsed() < REPORT) {
             return;
         }
-        (*at, *before) = (Instant::now(), counts);
+        (*at, *before) = (Some(Instant::now()), counts);
         tracing::warn!(
             foreign = counts.foreign,
             astray = counts.astray,

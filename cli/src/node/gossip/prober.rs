@@ -104,6 +104,8 @@ pub(super) struct View {
     pub(super) unreachable: BTreeSet<NodeId>,
     /// Nodes that the majority of those that watch them cannot reach.
     pub(super) suspects: BTreeSet<NodeId>,
+    /// All that it watches.
+    pub(super) watched: BTreeSet<NodeId>,
     pub(super) deaf: bool,
 }
 
@@ -219,6 +221,7 @@ impl<A: Clone> Prober<A> {
         View {
             unreachable: unreachable.map(|(id, _)| id.clone()).collect(),
             suspects: against.into_iter().filter(is_suspect).map(|(id, _)| id.clone()).collect(),
+            watched: self.watched.keys().cloned().collect(),
             deaf: !self.watched.is_empty() && now.saturating_sub(self.heard) > DEAF_AFTER,
         }
     }
