@@ -21,6 +21,7 @@ mod member;
 mod ports;
 mod rejoin;
 mod renew;
+mod reset;
 mod role;
 mod server;
 mod start;

@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use super::{
     daemon::Role,
     gossip::{self, Gossip},
-    init, join, leave, rejoin, renew, role,
+    init, join, leave, rejoin, renew, reset, role,
     supervisor::Supervisor,
 };
 
@@ -134,6 +134,14 @@ impl NodeControl for NodeService {
     async fn leave(&self, request: Request<wire::LeaveNodeRequest>) -> Result<Response<wire::Empty>, Status> {
         let supervisor = Arc::clone(&self.supervisor);
         detached(async move { leave::leave(&supervisor, request.into_inner()).await }).await
+    }
+
+    async fn reset_manager(
+        &self,
+        _request: Request<wire::Empty>,
+    ) -> Result<Response<wire::ResetManagerResponse>, Status> {
+        let supervisor = Arc::clone(&self.supervisor);
+        detached(async move { reset::reset_manager(&supervisor).await }).await
     }
 
     async fn info(&self, _request: Request<wire::Empty>) -> Result<Response<wire::NodeInfo>, Status> {

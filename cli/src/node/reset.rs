@@ -1,0 +1,114 @@
+//! `orch node reset-manager`: this node's manager has lost its files or has damaged ones. It goes out of raft and comes back
+//! as a new member, under the same node.
+//!
+//! Certificates come from the other managers, as for a promotion. Interrupted after the files were put aside, the role is
+//! taken up again by itself, because the cluster still wants this node to be a manager.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use orch_model::node::NodeRole;
+use orch_proto::{
+    transport::tls_channel,
+    wire::{self, ca_client::CaClient},
+};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    credentials::{NewKeys, worker_identity},
+    daemon::Role,
+    error::{NodeError, Result},
+    managers,
+    member::Member,
+    renew,
+    supervisor::Supervisor,
+    wait,
+};
+
+/// Per manager that is asked.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// For the certificates to come.
+const ROLE_LIMIT: Duration = Duration::from_secs(30);
+const RETRY: Duration = Duration::from_millis(500);
+
+pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::ResetManagerResponse> {
+    let Some(mut member) = supervisor.member().filter(|member| member.manager) else {
+        return Err(NodeError::Refused("this node is not a manager: there is nothing to reset".to_owned()));
+    };
+    let own = member.advertise_addr.clone();
+    let mut others = managers::known(supervisor, &member).await;
+    others.retain(|addr| *addr != own);
+    refuse_unless_others_decide(supervisor, &others).await?;
+    let aside = {
+        let _operation = supervisor.begin()?;
+        member.managers = others;
+        member.manager = false;
+        // From here on this node has no manager, whatever happens; the role comes back with the certificates.
+        supervisor.become_member(member.clone())?;
+        supervisor.stop_daemon(Role::Manager).await;
+        put_aside(supervisor, &member)?
+    };
+    take_the_role_again(supervisor).await?;
+    wait::manager_ready(supervisor).await?;
+    let kept = aside.map(|path| path.display().to_string()).unwrap_or_default();
+    Ok(wire::ResetManagerResponse { kept })
+}
+
+/// Without a quorum of the others nobody could let this manager in again, and what it has may be all there is.
+async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String]) -> Result<()> {
+    let identity = worker_identity(&supervisor.paths)?;
+    let mut reason = "this node knows no other manager".to_owned();
+    for addr in others {
+        let asked = timeout(ASK_LIMIT, async {
+            let keys = NewKeys::generate()?;
+            let request =
+                wire::RenewRequest { worker_csr_pem: keys.worker.csr_pem, manager_csr_pem: keys.manager.csr_pem };
+            let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
+            let answer = CaClient::new(channel).renew(request).await.map_err(|s| NodeError::answered(&s))?;
+            Ok::<_, NodeError>(!answer.into_inner().manager_cert_pem.is_empty())
+        });
+        match asked.await {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => return Err(NodeError::Refused("the cluster wants this node to be a worker".to_owned())),
+            Ok(Err(error)) => reason = format!("the manager at {addr} says: {error}"),
+            Err(_) => reason = format!("the manager at {addr} does not answer"),
+        }
+    }
+    Err(NodeError::Refused(format!(
+        "nothing was changed: the other managers cannot let this one in again ({reason}). Without a quorum of them, what \
+         this manager has may be all that is left: restore its folder from a copy, or go on with another manager by \
+         \"orch init --force-new-cluster\" there"
+    )))
+}
+
+/// Whoever follows the node's role may be quicker; either will do.
+async fn take_the_role_again(supervisor: &Supervisor) -> Result<()> {
+    let deadline = Instant::now() + ROLE_LIMIT;
+    loop {
+        let renewed = renew::renew_now(supervisor).await;
+        let is_manager = supervisor.member().is_some_and(|member| member.manager);
+        match renewed {
+            _ if is_manager => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Ok(()) | Err(_) => sleep(RETRY).await,
+        }
+    }
+}
+
+/// What is left of the manager, for whoever wants to look at it.
+fn put_aside(supervisor: &Supervisor, member: &Member) -> anyhow::Result<Option<PathBuf>> {
+    let dir = supervisor.paths.manager_dir();
+    let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let aside = dir.with_file_name(format!("manager.lost-{stamp}"));
+    match std::fs::rename(&dir, &aside) {
+        Ok(()) => {
+            tracing::warn!(node = member.node_id, kept = %aside.display(), "the manager starts anew");
+            Ok(Some(aside))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot rename {}", dir.display())),
+    }
+}
