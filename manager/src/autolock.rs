@@ -28,7 +28,7 @@ use orch_proto::{
 };
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Code, Status, body::Body, transport::Server};
 use tower::{Layer, Service};
@@ -36,7 +36,7 @@ use tower::{Layer, Service};
 use crate::{
     api::status,
     home::Home,
-    log::{Aad, KeyRing, Kind, SealError, Sealer, from_hex, to_hex},
+    log::{Aad, Kept, KeyRing, Kind, SealError, Sealer, from_hex, key_of, to_hex},
     raft::Consensus,
 };
 
@@ -44,6 +44,8 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(1);
 const SEALED_HEADING: &str = "orch sealed key 1\n";
 const SOCKET_MODE: u32 = 0o660;
+/// Between snapshots that are made so that an old data key can go.
+const COMPACT_INTERVAL: Duration = Duration::from_secs(20);
 /// For the answer to reach whoever unlocked.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -62,11 +64,13 @@ fn open_text(sealer: &Sealer, dir: &Path, text: String) -> Result<String, TlsErr
     plain.and_then(|plain| String::from_utf8(plain).ok()).ok_or_else(|| TlsError::KeyMismatch { dir: dir.to_owned() })
 }
 
-/// Brings the keys on the disk to what the cluster's state asks for, again and again.
+/// Brings the keys on the disk to what the cluster's state asks for, again and again, and lets data keys go that nothing
+/// is sealed with any more. Killed at any point, the next start goes on from what lies on the disk.
 pub(crate) async fn keep(home: Arc<Home>, consensus: Consensus, sealer: Arc<Sealer>, unlock: Option<UnlockKey>) {
     // What the log held at the start has been acted on; a state that is older says nothing.
     let floor = consensus.last_log_index();
     let mut wanted = unlock.map(|key| key.text());
+    let mut compact_at = Instant::now();
     loop {
         {
             let view = consensus.store().view();
@@ -74,29 +78,79 @@ pub(crate) async fn keep(home: Arc<Home>, consensus: Consensus, sealer: Arc<Seal
                 wanted.clone_from(&cluster.unlock_key);
             }
         }
-        if let Err(error) = bring(&home, &sealer, wanted.as_ref()) {
-            tracing::error!(error = format!("{error:#}"), "cannot change how this manager's keys lie on the disk");
+        match bring(&home, &sealer, wanted.as_ref()) {
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "cannot change how this manager's keys lie on the disk");
+            }
+            Ok(unlock) if sealer.has_old_keys() => {
+                if let Err(error) = retire(&home, &consensus, &sealer, unlock.as_ref(), &mut compact_at).await {
+                    tracing::warn!(error = format!("{error:#}"), "cannot let go of an old data key yet");
+                }
+            }
+            Ok(_) => {}
         }
         sleep(LOOK).await;
     }
 }
 
-fn bring(home: &Home, sealer: &Sealer, wanted: Option<&UnlockKeyText>) -> anyhow::Result<()> {
+fn bring(home: &Home, sealer: &Sealer, wanted: Option<&UnlockKeyText>) -> anyhow::Result<Option<UnlockKey>> {
     let unlock = wanted.map(|text| UnlockKey::parse(&text.0)).transpose()?;
     // The TLS key first: locked data keys with an open TLS key would be half a lock.
+    keep_tls_key(home, sealer, unlock.is_some())?;
+    match sealer.keep_locked(&home.keys(), unlock.as_ref())? {
+        Kept::AsItWas => {}
+        Kept::Opened => tracing::info!("autolock is off: the data keys lie open"),
+        Kept::Locked => {
+            tracing::info!(data_key = sealer.current_key(), "the data keys are locked, and a new one is used");
+            keep_tls_key(home, sealer, true)?;
+        }
+    }
+    Ok(unlock)
+}
+
+/// The TLS key lies open, or sealed with the current data key.
+fn keep_tls_key(home: &Home, sealer: &Sealer, locked: bool) -> anyhow::Result<()> {
     let tls = home.tls();
-    let rewrite = |now: &str, identity: &Identity| match (&unlock, now.starts_with(SEALED_HEADING)) {
-        (Some(_), false) => {
+    let rewrite = |now: &str, identity: &Identity| match (locked, key_of_text(now)) {
+        (true, sealed_with) if sealed_with != Some(sealer.current_key()) => {
             let sealed = sealer.seal(Aad::single(Kind::TlsKey), identity.key_pem.as_bytes()).ok()?;
             Some(format!("{SEALED_HEADING}{}\n", to_hex(&sealed)))
         }
-        (None, true) => Some(identity.key_pem.clone()),
-        (Some(_), true) | (None, false) => None,
+        (false, Some(_)) => Some(identity.key_pem.clone()),
+        (true, _) | (false, None) => None,
     };
     let open = |text| open_text(sealer, &tls, text);
-    Identity::rewrite_key(&tls, &open, rewrite).context("the TLS key")?;
-    if sealer.keep_locked(&home.keys(), unlock.as_ref())? {
-        tracing::info!(locked = unlock.is_some(), "the data keys were written anew");
+    Identity::rewrite_key(&tls, &open, rewrite).context("the TLS key")
+}
+
+/// The data key that a sealed TLS key needs.
+fn key_of_text(text: &str) -> Option<u32> {
+    let sealed = from_hex(text.strip_prefix(SEALED_HEADING)?.trim_end())?;
+    key_of(&sealed).ok()
+}
+
+/// Lets the old data keys go once nothing on the disk needs them. What still does goes with the next snapshot, which is
+/// made for it.
+async fn retire(
+    home: &Home,
+    consensus: &Consensus,
+    sealer: &Sealer,
+    unlock: Option<&UnlockKey>,
+    compact_at: &mut Instant,
+) -> anyhow::Result<()> {
+    consensus.reseal().await.context("sealing the vote anew")?;
+    let current = sealer.current_key();
+    if consensus.keys_in_use().await?.iter().all(|key| *key == current) {
+        // A renewal may have come in between.
+        keep_tls_key(home, sealer, unlock.is_some())?;
+        sealer.drop_old_keys(&home.keys(), unlock)?;
+        tracing::info!(data_key = current, "the old data keys are gone");
+        return Ok(());
+    }
+    // Nothing to compact before raft has applied something, or while it is busy with it.
+    if Instant::now() >= *compact_at {
+        *compact_at = Instant::now() + COMPACT_INTERVAL;
+        consensus.compact().await.context("making a snapshot")?;
     }
     Ok(())
 }

@@ -140,6 +140,8 @@ impl Keeper {
             Some(_) | None => {
                 let since = Instant::now();
                 self.seen = Some((now.clone(), since));
+                // Whoever brought new ones: what failed before may work with them.
+                (self.retry, self.not_before) = (MIN_RETRY, since + MIN_RETRY);
                 since
             }
         };

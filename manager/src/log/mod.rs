@@ -13,10 +13,10 @@ mod tip;
 
 use std::path::PathBuf;
 
-pub use seal::{Aad, KeyRing, Kind, SealError, Sealer};
-pub(crate) use seal::{from_hex, to_hex};
+pub use seal::{Aad, Kept, KeyRing, Kind, Lease, SealError, Sealer};
+pub(crate) use seal::{from_hex, key_of, to_hex};
 pub use sled_engine::SledEngine;
-pub use snapshot_file::{SnapshotFileError, SnapshotReader, SnapshotWriter};
+pub use snapshot_file::{SnapshotFileError, SnapshotReader, SnapshotWriter, keys_of_snapshot};
 
 /// Called once the data is safe, or with the reason why it is not.
 pub type Flushed = Box<dyn FnOnce(Result<(), LogError>) + Send>;

@@ -4,31 +4,30 @@
 //! index, term): a record that was moved, or taken from another node, does not open. Old keys stay in the ring until the
 //! last record under them is gone.
 
+mod keys;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    fs,
-    io::Write as _,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
+use arc_swap::ArcSwap;
 use chacha20poly1305::{
-    Key, KeyInit, XChaCha20Poly1305, XNonce,
+    XNonce,
     aead::{Aead, Payload},
 };
 use orch_model::{ClusterId, NodeId};
 use orch_proto::tls::UnlockKey;
 use rand::RngCore;
-use zeroize::{Zeroize, Zeroizing};
+
+pub use self::keys::KeyRing;
+use self::keys::{Wrapping, wrapping};
 
 const VERSION: u8 = 1;
-const KEY_BYTES: usize = 32;
 const NONCE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 1 + 4 + NONCE_BYTES;
-/// A key file that was wrapped with the unlock key: this, then nonce and sealed text in hexadecimal.
-const LOCKED_HEADING: &str = "orch locked data keys 1\n";
-const KEY_FILE_HEADING: &str = "orch data keys 1";
 
 /// What a sealed record is, as far as its seal is concerned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,120 +85,107 @@ pub enum SealError {
     Refused,
 }
 
-/// The data keys of this manager; the last is used for writing.
-pub struct KeyRing {
-    ciphers: BTreeMap<u32, XChaCha20Poly1305>,
-    current: u32,
-    /// As they are written.
-    text: Zeroizing<String>,
-}
-
-impl KeyRing {
-    /// Reads the keys in `path`, or makes the first one.
-    pub fn load_or_create(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, SealError> {
-        match fs::read_to_string(path) {
-            Ok(text) => match (text.strip_prefix(LOCKED_HEADING), unlock) {
-                (None, _) => Self::parse(Zeroizing::new(text), path),
-                (Some(_), None) => Err(SealError::Locked { path: path.into() }),
-                (Some(locked), Some(key)) => {
-                    let text =
-                        unwrap_text(locked, key).ok_or_else(|| SealError::WrongUnlockKey { path: path.into() })?;
-                    Self::parse(text, path)
-                }
-            },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::create(path),
-            Err(source) => Err(SealError::KeyFile { what: "read", path: path.into(), source }),
-        }
-    }
-
-    fn create(path: &Path) -> Result<Self, SealError> {
-        let mut key = [0; KEY_BYTES];
-        rand::rng().fill_bytes(&mut key);
-        let mut text = Zeroizing::new(format!("{KEY_FILE_HEADING}\n1 "));
-        for byte in key {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text.push('\n');
-        write_private(path, &text)?;
-        let ring = Self { ciphers: BTreeMap::from([(1, cipher(&key))]), current: 1, text };
-        key.zeroize();
-        Ok(ring)
-    }
-
-    /// Brings the file to how it should be: locked with this key, or open. Says whether anything was done.
-    pub fn keep_locked(&self, path: &Path, unlock: Option<&UnlockKey>) -> Result<bool, SealError> {
-        let read = fs::read_to_string(path).map(Zeroizing::new);
-        let now = read.map_err(|source| SealError::KeyFile { what: "read", path: path.into(), source })?;
-        let locked = now.strip_prefix(LOCKED_HEADING);
-        let wanted = match (locked, unlock) {
-            (None, None) => return Ok(false),
-            (Some(_), None) => self.text.clone(),
-            (Some(locked), Some(key)) if unwrap_text(locked, key).is_some() => return Ok(false),
-            (_, Some(key)) => Zeroizing::new(wrap_text(&self.text, key)?),
-        };
-        write_private(path, &wanted).map(|()| true)
-    }
-
-    fn parse(text: Zeroizing<String>, path: &Path) -> Result<Self, SealError> {
-        let malformed = |line| SealError::KeyFileFormat { path: path.into(), line };
-        let mut lines = text.lines().enumerate();
-        if lines.next().map(|(_, line)| line) != Some(KEY_FILE_HEADING) {
-            return Err(malformed(1));
-        }
-        let mut ciphers = BTreeMap::new();
-        for (number, line) in lines {
-            let (id, key) = parse_key(line).ok_or_else(|| malformed(number + 1))?;
-            ciphers.insert(id, cipher(&key));
-        }
-        let current = *ciphers.keys().next_back().ok_or_else(|| malformed(2))?;
-        Ok(Self { ciphers, current, text })
-    }
-}
-
 /// Seals and opens the records of one manager of one cluster.
 pub struct Sealer {
-    ring: KeyRing,
+    ring: ArcSwap<KeyRing>,
+    /// Keys that somebody may still be writing with, and how many do.
+    leased: Mutex<BTreeMap<u32, usize>>,
     cluster: ClusterId,
     node: NodeId,
+}
+
+/// What became of the key file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It lay as it should.
+    AsItWas,
+    Opened,
+    /// Wrapped with the unlock key, and with a new data key: what was readable under the old one is not worth less now.
+    Locked,
 }
 
 impl Sealer {
     #[must_use]
     pub fn new(ring: KeyRing, cluster: ClusterId, node: NodeId) -> Self {
-        Self { ring, cluster, node }
+        Self { ring: ArcSwap::from_pointee(ring), leased: Mutex::default(), cluster, node }
     }
 
-    /// Keeps the data keys locked, or open.
-    pub fn keep_locked(&self, path: &Path, unlock: Option<&UnlockKey>) -> Result<bool, SealError> {
-        self.ring.keep_locked(path, unlock)
+    /// Keeps the data keys locked, or open. Whoever saw the file before it was locked has seen the data key in it, so
+    /// that another takes its place.
+    pub fn keep_locked(&self, path: &Path, unlock: Option<&UnlockKey>) -> Result<Kept, SealError> {
+        match wrapping(path, unlock)? {
+            Wrapping::AsWanted => Ok(Kept::AsItWas),
+            Wrapping::Surplus => self.ring.load().write(path, None).map(|()| Kept::Opened),
+            Wrapping::Missing => self.rotate(path, unlock).map(|()| Kept::Locked),
+        }
+    }
+
+    /// Writes with a new data key from now on.
+    pub fn rotate(&self, path: &Path, unlock: Option<&UnlockKey>) -> Result<(), SealError> {
+        // On the disk before it is used.
+        let next = self.ring.load().with_new_key();
+        next.write(path, unlock)?;
+        self.ring.store(Arc::new(next));
+        Ok(())
+    }
+
+    /// Forgets every data key but the current one. Nothing may be sealed with the others any more.
+    pub fn drop_old_keys(&self, path: &Path, unlock: Option<&UnlockKey>) -> Result<(), SealError> {
+        let next = self.ring.load().without_old_keys();
+        next.write(path, unlock)?;
+        self.ring.store(Arc::new(next));
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn current_key(&self) -> u32 {
+        self.ring.load().current
+    }
+
+    #[must_use]
+    pub fn has_old_keys(&self) -> bool {
+        self.ring.load().ids().nth(1).is_some()
+    }
+
+    /// Keeps the current key from being taken for unused while somebody writes what is not yet to be seen.
+    #[must_use]
+    pub fn lease(self: &Arc<Self>) -> Lease {
+        let mut leased = self.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        // Inside the lock: whoever looks at the leases after a rotation sees this one, or it has the new key.
+        let key = self.current_key();
+        *leased.entry(key).or_default() += 1;
+        Lease { sealer: Arc::clone(self), key }
+    }
+
+    #[must_use]
+    pub fn leased_keys(&self) -> BTreeSet<u32> {
+        self.leased.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     pub fn seal(&self, place: Aad, plain: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut nonce = [0; NONCE_BYTES];
         rand::rng().fill_bytes(&mut nonce);
-        let cipher = self.ring.ciphers.get(&self.ring.current).ok_or(SealError::UnknownKey(self.ring.current))?;
+        let ring = self.ring.load();
         let aad = self.aad(place);
-        let sealed = cipher
+        let sealed = ring
+            .cipher(ring.current)?
             .encrypt(XNonce::from_slice(&nonce), Payload { msg: plain, aad: &aad })
             .map_err(|_| SealError::Refused)?;
         let mut record = Vec::with_capacity(HEADER_BYTES + sealed.len());
         record.push(VERSION);
-        record.extend_from_slice(&self.ring.current.to_be_bytes());
+        record.extend_from_slice(&ring.current.to_be_bytes());
         record.extend_from_slice(&nonce);
         record.extend_from_slice(&sealed);
         Ok(record)
     }
 
     pub fn open(&self, place: Aad, record: &[u8]) -> Result<Vec<u8>, SealError> {
+        let key_id = key_of(record)?;
         let (header, sealed) = record.split_at_checked(HEADER_BYTES).ok_or(SealError::Malformed)?;
-        let key_id = header[1..5].try_into().map(u32::from_be_bytes).map_err(|_| SealError::Malformed)?;
-        if header[0] != VERSION {
-            return Err(SealError::Malformed);
-        }
-        let cipher = self.ring.ciphers.get(&key_id).ok_or(SealError::UnknownKey(key_id))?;
         let aad = self.aad(place);
-        cipher
+        self.ring
+            .load()
+            .cipher(key_id)?
             .decrypt(XNonce::from_slice(&header[5..]), Payload { msg: sealed, aad: &aad })
             .map_err(|_| SealError::Refused)
     }
@@ -217,34 +203,30 @@ impl Sealer {
     }
 }
 
-/// The whole file or the old one, for the manager alone.
-fn write_private(path: &Path, text: &str) -> Result<(), SealError> {
-    let error = |what| move |source| SealError::KeyFile { what, path: path.into(), source };
-    let fresh = path.with_extension("new");
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(error("write"))?;
-    file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(error("protect"))?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(error("write"))?;
-    fs::rename(&fresh, path).map_err(error("write"))?;
-    super::snapshot_file::sync_parent(path).map_err(error("write"))
+/// See [`Sealer::lease`].
+pub struct Lease {
+    sealer: Arc<Sealer>,
+    key: u32,
 }
 
-fn wrap_text(text: &str, key: &UnlockKey) -> Result<String, SealError> {
-    let mut nonce = [0; NONCE_BYTES];
-    rand::rng().fill_bytes(&mut nonce);
-    let payload = Payload { msg: text.as_bytes(), aad: LOCKED_HEADING.as_bytes() };
-    let sealed = cipher(&key.wrapping_key()).encrypt(XNonce::from_slice(&nonce), payload);
-    let sealed = sealed.map_err(|_| SealError::Refused)?;
-    Ok(format!("{LOCKED_HEADING}{}{}\n", to_hex(&nonce), to_hex(&sealed)))
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut leased = self.sealer.leased.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = leased.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                leased.remove(&self.key);
+            }
+        }
+    }
 }
 
-/// `None` when the key is another one, or the text was changed.
-fn unwrap_text(locked: &str, key: &UnlockKey) -> Option<Zeroizing<String>> {
-    let bytes = from_hex(locked.trim_end())?;
-    let (nonce, sealed) = bytes.split_at_checked(NONCE_BYTES)?;
-    let payload = Payload { msg: sealed, aad: LOCKED_HEADING.as_bytes() };
-    let plain = cipher(&key.wrapping_key()).decrypt(XNonce::from_slice(nonce), payload).ok()?;
-    String::from_utf8(plain).ok().map(Zeroizing::new)
+/// The number of the key that a record is sealed with.
+pub(crate) fn key_of(record: &[u8]) -> Result<u32, SealError> {
+    match record.split_at_checked(5) {
+        Some(([VERSION, id @ ..], _)) => id.try_into().map(u32::from_be_bytes).map_err(|_| SealError::Malformed),
+        Some(_) | None => Err(SealError::Malformed),
+    }
 }
 
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
@@ -263,24 +245,10 @@ pub(crate) fn from_hex(digits: &str) -> Option<Vec<u8>> {
     (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok()).collect()
 }
 
-fn cipher(key: &[u8; KEY_BYTES]) -> XChaCha20Poly1305 {
-    XChaCha20Poly1305::new(Key::from_slice(key))
-}
-
-fn parse_key(line: &str) -> Option<(u32, Zeroizing<[u8; KEY_BYTES]>)> {
-    let (id, digits) = line.split_once(' ')?;
-    if digits.len() != 2 * KEY_BYTES || !digits.is_ascii() {
-        return None;
-    }
-    let mut key = Zeroizing::new([0; KEY_BYTES]);
-    for (position, byte) in key.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * position..2 * position + 2], 16).ok()?;
-    }
-    Some((id.parse().ok()?, key))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     fn sealer(path: &Path, node: u128) -> Sealer {
@@ -321,9 +289,10 @@ mod tests {
         let running = sealer(&path, 1);
         let clear = fs::read_to_string(&path).unwrap();
         let record = running.seal(place, b"vote").unwrap();
-        assert!(!running.keep_locked(&path, None).unwrap());
-        assert!(running.keep_locked(&path, Some(&old)).unwrap());
-        assert!(!running.keep_locked(&path, Some(&old)).unwrap(), "it is locked already");
+        assert_eq!(running.keep_locked(&path, None).unwrap(), Kept::AsItWas);
+        assert_eq!(running.keep_locked(&path, Some(&old)).unwrap(), Kept::Locked);
+        assert_eq!(running.keep_locked(&path, Some(&old)).unwrap(), Kept::AsItWas);
+        assert_eq!(running.current_key(), 2, "the first one lay open");
         let digits = clear.split(' ').next_back().unwrap().trim();
         assert!(!fs::read_to_string(&path).unwrap().contains(digits));
         assert!(matches!(KeyRing::load_or_create(&path, None), Err(SealError::Locked { .. })));
@@ -332,10 +301,43 @@ mod tests {
         let opened = Sealer::new(ring, ClusterId::from_random(1), NodeId::from_random(1));
         assert_eq!(opened.open(place, &record).unwrap(), b"vote");
         // Rotated, then turned off.
-        assert!(opened.keep_locked(&path, Some(&new)).unwrap());
+        assert_eq!(opened.keep_locked(&path, Some(&new)).unwrap(), Kept::Locked);
         assert!(matches!(KeyRing::load_or_create(&path, Some(&old)), Err(SealError::WrongUnlockKey { .. })));
-        assert!(opened.keep_locked(&path, None).unwrap());
-        assert_eq!(fs::read_to_string(&path).unwrap(), clear);
+        assert_eq!(opened.keep_locked(&path, None).unwrap(), Kept::Opened);
+        assert!(fs::read_to_string(&path).unwrap().starts_with(&clear), "older records need the older keys");
+    }
+
+    #[test]
+    fn old_keys_open_until_they_are_dropped_and_a_lease_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        let place = Aad::single(Kind::Vote);
+        let running = Arc::new(sealer(&path, 1));
+        let old = running.seal(place, b"vote").unwrap();
+        let lease = running.lease();
+        running.rotate(&path, None).unwrap();
+        let new = running.seal(place, b"vote").unwrap();
+        assert_eq!((key_of(&old).unwrap(), key_of(&new).unwrap()), (1, 2));
+        assert_eq!(running.leased_keys(), [1].into());
+        drop(lease);
+        let _newer = running.lease();
+        assert_eq!(running.leased_keys(), [2].into());
+        // Whoever starts now knows both.
+        let again = sealer(&path, 1);
+        for record in [&old, &new] {
+            assert_eq!(
+                (running.open(place, record).unwrap(), again.open(place, record).unwrap()),
+                (b"vote".into(), b"vote".into())
+            );
+        }
+        assert!(running.has_old_keys() && again.has_old_keys());
+        again.drop_old_keys(&path, None).unwrap();
+        for after in [again, sealer(&path, 1)] {
+            assert!(!after.has_old_keys());
+            assert_eq!(after.open(place, &new).unwrap(), b"vote");
+            assert!(matches!(after.open(place, &old), Err(SealError::UnknownKey(1))));
+            assert_eq!(key_of(&after.seal(place, b"x").unwrap()).unwrap(), 2);
+        }
     }
 
     #[test]

@@ -4,13 +4,14 @@
 //! the old one; the last chunk is sealed as the last, so a file that was cut short is refused.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::{self, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use super::seal::{Aad, Kind, SealError, Sealer};
+use super::seal::{Aad, Kind, Lease, SealError, Sealer, key_of};
 
 const CHUNK_BYTES: usize = 1024 * 1024;
 /// A chunk's seal adds less than this.
@@ -43,6 +44,8 @@ pub struct SnapshotWriter {
     temporary: PathBuf,
     file: BufWriter<File>,
     sealer: Arc<Sealer>,
+    /// Until it has its name nobody sees which keys it is written with.
+    _lease: Lease,
     buffer: Vec<u8>,
     chunk: u64,
 }
@@ -56,7 +59,8 @@ impl SnapshotWriter {
             source,
         })?;
         let file = BufWriter::new(file);
-        Ok(Self { path: path.into(), temporary, file, sealer, buffer: Vec::with_capacity(CHUNK_BYTES), chunk: 0 })
+        let (lease, buffer) = (sealer.lease(), Vec::with_capacity(CHUNK_BYTES));
+        Ok(Self { path: path.into(), temporary, file, sealer, _lease: lease, buffer, chunk: 0 })
     }
 
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), SnapshotFileError> {
@@ -100,6 +104,28 @@ impl SnapshotWriter {
 
     fn error(&self, what: &'static str, source: io::Error) -> SnapshotFileError {
         SnapshotFileError::Io { what, path: self.path.clone(), source }
+    }
+}
+
+/// The numbers of the keys that a snapshot's chunks are sealed with, without opening any.
+pub fn keys_of_snapshot(path: &Path) -> Result<BTreeSet<u32>, SnapshotFileError> {
+    let error = |source| SnapshotFileError::Io { what: "read", path: path.into(), source };
+    let mut file = BufReader::new(File::open(path).map_err(error)?);
+    let mut keys = BTreeSet::new();
+    let mut chunk = 0;
+    loop {
+        let mut length = [0; 4];
+        match file.read_exact(&mut length) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(keys),
+            Err(e) => return Err(error(e)),
+        }
+        let mut header = [0; 5];
+        file.read_exact(&mut header).map_err(error)?;
+        let damaged = |source| SnapshotFileError::Damaged { path: path.into(), chunk, source };
+        keys.insert(key_of(&header).map_err(damaged)?);
+        file.seek_relative(i64::from(u32::from_be_bytes(length)) - 5).map_err(error)?;
+        chunk += 1;
     }
 }
 

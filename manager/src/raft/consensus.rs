@@ -150,6 +150,7 @@ pub struct Consensus {
     leadership: watch::Receiver<Leadership>,
     /// Held while the membership is changed: what was checked must still hold when it is done.
     changing_members: Arc<tokio::sync::Mutex<()>>,
+    disk: (LogStore, SnapshotFolder),
 }
 
 impl Consensus {
@@ -170,6 +171,7 @@ impl Consensus {
         let folder = SnapshotFolder::open(&settings.snapshots, settings.sealer, settings.cluster.clone())
             .map_err(|e| failed(&e))?;
         let pristine = log.is_pristine().map_err(|e| failed(&e))?;
+        let disk = (log.clone(), folder.clone());
         let machine = StateMachine::new(Arc::clone(&store), folder);
         let Settings { raft_id, cluster, dial, clock, .. } = settings;
         let network = Network { own_id: raft_id, cluster: cluster.clone(), dial: Arc::clone(&dial) };
@@ -183,7 +185,7 @@ impl Consensus {
         let (sender, leadership) = watch::channel(Leadership::default());
         tokio::spawn(watch_leadership(raft.clone(), raft_id, sender));
         let (line, changing_members) = (Arc::new(LeaderLine::new(dial)), Arc::default());
-        Ok(Self { raft, raft_id, pristine, store, cluster, clock, line, leadership, changing_members })
+        Ok(Self { raft, raft_id, pristine, store, cluster, clock, line, leadership, changing_members, disk })
     }
 
     #[must_use]
@@ -417,6 +419,18 @@ impl Consensus {
         self.raft.trigger().purge_log(index).await.map_err(|e| stopped(&e))?;
         let purged = timeout(MEMBER_LIMIT, metrics.wait_until(|m| covers(m.purged))).await;
         purged.map_err(|_| ConsensusError::NoQuorum)?.map(drop).map_err(|e| stopped(&e))
+    }
+
+    /// Seals the few values that are written seldom, such as the vote, with the current data key.
+    pub async fn reseal(&self) -> std::io::Result<()> {
+        self.disk.0.reseal().await
+    }
+
+    /// The data keys that the log and the snapshots on this manager's disk need.
+    pub async fn keys_in_use(&self) -> std::io::Result<BTreeSet<u32>> {
+        let mut keys = self.disk.1.keys_in_use().map_err(std::io::Error::other)?;
+        keys.extend(self.disk.0.keys_in_use().await?);
+        Ok(keys)
     }
 
     /// Hands leadership to another manager that is up, when this one has it.

@@ -3,6 +3,7 @@
 //! A log record is `term | leader | sealed payload`: who wrote it stays readable, because the seal is bound to it.
 
 use std::{
+    collections::BTreeSet,
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
@@ -22,10 +23,12 @@ use super::{
     types::{Entry, LeaderId, LogId, Member, Membership, TypeConfig, Vote},
     wire as convert,
 };
-use crate::log::{Aad, Kind, LogEngine, META_PURGED, Sealer};
+use crate::log::{Aad, Kind, LogEngine, META_PURGED, Sealer, key_of};
 
 pub(crate) const META_VOTE: &str = "vote";
 const META_COMMITTED: &str = "committed";
+const NAMED: [(&str, Kind); 3] =
+    [(META_VOTE, Kind::Vote), (META_COMMITTED, Kind::Committed), (META_PURGED, Kind::Purged)];
 /// Bytes of entries read for one replication message (but at least one entry).
 const READ_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Entries read at a time while that limit is counted.
@@ -38,11 +41,13 @@ pub(crate) struct LogStore {
     engine: Arc<dyn LogEngine>,
     sealer: Arc<Sealer>,
     recent: Arc<Mutex<Recent>>,
+    /// Held while one of the named values is read and written again.
+    naming: Arc<Mutex<()>>,
 }
 
 impl LogStore {
     pub(crate) fn new(engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
-        Self { engine, sealer, recent: Arc::default() }
+        Self { engine, sealer, recent: Arc::default(), naming: Arc::default() }
     }
 
     /// Whether raft never wrote anything here.
@@ -100,7 +105,41 @@ impl LogStore {
         records.iter().map(|(index, record)| self.open_entry(*index, record)).collect()
     }
 
+    /// Seals the named values anew that are sealed with an old key; on the disk when this returns.
+    pub(crate) async fn reseal(&self) -> io::Result<()> {
+        for (name, kind) in NAMED {
+            let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(record) = self.engine.meta(name).map_err(io::Error::other)? else { continue };
+            if key_of(&record).map_err(io::Error::other)? != self.sealer.current_key() {
+                let plain = self.sealer.open(Aad::single(kind), &record).map_err(io::Error::other)?;
+                let sealed = self.sealer.seal(Aad::single(kind), &plain).map_err(io::Error::other)?;
+                self.engine.put_meta(name, sealed).map_err(io::Error::other)?;
+            }
+        }
+        self.flushed().await
+    }
+
+    /// The keys that are needed to read the log. Entries are written in order, so that the first one has the oldest key;
+    /// what was purged must not come back, so it is off the disk when this returns.
+    pub(crate) async fn keys_in_use(&self) -> io::Result<BTreeSet<u32>> {
+        let mut keys = BTreeSet::new();
+        for (name, _) in NAMED {
+            if let Some(record) = self.engine.meta(name).map_err(io::Error::other)? {
+                keys.insert(key_of(&record).map_err(io::Error::other)?);
+            }
+        }
+        let first = self.purged()?.map_or(0, |id| id.index + 1);
+        // A log that was never purged begins with 0 or 1.
+        for (index, record) in self.engine.read(first, first + 2).map_err(io::Error::other)?.iter().take(1) {
+            let (_, sealed) = split_record(*index, record)?;
+            keys.insert(key_of(sealed).map_err(io::Error::other)?);
+        }
+        self.flushed().await?;
+        Ok(keys)
+    }
+
     fn put_sealed(&self, key: &str, kind: Kind, message: &impl Message) -> io::Result<()> {
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let sealed = self.sealer.seal(Aad::single(kind), &message.encode_to_vec()).map_err(io::Error::other)?;
         self.engine.put_meta(key, sealed).map_err(io::Error::other)
     }
@@ -234,6 +273,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let record = convert::log_id(&log_id).encode_to_vec();
+        let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let sealed = self.sealer.seal(Aad::single(Kind::Purged), &record).map_err(io::Error::other)?;
         self.engine.purge_to(log_id.index, sealed).map_err(io::Error::other)
     }

@@ -3,6 +3,7 @@
 //! In memory a snapshot is a clone of the state, which costs nothing; it is encoded when it is written or sent.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,7 +19,7 @@ use orch_proto::{
 use prost::Message;
 
 use super::{types::SnapshotMeta, wire as convert};
-use crate::log::{Sealer, SnapshotFileError, SnapshotReader, SnapshotWriter};
+use crate::log::{Sealer, SnapshotFileError, SnapshotReader, SnapshotWriter, keys_of_snapshot};
 
 /// Raised when a snapshot's content changes so that older managers cannot read it.
 const FORMAT: u32 = 1;
@@ -98,6 +99,21 @@ impl SnapshotFolder {
         let meta = meta.ok_or_else(|| SnapshotError::Empty(path.clone()))?;
         let meta = convert::snapshot_meta_from(meta).map_err(decode_error)?;
         Ok(Some((meta, decoder.finish()?)))
+    }
+
+    /// The keys that are needed to read what is here, or is being written.
+    pub(crate) fn keys_in_use(&self) -> Result<BTreeSet<u32>, SnapshotError> {
+        // The leases first: a file that gets its name meanwhile is seen after that.
+        let mut keys = self.sealer.leased_keys();
+        for path in self.files()? {
+            match keys_of_snapshot(&path) {
+                Ok(of_it) => keys.extend(of_it),
+                // A newer one has taken its place.
+                Err(SnapshotFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(keys)
     }
 
     /// Snapshot files, oldest first.

@@ -149,6 +149,7 @@ impl Lab {
             hostname: format!("m{number}"),
             advertise_addr: self.addr(number),
             availability: String::new(),
+            rejoin: None,
         };
         let joined = CaClient::new(channel).join(request).await.unwrap().into_inner();
         self.places.lock().unwrap()[number].node = joined.node_id.parse().unwrap();
