@@ -22,6 +22,8 @@ use orch_proto::{
 };
 use tonic::{Code, Status, transport::Channel};
 
+use crate::watching::Watching;
+
 pub(crate) const NOT_A_MANAGER: &str = "This node is not a manager. Worker nodes can't be used to view or modify \
                                         cluster state. Please run this command on a manager node or promote the \
                                         current node to a manager.";
@@ -57,6 +59,11 @@ stored!(Service, Task, Node, Network, Secret, Config);
 
 pub(crate) struct Api {
     pub(crate) control: Control,
+    paths: Paths,
+}
+
+pub(crate) fn control_client(channel: Channel) -> Control {
+    ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
 impl Api {
@@ -64,7 +71,7 @@ impl Api {
         let Ok(channel) = unix_channel(&paths.manager_sock()).await else {
             return Err(no_manager(paths).await);
         };
-        Ok(Self { control: ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES) })
+        Ok(Self { control: control_client(channel), paths: paths.clone() })
     }
 
     pub(crate) async fn info(&mut self) -> anyhow::Result<wire::ClusterInfo> {
@@ -133,8 +140,38 @@ impl Api {
             version: version.0,
             spec: spec.map(|spec| wire::Spec { spec: Some(spec) }),
             rollback,
+            new_version: false,
+            rebalance: false,
         };
         Ok(self.control.update(request).await?.into_inner())
+    }
+
+    /// Another content for a secret or config: the version that has it, and the manager's warnings.
+    pub(crate) async fn replace<T: Stored>(
+        &mut self,
+        id: &str,
+        version: Version,
+        spec: wire::spec::Spec,
+    ) -> anyhow::Result<(Arc<T>, Vec<String>)> {
+        let request = wire::UpdateRequest {
+            kind: T::KIND.to_proto(),
+            id: id.into(),
+            version: version.0,
+            spec: Some(wire::Spec { spec: Some(spec) }),
+            rollback: false,
+            new_version: true,
+            rebalance: false,
+        };
+        let response = self.control.update(request).await.map_err(explain)?.into_inner();
+        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+    }
+
+    /// Has a service's tasks spread anew; returns what the manager says of it.
+    pub(crate) async fn rebalance(&mut self, service: &str) -> anyhow::Result<Vec<String>> {
+        let kind = Kind::Service.to_proto();
+        let request =
+            wire::UpdateRequest { kind, id: service.into(), rebalance: true, ..wire::UpdateRequest::default() };
+        Ok(self.control.update(request).await.map_err(explain)?.into_inner().warnings)
     }
 
     pub(crate) async fn remove(&mut self, kind: Kind, reference: &str, force: bool) -> anyhow::Result<()> {
@@ -147,13 +184,9 @@ impl Api {
         self.control.remove(request).await.map(drop)
     }
 
-    pub(crate) async fn watch(
-        &mut self,
-        kind: Kind,
-        filters: wire::Filters,
-    ) -> anyhow::Result<tonic::Streaming<wire::WatchResponse>> {
-        let request = wire::WatchRequest { kinds: vec![kind.to_proto()], filters: Some(filters) };
-        Ok(self.control.watch(request).await.map_err(explain)?.into_inner())
+    /// What the filter shows of a kind, and how it changes from now on.
+    pub(crate) fn watch(&self, kind: Kind, filters: wire::Filters) -> Watching {
+        Watching::new(self.paths.clone(), kind, filters)
     }
 }
 

@@ -16,6 +16,7 @@ mod inspect;
 mod node;
 mod progress;
 mod render;
+mod watching;
 
 use std::process::ExitCode;
 

@@ -89,7 +89,10 @@ fn secrets_keys_and_tokens_do_not_come_back_out() {
             manager.list(Kind::Secret).await,
             vec![manager.get(Kind::Secret, "db").await.unwrap(), manager.get(Kind::Cluster, "").await.unwrap()],
         ];
-        let request = wire::WatchRequest { kinds: vec![Kind::Secret.into(), Kind::Cluster.into()], filters: None };
+        let request = wire::WatchRequest {
+            kinds: vec![Kind::Secret.into(), Kind::Cluster.into()],
+            ..wire::WatchRequest::default()
+        };
         let mut watch = manager.control().await.watch(request).await.unwrap().into_inner();
         let initial = watch.message().await.unwrap().unwrap();
         assert_eq!(initial.events.len(), 2);

@@ -3,13 +3,13 @@
 //! [`state`] decides, from tasks and service objects, what to show and whether it is over; this module feeds it from a
 //! watch and prints. Leaving early (Ctrl-C) changes nothing in the cluster.
 
+mod all;
 mod display;
 mod state;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::bail;
-use futures::{StreamExt, stream};
 use orch_model::{
     Kind, Object, ObjectId, ServiceId, Timestamp,
     service::{Service, UpdateStatus},
@@ -21,7 +21,10 @@ use self::{
     display::Display,
     state::{Progress, Verdict},
 };
-use crate::api::{Api, WatchEvent, explain, watch_events};
+use crate::{
+    api::{Api, WatchEvent, explain, watch_events},
+    watching::News,
+};
 
 /// The service to wait for, and what of its state is from before the change.
 #[derive(Debug, Clone)]
@@ -52,6 +55,8 @@ impl Watched {
 /// How long a service may look hopeless before the wait for it ends.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+const REMOVED: &str = "the service was removed while waiting for it";
+
 fn stuck(reason: &str, service: &str) -> String {
     format!(
         "{reason}\nThe service stays as it was asked for. See `orch service ps --no-trunc {service}`; correct it with \
@@ -64,18 +69,17 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
     let id = watched.id.to_string();
     let of_service = wire::Filters { service_ids: vec![id.clone()], ..wire::Filters::default() };
     let itself = wire::Filters { ids: vec![id.clone()], ..wire::Filters::default() };
-    let tasks = api.watch(Kind::Task, of_service).await?;
-    let services = api.watch(Kind::Service, itself).await?;
-    let mut events = stream::select(tasks, services);
+    let mut tasks = api.watch(Kind::Task, of_service);
+    let mut services = api.watch(Kind::Service, itself);
 
     let mut progress = Progress::new(watched.after.clone(), watched.stale_update, watched.rollback);
     let mut display = Display::new(quiet);
     let mut stable_at: Option<Instant> = None;
     let mut give_up_at: Option<Instant> = None;
-    let mut synced = 0;
+    let (mut has_tasks, mut has_services, mut is_there) = (false, false, false);
     loop {
         // Before both watches have sent what is there, nothing can be said.
-        if synced >= 2 {
+        if has_tasks && has_services {
             display.show(&progress.view());
             let verdict = progress.verdict();
             if !matches!(verdict, Verdict::Stuck(_)) {
@@ -109,18 +113,29 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
         }
         let deadline = stable_at.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         tokio::select! {
-            event = events.next() => match event {
-                Some(Ok(response)) => {
-                    synced += usize::from(response.synced);
+            news = tasks.next() => match news {
+                Ok(News::Anew) => {
+                    has_tasks = false;
+                    progress.forget_tasks();
+                }
+                Ok(News::Changes(response)) => {
+                    has_tasks |= response.synced;
                     observe(&mut progress, response, &watched.id)?;
                 }
-                Some(Err(status)) => {
-                    display.finish();
-                    return Err(explain(status).context(format!(
-                        "lost the manager while waiting; the operation goes on. Use `orch service ps {id}` to check progress"
-                    )));
+                Err(status) => return Err(lost(&mut display, status, &id)),
+            },
+            news = services.next() => match news {
+                Ok(News::Anew) => (has_services, is_there) = (false, false),
+                Ok(News::Changes(response)) => {
+                    is_there |= !response.events.is_empty();
+                    has_services |= response.synced;
+                    if has_services && !is_there {
+                        display.finish();
+                        bail!("{REMOVED}");
+                    }
+                    observe(&mut progress, response, &watched.id)?;
                 }
-                None => bail!("the manager ended the watch; use `orch service ps {id}` to check progress"),
+                Err(status) => return Err(lost(&mut display, status, &id)),
             },
             // Looked at again, and given up if nothing has changed.
             () = sleep_until(give_up_at.unwrap_or(deadline)), if give_up_at.is_some() => {}
@@ -139,6 +154,13 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
     }
 }
 
+fn lost(display: &mut Display, status: tonic::Status, service: &str) -> anyhow::Error {
+    display.finish();
+    explain(status).context(format!(
+        "lost the manager while waiting; the operation goes on. Use `orch service ps {service}` to check progress"
+    ))
+}
+
 fn observe(progress: &mut Progress, response: wire::WatchResponse, service: &ServiceId) -> anyhow::Result<()> {
     for event in watch_events(response)? {
         match event {
@@ -146,7 +168,7 @@ fn observe(progress: &mut Progress, response: wire::WatchResponse, service: &Ser
             WatchEvent::Put(Object::Service(object)) if object.id == *service => progress.put_service(object),
             WatchEvent::Removed(ObjectId::Task(id)) => progress.remove_task(&id),
             WatchEvent::Removed(ObjectId::Service(id)) if id == *service => {
-                bail!("the service was removed while waiting for it");
+                bail!("{REMOVED}");
             }
             _ => {}
         }

@@ -78,6 +78,15 @@ pub fn from_consensus(error: &ConsensusError) -> Status {
     }
 }
 
+/// For a read that this manager cannot answer.
+#[must_use]
+pub fn from_catch_up(error: &ConsensusError) -> Status {
+    match error {
+        ConsensusError::NoQuorum | ConsensusError::NotLeader => no_leader(),
+        other => from_consensus(other),
+    }
+}
+
 #[must_use]
 pub fn from_propose(error: &ProposeError) -> Status {
     match error {

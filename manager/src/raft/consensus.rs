@@ -35,7 +35,6 @@ use crate::log::{LogEngine, Sealer};
 const HEARTBEAT_MS: u64 = 200;
 const ELECTION_MIN_MS: u64 = 1000;
 const ELECTION_MAX_MS: u64 = 2000;
-const PURGE_BATCH_ENTRIES: u64 = 256;
 const ENTRIES_PER_MESSAGE: u64 = 64;
 /// Enough for the first snapshot chunks on a slow link; the transfer itself is limited by progress.
 const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
@@ -99,11 +98,15 @@ pub struct Compaction {
     pub every_entries: u64,
     /// So many entries before it stay, for managers that lag a little.
     pub keep_entries: u64,
+    /// Entries go when there are so many to go.
+    pub purge_entries: u64,
+    /// A snapshot travels in pieces of this size.
+    pub chunk_bytes: usize,
 }
 
 impl Default for Compaction {
     fn default() -> Self {
-        Self { every_entries: 10_000, keep_entries: 2_000 }
+        Self { every_entries: 10_000, keep_entries: 2_000, purge_entries: 256, chunk_bytes: 1024 * 1024 }
     }
 }
 
@@ -150,6 +153,7 @@ pub struct Consensus {
     leadership: watch::Receiver<Leadership>,
     /// Held while the membership is changed: what was checked must still hold when it is done.
     changing_members: Arc<tokio::sync::Mutex<()>>,
+    compacting: Arc<tokio::sync::Mutex<()>>,
     disk: (LogStore, SnapshotFolder),
 }
 
@@ -174,7 +178,8 @@ impl Consensus {
         let disk = (log.clone(), folder.clone());
         let machine = StateMachine::new(Arc::clone(&store), folder);
         let Settings { raft_id, cluster, dial, clock, .. } = settings;
-        let network = Network { own_id: raft_id, cluster: cluster.clone(), dial: Arc::clone(&dial) };
+        let chunk_bytes = settings.compaction.chunk_bytes;
+        let network = Network { own_id: raft_id, cluster: cluster.clone(), dial: Arc::clone(&dial), chunk_bytes };
         let config = config(&cluster, settings.compaction).map_err(|e| failed(&e))?;
         let raft = Raft::new(raft_id, config, network, log, machine).await.map_err(|e| failed(&e))?;
         let alone = raft.voter_ids().eq([raft_id]);
@@ -184,8 +189,19 @@ impl Consensus {
         }
         let (sender, leadership) = watch::channel(Leadership::default());
         tokio::spawn(watch_leadership(raft.clone(), raft_id, sender));
-        let (line, changing_members) = (Arc::new(LeaderLine::new(dial)), Arc::default());
-        Ok(Self { raft, raft_id, pristine, store, cluster, clock, line, leadership, changing_members, disk })
+        Ok(Self {
+            raft,
+            raft_id,
+            pristine,
+            store,
+            cluster,
+            clock,
+            line: Arc::new(LeaderLine::new(dial)),
+            leadership,
+            changing_members: Arc::default(),
+            compacting: Arc::default(),
+            disk,
+        })
     }
 
     #[must_use]
@@ -409,6 +425,9 @@ impl Consensus {
 
     /// Makes a snapshot now and lets go of the log that it covers, so that a new member is sent the snapshot.
     pub async fn compact(&self) -> Result<(), ConsensusError> {
+        // One at a time: openraft takes it badly when a snapshot is finished while a purge of more than it wants to let go
+        // of still waits for those who read the log.
+        let _compacting = self.compacting.lock().await;
         let stopped = |e: &dyn std::error::Error| ConsensusError::Stopped(chain(e));
         let index = self.store.view().index;
         self.raft.trigger().snapshot().await.map_err(|e| stopped(&e))?;
@@ -482,7 +501,7 @@ fn config(cluster: &ClusterId, compaction: Compaction) -> Result<Arc<Config>, op
         enable_leader_restore: Some(false),
         snapshot_policy: SnapshotPolicy::LogsSinceLast(compaction.every_entries),
         max_in_snapshot_log_to_keep: compaction.keep_entries,
-        purge_batch_size: PURGE_BATCH_ENTRIES,
+        purge_batch_size: compaction.purge_entries,
         max_payload_entries: ENTRIES_PER_MESSAGE,
         install_snapshot_timeout: SNAPSHOT_TIMEOUT_MS,
         ..Config::default()

@@ -40,7 +40,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// Without progress of one chunk for this long, a snapshot is given up.
 const SNAPSHOT_CHUNK_LIMIT: Duration = Duration::from_secs(10);
 const SNAPSHOT_INSTALL_LIMIT: Duration = Duration::from_secs(60);
-const SNAPSHOT_CHUNK_BYTES: usize = 1024 * 1024;
 /// The largest message that a manager takes from another.
 pub const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 
@@ -98,6 +97,7 @@ pub(crate) struct Network {
     pub(crate) own_id: u64,
     pub(crate) cluster: ClusterId,
     pub(crate) dial: Arc<dyn Dial>,
+    pub(crate) chunk_bytes: usize,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -110,6 +110,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             addr: member.addr.clone(),
             cluster: self.cluster.clone(),
             dial: Arc::clone(&self.dial),
+            chunk_bytes: self.chunk_bytes,
             client: None,
         }
     }
@@ -122,6 +123,7 @@ pub(crate) struct Peer {
     addr: String,
     cluster: ClusterId,
     dial: Arc<dyn Dial>,
+    chunk_bytes: usize,
     client: Option<RaftClient<Link>>,
 }
 
@@ -159,6 +161,27 @@ impl Peer {
                 Err(RPCError::Timeout(Timeout { action, id, target, timeout: limit }))
             }
         }
+    }
+
+    /// The snapshot piece by piece, each encoded when it is asked for.
+    fn chunks(
+        &self,
+        vote: &Vote,
+        meta: &SnapshotMeta,
+        image: Image,
+    ) -> impl futures::Stream<Item = wire::SnapshotChunk> + Send + use<> {
+        let heading = wire::SnapshotChunk {
+            vote: Some(convert::vote(vote)),
+            meta: Some(convert::snapshot_meta(meta)),
+            data: bytes::Bytes::new(),
+        };
+        let (encoder, size) = (Encoder::new(&self.cluster, image.state), self.chunk_bytes);
+        stream::unfold((heading, encoder), move |(heading, mut encoder)| async move {
+            let encoded = blocking(move || (encoder.next_chunk(size), encoder)).await;
+            // Encoding that failed ends the stream early, and the receiver refuses what it got.
+            let (data, encoder) = encoded.ok()?;
+            Some((wire::SnapshotChunk { data: data?, ..heading }, (wire::SnapshotChunk::default(), encoder)))
+        })
     }
 
     async fn ask_vote(
@@ -213,7 +236,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let mut client = self.client().await?;
-        let (stream, stalled) = watched(chunks(&self.cluster, &vote, &snapshot.meta, snapshot.snapshot));
+        let (stream, stalled) = watched(self.chunks(&vote, &snapshot.meta, snapshot.snapshot));
         let call = client.snapshot(self.addressed(stream));
         let response = tokio::select! {
             biased;
@@ -256,38 +279,46 @@ where
         let _ = taken.try_send(());
     });
     let stalled = async move {
-        while let Ok(Some(())) = tokio::time::timeout(SNAPSHOT_CHUNK_LIMIT, progress.recv()).await {}
-        // All was taken (or nothing is any more): the receiver installs the snapshot before it answers.
-        tokio::time::sleep(SNAPSHOT_INSTALL_LIMIT).await;
+        loop {
+            match tokio::time::timeout(SNAPSHOT_CHUNK_LIMIT, progress.recv()).await {
+                Ok(Some(())) => {}
+                // All was taken: the receiver installs the snapshot before it answers.
+                Ok(None) => return tokio::time::sleep(SNAPSHOT_INSTALL_LIMIT).await,
+                Err(_) => return,
+            }
+        }
     };
     (stream, stalled)
-}
-
-/// The snapshot, about a megabyte at a time, each encoded when it is asked for.
-fn chunks(
-    cluster: &ClusterId,
-    vote: &Vote,
-    meta: &SnapshotMeta,
-    image: Image,
-) -> impl futures::Stream<Item = wire::SnapshotChunk> + Send + use<> {
-    let heading = wire::SnapshotChunk {
-        vote: Some(convert::vote(vote)),
-        meta: Some(convert::snapshot_meta(meta)),
-        data: bytes::Bytes::new(),
-    };
-    let encoder = Encoder::new(cluster, image.state);
-    stream::unfold((heading, encoder), |(heading, mut encoder)| async move {
-        let encoded = blocking(move || {
-            let data = encoder.next_chunk(SNAPSHOT_CHUNK_BYTES);
-            (data, encoder)
-        });
-        // Encoding that failed ends the stream early, and the receiver refuses what it got.
-        let (data, encoder) = encoded.await.ok()?;
-        Some((wire::SnapshotChunk { data: data?, ..heading }, (wire::SnapshotChunk::default(), encoder)))
-    })
 }
 
 /// Any failed call counts as a peer that cannot be reached now, so that openraft pauses before it tries again.
 fn status_error(status: &Status) -> RpcError {
     RPCError::Unreachable(Unreachable::new(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_stalls_is_given_up_before_one_that_is_installed() {
+        let start = Instant::now();
+        let (mut stream, stalled) = watched(stream::iter(0..5));
+        let stalled = tokio::spawn(stalled);
+        for _ in 0..2 {
+            tokio::time::sleep(SNAPSHOT_CHUNK_LIMIT - Duration::from_secs(1)).await;
+            stream.next().await.unwrap();
+        }
+        let taken = start.elapsed();
+        stalled.await.unwrap();
+        assert_eq!(start.elapsed(), taken + SNAPSHOT_CHUNK_LIMIT);
+
+        let start = Instant::now();
+        let (stream, stalled) = watched(stream::iter(0..5));
+        assert_eq!(stream.count().await, 5);
+        stalled.await;
+        assert_eq!(start.elapsed(), SNAPSHOT_INSTALL_LIMIT);
+    }
 }

@@ -2,7 +2,10 @@
 //!
 //! Only the state machine writes here. A reader never waits for a writer.
 
-use std::sync::Arc;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use arc_swap::ArcSwap;
 use orch_manager_core::{Event, State};
@@ -10,6 +13,10 @@ use tokio::sync::{broadcast, watch};
 
 /// Commits that a slow watcher may lag behind before it has to start over.
 const COMMIT_BACKLOG: usize = 1024;
+/// What is kept for watchers that were away for a moment.
+const HISTORY_COMMITS: usize = 1024;
+/// An event holds an object as it was: this bounds what the history weighs.
+const HISTORY_EVENTS: usize = 8192;
 
 /// The state after a raft index.
 #[derive(Debug, Clone, Default)]
@@ -33,11 +40,45 @@ pub enum Committed {
     Replaced,
 }
 
+impl Commit {
+    fn events(&self) -> usize {
+        match &self.change {
+            Committed::Transactions(transactions) => transactions.iter().map(|events| events.len()).sum(),
+            Committed::Replaced => 0,
+        }
+    }
+}
+
 /// The current state and its changes.
 pub struct Store {
     view: ArcSwap<View>,
     commits: broadcast::Sender<Arc<Commit>>,
     index: watch::Sender<u64>,
+    history: Mutex<History>,
+}
+
+/// Every commit after `floor`.
+#[derive(Default)]
+struct History {
+    floor: u64,
+    commits: VecDeque<Arc<Commit>>,
+    events: usize,
+}
+
+impl History {
+    fn push(&mut self, commit: &Arc<Commit>) {
+        if matches!(commit.change, Committed::Replaced) {
+            *self = Self { floor: commit.index, ..Self::default() };
+            return;
+        }
+        self.events += commit.events();
+        self.commits.push_back(Arc::clone(commit));
+        while self.commits.len() > HISTORY_COMMITS || self.events > HISTORY_EVENTS {
+            let Some(oldest) = self.commits.pop_front() else { return };
+            self.events -= oldest.events();
+            self.floor = oldest.index;
+        }
+    }
 }
 
 impl Store {
@@ -46,6 +87,7 @@ impl Store {
             view: ArcSwap::default(),
             commits: broadcast::Sender::new(COMMIT_BACKLOG),
             index: watch::Sender::new(0),
+            history: Mutex::default(),
         })
     }
 
@@ -61,6 +103,18 @@ impl Store {
         self.commits.subscribe()
     }
 
+    /// The commits after `index`, and every commit from now on; `None` when some of them are forgotten, or when this
+    /// manager has not come that far.
+    #[must_use]
+    pub fn commits_after(&self, index: u64) -> Option<(Vec<Arc<Commit>>, broadcast::Receiver<Arc<Commit>>)> {
+        let history = self.history();
+        let is_known = index >= history.floor && index <= self.view().index;
+        is_known.then(|| {
+            let since = history.commits.iter().filter(|commit| commit.index > index).cloned().collect();
+            (since, self.commits.subscribe())
+        })
+    }
+
     /// Notifies of new indexes, without saying what changed.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
@@ -68,9 +122,56 @@ impl Store {
     }
 
     pub(crate) fn publish(&self, index: u64, state: State, change: Committed) {
+        let commit = Arc::new(Commit { index, change });
+        // Held until all know: a watcher that comes meanwhile finds the commit in one place, not in two or none.
+        let mut history = self.history();
         self.view.store(Arc::new(View { index, state }));
+        history.push(&commit);
         // Nobody may be listening.
-        let _ = self.commits.send(Arc::new(Commit { index, change }));
+        let _ = self.commits.send(commit);
+        drop(history);
         self.index.send_replace(index);
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(until: u64) -> Arc<Store> {
+        let store = Store::new();
+        for index in 1..=until {
+            store.publish(index, State::empty(), Committed::Transactions(Vec::new()));
+        }
+        store
+    }
+
+    fn since(store: &Store, index: u64) -> Option<Vec<u64>> {
+        store.commits_after(index).map(|(commits, _)| commits.iter().map(|commit| commit.index).collect())
+    }
+
+    #[test]
+    fn a_watcher_goes_on_where_it_was_while_that_is_remembered() {
+        let remembered = store(10);
+        assert_eq!(since(&remembered, 7), Some(vec![8, 9, 10]));
+        assert_eq!(since(&remembered, 10), Some(Vec::new()));
+        assert_eq!(since(&remembered, 11), None, "nobody knows the future");
+        let (_, mut next) = remembered.commits_after(10).unwrap();
+        remembered.publish(11, State::empty(), Committed::Transactions(Vec::new()));
+        assert_eq!(next.try_recv().unwrap().index, 11);
+
+        let long = store(HISTORY_COMMITS as u64 + 5);
+        assert_eq!(since(&long, 4), None);
+        assert_eq!(since(&long, 5).unwrap().len(), HISTORY_COMMITS);
+
+        let replaced = store(10);
+        replaced.publish(50, State::empty(), Committed::Replaced);
+        replaced.publish(51, State::empty(), Committed::Transactions(Vec::new()));
+        assert_eq!(since(&replaced, 10), None);
+        assert_eq!(since(&replaced, 50), Some(vec![51]));
     }
 }

@@ -76,8 +76,10 @@ impl Content {
 
 impl Disk {
     pub(super) fn new(seed: u64, durability: Durability) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let flush_ms = [2, 10, 60][random.random_range(0..3)];
         let inner = Inner {
-            random: StdRng::seed_from_u64(seed),
+            random,
             durability,
             mount: 0,
             safe: Content::default(),
@@ -85,7 +87,7 @@ impl Disk {
             unsafe_writes: VecDeque::new(),
             writes: 0,
             busy_until: None,
-            flush_ms: 2,
+            flush_ms,
             is_failing: false,
         };
         Self(Arc::new(Mutex::new(inner)))

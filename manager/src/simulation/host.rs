@@ -25,7 +25,7 @@ use crate::{
 /// When the simulated world begins.
 const EPOCH_MS: i64 = 1_700_000_000_000;
 /// Small, so that a manager that was away for a moment needs a snapshot.
-const COMPACTION: Compaction = Compaction { every_entries: 40, keep_entries: 10 };
+const COMPACTION: Compaction = Compaction { every_entries: 30, keep_entries: 5, purge_entries: 1, chunk_bytes: 300 };
 
 pub(super) struct Host {
     pub(super) name: String,
@@ -33,6 +33,7 @@ pub(super) struct Host {
     pub(super) raft_id: u64,
     pub(super) disk: Disk,
     pub(super) running: Option<Running>,
+    pub(super) is_starting: bool,
     /// Its disk was made to fail: that it stops is no wonder.
     pub(super) was_broken: bool,
     clock_ms: Arc<AtomicI64>,
@@ -61,6 +62,7 @@ impl Host {
             raft_id: number,
             disk: Disk::new(seed, durability),
             running: None,
+            is_starting: false,
             was_broken: false,
             clock_ms: Arc::new(AtomicI64::new(0)),
             dir,

@@ -52,6 +52,7 @@ const DEEDS: &[Deed] = &[
     Deed::Crash,
     Deed::Crash,
     Deed::CrashAll,
+    Deed::CrashAll,
     Deed::Pause,
     Deed::Pause,
     Deed::Pause,
@@ -298,6 +299,9 @@ impl World {
     }
 
     async fn replace(&self, number: usize) -> Result<(), Violation> {
+        while self.lock().hosts[number].is_starting {
+            sleep(Duration::from_millis(10)).await;
+        }
         self.crash(number)?;
         let (raft_id, member) = {
             let mut state = self.lock();

@@ -21,7 +21,7 @@ use orch_proto::{transport::TransportError, wire::raft_server::RaftServer};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::oneshot,
-    time::{Sleep, sleep},
+    time::{Sleep, sleep, timeout},
 };
 use tonic::body::Body;
 use tower::{Service, service_fn, util::BoxCloneSyncService};
@@ -31,6 +31,8 @@ use crate::raft::{Broken, Dial, Link, RaftService};
 
 const SNAPSHOT_PATH: &str = "/orch.v1.Raft/Snapshot";
 const FRAME_LIMIT_MS: u64 = 20;
+/// A connection whose peer does not answer its pings breaks; as HTTP/2 does it.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// How badly messages travel.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +143,8 @@ impl Net {
             // The caller may have given up.
             let _ = answer.send(outcome);
         });
-        answered.await.map_err(|_| broken("the connection was reset"))?
+        let answered = timeout(KEEP_ALIVE, answered).await.map_err(|_| broken("nobody answers"))?;
+        answered.map_err(|_| broken("the connection was reset"))?
     }
 
     async fn carry(&self, from: &str, to: &str, request: Request<Body>) -> Result<Response<Body>, Broken> {

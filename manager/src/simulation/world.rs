@@ -20,7 +20,7 @@ use crate::raft::{Consensus, ProposeError};
 
 const REGISTERS: usize = 3;
 const CLIENTS: u64 = 6;
-const CHAOS: Duration = Duration::from_secs(14);
+const CHAOS: Duration = Duration::from_secs(10);
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(8);
 const WRITE_ATTEMPTS: usize = 5;
@@ -226,13 +226,17 @@ impl World {
         let starting = {
             let mut state = self.lock();
             let host = &mut state.hosts[number];
-            if host.running.is_some() {
+            if host.running.is_some() || host.is_starting {
                 return Ok(());
             }
+            host.is_starting = true;
             host.start(&self.net, self.born)
         };
-        let running = starting.await?;
-        self.lock().hosts[number].running = Some(running);
+        let started = starting.await;
+        let mut state = self.lock();
+        let host = &mut state.hosts[number];
+        host.is_starting = false;
+        host.running = Some(started?);
         Ok(())
     }
 
@@ -256,7 +260,7 @@ impl World {
                     return;
                 }
                 let hosts = state.hosts.len();
-                (state.random.random_range(0..120), state.random.random_range(0..hosts), state.random.random_bool(0.5))
+                (state.random.random_range(0..80), state.random.random_range(0..hosts), state.random.random_bool(0.5))
             };
             sleep(Duration::from_millis(pause_ms)).await;
             let Some(running) = self.running(number) else { continue };

@@ -256,7 +256,7 @@ async fn unread(target: &Target, path: &'static str, kind: Kind) {
     let socket = target.socket.clone();
     let flood = move || {
         let request = match path {
-            "/orch.v1.Control/Watch" => raw::encoded(&wire::WatchRequest { kinds: vec![kind.into()], filters: None }),
+            "/orch.v1.Control/Watch" => raw::encoded(&wire::WatchRequest { kinds: vec![kind.into()], ..wire::WatchRequest::default() }),
             _ => raw::encoded(&wire::ListRequest { kind: kind.into(), filters: None }),
         };
         let mut open = Vec::new();
