@@ -295,6 +295,8 @@ pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()
         version: cluster.meta.map_or(0, |m| m.version),
         spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Cluster(spec.to_proto())) }),
         rollback: false,
+        new_version: false,
+        rebalance: false,
     };
     api.control.update(request).await.map_err(explain)?;
     println!("Cluster updated.");

@@ -1,6 +1,9 @@
 //! `orch secret …` and `orch config …`: the same commands over two kinds of objects.
 
-use std::{io::Read as _, path::PathBuf};
+use std::{
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
@@ -39,6 +42,8 @@ pub(crate) enum DataCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Change the content, the labels or both; services that use it are updated to another content
+    Update(UpdateArgs),
     /// Remove one or more
     #[command(visible_alias = "remove")]
     Rm {
@@ -56,6 +61,20 @@ pub(crate) struct CreateArgs {
     /// A file, or - for STDIN
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateArgs {
+    /// Add or update a label (key=value)
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    label_add: Vec<(String, String)>,
+    /// Remove a label if exists
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    name: String,
+    /// The new content: a file, or - for STDIN
+    #[arg(value_name = "FILE|-", required_unless_present_any = ["label_add", "label_rm"])]
+    file: Option<PathBuf>,
 }
 
 const SECRETS: Listing<'static> =
@@ -102,6 +121,7 @@ pub(crate) async fn run(kind: Kind, command: DataCommand, paths: &Paths) -> anyh
             }
             outcome
         }
+        DataCommand::Update(args) => update(kind, args, paths).await,
         DataCommand::Rm { names } => {
             let mut api = Api::connect(paths).await?;
             for_each(&names, async |reference| {
@@ -115,18 +135,50 @@ pub(crate) async fn run(kind: Kind, command: DataCommand, paths: &Paths) -> anyh
 }
 
 async fn create(kind: Kind, args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
-    let data = if args.file.as_os_str() == "-" {
-        let mut data = Vec::new();
-        std::io::stdin().read_to_end(&mut data).context("cannot read standard input")?;
-        data
-    } else {
-        std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?
-    };
-    check_size(kind, data.len())?;
+    let data = content(kind, &args.file)?;
     let annotations = Annotations { name: args.name, labels: key_value::map(&args.label) };
     let mut api = Api::connect(paths).await?;
     println!("{}", store(&mut api, kind, &annotations, data).await?);
     Ok(())
+}
+
+/// The id of the version that has the content now.
+async fn update(kind: Kind, args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
+    let data = args.file.as_deref().map(|file| content(kind, file)).transpose()?.unwrap_or_default();
+    let mut api = Api::connect(paths).await?;
+    let change = |mut annotations: Annotations| {
+        annotations.labels.retain(|key, _| !args.label_rm.contains(key));
+        annotations.labels.extend(args.label_add.iter().cloned());
+        Some(annotations.to_proto())
+    };
+    let (id, warnings) = if kind == Kind::Secret {
+        let old = api.get::<Secret>(&args.name).await?;
+        let spec = wire::SecretSpec { annotations: change(old.annotations.clone()), data: data.into() };
+        let spec = wire::spec::Spec::Secret(spec);
+        let (secret, warnings) = api.replace::<Secret>(old.id.as_str(), old.meta.version, spec).await?;
+        (secret.id.to_string(), warnings)
+    } else {
+        let old = api.get::<Config>(&args.name).await?;
+        let spec = wire::ConfigSpec { annotations: change(old.annotations.clone()), data: data.into() };
+        let spec = wire::spec::Spec::Config(spec);
+        let (config, warnings) = api.replace::<Config>(old.id.as_str(), old.meta.version, spec).await?;
+        (config.id.to_string(), warnings)
+    };
+    warn(&warnings);
+    println!("{id}");
+    Ok(())
+}
+
+fn content(kind: Kind, file: &Path) -> anyhow::Result<Vec<u8>> {
+    let data = if file.as_os_str() == "-" {
+        let mut data = Vec::new();
+        std::io::stdin().read_to_end(&mut data).context("cannot read standard input")?;
+        data
+    } else {
+        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
+    };
+    check_size(kind, data.len())?;
+    Ok(data)
 }
 
 pub(crate) fn check_size(kind: Kind, bytes: usize) -> anyhow::Result<()> {

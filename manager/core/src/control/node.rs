@@ -50,7 +50,9 @@ fn may_demote(state: &State, node: &Node, seats: &Seats) -> Result<(), ControlEr
         )));
     }
     match roles::demotion_shortage(state, seats, node) {
-        Some(shortage) => Err(ControlError::precondition(format!("cannot demote {name}: {shortage}"))),
+        Some(shortage) => Err(ControlError::precondition(format!(
+            "can't remove member from the raft: this would result in a loss of quorum: {shortage}"
+        ))),
         None => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Secrets and configs. Their content does not change; labels may.
+//! Secrets and configs. The content of one does not change; labels may, and another content makes another version.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use orch_model::{
     secret::{Config, Secret},
 };
 
-use super::{ControlError, Proposal, missing, propose, removal};
+use super::{ControlError, Proposal, missing, propose, removal, version};
 use crate::{decision::Ids, state::State, validate};
 
 /// Stores a secret.
@@ -87,6 +87,50 @@ pub fn update_config(
     propose(state, now, ObjectId::Config(id.clone()), vec![Change::Update(Object::Config(Arc::new(next)))])
 }
 
+/// Gives a secret another content, and lets the services that use it go over to that.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn replace_secret(
+    state: &State,
+    now: Timestamp,
+    ids: Ids<'_>,
+    id: &SecretId,
+    version: Version,
+    annotations: Annotations,
+    data: Vec<u8>,
+) -> Result<Proposal, ControlError> {
+    let old = state.secret(id).ok_or_else(|| missing(id))?;
+    if data.is_empty() || data == old.data {
+        return update_secret(state, now, id, version, annotations, &data);
+    }
+    same_name(&old.annotations, &annotations)?;
+    validate::secret(&annotations, &data)?;
+    version::replace(state, now, ids, old.as_ref(), version, annotations, data)
+}
+
+/// Gives a config another content, and lets the services that use it go over to that.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn replace_config(
+    state: &State,
+    now: Timestamp,
+    ids: Ids<'_>,
+    id: &ConfigId,
+    version: Version,
+    annotations: Annotations,
+    data: Vec<u8>,
+) -> Result<Proposal, ControlError> {
+    let old = state.config(id).ok_or_else(|| missing(id))?;
+    if data.is_empty() || data == old.data {
+        return update_config(state, now, id, version, annotations, &data);
+    }
+    same_name(&old.annotations, &annotations)?;
+    validate::config(&annotations, &data)?;
+    version::replace(state, now, ids, old.as_ref(), version, annotations, data)
+}
+
 /// Removes a secret that nobody uses.
 ///
 /// # Errors
@@ -103,6 +147,16 @@ pub fn remove_secret(state: &State, now: Timestamp, id: &SecretId) -> Result<Pro
 pub fn remove_config(state: &State, now: Timestamp, id: &ConfigId) -> Result<Proposal, ControlError> {
     let config = state.config(id).ok_or_else(|| missing(id))?;
     propose(state, now, ObjectId::Config(id.clone()), vec![removal(&Object::Config(config.clone()))])
+}
+
+fn same_name(old: &Annotations, new: &Annotations) -> Result<(), ControlError> {
+    if old.name == new.name {
+        return Ok(());
+    }
+    Err(ControlError::invalid(format!(
+        "{} cannot be renamed to {}: create another object beside it",
+        old.name, new.name
+    )))
 }
 
 /// Callers that never saw a secret's content leave the data empty.

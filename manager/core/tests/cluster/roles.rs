@@ -168,7 +168,7 @@ fn a_manager_that_is_down_can_be_demoted_and_one_that_is_needed_cannot() {
     managers.reachable(3, false);
     assert_eq!(
         managers.demote(2),
-        "cannot demote n2: without n2, 2 of the 3 managers remain, 2 of them are needed for a quorum, and 1 is \
+        "can't remove member from the raft: this would result in a loss of quorum: without n2, 2 of the 3 managers remain, 2 of them are needed for a quorum, and 1 is \
          reachable now: the cluster could not change anything any more. Start n3 first, or demote what is lost"
     );
     assert_eq!(managers.demote(3), "");
