@@ -4,6 +4,7 @@
 //! handshakes and connections, and whoever takes the most loses first; a failure says which daemon or address, and what
 //! to do.
 
+mod gather;
 mod seats;
 
 use std::{
@@ -36,6 +37,7 @@ use tonic::transport::{
 };
 use tower::service_fn;
 
+use self::gather::Gathering;
 use self::seats::{Limit, Seat, Seats};
 use crate::tls::{
     self, ConnectionInfo, Identity, JoinToken, PeerIdentity, SharedIdentity, TlsError, WrongRoot, role_word,
@@ -334,7 +336,7 @@ impl Dialer {
                     Some(stream) => stream,
                     None => dialer.dial().await?,
                 };
-                Ok::<_, TransportError>(TokioIo::new(stream))
+                Ok::<_, TransportError>(TokioIo::new(Gathering::new(stream)))
             }
         });
         endpoint.connect_with_connector(connector).await.map_err(|source| TransportError::Http { addr, source })
