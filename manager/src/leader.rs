@@ -6,14 +6,18 @@
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use orch_manager_core::plan;
-use orch_model::Timestamp;
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use orch_manager_core::plan::Planner;
+use orch_model::{Timestamp, change::Transaction};
+use tokio::{
+    sync::broadcast::{self, error::TryRecvError},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     authority,
     dispatcher::Reign,
-    raft::{Consensus, ProposeError, Proposer},
+    raft::{Commit, Committed, Consensus, ProposeError, Proposer, Store, View},
     random, roles,
 };
 
@@ -69,50 +73,85 @@ async fn reign(consensus: &Consensus, proposer: &Proposer, throne: &Throne, term
 
 /// Commits what follows from the state, and waits until something else may follow.
 async fn decide(consensus: Consensus, proposer: Proposer) {
-    let mut changes = consensus.store().changes();
+    let store = Arc::clone(consensus.store());
+    let mut commits = store.commits();
+    let mut planner = Planner::default();
     loop {
-        changes.mark_unchanged();
-        let view = consensus.store().view();
+        while let Ok(commit) = commits.try_recv().map(Some).or_else(lagged) {
+            note(&mut planner, &store.view(), commit.as_deref());
+        }
         let now = proposer.now();
-        let decided = tokio::task::spawn_blocking(move || plan::decide(&view.state, now, &mut random::bits)).await;
-        let plan = match decided {
-            Ok(plan) => plan,
+        if planner.is_idle(now) {
+            wait(&mut commits, &mut planner, &store, now).await;
+            continue;
+        }
+        let view = store.view();
+        let decided = tokio::task::spawn_blocking(move || {
+            let plan = planner.decide(&view.state, now, &mut random::bits);
+            (planner, plan)
+        });
+        let (returned, plan) = match decided.await {
+            Ok(decided) => decided,
             Err(error) => {
                 tracing::error!(%error, "deciding failed");
-                wait(&mut changes, None, now).await;
+                sleep(REFUSED_PAUSE).await;
+                planner = Planner::default();
                 continue;
             }
         };
+        planner = returned;
         for refused in &plan.refused {
             tracing::error!(refused, "a decision broke a rule of the state (this is a bug)");
         }
-        if plan.transactions.is_empty() {
-            wait(&mut changes, plan.wake, now).await;
-            continue;
-        }
-        for transaction in plan.transactions {
-            match proposer.propose(transaction.changes).await {
-                Ok(_) => {}
-                Err(ProposeError::Refused(error)) => {
-                    tracing::debug!(%error, "the state moved on; deciding again");
-                    wait(&mut changes, Some(now + REFUSED_PAUSE), now).await;
-                    break;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot commit a decision");
-                    sleep(RETRY_PAUSE).await;
-                    break;
-                }
+        match commit(&proposer, plan.transactions).await {
+            Ok(()) => planner.committed(),
+            Err(ProposeError::Refused(error)) => {
+                tracing::debug!(%error, "the state moved on; deciding again");
+                // What moved it is on its way to here.
+                let _ = timeout(REFUSED_PAUSE, commits.recv()).await.map(|commit| {
+                    note(&mut planner, &store.view(), commit.ok().as_deref());
+                });
+                planner.failed();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot commit a decision");
+                sleep(RETRY_PAUSE).await;
+                planner.failed();
             }
         }
     }
 }
 
-async fn wait(changes: &mut watch::Receiver<u64>, wake: Option<Timestamp>, now: Timestamp) {
-    let pause = wake.map_or(LONGEST_SLEEP, |at| at.since(now)).min(LONGEST_SLEEP);
+async fn commit(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(), ProposeError> {
+    for transaction in transactions {
+        proposer.propose(transaction.changes).await?;
+    }
+    Ok(())
+}
+
+/// Having missed commits is news, too.
+fn lagged(error: TryRecvError) -> Result<Option<Arc<Commit>>, TryRecvError> {
+    match error {
+        TryRecvError::Lagged(_) => Ok(None),
+        other => Err(other),
+    }
+}
+
+/// Tells the planner what a commit has changed; `None`: nobody knows.
+fn note(planner: &mut Planner, view: &View, commit: Option<&Commit>) {
+    match commit.map(|commit| &commit.change) {
+        Some(Committed::Transactions(transactions)) => {
+            let events = transactions.iter().flat_map(|events| events.iter());
+            events.for_each(|event| planner.note(&view.state, event));
+        }
+        Some(Committed::Replaced) | None => planner.start_over(),
+    }
+}
+
+async fn wait(commits: &mut broadcast::Receiver<Arc<Commit>>, planner: &mut Planner, store: &Store, now: Timestamp) {
+    let pause = planner.next_wake().map_or(LONGEST_SLEEP, |at| at.since(now)).min(LONGEST_SLEEP);
     tokio::select! {
-        // The store outlives this task.
-        _ = changes.changed() => {}
+        commit = commits.recv() => note(planner, &store.view(), commit.ok().as_deref()),
         () = sleep(pause) => {}
     }
 }

@@ -10,11 +10,12 @@ use std::{
 };
 
 use orch_manager_core::{
+    Event,
     dispatch::{self, AssignmentSet, Sources},
     drain::Drain,
 };
 use orch_model::{
-    NodeId, SessionId, Timestamp,
+    NodeId, Object, SessionId, Timestamp,
     assignment::{Assignment, AssignmentKey},
     node::{Node, NodeState},
 };
@@ -29,7 +30,7 @@ use tokio::{
 };
 
 use super::grants::Grants;
-use crate::raft::{Consensus, Proposer};
+use crate::raft::{Commit, Committed, Consensus, Proposer};
 
 /// Changes that arrive this close together travel together.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -105,7 +106,7 @@ impl Assigner {
     }
 
     pub(super) async fn run(mut self) {
-        let mut changes = self.consensus.store().changes();
+        let mut commits = self.consensus.store().commits();
         loop {
             let wake = self.next_wake();
             tokio::select! {
@@ -113,7 +114,9 @@ impl Assigner {
                     Some(command) => self.command(command),
                     None => return,
                 },
-                _ = changes.changed() => {}
+                commit = commits.recv() => if !commit.is_ok_and(|commit| concerns_nodes(&commit)) {
+                    continue;
+                },
                 () = sleep_until(wake) => {}
             }
             // More often comes together: a commit per task, acknowledgements of many nodes.
@@ -121,7 +124,8 @@ impl Assigner {
             while let Ok(Some(command)) = timeout_at(gathered, self.commands.recv()).await {
                 self.command(command);
             }
-            changes.mark_unchanged();
+            // Whatever they say, it is in the state that is looked at now.
+            commits = commits.resubscribe();
             self.send_all();
         }
     }
@@ -195,6 +199,13 @@ impl Assigner {
         let pause = self.drain.wake().map_or(LONGEST_SLEEP, |at| at.since(now)).min(LONGEST_SLEEP);
         Instant::now() + pause
     }
+}
+
+/// Whether any node's assignments may differ after a commit. Nobody uses a file that was just made.
+fn concerns_nodes(commit: &Commit) -> bool {
+    let Committed::Transactions(transactions) = &commit.change else { return true };
+    let is_new_file = |event: &Event| matches!(event, Event::Created(Object::Config(_) | Object::Secret(_)));
+    transactions.iter().any(|events| !events.iter().all(is_new_file))
 }
 
 impl Subscriber {
