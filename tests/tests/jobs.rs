@@ -1,6 +1,6 @@
-//! Jobs run to completion, and placeholders are filled in on the task's node.
+//! Jobs run to completion, placeholders are filled in on the task's node, services are packed and rebalanced.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use orch_tests::{Lab, eventually};
 
@@ -13,6 +13,7 @@ fn jobs_complete_and_placeholders_are_filled_in() {
     a_job_that_fails_is_tried_again(&lab);
     what_jobs_do_not_have_is_refused(&lab);
     placeholders_have_their_values(&lab);
+    services_are_packed_and_rebalanced(&lab);
 }
 
 fn completed(lab: &Lab, service: &str) -> Vec<String> {
@@ -101,4 +102,37 @@ fn placeholders_have_their_values(lab: &Lab) {
         assert!(volumes.lines().any(|name| name == format!("data-{slot}")), "{volumes}");
     }
     let _ = lab.orch(&["service", "rm", "tpl"]).ok();
+}
+
+/// Replicas by node.
+fn spread(lab: &Lab, service: &str) -> BTreeMap<String, usize> {
+    let filter = ["--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}"];
+    let nodes = lab.orch(&[&["service", "ps"], &filter[..], &[service]].concat()).ok();
+    let mut on = BTreeMap::new();
+    for line in nodes.lines().filter(|line| line.contains(" Running")) {
+        *on.entry(line.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    on
+}
+
+fn services_are_packed_and_rebalanced(lab: &Lab) {
+    let packed = "service create --name packed --replicas 4 --placement-strategy pack --reserve-memory 8M box";
+    let _ = lab.orch(&packed.split(' ').collect::<Vec<_>>()).ok();
+    assert_eq!(spread(lab, "packed").len(), 1, "all on one node: {:?}", spread(lab, "packed"));
+    let said = lab.orch(&["service", "rebalance", "packed"]).refused();
+    assert!(said.contains("only replicated services that are spread can"), "{said}");
+    let _ = lab.orch(&["service", "rm", "packed"]).ok();
+
+    let _ = lab.orch(&["node", "update", "--availability", "drain", "n3"]).ok();
+    let even = "service create --name even --replicas 6 --update-parallelism 2 --update-monitor 1s box";
+    let _ = lab.orch(&even.split(' ').collect::<Vec<_>>()).ok();
+    let _ = lab.orch(&["node", "update", "--availability", "active", "n3"]).ok();
+    assert_eq!(spread(lab, "even").values().copied().collect::<Vec<_>>(), [3, 3], "nothing moves unasked");
+    assert_eq!(lab.orch(&["service", "rebalance", "even"]).ok().trim(), "even: 2 tasks move");
+    eventually("two tasks on each node", || {
+        let on = spread(lab, "even");
+        if on.values().copied().collect::<Vec<_>>() == [2, 2, 2] { Ok(()) } else { Err(format!("{on:?}")) }
+    });
+    assert_eq!(lab.orch(&["service", "rebalance", "even"]).ok().trim(), "even: it is balanced: nothing moves");
+    let _ = lab.orch(&["service", "rm", "even"]).ok();
 }

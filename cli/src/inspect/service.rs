@@ -1,8 +1,9 @@
 //! Services and the task template.
 
 use orch_model::service::{
-    Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, ResourceLimits, RestartCondition,
-    RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+    Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PlacementStrategy, ResourceLimits,
+    RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    UpdateState, UpdateStatus,
 };
 use orch_model::{Timestamp, node::Resources};
 use serde_json::{Value, json};

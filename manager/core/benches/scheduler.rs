@@ -102,6 +102,7 @@ fn spec(number: u64, replicas: u64) -> ServiceSpec {
         update: None,
         rollback: None,
         endpoint: EndpointSpec::default(),
+        depends_on: Vec::new(),
     }
 }
 

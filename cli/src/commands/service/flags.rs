@@ -3,7 +3,10 @@
 use clap::{Args, ValueEnum};
 use orch_model::{
     Duration,
-    service::{EndpointMode, FailureAction, LogDriver, RestartCondition, ServiceSpec, UpdateConfig, UpdateOrder},
+    service::{
+        EndpointMode, FailureAction, LogDriver, PlacementStrategy, RestartCondition, ServiceSpec, UpdateConfig,
+        UpdateOrder,
+    },
 };
 
 use crate::{
@@ -57,6 +60,9 @@ pub(super) struct SpecFlags {
     /// Maximum number of tasks per node (0: unlimited)
     #[arg(long, value_name = "N")]
     replicas_max_per_node: Option<u64>,
+    /// Which of the nodes that fit: the one with the fewest tasks, or the fullest (default spread)
+    #[arg(long, value_enum, value_name = "STRATEGY")]
+    placement_strategy: Option<StrategyFlag>,
     /// Number of job tasks to run concurrently (default equal to --replicas)
     #[arg(long, value_name = "N")]
     pub(super) max_concurrent: Option<u64>,
@@ -157,6 +163,12 @@ enum EndpointModeFlag {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum StrategyFlag {
+    Spread,
+    Pack,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum RestartFlag {
     None,
     OnFailure,
@@ -214,6 +226,11 @@ impl SpecFlags {
         set(&mut task.reservations.nano_cpus, &self.reserve_cpu);
         set(&mut task.reservations.memory_bytes, &self.reserve_memory);
         set(&mut task.placement.max_replicas_per_node, &self.replicas_max_per_node);
+        match self.placement_strategy {
+            Some(StrategyFlag::Spread) => task.placement.strategy = PlacementStrategy::Spread,
+            Some(StrategyFlag::Pack) => task.placement.strategy = PlacementStrategy::Pack,
+            None => {}
+        }
         set(&mut task.restart.delay, &self.restart_delay);
         set(&mut task.restart.max_attempts, &self.restart_max_attempts);
         set(&mut task.restart.window, &self.restart_window);

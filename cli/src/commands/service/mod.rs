@@ -47,6 +47,13 @@ pub(crate) enum ServiceCommand {
     Logs(super::logs::ServiceLogsArgs),
     /// Revert changes to a service's configuration
     Rollback(RollbackArgs),
+    /// Spread the tasks of services anew, for instance over nodes that joined later
+    ///
+    /// As few tasks as needed are replaced, a few at a time, as the service's update settings say.
+    Rebalance {
+        #[arg(required = true, value_name = "SERVICE")]
+        services: Vec<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -92,6 +99,7 @@ pub(crate) async fn run(command: ServiceCommand, paths: &Paths) -> anyhow::Resul
         ServiceCommand::Rm { services } => remove(&services, paths).await,
         ServiceCommand::Logs(args) => super::logs::service_logs(args, paths).await,
         ServiceCommand::Rollback(args) => rollback(args, paths).await,
+        ServiceCommand::Rebalance { services } => rebalance(&services, paths).await,
     }
 }
 
@@ -171,6 +179,18 @@ async fn rollback(args: RollbackArgs, paths: &Paths) -> anyhow::Result<()> {
         return Ok(());
     }
     progress::wait(&mut api, &progress::Watched::after_rollback(&before, &after), args.quiet).await
+}
+
+async fn rebalance(services: &[String], paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    for_each(services, async |reference| {
+        let service = api.get::<Service>(reference).await?;
+        for note in api.rebalance(service.id.as_str()).await? {
+            println!("{reference}: {note}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 async fn remove(services: &[String], paths: &Paths) -> anyhow::Result<()> {
