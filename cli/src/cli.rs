@@ -8,8 +8,8 @@ use orch_proto::paths::Paths;
 
 use crate::{
     commands::{
-        ca, cluster, container, container_attach, container_control, data, exec, image, image_login, info, inspect,
-        logs, network, node, run, service, stack, volume,
+        ca, cluster, container, container_attach, container_control, data, exec, image, image_build, image_login, info,
+        inspect, logs, network, node, run, service, stack, volume,
     },
     daemons::{self, Daemon},
 };
@@ -95,6 +95,18 @@ enum Command {
     Logout(image_login::LogoutArgs),
     /// Download an image from a registry
     Pull(image::PullArgs),
+    /// Upload an image to a registry
+    Push(image::PushArgs),
+    /// Create a tag TARGET that refers to SOURCE
+    Tag(image::TagArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(image::SaveArgs),
+    /// Load images from a tar archive (docker save or OCI layout) or STDIN
+    Load(image::LoadArgs),
+    /// Remove one or more images
+    Rmi(image::RmArgs),
+    /// Build an image from a Dockerfile, with buildah or BuildKit
+    Build(image_build::BuildArgs),
     /// Manage this node's volumes
     Volume {
         #[command(subcommand)]
@@ -186,6 +198,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
     match command {
         Command::Exec(args) => return exec::run(args, paths).await,
         Command::Run(args) => return run::run(*args, paths).await,
+        Command::Stack { command } => return stack::run(command, paths).await,
         Command::Start(args) => return container_control::start(args, paths).await,
         Command::Attach(args) => return container_control::attach(args, paths).await,
         Command::Container { command } => return container::run(*command, paths).await,
@@ -208,7 +221,6 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Swarm { command } => cluster::swarm(command, paths).await,
         Command::Node { command: Some(command) } => node::run(command, paths).await,
         Command::Service { command } => service::run(command, paths).await,
-        Command::Stack { command } => stack::run(command, paths).await,
         Command::Network { command } => network::run(command, paths).await,
         Command::Secret { command } => data::run(Kind::Secret, command, paths).await,
         Command::Config { command } => data::run(Kind::Config, command, paths).await,
@@ -216,6 +228,12 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Login(args) => image_login::login(args, paths).await,
         Command::Logout(args) => image_login::logout(&args),
         Command::Pull(args) => image::pull(args, paths).await,
+        Command::Push(args) => image::push(args, paths).await,
+        Command::Tag(args) => image::tag(args, paths).await,
+        Command::Save(args) => image::save(args, paths).await,
+        Command::Load(args) => image::load(args, paths).await,
+        Command::Rmi(args) => image::remove_all(args, paths).await,
+        Command::Build(args) => image_build::build(args, paths).await,
         Command::Images(args) => image::list(args, paths).await,
         Command::Volume { command } => volume::run(command, paths).await,
         Command::Ps(args) => container::ps(args, paths).await,

@@ -1,15 +1,19 @@
 //! `orch image …` and `orch images`: this node's images.
 
-use std::path::PathBuf;
+use std::{collections::HashMap, io::IsTerminal as _, path::PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orch_model::Timestamp;
 use orch_proto::{paths::Paths, wire};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
-use super::{ListFlags, for_each, image_login as login, print_inspected};
+pub(crate) use super::image_files::{LoadArgs, SaveArgs, load, save};
+use super::image_registry::{HistoryArgs, PruneArgs, history, prune};
+pub(crate) use super::image_registry::{PushArgs, TagArgs, push, tag};
+use super::{ListFlags, for_each, image_build, image_login as login, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
     flags::quantity,
@@ -42,13 +46,30 @@ pub(crate) enum ImageCommand {
     },
     /// Remove one or more images
     #[command(visible_alias = "remove")]
-    Rm {
-        /// Force removal of the image
-        #[arg(short, long)]
-        force: bool,
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
-    },
+    Rm(RmArgs),
+    /// Show the history of an image
+    History(HistoryArgs),
+    /// Remove unused images
+    Prune(PruneArgs),
+    /// Save one or more images to a tar archive (streamed to STDOUT by default)
+    Save(SaveArgs),
+    /// Load images from a tar archive (docker save or OCI layout) or STDIN
+    Load(LoadArgs),
+    /// Create a tag TARGET that refers to SOURCE
+    Tag(TagArgs),
+    /// Upload an image to a registry
+    Push(PushArgs),
+    /// Build an image from a Dockerfile, with buildah or BuildKit
+    Build(image_build::BuildArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RmArgs {
+    /// Force removal of the image
+    #[arg(short, long)]
+    force: bool,
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -119,11 +140,20 @@ pub(crate) async fn run(command: ImageCommand, paths: &Paths) -> anyhow::Result<
             print_inspected(found, format.as_deref())?;
             outcome
         }
-        ImageCommand::Rm { force, images } => {
-            let mut worker = worker(paths).await?;
-            for_each(&images, async |reference| remove(&mut worker, reference, force).await).await
-        }
+        ImageCommand::Rm(args) => remove_all(args, paths).await,
+        ImageCommand::History(args) => history(args, paths).await,
+        ImageCommand::Prune(args) => prune(args, paths).await,
+        ImageCommand::Save(args) => save(args, paths).await,
+        ImageCommand::Load(args) => load(args, paths).await,
+        ImageCommand::Tag(args) => tag(args, paths).await,
+        ImageCommand::Push(args) => push(args, paths).await,
+        ImageCommand::Build(args) => image_build::build(args, paths).await,
     }
+}
+
+pub(crate) async fn remove_all(args: RmArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    for_each(&args.images, async |reference| remove(&mut worker, reference, args.force).await).await
 }
 
 async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Result<()> {
@@ -198,8 +228,8 @@ pub(crate) async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
 /// Where and how much of a download is shown.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Show {
-    quiet: bool,
-    stderr: bool,
+    pub(super) quiet: bool,
+    pub(super) stderr: bool,
 }
 
 impl Show {
@@ -223,27 +253,78 @@ pub(crate) async fn show_pull(
     show: Show,
 ) -> anyhow::Result<String> {
     let reference = request.reference.clone();
-    let mut progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
-    let mut seen = std::collections::HashMap::new();
+    let progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
+    let image = follow(progress, show).await?;
+    show.line(&format!("Digest: {}", image.digest));
+    Ok(image.names.into_iter().next().unwrap_or(reference))
+}
+
+/// Bars on a terminal, a line per change of state elsewhere: bytes alone would flood a pipe.
+pub(super) async fn follow(
+    mut progress: tonic::Streaming<wire::PullProgress>,
+    show: Show,
+) -> anyhow::Result<wire::LocalImage> {
+    use wire::pull_progress::Progress;
+    let mut layers = Layers::new(show);
     while let Some(message) = progress.next().await {
         match message.map_err(explain)?.progress {
-            Some(wire::pull_progress::Progress::Layer(layer))
-                // One line per change of state: bytes alone would flood a pipe.
-                if seen.get(&layer.digest) != Some(&layer.state) =>
-            {
-                let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
-                show.line(&format!("{}: {}", short_id(digest), layer_words(&layer.state)));
-                seen.insert(layer.digest, layer.state);
-            }
-            Some(wire::pull_progress::Progress::Status(text)) => show.line(&text),
-            Some(wire::pull_progress::Progress::Done(image)) => {
-                show.line(&format!("Digest: {}", image.digest));
-                return Ok(image.names.into_iter().next().unwrap_or(reference));
-            }
-            _ => {}
+            Some(Progress::Layer(layer)) => layers.update(&layer),
+            Some(Progress::Status(text)) => layers.say(&text),
+            Some(Progress::Done(image)) => return Ok(image),
+            None => {}
         }
     }
-    Err(anyhow!("the worker ended the download without a word; see the node's log"))
+    Err(anyhow!("the worker ended the transfer without a word; see the node's log"))
+}
+
+struct Layers {
+    show: Show,
+    bars: Option<MultiProgress>,
+    seen: HashMap<String, (String, ProgressBar)>,
+}
+
+impl Layers {
+    fn new(show: Show) -> Self {
+        let terminal = if show.stderr { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() };
+        let target = if show.stderr { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::stdout() };
+        let bars = (terminal && !show.quiet).then(|| MultiProgress::with_draw_target(target));
+        Self { show, bars, seen: HashMap::new() }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bars {
+            // The terminal may be gone.
+            Some(bars) => drop(bars.println(text)),
+            None => self.show.line(text),
+        }
+    }
+
+    fn update(&mut self, layer: &wire::LayerProgress) {
+        let digest = layer.digest.strip_prefix("sha256:").unwrap_or(&layer.digest);
+        let (show, bars) = (self.show, &self.bars);
+        let words = layer_words(&layer.state);
+        let new_bar = || match bars {
+            Some(bars) => bars.add(ProgressBar::new(layer.total_bytes).with_style(bar_style())),
+            None => ProgressBar::hidden(),
+        };
+        let (state, bar) = self.seen.entry(layer.digest.clone()).or_insert_with(|| (String::new(), new_bar()));
+        if *state != layer.state && bars.is_none() {
+            show.line(&format!("{}: {words}", short_id(digest)));
+        }
+        state.clone_from(&layer.state);
+        bar.set_prefix(short_id(digest).to_owned());
+        bar.set_message(words.to_owned());
+        bar.set_position(layer.done_bytes);
+        if matches!(layer.state.as_str(), "done" | "exists" | "pushed") {
+            bar.abandon();
+        }
+    }
+}
+
+fn bar_style() -> ProgressStyle {
+    let template = "{prefix}: {msg:14} [{bar:40}] {bytes}/{total_bytes}";
+    ProgressStyle::with_template(template)
+        .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
 }
 
 /// As the user typed it, with the tag that a name without one means.
@@ -259,13 +340,15 @@ pub(crate) fn credentials_for(image: &str) -> anyhow::Result<Option<wire::Regist
     login::stored(registry)
 }
 
-fn layer_words(state: &str) -> &str {
+pub(super) fn layer_words(state: &str) -> &str {
     match state {
         "waiting" => "Waiting",
         "downloading" => "Downloading",
         "unpacking" => "Extracting",
         "done" => "Pull complete",
         "exists" => "Already exists",
+        "uploading" => "Pushing",
+        "pushed" => "Pushed",
         other => other,
     }
 }
@@ -322,7 +405,7 @@ fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timesta
 }
 
 /// The name as the user would type it.
-fn familiar(name: &str) -> &str {
+pub(super) fn familiar(name: &str) -> &str {
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     name.strip_prefix("library/").unwrap_or(name)
 }

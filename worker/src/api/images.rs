@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::wire::{
-    ForgetImageRequest, ImportImageRequest, ImportImageStart, LocalImage, PullImageRequest, PullProgress,
-    RegisterImageRequest, RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
+    FileChunk, ForgetImageRequest, ImportImageRequest, ImportImageStart, LoadImagesResponse, LocalImage,
+    PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest, RemoveImageRequest,
+    RemoveImageResponse, import_image_request::Message, pull_progress,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,16 +15,21 @@ use tonic::{Status, Streaming};
 use crate::{
     agent::{Agent, Live, container_id},
     image::{
-        ImageError, chain, import,
+        ImageError,
+        archive::{self, ArchiveError, Loaded},
+        chain, import,
         pull::PullError,
         reference::Reference,
-        store::{ImageStore, StoredImage},
+        store::{ImageStore, StoreError, StoredImage},
     },
 };
 
 /// Progress messages that a slow terminal may be behind; more are dropped.
 const BUFFERED_PROGRESS: usize = 256;
 const SHORT_ID_LEN: usize = 12;
+/// Of an archive being saved.
+const CHUNK_BYTES: usize = 1 << 20;
+const BUFFERED_CHUNKS: usize = 4;
 
 pub(super) fn list(agent: &Agent) -> Vec<LocalImage> {
     let store = &agent.host.images.store;
@@ -162,6 +168,148 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
     Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
 }
 
+/// Makes another name for an image, here and in the cluster.
+pub(super) async fn tag(agent: &Agent, source: &str, target: &str) -> Result<(), Status> {
+    let store = &agent.host.images.store;
+    let image = store.find(source).ok_or_else(|| no_such_image(source))?;
+    let name = Reference::parse(target).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if name.digest.is_some() {
+        return Err(Status::invalid_argument("refusing to create a tag with a digest reference"));
+    }
+    name_it(agent, &image, &name).await
+}
+
+/// As Docker, a name that means something else means this from now on.
+async fn name_it(agent: &Agent, image: &StoredImage, name: &Reference) -> Result<(), Status> {
+    let store = &agent.host.images.store;
+    let live = agent.session.get().ok_or_else(no_leader)?;
+    let start = ImportImageStart { replace: true, ..Default::default() };
+    register(live, name, image, &start).await?;
+    let internal = |error: StoreError| Status::internal(chain(&error));
+    store.set_announced(&image.digest, &agent.announced_as()).map_err(internal)?;
+    store.set_name(name, &image.digest).map_err(internal)
+}
+
+pub(super) async fn load(agent: &Agent, mut chunks: Streaming<FileChunk>) -> Result<LoadImagesResponse, Status> {
+    let store = agent.host.images.store.clone();
+    let mut file = store.scratch().map_err(|error| Status::internal(chain(&error)))?;
+    while let Some(chunk) = chunks.message().await? {
+        let written = tokio::task::block_in_place(|| std::io::Write::write_all(&mut file, &chunk.data));
+        written.map_err(|error| Status::internal(format!("keep the archive: {error}")))?;
+    }
+    let for_load = store.clone();
+    let loaded = tokio::task::spawn_blocking(move || {
+        std::io::Seek::rewind(&mut file).map_err(ArchiveError::Read)?;
+        archive::load(&for_load, file)
+    });
+    let loaded = loaded.await.map_err(|error| Status::internal(error.to_string()))?;
+    let loaded = loaded.map_err(|error| Status::invalid_argument(format!("load: {}", chain(&error))))?;
+    let mut said = Vec::new();
+    for Loaded { image, names } in &loaded {
+        for name in names {
+            name_it(agent, image, name).await?;
+            said.push(name.familiar());
+        }
+        if names.is_empty() {
+            said.push(image.record.config.clone());
+        }
+    }
+    Ok(LoadImagesResponse { loaded: said })
+}
+
+pub(super) fn save(
+    agent: &Agent,
+    references: &[String],
+) -> Result<BoxStream<'static, Result<FileChunk, Status>>, Status> {
+    let store = agent.host.images.store.clone();
+    let mut images: Vec<(StoredImage, Vec<String>)> = Vec::new();
+    for reference in references {
+        let image = store.find(reference).ok_or_else(|| no_such_image(reference))?;
+        let name = Reference::parse(reference).ok().map(|name| name.to_string());
+        let name = name.filter(|name| image.names.contains(name));
+        match images.iter_mut().find(|(have, _)| have.digest == image.digest) {
+            Some((_, names)) => names.extend(name),
+            None => images.push((image, name.into_iter().collect())),
+        }
+    }
+    let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
+    tokio::task::spawn_blocking(move || {
+        let to = std::io::BufWriter::with_capacity(CHUNK_BYTES, Chunks(sender.clone()));
+        if let Err(error) = archive::save(&store, &images, to) {
+            // The reader may be gone: that is the usual reason.
+            let _ = sender.blocking_send(Err(Status::internal(chain(&error))));
+        }
+    });
+    Ok(ReceiverStream::new(receiver).boxed())
+}
+
+/// Writes into a stream of messages.
+struct Chunks(mpsc::Sender<Result<FileChunk, Status>>);
+
+impl std::io::Write for Chunks {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let chunk = FileChunk { data: data.to_vec().into() };
+        let gone = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        self.0.blocking_send(Ok(chunk)).map_err(gone)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn push(
+    agent: &Arc<Agent>,
+    request: PullImageRequest,
+) -> Result<BoxStream<'static, Result<PullProgress, Status>>, Status> {
+    let reference =
+        Reference::parse(&request.reference).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let images = agent.host.images.clone();
+    let image = images.store.find(&reference.to_string()).ok_or_else(|| {
+        Status::not_found(format!("An image does not exist locally with the tag: {}", reference.familiar()))
+    })?;
+    let (progress, messages) = mpsc::channel(BUFFERED_PROGRESS);
+    let (result, last) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let status = format!("The push refers to repository [{}]", reference.name());
+        let _ = progress.try_send(PullProgress { progress: Some(pull_progress::Progress::Status(status)) });
+        let pushed = images.push(&reference, &image, request.auth.as_ref(), &progress).await;
+        drop(progress);
+        let done = match pushed {
+            Ok(()) => {
+                let image = local_image(&images.store, image);
+                Ok(PullProgress { progress: Some(pull_progress::Progress::Done(image)) })
+            }
+            Err(error) => Err(pull_status(&ImageError::Pull(error))),
+        };
+        // The reader may be gone; the image is there all the same.
+        let _ = result.send(done).await;
+    });
+    Ok(ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(last)).boxed())
+}
+
+/// Deletes images that no container was made from: those without a name, or all of them.
+pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<PruneImagesResponse, Status> {
+    let store = &agent.host.images.store;
+    let mut pruned = PruneImagesResponse::default();
+    for image in store.list() {
+        let used =
+            agent.host.user_of_image(&image.digest).is_some() || !agent.locals.users_of_image(&image.digest).is_empty();
+        let wanted = request.all || image.names.is_empty();
+        let recent = request.until_ms > 0 && image.record.created_at_ms >= request.until_ms;
+        if used || !wanted || recent {
+            continue;
+        }
+        forget(agent, &image, None).await;
+        let removed = store.remove(&image.digest, None).map_err(|error| Status::internal(chain(&error)))?;
+        pruned.untagged.extend(removed.untagged);
+        pruned.deleted.extend(removed.deleted);
+        pruned.freed_bytes += image.record.size_bytes;
+    }
+    Ok(pruned)
+}
+
 /// Tells the leader that this node no longer has these names. Without a leader, others will find out when they ask.
 async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
     let Some(mut live) = agent.session.get() else { return };
@@ -175,6 +323,7 @@ async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
 
 fn local_image(store: &ImageStore, image: StoredImage) -> LocalImage {
     let config_json = store.read_blob(&image.record.config).unwrap_or_default();
+    let layer_sizes = store.layer_sizes(&image.record);
     LocalImage {
         names: image.names,
         digest: image.digest,
@@ -182,6 +331,7 @@ fn local_image(store: &ImageStore, image: StoredImage) -> LocalImage {
         size_bytes: image.record.size_bytes,
         created_at_ms: image.record.created_at_ms,
         config_json: String::from_utf8_lossy(&config_json).into_owned(),
+        layer_sizes,
         ..LocalImage::default()
     }
 }
@@ -210,6 +360,7 @@ pub(super) fn pull_status(error: &ImageError) -> Status {
         }
         ImageError::Pull(PullError::Unreachable { .. }) => Status::unavailable(text),
         ImageError::Reference(_) => Status::invalid_argument(text),
+        ImageError::Pull(PullError::Denied { .. } | PullError::Login { .. }) => Status::permission_denied(text),
         ImageError::Pull(_) | ImageError::Store(_) => Status::internal(text),
     }
 }

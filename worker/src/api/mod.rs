@@ -9,14 +9,16 @@ use std::{path::Path, sync::Arc};
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::{
     conv::ToProto,
+    metrics::MetricsLayer,
     tls::role_word,
     transport::{TransportError, UnixIncoming, unix_incoming},
     wire::{
         AttachInput, ContainerDetails, ContainerExit, ContainerList, ContainerReference, CreateContainerRequest,
-        CreateContainerResponse, Empty, ExecInput, ExecOutput, ImageList, ImageReference, ImportImageRequest,
-        KillContainerRequest, LocalImage, LogLine, LogsRequest, PullImageRequest, PullProgress, RemoveContainerRequest,
-        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, Volume, VolumeList,
-        VolumeReference, WorkerInfo,
+        CreateContainerResponse, Empty, ExecInput, ExecOutput, FileChunk, ImageList, ImageReference, ImageReferences,
+        ImportImageRequest, KillContainerRequest, LoadImagesResponse, LocalImage, LogLine, LogsRequest,
+        PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RemoveContainerRequest,
+        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest, Volume,
+        VolumeList, VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
 };
@@ -29,7 +31,7 @@ use crate::{
     volume::VolumeError,
 };
 
-pub(crate) use tasks::port_words;
+pub(crate) use tasks::{count, port_words};
 
 /// Root and the socket's group.
 const SOCKET_MODE: u32 = 0o660;
@@ -49,8 +51,14 @@ pub(crate) async fn serve(socket: &Path, agent: Arc<Agent>) -> Result<(), ApiErr
 }
 
 async fn serve_incoming(incoming: UnixIncoming, agent: Arc<Agent>) -> Result<(), tonic::transport::Error> {
+    let counted = Arc::clone(&agent);
     let service = WorkerLocalServer::new(Api { agent }).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    Server::builder().add_service(service).serve_with_incoming(incoming).await
+    Server::builder()
+        .accept_http1(true)
+        .layer(MetricsLayer::new(move || crate::metrics::page(&counted)))
+        .add_service(service)
+        .serve_with_incoming(incoming)
+        .await
 }
 
 struct Api {
@@ -64,6 +72,8 @@ impl WorkerLocal for Api {
     type PullImageStream = BoxStream<'static, Result<PullProgress, Status>>;
     type LogsStream = BoxStream<'static, Result<LogLine, Status>>;
     type ExecStream = BoxStream<'static, Result<ExecOutput, Status>>;
+    type SaveImagesStream = BoxStream<'static, Result<FileChunk, Status>>;
+    type PushImageStream = BoxStream<'static, Result<PullProgress, Status>>;
     type AttachContainerStream = BoxStream<'static, Result<ExecOutput, Status>>;
 
     async fn list_containers(&self, _: Request<Empty>) -> Answer<ContainerList> {
@@ -95,14 +105,7 @@ impl WorkerLocal for Api {
 
     async fn list_volumes(&self, _: Request<Empty>) -> Answer<VolumeList> {
         let volumes = self.agent.host.volumes.list().map_err(|error| Status::internal(chain(&error)))?;
-        let wire = |volume: crate::volume::Volume| Volume {
-            name: volume.name,
-            driver: "local".to_owned(),
-            mountpoint: volume.mountpoint.display().to_string(),
-            labels: volume.labels,
-            created_at_ms: volume.created_at_ms,
-        };
-        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(wire).collect() }))
+        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(wire_volume).collect() }))
     }
 
     async fn remove_volume(&self, request: Request<VolumeReference>) -> Answer<Empty> {
@@ -167,6 +170,37 @@ impl WorkerLocal for Api {
         local::inspect(&self.agent, &request.into_inner().reference).await.map(Response::new)
     }
 
+    async fn save_images(&self, request: Request<ImageReferences>) -> Answer<Self::SaveImagesStream> {
+        images::save(&self.agent, &request.into_inner().references).map(Response::new)
+    }
+
+    async fn load_images(&self, request: Request<Streaming<FileChunk>>) -> Answer<LoadImagesResponse> {
+        images::load(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<Empty> {
+        let TagImageRequest { source, target } = request.into_inner();
+        images::tag(&self.agent, &source, &target).await.map(done)
+    }
+
+    async fn push_image(&self, request: Request<PullImageRequest>) -> Answer<Self::PushImageStream> {
+        images::push(&self.agent, request.into_inner()).map(Response::new)
+    }
+
+    async fn prune_images(&self, request: Request<PruneImagesRequest>) -> Answer<PruneImagesResponse> {
+        images::prune(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn create_volume(&self, request: Request<Volume>) -> Answer<Volume> {
+        let Volume { name, labels, .. } = request.into_inner();
+        let made = self.agent.host.volumes.create(&name, &labels, std::time::SystemTime::now());
+        let volume = made.map_err(|error| match error {
+            VolumeError::Name(_) => Status::invalid_argument(error.to_string()),
+            error => Status::internal(chain(&error)),
+        })?;
+        Ok(Response::new(wire_volume(volume)))
+    }
+
     async fn check_login(&self, request: Request<PullImageRequest>) -> Answer<Empty> {
         images::check_login(&self.agent, request.into_inner()).await.map(done)
     }
@@ -186,6 +220,16 @@ impl WorkerLocal for Api {
             root_cert_pem: trust.roots_pem,
             certificate_issuer: trust.issuer,
         }))
+    }
+}
+
+fn wire_volume(volume: crate::volume::Volume) -> Volume {
+    Volume {
+        name: volume.name,
+        driver: "local".to_owned(),
+        mountpoint: volume.mountpoint.display().to_string(),
+        labels: volume.labels,
+        created_at_ms: volume.created_at_ms,
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn container(entry: &Entry) -> Container {
     }
 }
 
-pub(super) fn count(host: &Host) -> (u64, u64) {
+pub(crate) fn count(host: &Host) -> (u64, u64) {
     let entries = host.entries();
     let running = entries.iter().filter(|entry| entry.status.state == TaskState::Running).count();
     (running as u64, (entries.len() - running) as u64)

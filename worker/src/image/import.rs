@@ -81,19 +81,24 @@ pub(crate) fn architecture() -> &'static str {
 }
 
 fn layer_media_type(store: &ImageStore, layer: &str) -> Result<(&'static str, u64), ImportError> {
-    let mut file = File::open(store.blob_path(layer)?).map_err(ImportError::Read)?;
-    let bytes = file.metadata().map_err(ImportError::Read)?.len();
+    let path = store.blob_path(layer)?;
+    let bytes = std::fs::metadata(path).map_err(ImportError::Read)?.len();
     if bytes == 0 {
         return Err(ImportError::Empty);
     }
+    Ok((layer_type(store, layer).map_err(ImportError::Read)?, bytes))
+}
+
+/// By how the layer begins.
+pub(super) fn layer_type(store: &ImageStore, layer: &str) -> std::io::Result<&'static str> {
+    let mut file = File::open(store.blob_path(layer).map_err(std::io::Error::other)?)?;
     let mut magic = Vec::new();
-    file.by_ref().take(4).read_to_end(&mut magic).map_err(ImportError::Read)?;
-    let media_type = match Compression::of(&magic) {
+    file.by_ref().take(4).read_to_end(&mut magic)?;
+    Ok(match Compression::of(&magic) {
         Compression::None => "application/vnd.oci.image.layer.v1.tar",
         Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
         Compression::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
-    };
-    Ok((media_type, bytes))
+    })
 }
 
 #[cfg(test)]

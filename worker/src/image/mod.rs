@@ -3,11 +3,13 @@
 //! Invariants: content is only ever taken by digest and checked; an image is used only when all of it is here; the same
 //! content is fetched once, however many tasks wait for it.
 
+pub(crate) mod archive;
 pub(crate) mod change;
 pub(crate) mod config;
 pub(crate) mod fetch;
 pub(crate) mod import;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod reference;
 pub(crate) mod rootfs;
 pub(crate) mod store;
@@ -126,6 +128,17 @@ impl Images {
         self.pull_now(reference, auth, progress).await
     }
 
+    /// Uploads an image under a name.
+    pub(crate) async fn push(
+        &self,
+        reference: &Reference,
+        image: &StoredImage,
+        auth: Option<&wire::RegistryAuth>,
+        progress: &Progress,
+    ) -> Result<(), PullError> {
+        push::push(&self.store, &self.settings.registries(), reference, image, auth, progress).await
+    }
+
     /// Whether a registry takes the login.
     pub(crate) async fn check_login(&self, registry: &str, auth: &wire::RegistryAuth) -> Result<(), PullError> {
         pull::check_login(&self.settings.registries(), registry, auth).await
@@ -151,6 +164,7 @@ impl Images {
         progress: &Progress,
     ) -> Result<StoredImage, ImageError> {
         let registries = self.settings.registries();
+        crate::metrics::IMAGE_PULLS.inc();
         let (image, index_digest) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
         if let Some(index_digest) = index_digest {
             let pinned = Reference { tag: None, digest: Some(index_digest), ..reference.clone() };

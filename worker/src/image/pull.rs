@@ -8,7 +8,7 @@ use std::{net::IpAddr, time::Duration};
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::{
     Client, Reference as OciReference,
-    client::{ClientConfig, ClientProtocol},
+    client::{BlobResponse, ClientConfig, ClientProtocol},
     errors::{OciDistributionError, OciErrorCode},
     manifest::{
         IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use super::{
     import::architecture,
     reference::{DEFAULT_REGISTRY, Reference},
-    store::{ImageStore, StoreError, StoredImage},
+    store::{BlobWriter, ImageStore, StoreError, StoredImage},
 };
 use crate::config::RegistryConfig;
 
@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Without a byte for so long, a download has failed.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const PARALLEL_LAYERS: usize = 3;
+/// How often a download that breaks off is gone on with.
+const DOWNLOAD_ATTEMPTS: u32 = 5;
+const RESUME_PAUSE: Duration = Duration::from_millis(500);
 const ACCEPTED: [&str; 4] =
     [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
 
@@ -50,6 +53,10 @@ pub(crate) enum PullError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("registry {registry}: the download of {digest} broke off: {reason}")]
+    BrokeOff { registry: String, digest: String, reason: String },
+    #[error("denied: requested access to the resource is denied: log in with `orch login` to push {image}")]
+    Denied { image: String },
     #[error("registry {registry} refuses the login: incorrect username or password")]
     Login { registry: String },
     #[error("store the image")]
@@ -153,7 +160,7 @@ fn endpoints(registries: &RegistryConfig, registry: &str) -> Vec<Endpoint> {
     endpoints
 }
 
-fn of_host(registries: &RegistryConfig, host: &str) -> Vec<Endpoint> {
+pub(super) fn of_host(registries: &RegistryConfig, host: &str) -> Vec<Endpoint> {
     let insecure = registries.is_insecure(host) || is_this_machine(host);
     let https = Endpoint { host: host.to_owned(), plain_http: false, any_certificate: insecure };
     if insecure { vec![https.clone(), Endpoint { plain_http: true, ..https }] } else { vec![https] }
@@ -185,12 +192,16 @@ impl Endpoint {
             reason: format!("unpacking was interrupted: {error}"),
         })??;
         for layer in &manifest.layers {
-            report(progress, layer, "done", bytes_of(layer));
+            report(progress, &layer.digest, bytes_of(layer), "done", bytes_of(layer));
         }
         Ok((image, index_digest))
     }
 
-    fn client(&self) -> Result<Client, PullError> {
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub(super) fn client(&self) -> Result<Client, PullError> {
         let config = ClientConfig {
             protocol: if self.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
             accept_invalid_certificates: self.any_certificate,
@@ -215,7 +226,7 @@ impl Endpoint {
         )
     }
 
-    fn error(&self, error: OciDistributionError) -> PullError {
+    pub(super) fn error(&self, error: OciDistributionError) -> PullError {
         let registry = self.host.clone();
         match error {
             OciDistributionError::RequestError(error) if error.is_connect() || error.is_timeout() => {
@@ -225,6 +236,13 @@ impl Endpoint {
             other => PullError::Registry { registry, reason: innermost(&other) },
         }
     }
+}
+
+/// A blob on its way.
+struct Download {
+    writer: BlobWriter,
+    done: u64,
+    reported: u64,
 }
 
 struct Session<'a> {
@@ -269,32 +287,62 @@ impl Session<'_> {
 
     async fn blob(&self, blob: &OciDescriptor, progress: &Progress) -> Result<(), PullError> {
         if self.store.has_blob(&blob.digest) {
-            report(progress, blob, "exists", bytes_of(blob));
+            report(progress, &blob.digest, bytes_of(blob), "exists", bytes_of(blob));
             return Ok(());
         }
-        report(progress, blob, "downloading", 0);
-        let mut stream = self
-            .client
-            .pull_blob_stream(&self.oci_reference(None), blob)
-            .await
-            .map_err(|error| self.endpoint.error(error))?
-            .stream;
-        let mut writer = self.store.blob_writer()?;
-        let (mut done, mut reported) = (0_u64, 0_u64);
+        report(progress, &blob.digest, bytes_of(blob), "downloading", 0);
+        let mut download = Download { writer: self.store.blob_writer()?, done: 0, reported: 0 };
+        let mut attempt = 1;
+        // What has arrived is kept: the next attempt asks for the rest.
+        while let Err(error) = self.go_on(&mut download, blob, progress).await {
+            if attempt == DOWNLOAD_ATTEMPTS || !matches!(error, PullError::BrokeOff { .. }) {
+                return Err(error);
+            }
+            attempt += 1;
+            tracing::info!(digest = blob.digest, %error, attempt, "a download is resumed");
+            tokio::time::sleep(RESUME_PAUSE).await;
+        }
+        let Download { writer, done, .. } = download;
+        tokio::task::block_in_place(|| writer.commit(Some(&blob.digest)))?;
+        report(progress, &blob.digest, bytes_of(blob), "unpacking", done);
+        Ok(())
+    }
+
+    async fn go_on(&self, download: &mut Download, blob: &OciDescriptor, progress: &Progress) -> Result<(), PullError> {
+        let reference = self.oci_reference(None);
+        let mut stream = if download.done == 0 {
+            let whole = self.client.pull_blob_stream(&reference, blob).await;
+            whole.map_err(|error| self.endpoint.error(error))?.stream
+        } else {
+            let rest = self.client.pull_blob_stream_partial(&reference, blob, download.done, None).await;
+            match rest.map_err(|error| self.endpoint.error(error))? {
+                BlobResponse::Partial(rest) => rest.stream,
+                BlobResponse::Full(whole) => {
+                    *download = Download { writer: self.store.blob_writer()?, done: 0, reported: 0 };
+                    whole.stream
+                }
+            }
+        };
         while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| PullError::Registry {
+            let chunk = chunk.map_err(|error| PullError::BrokeOff {
                 registry: self.endpoint.host.clone(),
-                reason: format!("the download of {} broke off: {}", blob.digest, innermost(&error)),
+                digest: blob.digest.clone(),
+                reason: innermost(&error),
             })?;
-            writer.append(&chunk)?;
-            done += chunk.len() as u64;
-            if done - reported >= PROGRESS_STEP_BYTES {
-                reported = done;
-                report(progress, blob, "downloading", done);
+            download.writer.append(&chunk)?;
+            download.done += chunk.len() as u64;
+            if download.done - download.reported >= PROGRESS_STEP_BYTES {
+                download.reported = download.done;
+                report(progress, &blob.digest, bytes_of(blob), "downloading", download.done);
             }
         }
-        tokio::task::block_in_place(|| writer.commit(Some(&blob.digest)))?;
-        report(progress, blob, "unpacking", done);
+        if download.done < bytes_of(blob) {
+            return Err(PullError::BrokeOff {
+                registry: self.endpoint.host.clone(),
+                digest: blob.digest.clone(),
+                reason: format!("{} of {} bytes arrived", download.done, bytes_of(blob)),
+            });
+        }
         Ok(())
     }
 
@@ -318,13 +366,8 @@ impl Session<'_> {
 
 const PROGRESS_STEP_BYTES: u64 = 1 << 20;
 
-fn report(progress: &Progress, blob: &OciDescriptor, state: &str, done_bytes: u64) {
-    let layer = wire::LayerProgress {
-        digest: blob.digest.clone(),
-        done_bytes,
-        total_bytes: bytes_of(blob),
-        state: state.to_owned(),
-    };
+pub(super) fn report(progress: &Progress, digest: &str, total_bytes: u64, state: &str, done_bytes: u64) {
+    let layer = wire::LayerProgress { digest: digest.to_owned(), done_bytes, total_bytes, state: state.to_owned() };
     // Progress is a courtesy: a slow or absent reader loses some of it.
     let _ = progress.try_send(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Layer(layer)) });
 }

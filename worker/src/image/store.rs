@@ -182,6 +182,18 @@ impl ImageStore {
         Ok(self.dir.join("layers").join(hex_of(diff_id)?))
     }
 
+    /// A file that is gone when it is closed, for what is on its way.
+    pub(crate) fn scratch(&self) -> Result<File> {
+        let ingest = self.dir.join("ingest");
+        tempfile::tempfile_in(&ingest).map_err(io_error("create a file in", &ingest))
+    }
+
+    /// Compressed sizes of an image's layers, bottom first.
+    pub(crate) fn layer_sizes(&self, record: &ImageRecord) -> Vec<u64> {
+        let size = |layer: &String| self.size_of([layer.as_str()].into_iter()).unwrap_or(0);
+        record.layers.iter().map(size).collect()
+    }
+
     /// A manifest or configuration, whole.
     pub(crate) fn read_blob(&self, digest: &str) -> Result<Vec<u8>> {
         let path = self.blob_path(digest)?;

@@ -130,6 +130,20 @@ impl Volumes {
         Ok(volumes)
     }
 
+    /// Fine when it is there already, as with Docker. An empty name: one is made up.
+    pub(crate) fn create(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        now: SystemTime,
+    ) -> Result<Volume, VolumeError> {
+        let made_up = hex::encode(rand::random::<[u8; 32]>());
+        let name = if name.is_empty() { made_up.as_str() } else { name };
+        let mountpoint = self.prepare(Wanted::Named { name, labels }, None, now)?;
+        let Description { labels, created_at_ms, .. } = describe(&self.dir.join(name));
+        Ok(Volume { name: name.to_owned(), mountpoint, labels, created_at_ms })
+    }
+
     /// The caller has made sure that no container uses it.
     pub(crate) fn remove(&self, name: &str) -> Result<(), VolumeError> {
         check_name(name)?;
