@@ -33,8 +33,10 @@ use super::{
 use crate::log::{LogEngine, Sealer};
 
 const HEARTBEAT_MS: u64 = 200;
-const ELECTION_MIN_MS: u64 = 1000;
-const ELECTION_MAX_MS: u64 = 2000;
+/// A follower asks for an election when it has not heard of its leader for the lease (the greater of these) and a random
+/// time between the two: after 1.5 to 2 s, seven heartbeats or more.
+const ELECTION_MIN_MS: u64 = 500;
+const ELECTION_MAX_MS: u64 = 1000;
 const ENTRIES_PER_MESSAGE: u64 = 64;
 /// Enough for the first snapshot chunks on a slow link; the transfer itself is limited by progress.
 const SNAPSHOT_TIMEOUT_MS: u64 = 120_000;
