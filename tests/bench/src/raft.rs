@@ -22,9 +22,11 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 pub(crate) struct Options {
     #[arg(long, default_value = "target/release/orch")]
     orch: PathBuf,
-    /// Leave the peer out with an empty value
     #[arg(long, default_value = "/usr/bin/etcd")]
     etcd: PathBuf,
+    /// Leave etcd out
+    #[arg(long)]
+    no_peer: bool,
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds per number of clients and round
@@ -57,7 +59,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
                     row.orch.push(orch_writes(&managers, row.clients, options).await?);
                     report(round, "orch", row.clients, row.orch.last());
                 }
-            } else if !options.etcd.as_os_str().is_empty() {
+            } else if !options.no_peer {
                 let members = Etcd::start(&options.etcd, dir.path()).await?;
                 for row in &mut rows {
                     row.etcd.push(etcd_writes(&members, row.clients, options).await?);
