@@ -10,7 +10,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{Host, executor::log_files};
+use super::{Host, executor::log_files, logging};
 use crate::{
     image::chain,
     runtime::{self, Container, ExecRequest, LogFiles, LogSource, Runtime},
@@ -45,6 +45,9 @@ pub(crate) fn logs(
         since: options.since_ms.map(time_of),
         until: options.until_ms.map(time_of),
     };
+    if logging::is_none(&target.log) {
+        return Err("configured logging driver does not support reading: it is \"none\"".to_owned());
+    }
     let lines = match &target.container {
         Some(container) => container.logs(wanted),
         None => Runtime::logs(&target.log, wanted),

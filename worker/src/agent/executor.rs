@@ -19,6 +19,7 @@ use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
 use super::{
     Host,
     listening::{self, await_listening},
+    logging,
     prepare::{self, Prepared},
     quiet::await_quiet,
     task::{Command, Ended, Event, Machine, Report},
@@ -371,7 +372,7 @@ fn start_failed(reason: &str) -> String {
 }
 
 pub(crate) fn log_files(host: &Host, task: &Task) -> LogFiles {
-    LogFiles::at(log_path(host, task))
+    logging::files(log_path(host, task), task.spec.log_driver.as_ref())
 }
 
 fn log_path(host: &Host, task: &Task) -> PathBuf {

@@ -13,6 +13,7 @@ mod files;
 mod gossip;
 mod items;
 mod listening;
+pub(crate) mod logging;
 pub(crate) mod prepare;
 mod quiet;
 mod session;

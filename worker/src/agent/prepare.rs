@@ -19,6 +19,7 @@ use super::{
     Host,
     executor::container_id,
     files::{self, FilesError},
+    logging::{self, LoggingError},
 };
 use crate::{
     image::{
@@ -42,6 +43,8 @@ pub(crate) enum PrepareError {
     NoBindSource(String),
     #[error("invalid mount config for type \"volume\": volume driver {0:?} is not known, only \"local\" is")]
     VolumeDriver(String),
+    #[error(transparent)]
+    Logging(#[from] LoggingError),
     #[error(transparent)]
     Image(#[from] ImageError),
     #[error(transparent)]
@@ -120,6 +123,7 @@ pub(crate) async fn prepare_on(
 ) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
     check_mounts(&spec.mounts)?;
+    logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
     let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;

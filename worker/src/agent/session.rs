@@ -15,8 +15,8 @@ use orch_proto::{
     conv::{FromProto, ToProto},
     transport::{TransportError, tls_channel},
     wire::{
-        AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, Ping, RegisterImageRequest, SessionMessage,
-        SessionRequest, TaskStatusUpdate, UpdateTaskStatusRequest, dispatcher_client::DispatcherClient,
+        AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, Ping, RegisterImageRequest,
+        SessionMessage, SessionRequest, TaskStatusUpdate, UpdateTaskStatusRequest, dispatcher_client::DispatcherClient,
     },
 };
 use rand::{Rng, seq::SliceRandom};

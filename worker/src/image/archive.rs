@@ -363,6 +363,8 @@ fn header(bytes: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_size(bytes);
     header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
     header.set_mtime(0);
     header.set_entry_type(EntryType::Regular);
     header

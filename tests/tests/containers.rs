@@ -1,0 +1,144 @@
+//! One-off containers, as the tutorials use them.
+
+use orch_tests::{Lab, eventually};
+
+fn lab(name: &str) -> Lab {
+    let lab = Lab::up(name, 1, 1);
+    lab.import("busybox", "busybox", &[]);
+    lab
+}
+
+fn status(lab: &Lab, name: &str) -> Result<String, String> {
+    lab.orch(&["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name])
+        .result()
+        .map(|text| text.trim().to_owned())
+}
+
+#[test]
+fn run_in_the_foreground() {
+    let lab = lab("run");
+    let run = |args: &[&str]| lab.orch(&[&["run", "--rm"][..], args].concat());
+    assert_eq!(run(&["busybox", "echo", "hello"]).ok(), "hello\n");
+    for (command, code, said) in [
+        (&["sh", "-c", "echo to-stderr >&2; exit 42"][..], 42, "to-stderr"),
+        (&["sh", "-c", "kill -9 $$"], 137, ""),
+        (&["nosuch"], 127, "exec: \"nosuch\": executable file not found in $PATH"),
+        (&["/etc/passwd"], 126, "exec: \"/etc/passwd\": permission denied"),
+    ] {
+        let outcome = run(&[&["busybox"], command].concat());
+        assert_eq!(outcome.code, code, "{command:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(said), "{command:?}: {}", outcome.stderr);
+    }
+    for (flags, said) in [
+        (&["--pull", "never", "nosuch"][..], "Unable to find image 'nosuch:latest' locally"),
+        (&["--network", "web", "busybox"], "network web cannot be used by `orch run`"),
+        (&["--name", "-x", "busybox"], "Invalid container name (-x)"),
+        (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
+        (&["-p", "127.0.0.1:80:80", "busybox"], "not on 127.0.0.1 alone: write 80:80"),
+    ] {
+        let outcome = run(flags);
+        assert!(outcome.stderr.contains(said), "{flags:?}: {}", outcome.stderr);
+        assert!(outcome.code != 0, "{flags:?}");
+    }
+    let flags = ["-w", "/tmp", "-e", "A=b", "-u", "1000:7", "-h", "box", "-l", "x=y", "--tmpfs", "/scratch:size=1m"];
+    let more = ["--read-only", "--memory", "32m", "--entrypoint", "sh", "-v", "/srv/shared:/shared", "busybox", "-c"];
+    let script = "pwd; echo $A; id -u; id -g; hostname; cat /shared/given; touch /scratch/x && echo wrote; touch /x";
+    let _ = lab.exec("n1", &["sh", "-c", "mkdir -p /srv/shared && echo given > /srv/shared/given"]).ok();
+    let seen = run(&[&flags[..], &more, &[script]].concat());
+    assert_eq!(seen.stdout, "/tmp\nb\n1000\n7\nbox\ngiven\nwrote\n");
+    assert!(seen.stderr.contains("Read-only file system"), "{}", seen.stderr);
+    // Standard input, to its end; more than any buffer.
+    let input = vec![b'x'; 3 << 20];
+    let counted = lab.exec_with_input("n1", &["orch", "run", "-i", "--rm", "busybox", "wc", "-c"], &input).ok();
+    assert_eq!(counted.trim(), (3 << 20).to_string());
+    let printed = run(&["busybox", "sh", "-c", "dd if=/dev/zero bs=1M count=8 2>/dev/null"]).ok();
+    assert_eq!(printed.len(), 8 << 20);
+    assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "", "--rm left something");
+}
+
+#[test]
+fn a_container_lives_on_its_own() {
+    let lab = lab("containers");
+    let script = "echo started; echo hello > /www/index.html; exec httpd -f -p 8080 -h /www";
+    let run =
+        ["run", "-d", "--name", "web", "-p", "8080", "-p", "18080:8080", "-v", "/www", "busybox", "sh", "-c", script];
+    let id = lab.orch(&run).ok();
+    assert_eq!(id.trim().len(), 64);
+    let taken = lab.orch(&["run", "-d", "--name", "web", "busybox"]);
+    assert_eq!(taken.code, 125);
+    let want = format!("The container name \"/web\" is already in use by container \"{}\"", id.trim());
+    assert!(taken.stderr.contains(&want), "{}", taken.stderr);
+    let clash = lab.orch(&["run", "-d", "--rm", "-p", "18080:1", "busybox", "sleep", "9"]);
+    assert!(clash.code == 125 && clash.stderr.contains("Bind for 0.0.0.0:18080 failed: port is already allocated"));
+
+    // The tutorials' way to find a port.
+    let format = r#"{{(index (index .NetworkSettings.Ports "8080/tcp") 0).HostPort}}"#;
+    let port = lab.orch(&["inspect", "--format", format, "web"]).ok();
+    let address = lab.address("n1");
+    for port in [port.trim(), "18080"] {
+        let seen = eventually("it answers", || lab.get("client", &format!("http://{address}:{port}/")));
+        assert_eq!(seen, "hello\n");
+    }
+    assert!(lab.orch(&["port", "web"]).ok().contains("8080/tcp -> 0.0.0.0:18080"));
+    assert_eq!(lab.orch(&["logs", "web"]).ok(), "started\n");
+    assert_eq!(lab.orch(&["exec", "web", "cat", "/www/index.html"]).ok(), "hello\n");
+    assert_eq!(lab.exec_with_input("n1", &["orch", "exec", "-i", "web", "cat"], b"through").ok(), "through");
+    assert!(lab.orch(&["rm", "web"]).refused().contains("cannot remove a running container"));
+
+    // What it wrote stays.
+    let _ = lab.orch(&["exec", "web", "sh", "-c", "echo kept > /root/file; sync"]).ok();
+    let _ = lab.orch(&["stop", "-t", "1", "web"]).ok();
+    assert_eq!(lab.orch(&["ps", "-q"]).ok(), "");
+    assert!(status(&lab, "web").is_ok_and(|status| status.starts_with("exited")));
+    let _ = lab.orch(&["start", "web"]).ok();
+    assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
+    let _ = lab.orch(&["restart", "-t", "1", "web"]).ok();
+    assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
+    let _ = lab.orch(&["rename", "web", "site"]).ok();
+    assert_eq!(lab.orch(&["kill", "site"]).ok(), "site\n");
+    assert_eq!(lab.orch(&["wait", "site"]).ok(), "137\n");
+    assert!(lab.orch(&["image", "rm", "busybox"]).refused().contains("is using its referenced image"));
+    let pruned = lab.orch(&["container", "prune", "-f"]).ok();
+    assert!(pruned.contains(id.trim()), "{pruned}");
+    assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");
+    assert!(lab.orch(&["start", "site"]).refused().contains("No such container: site"));
+}
+
+#[test]
+fn restart_policies_hold_across_the_worker() {
+    let lab = lab("restarts");
+    let run = |name: &str, policy: &str, script: &str| {
+        let _ = lab.orch(&["run", "-d", "--name", name, "--restart", policy, "busybox", "sh", "-c", script]).ok();
+    };
+    run("always", "always", "exec sleep 10000");
+    run("stopped", "unless-stopped", "exec sleep 10000");
+    run("thrice", "on-failure:2", "exit 7");
+    run("done", "on-failure", "exit 0");
+    run("plain", "no", "exec sleep 10000");
+    let started = |name: &str| lab.orch(&["inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", name]).result();
+    let before = started("plain").expect("it runs");
+    eventually("on-failure gives up", || match status(&lab, "thrice")?.as_str() {
+        "exited 7" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    assert_eq!(lab.orch(&["inspect", "-f", "{{.RestartCount}}", "thrice"]).ok(), "2\n");
+    assert_eq!(status(&lab, "done"), Ok("exited 0".to_owned()));
+    let _ = lab.orch(&["exec", "always", "sh", "-c", "kill -9 -1 2>/dev/null; kill 1; true"]);
+    let _ = lab.orch(&["stop", "-t", "0", "stopped"]).ok();
+
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    eventually("the worker is back", || lab.orch(&["ps", "-q"]).result());
+    // Untouched: found again, not started again.
+    assert_eq!(started("plain"), Ok(before));
+    assert_eq!(status(&lab, "stopped"), Ok("exited 137".to_owned()));
+    // What ends while no worker looks is noticed by the next one.
+    let pid = lab.orch(&["inspect", "-f", "{{.State.Pid}}", "always"]).ok();
+    let _ = lab.command("pause", &["n1"]);
+    let _ = lab.command("resume", &["n1"]);
+    let _ = lab.exec("n1", &["kill", "-9", pid.trim()]);
+    eventually("it runs again", || {
+        let now = lab.orch(&["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "always"]).result()?;
+        let running = now.trim().ends_with("running") && !now.starts_with(&format!("{} ", pid.trim()));
+        if running { Ok(()) } else { Err(now) }
+    });
+}

@@ -1,0 +1,79 @@
+//! Images between files, names and nodes.
+
+use std::fs;
+
+use orch_tests::Lab;
+
+fn ids(lab: &Lab, args: &[&str]) -> Vec<String> {
+    let text = lab.orch(&[&["image", "ls", "-q", "--no-trunc"][..], args].concat()).ok();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn images_travel_as_files() {
+    let lab = Lab::up("images", 2, 1);
+    lab.import("busybox", "busybox", &["CMD [\"echo\", \"from the image\"]"]);
+    let id = ids(&lab, &["busybox"]);
+    let _ = lab.orch(&["tag", "busybox", "reg.example:5000/team/box:2"]).ok();
+    assert_eq!(ids(&lab, &["reg.example:5000/team/box"]), id);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("box.tar");
+    let file = file.to_str().expect("utf-8 path");
+    let _ = lab.orch(&["save", "-o", file, "busybox", "reg.example:5000/team/box:2"]).ok();
+    let _ = lab.orch(&["image", "rm", "busybox", "reg.example:5000/team/box:2"]).ok();
+    assert_eq!(ids(&lab, &[]), [] as [&str; 0]);
+
+    // Packed, through a pipe, on another node: the same image with the same names.
+    let packed = std::process::Command::new("gzip").args(["-1", "-c", file]).output().expect("gzip").stdout;
+    let said = lab.exec_with_input("n2", &["orch", "load"], &packed).ok();
+    assert_eq!(said, "Loaded image: busybox:latest\nLoaded image: reg.example:5000/team/box:2\n");
+    let there = lab.orch_on("n2", &["image", "ls", "-q", "--no-trunc"]).ok();
+    assert!(there.lines().all(|line| line == id[0]), "{there} {id:?}");
+    assert_eq!(lab.orch_on("n2", &["run", "--rm", "busybox"]).ok(), "from the image\n");
+    // The cluster knows the name: n1 gets it from there.
+    let create =
+        ["service", "create", "-d", "--name", "s", "--constraint", "node.hostname==n1", "busybox", "sleep", "999"];
+    let _ = lab.orch(&create).ok();
+    lab.wait_replicas("s", "1/1");
+
+    let history = lab.orch(&["image", "history", "--format", "{{.Size}} {{.Comment}}", "busybox"]).ok();
+    assert!(history.contains("Imported from -"), "{history}");
+    let broken = folder.path().join("broken.tar");
+    fs::write(&broken, vec![7_u8; 4096]).expect("a file");
+    let said = lab.orch(&["load", "-i", broken.to_str().expect("utf-8 path")]).refused();
+    assert!(said.starts_with("load: "), "{said}");
+}
+
+#[test]
+fn what_nothing_uses_can_go() {
+    let lab = Lab::up("image-prune", 1, 1);
+    lab.import("busybox", "busybox", &["LABEL n=1"]);
+    let old = ids(&lab, &["busybox"]);
+    let tar = orch_tests::image("busybox");
+    let tar = tar.to_str().expect("utf-8 path");
+    let _ = lab.orch(&["image", "import", "--replace", "--change", "LABEL n=2", "busybox", tar]).ok();
+    assert_eq!(ids(&lab, &["--filter", "dangling=true"]), old);
+    let _ = lab.orch(&["run", "-d", "--name", "user", &old[0], "sleep", "1000"]).ok();
+    assert!(lab.orch(&["image", "prune"]).refused().contains("add --force"));
+    let kept = lab.orch(&["image", "prune", "-f"]).ok();
+    assert_eq!(kept, "Total reclaimed space: 0B\n", "an image in use is gone");
+    let _ = lab.orch(&["rm", "-f", "user"]).ok();
+    let pruned = lab.orch(&["image", "prune", "-f"]).ok();
+    assert!(pruned.starts_with("Deleted Images:\n"), "{pruned}");
+    assert_eq!(ids(&lab, &["--filter", "dangling=true"]), [] as [&str; 0]);
+    assert_eq!(ids(&lab, &[]).len(), 1);
+}
+
+#[test]
+fn what_cannot_be_done_is_said() {
+    let lab = Lab::up("image-words", 1, 1);
+    for (args, said) in [
+        (&["push", "nosuch"][..], "An image does not exist locally with the tag: nosuch:latest"),
+        (&["tag", "nosuch", "x"], "No such image: nosuch"),
+        (&["save", "-o", "/tmp/never", "nosuch"], "No such image: nosuch"),
+        (&["build", "-t", "x", "/nowhere"], "/nowhere is not a folder"),
+    ] {
+        let outcome = lab.orch(args).refused();
+        assert!(outcome.contains(said), "{args:?}: {outcome}");
+    }
+}
