@@ -22,7 +22,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     budget::Tab,
-    filter::{Filter, of_kind},
+    filter::{Filter, shown},
     forward::VIA_KEY,
     info, outgoing,
     spec::{self, Spec},
@@ -124,8 +124,7 @@ impl control_server::Control for ControlService {
         let wire::ListRequest { kind, filters } = request.into_inner();
         let filter = Filter::new(filters).map_err(|status| *status)?;
         let view = self.consensus.store().view();
-        let all = of_kind(&view.state, kind_from(kind)?);
-        let objects = all.iter().filter(|o| filter.matches(o)).map(outgoing::object).collect();
+        let objects = shown(&view.state, kind_from(kind)?, &filter).iter().map(outgoing::object).collect();
         let answer = wire::ListResponse { objects };
         tab.map_or(Ok(()), |tab| tab.owe(answer.encoded_len()))?;
         Ok(Response::new(answer))

@@ -1,8 +1,14 @@
 //! Which objects a list or a watch shows: every field that is set must match, within a field any value.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use orch_model::{Kind, Object, task::TaskState};
+use orch_model::{
+    Kind, NodeId, Object, ServiceId,
+    task::{Task, TaskState},
+};
 use orch_proto::wire;
 use tonic::Status;
 
@@ -110,6 +116,21 @@ fn labels(object: &Object) -> Option<&BTreeMap<String, String>> {
         Object::Config(o) => Some(&o.annotations.labels),
         Object::Image(_) => None,
     }
+}
+
+/// The objects of a kind that a filter shows. Tasks of given services or nodes are found without looking at all others.
+pub(super) fn shown(state: &orch_manager_core::State, kind: Kind, filter: &Filter) -> Vec<Object> {
+    if kind != Kind::Task {
+        return of_kind(state, kind).into_iter().filter(|object| filter.matches(object)).collect();
+    }
+    let services: BTreeSet<ServiceId> = filter.services.iter().filter_map(|id| id.parse().ok()).collect();
+    let nodes: BTreeSet<NodeId> = filter.nodes.iter().filter_map(|id| id.parse().ok()).collect();
+    let tasks: Box<dyn Iterator<Item = &Arc<Task>>> = match (filter.services.is_empty(), filter.nodes.is_empty()) {
+        (false, _) => Box::new(services.iter().flat_map(|id| state.tasks_of(id))),
+        (true, false) => Box::new(nodes.iter().flat_map(|id| state.tasks_on(id))),
+        (true, true) => Box::new(state.tasks()),
+    };
+    tasks.map(|task| Object::Task(Arc::clone(task))).filter(|object| filter.matches(object)).collect()
 }
 
 /// The objects of one kind.
