@@ -6,6 +6,7 @@ use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use orch_model::{ClusterId, NodeId, Timestamp};
 use orch_proto::{
+    metrics::MetricsLayer,
     paths::Paths,
     tls::{self, SharedIdentity, UnlockKey},
     transport,
@@ -34,6 +35,7 @@ use crate::{
     leader::{self, Throne},
     log::{KeyRing, SealError, Sealer, SledEngine},
     membership::Entrance,
+    metrics,
     raft::{self, Compaction, Consensus, Member, Proposer, RaftService, Settings, TlsDial, WallClock},
     streams::StreamsService,
 };
@@ -275,7 +277,14 @@ impl Manager {
             .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(DispatcherServer::new(DispatcherService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(streams);
+        let page = {
+            let (consensus, throne, budget) = (consensus.clone(), Arc::clone(&throne), budget.clone());
+            MetricsLayer::new(move || metrics::page(&consensus, &throne, &budget))
+        };
         let local = Server::builder()
+            // For /metrics only; whoever calls anything else this way is refused.
+            .accept_http1(true)
+            .layer(page)
             .http2_max_header_list_size(HEADER_LIMIT_BYTES)
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
             .layer(gate(Origin::LocalSocket))

@@ -17,6 +17,7 @@ pub mod home;
 pub mod leader;
 pub mod log;
 pub mod membership;
+mod metrics;
 pub mod raft;
 mod random;
 mod roles;

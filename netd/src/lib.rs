@@ -11,6 +11,7 @@ mod conntrack;
 mod dns;
 mod engine;
 mod firewall;
+mod metrics;
 mod netlink;
 mod netns;
 mod nfnetlink;
@@ -22,7 +23,7 @@ use std::{io, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use orch_netd_core::ruleset::Family;
-use orch_proto::{paths::Paths, transport, wire::netd_server::NetdServer};
+use orch_proto::{metrics::MetricsLayer, paths::Paths, transport, wire::netd_server::NetdServer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -76,7 +77,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (commands, receiver) = mpsc::channel(MAX_WAITING);
     let engine = tokio::spawn(engine.run(receiver));
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
+    let waiting = commands.downgrade();
     let server = tonic::transport::Server::builder()
+        .accept_http1(true)
+        .layer(MetricsLayer::new(move || metrics::page(&waiting)))
         .add_service(NetdServer::new(service::Netd { commands, store }))
         .serve_with_incoming_shutdown(incoming, async move {
             terminate.recv().await;

@@ -7,6 +7,7 @@
 pub mod ca;
 pub mod conv;
 pub mod gossip;
+pub mod metrics;
 pub mod paths;
 pub mod report;
 pub mod tls;

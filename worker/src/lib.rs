@@ -15,6 +15,7 @@ mod cleanup;
 mod config;
 mod image;
 mod local;
+mod metrics;
 mod netd_client;
 mod peer;
 mod store;

@@ -5,6 +5,7 @@ use std::{pin::Pin, sync::Arc};
 use anyhow::{Context as _, Result};
 use futures::Stream;
 use orch_proto::{
+    metrics::{MetricsLayer, Page},
     paths::Paths,
     tls::{Identity, TlsError},
     transport::unix_incoming,
@@ -35,10 +36,14 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
     let gossip = Gossip::new();
     let gossiping = tokio::spawn(gossip::run(Arc::clone(&supervisor), gossip.clone()));
+    let page = {
+        let supervisor = Arc::clone(&supervisor);
+        MetricsLayer::new(move || metrics_page(&supervisor))
+    };
     let service = NodeControlServer::new(NodeService { supervisor: Arc::clone(&supervisor), gossip });
     // A client that stays connected must not keep the supervisor from stopping, so there is no graceful drain.
     let served = tokio::select! {
-        served = Server::builder().add_service(service).serve_with_incoming(incoming) => {
+        served = Server::builder().accept_http1(true).layer(page).add_service(service).serve_with_incoming(incoming) => {
             served.context("the supervisor's socket failed")
         }
         _ = terminate.recv() => Ok(()),
@@ -51,6 +56,19 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     supervisor.stop_daemons().await;
     super::files::remove_file(&socket)?;
     served
+}
+
+/// What the supervisor tells Prometheus.
+fn metrics_page(supervisor: &Supervisor) -> Page {
+    let mut page = Page::default();
+    let daemons = supervisor.daemon_infos();
+    let each = |value: fn(&wire::DaemonInfo) -> u64| {
+        daemons.iter().map(move |daemon| (daemon.name.clone(), value(daemon))).collect::<Vec<_>>()
+    };
+    page.gauges("daemon_up", "1 while the daemon runs", "daemon", each(|daemon| u64::from(daemon.pid != 0)));
+    page.gauges("daemon_restarts", "How often the daemon was started again", "daemon", each(|daemon| daemon.restarts));
+    page.gauge("node_in_cluster", "1 while this machine is in a cluster", supervisor.member().is_some().into());
+    page
 }
 
 /// Starts the daemons of the cluster that this node is in.

@@ -102,6 +102,12 @@ impl Reign {
         self.sessions.announce(node, announcement)
     }
 
+    /// Nodes that are connected.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        self.sessions.count()
+    }
+
     /// Ends the node's session.
     pub fn expel(&self, node: &NodeId) {
         self.sessions.expel(node);

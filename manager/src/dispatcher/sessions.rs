@@ -72,6 +72,11 @@ impl Sessions {
         }
     }
 
+    /// Nodes with a session.
+    pub(super) fn count(&self) -> usize {
+        self.lock().open.len()
+    }
+
     /// Ends the node's session whatever it is.
     pub(super) fn expel(&self, node: &NodeId) {
         let mut inner = self.lock();

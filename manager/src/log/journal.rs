@@ -161,7 +161,9 @@ impl Journal {
         self.encode(number, last_index, staged, size);
         let offset = (self.half * HALF_BYTES + self.at) as u64;
         self.file.write_all_at(&self.buffer, offset).map_err(|e| self.error("write", e))?;
+        let start = std::time::Instant::now();
         self.file.sync_data().map_err(|e| self.error("sync", e))?;
+        crate::metrics::note_fsync(start.elapsed());
         self.at += size;
         self.last_in[self.half] = number;
         Ok(Written::Safe)

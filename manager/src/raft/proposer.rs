@@ -74,6 +74,7 @@ impl Proposer {
         }
         let (reply, answer) = oneshot::channel();
         let pending = Pending { transaction, changes: count, bytes, reply };
+        crate::metrics::note_proposal();
         self.queue.send(pending).await.map_err(|_| ProposeError::Stopping)?;
         answer.await.map_err(|_| ProposeError::Stopping)?
     }

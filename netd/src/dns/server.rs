@@ -88,6 +88,7 @@ impl Shared {
     }
 
     fn local(&self, query: &[u8], view: &TaskView, transport: Transport) -> Answer {
+        crate::metrics::DNS_QUERIES.inc();
         let answer = answer(query, &view.view, self.turn.fetch_add(1, Ordering::Relaxed), transport);
         if answer == Answer::Malformed {
             self.malformed.fetch_add(1, Ordering::Relaxed);

@@ -31,6 +31,7 @@ impl Session {
     pub(crate) fn execute(&self, ops: &[NetOp], peers: &Namespaces, netfilter: &Socket) -> io::Result<()> {
         let mut first_error = None;
         let mut indexes = Indexes { handle: &self.here, known: BTreeMap::new() };
+        crate::metrics::OPERATIONS.inc_by(ops.len() as u64);
         for op in ops {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
@@ -38,6 +39,7 @@ impl Session {
                 _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
             };
             if let Err(error) = result {
+                crate::metrics::FAILED_OPERATIONS.inc();
                 tracing::debug!(?op, %error, "a step failed");
                 let described = io::Error::new(error.kind(), format!("{}: {error}", describe(op)));
                 first_error.get_or_insert(described);

@@ -96,6 +96,7 @@ impl Container {
 
     /// Runs the program. An error with an exit code says why it cannot be executed; the container has ended then.
     pub async fn start(&self) -> Result<(), RuntimeError> {
+        crate::metrics::CONTAINERS_STARTED.inc();
         match ask(&self.0.folder, Request::Start).await? {
             Some(Reply::Done) => Ok(()),
             Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
