@@ -28,8 +28,10 @@ use super::{
     wait,
 };
 
-/// Per manager that is asked.
+/// Per manager that is asked; they may have to elect a leader first.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
+/// A leader that has lost its quorum with this manager finds out within this.
+const LEASE: Duration = Duration::from_secs(3);
 /// For the certificates to come.
 const ROLE_LIMIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
@@ -41,14 +43,18 @@ pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::Reset
     let own = member.advertise_addr.clone();
     let mut others = managers::known(supervisor, &member).await;
     others.retain(|addr| *addr != own);
-    refuse_unless_others_decide(supervisor, &others).await?;
     let aside = {
         let _operation = supervisor.begin()?;
+        // First of all, so that it does not count when the others are asked whether they can decide.
+        supervisor.stop_daemon(Role::Manager).await;
+        if let Err(refused) = refuse_unless_others_decide(supervisor, &others).await {
+            supervisor.start_daemon(Role::Manager)?;
+            return Err(refused);
+        }
         member.managers = others;
         member.manager = false;
         // From here on this node has no manager, whatever happens; the role comes back with the certificates.
         supervisor.become_member(member.clone())?;
-        supervisor.stop_daemon(Role::Manager).await;
         put_aside(supervisor, &member)?
     };
     take_the_role_again(supervisor).await?;
@@ -60,6 +66,7 @@ pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::Reset
 /// Without a quorum of the others nobody could let this manager in again, and what it has may be all there is.
 async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String]) -> Result<()> {
     let identity = worker_identity(&supervisor.paths)?;
+    sleep(LEASE).await;
     let mut reason = "this node knows no other manager".to_owned();
     for addr in others {
         let asked = timeout(ASK_LIMIT, async {
