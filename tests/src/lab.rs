@@ -93,6 +93,7 @@ fn run(command: &mut Command, stdin: Option<&[u8]>) -> Outcome {
 pub struct Lab {
     name: String,
     orch: PathBuf,
+    variables: Vec<(String, String)>,
 }
 
 impl Lab {
@@ -100,7 +101,15 @@ impl Lab {
     #[track_caller]
     #[must_use]
     pub fn up(name: &str, nodes: usize, managers: usize) -> Self {
-        let lab = Self { name: name.into(), orch: orch_binary() };
+        Self::up_with(name, nodes, managers, &[])
+    }
+
+    /// As [`Lab::up`], with these environment variables for all daemons and commands.
+    #[track_caller]
+    #[must_use]
+    pub fn up_with(name: &str, nodes: usize, managers: usize, variables: &[(&str, &str)]) -> Self {
+        let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let lab = Self { name: name.into(), orch: orch_binary(), variables };
         // What an earlier run left behind after a crash.
         let _ = lab.command("down", &[] as &[&str]);
         let counts = ["--nodes".into(), nodes.to_string(), "--managers".into(), managers.to_string()];
@@ -110,11 +119,17 @@ impl Lab {
 
     /// `orch lab VERB --name … ARGS`.
     pub fn command(&self, verb: &str, args: &[impl AsRef<OsStr>]) -> Outcome {
-        run(Command::new(&self.orch).args(["lab", verb, "--name", &self.name]).args(args), None)
+        run(self.orch_command().args(["lab", verb, "--name", &self.name]).args(args), None)
+    }
+
+    fn orch_command(&self) -> Command {
+        let mut command = Command::new(&self.orch);
+        command.envs(self.variables.iter().map(|(key, value)| (key, value)));
+        command
     }
 
     pub(crate) fn exec_command(&self, node: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.orch);
+        let mut command = self.orch_command();
         command.args(["lab", "exec", "--name", &self.name, node, "--"]).args(args);
         command
     }

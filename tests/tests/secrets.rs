@@ -85,6 +85,130 @@ fn a_secret_is_a_file_in_memory_and_nowhere_else() {
     assert!(lab.orch(&["secret", "rm", "db"]).refused().contains("no such secret: db"));
 }
 
+/// What Docker's commands say and do, short of a secret's content ever coming back.
+#[test]
+fn secrets_and_configs_are_listed_inspected_and_removed() {
+    let lab = Lab::up("secret-words", 1, 1);
+    lab.import("busybox", "busybox", &[]);
+    let create = |args: &[&str], content: &[u8]| lab.exec_with_input("n1", &[&["orch"], args].concat(), content);
+    for kind in ["secret", "config"] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("content");
+        fs::write(&file, SECRET).expect("a file");
+        let file = file.to_str().expect("utf-8");
+        let id = lab.orch(&[kind, "create", "--label", "env=prod", "-l", "tier", "from-file", file]).ok();
+        let id = id.trim();
+        assert!(id.len() == 25 && id.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()), "{id}");
+        let _ = create(&[kind, "create", "from.stdin_2", "-"], b"\x00\xff binary").ok();
+
+        let listed = |args: &[&str]| lab.orch(&[&[kind, "ls"], args].concat()).ok();
+        let heading =
+            if kind == "secret" { "ID  NAME  DRIVER  CREATED  UPDATED" } else { "ID  NAME  CREATED  UPDATED" };
+        let columns: Vec<String> = listed(&[])
+            .lines()
+            .next()
+            .expect("a heading")
+            .split("   ")
+            .map(str::trim)
+            .filter(|word| !word.is_empty())
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(columns.join("  "), heading);
+        assert_eq!(listed(&["--format", "{{.Name}} {{.Labels}}"]), "from-file env=prod,tier=\nfrom.stdin_2 \n");
+        assert_eq!(listed(&["-q", "--filter", "name=from-f"]), format!("{id}\n"));
+        assert_eq!(listed(&["-q", "--filter", "label=env=prod"]), format!("{id}\n"));
+        assert_eq!(listed(&["-q", "--filter", "label=env=test"]), "");
+        assert_eq!(listed(&["--filter", &format!("id={}", &id[..12]), "--format", "{{.Name}}"]), "from-file\n");
+        let said = lab.orch(&[kind, "ls", "--filter", "colour=red"]).refused();
+        assert!(said.contains("colour"), "{said}");
+
+        let inspect = |args: &[&str]| lab.orch(&[&[kind, "inspect"], args].concat());
+        assert_eq!(
+            inspect(&["--format", "{{.Spec.Name}} {{.ID}}", "from-file", &id[..10]]).ok(),
+            format!("from-file {id}\n").repeat(2)
+        );
+        let all = inspect(&["from-file"]).ok()
+            + &inspect(&["--pretty", "from-file"]).ok()
+            + &inspect(&["--format", "json", "from-file"]).ok();
+        // Also not as the API encodes bytes.
+        let is_shown = all.contains(SECRET) || all.contains("dGhlLXZlcnktc2VjcmV0");
+        assert_eq!(is_shown, kind == "config", "{all}");
+        assert!(inspect(&["nobody"]).refused().contains(&format!("no such {kind}: nobody")));
+
+        let max = if kind == "secret" { 500 * 1024 } else { 1000 * 1024 };
+        let _ = create(&[kind, "create", "largest", "-"], &vec![b'x'; max]).ok();
+        for (content, name) in [(vec![b'x'; max + 1], "too-large"), (Vec::new(), "empty")] {
+            let said = create(&[kind, "create", name, "-"], &content).refused();
+            assert!(said.contains(&format!("from 1 to {max} bytes")), "{said}");
+        }
+        for name in ["-start", "end-", "sp ace", "sla/sh", "", &"x".repeat(65)] {
+            let said = create(&[kind, "create", "--", name, "-"], b"x").refused();
+            assert!(said.contains("[a-zA-Z0-9-_.]"), "{name:?}: {said}");
+        }
+        let _ = create(&[kind, "create", &"x".repeat(64), "-"], b"x").ok();
+
+        // Several are removed at once; one that is in use, or is not there, keeps none of the others.
+        let flag = format!("--{kind}");
+        for name in ["one", "two"] {
+            let args = ["service", "create", "-d", "--name", name, &flag, "from-file", "busybox", "sleep", "10000"];
+            let _ = lab.orch(&args).ok();
+        }
+        let said = lab.orch(&[kind, "rm", "from-file", "nobody", "largest"]).refused();
+        assert!(said.contains(&format!("{kind} from-file is in use by services one and two")), "{said}");
+        assert!(said.contains(&format!("no such {kind}: nobody")), "{said}");
+        assert!(!listed(&["--format", "{{.Name}}"]).contains("largest"));
+        assert!(!lab.orch(&["service", "inspect", "one"]).ok().contains(SECRET));
+        let _ = lab.orch(&["service", "rm", "one", "two"]).ok();
+        eventually("nobody uses it any more", || lab.orch(&[kind, "rm", "from-file", "from.stdin_2"]).result());
+    }
+}
+
+/// A new content is another version; services that use it are updated to it, one task after the other.
+#[test]
+fn another_content_reaches_the_tasks_and_a_rollback_brings_the_old_one_back() {
+    let lab = Lab::up("secret-update", 2, 1);
+    lab.import("busybox", "busybox", &[]);
+    let put = |args: &[&str], content: &str| lab.exec_with_input("n1", &[&["orch"], args].concat(), content.as_bytes());
+    let _ = put(&["secret", "create", "--label", "use=test", "db", "-"], "first").ok();
+    let _ = put(&["config", "create", "app", "-"], "one").ok();
+    let service =
+        ["service", "create", "-d", "--name", "user", "--mode", "global", "--secret", "source=db,target=key,mode=0400"];
+    let config = ["--config", "source=app,target=/etc/app.conf", "busybox", "sleep", "10000"];
+    let _ = lab.orch(&[&service[..], &config[..]].concat()).ok();
+    let reads = |wanted: &str| {
+        for node in ["n1", "n2"] {
+            eventually(&format!("the tasks read {wanted}"), || {
+                let seen = in_task(&lab, node, "cat /run/secrets/key /etc/app.conf; stat -c ' %a' /run/secrets/key")?;
+                if seen == format!("{wanted} 400\n") { Ok(()) } else { Err(seen) }
+            });
+        }
+    };
+    reads("firstone");
+    let old = lab.orch(&["secret", "inspect", "db", "--format", "{{.ID}}"]).ok();
+    let new = put(&["secret", "update", "--label-add", "more=1", "db", "-"], "second").ok();
+    assert_ne!(new, old);
+    reads("secondone");
+    let _ = put(&["config", "update", "app", "-"], "two").ok();
+    reads("secondtwo");
+    let names = lab.orch(&["secret", "ls", "--format", "{{.Name}} {{.Labels}}"]).ok();
+    assert_eq!(names, "db more=1,use=test\ndb.1 orch.version-of=db,use=test\n");
+    let shown =
+        lab.orch(&["service", "inspect", "user", "--format", "{{json .Spec.TaskTemplate.ContainerSpec.Secrets}}"]).ok();
+    assert!(shown.contains(new.trim()) && shown.contains("\"db\""), "{shown}");
+    let _ = lab.orch(&["service", "rollback", "-d", "user"]).ok();
+    reads("secondone");
+    // Labels alone change nothing for the tasks; what is in use goes along however old it is.
+    let before = lab.orch(&["ps", "-q"]).ok();
+    assert_eq!(lab.orch(&["secret", "update", "--label-rm", "more", "db"]).ok(), new);
+    let _ = put(&["secret", "update", "db", "-"], "second").ok();
+    assert_eq!(lab.orch(&["ps", "-q"]).ok(), before);
+    let _ = put(&["config", "update", "app", "-"], "three").ok();
+    reads("secondthree");
+    for content in ["", &"x".repeat(500 * 1024 + 1)] {
+        assert!(put(&["secret", "update", "db", "-"], content).refused().contains("512000"));
+    }
+}
+
 #[test]
 fn a_stack_brings_its_secrets_and_configs_along() {
     let lab = Lab::up("secret-stack", 2, 1);

@@ -1,7 +1,7 @@
 //! The service that runs all along: its containers on every node, and what becomes of the requests to it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,6 +12,8 @@ use crate::faults::{Edge, Fault, NODES, Node};
 
 pub(crate) const NAME: &str = "web";
 pub(crate) const REPLICAS: &str = "6";
+/// So that no single node ever has them all: without it there is a service left to answer.
+const MAX_PER_NODE: &str = "3";
 const PORT: &str = "8000";
 const INTERVAL: Duration = Duration::from_millis(150);
 const LONGEST_RUN: Duration = Duration::from_secs(4 * 3600);
@@ -133,7 +135,7 @@ impl Traffic {
             let new = &answers[judged.min(answers.len())..];
             self.total += new.len();
             for failed in failures(new) {
-                if self.spells.iter().any(|spell| spell.excuses(node, failed)) {
+                if is_excused(&self.spells, node, failed) {
                     self.excused += 1;
                 } else {
                     found.push(format!("a request to {node} failed: {failed}"));
@@ -155,20 +157,29 @@ impl Traffic {
 }
 
 impl Spell {
-    /// Only packets that are lost excuse a failure: all while it lasts on the nodes that are cut off, and for as long as
-    /// it takes to notice on the others. Nothing excuses one when only daemons die or stand still.
-    fn excuses(&self, entry: &str, request: &Value) -> bool {
-        let at = request["at"].as_f64().expect("a time");
-        let cut = self.fault.without_network();
-        if cut.is_empty() || at < self.begin - IN_FLIGHT_SECS {
-            return false;
-        }
-        let over = self.end.is_some_and(|end| at > end + AFTERMATH_SECS);
-        let is_noticed = at > self.begin + NOTICE_SECS && self.end.is_none_or(|end| at < end);
-        // Who is cut from one other node only is dead for nobody, so the two keep sending each other requests.
-        let is_pair = cut.len() > 1;
-        if cut.contains(&entry) { !over } else { !over && !is_noticed && !is_pair }
+    fn is_near(&self, at: f64) -> bool {
+        at >= self.begin - IN_FLIGHT_SECS && self.end.is_none_or(|end| at <= end + AFTERMATH_SECS)
     }
+
+    fn is_noticed(&self, at: f64) -> bool {
+        at > self.begin + NOTICE_SECS && self.end.is_none_or(|end| at < end)
+    }
+}
+
+/// Only packets that are lost excuse a failure: all while it lasts on the nodes that are cut off, and for as long as it
+/// takes to notice on the others. Nothing excuses one when only daemons die or stand still.
+fn is_excused(spells: &[Spell], entry: &str, request: &Value) -> bool {
+    let at = request["at"].as_f64().expect("a time");
+    let near: Vec<&Spell> = spells.iter().filter(|s| s.is_near(at) && !s.fault.without_network().is_empty()).collect();
+    let cut: BTreeSet<Node> = near.iter().flat_map(|spell| spell.fault.without_network()).collect();
+    // Who hears neither of the others believes that it is cut off itself, and takes nobody out. Who is cut off from one
+    // other node only is dead for nobody, so the two keep sending each other requests.
+    let is_half_blind = near.len() > 1 && cut.len() > 1;
+    is_half_blind || cut.contains(entry) || near.iter().any(|spell| is_single(spell) && !spell.is_noticed(at))
+}
+
+fn is_single(spell: &Spell) -> bool {
+    spell.fault.without_network().len() == 1
 }
 
 fn now() -> f64 {
