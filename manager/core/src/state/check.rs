@@ -93,11 +93,15 @@ pub(crate) fn network_user(state: &State, network: &NetworkId) -> Option<String>
     state.tasks().find(|t| attached(t)).map(|t| format!("task {} (which is stopping)", t.name()))
 }
 
-/// Who keeps a secret or config: a service that names it, or a task that still runs with it.
+/// Who keeps a secret or config: the services that name it, or a task that still runs with it.
 pub(crate) fn spec_user(state: &State, uses: &dyn Fn(&orch_model::service::TaskSpec) -> bool) -> Option<String> {
-    let service = state.services().find(|s| !s.removing && uses(&s.spec.task));
-    if let Some(service) = service {
-        return Some(format!("service {}", service.spec.annotations.name));
+    let users = state.services().filter(|s| !s.removing && uses(&s.spec.task));
+    let mut names: Vec<&str> = users.map(|s| s.spec.annotations.name.as_str()).collect();
+    names.sort_unstable();
+    match &names[..] {
+        [] => {}
+        [one] => return Some(format!("service {one}")),
+        [some @ .., last] => return Some(format!("services {} and {last}", some.join(", "))),
     }
     let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(&t.spec));
     task.map(|t| format!("task {} (which is stopping)", t.name()))

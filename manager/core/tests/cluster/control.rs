@@ -165,6 +165,68 @@ fn a_secret_in_use_stays() {
     assert!(sim.set_of(1).keys().any(|k| matches!(k, orch_model::assignment::AssignmentKey::Secret(_))));
 }
 
+/// Another content takes the name; services go over, and may go back as long as the old one is there.
+#[test]
+fn a_secret_gets_another_content_and_services_go_over() {
+    let mut sim = Sim::new(1);
+    let now = sim.now;
+    let annotations = Annotations { name: "key".into(), labels: BTreeMap::from([("a".into(), "b".into())]) };
+    let made = sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations.clone(), b"1".to_vec()));
+    sim.accept(&made.expect("accepted"));
+    let named = |sim: &Sim, name: &str| sim.state.secrets().find(|s| s.annotations.name == name).cloned();
+    let first = named(&sim, "key").expect("stored");
+    let mut spec = web("web", "nginx", 1);
+    spec.task.container.secrets.push(orch_model::service::FileRef {
+        id: first.id.clone(),
+        name: "key".into(),
+        target: "key".into(),
+        uid: "0".into(),
+        gid: "0".into(),
+        mode: 0o444,
+    });
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    let used = |sim: &Sim| {
+        let service = sim.state.services().next().expect("a service").clone();
+        (service.spec.task.container.secrets[0].id.clone(), service.meta.version, service.id.clone())
+    };
+    for content in [b"2", b"3", b"4"] {
+        let current = named(&sim, "key").expect("stored");
+        let (now, labels) = (sim.now, current.annotations.clone());
+        let version = current.meta.version;
+        let made =
+            sim.with_ids(|s, ids| control::replace_secret(s, now, ids, &current.id, version, labels, content.to_vec()));
+        sim.accept(&made.expect("accepted"));
+        let newest = named(&sim, "key").expect("stored");
+        assert_eq!((newest.data.as_slice(), &newest.annotations), (&content[..], &annotations));
+        assert_eq!(used(&sim).0, newest.id);
+        sim.run(secs(60));
+    }
+    // The first is gone: no task has it and no service could go back to it.
+    let mut names: Vec<String> = sim.state.secrets().map(|s| s.annotations.name.clone()).collect();
+    names.sort();
+    assert_eq!(names, ["key", "key.2", "key.3"]);
+    assert!(sim.state.secret(&first.id).is_none());
+    let (_, version, service) = used(&sim);
+    let back = control::rollback_service(&sim.state, sim.now, &service, version).expect("accepted");
+    sim.accept(&back);
+    assert_eq!(used(&sim).0, named(&sim, "key.3").expect("kept").id);
+
+    // The same content again changes labels only; another name is refused; nobody works on an old version.
+    let newest = named(&sim, "key").expect("stored");
+    let renamed = Annotations { name: "lock".into(), ..annotations.clone() };
+    let mut replace = |annotations: &Annotations, version, content: &[u8]| {
+        let (now, annotations, content) = (sim.now, annotations.clone(), content.to_vec());
+        sim.with_ids(|s, ids| control::replace_secret(s, now, ids, &newest.id, version, annotations, content))
+    };
+    let same = replace(&annotations, newest.meta.version, b"4").expect("accepted");
+    assert_eq!(same.transaction.changes.len(), 1);
+    let refused = replace(&renamed, newest.meta.version, b"5").expect_err("renamed");
+    assert_eq!(refused.text, "key cannot be renamed to lock: create another object beside it");
+    let refused = replace(&annotations, orch_model::Version(1), b"5").expect_err("stale");
+    assert_eq!(refused.code, Code::Aborted);
+}
+
 /// `apply` is all-or-nothing, takes reports only upward and only from the task's node, and fills no slot twice.
 #[test]
 fn apply_keeps_its_rules() {

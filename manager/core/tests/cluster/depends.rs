@@ -5,10 +5,7 @@ use orch_model::service::{Dependency, DependencyCondition, ServiceMode, ServiceS
 use crate::sim::{Sim, secs, web};
 
 fn after(name: &str, other: &str, condition: DependencyCondition, required: bool) -> ServiceSpec {
-    ServiceSpec {
-        depends_on: vec![Dependency { service: other.into(), condition, required }],
-        ..web(name, "nginx", 1)
-    }
+    ServiceSpec { depends_on: vec![Dependency { service: other.into(), condition, required }], ..web(name, "nginx", 1) }
 }
 
 #[test]

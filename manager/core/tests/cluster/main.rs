@@ -9,6 +9,7 @@ mod plan;
 mod properties;
 mod restart;
 mod roles;
+mod rotation;
 mod schedule;
 mod schedule_best;
 mod sim;
