@@ -69,7 +69,13 @@ fn who_is_down_follows_from_silence_and_peers() {
     check("one peer fell silent with it, a majority is left", 5, &most, 2_100, &[(5, Unreachable)]);
     let cut_off = [All(3, 0), Blind(&[1, 2], 3), Blind(&[3], 1)];
     check("a manager that hears nobody believes nobody", 3, &cut_off, 14_999, &[]);
-    check("with two nodes only the grace time counts", 2, &[All(2, 0), Heard(&[1], 14_000), Blind(&[1], 2)], 14_500, &[]);
+    check(
+        "with two nodes only the grace time counts",
+        2,
+        &[All(2, 0), Heard(&[1], 14_000), Blind(&[1], 2)],
+        14_500,
+        &[],
+    );
     check("and it does", 2, &[All(2, 0), Heard(&[1], 15_000)], 15_001, &[(2, Missed)]);
     let paused = [All(3, 0), Blind(&[1, 2], 3), Forgive(20_000, 20_000)];
     check("a manager that stood still blames nobody", 3, &paused, 20_100, &[]);

@@ -60,7 +60,10 @@ impl Net {
             sent: 0,
         };
         for n in 0..nodes {
-            let peers = distances(nodes, watchers).map(|k| (n + k) % nodes).map(|k| Peer { id: id(k), addr: addr(k) }).collect();
+            let peers = distances(nodes, watchers)
+                .map(|k| (n + k) % nodes)
+                .map(|k| Peer { id: id(k), addr: addr(k) })
+                .collect();
             net.probers[n].set_circle(Circle { peers, watchers }, Duration::ZERO);
         }
         net
