@@ -20,7 +20,7 @@ async fn want(manager: &lab::LabManager, id: &str, role: NodeRole) -> Result<(),
         id: id.to_owned(),
         version: node.meta.unwrap().version,
         spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Node(spec)) }),
-        rollback: false,
+        ..wire::UpdateRequest::default()
     };
     manager.control().await.update(request).await.map(drop)
 }
