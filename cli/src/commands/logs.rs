@@ -42,8 +42,9 @@ pub(crate) struct LogsArgs {
     task: String,
 }
 
+/// How lines of several tasks are shown.
 #[derive(Debug, Args)]
-pub(crate) struct ServiceLogsArgs {
+pub(crate) struct LinesArgs {
     #[command(flatten)]
     flags: LogFlags,
     /// Do not map IDs to names in output
@@ -58,8 +59,21 @@ pub(crate) struct ServiceLogsArgs {
     /// Do not neatly format logs
     #[arg(long)]
     raw: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceLogsArgs {
+    #[command(flatten)]
+    lines: LinesArgs,
     #[arg(value_name = "SERVICE|TASK")]
     target: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StackLogsArgs {
+    #[command(flatten)]
+    lines: LinesArgs,
+    stack: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -116,18 +130,32 @@ pub(crate) async fn service_logs(args: ServiceLogsArgs, paths: &Paths) -> anyhow
         Some(service) => (vec![service.id.to_string()], Vec::new()),
         None => (Vec::new(), vec![args.target.clone()]),
     };
-    let request = wire::LogsRequest { tasks, services, options: Some(args.flags.options()) };
-    let mut lines = match api.control.logs(request).await {
+    let request = wire::LogsRequest { tasks, services, options: Some(args.lines.flags.options()) };
+    let lines = match api.control.logs(request).await {
         Ok(lines) => lines.into_inner(),
         Err(status) if service.is_none() && status.code() == tonic::Code::NotFound => {
             anyhow::bail!("no such task or service: {}", args.target)
         }
         Err(status) => return Err(explain(status)),
     };
-    let mut prefixes = Prefixes::load(&mut api, &args).await?;
+    print(&mut api, lines, &args.lines).await
+}
+
+/// Of all services of a stack.
+pub(crate) async fn stack_logs(args: StackLogsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    let services = super::stack::services_of(&mut api, &args.stack).await?;
+    let services = services.iter().map(|service| service.id.to_string()).collect();
+    let request = wire::LogsRequest { tasks: Vec::new(), services, options: Some(args.lines.flags.options()) };
+    let lines = api.control.logs(request).await.map_err(explain)?.into_inner();
+    print(&mut api, lines, &args.lines).await
+}
+
+async fn print(api: &mut Api, mut lines: tonic::Streaming<wire::LogLine>, args: &LinesArgs) -> anyhow::Result<()> {
+    let mut prefixes = Prefixes::load(api, args).await?;
     while let Some(line) = lines.next().await {
         let line = line.map_err(explain)?;
-        let prefix = if args.raw { String::new() } else { prefixes.of(&mut api, &line.task_id).await? };
+        let prefix = if args.raw { String::new() } else { prefixes.of(api, &line.task_id).await? };
         write_line(&line, &prefix, args.flags.timestamps)?;
     }
     Ok(())
@@ -144,7 +172,7 @@ struct Prefixes {
 }
 
 impl Prefixes {
-    async fn load(api: &mut Api, args: &ServiceLogsArgs) -> anyhow::Result<Self> {
+    async fn load(api: &mut Api, args: &LinesArgs) -> anyhow::Result<Self> {
         Ok(Self {
             nodes: node_names(&api.all::<Node>().await?),
             services: service_names(&api.all::<Service>().await?),

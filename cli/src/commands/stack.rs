@@ -1,19 +1,23 @@
 //! `orch stack …`.
 
+mod change;
 mod config;
+mod current;
 mod deploy;
 mod files;
+mod plan;
+mod record;
 mod remove;
 mod rotate;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc};
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
 use orch_model::{service::Service, task::Task};
 use orch_proto::{paths::Paths, wire};
 
-use super::{ListFlags, service};
+use super::{ListFlags, logs, service};
 use crate::{
     api::Api,
     compose::NAMESPACE_LABEL,
@@ -26,8 +30,19 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(crate) enum StackCommand {
     /// Deploy a new stack or update an existing stack
-    #[command(visible_alias = "up")]
     Deploy(deploy::DeployArgs),
+    /// Deploy the stack file of this folder and wait until its services run
+    Up(change::UpArgs),
+    /// Show what a deployment would create, change field by field, restart and remove
+    Plan(change::PlanArgs),
+    /// Compare what runs with what the files say, line by line
+    Diff(change::DiffArgs),
+    /// Return the whole stack to the deployment before its last one
+    Rollback(change::RollbackArgs),
+    /// Write a file that deploys to what runs now
+    Export { stack: String },
+    /// Fetch the logs of all services of a stack
+    Logs(logs::StackLogsArgs),
     /// Outputs the final config file, after doing merges and interpolations
     Config(config::ConfigArgs),
     /// List stacks
@@ -48,6 +63,9 @@ pub(crate) enum StackCommand {
     /// Remove one or more stacks
     #[command(visible_aliases = ["remove", "down"])]
     Rm {
+        /// Wait until the stack's names, ports and addresses are free
+        #[arg(short, long)]
+        wait: bool,
         #[arg(required = true, value_name = "STACK")]
         stacks: Vec<String>,
     },
@@ -69,8 +87,14 @@ const STACKS: Listing<'static> = Listing {
     quiet: "Name",
 };
 
-pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<ExitCode> {
     match command {
+        StackCommand::Plan(args) => return change::plan(args, paths).await,
+        StackCommand::Diff(args) => return change::diff(args, paths).await,
+        StackCommand::Up(args) => change::up(args, paths).await,
+        StackCommand::Rollback(args) => change::rollback(args, paths).await,
+        StackCommand::Export { stack } => change::export(&stack, paths).await,
+        StackCommand::Logs(args) => logs::stack_logs(args, paths).await,
         StackCommand::Deploy(args) => deploy::run(args, paths).await,
         StackCommand::Config(args) => config::run(&args),
         StackCommand::Ls { format } => list(format, paths).await,
@@ -81,8 +105,9 @@ pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<
             service::print_tasks(&mut api, &tasks, &args.list, args.no_resolve).await
         }
         StackCommand::Services { list, stack } => service::list::print(&list, Some(&stack), paths).await,
-        StackCommand::Rm { stacks } => remove::run(&stacks, paths).await,
+        StackCommand::Rm { stacks, wait } => remove::run(&stacks, wait, paths).await,
     }
+    .map(|()| ExitCode::SUCCESS)
 }
 
 /// The services of a stack; none means that there is no such stack.

@@ -4,7 +4,7 @@ use orch_model::{
     network::{DRIVER_OVERLAY, NetworkSpec},
     service::{
         ContainerSpec, DependencyCondition, EndpointMode, FailureAction, HealthConfig, LogDriver, Mount, MountKind,
-        RestartCondition, ServiceMode, TaskSpec, UpdateConfig, UpdateOrder,
+        PlacementStrategy, RestartCondition, ServiceMode, TaskSpec, UpdateConfig, UpdateOrder,
     },
 };
 use serde_json::{Map, Value, json};
@@ -108,6 +108,9 @@ impl Exporter<'_> {
         }
         if let ServiceMode::ReplicatedJob { max_concurrent, .. } = spec.mode {
             own.insert("max-concurrent".into(), max_concurrent.into());
+        }
+        if spec.task.placement.strategy == PlacementStrategy::Pack {
+            own.insert("placement-strategy".into(), "pack".into());
         }
         put(&mut entry, OWN_KEY, Value::Object(own));
         Value::Object(entry)

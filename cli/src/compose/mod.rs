@@ -193,4 +193,6 @@ struct Loaded {
 }
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;

@@ -112,8 +112,8 @@ impl Writer<'_> {
             (Shape::Whole | Shape::Natural | Shape::Ulimit | Shape::Real, Some(text)) => number(text),
             (Shape::Count, Some(text)) => number(text.split_once('.').map_or(text, |(whole, _)| whole)),
             (Shape::Ulimit, _) => Value::Object(self.object(node, ULIMIT)?),
-            (Shape::External(_), _) => plain(node),
             (Shape::Flag | Shape::External(_), Some(text)) => flag(text),
+            (Shape::External(_), None) => plain(node),
             (Shape::Pause, Some(text)) if nanos::parse(text) == Some(0) => Value::Null,
             (Shape::Duration | Shape::Pause, Some(text)) => {
                 Value::String(nanos::parse(text).map_or_else(|| text.to_owned(), nanos::show))

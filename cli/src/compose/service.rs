@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_model::{
     Annotations,
     service::{
-        ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PortConfig, ServiceMode, ServiceSpec,
-        TaskSpec, Ulimit,
+        ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PlacementStrategy, PortConfig,
+        ServiceMode, ServiceSpec, TaskSpec, Ulimit,
     },
 };
 
@@ -69,6 +69,13 @@ fn own_keys(reader: &Reader<'_>, node: &Node, spec: &mut ServiceSpec) -> Result<
     let Some(own) = node.get(export::OWN_KEY) else { return Ok(()) };
     if let Some(digest) = own.get("image-digest") {
         spec.task.container.image_digest = Some(reader.text(digest, export::OWN_KEY)?);
+    }
+    if let Some(strategy) = own.get("placement-strategy") {
+        spec.task.placement.strategy = reader.parsed(strategy, export::OWN_KEY, |text| match text {
+            "spread" => Ok(PlacementStrategy::Spread),
+            "pack" => Ok(PlacementStrategy::Pack),
+            _ => Err("expected spread or pack".into()),
+        })?;
     }
     if let (Some(most), ServiceMode::ReplicatedJob { max_concurrent, .. }) = (own.get("max-concurrent"), &mut spec.mode)
     {
@@ -203,7 +210,8 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
     for target in node.get("tmpfs").map(|n| reader.texts(n, &format!("{path}.tmpfs"))).transpose()?.unwrap_or_default()
     {
         let target = target.split(':').next().unwrap_or_default().to_owned();
-        mounts.push(Mount { target, ..mount::empty(MountKind::Tmpfs) });
+        let made = mount::check(Mount { target, ..mount::empty(MountKind::Tmpfs) });
+        mounts.push(made.map_err(|reason| reader.error(node, format!("{path}.tmpfs: {reason}")))?);
     }
     Ok(mounts)
 }

@@ -4,7 +4,7 @@ use orch_model::service::{MountKind, RestartCondition, ServiceMode};
 
 use super::*;
 
-const SHOP: &str = r#"
+pub(super) const SHOP: &str = r#"
 version: "3.7"
 x-env: &env
   LEVEL: info
@@ -318,7 +318,7 @@ fn hostile_files_are_refused_soon() {
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
-const FULL: &str = r#"
+pub(super) const FULL: &str = r#"
 services:
   web:
     image: "web:1"
@@ -369,7 +369,7 @@ services:
       resources: {limits: {cpus: "0.25", memory: 50M, pids: 9}, reservations: {cpus: "0.1", memory: 1k}}
       restart_policy: {condition: on-failure, delay: 3s, max_attempts: 4, window: 5s}
       placement: {constraints: [node.role==manager], preferences: [{spread: node.labels.z}], max_replicas_per_node: 1}
-    x-orch: {image-digest: "sha256:00"}
+    x-orch: {image-digest: "sha256:00", placement-strategy: pack}
   db: {image: db, deploy: {mode: global, endpoint_mode: dnsrr}}
   job: {image: j, deploy: {mode: replicated-job, replicas: 5}, x-orch: {max-concurrent: 2}}
 networks:

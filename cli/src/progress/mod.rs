@@ -17,6 +17,8 @@ use orch_model::{
 use orch_proto::wire;
 use tokio::time::{Instant, sleep_until};
 
+pub(crate) use all::wait_all;
+
 use self::{
     display::Display,
     state::{Progress, Verdict},

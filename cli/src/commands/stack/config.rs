@@ -27,7 +27,7 @@ pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn yaml(document: &Value) -> String {
+pub(super) fn yaml(document: &Value) -> String {
     let mut out = String::new();
     let Some(object) = document.as_object() else { return out };
     // The version comes first, as in files that people write.

@@ -1,6 +1,10 @@
 //! `orch stack deploy`.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    io::{IsTerminal as _, Write as _},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -14,7 +18,7 @@ use orch_proto::{conv::ToProto, paths::Paths, wire};
 
 use super::{
     files::{self, FileArgs},
-    in_stack,
+    in_stack, record,
     remove::remove_when_free,
     rotate::{self, Current},
 };
@@ -22,7 +26,6 @@ use crate::{
     api::Api,
     commands::{data, service::resolve, warn},
     compose::{Content, Stack, StackData, StackNetwork, StackService},
-    flags::file_ref::NamedFile,
     progress,
 };
 
@@ -33,9 +36,12 @@ pub(crate) struct DeployArgs {
     /// Exit immediately instead of waiting for the stack services to converge (default true)
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     detach: Option<bool>,
-    /// Prune services that are no longer referenced
+    /// Prune services that are no longer referenced; on a terminal, asks first
     #[arg(long)]
     prune: bool,
+    /// Do not ask before services are removed
+    #[arg(short, long)]
+    yes: bool,
     /// Suppress progress output
     #[arg(short, long)]
     quiet: bool,
@@ -51,27 +57,57 @@ pub(crate) struct DeployArgs {
 
 pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
     let (name, stack) = files::load(&args.files, args.stack.as_deref())?;
+    let options = Options {
+        prune: args.prune,
+        ask: !args.yes && std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        resolve: args.resolve_image == "always",
+        detach: args.detach.unwrap_or(true),
+        quiet: args.quiet,
+    };
+    deploy(paths, &name, &stack, &options).await
+}
+
+/// How a stack is deployed.
+pub(super) struct Options {
+    pub(super) prune: bool,
+    /// Before anything is pruned.
+    pub(super) ask: bool,
+    /// Whether an image's name may mean another content than at the last deployment.
+    pub(super) resolve: bool,
+    pub(super) detach: bool,
+    pub(super) quiet: bool,
+}
+
+pub(super) async fn deploy(paths: &Paths, name: &str, stack: &Stack, options: &Options) -> anyhow::Result<()> {
     // Read before anything is changed, so that a missing file leaves nothing half done.
     let contents = stack.data.iter().map(content).collect::<anyhow::Result<Vec<_>>>()?;
     let mut api = Api::connect(paths).await?;
     stack.warnings.iter().for_each(|warning| eprintln!("{warning}"));
-    check_external(&mut api, &stack).await?;
-    if args.prune {
-        prune(&mut api, &name, &stack).await?;
+    check_external(&mut api, stack).await?;
+    let pruned = if options.prune { superfluous(&mut api, name, stack).await? } else { Vec::new() };
+    if options.ask && !pruned.is_empty() && !confirmed(&pruned)? {
+        bail!("nothing was changed");
     }
-    let watched = apply_or_undo(&mut api, &stack, &contents, args.resolve_image == "always").await?;
-    if !args.detach.unwrap_or(true) {
-        for watched in watched {
-            progress::wait(&mut api, &watched, args.quiet).await?;
-        }
-    }
-    Ok(())
+    let watched = apply_or_undo(&mut api, stack, &contents, options.resolve, &pruned).await?;
+    record::save(&mut api, name).await.context("the stack is deployed, but this deployment could not be noted")?;
+    if options.detach { Ok(()) } else { progress::wait_all(&mut api, &watched, options.quiet).await }
+}
+
+fn confirmed(pruned: &[Arc<Service>]) -> anyhow::Result<bool> {
+    println!("These services are not in the file and will be removed with their tasks:");
+    pruned.iter().for_each(|service| println!("  {}", service.spec.annotations.name));
+    print!("Go on? [y/N] ");
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
 }
 
 /// What this run did, so that it can be taken back.
 enum Done {
     Created(Kind, String),
     Updated(ServiceId, Box<ServiceSpec>),
+    Removed(Box<ServiceSpec>),
 }
 
 struct Deployment<'a> {
@@ -82,6 +118,8 @@ struct Deployment<'a> {
     current: Current,
     /// Whether an image's name may mean another content than at the last deployment.
     resolve: bool,
+    /// Services that go.
+    pruned: &'a [Arc<Service>],
     done: Vec<Done>,
 }
 
@@ -94,10 +132,12 @@ async fn apply_or_undo(
     stack: &Stack,
     contents: &[Option<Vec<u8>>],
     resolve: bool,
+    pruned: &[Arc<Service>],
 ) -> anyhow::Result<Vec<progress::Watched>> {
     let mut attempt = 1;
     loop {
-        let mut deployment = Deployment { stack, contents, current: Current::default(), resolve, done: Vec::new() };
+        let mut deployment =
+            Deployment { stack, contents, current: Current::default(), resolve, pruned, done: Vec::new() };
         let error = match deployment.apply(api).await {
             Ok(watched) => return Ok(watched),
             Err(error) => error,
@@ -123,6 +163,12 @@ async fn lost_network(api: &mut Api, stack: &Stack) -> bool {
 
 impl Deployment<'_> {
     async fn apply(&mut self, api: &mut Api) -> anyhow::Result<Vec<progress::Watched>> {
+        // First: what comes may need their ports.
+        for service in self.pruned {
+            println!("Removing service {}", service.spec.annotations.name);
+            api.remove(Kind::Service, service.id.as_str(), false).await?;
+            self.done.push(Done::Removed(Box::new(service.spec.clone())));
+        }
         for network in &self.stack.networks {
             self.network(api, network).await?;
         }
@@ -153,6 +199,10 @@ impl Deployment<'_> {
                     println!("Restoring service {} (the deployment failed)", before.annotations.name);
                     restore(api, id, before).await
                 }
+                Done::Removed(spec) => {
+                    println!("Creating service {} again (the deployment failed)", spec.annotations.name);
+                    api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await.map(drop)
+                }
             };
             if let Err(error) = outcome {
                 eprintln!("cannot take that back: {error:#}");
@@ -178,8 +228,10 @@ impl Deployment<'_> {
         let mut spec = service.spec.clone();
         let name = spec.annotations.name.clone();
         spec.task.networks = resolve::networks(api, &service.networks).await?;
-        spec.task.container.secrets = resolve::secrets(api, &self.renamed(Kind::Secret, &service.secrets)).await?;
-        spec.task.container.configs = resolve::configs(api, &self.renamed(Kind::Config, &service.configs)).await?;
+        spec.task.container.secrets =
+            resolve::secrets(api, &rotate::renamed(&self.current, Kind::Secret, &service.secrets)).await?;
+        spec.task.container.configs =
+            resolve::configs(api, &rotate::renamed(&self.current, Kind::Config, &service.configs)).await?;
         let existing =
             api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name && !s.removing);
         let Some(before) = existing else {
@@ -202,14 +254,6 @@ impl Deployment<'_> {
         warn(&warnings);
         Ok(progress::Watched::after_update(&before, &after))
     }
-
-    fn renamed(&self, kind: Kind, files: &[NamedFile]) -> Vec<NamedFile> {
-        let rename = |file: &NamedFile| match self.current.get(&(kind, file.source.clone())) {
-            Some(name) => NamedFile { source: name.clone(), ..file.clone() },
-            None => file.clone(),
-        };
-        files.iter().map(rename).collect()
-    }
 }
 
 async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow::Result<()> {
@@ -218,7 +262,7 @@ async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow:
     api.update::<Service>(id.as_str(), now.meta.version, Some(spec)).await.map(drop)
 }
 
-fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
+pub(super) fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
     let name = &item.annotations.name;
     let content = match &item.content {
         Content::External => return Ok(None),
@@ -230,7 +274,7 @@ fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(content))
 }
 
-async fn check_external(api: &mut Api, stack: &Stack) -> anyhow::Result<()> {
+pub(super) async fn check_external(api: &mut Api, stack: &Stack) -> anyhow::Result<()> {
     for network in stack.networks.iter().filter(|n| n.external) {
         let name = &network.spec.annotations.name;
         if api.get_optional::<Network>(name).await?.is_none() {
@@ -256,16 +300,12 @@ async fn check_external(api: &mut Api, stack: &Stack) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn prune(api: &mut Api, name: &str, stack: &Stack) -> anyhow::Result<()> {
+/// Services of the stack that the file does not name.
+async fn superfluous(api: &mut Api, name: &str, stack: &Stack) -> anyhow::Result<Vec<Arc<Service>>> {
     let kept: BTreeSet<&str> = stack.services.iter().map(|s| s.spec.annotations.name.as_str()).collect();
-    for service in api.list::<Service>(in_stack(name)).await? {
-        let service_name = service.spec.annotations.name.as_str();
-        if !kept.contains(service_name) {
-            println!("Removing service {service_name}");
-            api.remove(Kind::Service, service.id.as_str(), false).await?;
-        }
-    }
-    Ok(())
+    let mut services = api.list::<Service>(in_stack(name)).await?;
+    services.retain(|service| !service.removing && !kept.contains(service.spec.annotations.name.as_str()));
+    Ok(services)
 }
 
 /// By full name only: a prefix of an id must not be taken for it.
@@ -276,7 +316,15 @@ async fn find_named_network(api: &mut Api, name: &str) -> anyhow::Result<bool> {
 /// What the cluster or an operator added to the stored spec and the file says nothing about.
 fn carry_over(stored: &ServiceSpec, spec: &mut ServiceSpec, resolve: bool) {
     spec.task.force_update = stored.task.force_update;
-    if !resolve && stored.task.container.image == spec.task.container.image {
+    // Variables have no order; one that an operator added is at the end.
+    let sorted = |env: &[String]| env.iter().cloned().collect::<BTreeSet<String>>();
+    if sorted(&stored.task.container.env) == sorted(&spec.task.container.env) {
+        spec.task.container.env.clone_from(&stored.task.container.env);
+    }
+    if !resolve
+        && spec.task.container.image_digest.is_none()
+        && stored.task.container.image == spec.task.container.image
+    {
         spec.task.container.image_digest.clone_from(&stored.task.container.image_digest);
     }
 }

@@ -14,6 +14,9 @@ use crate::{
     flags::key_value,
 };
 
+/// What a stack file is called where nobody says so.
+const USUAL_NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+
 #[derive(Debug, Args)]
 pub(crate) struct FileArgs {
     /// Path to a Compose file, or "-" to read from stdin; of several, later ones are laid over earlier ones
@@ -25,6 +28,39 @@ pub(crate) struct FileArgs {
     /// Refuse what Docker's client refuses; without it, what only the Compose specification has is taken with a warning
     #[arg(long)]
     strict: bool,
+}
+
+/// As [`FileArgs`], for commands that find the file of the folder by themselves.
+#[derive(Debug, Args)]
+pub(crate) struct FoundFileArgs {
+    /// Path to a Compose file, or "-" to read from stdin; without it compose.yaml or docker-compose.yml of the folder
+    #[arg(short, long, value_name = "FILE", value_delimiter = ',')]
+    compose_file: Vec<PathBuf>,
+    /// File with variables for the Compose file, instead of the .env beside it
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Refuse what Docker's client refuses
+    #[arg(long)]
+    strict: bool,
+}
+
+impl FoundFileArgs {
+    pub(super) fn found(self) -> anyhow::Result<FileArgs> {
+        let mut compose_file = self.compose_file;
+        if compose_file.is_empty() {
+            let usual = USUAL_NAMES.iter().map(PathBuf::from).find(|file| file.is_file());
+            let missing = || anyhow!("no {} in this folder: name the file with -c", USUAL_NAMES.join(", "));
+            compose_file.push(usual.ok_or_else(missing)?);
+        }
+        Ok(FileArgs { compose_file, env_file: self.env_file, strict: self.strict })
+    }
+}
+
+/// A stack from a text that is no file, as an earlier deployment is kept. It names no variables.
+pub(super) fn load_text(stack: &str, name: &str, text: &str) -> anyhow::Result<Stack> {
+    let document = Document::parse(&[(name.to_owned(), text.to_owned())], false)?;
+    let read = |path: &str| Err(format!("{path} is not part of what is kept"));
+    Ok(document.resolve(&Surroundings { stack, dir: "/", variable: &|_| None, read: &read })?)
 }
 
 /// The stack's name and what the files say. Without a name: the files' `name:`, else their folder's name.

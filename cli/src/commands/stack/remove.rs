@@ -23,9 +23,36 @@ use crate::{
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 const RELEASE_PAUSE: Duration = Duration::from_millis(200);
 
-pub(super) async fn run(stacks: &[String], paths: &Paths) -> anyhow::Result<()> {
+/// The longest that `--wait` waits for tasks to stop.
+const WAIT_LIMIT: Duration = Duration::from_secs(600);
+
+pub(super) async fn run(stacks: &[String], wait: bool, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
-    for_each(stacks, async |stack| remove(&mut api, stack).await).await
+    for_each(stacks, async |stack| {
+        let gone: Vec<Arc<Service>> = api.list::<Service>(in_stack(stack)).await?;
+        remove(&mut api, stack).await?;
+        if wait { wait_until_gone(&mut api, stack, &gone).await } else { Ok(()) }
+    })
+    .await
+}
+
+/// A service is gone once its last task has stopped and given its addresses back.
+async fn wait_until_gone(api: &mut Api, stack: &str, gone: &[Arc<Service>]) -> anyhow::Result<()> {
+    let deadline = Instant::now() + WAIT_LIMIT;
+    loop {
+        let left = api.list::<Service>(in_stack(stack)).await?;
+        let mut waiting = left.iter().filter(|service| gone.iter().any(|g| g.id == service.id));
+        let Some(first) = waiting.next() else { return Ok(()) };
+        if Instant::now() >= deadline {
+            anyhow::bail!(
+                "service {} still has tasks after {} s; see `orch service ps {}`",
+                first.spec.annotations.name,
+                WAIT_LIMIT.as_secs(),
+                first.id
+            );
+        }
+        sleep(RELEASE_PAUSE).await;
+    }
 }
 
 async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {

@@ -16,6 +16,7 @@ use crate::{
     api::{Api, Stored, explain},
     commands::data,
     compose::StackData,
+    flags::file_ref::NamedFile,
 };
 
 /// Full name in the file to the name of the version that has the file's content.
@@ -33,13 +34,46 @@ pub(super) async fn ensure(api: &mut Api, item: &StackData, content: &[u8]) -> a
     outcome.with_context(|| format!("failed to create {} {}", item.kind, item.annotations.name))
 }
 
-async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
-    let base = &item.annotations.name;
+/// The version with this content and `true`, or the name that a new one would get; changes nothing.
+pub(super) async fn preview(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
+    match item.kind {
+        Kind::Secret => preview_kind::<Secret>(api, item, content).await,
+        _ => preview_kind::<Config>(api, item, content).await,
+    }
+}
+
+async fn preview_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
+    let versions = versions::<T>(api, &item.annotations.name).await?;
+    for (_, stored) in &versions {
+        if T::has(api, stored, content).await? {
+            return Ok((stored.annotations().name.clone(), true));
+        }
+    }
+    let next = versions.first().map_or(1, |(number, _)| number + 1);
+    Ok((annotations(item, next).name, false))
+}
+
+/// Files with the names of the versions that are current.
+pub(super) fn renamed(current: &Current, kind: Kind, files: &[NamedFile]) -> Vec<NamedFile> {
+    let rename = |file: &NamedFile| match current.get(&(kind, file.source.clone())) {
+        Some(name) => NamedFile { source: name.clone(), ..file.clone() },
+        None => file.clone(),
+    };
+    files.iter().map(rename).collect()
+}
+
+/// Newest first.
+async fn versions<T: Data>(api: &mut Api, base: &str) -> anyhow::Result<Vec<(u64, Arc<T>)>> {
     let mut versions: Vec<(u64, Arc<T>)> = Vec::new();
     for stored in api.all::<T>().await? {
         versions.extend(number(base, stored.annotations()).map(|number| (number, stored)));
     }
     versions.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    Ok(versions)
+}
+
+async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
+    let versions = versions::<T>(api, &item.annotations.name).await?;
     for (number, stored) in &versions {
         if T::is_same(api, stored, &annotations(item, *number), content).await? {
             return Ok((stored.annotations().name.clone(), false));
@@ -77,6 +111,8 @@ trait Data: Stored {
     fn annotations(&self) -> &Annotations;
     /// Whether the stored object has this content; its labels become those given.
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool>;
+    /// The same, and nothing changes.
+    async fn has(api: &mut Api, stored: &Arc<Self>, content: &[u8]) -> anyhow::Result<bool>;
 }
 
 impl Data for Secret {
@@ -88,6 +124,19 @@ impl Data for Secret {
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {
         let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Secret(spec)).await
+    }
+
+    /// An update of a version that is none is refused, but another content is refused before that.
+    async fn has(api: &mut Api, stored: &Arc<Self>, content: &[u8]) -> anyhow::Result<bool> {
+        let annotations = Some(stored.annotations.to_proto());
+        let spec = wire::SecretSpec { annotations, data: content.to_vec().into() };
+        let id = stored.id.as_str();
+        match api.try_update(Kind::Secret, id, Version::default(), Some(wire::spec::Spec::Secret(spec))).await {
+            Err(status) if status.code() == Code::InvalidArgument => Ok(false),
+            Err(status) if [Code::Aborted, Code::FailedPrecondition].contains(&status.code()) => Ok(true),
+            Ok(_) => Ok(true),
+            Err(status) => Err(explain(status)),
+        }
     }
 }
 
@@ -105,6 +154,10 @@ impl Data for Config {
         }
         let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Config(spec)).await
+    }
+
+    async fn has(_: &mut Api, stored: &Arc<Self>, content: &[u8]) -> anyhow::Result<bool> {
+        Ok(stored.data == content)
     }
 }
 
