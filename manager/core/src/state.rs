@@ -225,8 +225,10 @@ impl State {
     }
 
     /// A service's tasks in one slot (0: all tasks of a global service).
-    pub fn tasks_in(&self, service: &ServiceId, slot: u64) -> impl Iterator<Item = &Arc<Task>> + '_ {
-        self.by_ids(self.indexes.tasks_by_slot.get(&(service.clone(), slot)))
+    pub fn tasks_in<'a>(&'a self, service: &'a ServiceId, slot: u64) -> impl Iterator<Item = &'a Arc<Task>> + 'a {
+        let place = self.indexes.tasks_by_slot.range((service.clone(), slot, None)..);
+        let ids = place.take_while(move |(of, number, _)| of == service && *number == slot);
+        ids.filter_map(|(_, _, id)| self.tasks.get(id.as_ref()?))
     }
 
     /// The tasks that were given to a node, in the order of their ids.

@@ -21,7 +21,8 @@ pub(super) struct Indexes {
     pub(super) names: OrdMap<(Kind, String), ObjectId>,
     pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
-    pub(super) tasks_by_slot: OrdMap<(ServiceId, u64), OrdSet<TaskId>>,
+    /// One set for all: a set of its own per slot would take a kilobyte each. Nothing comes before everything.
+    pub(super) tasks_by_slot: OrdSet<(ServiceId, u64, Option<TaskId>)>,
     pub(super) without_place: OrdSet<TaskId>,
     pub(super) vnis: OrdMap<u32, NetworkId>,
     pub(super) ports: OrdMap<(Protocol, u16), ServiceId>,
@@ -184,7 +185,7 @@ impl Indexes {
             self.without_place.insert(task.id.clone());
         }
         self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
-        self.tasks_by_slot.entry((task.service.clone(), task.slot)).or_default().insert(task.id.clone());
+        self.tasks_by_slot.insert((task.service.clone(), task.slot, Some(task.id.clone())));
         if let Some(node) = &task.node {
             self.tasks_by_node.entry(node.clone()).or_default().insert(task.id.clone());
         }
@@ -193,7 +194,7 @@ impl Indexes {
     fn forget_task(&mut self, task: &Task) {
         self.without_place.remove(&task.id);
         withdraw(&mut self.tasks_by_service, &task.service, &task.id);
-        withdraw(&mut self.tasks_by_slot, &(task.service.clone(), task.slot), &task.id);
+        self.tasks_by_slot.remove(&(task.service.clone(), task.slot, Some(task.id.clone())));
         if let Some(node) = &task.node {
             withdraw(&mut self.tasks_by_node, node, &task.id);
         }
