@@ -112,6 +112,11 @@ impl Disk {
         inner.busy_until = None;
     }
 
+    /// How many log entries it holds.
+    pub(super) fn entries(&self) -> usize {
+        self.lock().seen.entries.len()
+    }
+
     /// The longest time of a flush.
     pub(super) fn set_flush_ms(&self, flush_ms: u64) {
         self.lock().flush_ms = flush_ms;

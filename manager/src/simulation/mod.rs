@@ -12,6 +12,7 @@ mod net;
 mod ordered_watch;
 mod record;
 mod runtime;
+mod scenarios;
 mod seeds;
 mod world;
 

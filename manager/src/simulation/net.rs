@@ -97,6 +97,11 @@ impl Net {
         self.lock().hosts.remove(addr);
     }
 
+    /// The world is over: managers hold the network, and the network holds managers.
+    pub(super) fn forget_everyone(&self) {
+        self.lock().hosts.clear();
+    }
+
     pub(super) fn set_weather(&self, weather: Weather) {
         self.lock().weather = weather;
     }

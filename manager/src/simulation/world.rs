@@ -90,13 +90,8 @@ pub(super) fn run(seed: u64, bug: Bug, scratch: &Path) -> Result<Summary, Failur
     let outcome = runtime.block_on(async {
         let world = World::new(seed, bug, scratch);
         let outcome = world.live().await;
-        let mut state = world.lock();
-        for number in 0..state.hosts.len() {
-            if let Some(running) = state.hosts[number].running.take() {
-                running.life.end();
-            }
-        }
-        outcome.map_err(|violation| Failure { violation, story: std::mem::take(&mut state.story) })
+        world.end();
+        outcome.map_err(|violation| Failure { violation, story: std::mem::take(&mut world.lock().story) })
     });
     drop(runtime);
     outcome
@@ -125,7 +120,7 @@ pub(super) struct State {
 }
 
 impl World {
-    fn new(seed: u64, bug: Bug, scratch: &Path) -> Self {
+    pub(super) fn new(seed: u64, bug: Bug, scratch: &Path) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let durability = if let Bug::Disk(durability) = bug { durability } else { Durability::Kept };
         let hosts = if random.random_bool(0.5) { 3 } else { 5 };
@@ -175,6 +170,13 @@ impl World {
         })
     }
 
+    /// Nothing runs any more, and nothing stays in memory.
+    pub(super) fn end(&self) {
+        self.net.forget_everyone();
+        let running: Vec<_> = self.lock().hosts.iter_mut().filter_map(|host| host.running.take()).collect();
+        running.iter().for_each(|running| running.life.end());
+    }
+
     pub(super) fn now(&self) -> Duration {
         self.born.elapsed()
     }
@@ -189,7 +191,7 @@ impl World {
     }
 
     /// The first manager makes the cluster, the others join, and the registers get their first values.
-    async fn begin(&self) -> Result<(), Violation> {
+    pub(super) async fn begin(&self) -> Result<(), Violation> {
         let count = self.lock().hosts.len();
         for number in 0..count {
             self.start(number).await?;
@@ -341,7 +343,7 @@ impl World {
         }
     }
 
-    fn next_mark(&self) -> Mark {
+    pub(super) fn next_mark(&self) -> Mark {
         let mut state = self.lock();
         state.next_mark += 1;
         state.next_mark
@@ -374,7 +376,7 @@ impl World {
     }
 
     /// Every manager is a member again, knows everything, and a write goes through.
-    async fn recover(&self) -> Result<(), Violation> {
+    pub(super) async fn recover(&self) -> Result<(), Violation> {
         let deadline = self.now() + RECOVERY_LIMIT;
         loop {
             let missing = self.not_yet_well().await?;
@@ -480,8 +482,16 @@ fn term(consensus: &Consensus) -> u64 {
     consensus.leadership().borrow().term
 }
 
-fn config_id(key: usize) -> ConfigId {
+pub(super) fn config_id(key: usize) -> ConfigId {
     ConfigId::from_random(key as u128)
+}
+
+/// A register as this manager has it.
+pub(super) fn register_now(running: &Running, key: usize) -> Config {
+    match running.consensus.store().view().state.get(&ObjectId::Config(config_id(key))) {
+        Some(Object::Config(config)) => Config::clone(&config),
+        other => panic!("register {key} is {other:?}"),
+    }
 }
 
 fn first_value(key: usize, mark: Mark) -> Config {
@@ -501,7 +511,7 @@ fn value(mark: Mark) -> Vec<u8> {
 }
 
 /// What the control API does: decide on the state, propose, decide again when it moved on.
-async fn propose(leading: &Running, mark: Mark, keys: &[usize]) -> Outcome {
+pub(super) async fn propose(leading: &Running, mark: Mark, keys: &[usize]) -> Outcome {
     for _ in 0..WRITE_ATTEMPTS {
         let view = leading.consensus.store().view();
         let mut changes = Vec::new();
