@@ -109,7 +109,19 @@ impl Lab {
     #[must_use]
     pub fn up_with(name: &str, nodes: usize, managers: usize, variables: &[(&str, &str)]) -> Self {
         let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let lab = Self { name: name.into(), orch: orch_binary(), variables };
+        Self { name: name.into(), orch: orch_binary(), variables }.build(nodes, managers)
+    }
+
+    /// As [`Lab::up`], with a binary of its own.
+    #[track_caller]
+    #[must_use]
+    pub fn of_binary(orch: PathBuf, name: &str, nodes: usize, managers: usize) -> Self {
+        Self { name: name.into(), orch, variables: Vec::new() }.build(nodes, managers)
+    }
+
+    #[track_caller]
+    fn build(self, nodes: usize, managers: usize) -> Self {
+        let lab = self;
         // What an earlier run left behind after a crash.
         let _ = lab.command("down", &[] as &[&str]);
         let counts = ["--nodes".into(), nodes.to_string(), "--managers".into(), managers.to_string()];

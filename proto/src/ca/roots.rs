@@ -186,3 +186,77 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{KeyPair, PKCS_ECDSA_P384_SHA384};
+
+    use super::*;
+    use crate::ca::{generate_root, verify_blob};
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+    /// A root as an operator may have it.
+    fn made(change: impl FnOnce(&mut CertificateParams), key: &KeyPair, lifetime: Duration) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CountryName, DnValue::PrintableString("DE".try_into().unwrap()));
+        params.distinguished_name.push(DnType::OrganizationName, "Ex\u{e4}mple");
+        params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString("Root 1".try_into().unwrap()));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        set_validity(&mut params, SystemTime::now(), lifetime);
+        change(&mut params);
+        params.self_signed(key).unwrap().pem()
+    }
+
+    fn p256() -> KeyPair {
+        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap()
+    }
+
+    #[test]
+    fn an_operators_root_is_taken_over_and_vouched_for() {
+        let (now, cluster, key) = (SystemTime::now(), ClusterId::from_random(1), p256());
+        let text = format!("Certificate:\n  Data: ...\n{}\n", made(|_| {}, &key, YEAR));
+        let own = own_root(&text, &key.serialize_pem(), &cluster, now).unwrap();
+        assert!(own.cert_pem.starts_with("-----BEGIN"), "{}", own.cert_pem);
+        let present = generate_root(&cluster, now).unwrap();
+        let crossed = cross_sign(&present, &own, &cluster, now).unwrap();
+        // And on from there.
+        let third = generate_root(&cluster, now).unwrap();
+        cross_sign(&own, &third, &cluster, now).unwrap();
+        let both = bundle([present.cert_pem.as_str(), &own.cert_pem]);
+        assert_eq!(digests(&both).unwrap(), [digest(&present.cert_pem).unwrap(), digest(&own.cert_pem).unwrap()]);
+        assert_eq!(issuer(&crossed, &both).unwrap(), Some(digest(&present.cert_pem).unwrap()));
+        assert_eq!(issuer(&third.cert_pem, &both).unwrap(), None);
+        let signature = crate::ca::sign_blob(&own, b"grant").unwrap();
+        verify_blob(&both, b"grant", &signature).unwrap();
+        assert!(matches!(verify_blob(&present.cert_pem, b"grant", &signature), Err(CaError::Signature)));
+    }
+
+    #[test]
+    fn what_is_no_root_is_refused_with_the_reason() {
+        let (now, cluster, key, other) = (SystemTime::now(), ClusterId::from_random(1), p256(), p256());
+        let good = made(|_| {}, &key, YEAR);
+        let p384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        let between = {
+            let issuer = Issuer::from_ca_cert_pem(&good, p256()).unwrap();
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.signed_by(&key, &issuer).unwrap().pem()
+        };
+        let sec1 = "-----BEGIN EC PRIVATE KEY-----\nMHcCAQEEIA==\n-----END EC PRIVATE KEY-----\n".to_owned();
+        for (cert, key, words) in [
+            (String::new(), key.serialize_pem(), "is not PEM"),
+            (format!("{good}{good}"), key.serialize_pem(), "exactly one certificate"),
+            (made(|p| p.is_ca = IsCa::ExplicitNoCa, &key, YEAR), key.serialize_pem(), "may not sign others"),
+            (between, key.serialize_pem(), "is not a root"),
+            (made(|_| {}, &p384, YEAR), p384.serialize_pem(), "is not a root"),
+            (made(|_| {}, &key, Duration::from_secs(3600)), key.serialize_pem(), "expires within 30 days"),
+            (good.clone(), sec1, "openssl pkcs8 -topk8"),
+            (good.clone(), other.serialize_pem(), "does not belong to the certificate"),
+        ] {
+            let error = own_root(&cert, &key, &cluster, now).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+}

@@ -65,6 +65,13 @@ impl node::NodeControl for Echo {
         Ok(tonic::Response::new(wire::NodeInfo { node_id, state, ..Default::default() }))
     }
 
+    async fn reset_manager(
+        &self,
+        _: Request<wire::Empty>,
+    ) -> Result<tonic::Response<wire::ResetManagerResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented(""))
+    }
+
     async fn init(&self, _: Request<wire::InitRequest>) -> Result<tonic::Response<wire::InitResponse>, tonic::Status> {
         Err(tonic::Status::unimplemented(""))
     }
@@ -246,4 +253,48 @@ fn an_identity_survives_a_crash_while_it_is_saved() {
 
     std::fs::write(dir.path().join("node.crt"), &old.cert_pem).unwrap();
     assert!(matches!(Identity::load(dir.path()), Err(TlsError::KeyMismatch { .. })));
+}
+
+/// In the middle of a rotation of the root: nodes that have heard of it and nodes that have not.
+#[tokio::test]
+async fn nodes_on_both_sides_of_a_rotation_know_each_other() {
+    let cluster = TestCluster::new(1);
+    let next = generate_root(&cluster.id, SystemTime::now()).unwrap();
+    let crossed = crate::ca::cross_sign(&cluster.root, &next, &cluster.id, SystemTime::now()).unwrap();
+    let both = crate::ca::bundle([cluster.root.cert_pem.as_str(), &next.cert_pem]);
+    let renewed = |role, roots: &str, chain: &str| {
+        let key = new_key_and_csr().unwrap();
+        let cert = sign_csr(&next, &key.csr_pem, &NodeId::from_random(8), &cluster.id, role, HOUR, SystemTime::now());
+        let chain = crate::ca::bundle([cert.unwrap().as_str(), chain]);
+        Identity::from_pem(roots.to_owned(), chain, key.key_pem).unwrap()
+    };
+    let old = |role| cluster.identity(role);
+    let told = |role| Identity { root_pem: both.clone(), ..old(role) };
+    let new = |role| renewed(role, &both, &crossed);
+    let done = |role| renewed(role, &next.cert_pem, "");
+    for (what, server, client, is_known) in [
+        ("not told, renewed", old(NodeRole::Manager), new(NodeRole::Worker), true),
+        ("renewed, not told", new(NodeRole::Manager), old(NodeRole::Worker), true),
+        ("told, done", told(NodeRole::Manager), done(NodeRole::Worker), false),
+        ("renewed, done", new(NodeRole::Manager), done(NodeRole::Worker), true),
+        ("done, renewed", done(NodeRole::Manager), new(NodeRole::Worker), true),
+        ("done, not told", done(NodeRole::Manager), old(NodeRole::Worker), false),
+    ] {
+        let addr = serve(server).await;
+        let answer = match tls_channel(&addr, &client, NodeRole::Manager).await {
+            Ok(channel) => {
+                NodeControlClient::new(channel).info(wire::Empty {}).await.map(drop).map_err(|e| e.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(answer.is_ok(), is_known, "{what}: {answer:?}");
+    }
+    // A joiner with the present token, and one with the next.
+    let addr = serve(new(NodeRole::Manager)).await;
+    token_channel(&addr, &cluster.token()).await.unwrap();
+    let token = JoinToken::parse(&JoinToken::generate(&next.cert_pem, 42).unwrap()).unwrap();
+    token_channel(&addr, &token).await.unwrap();
+    let addr = serve(done(NodeRole::Manager)).await;
+    let error = token_channel(&addr, &cluster.token()).await.expect_err("the old root is gone");
+    assert!(matches!(error, TransportError::WrongToken { .. }), "{error:?}");
 }
