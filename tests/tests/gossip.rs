@@ -12,6 +12,8 @@ use serde_json::Value;
 const SLEEPER: &[&str] = &["CMD [\"sleep\", \"100000\"]", "STOPSIGNAL SIGKILL"];
 // No Redis here: the counter's connection is refused at once.
 const HITS: &[&str] = &["CMD [\"python3\", \"/app/hits.py\"]", "EXPOSE 80", "ENV REDIS_HOST=127.0.0.1"];
+/// How long things stand still.
+const STILL: Duration = Duration::from_secs(if cfg!(feature = "full") { 10 } else { 5 });
 const UNREACHABLE: &str = "unreachable for its peers";
 
 /// Hostname, status and why, of every node; `from` is asked.
@@ -150,22 +152,21 @@ fn whoever_stands_still_or_has_its_port_closed_is_not_dead() {
         let now = ids(&wanted(&lab, "s")?);
         if now == before { all_ready(&lab, "n1", 3) } else { Err(format!("tasks were replaced: {now:?}")) }
     };
-    let still = Duration::from_secs(10);
 
     // The supervisor: its node's tasks and session go on.
     let _ = lab.command("pause", &["n2", "node"]).ok();
-    hold(still, unchanged);
+    hold(STILL, unchanged);
     let log = lab.exec("n1", &["cat", "/var/lib/orch/node/log/netd.log"]).ok();
     assert!(!log.contains("takes this node for dead"), "backends were withdrawn: {log}");
     let _ = lab.command("resume", &["n2"]).ok();
     // Everything of a node, as when it gets no time on its processors: the heartbeats' grace has not passed.
     let _ = lab.command("pause", &["n2", "all"]).ok();
-    hold(still, unchanged);
+    hold(STILL, unchanged);
     let _ = lab.command("resume", &["n2"]).ok();
     hold(Duration::from_secs(3), unchanged);
     // The leader's manager, and all that waited for it meanwhile.
     let _ = lab.command("pause", &["n1", "manager"]).ok();
-    sleep(still);
+    sleep(STILL);
     let _ = lab.command("resume", &["n1"]).ok();
     eventually("the manager answers", || nodes(&lab, "n1"));
     hold(Duration::from_secs(5), unchanged);
@@ -192,6 +193,7 @@ fn whoever_stands_still_or_has_its_port_closed_is_not_dead() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "full"), ignore = "takes half a minute: deploy/test --full")]
 fn a_leader_that_is_cut_off_takes_nobody_down_and_neither_does_the_next() {
     let lab = Lab::up("gossip-leader", 4, 3);
     lab.import("box", "busybox", SLEEPER);
@@ -221,6 +223,7 @@ fn a_leader_that_is_cut_off_takes_nobody_down_and_neither_does_the_next() {
 }
 
 #[test]
+#[cfg_attr(not(feature = "full"), ignore = "takes half a minute: deploy/test --full")]
 fn with_two_nodes_only_the_heartbeats_grace_counts_and_a_new_period_at_once() {
     let lab = Lab::up("gossip-two", 2, 1);
     let _ = lab.orch(&["update", "--dispatcher-heartbeat", "2s"]).ok();

@@ -25,6 +25,8 @@ pub const MISSED_BEATS: u32 = 3;
 pub const AFTER_CHANGE_OF_LEADER: u32 = 2;
 /// A node is silent after this long without a sign of life; pings come every second.
 pub const SILENCE: Duration = Duration::from_secs(2);
+/// The same for a node that a new leader has never heard: those that live find their way to it within this.
+const FIRST_SILENCE: Duration = Duration::from_secs(1);
 /// How many others watch each node. Enough for a majority that means something, few enough that what a node does for it
 /// does not grow with the cluster.
 pub const WATCHERS: usize = 7;
@@ -183,15 +185,18 @@ impl Liveness {
         now: Duration,
     ) -> Option<Cause> {
         let grace = period * MISSED_BEATS;
-        let (silent_for, grace, connected) = match self.known.get(node) {
-            Some(known) => (now.saturating_sub(known.heard), grace, known.connected),
-            None => (now.saturating_sub(self.started).min(known_for), grace * AFTER_CHANGE_OF_LEADER, true),
+        let (silent_for, grace, patience) = match self.known.get(node) {
+            Some(known) if known.connected => (now.saturating_sub(known.heard), grace, SILENCE),
+            Some(known) => (now.saturating_sub(known.heard), grace, Duration::ZERO),
+            None => {
+                let silent_for = now.saturating_sub(self.started).min(known_for);
+                (silent_for, grace * AFTER_CHANGE_OF_LEADER, FIRST_SILENCE)
+            }
         };
         if silent_for > grace {
             return Some(Cause::MissedHeartbeats);
         }
-        let silent = !connected || silent_for >= SILENCE;
-        (silent && self.is_out_of_sight(node, ring, now)).then_some(Cause::UnreachableForPeers)
+        (silent_for >= patience && self.is_out_of_sight(node, ring, now)).then_some(Cause::UnreachableForPeers)
     }
 
     /// Whether gossip does not reach the node although there is somebody to hear.

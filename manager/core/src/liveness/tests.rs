@@ -81,8 +81,9 @@ fn who_is_down_follows_from_silence_and_peers() {
     check("a manager that stood still blames nobody", 3, &paused, 20_100, &[]);
     check("a new leader waits twice as long", 3, &[], 30_000, &[]);
     check("and no longer", 3, &[], 30_001, &[(1, Missed), (2, Missed), (3, Missed)]);
-    let new = [All(2, 1_500), Heard(&[1, 2], 2_000), Blind(&[1, 2], 3)];
-    check("a new leader is told of the node that died with the old one", 3, &new, 2_000, &[(3, Unreachable)]);
+    let new = [All(2, 500), Heard(&[1, 2], 1_000), Blind(&[1, 2], 3)];
+    check("a new leader is told of the node that died with the old one", 3, &new, 1_000, &[(3, Unreachable)]);
+    check("and gives it a second to be heard first", 3, &new, 999, &[]);
 }
 
 #[test]
