@@ -121,6 +121,84 @@ fn short_names_until_two_stacks_have_them(lab: &Lab, files: &Files) {
     lab.wait_replicas("shop_web", "2/2");
 }
 
+const AFTER: &str = "
+name: after
+services:
+  web:
+    image: busybox
+    stop_grace_period: 0s
+    environment: {LEVEL: one}
+    depends_on: {db: {condition: service_healthy}}
+    deploy: {replicas: 2, update_config: {parallelism: 0, monitor: 1ms}}
+  db:
+    image: busybox
+    stop_grace_period: 0s
+    deploy: {placement: {constraints: [node.labels.disk == ssd]}}
+";
+
+#[test]
+fn whole_stacks_are_planned_held_returned_and_written_down() {
+    let lab = Lab::up("stacks-plan", 2, 1);
+    lab.import("busybox", "busybox", CHANGES);
+    let files = Files::new();
+    let first = files.write("after.yml", AFTER);
+    let plan = lab.orch(&["stack", "plan", "--exit-code", "-c", &first]);
+    assert_eq!(plan.code, 2, "{plan:?}");
+    assert!(plan.stdout.contains("+ network after_default\n+ service after_db\n+ service after_web\n"), "{plan:?}");
+    assert!(!lab.orch(&["stack", "ls"]).ok().contains("after"), "a plan makes nothing");
+
+    // The dependant is held in the cluster: nobody waits here.
+    let _ = lab.orch(&["stack", "deploy", "-c", &first]).ok();
+    eventually("web waits for db", || {
+        let tasks = lab.orch(&["service", "ps", "--no-trunc", "after_web"]).result()?;
+        if tasks.contains("waiting for service after_db: 0 of 1 tasks running and healthy") {
+            Ok(())
+        } else {
+            Err(tasks)
+        }
+    });
+    let _ = lab.orch(&["node", "update", "--label-add", "disk=ssd", "n2"]).ok();
+    lab.wait_replicas("after_web", "2/2");
+    let same = lab.orch(&["stack", "plan", "--exit-code", "-c", &first]);
+    assert_eq!(same.code, 0, "{same:?}");
+
+    a_stack_returns_to_its_last_deployment(&lab, &files);
+
+    // What was written down deploys to what runs.
+    let web = task_ids(&lab, "after_web");
+    let exported = files.write("exported.yml", &lab.orch(&["stack", "export", "after"]).ok());
+    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &exported]).ok();
+    assert_eq!(task_ids(&lab, "after_web"), web, "nothing changed");
+    assert_eq!(lab.orch(&["stack", "diff", "-c", &exported]).ok(), "");
+
+    let _ = lab.orch(&["stack", "rm", "--wait", "after"]).ok();
+    let left = lab.orch(&["service", "ls", "-q"]).ok() + &lab.orch(&["config", "ls", "-q"]).ok();
+    assert_eq!(left, "", "services and the records of deployments are gone");
+    let up = lab.orch(&["stack", "up", "-q", "--scale", "db=2", "-c", &first, "db"]).ok();
+    assert!(up.contains("Creating service after_db") && !up.contains("after_web"), "{up}");
+    lab.wait_replicas("after_db", "2/2");
+}
+
+fn a_stack_returns_to_its_last_deployment(lab: &Lab, files: &Files) {
+    let more = "  more:\n    image: busybox\n    stop_grace_period: 0s\n";
+    let second = files.write("second.yml", &(AFTER.replace("LEVEL: one", "LEVEL: two") + more));
+    let said = lab.orch(&["stack", "plan", "-c", &second]).ok();
+    for line in ["+ service after_more", "~ service after_web (its tasks are replaced)", "\"one\" -> \"two\""] {
+        assert!(said.contains(line), "{line:?} is not in {said}");
+    }
+    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &second]).ok();
+    let refused = files.write("refused.yml", &AFTER.replace("disk == ssd", "disk"));
+    let outcome = lab.orch(&["stack", "deploy", "-c", &refused]);
+    assert_ne!(outcome.code, 0, "{outcome:?}");
+    let _ = lab.orch(&["stack", "rollback", "-d=false", "-q", "after"]).ok();
+    let spec = lab.orch(&["service", "inspect", "--format", "{{json .Spec}}", "after_web"]).ok();
+    assert!(spec.contains("LEVEL=one"), "the refused deployment is not what it returns to: {spec}");
+    eventually("what the second deployment added is gone", || {
+        let services = lab.orch(&["stack", "services", "after", "--format", "{{.Name}}"]).result()?;
+        if services.contains("after_more") { Err(services) } else { Ok(()) }
+    });
+}
+
 /// The removal must not take from the new deployment what it needs, nor wait for it.
 fn deploying_during_a_removal(lab: &Lab, shop: &str) {
     let removal = lab.spawn("n1", &["orch", "stack", "rm", "shop"]);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    error::{ComposeError, Source},
+    error::{ComposeError, Finding, Source},
     scalar::ScalarKind,
     yaml::{Node, Yaml},
 };
@@ -18,53 +18,56 @@ pub(super) struct Variables<'a> {
     pub(super) strict: bool,
 }
 
-/// Returns a warning for every variable that is not set and has no default.
+/// Returns a warning for every variable that is not set and has no default, or all that cannot be read.
 pub(super) fn document(
     root: &mut Node,
     source: &Source,
     variables: Variables<'_>,
 ) -> Result<Vec<String>, ComposeError> {
-    let mut unset = BTreeSet::new();
+    let mut filler = Filler { source, variables, unset: BTreeSet::new(), findings: Vec::new() };
     if let Yaml::Map(entries) = &mut root.value {
         for (key, value) in entries.iter_mut() {
             if SECTIONS.contains(&key.text.as_str()) || key.text.starts_with("x-") {
-                node(value, source, &key.text, variables, &mut unset)?;
+                filler.node(value, &key.text);
             }
         }
     }
     let warn = |name| format!("The {name:?} variable is not set. Defaulting to a blank string.");
-    Ok(unset.into_iter().map(warn).collect())
+    match ComposeError::of(&filler.findings) {
+        Some(error) => Err(error),
+        None => Ok(filler.unset.into_iter().map(warn).collect()),
+    }
 }
 
-fn node(
-    node_: &mut Node,
-    source: &Source,
-    path: &str,
-    variables: Variables<'_>,
-    unset: &mut BTreeSet<String>,
-) -> Result<(), ComposeError> {
-    match &mut node_.value {
-        Yaml::Null => Ok(()),
-        Yaml::Scalar(text) => {
-            if text.contains('$') {
-                let filled = expand(text, variables, unset).map_err(|reason| {
+struct Filler<'a> {
+    source: &'a Source,
+    variables: Variables<'a>,
+    unset: BTreeSet<String>,
+    findings: Vec<Finding>,
+}
+
+impl Filler<'_> {
+    fn node(&mut self, node: &mut Node, path: &str) {
+        match &mut node.value {
+            Yaml::Scalar(text) if text.contains('$') => match expand(text, self.variables, &mut self.unset) {
+                Ok(filled) if filled != *text => {
+                    *text = filled;
+                    node.kind = ScalarKind::Filled;
+                }
+                Ok(_) => {}
+                Err(_) if self.findings.len() >= ComposeError::MOST => self.findings.push(Finding::more()),
+                Err(reason) => {
                     let message = format!("invalid interpolation format for {path}: {reason}");
                     let help = "write ${NAME}, ${NAME:-default}, or $$ for a dollar sign";
-                    source.error_with_help(node_.place, message, Some(help.into()))
-                })?;
-                if filled != *text {
-                    *text = filled;
-                    node_.kind = ScalarKind::Filled;
+                    self.findings.push(self.source.finding(node.place, message, Some(help.into())));
                 }
+            },
+            Yaml::Null | Yaml::Scalar(_) => {}
+            Yaml::List(items) => items.iter_mut().for_each(|item| self.node(item, &format!("{path}.[]"))),
+            Yaml::Map(entries) => {
+                entries.iter_mut().for_each(|(key, value)| self.node(value, &format!("{path}.{}", key.text)));
             }
-            Ok(())
         }
-        Yaml::List(items) => {
-            items.iter_mut().try_for_each(|item| node(item, source, &format!("{path}.[]"), variables, unset))
-        }
-        Yaml::Map(entries) => entries
-            .iter_mut()
-            .try_for_each(|(key, value)| node(value, source, &format!("{path}.{}", key.text), variables, unset)),
     }
 }
 

@@ -36,7 +36,7 @@ impl Writer<'_> {
                     *entry = Value::Object(Map::new());
                 }
                 if let Some(entry) = entry.as_object_mut() {
-                    self.definition(name, entry);
+                    self.definition(section, name, entry);
                 }
             }
         }
@@ -57,10 +57,18 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn definition(&self, name: &str, entry: &mut Map<String, Value>) {
+    fn definition(&self, section: &str, name: &str, entry: &mut Map<String, Value>) {
+        if let Some(Value::Object(cluster)) = entry.get_mut("x-cluster-spec") {
+            cluster_volume(cluster);
+        }
         let Some(external) = entry.get("external").cloned() else {
             if let Some(Value::String(file)) = entry.get_mut("file") {
                 *file = self.absolute(file);
+            }
+            let is_data = ["secrets", "configs"].contains(&section) && self.reader.version != keys::MODERN;
+            if is_data && !entry.contains_key("file") && !entry.contains_key("driver") {
+                // A folder is no content, but it is what Docker's client says.
+                entry.insert("file".into(), self.reader.around.dir.into());
             }
             return;
         };
@@ -250,6 +258,24 @@ impl Writer<'_> {
             *source = volumes::host_path(self.reader.around, source);
         }
         Ok(Value::Object(object))
+    }
+}
+
+/// Sizes and segments of a cluster volume, as Docker's client prints them.
+fn cluster_volume(spec: &mut Map<String, Value>) {
+    if let Some(Value::Object(range)) = spec.get_mut("capacity_range") {
+        for (_, size) in range.iter_mut() {
+            if let Some(bytes) = size.as_str().and_then(|text| quantity::bytes(text).ok()) {
+                *size = bytes.to_string().into();
+            }
+        }
+    }
+    let Some(Value::Object(requirements)) = spec.get_mut("accessibility_requirements") else { return };
+    for topology in requirements.values_mut().filter_map(Value::as_array_mut).flatten() {
+        let Some(segments) = topology.get_mut("segments") else { continue };
+        let Some(items) = segments.as_array() else { continue };
+        let pairs = items.iter().filter_map(Value::as_str).map(|text| text.split_once('=').unwrap_or((text, "")));
+        *segments = Value::Object(pairs.map(|(key, value)| (key.to_owned(), value.into())).collect());
     }
 }
 

@@ -173,7 +173,7 @@ fn env_files(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<(String
             Err(_) if !required => continue,
             content => content.and_then(|text| key_value::env_file(&text)),
         };
-        let lines = lines.map_err(|reason| reader.error(item, format!("{path} {file}: {reason}")))?;
+        let lines = lines.map_err(|reason| reader.error(item, format!("{path}: open {absolute}: {reason}")))?;
         all.extend(lines.into_iter().map(|line| match line.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
             None => (line, None),

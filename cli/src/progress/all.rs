@@ -95,9 +95,9 @@ pub(crate) async fn wait_all(api: &mut Api, watched: &[Watched], quiet: bool) ->
             }
         }
         let wake = next.unwrap_or_else(|| now + Duration::from_secs(3600));
-        let news = tokio::select! {
-            news = tasks.next() => (news, &mut has_tasks),
-            news = services.next() => (news, &mut has_services),
+        let (news, is_of_tasks) = tokio::select! {
+            news = tasks.next() => (news, true),
+            news = services.next() => (news, false),
             () = sleep_until(wake) => continue,
             interrupt = tokio::signal::ctrl_c() => {
                 interrupt?;
@@ -105,16 +105,19 @@ pub(crate) async fn wait_all(api: &mut Api, watched: &[Watched], quiet: bool) ->
                 bail!("no longer waiting: the deployment goes on in the background; see `orch stack ps`");
             }
         };
+        let has = if is_of_tasks { &mut has_tasks } else { &mut has_services };
         match news {
-            (Ok(News::Anew), has) => {
+            Ok(News::Anew) => {
                 *has = false;
-                entries.values_mut().for_each(|entry| entry.progress.forget_tasks());
+                if is_of_tasks {
+                    entries.values_mut().for_each(|entry| entry.progress.forget_tasks());
+                }
             }
-            (Ok(News::Changes(response)), has) => {
+            Ok(News::Changes(response)) => {
                 *has |= response.synced;
                 observe_all(&mut entries, response)?;
             }
-            (Err(status), _) => {
+            Err(status) => {
                 display.finish();
                 return Err(explain(status).context("lost the manager while waiting; the deployment goes on"));
             }

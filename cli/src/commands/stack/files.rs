@@ -95,7 +95,12 @@ fn with_surroundings<T>(
         stack: &name,
         dir: dir.to_str().ok_or_else(|| anyhow!("the path {} is not UTF-8", dir.display()))?,
         variable: &variable,
-        read: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+        read: &|path| {
+            std::fs::read_to_string(path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => "no such file or directory".into(),
+                _ => error.to_string(),
+            })
+        },
     };
     use_it(document, &surroundings)
 }
