@@ -11,6 +11,10 @@ mod lab;
 mod members;
 #[path = "cluster/raw.rs"]
 mod raw;
+#[path = "cluster/recovery.rs"]
+mod recovery;
+#[path = "cluster/watching.rs"]
+mod watching;
 
 use std::time::{Duration, Instant};
 

@@ -43,6 +43,9 @@ pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::Reset
     let own = member.advertise_addr.clone();
     let mut others = managers::known(supervisor, &member).await;
     others.retain(|addr| *addr != own);
+    if others.is_empty() {
+        return Err(nobody("this node knows no other manager"));
+    }
     let aside = {
         let _operation = supervisor.begin()?;
         // First of all, so that it does not count when the others are asked whether they can decide.
@@ -67,7 +70,7 @@ pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::Reset
 async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String]) -> Result<()> {
     let identity = worker_identity(&supervisor.paths)?;
     sleep(LEASE).await;
-    let mut reason = "this node knows no other manager".to_owned();
+    let mut reason = String::new();
     for addr in others {
         let asked = timeout(ASK_LIMIT, async {
             let keys = NewKeys::generate()?;
@@ -84,11 +87,15 @@ async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String])
             Err(_) => reason = format!("the manager at {addr} does not answer"),
         }
     }
-    Err(NodeError::Refused(format!(
+    Err(nobody(&reason))
+}
+
+fn nobody(reason: &str) -> NodeError {
+    NodeError::Refused(format!(
         "nothing was changed: the other managers cannot let this one in again ({reason}). Without a quorum of them, what \
          this manager has may be all that is left: restore its folder from a copy, or go on with another manager by \
          \"orch init --force-new-cluster\" there"
-    )))
+    ))
 }
 
 /// Whoever follows the node's role may be quicker; either will do.

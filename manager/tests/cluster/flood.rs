@@ -96,10 +96,7 @@ impl Target {
 
 #[test]
 fn whoever_floods_or_stalls_costs_little_and_others_are_served() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    assert!(hard > 3 * HALF_OPEN as u64 / 2, "this test needs more open files");
+    raise_descriptor_limit();
     let lab = Lab::new(1);
     let process = Process::start(&lab);
     lab.block_on(async {
@@ -139,9 +136,9 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("connections that are kept idle", |t| Box::pin(idle_connections(t))),
     ("a worker that floods with calls", |t| Box::pin(calls(t))),
     ("a worker that stalls in its requests", |t| Box::pin(stalled_requests(t))),
-    ("local connections", |t| Box::pin(local_connections(t))),
-    ("long lists that nobody reads", |t| Box::pin(unread(t, "/orch.v1.Control/List", Kind::Task))),
-    ("watches that nobody reads", |t| Box::pin(unread(t, "/orch.v1.Control/Watch", Kind::Task))),
+    ("local connections", |t| Box::pin(in_a_process_of_its_own(t, "connections"))),
+    ("long lists that nobody reads", |t| Box::pin(in_a_process_of_its_own(t, "lists"))),
+    ("watches that nobody reads", |t| Box::pin(in_a_process_of_its_own(t, "watches"))),
 ];
 
 async fn half_open(target: &Target) {
@@ -234,45 +231,72 @@ async fn stalled_requests(target: &Target) {
     open.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-async fn local_connections(target: &Target) {
-    let socket = target.socket.clone();
-    let flood = move || {
-        let mut open = Vec::new();
-        for _ in 0..4000 {
-            let Ok(mut stream) = UnixStream::connect(&socket) else { continue };
-            // Those that were hung up on refuse this.
-            let _ = stream.write_all(&[raw::PREFACE, &raw::frame(raw::SETTINGS, 0, 0, &[])].concat());
-            open.push(stream);
-        }
-        let newest = open.last_mut().unwrap();
-        newest.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
-        newest.read_exact(&mut [0; 9]).expect("the newest is served");
-    };
-    tokio::task::spawn_blocking(flood).await.unwrap();
+/// Set for a child process that floods: limits on the local socket count by process.
+const FLOODER_VAR: &str = "ORCH_TEST_FLOODER";
+
+async fn in_a_process_of_its_own(target: &Target, what: &str) {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "flood::flooder", "--nocapture"])
+        .env(FLOODER_VAR, format!("{what} {}", target.socket.display()))
+        .spawn()
+        .unwrap();
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(status.success(), "{what}");
 }
 
-/// One call on each of 64 streams of 4 local connections, with a window of nothing.
-async fn unread(target: &Target, path: &'static str, kind: Kind) {
-    let socket = target.socket.clone();
-    let flood = move || {
-        let request = match path {
-            "/orch.v1.Control/Watch" => raw::encoded(&wire::WatchRequest { kinds: vec![kind.into()], ..wire::WatchRequest::default() }),
-            _ => raw::encoded(&wire::ListRequest { kind: kind.into(), filters: None }),
-        };
-        let mut open = Vec::new();
-        for _ in 0..4 {
-            let mut stream = UnixStream::connect(&socket).unwrap();
-            let mut frames = raw::PREFACE.to_vec();
-            frames.extend(raw::frame(raw::SETTINGS, 0, 0, raw::TAKE_NOTHING));
-            for number in 0..64_u32 {
-                let id = 2 * number + 1;
-                frames.extend(raw::frame(raw::HEADERS, raw::END_HEADERS, id, &raw::call_headers(path)));
-                frames.extend(raw::frame(raw::DATA, 1, id, &raw::message(&request)));
-            }
-            stream.write_all(&frames).unwrap();
-            open.push(stream);
+/// A local attack when [`FLOODER_VAR`] says so, else nothing.
+#[test]
+fn flooder() {
+    let Ok(wanted) = std::env::var(FLOODER_VAR) else { return };
+    match wanted.split_once(' ').unwrap() {
+        ("connections", socket) => local_connections(Path::new(socket)),
+        ("lists", socket) => {
+            let request = wire::ListRequest { kind: Kind::Task.into(), ..wire::ListRequest::default() };
+            unread(Path::new(socket), "/orch.v1.Control/List", &raw::encoded(&request));
         }
-        thread::sleep(ATTACK);
-    };
-    tokio::task::spawn_blocking(flood).await.unwrap();
+        ("watches", socket) => {
+            let request = wire::WatchRequest { kinds: vec![Kind::Task.into()], ..wire::WatchRequest::default() };
+            unread(Path::new(socket), "/orch.v1.Control/Watch", &raw::encoded(&request));
+        }
+        (other, _) => panic!("{other}"),
+    }
+}
+
+fn local_connections(socket: &Path) {
+    raise_descriptor_limit();
+    let mut open = Vec::new();
+    for _ in 0..4000 {
+        let Ok(mut stream) = UnixStream::connect(socket) else { continue };
+        // Those that were hung up on refuse this.
+        let _ = stream.write_all(&[raw::PREFACE, &raw::frame(raw::SETTINGS, 0, 0, &[])].concat());
+        open.push(stream);
+    }
+    let newest = open.last_mut().unwrap();
+    newest.set_read_timeout(Some(ANSWER_LIMIT)).unwrap();
+    newest.read_exact(&mut [0; 9]).expect("the newest is served");
+}
+
+/// One call on each of 64 streams of 4 connections, with a window of nothing.
+fn unread(socket: &Path, path: &str, request: &[u8]) {
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut stream = UnixStream::connect(socket).unwrap();
+        let mut frames = raw::PREFACE.to_vec();
+        frames.extend(raw::frame(raw::SETTINGS, 0, 0, raw::TAKE_NOTHING));
+        for number in 0..64_u32 {
+            let id = 2 * number + 1;
+            frames.extend(raw::frame(raw::HEADERS, raw::END_HEADERS, id, &raw::call_headers(path)));
+            frames.extend(raw::frame(raw::DATA, 1, id, &raw::message(request)));
+        }
+        stream.write_all(&frames).unwrap();
+        open.push(stream);
+    }
+    thread::sleep(ATTACK);
+}
+
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    assert!(hard > 3 * HALF_OPEN as u64 / 2, "this test needs more open files");
 }

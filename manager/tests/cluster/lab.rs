@@ -666,7 +666,7 @@ pub(crate) fn contains(dir: &Path, bytes: &[u8], except: &[&str]) -> bool {
 }
 
 /// Waits until the last task of a manager has let go of its folder.
-async fn released(paths: &Paths) {
+pub(crate) async fn released(paths: &Paths) {
     eventually("the log is closed", LIMIT, async || {
         let db = fs::File::open(paths.manager_dir().join("raft/log/db")).unwrap();
         nix::fcntl::Flock::lock(db, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()

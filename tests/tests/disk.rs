@@ -1,0 +1,195 @@
+//! A manager whose disk is full, read-only or damaged: it names the file, serves nothing, and its peers go on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use orch_tests::{Lab, PATIENCE, eventually, within};
+
+const MANAGER_DIR: &str = "/var/lib/orch/manager";
+/// What one start of a manager that cannot serve takes, at least.
+const PAUSE: Duration = Duration::from_secs(5);
+
+fn data_dir(lab: &Lab, node: &str) -> PathBuf {
+    let hosts = lab.hosts();
+    let host = hosts.iter().find(|host| host["name"] == node).expect("the node");
+    PathBuf::from(host["data_dir"].as_str().expect("data_dir"))
+}
+
+/// Ends the manager of a node and keeps it from being started while `change` is made.
+fn while_off(lab: &Lab, node: &str, change: impl FnOnce()) {
+    let _ = lab.command("pause", &[node, "node"]).ok();
+    let _ = lab.command("kill", &[node, "manager"]).ok();
+    change();
+    let _ = lab.command("resume", &[node]).ok();
+}
+
+fn sh(lab: &Lab, node: &str, script: &str) -> String {
+    lab.exec(node, &["sh", "-c", script]).ok()
+}
+
+/// Until `orch info` on the node says that it is in error, with every one of `words`.
+fn wait_error(lab: &Lab, node: &str, what: &str, words: &[&str]) -> String {
+    eventually(&format!("{what}: {node} says what is wrong"), || {
+        let said = lab.orch_on(node, &["info"]).result()?;
+        let named = said.contains("Cluster: error") && words.iter().all(|word| said.contains(word));
+        if named { Ok(said) } else { Err(said) }
+    })
+}
+
+fn wait_serving(lab: &Lab, node: &str) {
+    within(PATIENCE * 2, &format!("{node} serves again"), || {
+        let seen = lab.orch_on(node, &["node", "ls"]).result()?;
+        let mine = lab.list(&["node", "ls"])?;
+        let reachable = mine.iter().any(|n| n["Hostname"] == node && n["ManagerStatus"] == "Reachable");
+        if reachable { Ok(()) } else { Err(format!("{seen}\n{mine:?}")) }
+    });
+}
+
+/// A write through n1, which must work whatever happens to n3.
+fn write(lab: &Lab, name: &str) {
+    let answered = eventually("the others take a write", || {
+        lab.exec_with_input("n1", &["orch", "config", "create", name, "-"], name.as_bytes()).result()
+    });
+    assert!(!answered.is_empty());
+}
+
+#[test]
+fn a_full_or_read_only_disk_stops_its_manager_only_until_there_is_room_again() {
+    let lab = Lab::up("disk-full", 3, 3);
+    // A disk of its own for n3's manager, with little room.
+    let _ = lab.command("pause", &["n3", "manager"]).ok();
+    let small = "mkdir /var/lib/orch/small && mount -t tmpfs -o size=40m tmpfs /var/lib/orch/small \
+                 && cp -a /var/lib/orch/manager/. /var/lib/orch/small/ && mount --bind /var/lib/orch/small /var/lib/orch/manager";
+    let _ = sh(&lab, "n3", small);
+    let _ = lab.command("kill", &["n3", "manager"]).ok();
+    wait_serving(&lab, "n3");
+
+    let _ = sh(&lab, "n3", &format!("dd if=/dev/zero of={MANAGER_DIR}/filler bs=64k 2>/dev/null; true"));
+    // Entries that n3 is sent and cannot keep.
+    let big = vec![b'x'; 600 * 1024];
+    let mut number = 0;
+    let said = within(PATIENCE * 2, "n3 notices that its disk is full", || {
+        number += 1;
+        let name = format!("big{number}");
+        let _ = lab.exec_with_input("n1", &["orch", "config", "create", &name, "-"], &big).ok();
+        let said = lab.orch_on("n3", &["info"]).result()?;
+        if said.contains("Cluster: error") && said.contains("No space left") { Ok(said) } else { Err(said) }
+    });
+    assert!(said.contains(MANAGER_DIR), "no file is named: {said}");
+    let listed = lab.orch_on("n3", &["node", "ls"]);
+    assert!(listed.code != 0 && listed.stderr.contains("No space left"), "{listed:?}");
+    assert!(lab.orch_on("n3", &["config", "ls"]).code != 0, "it serves what it may not have");
+    write(&lab, "while-full");
+    let restarts = || -> u64 {
+        let text = lab.orch_on("n3", &["info"]).ok();
+        let line = text.lines().find(|line| line.contains("Daemon manager")).expect("the manager").to_owned();
+        line.rsplit(' ').next().and_then(|n| n.parse().ok()).expect("restarts")
+    };
+    let before = restarts();
+    std::thread::sleep(2 * PAUSE);
+    assert!(restarts() - before <= 3, "the supervisor spins");
+    let _ = sh(&lab, "n3", &format!("rm {MANAGER_DIR}/filler"));
+    wait_serving(&lab, "n3");
+    eventually("what it missed is there", || lab.orch_on("n3", &["config", "inspect", "while-full"]).result());
+
+    while_off(&lab, "n3", || {
+        let _ = sh(&lab, "n3", &format!("mount -o remount,ro {MANAGER_DIR}"));
+    });
+    let said = wait_error(&lab, "n3", "read-only", &["Read-only file system", MANAGER_DIR]);
+    assert!(said.contains("does not serve"), "{said}");
+    write(&lab, "while-read-only");
+    let _ = sh(&lab, "n3", &format!("mount -o remount,rw {MANAGER_DIR}"));
+    wait_serving(&lab, "n3");
+}
+
+#[test]
+fn damage_is_named_never_served_and_healed_by_one_command() {
+    let lab = Lab::up("disk-damage", 3, 3);
+    write(&lab, "before");
+    let dir = data_dir(&lab, "n3").join("manager");
+    let copy = tempfile::tempdir().expect("a folder");
+    let node_id = lab.orch_on("n3", &["info", "--format", "{{.Swarm.NodeID}}"]).ok();
+    while_off(&lab, "n3", || {
+        assert!(copy_dir(&dir, &copy.path().join("manager")));
+    });
+    wait_serving(&lab, "n3");
+    let log = dir.join("raft/log");
+    let overwrite = |path: PathBuf, at: usize| {
+        let mut bytes = fs::read(&path).expect("the file");
+        let at = at.min(bytes.len() - 1);
+        let end = (at + 4096).min(bytes.len());
+        bytes[at..end].iter_mut().for_each(|byte| *byte ^= 0x55);
+        fs::write(&path, bytes).expect("writing it");
+    };
+    type Damage<'a> = (&'a str, &'a str, Box<dyn Fn() + 'a>);
+    let damages: Vec<Damage> = vec![
+        ("the log's file is cut short", "raft/log", Box::new(|| cut(&log))),
+        ("the data keys are garbled", "/keys", Box::new(|| overwrite(dir.join("keys"), 0))),
+        ("the witness is garbled", "raft/log/tip", Box::new(|| overwrite(log.join("tip"), 0))),
+        ("the certificate is garbled", "/tls", Box::new(|| overwrite(dir.join("tls/node.crt"), 200))),
+    ];
+    for (what, file, damage) in &damages {
+        while_off(&lab, "n3", || damage());
+        let said = wait_error(&lab, "n3", what, &[file]);
+        assert!(lab.orch_on("n3", &["config", "ls"]).code != 0, "{what}: it serves all the same: {said}");
+        write(&lab, &format!("after-{}", file.replace('/', "-")));
+        while_off(&lab, "n3", || {
+            fs::remove_dir_all(&dir).expect("removing the damaged files");
+            assert!(copy_dir(&copy.path().join("manager"), &dir));
+        });
+        wait_serving(&lab, "n3");
+    }
+    // Without a copy: one command.
+    while_off(&lab, "n3", || cut(&log));
+    let _ = wait_error(&lab, "n3", "cut short", &["raft/log"]);
+    let said = lab.orch_on("n3", &["node", "reset-manager"]).ok();
+    assert!(said.contains("manager.lost-"), "{said}");
+    wait_serving(&lab, "n3");
+    assert_eq!(lab.orch_on("n3", &["info", "--format", "{{.Swarm.NodeID}}"]).ok(), node_id, "it is another node now");
+    assert!(lab.orch_on("n3", &["config", "ls"]).ok().contains("before"));
+}
+
+/// Keeps the first half of the log's file, and nothing of the journal that could mend it.
+fn cut(log: &Path) {
+    let path = log.join("db");
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("the file");
+    file.set_len(file.metadata().expect("its length").len() / 2).expect("cutting it");
+    fs::write(log.join("journal"), b"").expect("emptying the journal");
+}
+
+fn copy_dir(from: &Path, to: &Path) -> bool {
+    std::process::Command::new("cp").arg("-a").args([from, to]).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn nothing_secret_lies_on_a_disk_in_clear_text() {
+    const SECRET: &str = "a-marker-that-only-this-test-knows-4711";
+    let lab = Lab::up("disk-secrets", 3, 3);
+    lab.import("busybox", "busybox", &[]);
+    let _ = lab.exec_with_input("n1", &["orch", "secret", "create", "db", "-"], SECRET.as_bytes()).ok();
+    let service = ["service", "create", "-d", "--name", "user", "--mode", "global", "--secret", "db"];
+    let _ = lab.orch(&[&service[..], &["busybox", "sleep", "10000"]].concat()).ok();
+    lab.wait_replicas("user", "3/3");
+    let mut hidden = vec![SECRET.to_owned()];
+    for role in ["worker", "manager"] {
+        let token = lab.orch(&["join-token", "-q", role]).ok().trim().to_owned();
+        // The part that nobody else may know.
+        hidden.push(token.rsplit('-').next().expect("a secret").to_owned());
+    }
+    let key = lab.orch(&["update", "--autolock"]).ok();
+    let key = key.split_whitespace().find(|word| word.starts_with("ORCHKEY-")).unwrap_or_else(|| panic!("{key}"));
+    hidden.push(key.to_owned());
+    for host in lab.hosts() {
+        for folder in ["data_dir", "run_dir"] {
+            let Some(dir) = host[folder].as_str() else { continue };
+            for text in &hidden {
+                let found = std::process::Command::new("grep").args(["-rlaF", text, dir]).output().expect("grep");
+                let holders = String::from_utf8_lossy(&found.stdout).into_owned();
+                assert!(holders.is_empty(), "{} on {}: {holders}", &text[..8], host["name"]);
+            }
+        }
+    }
+}
