@@ -74,7 +74,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 /// The connections that the listener admits need more than the usual 1024 descriptors.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
         tracing::warn!(%error, "cannot raise the limit of open files: fewer connections are possible");
     }
@@ -228,7 +229,10 @@ impl Manager {
             proposer: self.proposer.clone(),
             identity: self.identity.clone(),
         };
-        let entering = tokio::spawn(async move { entrance.enter().await });
+        let entering = tokio::spawn(async move {
+            entrance.enter().await?;
+            entrance.stay().await
+        });
         tracing::info!(node = self.config.node_id, addr = self.config.listen_addr, "manager started");
         self.start_servers(&mut tasks, &stopped);
         let mut leadership = consensus.leadership();
@@ -311,10 +315,10 @@ impl Manager {
 
 /// Completes only when entering failed: a manager that is in stays.
 async fn ended_early(
-    entering: tokio::task::JoinHandle<Result<(), crate::membership::MembershipError>>,
+    entering: tokio::task::JoinHandle<Result<std::convert::Infallible, crate::membership::MembershipError>>,
 ) -> anyhow::Result<()> {
     match entering.await {
-        Ok(Ok(())) => std::future::pending().await,
+        Ok(Ok(never)) => match never {},
         Ok(Err(error)) => Err(error.into()),
         Err(error) => Err(error.into()),
     }

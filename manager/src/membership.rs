@@ -29,6 +29,8 @@ use crate::{
 };
 
 const RETRY: Duration = Duration::from_secs(1);
+/// Between looks at whether the others still count this manager in.
+const LOOK: Duration = Duration::from_secs(5);
 /// Longer than the leader waits for the new member to catch up.
 const ADD_LIMIT: Duration = Duration::from_secs(130);
 
@@ -61,6 +63,33 @@ impl Entrance {
             Some(FirstStart::Join(_)) | None if !self.home.is_member() || self.has_moved() => self.join().await,
             Some(FirstStart::Join(_)) | None => Ok(()),
         }
+    }
+
+    /// Gets in again whenever this manager was taken out and is wanted: who is demoted and promoted in the same moment may
+    /// hear of neither. Nobody tells a member that it is none any more; it only hears nothing from the leader. Asking is
+    /// free for a member, and the leader refuses whoever is not to be a manager.
+    pub async fn stay(&self) -> ! {
+        loop {
+            sleep(LOOK).await;
+            if self.consensus.catch_up().await.is_ok() {
+                continue;
+            }
+            for addr in self.others() {
+                match self.ask(&addr).await {
+                    Ok(()) => break,
+                    Err(error) => tracing::debug!(manager = addr, error, "cannot ask whether this manager is a member"),
+                }
+            }
+        }
+    }
+
+    /// Addresses of the other managers, as far as this one knows.
+    fn others(&self) -> Vec<String> {
+        let mut known: Vec<String> = self.consensus.members().into_iter().map(|(_, m)| m.addr).collect();
+        known.extend(self.config.managers.iter().cloned());
+        known.retain(|addr| *addr != self.config.advertise_addr);
+        known.dedup();
+        known
     }
 
     fn own_member(&self) -> Member {
@@ -163,11 +192,7 @@ impl Entrance {
     async fn join(&self) -> Result<(), MembershipError> {
         let mut complaint = String::new();
         loop {
-            let mut known: Vec<String> = self.consensus.members().into_iter().map(|(_, m)| m.addr).collect();
-            known.extend(self.config.managers.iter().cloned());
-            known.retain(|addr| *addr != self.config.advertise_addr);
-            known.dedup();
-            for addr in known {
+            for addr in self.others() {
                 match self.ask(&addr).await {
                     Ok(()) => {
                         self.home.note_member()?;
