@@ -1,6 +1,12 @@
 //! Managers whose keys are locked while they are off.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
 
 use orch_tests::{Lab, RESTART_LIMIT, eventually, within};
 
@@ -127,4 +133,61 @@ fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
     }
     let _ = lab.command("kill", &["n2", "manager"]).ok();
     wait_answers(&lab, "n2");
+}
+
+/// The numbers of the data keys in an open key file.
+fn data_keys(lab: &Lab, node: &str) -> Vec<u32> {
+    let text = fs::read_to_string(manager_folder(lab, node).join("keys")).expect("the keys");
+    text.lines().skip(1).filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
+}
+
+#[test]
+fn data_keys_are_replaced_under_load_although_a_manager_is_killed_meanwhile() {
+    let lab = Lab::up("datakeys", 3, 3);
+    assert_eq!(data_keys(&lab, "n2"), [1]);
+    let _ = lab.orch(&["update", "--autolock"]).ok();
+    let mut keys = vec![lab.orch(&["unlock-key", "-q"]).ok().trim().to_owned()];
+    let stop = AtomicBool::new(false);
+    let written = thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut written = Vec::new();
+            while !stop.load(Ordering::Relaxed) {
+                let name = format!("c{}", written.len());
+                let _ = lab.exec_with_input("n1", &["orch", "config", "create", &name, "-"], b"x").ok();
+                written.push(name);
+            }
+            written
+        });
+        // Killed at another point of the rotation each time.
+        for pause_ms in [0, 300, 700, 1200, 2000] {
+            keys.push(lab.orch(&["unlock-key", "--rotate", "-q"]).ok().trim().to_owned());
+            thread::sleep(Duration::from_millis(pause_ms));
+            let _ = lab.command("kill", &["n2", "manager"]).ok();
+            within(RESTART_LIMIT, "one of the last two keys opens it", || {
+                let said = lab.orch_on("n2", &["node", "ls", "-q"]);
+                if said.code == 0 {
+                    return Ok(());
+                }
+                let tried: Vec<_> = keys.iter().rev().take(2).map(|key| unlock(&lab, "n2", key)).collect();
+                if tried.iter().any(|said| said.code == 0) { Ok(()) } else { Err(format!("{said:?} {tried:?}")) }
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        load.join().expect("the load")
+    });
+    assert!(written.len() > 5, "the load wrote something: {written:?}");
+    wait_answers(&lab, "n2");
+    let _ = lab.orch(&["update", "--autolock=false"]).ok();
+    for node in ["n1", "n2", "n3"] {
+        wait_keys(&lab, node, false);
+        within(RESTART_LIMIT * 2, "only the last data key is left", || match data_keys(&lab, node)[..] {
+            [last] if last > 1 => Ok(()),
+            ref keys => Err(format!("{node} has {keys:?}")),
+        });
+    }
+    // From the disk, with that key alone.
+    let _ = lab.command("kill", &["n2", "manager"]).ok();
+    wait_answers(&lab, "n2");
+    let there = lab.orch_on("n2", &["config", "ls", "--format", "{{.Name}}"]).ok();
+    assert!(written.iter().all(|name| there.lines().any(|line| line == name)), "{written:?} {there}");
 }

@@ -27,7 +27,7 @@ fn wait_status(lab: &Lab, name: &str, status: &str) -> String {
 fn tasks(lab: &Lab, service: &str) -> Result<Vec<(String, String)>, String> {
     let rows = lab.list(&["service", "ps", "--no-trunc", service])?;
     let text = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
-    Ok(rows.iter().map(|row| (text(row, "CurrentState"), text(row, "Error"))).collect())
+    Ok(rows.iter().map(|row| (text(row, "CurrentState"), text(row, "Error").trim_matches('"').to_owned())).collect())
 }
 
 #[test]

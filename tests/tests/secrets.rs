@@ -44,7 +44,8 @@ fn a_secret_is_a_file_in_memory_and_nowhere_else() {
     }
     assert!(lab.orch(&["config", "inspect", "--pretty", "app"]).ok().contains(CONFIG));
 
-    let service = ["service", "create", "-d", "--name", "user", "--mode", "global", "--user", "99"];
+    let service =
+        ["service", "create", "-d", "--stop-grace-period", "1s", "--name", "user", "--mode", "global", "--user", "99"];
     let files = ["--secret", "db", "--secret", "source=db,target=/etc/db.key,uid=99,gid=98,mode=0400"];
     let config = ["--config", "source=app,target=/app.conf,mode=0440", "busybox", "sleep", "10000"];
     let _ = lab.orch(&[&service[..], &files[..], &config[..]].concat()).ok();
@@ -159,7 +160,8 @@ fn secrets_and_configs_are_listed_inspected_and_removed() {
         assert!(!listed(&["--format", "{{.Name}}"]).contains("largest"));
         assert!(!lab.orch(&["service", "inspect", "one"]).ok().contains(SECRET));
         let _ = lab.orch(&["service", "rm", "one", "two"]).ok();
-        eventually("nobody uses it any more", || lab.orch(&[kind, "rm", "from-file", "from.stdin_2"]).result());
+        eventually("nobody uses it any more", || lab.orch(&[kind, "rm", "from-file"]).result());
+        let _ = lab.orch(&[kind, "rm", "from.stdin_2"]).ok();
     }
 }
 

@@ -60,9 +60,11 @@ fn nodes_are_upgraded_one_by_one_and_nobody_notices() {
     let folder = tempfile::tempdir().expect("a folder");
     let program = folder.path().join("orch");
     replace(&program);
-    let lab = Lab::up_with(program.clone(), "upgrade", 3, 3);
+    let lab = Lab::of_binary(program.clone(), "upgrade", 3, 3);
     lab.import("busybox", "busybox", &[]);
     let args = ["service", "create", "-d", "--name", "web", "--replicas", "6", "-p", "8000:80"];
+    // Its web server has no mind to stop when asked.
+    let args = [&args[..], &["--stop-grace-period", "1s", "--update-parallelism", "2"]].concat();
     let _ = lab.orch(&[&args[..], &["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"]].concat()).ok();
     lab.wait_replicas("web", "6/6");
     let before = running(&lab).expect("containers");
