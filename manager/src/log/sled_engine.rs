@@ -518,7 +518,10 @@ mod tests {
         for _ in 0..2 {
             let engine = SledEngine::open(copy.path()).unwrap();
             assert_eq!(engine.read(0, 1000).unwrap(), expected);
-            assert_eq!((engine.meta("vote").unwrap().unwrap(), engine.last().unwrap().unwrap().0), (b"new".to_vec(), 71));
+            assert_eq!(
+                (engine.meta("vote").unwrap().unwrap(), engine.last().unwrap().unwrap().0),
+                (b"new".to_vec(), 71)
+            );
             assert_eq!(engine.meta(META_PURGED).unwrap().unwrap(), b"20");
         }
     }

@@ -34,6 +34,8 @@ const READ_LIMIT_BYTES: usize = 2 * 1024 * 1024;
 /// Entries read at a time while that limit is counted.
 const READ_STEP: u64 = 16;
 const RECORD_HEADER_BYTES: usize = 16;
+/// Entries between two saves of how far the log is committed.
+const COMMITTED_EVERY: u64 = 64;
 
 /// The log of this manager. Clones share it.
 #[derive(Clone)]
@@ -41,13 +43,15 @@ pub(crate) struct LogStore {
     engine: Arc<dyn LogEngine>,
     sealer: Arc<Sealer>,
     recent: Arc<Mutex<Recent>>,
+    /// Saved again from this entry on.
+    next_committed: u64,
     /// Held while one of the named values is read and written again.
     naming: Arc<Mutex<()>>,
 }
 
 impl LogStore {
     pub(crate) fn new(engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
-        Self { engine, sealer, recent: Arc::default(), naming: Arc::default() }
+        Self { engine, sealer, recent: Arc::default(), next_committed: 0, naming: Arc::default() }
     }
 
     /// Whether raft never wrote anything here.
@@ -233,10 +237,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.flushed().await
     }
 
-    /// Not flushed: it only spares a restarted manager the wait for a leader.
+    /// Not flushed, and not every time: it only spares a restarted manager the wait for a leader.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        match committed {
-            Some(id) => self.put_sealed(META_COMMITTED, Kind::Committed, &convert::log_id(&id)),
+        match committed.filter(|id| id.index >= self.next_committed) {
+            Some(id) => {
+                self.next_committed = id.index + COMMITTED_EVERY;
+                self.put_sealed(META_COMMITTED, Kind::Committed, &convert::log_id(&id))
+            }
             None => Ok(()),
         }
     }
