@@ -367,7 +367,7 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
         for name in names {
             let (repository, tag) = split_name(name);
             let wanted = args.repository.as_deref().is_none_or(|wanted| {
-                let (wanted_repository, wanted_tag) = wanted.split_once(':').unwrap_or((wanted, ""));
+                let (wanted_repository, wanted_tag) = asked_for(wanted);
                 wanted_repository == repository && (wanted_tag.is_empty() || wanted_tag == tag)
             });
             if wanted
@@ -420,9 +420,25 @@ fn split_name(name: &str) -> (String, String) {
     }
 }
 
+/// Repository and tag of what the user typed; no tag: any. A colon before a slash is a registry's port.
+fn asked_for(text: &str) -> (&str, &str) {
+    match text.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+        _ => (text, ""),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ports_are_no_tags() {
+        assert_eq!(asked_for("web"), ("web", ""));
+        assert_eq!(asked_for("web:1"), ("web", "1"));
+        assert_eq!(asked_for("reg:5000/web"), ("reg:5000/web", ""));
+        assert_eq!(asked_for("reg:5000/web:1"), ("reg:5000/web", "1"));
+    }
 
     #[test]
     fn names_as_typed() {
