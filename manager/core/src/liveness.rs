@@ -10,6 +10,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter::successors,
     net::IpAddr,
     time::Duration,
 };
@@ -106,10 +107,10 @@ impl Ring {
 /// Powers of the smallest base whose steps lead round the ring; where those are too few, the smallest others.
 fn distances(members: usize) -> Vec<usize> {
     let wanted = members.saturating_sub(1).min(WATCHERS);
-    let steps = |base: usize| (0..WATCHERS).map(move |n| base.saturating_pow(u32::try_from(n).unwrap_or(u32::MAX)));
-    let reaches = |base: &usize| steps(*base).last().is_some_and(|last| last.saturating_mul(*base) >= members);
+    let steps = |base: usize| successors(Some(1), move |step: &usize| Some(step.saturating_mul(base)));
+    let reaches = |base: &usize| steps(*base).nth(WATCHERS).is_some_and(|step| step >= members);
     let base = (2..=members.max(2)).find(reaches).unwrap_or(2);
-    let mut distances: Vec<_> = steps(base).filter(|distance| *distance < members).collect();
+    let mut distances: Vec<_> = steps(base).take(WATCHERS).filter(|distance| *distance < members).collect();
     let others: Vec<_> = (1..members).filter(|distance| !distances.contains(distance)).take(wanted).collect();
     distances.extend(others);
     distances.truncate(wanted);
