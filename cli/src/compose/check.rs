@@ -147,11 +147,9 @@ impl Checker<'_> {
     fn format(&mut self, node: &Node, text: &str, path: &str, shape: &Shape) {
         let place = node.place;
         match shape {
-            Shape::Duration | Shape::Pause => {
-                if nanos::parse(text).is_none() {
-                    let help = "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
-                    self.wrong(place, path, "Does not match format 'duration'", Some(help.into()));
-                }
+            Shape::Duration | Shape::Pause if nanos::parse(text).is_none() => {
+                let help = "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
+                self.wrong(place, path, "Does not match format 'duration'", Some(help.into()));
             }
             Shape::Size => {
                 if let Err(reason) = quantity::bytes(text) {

@@ -44,6 +44,9 @@ pub(super) fn version(root: &Node, strict: bool, source: &Source) -> Result<Vers
             let why = format!("it has no `services:`, so that (root) Additional property {} is not allowed", key.text);
             return Err(too_old(source, key.place, "1", "1", &why));
         }
+        if let Some((_, nothing)) = entries.iter().find(|(key, _)| strict && key.text == "version") {
+            return Err(source.error(nothing.place, "unsupported Compose file version: <nil>"));
+        }
         return Ok(if strict { NEWEST } else { MODERN });
     };
     if strict && matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) {
