@@ -22,6 +22,8 @@ use super::status;
 
 /// For a request that is not a stream to arrive.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// Lists of one caller that are put together or not read yet.
+const LISTS_PER_CALLER: usize = 16;
 /// Bytes of requests of all callers together.
 const ALL_REQUESTS_BYTES: usize = 48 << 20;
 /// Bytes of long answers that all callers together have yet to read.
@@ -72,6 +74,8 @@ struct Accounts {
 struct Use {
     calls: usize,
     request_bytes: usize,
+    /// Lists that are put together or not read yet.
+    lists: usize,
     answer_bytes: usize,
 }
 
@@ -122,6 +126,11 @@ impl Tab {
         })
     }
 
+    /// Notes that a list is about to be put together, which takes time as well as memory.
+    pub(super) fn begin_list(&self) -> Result<(), Status> {
+        self.add(Use { lists: 1, ..Use::default() }, |own, _| own.lists <= LISTS_PER_CALLER)
+    }
+
     /// Notes that a long answer is there for the caller to read.
     pub(super) fn owe(&self, bytes: usize) -> Result<(), Status> {
         let limit = self.0.payer.limit();
@@ -164,6 +173,7 @@ fn plus(a: Use, b: Use) -> Use {
     Use {
         calls: a.calls + b.calls,
         request_bytes: a.request_bytes + b.request_bytes,
+        lists: a.lists + b.lists,
         answer_bytes: a.answer_bytes + b.answer_bytes,
     }
 }
@@ -172,6 +182,7 @@ fn minus(a: Use, b: Use) -> Use {
     Use {
         calls: a.calls.saturating_sub(b.calls),
         request_bytes: a.request_bytes.saturating_sub(b.request_bytes),
+        lists: a.lists.saturating_sub(b.lists),
         answer_bytes: a.answer_bytes.saturating_sub(b.answer_bytes),
     }
 }
@@ -270,6 +281,17 @@ mod tests {
         drop(calls);
         drop(other);
         assert_eq!(budget.in_use(), (0, 0, 0));
+        assert!(budget.lock().by_payer.is_empty());
+    }
+
+    #[test]
+    fn a_caller_has_only_so_many_lists_at_once() {
+        let budget = Budget::default();
+        let calls: Vec<_> = (0..=LISTS_PER_CALLER).map(|_| budget.open(Payer::Process(1)).unwrap()).collect();
+        assert!(calls[1..].iter().all(|call| call.begin_list().is_ok()));
+        assert!(calls[0].begin_list().is_err());
+        assert!(budget.open(Payer::Process(2)).unwrap().begin_list().is_ok());
+        drop(calls);
         assert!(budget.lock().by_payer.is_empty());
     }
 

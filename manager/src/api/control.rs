@@ -43,6 +43,8 @@ const ATTEMPTS: usize = 5;
 /// Answers the control API on the leader.
 #[derive(Clone)]
 pub struct ControlService {
+    /// Held while a list is put together.
+    listing: Arc<tokio::sync::Mutex<()>>,
     consensus: Consensus,
     throne: Throne,
     identity: SharedIdentity,
@@ -51,7 +53,7 @@ pub struct ControlService {
 impl ControlService {
     #[must_use]
     pub fn new(consensus: Consensus, throne: Throne, identity: SharedIdentity) -> Self {
-        Self { consensus, throne, identity }
+        Self { listing: Arc::default(), consensus, throne, identity }
     }
 
     fn reign(&self) -> Result<Arc<Reign>, Status> {
@@ -119,8 +121,11 @@ impl control_server::Control for ControlService {
     }
 
     async fn list(&self, request: Request<wire::ListRequest>) -> Result<Response<wire::ListResponse>, Status> {
-        self.caught_up().await?;
         let tab = request.extensions().get::<Tab>().cloned();
+        tab.as_ref().map_or(Ok(()), Tab::begin_list)?;
+        self.caught_up().await?;
+        // One at a time: a list holds up a thread, and calls that take no time have to get past it.
+        let _turn = self.listing.lock().await;
         let wire::ListRequest { kind, filters } = request.into_inner();
         let filter = Filter::new(filters).map_err(|status| *status)?;
         let view = self.consensus.store().view();
