@@ -43,7 +43,7 @@ pub(crate) fn page(consensus: &Consensus, throne: &Throne, budget: &Budget) -> P
     page.gauge("api_request_bytes", "Bytes of requests under way", count(requests));
     page.gauge("api_unread_answer_bytes", "Bytes of long answers that callers have yet to read", count(answers));
     let (mut tasks, mut nodes) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new());
-    view.state.tasks().for_each(|task| *tasks.entry(task.status.state.to_string()).or_default() += 1);
+    view.state.tasks().for_each(|task| *tasks.entry(task.status.state.to_string().to_lowercase()).or_default() += 1);
     let word = |node: &orch_model::node::Node| format!("{:?}", node.status.state).to_lowercase();
     view.state.nodes().for_each(|node| *nodes.entry(word(node)).or_default() += 1);
     page.gauges("tasks", "Tasks by state", "state", tasks);
