@@ -173,8 +173,19 @@ fn another_content_reaches_the_tasks_and_a_rollback_brings_the_old_one_back() {
     let put = |args: &[&str], content: &str| lab.exec_with_input("n1", &[&["orch"], args].concat(), content.as_bytes());
     let _ = put(&["secret", "create", "--label", "use=test", "db", "-"], "first").ok();
     let _ = put(&["config", "create", "app", "-"], "one").ok();
-    let service =
-        ["service", "create", "-d", "--name", "user", "--mode", "global", "--stop-grace-period", "1s", "--secret", "source=db,target=key,mode=0400"];
+    let service = [
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "user",
+        "--mode",
+        "global",
+        "--stop-grace-period",
+        "1s",
+        "--secret",
+        "source=db,target=key,mode=0400",
+    ];
     let config = ["--config", "source=app,target=/etc/app.conf", "busybox", "sleep", "10000"];
     let _ = lab.orch(&[&service[..], &config[..]].concat()).ok();
     let reads = |wanted: &str| {
