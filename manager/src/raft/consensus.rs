@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use arc_swap::ArcSwapOption;
 use openraft::{
     ChangeMembers, Config, Instant as _, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver,
@@ -142,6 +143,12 @@ pub struct Leadership {
     pub failed: Option<String>,
 }
 
+/// What raft keeps on this manager's disk.
+struct Disk {
+    log: LogStore,
+    snapshots: SnapshotFolder,
+}
+
 /// A handle to this manager's raft. Clones share it.
 #[derive(Clone)]
 pub struct Consensus {
@@ -156,7 +163,7 @@ pub struct Consensus {
     /// Held while the membership is changed: what was checked must still hold when it is done.
     changing_members: Arc<tokio::sync::Mutex<()>>,
     compacting: Arc<tokio::sync::Mutex<()>>,
-    disk: (LogStore, SnapshotFolder),
+    disk: Arc<ArcSwapOption<Disk>>,
 }
 
 impl Consensus {
@@ -177,7 +184,7 @@ impl Consensus {
         let folder = SnapshotFolder::open(&settings.snapshots, settings.sealer, settings.cluster.clone())
             .map_err(|e| failed(&e))?;
         let pristine = log.is_pristine().map_err(|e| failed(&e))?;
-        let disk = (log.clone(), folder.clone());
+        let disk = Arc::new(ArcSwapOption::from_pointee(Disk { log: log.clone(), snapshots: folder.clone() }));
         let machine = StateMachine::new(Arc::clone(&store), folder);
         let Settings { raft_id, cluster, dial, clock, .. } = settings;
         let chunk_bytes = settings.compaction.chunk_bytes;
@@ -444,14 +451,19 @@ impl Consensus {
 
     /// Seals the few values that are written seldom, such as the vote, with the current data key.
     pub async fn reseal(&self) -> std::io::Result<()> {
-        self.disk.0.reseal().await
+        self.disk()?.log.reseal().await
     }
 
     /// The data keys that the log and the snapshots on this manager's disk need.
     pub async fn keys_in_use(&self) -> std::io::Result<BTreeSet<u32>> {
-        let mut keys = self.disk.1.keys_in_use().map_err(std::io::Error::other)?;
-        keys.extend(self.disk.0.keys_in_use().await?);
+        let disk = self.disk()?;
+        let mut keys = disk.snapshots.keys_in_use().map_err(std::io::Error::other)?;
+        keys.extend(disk.log.keys_in_use().await?);
         Ok(keys)
+    }
+
+    fn disk(&self) -> std::io::Result<Arc<Disk>> {
+        self.disk.load_full().ok_or_else(|| std::io::Error::other("raft has stopped on this manager"))
     }
 
     /// Hands leadership to another manager that is up, when this one has it.
@@ -476,6 +488,8 @@ impl Consensus {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "raft did not stop cleanly");
         }
+        // Whoever still holds a handle does not keep the log open.
+        self.disk.store(None);
     }
 
     pub(super) fn raft(&self) -> &Raft {

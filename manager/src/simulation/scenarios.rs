@@ -198,7 +198,10 @@ fn a_former_leader_does_not_answer_from_its_past() {
         isolate(&world, former);
         let (_, new) = leader_after(&world, former).await;
         write(&world, &new).await;
-        assert!(matches!(old.consensus.read_barrier().await, Err(ConsensusError::NoQuorum | ConsensusError::NotLeader)));
+        assert!(matches!(
+            old.consensus.read_barrier().await,
+            Err(ConsensusError::NoQuorum | ConsensusError::NotLeader)
+        ));
         assert!(matches!(old.consensus.catch_up().await, Err(ConsensusError::NoQuorum)));
         world.net.heal();
         sleep(Duration::from_secs(3)).await;
@@ -208,7 +211,8 @@ fn a_former_leader_does_not_answer_from_its_past() {
         let (_, new) = leader_after(&world, former).await;
         let (_, index) = write(&world, &new).await;
         let consensus = old.consensus.clone();
-        let reading = old.life.spawn(async move { consensus.catch_up().await.map(|()| consensus.store().view().index) });
+        let reading =
+            old.life.spawn(async move { consensus.catch_up().await.map(|()| consensus.store().view().index) });
         old.life.pause(false);
         if let Ok(read) = reading.await.unwrap() {
             assert!(read >= index, "read {read} after {index} was acknowledged elsewhere");
