@@ -126,6 +126,13 @@ impl Tab {
         })
     }
 
+    /// A tab of the same caller for a list that is part of something longer; given back when dropped.
+    pub(super) fn for_a_list(&self) -> Result<Self, Status> {
+        let tab = self.0.budget.open(self.0.payer.clone()).map_err(|refused| *refused)?;
+        tab.begin_list()?;
+        Ok(tab)
+    }
+
     /// Notes that a list is about to be put together, which takes time as well as memory.
     pub(super) fn begin_list(&self) -> Result<(), Status> {
         self.add(Use { lists: 1, ..Use::default() }, |own, _| own.lists <= LISTS_PER_CALLER)

@@ -137,10 +137,13 @@ impl control_server::Control for ControlService {
 
     async fn watch(&self, request: Request<wire::WatchRequest>) -> Result<Response<WatchStream>, Status> {
         self.caught_up().await?;
+        // What there is already is a list, until the watcher has it.
+        let turn = request.extensions().get::<Tab>().map(Tab::for_a_list).transpose()?;
         let wire::WatchRequest { kinds, filters, after } = request.into_inner();
         let kinds = kinds.into_iter().map(kind_from).collect::<Result<Vec<_>, _>>()?;
         let filter = Filter::new(filters).map_err(|status| *status)?;
-        watch::watch(self.consensus.clone(), kinds, filter, after).map(Response::new)
+        let stream = watch::watch(self.consensus.clone(), kinds, filter, after)?;
+        Ok(Response::new(held_until_synced(stream, turn)))
     }
 
     async fn rotate_join_token(
@@ -216,6 +219,15 @@ impl control_server::Control for ControlService {
         let reign = self.reader().await?;
         streams::exec(reign, request.into_inner()).await.map(Response::new)
     }
+}
+
+fn held_until_synced(stream: WatchStream, mut turn: Option<Tab>) -> WatchStream {
+    Box::pin(tokio_stream::StreamExt::map(stream, move |message| {
+        if !message.as_ref().is_ok_and(|message| !message.synced) {
+            drop(turn.take());
+        }
+        message
+    }))
 }
 
 fn unlock_key(state: &State) -> wire::UnlockKey {
