@@ -142,5 +142,5 @@ fn news_from_watcher_to_watched_reach_everyone_in_a_few_steps() {
     assert_eq!(steps(8), (true, 1));
     assert_eq!(steps(9), (true, 2));
     assert_eq!(steps(250), (true, 7));
-    assert_eq!(steps(5_000), (true, 13));
+    assert_eq!(steps(5_000), (true, 14));
 }
