@@ -667,9 +667,11 @@ pub(crate) fn contains(dir: &Path, bytes: &[u8], except: &[&str]) -> bool {
 
 /// Waits until the last task of a manager has let go of its folder.
 pub(crate) async fn released(paths: &Paths) {
-    eventually("the log is closed", LIMIT, async || {
-        let db = fs::File::open(paths.manager_dir().join("raft/log/db")).unwrap();
-        nix::fcntl::Flock::lock(db, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+    eventually("the log and the folder are free", LIMIT, async || {
+        ["raft/log/db", "lock"].iter().all(|held| {
+            let file = fs::File::open(paths.manager_dir().join(held)).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_ok()
+        })
     })
     .await;
 }
