@@ -117,7 +117,7 @@ impl Engine {
     pub(crate) async fn start(store: Store, resolvers: Arc<Resolvers>) -> Result<Self, EngineError> {
         let host = NetNs::host().map_err(failed("opening the node's network namespace"))?;
         let stored = store.load_desired().unwrap_or_default();
-        let (sequence, desired) = (stored.sequence, decode(stored).unwrap_or_default());
+        let desired = decode(stored).unwrap_or_default();
         let gateway = match store.load_gateway() {
             Some(gateway) => gateway,
             None => choose_gateway(&host, &desired).await?,
@@ -127,7 +127,9 @@ impl Engine {
             store,
             resolvers,
             desired,
-            sequence,
+            // Not the stored one: the worker counts anew when it starts, and what changes nothing is not stored. A worker
+            // that was behind the stored number would not be heard until it has counted up to it.
+            sequence: 0,
             gateway,
             last_addr: None,
             underlay: None,
