@@ -53,7 +53,8 @@ fn progress(state: &State, service: &Service, condition: DependencyCondition) ->
         let far = is_far_enough(task, service.spec.mode, condition);
         let place = places.entry((task.slot, node)).or_default();
         // A task that has ended well stays an answer; any other is replaced by the next one.
-        *place = far || (*place && condition == DependencyCondition::Completed && task.status.state < TaskState::Running);
+        *place =
+            far || (*place && condition == DependencyCondition::Completed && task.status.state < TaskState::Running);
     }
     let done = places.values().filter(|far| **far).count() as u64;
     let total = match service.spec.mode {

@@ -25,8 +25,8 @@ pub(super) struct Run<'b, 'a> {
     counts: Vec<u64>,
     /// Branches with no node left that could take a task.
     exhausted: Vec<bool>,
-    /// By leaf: nodes that have tasks of the service, (of the service, in all, node).
-    members: BTreeMap<BranchId, BinaryHeap<Reverse<(u64, u64, usize)>>>,
+    /// By leaf: nodes that have tasks of the service.
+    members: BTreeMap<BranchId, BinaryHeap<Reverse<Member>>>,
     /// What was taken out of the class, to be put back.
     aside: Vec<(BranchId, usize)>,
     faulty: Vec<(BranchId, usize)>,
@@ -34,6 +34,9 @@ pub(super) struct Run<'b, 'a> {
     /// Only for services that are packed: (load, node), the fullest first.
     packed: Option<BinaryHeap<(Load, Reverse<usize>)>>,
 }
+
+/// Tasks of the service, tasks in all, node.
+type Member = (u64, u64, usize);
 
 /// How full a node is: the larger share of its CPU and memory that is reserved, in millionths, then its tasks.
 type Load = (u64, u64);

@@ -27,7 +27,7 @@ fn first_tasks_wait_until_the_other_service_runs() {
     sim.scale("db", 5);
     sim.down(2);
     sim.run(secs(1));
-    sim.fail("web");
+    sim.fail("web.1");
     sim.run(secs(30));
     assert!(sim.ps("web").contains("Running Running"), "{}", sim.ps("web"));
 }
@@ -37,7 +37,7 @@ fn a_job_is_waited_for_until_it_is_complete() {
     let mut sim = Sim::new(2);
     sim.create(ServiceSpec {
         mode: ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: 2 },
-        ..web("migrate", "nginx", 0)
+        ..web("migrate", "once", 0)
     })
     .expect("accepted");
     sim.create(after("web", "migrate", DependencyCondition::Completed, true)).expect("accepted");
