@@ -40,6 +40,15 @@ fn digest_of(token: &str) -> &str {
     token.split('-').nth(2).expect("a token has four parts")
 }
 
+/// Ends the load also when the test fails: its scope waits for it.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn expires_at(lab: &Lab, node: &str) -> String {
     lab.orch(&["node", "inspect", node, "--format", "{{.Description.TLSInfo.CertExpiresAt}}"]).ok()
 }
@@ -75,6 +84,7 @@ fn the_root_is_rotated_twice_in_a_row_under_load_and_past_the_leaders_death() {
             }
             complaints
         });
+        let _stop = StopOnDrop(&stop);
         let _ = lab.orch(&["ca", "--rotate", "--detach"]).ok();
         let said = lab.orch(&["ca", "--rotate"]).ok();
         stop.store(true, Ordering::Relaxed);
