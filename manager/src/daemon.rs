@@ -154,7 +154,8 @@ impl Manager {
         let ring = KeyRing::load_or_create(&home.keys(), unlock.as_ref())?;
         let sealer = Arc::new(Sealer::new(ring, cluster.clone(), node.clone()));
         let open_key = autolock::open_tls_key(Arc::clone(&sealer), home.tls());
-        let identity = SharedIdentity::follow_sealed(&home.tls(), open_key).context("this manager's certificate")?;
+        let identity = SharedIdentity::follow_sealed(&home.tls(), open_key)
+            .with_context(|| format!("this manager's certificate in {}", home.tls().display()))?;
         let own = identity.current();
         anyhow::ensure!(
             own.cluster_id == cluster && own.node_id == node,

@@ -129,7 +129,6 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
         ("the log's file is cut short", "raft/log", Box::new(|| cut(&log))),
         ("the data keys are garbled", "/keys", Box::new(|| overwrite(dir.join("keys"), 0))),
         ("the witness is garbled", "raft/log/tip", Box::new(|| overwrite(log.join("tip"), 0))),
-        ("the certificate is garbled", "/tls", Box::new(|| overwrite(dir.join("tls/node.crt"), 200))),
     ];
     for (what, file, damage) in &damages {
         while_off(&lab, "n3", || damage());
