@@ -79,7 +79,9 @@ fn buildah(args: &BuildArgs, verb: &str) -> Command {
     if let Some(file) = &args.file {
         command.arg("--file").arg(file);
     }
-    args.build_arg.iter().for_each(|pair| drop(command.args(["--build-arg", pair])));
+    for pair in &args.build_arg {
+        command.args(["--build-arg", pair]);
+    }
     if let Some(stage) = &args.target {
         command.args(["--target", stage]);
     }
@@ -100,7 +102,9 @@ fn buildctl(args: &BuildArgs, archive: &Path) -> Command {
     if let Some(name) = file.file_name() {
         command.arg("--opt").arg(format!("filename={}", name.to_string_lossy()));
     }
-    args.build_arg.iter().for_each(|pair| drop(command.arg("--opt").arg(format!("build-arg:{pair}"))));
+    for pair in &args.build_arg {
+        command.arg("--opt").arg(format!("build-arg:{pair}"));
+    }
     if let Some(stage) = &args.target {
         command.arg("--opt").arg(format!("target={stage}"));
     }

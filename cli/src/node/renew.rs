@@ -40,7 +40,7 @@ const RENEW_LIMIT: Duration = Duration::from_secs(20);
 const MIN_RETRY: Duration = Duration::from_secs(2);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 /// The daemons use what lies on the disk by then.
-const TAKEN_UP: Duration = Duration::from_millis(FOLLOW_INTERVAL.as_millis() as u64 * 2 + 500);
+const TAKEN_UP: Duration = FOLLOW_INTERVAL.saturating_mul(2).saturating_add(Duration::from_millis(500));
 
 /// Renews for as long as the supervisor runs.
 pub(super) async fn keep_fresh(supervisor: Arc<Supervisor>) {

@@ -56,7 +56,7 @@ fn node(id: u128, number: u64) -> Node {
         ("region".to_owned(), format!("r{region}")),
         ("zone".to_owned(), format!("z{zone}")),
         ("rack".to_owned(), format!("k{rack}")),
-        ("disk".to_owned(), if number % 2 == 0 { "ssd" } else { "hdd" }.to_owned()),
+        ("disk".to_owned(), if number.is_multiple_of(2) { "ssd" } else { "hdd" }.to_owned()),
     ]);
     Node {
         id: NodeId::from_random(id),

@@ -296,11 +296,10 @@ impl Consensus {
                     return Err(ConsensusError::Stopped(reason));
                 }
                 match now.leader {
-                    Some(_) if now.is_own => {
-                        if self.read_barrier().await.is_ok() {
-                            return Ok(());
-                        }
-                    }
+                    Some(_) if now.is_own => match self.read_barrier().await {
+                        Ok(()) => return Ok(()),
+                        Err(error) => tracing::debug!(%error, "this leader is not sure that it still leads"),
+                    },
                     Some((leader, member)) => match self.line.read_index(leader, &member.addr).await {
                         Ok(index) => return self.applied(index).await,
                         Err(status) => tracing::debug!(%member, %status, "the leader does not say how far it is"),

@@ -31,7 +31,8 @@ impl Recent {
 
     /// The log now ends before `first`.
     pub(super) fn truncate_from(&mut self, first: u64) {
-        while let Some(cut) = self.entries.pop_back_if(|last| last.log_id.index >= first) {
+        while self.entries.back().is_some_and(|last| last.log_id.index >= first) {
+            let Some(cut) = self.entries.pop_back() else { return };
             self.bytes -= size(&cut);
         }
     }

@@ -18,6 +18,9 @@ const HISTORY_COMMITS: usize = 1024;
 /// An event holds an object as it was: this bounds what the history weighs.
 const HISTORY_EVENTS: usize = 8192;
 
+/// Commits as they are made.
+pub(crate) type Commits = broadcast::Receiver<Arc<Commit>>;
+
 /// The state after a raft index.
 #[derive(Debug, Clone, Default)]
 pub struct View {
@@ -106,7 +109,7 @@ impl Store {
     /// The commits after `index`, and every commit from now on; `None` when some of them are forgotten, or when this
     /// manager has not come that far.
     #[must_use]
-    pub fn commits_after(&self, index: u64) -> Option<(Vec<Arc<Commit>>, broadcast::Receiver<Arc<Commit>>)> {
+    pub fn commits_after(&self, index: u64) -> Option<(Vec<Arc<Commit>>, Commits)> {
         let history = self.history();
         let is_known = index >= history.floor && index <= self.view().index;
         is_known.then(|| {

@@ -19,8 +19,8 @@ impl Process {
     pub(crate) fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let log = File::options().create(true).append(true).open(log).context("cannot open a log")?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // SAFETY: the closure only makes a system call, which is allowed between fork and exec.
         #[allow(unsafe_code)] // The only way to ask for a signal when this process dies.
+        // SAFETY: the closure only makes a system call, which is allowed between fork and exec.
         unsafe {
             command.pre_exec(|| {
                 nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).map_err(std::io::Error::from)

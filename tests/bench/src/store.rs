@@ -123,6 +123,7 @@ fn service(number: u64, replicas: u64) -> wire::Spec {
         update: None,
         rollback: None,
         endpoint: EndpointSpec::default(),
+        depends_on: Vec::new(),
     };
     wire::Spec { spec: Some(wire::spec::Spec::Service(spec.to_proto())) }
 }

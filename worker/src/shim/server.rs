@@ -82,6 +82,7 @@ struct Connection {
 }
 
 impl Server {
+    #[allow(clippy::too_many_arguments)] // The parts of one container, each made by another module.
     pub(super) fn new(
         folder: PathBuf,
         listener: UnixListener,

@@ -12,7 +12,7 @@ fn id(n: usize) -> NodeId {
 }
 
 fn addr(n: usize) -> IpAddr {
-    IpAddr::from([10, 0, (n / 250) as u8, (n % 250) as u8])
+    IpAddr::from([10, 0, u8::try_from(n / 250).expect("a few nodes"), u8::try_from(n % 250).expect("below 250")])
 }
 
 /// What became of a node.
@@ -29,7 +29,10 @@ enum Fate {
 
 /// As managers have it: far and near.
 fn distances(nodes: usize, watchers: usize) -> impl Iterator<Item = usize> {
-    (0..watchers).map(move |n| if nodes > 128 { 3_usize.pow(n as u32) % nodes } else { 1 + n })
+    (0..watchers).map(move |n| {
+        let power = || 3_usize.pow(u32::try_from(n).expect("a few watchers"));
+        if nodes > 128 { power() % nodes } else { 1 + n }
+    })
 }
 
 struct Net {
