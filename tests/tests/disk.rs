@@ -131,7 +131,7 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
         ("the witness is garbled", "raft/log/tip", Box::new(|| overwrite(log.join("tip"), 0))),
     ];
     for (what, file, damage) in &damages {
-        while_off(&lab, "n3", || damage());
+        while_off(&lab, "n3", damage);
         let said = wait_error(&lab, "n3", what, &[file]);
         assert!(lab.orch_on("n3", &["config", "ls"]).code != 0, "{what}: it serves all the same: {said}");
         write(&lab, &format!("after-{}", file.replace('/', "-")));
