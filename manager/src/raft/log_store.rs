@@ -8,6 +8,7 @@ use std::{
     io,
     ops::{Bound, RangeBounds},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use openraft::{
@@ -16,7 +17,7 @@ use openraft::{
 };
 use orch_proto::wire;
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use super::{
     recent::Recent,
@@ -36,6 +37,8 @@ const READ_STEP: u64 = 16;
 const RECORD_HEADER_BYTES: usize = 16;
 /// Entries between two saves of how far the log is committed.
 const COMMITTED_EVERY: u64 = 64;
+/// When little happens, how far the log is committed is noted every time but in quick succession.
+const COMMITTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// The log of this manager. Clones share it.
 #[derive(Clone)]
@@ -45,13 +48,21 @@ pub(crate) struct LogStore {
     recent: Arc<Mutex<Recent>>,
     /// Saved again from this entry on.
     next_committed: u64,
+    note_again_at: Instant,
     /// Held while one of the named values is read and written again.
     naming: Arc<Mutex<()>>,
 }
 
 impl LogStore {
     pub(crate) fn new(engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
-        Self { engine, sealer, recent: Arc::default(), next_committed: 0, naming: Arc::default() }
+        Self {
+            engine,
+            sealer,
+            recent: Arc::default(),
+            next_committed: 0,
+            note_again_at: Instant::now(),
+            naming: Arc::default(),
+        }
     }
 
     /// Whether raft never wrote anything here.
@@ -237,10 +248,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.flushed().await
     }
 
-    /// Not flushed, and not every time: it only spares a restarted manager the wait for a leader.
+    /// Not flushed, and under load not every time: what a manager that starts without a quorum can still show.
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
-        match committed.filter(|id| id.index >= self.next_committed) {
+        let now = Instant::now();
+        let is_due = |id: &LogId| id.index >= self.next_committed || now >= self.note_again_at;
+        match committed.filter(is_due) {
             Some(id) => {
+                self.note_again_at = now + COMMITTED_PAUSE;
                 self.next_committed = id.index + COMMITTED_EVERY;
                 self.put_sealed(META_COMMITTED, Kind::Committed, &convert::log_id(&id))
             }
@@ -279,6 +293,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        self.recent().purge_to(log_id.index);
         let record = convert::log_id(&log_id).encode_to_vec();
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let sealed = self.sealer.seal(Aad::single(Kind::Purged), &record).map_err(io::Error::other)?;

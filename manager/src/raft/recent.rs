@@ -37,6 +37,14 @@ impl Recent {
         }
     }
 
+    /// Nothing up to `last` is in the log any more.
+    pub(super) fn purge_to(&mut self, last: u64) {
+        while self.entries.front().is_some_and(|first| first.log_id.index <= last) {
+            let Some(cut) = self.entries.pop_front() else { return };
+            self.bytes -= size(&cut);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }

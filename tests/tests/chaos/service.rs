@@ -36,8 +36,8 @@ pub(crate) struct Container {
 pub(crate) fn start(lab: &Lab) {
     lab.import("busybox", "busybox", &[]);
     let port = format!("{PORT}:80");
-    let args =
-        ["service", "create", "-d", "--name", NAME, "--replicas", REPLICAS, "-p", &port, "--restart-delay", "1s"];
+    let size = ["--replicas", REPLICAS, "--replicas-max-per-node", MAX_PER_NODE];
+    let args = [&["service", "create", "-d", "--name", NAME, "-p", &port, "--restart-delay", "1s"], &size[..]].concat();
     let _ = lab.orch(&[&args[..], &["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"]].concat()).ok();
     lab.wait_replicas(NAME, &format!("{REPLICAS}/{REPLICAS}"));
 }
