@@ -42,6 +42,7 @@ pub fn progress(state: &State, desired: &str) -> Progress {
         let trusted = node.certificates.iter().flat_map(|c| &c.trusted);
         progress.rotated_roots += usize::from(trusted.eq([desired]));
     }
+    progress.awaited.sort();
     progress
 }
 
