@@ -67,11 +67,6 @@ fn bad_input_is_refused_before_anything_else() {
 }
 
 #[test]
-fn what_comes_later_says_so() {
-    refused(&["swarm", "ca", "--rotate"], &["not in this version"]);
-}
-
-#[test]
 fn there_is_nothing_to_unlock_without_a_manager() {
     refused(&["unlock"], &["no manager runs on this node"]);
     refused(&["unlock-key"], &["This node is not part of a cluster"]);

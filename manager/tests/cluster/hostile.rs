@@ -57,9 +57,11 @@ fn every_call() -> Vec<String> {
 /// What nodes may call. Whoever adds a call for nodes adds it here, too.
 const FOR_NODES: &[&str] = &[
     "/orch.v1.Ca/Renew",
+    "/orch.v1.Ca/Report",
     "/orch.v1.Ca/Leave",
     "/orch.v1.Dispatcher/Session",
     "/orch.v1.Dispatcher/Heartbeat",
+    "/orch.v1.Dispatcher/Pings",
     "/orch.v1.Dispatcher/Assignments",
     "/orch.v1.Dispatcher/Ack",
     "/orch.v1.Dispatcher/UpdateTaskStatus",
