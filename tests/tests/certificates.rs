@@ -204,7 +204,7 @@ fn nodes_renew_by_themselves_and_one_that_slept_comes_back_under_its_old_name() 
     // Another certificate than its own, then another key than that of the certificate.
     let tls = "/var/lib/orch/worker/tls";
     let keep = format!(
-        "cp -r {tls} /tmp/tls && openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 \
+        "cp -r {tls} /var/lib/orch/kept && openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 \
                         -nocrypt -out {tls}/node.key && openssl req -x509 -new -key {tls}/node.key -days 3650 \
                         -not_after 20260101000000Z -subj \"/CN=$1/O=$2/OU=orch-worker\" -out {tls}/node.crt"
     );
@@ -217,7 +217,7 @@ fn nodes_renew_by_themselves_and_one_that_slept_comes_back_under_its_old_name() 
         let refused = join("n4", &worker).refused();
         assert!(refused.contains("is not one of this cluster"), "{refused}");
     }
-    let _ = lab.exec("n4", &["sh", "-c", &format!("cp /tmp/tls/* {tls}/")]).ok();
+    let _ = lab.exec("n4", &["sh", "-c", &format!("cp /var/lib/orch/kept/* {tls}/")]).ok();
     let said = join("n4", &worker).ok();
     assert_eq!(said, "This node came back to its cluster as a worker.\n");
     eventually("all are there, and the rotation is done", || {
