@@ -15,7 +15,6 @@ use tonic::transport::Channel;
 
 use super::{
     credentials::{NewKeys, worker_identity},
-    daemon::Role,
     error::{NodeError, Result},
     join::ANSWER_LIMIT,
     member::Member,
@@ -37,7 +36,7 @@ pub(super) async fn rejoin(
     remote: String,
     channel: Channel,
 ) -> Result<wire::JoinNodeResponse> {
-    let Some(mut member) = supervisor.member() else {
+    let Some(member) = supervisor.member() else {
         return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
     };
     refuse_changes(request)?;
@@ -46,20 +45,7 @@ pub(super) async fn rejoin(
     if answer.node_id != member.node_id || answer.cluster_id != member.cluster_id {
         return Err(NodeError::Invalid("the manager sent the certificate of another node".to_owned()));
     }
-    let manager = if is_locked(supervisor).await && !answer.manager_cert_pem.is_empty() {
-        // It has to wait until the manager can seal its key.
-        keys.save_worker(&answer, &supervisor.paths)?;
-        true
-    } else {
-        keys.save(&answer, &supervisor.paths)?
-    };
-    if manager {
-        supervisor.hand_over(Role::Manager)?;
-    }
-    if !answer.managers.is_empty() {
-        member.managers = answer.managers;
-    }
-    role::take(supervisor, member, manager).await?;
+    let manager = role::take_with(supervisor, member, keys, &answer, is_locked(supervisor).await).await?;
     wait::worker_ready(supervisor).await?;
     Ok(wire::JoinNodeResponse { node_id: answer.node_id, cluster_id: answer.cluster_id, manager, came_back: true })
 }

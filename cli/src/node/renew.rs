@@ -256,7 +256,7 @@ struct Answered<T> {
     own_is_locked: bool,
 }
 
-async fn renew(supervisor: &Supervisor, mut member: Member) -> Result<()> {
+async fn renew(supervisor: &Supervisor, member: Member) -> Result<()> {
     let keys = NewKeys::generate()?;
     let request = wire::RenewRequest {
         worker_csr_pem: keys.worker.csr_pem.clone(),
@@ -273,19 +273,7 @@ async fn renew(supervisor: &Supervisor, mut member: Member) -> Result<()> {
     if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
         return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
     }
-    let manager = if own_is_locked && !answer.manager_cert_pem.is_empty() {
-        keys.save_worker(&answer, &supervisor.paths)?;
-        true
-    } else {
-        keys.save(&answer, &supervisor.paths)?
-    };
-    if manager {
-        supervisor.hand_over(Role::Manager)?;
-    }
-    if !answer.managers.is_empty() {
-        member.managers = answer.managers;
-    }
-    role::take(supervisor, member, manager).await
+    role::take_with(supervisor, member, keys, &answer, own_is_locked).await.map(drop)
 }
 
 #[cfg(test)]

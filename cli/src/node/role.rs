@@ -15,7 +15,10 @@ use orch_proto::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{daemon::Role, error::Result, init::daemon_config, member::Member, ports, renew, supervisor::Supervisor};
+use super::{
+    credentials::NewKeys, daemon::Role, error::Result, init::daemon_config, member::Member, ports, renew,
+    supervisor::Supervisor,
+};
 
 const LOOK: Duration = Duration::from_secs(1);
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
@@ -52,6 +55,31 @@ async fn told(supervisor: &Supervisor) -> Option<String> {
         Some(WorkerLocalClient::new(channel).info(wire::Empty {}).await.ok()?.into_inner().node_role)
     };
     timeout(ANSWER_LIMIT, ask).await.ok().flatten().filter(|role| !role.is_empty())
+}
+
+/// Saves new certificates and follows them. A manager that `is_locked` keeps its old one, until it can seal a new private
+/// key. Says whether this node is a manager.
+pub(super) async fn take_with(
+    supervisor: &Supervisor,
+    mut member: Member,
+    keys: NewKeys,
+    answer: &wire::JoinResponse,
+    is_locked: bool,
+) -> Result<bool> {
+    let manager = if is_locked && !answer.manager_cert_pem.is_empty() {
+        keys.save_worker(answer, &supervisor.paths)?;
+        true
+    } else {
+        keys.save(answer, &supervisor.paths)?
+    };
+    if manager {
+        supervisor.hand_over(Role::Manager)?;
+    }
+    if !answer.managers.is_empty() {
+        member.managers.clone_from(&answer.managers);
+    }
+    take(supervisor, member, manager).await?;
+    Ok(manager)
 }
 
 /// Starts or ends this node's manager, once the certificates say so. Interrupted at any point, it is done again when the
