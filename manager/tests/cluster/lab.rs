@@ -136,6 +136,15 @@ impl Lab {
         fs::write(dir.join("daemon.pb"), config.encode_to_vec()).unwrap();
     }
 
+    /// Three managers; the first leads.
+    pub(crate) async fn start_three(&self) -> [LabManager; 3] {
+        let first = self.start(0).await;
+        self.join_manager(1, &first).await;
+        let second = self.start(1).await;
+        self.join_manager(2, &first).await;
+        [first, second, self.start(2).await]
+    }
+
     /// What the supervisor does for `orch join` with a manager's token.
     pub(crate) async fn join_manager(&self, number: usize, known: &LabManager) {
         let info = known.info().await;

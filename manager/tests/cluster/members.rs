@@ -36,11 +36,7 @@ async fn reachable(manager: &lab::LabManager, count: usize) {
 fn a_demoted_leader_hands_over_leaves_raft_and_is_refused_from_then_on() {
     let lab = Lab::new(3);
     lab.block_on(async {
-        let first = lab.start(0).await;
-        lab.join_manager(1, &first).await;
-        let second = lab.start(1).await;
-        lab.join_manager(2, &first).await;
-        let third = lab.start(2).await;
+        let [first, second, third] = lab.start_three().await;
         reachable(&first, 3).await;
         assert_eq!(lab.call_as_manager(0, 1).await, Ok(()));
         let own = lab.node_id(0);
@@ -69,11 +65,7 @@ fn a_demoted_leader_hands_over_leaves_raft_and_is_refused_from_then_on() {
 fn a_manager_goes_on_alone_with_everything_after_the_quorum_is_lost() {
     let lab = Lab::new(3);
     lab.block_on(async {
-        let first = lab.start(0).await;
-        lab.join_manager(1, &first).await;
-        let second = lab.start(1).await;
-        lab.join_manager(2, &first).await;
-        let third = lab.start(2).await;
+        let [first, second, third] = lab.start_three().await;
         reachable(&first, 3).await;
         first.control().await.create(lab::service("web", 1)).await.unwrap();
         lab::eventually("the second has it all", LIMIT, async || second.local_services() == 1).await;

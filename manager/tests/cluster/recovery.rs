@@ -10,11 +10,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn a_manager_that_was_off_while_the_log_was_purged_catches_up_by_a_snapshot() {
     let lab = Lab::new(3);
     lab.block_on(async {
-        let first = lab.start(0).await;
-        lab.join_manager(1, &first).await;
-        let second = lab.start(1).await;
-        lab.join_manager(2, &first).await;
-        let third = lab.start(2).await;
+        let [first, second, third] = lab.start_three().await;
         lab::eventually("three vote", LIMIT, async || first.consensus().voters().0.len() == 3).await;
         third.crash().await;
         for number in 0..20 {

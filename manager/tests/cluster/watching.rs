@@ -50,11 +50,7 @@ async fn until_shown(stream: &mut Streaming<wire::WatchResponse>, name: &str) ->
 fn a_watch_at_a_follower_outlives_the_leader_and_goes_on_elsewhere() {
     let lab = Lab::new(3);
     lab.block_on(async {
-        let first = lab.start(0).await;
-        lab.join_manager(1, &first).await;
-        let second = lab.start(1).await;
-        lab.join_manager(2, &first).await;
-        let third = lab.start(2).await;
+        let [first, second, third] = lab.start_three().await;
         lab::eventually("three managers", LIMIT, async || first.consensus().voters().1.len() == 3).await;
         assert!(first.consensus().is_leader());
 
