@@ -85,6 +85,7 @@ fn secrets_keys_and_tokens_do_not_come_back_out() {
         let spec = wire::SecretSpec {
             annotations: Some(wire::Annotations { name: "db".to_owned(), ..wire::Annotations::default() }),
             data: bytes::Bytes::from_static(b"hunter2"),
+            template: None,
         };
         let spec = Some(wire::Spec { spec: Some(wire::spec::Spec::Secret(spec)) });
         let created = manager.control().await.create(wire::CreateRequest { spec }).await.unwrap().into_inner();

@@ -7,10 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use orch_model::node::GenericResources;
 use serde::Deserialize;
+
+use crate::agent::generic;
 
 /// Where containers' cgroups go when the operator does not say.
 const DEFAULT_CGROUP_PARENT: &str = "/orch.slice";
+/// Where Docker looks for the roots of registries.
+const DOCKERS_CERTS: &str = "/etc/docker/certs.d";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -24,6 +29,8 @@ pub(crate) enum ConfigError {
     Parse { path: PathBuf, message: String },
     #[error("{path:?}: the label {label:?} is not NAME=value")]
     Label { path: PathBuf, label: String },
+    #[error("{path:?}: node-generic-resources: {line:?}: {why}")]
+    Generic { path: PathBuf, line: String, why: String },
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -35,6 +42,8 @@ struct File {
     registry_mirrors: Vec<String>,
     #[serde(default)]
     labels: Vec<String>,
+    #[serde(default)]
+    node_generic_resources: Vec<String>,
     cgroup_parent: Option<String>,
 }
 
@@ -51,6 +60,8 @@ pub(crate) struct RegistryConfig {
     pub insecure: Vec<String>,
     /// Asked before docker.io.
     pub mirrors: Vec<String>,
+    /// Folders with a folder per registry, which has the roots to trust for it as `*.crt`.
+    pub certs: Vec<PathBuf>,
 }
 
 impl RegistryConfig {
@@ -79,7 +90,12 @@ impl Settings {
             tracing::warn!(%error, "ignoring the configuration of registries");
             File::default()
         });
-        RegistryConfig { insecure: file.insecure_registries, mirrors: file.registry_mirrors }
+        let own = self.path.with_file_name("certs.d");
+        RegistryConfig {
+            insecure: file.insecure_registries,
+            mirrors: file.registry_mirrors,
+            certs: vec![own, DOCKERS_CERTS.into()],
+        }
     }
 
     pub(crate) fn cgroup_parent(&self) -> Result<String, ConfigError> {
@@ -92,6 +108,17 @@ impl Settings {
             _ => Err(ConfigError::Label { path: self.path.clone(), label }),
         };
         self.read()?.labels.into_iter().map(parse).collect()
+    }
+
+    /// What the operator says this node has besides CPUs and memory.
+    pub(crate) fn generic_resources(&self) -> Result<GenericResources, ConfigError> {
+        let mut resources = GenericResources::default();
+        for line in self.read()?.node_generic_resources {
+            if let Err(why) = generic::add(&mut resources, &line) {
+                return Err(ConfigError::Generic { path: self.path.clone(), line, why });
+            }
+        }
+        Ok(resources)
     }
 
     fn read(&self) -> Result<File, ConfigError> {
@@ -122,6 +149,11 @@ mod tests {
             .unwrap();
         assert!(settings.registries().is_insecure("a:5000"));
         assert_eq!(settings.labels().unwrap()["k"], "v=w");
+        std::fs::write(&path, "node-generic-resources = [\"gpu=UUID1\", \"ssd=2\"]").unwrap();
+        let generic = settings.generic_resources().unwrap();
+        assert_eq!((generic.count("gpu"), generic.count("ssd")), (1, 2));
+        std::fs::write(&path, "node-generic-resources = [\"gpu\"]").unwrap();
+        assert!(settings.generic_resources().unwrap_err().to_string().contains("expected KIND=NAME or KIND=NUMBER"));
         std::fs::write(&path, "labels = [\"novalue\"]").unwrap();
         assert!(matches!(settings.labels(), Err(ConfigError::Label { .. })));
     }

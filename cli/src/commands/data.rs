@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use orch_model::{
     Annotations, Kind, Meta,
-    secret::{Config, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, Secret},
+    secret::{Config, MAX_CONFIG_BYTES, MAX_SECRET_BYTES, Secret, TemplateDriver},
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
@@ -57,10 +57,18 @@ pub(crate) struct CreateArgs {
     /// Labels
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
     label: Vec<(String, String)>,
+    /// Template driver: golang fills the content in for each task
+    #[arg(long, value_enum, value_name = "DRIVER")]
+    template_driver: Option<TemplateFlag>,
     name: String,
     /// A file, or - for STDIN
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TemplateFlag {
+    Golang,
 }
 
 #[derive(Debug, Args)]
@@ -137,8 +145,9 @@ pub(crate) async fn run(kind: Kind, command: DataCommand, paths: &Paths) -> anyh
 async fn create(kind: Kind, args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     let data = content(kind, &args.file)?;
     let annotations = Annotations { name: args.name, labels: key_value::map(&args.label) };
+    let template = args.template_driver.map(|TemplateFlag::Golang| TemplateDriver::Golang);
     let mut api = Api::connect(paths).await?;
-    println!("{}", store(&mut api, kind, &annotations, data).await?);
+    println!("{}", store(&mut api, kind, &annotations, data, template).await?);
     Ok(())
 }
 
@@ -153,13 +162,13 @@ async fn update(kind: Kind, args: UpdateArgs, paths: &Paths) -> anyhow::Result<(
     };
     let (id, warnings) = if kind == Kind::Secret {
         let old = api.get::<Secret>(&args.name).await?;
-        let spec = wire::SecretSpec { annotations: change(old.annotations.clone()), data: data.into() };
+        let spec = wire::SecretSpec { annotations: change(old.annotations.clone()), data: data.into(), template: None };
         let spec = wire::spec::Spec::Secret(spec);
         let (secret, warnings) = api.replace::<Secret>(old.id.as_str(), old.meta.version, spec).await?;
         (secret.id.to_string(), warnings)
     } else {
         let old = api.get::<Config>(&args.name).await?;
-        let spec = wire::ConfigSpec { annotations: change(old.annotations.clone()), data: data.into() };
+        let spec = wire::ConfigSpec { annotations: change(old.annotations.clone()), data: data.into(), template: None };
         let spec = wire::spec::Spec::Config(spec);
         let (config, warnings) = api.replace::<Config>(old.id.as_str(), old.meta.version, spec).await?;
         (config.id.to_string(), warnings)
@@ -195,14 +204,16 @@ pub(crate) async fn store(
     kind: Kind,
     annotations: &Annotations,
     data: Vec<u8>,
+    template: Option<TemplateDriver>,
 ) -> anyhow::Result<String> {
     let annotations = Some(annotations.to_proto());
+    let template = template.to_proto();
     let (id, warnings) = if kind == Kind::Secret {
-        let spec = wire::SecretSpec { annotations, data: data.into() };
+        let spec = wire::SecretSpec { annotations, data: data.into(), template };
         let (secret, warnings) = api.create::<Secret>(wire::spec::Spec::Secret(spec)).await?;
         (secret.id.to_string(), warnings)
     } else {
-        let spec = wire::ConfigSpec { annotations, data: data.into() };
+        let spec = wire::ConfigSpec { annotations, data: data.into(), template };
         let (config, warnings) = api.create::<Config>(wire::spec::Spec::Config(spec)).await?;
         (config.id.to_string(), warnings)
     };

@@ -3,7 +3,7 @@
 use clap::Args;
 use orch_model::{Duration, service::HealthConfig};
 
-use crate::flags::duration;
+use crate::flags::{duration, quantity};
 
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct HealthFlags {
@@ -14,7 +14,7 @@ pub(crate) struct HealthFlags {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     health_interval: Option<Duration>,
     /// Consecutive failures needed to report unhealthy
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::small_count)]
     health_retries: Option<u32>,
     /// Time between running the check during the start period (ms|s|m|h)
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]

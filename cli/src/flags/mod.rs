@@ -7,6 +7,7 @@ pub(crate) mod duration;
 pub(crate) mod file_ref;
 pub(crate) mod filter;
 pub(crate) mod key_value;
+pub(crate) mod linux;
 pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod port;

@@ -20,6 +20,16 @@ pub(crate) fn bytes(text: &str) -> Result<u64, Refusal> {
     to_whole(amount * f64::from(2_u32).powi(shift)).ok_or_else(refusal)
 }
 
+/// How many of something.
+pub(crate) fn count(text: &str) -> Result<u64, Refusal> {
+    text.parse().map_err(|_| "expected a whole number from 0, such as 3".to_owned())
+}
+
+/// The same for what has a small limit.
+pub(crate) fn small_count(text: &str) -> Result<u32, Refusal> {
+    text.parse().map_err(|_| "expected a whole number from 0, such as 3".to_owned())
+}
+
 /// `0.5` CPUs in billionths.
 pub(crate) fn nano_cpus(text: &str) -> Result<u64, Refusal> {
     let refusal = || "expected a number of CPUs such as 0.5 or 2, with at most 9 decimals".to_owned();

@@ -38,6 +38,7 @@ pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
         .some("CapabilityDrop", json!(spec.cap_drop))
         .some("Devices", json!(spec.devices))
         .some("Ulimits", ulimits(spec))
+        .some("OomScoreAdj", spec.oom_score_adj)
         .always("Isolation", "default")
         .done()
 }

@@ -73,7 +73,7 @@ fn description(node: &Node) -> Value {
     Fields::default()
         .always("Hostname", description.hostname.as_str())
         .always("Platform", json!({"Architecture": description.platform.arch, "OS": description.platform.os}))
-        .always("Resources", reserved(description.resources))
+        .always("Resources", reserved(description.resources, &description.generic))
         .always("Engine", engine)
         .some("Features", json!(description.features))
         .some("DataPathAddr", description.data_addr.map(|a| a.to_string()))

@@ -3,7 +3,7 @@
 use orch_model::{
     Annotations, Meta, Timestamp,
     network::{IpamConfig, Network},
-    secret::{Config, Secret},
+    secret::{Config, Secret, TemplateDriver},
     task::{Task, TaskState},
 };
 use orch_proto::wire;
@@ -91,20 +91,27 @@ pub(crate) fn network(network: &Network) -> Value {
 
 /// The content is never shown.
 pub(crate) fn secret(secret: &Secret) -> Value {
-    named(secret.id.as_str(), &secret.meta, &secret.annotations, None)
+    named(secret.id.as_str(), &secret.meta, &secret.annotations, None, secret.template)
 }
 
 pub(crate) fn config(config: &Config) -> Value {
     use base64::Engine as _;
     let data = base64::engine::general_purpose::STANDARD.encode(&config.data);
-    named(config.id.as_str(), &config.meta, &config.annotations, Some(data))
+    named(config.id.as_str(), &config.meta, &config.annotations, Some(data), config.template)
 }
 
-fn named(id: &str, meta: &Meta, annotations: &Annotations, data: Option<String>) -> Value {
+fn named(
+    id: &str,
+    meta: &Meta,
+    annotations: &Annotations,
+    data: Option<String>,
+    template: Option<TemplateDriver>,
+) -> Value {
     let spec = Fields::default()
         .always("Name", annotations.name.as_str())
         .always("Labels", json!(annotations.labels))
         .some("Data", data)
+        .some("Templating", template.map(|TemplateDriver::Golang| json!({"Name": "golang"})))
         .done();
     head(id, meta).always("Spec", spec).done()
 }

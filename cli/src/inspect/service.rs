@@ -5,7 +5,10 @@ use orch_model::service::{
     RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
     UpdateState, UpdateStatus,
 };
-use orch_model::{Timestamp, node::Resources};
+use orch_model::{
+    Timestamp,
+    node::{GenericResources, Resources},
+};
 use serde_json::{Value, json};
 
 use super::{Fields, container::container_spec, head, nanos, port_list};
@@ -53,7 +56,7 @@ pub(crate) fn task_spec(spec: &TaskSpec) -> Value {
     };
     Fields::default()
         .always("ContainerSpec", container_spec(&spec.container))
-        .always("Resources", resources(spec.limits, spec.reservations))
+        .always("Resources", resources(spec.limits, spec.reservations, &asked(spec)))
         .always("RestartPolicy", restart(&spec.restart))
         .always("Placement", placement(&spec.placement))
         .some("Networks", spec.networks.iter().map(network).collect::<Value>())
@@ -67,17 +70,35 @@ fn log_driver(driver: &LogDriver) -> Value {
     Fields::default().some("Name", driver.name.as_str()).some("Options", json!(driver.options)).done()
 }
 
-fn resources(limits: ResourceLimits, reservations: Resources) -> Value {
+/// What a task asks for is always so many.
+fn asked(spec: &TaskSpec) -> GenericResources {
+    GenericResources { counted: spec.generic.clone(), ..GenericResources::default() }
+}
+
+fn resources(limits: ResourceLimits, reservations: Resources, asked: &GenericResources) -> Value {
     let limits = Fields::default()
         .some("NanoCPUs", limits.nano_cpus)
         .some("MemoryBytes", limits.memory_bytes)
         .some("Pids", limits.pids)
         .done();
-    Fields::default().always("Limits", limits).always("Reservations", reserved(reservations)).done()
+    Fields::default().always("Limits", limits).always("Reservations", reserved(reservations, asked)).done()
 }
 
-pub(super) fn reserved(resources: Resources) -> Value {
-    Fields::default().some("NanoCPUs", resources.nano_cpus).some("MemoryBytes", resources.memory_bytes).done()
+pub(super) fn reserved(resources: Resources, others: &GenericResources) -> Value {
+    Fields::default()
+        .some("NanoCPUs", resources.nano_cpus)
+        .some("MemoryBytes", resources.memory_bytes)
+        .some("GenericResources", generic(others))
+        .done()
+}
+
+/// Docker's two kinds: so many alike, or one by its name.
+pub(super) fn generic(resources: &GenericResources) -> Value {
+    let counted = resources.counted.iter();
+    let counted = counted.map(|(kind, value)| json!({"DiscreteResourceSpec": {"Kind": kind, "Value": value}}));
+    let named = resources.named.iter();
+    let named = named.map(|one| json!({"NamedResourceSpec": {"Kind": one.kind, "Value": one.name}}));
+    counted.chain(named).collect()
 }
 
 fn restart(policy: &RestartPolicy) -> Value {

@@ -142,6 +142,7 @@ mod tests {
             networks: Vec::new(),
             host_ports: Vec::new(),
             running_since: None,
+            generic: orch_model::node::GenericResources::default(),
             displaced: false,
         })
     }

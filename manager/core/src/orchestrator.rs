@@ -72,6 +72,7 @@ pub fn new_task(
             container: None,
         },
         running_since: None,
+        generic: orch_model::node::GenericResources::default(),
         displaced: false,
         desired_state,
         start_at,

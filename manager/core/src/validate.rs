@@ -11,8 +11,10 @@ mod service;
 use orch_model::{
     Annotations,
     node::NodeSpec,
-    secret::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES},
+    secret::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES, TemplateDriver},
 };
+
+use orch_template::files;
 
 pub use cluster::cluster_spec;
 pub use network::network_spec;
@@ -44,20 +46,30 @@ pub enum SpecError {
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn secret(annotations: &Annotations, data: &[u8]) -> Result<(), SpecError> {
+pub fn secret(
+    annotations: &Annotations,
+    data: &[u8],
+    template: Option<TemplateDriver>,
+) -> Result<(), SpecError> {
     object_name("secret name", &annotations.name)?;
     labels(annotations)?;
-    content("secret", data, MAX_SECRET_BYTES)
+    content("secret", data, MAX_SECRET_BYTES)?;
+    file_template("secret", data, template)
 }
 
 /// Checks a config.
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn config(annotations: &Annotations, data: &[u8]) -> Result<(), SpecError> {
+pub fn config(
+    annotations: &Annotations,
+    data: &[u8],
+    template: Option<TemplateDriver>,
+) -> Result<(), SpecError> {
     object_name("config name", &annotations.name)?;
     labels(annotations)?;
-    content("config", data, MAX_CONFIG_BYTES)
+    content("config", data, MAX_CONFIG_BYTES)?;
+    file_template("config", data, template)
 }
 
 /// Checks what the operator wants of a node.
@@ -80,6 +92,14 @@ fn content(what: &str, data: &[u8], limit: usize) -> Result<(), SpecError> {
         )));
     }
     Ok(())
+}
+
+/// What could never be filled in is refused before it is stored.
+fn file_template(what: &str, data: &[u8], template: Option<TemplateDriver>) -> Result<(), SpecError> {
+    let Some(TemplateDriver::Golang) = template else { return Ok(()) };
+    let text = std::str::from_utf8(data)
+        .map_err(|_| SpecError::Rule(format!("{what} data is not text: leave out the template driver")))?;
+    files::check(text).map_err(|error| SpecError::Rule(format!("{what} data: {error}")))
 }
 
 fn field(field: &'static str, value: impl ToString, expected: impl Into<String>) -> SpecError {

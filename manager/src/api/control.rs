@@ -273,8 +273,12 @@ fn create(state: &State, now: Timestamp, wanted: Option<wire::Spec>) -> Result<P
     let proposal = match spec::decode(state, wanted)? {
         Spec::Service(service) => control::create_service(state, now, ids, *service),
         Spec::Network(network) => control::create_network(state, now, ids, network),
-        Spec::Secret(annotations, data) => control::create_secret(state, now, ids, annotations, data),
-        Spec::Config(annotations, data) => control::create_config(state, now, ids, annotations, data),
+        Spec::Secret(annotations, data, template) => {
+            control::create_secret(state, now, ids, annotations, data, template)
+        }
+        Spec::Config(annotations, data, template) => {
+            control::create_config(state, now, ids, annotations, data, template)
+        }
         Spec::Node(_) => Err(ControlError::invalid("nodes are not created but join: \"orch join-token worker\"")),
         Spec::Cluster(_) => Err(ControlError::invalid("a cluster is made by \"orch init\"")),
     };
@@ -305,16 +309,16 @@ fn update(
     }
     let proposal = match (&id, spec::decode(state, request.spec.clone())?) {
         (ObjectId::Service(id), Spec::Service(service)) => control::update_service(state, now, id, version, *service),
-        (ObjectId::Secret(id), Spec::Secret(annotations, data)) if request.new_version => {
+        (ObjectId::Secret(id), Spec::Secret(annotations, data, _)) if request.new_version => {
             control::replace_secret(state, now, &mut random::bits, id, version, annotations, data)
         }
-        (ObjectId::Config(id), Spec::Config(annotations, data)) if request.new_version => {
+        (ObjectId::Config(id), Spec::Config(annotations, data, _)) if request.new_version => {
             control::replace_config(state, now, &mut random::bits, id, version, annotations, data)
         }
-        (ObjectId::Secret(id), Spec::Secret(annotations, data)) => {
+        (ObjectId::Secret(id), Spec::Secret(annotations, data, _)) => {
             control::update_secret(state, now, id, version, annotations, &data)
         }
-        (ObjectId::Config(id), Spec::Config(annotations, data)) => {
+        (ObjectId::Config(id), Spec::Config(annotations, data, _)) => {
             control::update_config(state, now, id, version, annotations, &data)
         }
         (ObjectId::Node(id), Spec::Node(node)) => control::update_node(state, now, id, version, node, seats),

@@ -14,6 +14,7 @@ pub(super) fn object(object: &Object) -> wire::Object {
                 meta: secret.meta.clone(),
                 annotations: secret.annotations.clone(),
                 data: Vec::new(),
+                template: secret.template,
             };
             Object::Secret(Arc::new(blank)).to_proto()
         }

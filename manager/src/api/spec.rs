@@ -1,7 +1,9 @@
 //! A user's spec from the wire: names of other objects become ids.
 
 use orch_manager_core::{State, resolve};
-use orch_model::{Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, service::ServiceSpec};
+use orch_model::{
+    Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, secret::TemplateDriver, service::ServiceSpec,
+};
 use orch_proto::{
     conv::{FromProto, required},
     wire::{self, spec},
@@ -14,8 +16,8 @@ use super::status;
 pub(super) enum Spec {
     Service(Box<ServiceSpec>),
     Network(NetworkSpec),
-    Secret(Annotations, Vec<u8>),
-    Config(Annotations, Vec<u8>),
+    Secret(Annotations, Vec<u8>, Option<TemplateDriver>),
+    Config(Annotations, Vec<u8>, Option<TemplateDriver>),
     Node(NodeSpec),
     Cluster(ClusterSpec),
 }
@@ -30,10 +32,10 @@ pub(super) fn decode(state: &State, spec: Option<wire::Spec>) -> Result<Spec, Bo
         }
         spec::Spec::Network(network) => Spec::Network(model(network)?),
         spec::Spec::Secret(secret) => {
-            Spec::Secret(annotations(secret.annotations, "SecretSpec")?, secret.data.to_vec())
+            Spec::Secret(annotations(secret.annotations, "SecretSpec")?, secret.data.to_vec(), model(secret.template)?)
         }
         spec::Spec::Config(config) => {
-            Spec::Config(annotations(config.annotations, "ConfigSpec")?, config.data.to_vec())
+            Spec::Config(annotations(config.annotations, "ConfigSpec")?, config.data.to_vec(), model(config.template)?)
         }
         spec::Spec::Node(node) => Spec::Node(model(node)?),
         spec::Spec::Cluster(cluster) => Spec::Cluster(model(cluster)?),

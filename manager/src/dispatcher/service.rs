@@ -6,13 +6,13 @@ use std::{collections::BTreeSet, net::IpAddr, pin::Pin, sync::Arc, time::Duratio
 use async_stream::try_stream;
 use futures::Stream;
 use orch_manager_core::{
-    control::{Registration, forget_image, register_image},
+    control::{Registration, forget_image, keep_containers, register_image},
     liveness::WATCHERS,
 };
 use orch_model::{
     NodeId, Object, SessionId, TaskId,
     change::{Change, Transaction},
-    node::{Node, NodeDescription, NodeState, NodeStatus},
+    node::{Node, NodeDescription, NodeState, NodeStatus, Platform},
     task::TaskStatus,
 };
 use orch_proto::{
@@ -23,7 +23,7 @@ use orch_proto::{
 use rand::Rng;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{guide::Guide, reign::Reign};
+use super::{containers, guide::Guide, reign::Reign};
 use crate::{
     api::status,
     leader::Throne,
@@ -204,6 +204,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
             name: request.name,
             digest: request.digest,
             size_bytes: request.size_bytes,
+            platform: request.platform.map(Platform::from_proto).transpose().map_err(invalid)?,
             replace: request.replace,
             holder_only: request.holder_only,
         };
@@ -220,6 +221,26 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         let node = self.caller(&request)?;
         let wire::ForgetImageRequest { name, digest } = request.into_inner();
         commit(&reign, |view, now| forget_image(&view.state, now, &node, &name, &digest)).await?;
+        Ok(Response::new(wire::Empty {}))
+    }
+
+    async fn set_container_networks(
+        &self,
+        request: Request<wire::SetContainerNetworksRequest>,
+    ) -> Result<Response<wire::SetContainerNetworksResponse>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, node) = self.session_of(&request, &session)?;
+        containers::set_networks(&reign, node, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn keep_containers(
+        &self,
+        request: Request<wire::KeepContainersRequest>,
+    ) -> Result<Response<wire::Empty>, Status> {
+        let session = request.get_ref().session_id.clone();
+        let (reign, node) = self.session_of(&request, &session)?;
+        let kept = request.into_inner().task_ids.iter().filter_map(|id| id.parse().ok()).collect();
+        commit(&reign, |view, now| keep_containers(&view.state, now, &node, &kept)).await?;
         Ok(Response::new(wire::Empty {}))
     }
 }
@@ -377,7 +398,7 @@ fn status_change(update: wire::TaskStatusUpdate, node: &NodeId) -> Result<Change
 }
 
 /// Commits what the core makes of the state, again when the state moved on meanwhile.
-async fn commit(
+pub(super) async fn commit(
     reign: &Reign,
     decide: impl Fn(&View, orch_model::Timestamp) -> Result<Transaction, orch_manager_core::control::ControlError>,
 ) -> Result<(), Status> {
@@ -403,7 +424,7 @@ fn same_name(known: &str, given: &str) -> bool {
     orch_manager_core::image_name::normalise_image_name(given).is_ok_and(|full| full == known)
 }
 
-fn invalid(error: impl std::fmt::Display) -> Status {
+pub(super) fn invalid(error: impl std::fmt::Display) -> Status {
     Status::invalid_argument(error.to_string())
 }
 

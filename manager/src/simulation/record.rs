@@ -238,6 +238,7 @@ mod tests {
                 meta: Meta::default(),
                 annotations: Annotations { name: key.to_string(), ..Annotations::default() },
                 data: mark.to_be_bytes().to_vec(),
+                template: None,
             })))
         };
         Commit { index, change: Committed::Transactions(vec![writes.iter().map(event).collect()]) }

@@ -500,6 +500,7 @@ fn first_value(key: usize, mark: Mark) -> Config {
         meta: Meta::default(),
         annotations: Annotations { name: key.to_string(), ..Annotations::default() },
         data: value(mark),
+        template: None,
     }
 }
 

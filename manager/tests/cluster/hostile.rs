@@ -116,7 +116,7 @@ fn no_call_is_open_to_whom_it_is_not_for() {
 /// A service with a secret, on one node only.
 async fn secret_service(manager: &LabManager, node: &str, content: &'static [u8]) -> String {
     let annotations = Some(wire::Annotations { name: "marker".to_owned(), ..wire::Annotations::default() });
-    let secret = wire::SecretSpec { annotations, data: content.into() };
+    let secret = wire::SecretSpec { annotations, data: content.into(), template: None };
     let spec = Some(wire::Spec { spec: Some(wire::spec::Spec::Secret(secret)) });
     let created = manager.control().await.create(wire::CreateRequest { spec }).await.unwrap().into_inner();
     let secret = lab::id_of(&created.object.unwrap());

@@ -382,6 +382,7 @@ impl Agent {
             features: Vec::new(),
             underlay: Vec::new(),
             data_addr: None,
+            generic: None,
         };
         let request = wire::SessionRequest { description: Some(description), session_id: String::new() };
         let mut stream = client.session(request).await.unwrap().into_inner();

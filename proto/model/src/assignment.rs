@@ -94,6 +94,7 @@ pub struct Peer {
 pub struct NetworkItem {
     pub id: NetworkId,
     pub name: String,
+    /// 0: a network of this node alone.
     pub vni: u32,
     pub subnets: Vec<IpNetwork>,
     pub gateways: Vec<IpAddr>,
@@ -101,6 +102,14 @@ pub struct NetworkItem {
     pub ingress: bool,
     pub driver_options: BTreeMap<String, String>,
     pub data_path_port: u16,
+}
+
+impl NetworkItem {
+    /// Of this node alone: no tunnel leads to others.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.vni == 0
+    }
 }
 
 /// A task's presence on a network, wherever the task runs.

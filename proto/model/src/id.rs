@@ -92,6 +92,19 @@ ids! {
     SessionId,
 }
 
+impl ServiceId {
+    /// No service's: carried by one-off containers, which have the form of tasks. Nobody draws 128 zero bits.
+    #[must_use]
+    pub fn nobody() -> Self {
+        Self::from_random(0)
+    }
+
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        *self == Self::nobody()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

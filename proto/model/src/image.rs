@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{ImageId, Meta, NodeId};
+use crate::{ImageId, Meta, NodeId, node::Platform};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -14,6 +14,8 @@ pub struct Image {
     pub digest: String,
     /// Bytes of all blobs together.
     pub size_bytes: u64,
+    /// What it runs on; unknown for one that was registered by an older node.
+    pub platform: Option<Platform>,
     /// The nodes that announced that they have the content.
     pub holders: BTreeSet<NodeId>,
 }

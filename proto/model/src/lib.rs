@@ -11,6 +11,7 @@ pub mod change;
 pub mod cluster;
 pub mod id;
 pub mod image;
+pub mod linux;
 pub mod network;
 pub mod node;
 pub mod object;

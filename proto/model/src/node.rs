@@ -1,6 +1,6 @@
 //! Nodes: what the operator wants of them, what they say of themselves, what managers observe.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
 
 use crate::{Annotations, Meta, NetworkId, NodeId, Timestamp};
 
@@ -72,6 +72,37 @@ pub struct NodeDescription {
     pub underlay: Vec<ipnetwork::IpNetwork>,
     /// Where other nodes send overlay traffic (the VXLAN tunnel endpoint).
     pub data_addr: Option<IpAddr>,
+    /// What the operator says the node has besides: `node-generic-resources` of its configuration.
+    pub generic: GenericResources,
+}
+
+/// Things of the operator's own that tasks reserve: GPUs, licences, disks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GenericResources {
+    /// So many of a kind, all alike.
+    pub counted: BTreeMap<String, u64>,
+    /// Each by its name: a task is told which ones are its own.
+    pub named: BTreeSet<NamedResource>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamedResource {
+    pub kind: String,
+    pub name: String,
+}
+
+impl GenericResources {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counted.is_empty() && self.named.is_empty()
+    }
+
+    /// How many of a kind there are, counted or named.
+    #[must_use]
+    pub fn count(&self, kind: &str) -> u64 {
+        let named = self.named.iter().filter(|resource| resource.kind == kind).count() as u64;
+        self.counted.get(kind).copied().unwrap_or(0) + named
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -7,12 +7,21 @@ pub const MAX_SECRET_BYTES: usize = 500 * 1024;
 /// 1000 KB as Docker counts them.
 pub const MAX_CONFIG_BYTES: usize = 1000 * 1024;
 
+/// What fills in the content of a secret or config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TemplateDriver {
+    /// Go's templates.
+    Golang,
+}
+
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret {
     pub id: SecretId,
     pub meta: Meta,
     pub annotations: Annotations,
     pub data: Vec<u8>,
+    /// The content is filled in for each task that gets it.
+    pub template: Option<TemplateDriver>,
 }
 
 impl std::fmt::Debug for Secret {
@@ -27,4 +36,6 @@ pub struct Config {
     pub meta: Meta,
     pub annotations: Annotations,
     pub data: Vec<u8>,
+    /// The content is filled in for each task that gets it.
+    pub template: Option<TemplateDriver>,
 }

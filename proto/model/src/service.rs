@@ -179,6 +179,8 @@ pub struct TaskSpec {
     pub container: ContainerSpec,
     pub limits: ResourceLimits,
     pub reservations: Resources,
+    /// How many of each kind of generic resource.
+    pub generic: BTreeMap<String, u64>,
     pub restart: RestartPolicy,
     pub placement: Placement,
     pub networks: Vec<NetworkAttachmentSpec>,
@@ -300,6 +302,10 @@ pub struct ContainerSpec {
     pub ulimits: Vec<Ulimit>,
     /// Host paths of devices, `/dev/x[:/dev/y[:rwm]]`.
     pub devices: Vec<String>,
+    /// -1000 to 1000: how soon the kernel ends it when memory runs out; above 0 sooner than others.
+    pub oom_score_adj: i32,
+    /// The secret with the login for the image's registry; it belongs to this service alone.
+    pub registry_auth: Option<SecretId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -6,6 +6,7 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     Annotations, Meta, NetworkId, NodeId, ServiceId, TaskId, Timestamp, Version,
+    node::GenericResources,
     service::{PortConfig, TaskSpec},
 };
 
@@ -36,12 +37,23 @@ pub struct Task {
     pub networks: Vec<TaskAttachment>,
     /// Ports published on the task's node (mode host), automatic ones filled in.
     pub host_ports: Vec<PortConfig>,
+    /// Which of its node's generic resources are its own.
+    pub generic: GenericResources,
 }
 
 impl Task {
+    /// A one-off container that is on networks of the cluster: its node runs it, managers only keep its addresses.
+    #[must_use]
+    pub fn is_one_off(&self) -> bool {
+        self.service.is_nobody()
+    }
+
     /// `web.3`, or `agent.<node id>` for global services: what `service ps` calls it.
     #[must_use]
     pub fn name(&self) -> String {
+        if self.is_one_off() {
+            return self.service_annotations.name.clone();
+        }
         match (self.slot, &self.node) {
             (0, Some(node)) => format!("{}.{node}", self.service_annotations.name),
             (slot, _) => format!("{}.{slot}", self.service_annotations.name),

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use orch_model::{
     Annotations, Kind, Meta, Object, ObjectId, ParseIdError,
     image::Image,
-    secret::{Config, Secret},
+    secret::{Config, Secret, TemplateDriver},
 };
 
 use super::{
@@ -16,11 +16,13 @@ use crate::wire;
 
 choice!(Kind { Cluster, Node, Service, Task, Network, Secret, Config, Image });
 
+choice!(TemplateDriver { Golang });
+
 record!(Meta { values: version, created_at, updated_at; });
 record!(Annotations { values: name, labels; });
-record!(Secret { values: id; parts: meta, annotations; blobs: data; });
-record!(Config { values: id; parts: meta, annotations; blobs: data; });
-record!(Image { values: id, name, digest, size_bytes, holders; parts: meta; });
+record!(Secret { values: id, template; parts: meta, annotations; blobs: data; });
+record!(Config { values: id, template; parts: meta, annotations; blobs: data; });
+record!(Image { values: id, name, digest, size_bytes, holders, platform; parts: meta; });
 
 impl ToProto for Object {
     type Proto = wire::Object;

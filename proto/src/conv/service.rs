@@ -39,7 +39,7 @@ record!(UpdateConfig {
 });
 record!(UpdateStatus { values: state, started_at, completed_at, message; });
 record!(TaskSpec {
-    values: networks, log_driver, force_update;
+    values: networks, log_driver, force_update, generic;
     parts: container, limits, reservations, restart, placement;
 });
 record!(ResourceLimits { values: nano_cpus, memory_bytes, pids; });
@@ -73,7 +73,7 @@ record!(LogDriver { values: name, options; });
 record!(ContainerSpec {
     values: image, image_digest, command, args, hostname, env, dir, user, groups, labels, tty, open_stdin, read_only,
         init, privileged, stop_signal, mounts, secrets, configs, hosts, health, cap_add, cap_drop, sysctls, ulimits,
-        devices;
+        devices, oom_score_adj, registry_auth;
     renamed: stop_grace_period => stop_grace_period_ms;
     parts: dns;
 });

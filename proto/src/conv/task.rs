@@ -25,7 +25,7 @@ choice!(Health { Starting, Healthy, Unhealthy });
 
 record!(Task {
     values: id, service, slot, node, spec_version, desired_state, start_at, running_since, networks,
-        host_ports, displaced;
+        host_ports, displaced, generic;
     parts: meta, service_annotations, spec, status;
 });
 record!(TaskAttachment { values: network, addresses, aliases; });

@@ -5,6 +5,7 @@
 //! field names. This module must not know what the values mean and does no I/O.
 
 mod eval;
+pub mod files;
 mod functions;
 mod lexer;
 mod parser;

@@ -86,7 +86,7 @@ pub fn check(container: &ContainerSpec) -> Result<(), TemplateError> {
 }
 
 /// Values of the right shape, for a task that does not exist yet.
-fn example() -> Value {
+pub(crate) fn example() -> Value {
     json!({
         "Service": {"ID": "x", "Name": "x", "Labels": {}},
         "Node": {"ID": "x", "Hostname": "x", "Platform": {"Architecture": "x86_64", "OS": "linux"}},
@@ -94,7 +94,7 @@ fn example() -> Value {
     })
 }
 
-fn check_path(path: &[String]) -> Result<(), String> {
+pub(crate) fn check_path(path: &[String]) -> Result<(), String> {
     let Some(first) = path.first() else { return Ok(()) };
     let Some((_, fields)) = FIELDS.iter().find(|(name, _)| name == first) else {
         return Err(format!(".{first} is not known; there are .Service, .Node and .Task"));
@@ -148,6 +148,7 @@ mod tests {
                 container: None,
             },
             running_since: None,
+            generic: orch_model::node::GenericResources::default(),
             displaced: false,
             desired_state: TaskState::Running,
             start_at: None,

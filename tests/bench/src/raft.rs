@@ -109,7 +109,7 @@ async fn channels(clients: usize, connect: impl AsyncFn() -> anyhow::Result<Chan
 /// Stores one value through the control API.
 pub(crate) async fn create_config(channel: Channel, name: String, bytes: usize) -> anyhow::Result<()> {
     let annotations = Some(wire::Annotations { name, ..wire::Annotations::default() });
-    let config = wire::ConfigSpec { annotations, data: vec![b'v'; bytes].into() };
+    let config = wire::ConfigSpec { annotations, data: vec![b'v'; bytes].into(), template: None };
     let spec = Some(wire::Spec { spec: Some(wire::spec::Spec::Config(config)) });
     ControlClient::new(channel).create(wire::CreateRequest { spec }).await?;
     Ok(())

@@ -19,8 +19,9 @@ pub(crate) fn describe(daemon: &DaemonConfig, settings: &Settings) -> Result<Nod
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: settings.labels()?,
         features: features(),
-        underlay: underlay(),
+        underlay: host_networks(),
         data_addr: daemon.data_addr.parse().ok(),
+        generic: settings.generic_resources()?,
     })
 }
 
@@ -62,7 +63,7 @@ fn features() -> Vec<String> {
 }
 
 /// Networks of the node's own interfaces: overlays must keep out of them.
-fn underlay() -> Vec<IpNetwork> {
+pub(crate) fn host_networks() -> Vec<IpNetwork> {
     let Ok(interfaces) = getifaddrs() else { return Vec::new() };
     let mut networks: Vec<IpNetwork> = interfaces
         .filter(|interface| {

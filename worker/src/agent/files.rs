@@ -3,16 +3,22 @@
 //! Secrets and configs live in a tmpfs of their own per task, never on disk.
 
 use std::{
+    borrow::Cow,
     fs, io,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
 };
 
-use orch_model::service::{ContainerSpec, FileRef};
+use orch_model::{
+    secret::TemplateDriver,
+    service::{ContainerSpec, FileRef},
+};
+use orch_template::{TemplateError, files::Sources};
 use rustix::{
     io::Errno,
     mount::{MountFlags, UnmountFlags, mount, unmount},
 };
+use serde_json::Value;
 
 use super::items::Items;
 use crate::runtime::BindMount;
@@ -30,6 +36,13 @@ pub(crate) enum FilesError {
     Unknown { kind: &'static str, name: String },
     #[error("{kind} {name}: the owner {owner:?} is not a number")]
     Owner { kind: &'static str, name: String, owner: String },
+    #[error("{kind} {name} cannot be filled in")]
+    Template {
+        kind: &'static str,
+        name: String,
+        #[source]
+        source: TemplateError,
+    },
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesError {
@@ -80,6 +93,7 @@ pub(crate) fn write_secret_files(
     dir: &Path,
     spec: &ContainerSpec,
     items: &Items,
+    values: &Value,
 ) -> Result<Vec<BindMount>, FilesError> {
     if spec.secrets.is_empty() && spec.configs.is_empty() {
         return Ok(Vec::new());
@@ -96,13 +110,44 @@ pub(crate) fn write_secret_files(
     let mut binds = Vec::new();
     for (n, file) in spec.secrets.iter().enumerate() {
         let secret = items.secret(&file.id).ok_or_else(|| unknown("secret", &file.name))?;
-        binds.push(write_one(&dir.join(format!("secret-{n}")), "secret", file, &secret.data, "/run/secrets")?);
+        let data = content("secret", &file.name, &secret.data, secret.template, spec, items, values)?;
+        binds.push(write_one(&dir.join(format!("secret-{n}")), "secret", file, &data, "/run/secrets")?);
     }
     for (n, file) in spec.configs.iter().enumerate() {
         let config = items.config(&file.id).ok_or_else(|| unknown("config", &file.name))?;
-        binds.push(write_one(&dir.join(format!("config-{n}")), "config", file, &config.data, "")?);
+        let data = content("config", &file.name, &config.data, config.template, spec, items, values)?;
+        binds.push(write_one(&dir.join(format!("config-{n}")), "config", file, &data, "")?);
     }
     Ok(binds)
+}
+
+/// A file's content; a template is filled in for this task.
+fn content<'a>(
+    kind: &'static str,
+    name: &str,
+    data: &'a [u8],
+    template: Option<TemplateDriver>,
+    spec: &ContainerSpec,
+    items: &Items,
+    values: &Value,
+) -> Result<Cow<'a, [u8]>, FilesError> {
+    let Some(TemplateDriver::Golang) = template else { return Ok(Cow::Borrowed(data)) };
+    let secret = |target: &str| {
+        let file = spec.secrets.iter().find(|file| target_of(file) == target)?;
+        items.secret(&file.id).map(|secret| secret.data.clone())
+    };
+    let config = |target: &str| {
+        let file = spec.configs.iter().find(|file| target_of(file) == target)?;
+        items.config(&file.id).map(|config| config.data.clone())
+    };
+    let sources = Sources { secret: &secret, config: &config, env: &spec.env };
+    let filled = orch_template::files::fill(&String::from_utf8_lossy(data), values, &sources);
+    let failed = |source| FilesError::Template { kind, name: name.to_owned(), source };
+    filled.map(|text| Cow::Owned(text.into_bytes())).map_err(failed)
+}
+
+fn target_of<Id>(file: &FileRef<Id>) -> &str {
+    if file.target.is_empty() { &file.name } else { &file.target }
 }
 
 pub(crate) fn remove_secret_files(dir: &Path) -> Result<(), FilesError> {
@@ -140,8 +185,8 @@ fn write_one<Id>(
     chown(source, Some(uid), Some(gid)).map_err(io_error("change the owner of", source))?;
     fs::set_permissions(source, fs::Permissions::from_mode(file.mode))
         .map_err(io_error("change the mode of", source))?;
-    let name = if file.target.is_empty() { &file.name } else { &file.target };
-    let target = if name.starts_with('/') { name.clone() } else { format!("{base}/{name}") };
+    let name = target_of(file);
+    let target = if name.starts_with('/') { name.to_owned() } else { format!("{base}/{name}") };
     Ok(BindMount { source: source.to_owned(), target, read_only: true, propagation: String::new() })
 }
 

@@ -10,6 +10,7 @@ mod book;
 mod describe;
 mod executor;
 mod files;
+pub(crate) mod generic;
 mod gossip;
 mod items;
 mod listening;
@@ -22,7 +23,7 @@ mod task;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -39,15 +40,14 @@ use orch_proto::{
     wire,
 };
 use orch_template::placeholders;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, watch};
 
 use self::{
     assignments::{AssignmentSet, Delta},
-    book::Book,
+    book::{Book, News},
     executor::Executor,
     gossip::Gossip,
     items::Items,
-    session::CurrentSession,
     task::{Command, Ended, Event, Found, Machine},
 };
 use crate::{
@@ -55,6 +55,7 @@ use crate::{
     image::Images,
     local::Locals,
     netd_client::Netd,
+    peer::Members,
     runtime::{Container, Recovered, Runtime, RuntimeError},
     store::Store,
     volume::Volumes,
@@ -62,9 +63,9 @@ use crate::{
 
 pub(crate) use attach::{Target, exec, logs, pass_on, terminal_size};
 pub(crate) use book::Entry;
-pub(crate) use describe::cgroup_version;
+pub(crate) use describe::{cgroup_version, host_networks};
 pub(crate) use executor::{container_id, container_id_of, log_files, signal_number};
-pub(crate) use session::Live;
+pub(crate) use session::{CurrentSession, Live};
 
 /// What tasks are carried out with.
 pub(crate) struct Host {
@@ -72,6 +73,8 @@ pub(crate) struct Host {
     pub store: Arc<Store>,
     pub book: Book,
     pub items: Items,
+    /// This node, as placeholders show it.
+    pub facts: OnceLock<placeholders::NodeFacts>,
     pub images: Images,
     pub volumes: Volumes,
     pub netd: Netd,
@@ -91,8 +94,9 @@ pub(crate) struct Trust {
 pub(crate) struct Agent {
     pub host: Arc<Host>,
     pub locals: Arc<Locals>,
-    pub session: CurrentSession,
+    pub session: Arc<CurrentSession>,
     pub gossip: Gossip,
+    pub members: Members,
     daemon: wire::DaemonConfig,
     settings: Settings,
     managers: Mutex<Vec<String>>,
@@ -128,7 +132,13 @@ impl Host {
         identity: SharedIdentity,
     ) -> Self {
         let book = Book::new(store.clone());
-        Self { paths, store, book, items: Items::default(), images, volumes, netd, runtime, identity }
+        Self { paths, store, book, items: Items::default(), facts: OnceLock::new(), images, volumes, netd, runtime, identity }
+    }
+
+    /// What a task's placeholders stand for here.
+    pub(crate) fn values(&self, task: &Task) -> serde_json::Value {
+        let nowhere = placeholders::NodeFacts::default();
+        placeholders::values(task, self.facts.get().unwrap_or(&nowhere))
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {
@@ -142,14 +152,24 @@ impl Host {
 
 impl Agent {
     pub(crate) fn new(host: Host, daemon: wire::DaemonConfig, settings: Settings) -> Arc<Self> {
+        let platform = describe::platform();
+        let facts = placeholders::NodeFacts {
+            id: daemon.node_id.clone(),
+            hostname: describe::hostname(&daemon),
+            os: platform.os,
+            arch: platform.arch,
+        };
+        host.facts.get_or_init(|| facts);
         let known = host.store.managers();
         let managers = known.into_iter().chain(daemon.managers.iter().cloned()).collect();
         let host = Arc::new(host);
+        let session = Arc::new(CurrentSession::default());
         Arc::new(Self {
-            locals: Locals::new(host.clone()),
+            locals: Locals::new(host.clone(), session.clone()),
             host,
-            session: CurrentSession::default(),
+            session,
             gossip: Gossip::default(),
+            members: Members::default(),
             daemon,
             settings,
             managers: Mutex::new(managers),
@@ -259,8 +279,7 @@ impl Agent {
             let task = &entry.task.id;
             let removed = delta.removed.contains(&AssignmentKey::Task(task.clone()));
             if !kept.contains(task) && (removed || delta.complete) {
-                // An executor that is gone has forgotten the task already.
-                let _ = entry.events.send(Event::Unassigned);
+                entry.news.send_modify(|news| news.unassigned = true);
             }
         }
     }
@@ -311,8 +330,8 @@ impl Agent {
     }
 
     fn spawn(&self, known: Known, machine: Machine, commands: Vec<Command>, container: Option<Container>) {
-        let (events, receiver) = mpsc::unbounded_channel();
         let Known { assignment, status, acknowledged, image, command } = known;
+        let (news, receiver) = watch::channel(News::new(assignment.desired_state));
         self.host.book.add(Entry {
             task: assignment.task.clone(),
             desired: assignment.desired_state,
@@ -324,7 +343,7 @@ impl Agent {
             status,
             acknowledged,
             container: container.clone(),
-            events,
+            news,
         });
         let task = self.with_placeholders(assignment.task);
         let executor = Executor::new(self.host.clone(), task, machine, receiver, container);
@@ -333,18 +352,13 @@ impl Agent {
 
     /// The task as it runs here. Managers refuse placeholders that cannot be filled in, so what fails is left as it is.
     fn with_placeholders(&self, task: Arc<Task>) -> Arc<Task> {
-        let platform = describe::platform();
-        let node = placeholders::NodeFacts {
-            id: self.daemon.node_id.clone(),
-            hostname: describe::hostname(&self.daemon),
-            os: platform.os,
-            arch: platform.arch,
-        };
-        match placeholders::fill(&task.spec.container, &placeholders::values(&task, &node)) {
-            Ok(None) => task,
-            Ok(Some(container)) => {
+        match placeholders::fill(&task.spec.container, &self.host.values(&task)) {
+            Ok(None) if task.generic.is_empty() => task,
+            Ok(filled) => {
                 let mut own = Task::clone(&task);
-                Arc::make_mut(&mut own.spec).container = container;
+                let container = &mut Arc::make_mut(&mut own.spec).container;
+                *container = filled.unwrap_or_else(|| container.clone());
+                container.env.extend(generic::variables(&task.generic));
                 Arc::new(own)
             }
             Err(error) => {
@@ -355,6 +369,7 @@ impl Agent {
     }
 
     fn set_networks(&self, items: Vec<wire::Assignment>) -> u64 {
+        self.members.set(items.iter().filter_map(peer_id).collect());
         let mut current = self.networks_revision.lock().unwrap_or_else(PoisonError::into_inner);
         *current = self.host.netd.set_desired(items);
         *current
@@ -381,6 +396,13 @@ impl Agent {
     /// Under which cluster and node images are announced: another cluster must hear of them anew.
     pub(crate) fn announced_as(&self) -> String {
         format!("{}/{}", self.daemon.cluster_id, self.daemon.node_id)
+    }
+}
+
+fn peer_id(item: &wire::Assignment) -> Option<String> {
+    match &item.assignment {
+        Some(wire::assignment::Assignment::Peer(peer)) => Some(peer.node.clone()),
+        _ => None,
     }
 }
 

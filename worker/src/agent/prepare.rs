@@ -12,7 +12,8 @@ use orch_model::{
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
-use orch_proto::conv::ToProto;
+use orch_proto::{conv::ToProto, wire::RegistryAuth};
+use prost::Message as _;
 pub(crate) use orch_proto::wire::AttachTaskRequest;
 
 use super::{
@@ -125,7 +126,9 @@ pub(crate) async fn prepare_on(
     check_mounts(&spec.mounts)?;
     logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
-    let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref()).await?;
+    let login = login_of(host, spec);
+    let image =
+        host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref(), login.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;
 
     let keep_root = ground.keep_root;
@@ -155,6 +158,12 @@ pub(crate) async fn prepare_on(
     Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults: defaults(config), binds })
 }
 
+/// The login that the service came with. One that cannot be read is as none: the registry will say so.
+fn login_of(host: &Host, spec: &ContainerSpec) -> Option<RegistryAuth> {
+    let secret = host.items.secret(spec.registry_auth.as_ref()?)?;
+    RegistryAuth::decode(secret.data.as_slice()).ok()
+}
+
 /// The request that attaches a task, the same after every restart.
 pub(crate) fn attach_request(task: &Task) -> AttachTaskRequest {
     AttachTaskRequest {
@@ -164,6 +173,7 @@ pub(crate) fn attach_request(task: &Task) -> AttachTaskRequest {
         attachments: task.networks.to_proto(),
         host_ports: task.host_ports.to_proto(),
         dns: Some(task.spec.container.dns.to_proto()),
+        no_way_out: false,
     }
 }
 
@@ -249,7 +259,7 @@ fn make_root(
         rootfs.mount(layers)?;
     }
     let mut binds = volumes(host, task, &rootfs.root, image)?;
-    binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items)?);
+    binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items, &host.values(task))?);
     Ok((rootfs.root, binds))
 }
 

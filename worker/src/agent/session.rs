@@ -13,6 +13,7 @@ use std::{
 use orch_model::{Object, node::NodeRole};
 use orch_proto::{
     conv::{FromProto, ToProto},
+    tls::Identity,
     transport::{TransportError, tls_channel},
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, Ping, RegisterImageRequest,
@@ -21,8 +22,8 @@ use orch_proto::{
 };
 use rand::{Rng, seq::SliceRandom};
 use tokio::{
-    sync::mpsc,
-    time::{sleep, timeout},
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
@@ -45,6 +46,8 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_PERIOD: Duration = Duration::from_secs(1);
 /// Without an answer to one for so long the leader is gone.
 const PONG_LIMIT: Duration = Duration::from_secs(4);
+/// A manager of which nothing was heard is not asked again for so long because of what others say.
+const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Statuses in one message.
 const MAX_UPDATES: usize = 500;
 /// Announced streams that are served at once.
@@ -65,6 +68,8 @@ pub(crate) enum SessionError {
     OutOfSight,
     #[error("the manager ended the session")]
     Ended,
+    #[error("this node's certificate was renewed")]
+    Renewed,
     #[error(transparent)]
     Assignments(#[from] AssignmentError),
     #[error(transparent)]
@@ -95,6 +100,21 @@ impl SessionError {
         }
     }
 
+    /// Nothing was heard of the manager: it, its node or the way there is down.
+    fn is_silence(&self) -> bool {
+        match self {
+            Self::Connect(TransportError::NoAnswer { .. } | TransportError::TimedOut { .. })
+            | Self::TimedOut
+            | Self::OutOfSight => true,
+            Self::Connect(_)
+            | Self::Refused(_)
+            | Self::Ended
+            | Self::Renewed
+            | Self::Assignments(_)
+            | Self::Config(_) => false,
+        }
+    }
+
     fn leader_hint(&self) -> Option<String> {
         match self {
             Self::Refused(status) => status.metadata().get(LEADER_METADATA)?.to_str().ok().map(str::to_owned),
@@ -107,6 +127,7 @@ impl SessionError {
 #[derive(Debug, Clone)]
 pub(crate) struct Live {
     pub manager: String,
+    pub session: String,
     pub dispatcher: Dispatcher,
 }
 
@@ -127,6 +148,7 @@ impl CurrentSession {
 pub(crate) async fn keep(agent: Arc<Agent>) {
     let mut pause = MIN_PAUSE;
     let mut hint: Option<String> = None;
+    let mut silent: Option<(String, Instant)> = None;
     let mut order: Vec<String> = Vec::new();
     let mut last_session = String::new();
     loop {
@@ -147,7 +169,19 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
             tracing::error!(manager = addr, "this node was removed from the cluster: its tasks are stopped");
             tokio::task::block_in_place(|| agent.stop_all());
         }
-        hint = error.leader_hint().filter(|leader| *leader != addr);
+        if error.is_silence() {
+            silent = Some((addr.clone(), Instant::now()));
+        }
+        // Other managers name a leader that died for as long as they have not elected the next.
+        let is_silent = |leader: &str| {
+            let fell_silent = silent.as_ref().is_some_and(|(who, at)| who == leader && at.elapsed() < SILENT_FOR);
+            fell_silent || agent.gossip.is_out_of_sight(leader)
+        };
+        hint = match error {
+            // The same manager, at once.
+            SessionError::Renewed => Some(addr.clone()),
+            _ => error.leader_hint().filter(|leader| *leader != addr && !is_silent(leader)),
+        };
         if opened {
             pause = MIN_PAUSE;
             order.clear();
@@ -174,8 +208,10 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
         agent.host.book.unacknowledge_all();
     }
     last_session.clone_from(&id);
-    agent.session.set(Some(Live { manager: addr.to_owned(), dispatcher: opened.dispatcher.clone() }));
-    let (acks, to_acknowledge) = mpsc::unbounded_channel();
+    let live = Live { manager: addr.to_owned(), session: id.clone(), dispatcher: opened.dispatcher.clone() };
+    agent.session.set(Some(live.clone()));
+    // Whoever acknowledges a sequence has those before it: only the latest counts.
+    let (acks, to_acknowledge) = watch::channel(None);
     let dispatcher = &opened.dispatcher;
     let ended = tokio::select! {
         Err(e) = listen(agent, addr, opened.messages) => e,
@@ -186,6 +222,8 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
         Err(e) = lose_sight(agent, addr) => e,
         Err(e) = report(agent, dispatcher.clone(), &id) => e,
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
+        e = renewed(opened.renewals) => e,
+        Err(e) = keep_containers(agent, &live) => e,
     };
     (true, ended)
 }
@@ -199,10 +237,23 @@ struct Opened {
     period: Duration,
     dispatcher: Dispatcher,
     messages: Streaming<SessionMessage>,
+    renewals: watch::Receiver<Arc<Identity>>,
+}
+
+/// A session is worth as much as the certificate that it was opened with, and managers end it with that: better one's own
+/// time than all nodes at the same.
+async fn renewed(mut renewals: watch::Receiver<Arc<Identity>>) -> SessionError {
+    match renewals.changed().await {
+        Ok(()) => SessionError::Renewed,
+        // The identity lives as long as the agent.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 async fn open(agent: &Arc<Agent>, addr: &str, last_session: &str) -> Result<Opened, SessionError> {
-    let channel = tls_channel(addr, &agent.host.identity.current(), NodeRole::Manager).await?;
+    let mut renewals = agent.host.identity.renewals();
+    let identity = renewals.borrow_and_update().clone();
+    let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
     let mut dispatcher = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let description = agent.describe()?.to_proto();
     let request = SessionRequest { description: Some(description), session_id: last_session.to_owned() };
@@ -210,7 +261,7 @@ async fn open(agent: &Arc<Agent>, addr: &str, last_session: &str) -> Result<Open
     let first = timeout(CALL_TIMEOUT, messages.message()).await??.ok_or(SessionError::Ended)?;
     let (id, period) = (first.session_id.clone(), period(first.heartbeat_period_ms));
     take_message(agent, addr, first);
-    Ok(Opened { id, period, dispatcher, messages })
+    Ok(Opened { id, period, dispatcher, messages, renewals })
 }
 
 fn period(ms: u64) -> Duration {
@@ -264,7 +315,7 @@ async fn follow_assignments(
     agent: &Arc<Agent>,
     mut dispatcher: Dispatcher,
     session: &str,
-    acks: mpsc::UnboundedSender<(u64, u64)>,
+    acks: watch::Sender<Option<(u64, u64)>>,
 ) -> Result<Infallible, SessionError> {
     loop {
         let request = AssignmentsRequest { session_id: session.to_owned() };
@@ -281,28 +332,28 @@ async fn follow_assignments(
 async fn apply_assignments(
     agent: &Arc<Agent>,
     mut messages: Streaming<AssignmentsMessage>,
-    acks: &mpsc::UnboundedSender<(u64, u64)>,
+    acks: &watch::Sender<Option<(u64, u64)>>,
 ) -> Result<Infallible, SessionError> {
     let mut set = AssignmentSet::default();
     loop {
         let message = messages.message().await?.ok_or(SessionError::Ended)?;
         if let Some(delta) = set.apply(message)? {
             let revision = tokio::task::block_in_place(|| agent.apply(&set, &delta));
-            // The receiver lives in the same session.
-            let _ = acks.send((delta.sequence, revision));
+            acks.send_replace(Some((delta.sequence, revision)));
         }
     }
 }
 
-/// Acknowledges each sequence once netd has applied it.
+/// Acknowledges the latest sequence once netd has applied it.
 async fn acknowledge(
     agent: &Arc<Agent>,
     mut dispatcher: Dispatcher,
     session: &str,
-    mut applied: mpsc::UnboundedReceiver<(u64, u64)>,
+    mut applied: watch::Receiver<Option<(u64, u64)>>,
 ) -> Result<Infallible, SessionError> {
     loop {
-        let (sequence, revision) = applied.recv().await.ok_or(SessionError::Ended)?;
+        applied.changed().await.map_err(|_| SessionError::Ended)?;
+        let Some((sequence, revision)) = *applied.borrow_and_update() else { continue };
         agent.host.netd.applied(revision).await;
         let request = AckRequest { session_id: session.to_owned(), sequence };
         timeout(UPDATE_TIMEOUT, dispatcher.ack(request)).await??;
@@ -366,17 +417,12 @@ async fn announce_images(agent: &Arc<Agent>, mut dispatcher: Dispatcher) -> Resu
     loop {
         let images = agent.host.images.store.list();
         for image in images.into_iter().filter(|image| image.record.announced_as != announced_as) {
-            let request = RegisterImageRequest {
-                name: image.names.first().cloned().unwrap_or_default(),
-                digest: image.digest.clone(),
-                size_bytes: image.record.size_bytes,
-                replace: false,
-                holder_only: true,
-            };
-            match timeout(UPDATE_TIMEOUT, dispatcher.register_image(request)).await? {
-                Err(status) if is_lost(&status) => return Err(status.into()),
-                // The cluster knows no name for it, so nobody will ask this node.
-                Err(_) | Ok(_) => {}
+            for request in announcements(agent, &image) {
+                match timeout(UPDATE_TIMEOUT, dispatcher.register_image(request)).await? {
+                    Err(status) if is_lost(&status) => return Err(status.into()),
+                    // Nobody will ask this node for it then, but its registry.
+                    Err(_) | Ok(_) => {}
+                }
             }
             if let Err(error) = agent.host.images.store.set_announced(&image.digest, &announced_as) {
                 tracing::warn!(error = crate::image::chain(&error), "an announced image will be announced again");
@@ -384,6 +430,33 @@ async fn announce_images(agent: &Arc<Agent>, mut dispatcher: Dispatcher) -> Resu
         }
         agent.host.images.changed().await;
     }
+}
+
+/// Keeps managers at which one-off containers here are on networks of the cluster.
+async fn keep_containers(agent: &Arc<Agent>, live: &Live) -> Result<Infallible, SessionError> {
+    match agent.locals.presence.keep(live).await {
+        // A manager of an earlier version knows nothing of them.
+        Err(status) if status.code() == Code::Unimplemented => std::future::pending().await,
+        Err(status) => Err(status.into()),
+        Ok(never) => match never {},
+    }
+}
+
+/// That this node has the content, whatever it is called; and the names by digest, which mean the same to everybody: by
+/// them other nodes find what came from a registry.
+fn announcements(agent: &Agent, image: &StoredImage) -> Vec<RegisterImageRequest> {
+    let request = |name: &str, digest: &str, holder_only| RegisterImageRequest {
+        name: name.to_owned(),
+        digest: digest.to_owned(),
+        size_bytes: image.record.size_bytes,
+        replace: false,
+        holder_only,
+        // An index is for several.
+        platform: (digest == image.digest).then(|| agent.host.images.store.platform(image).to_proto()).flatten(),
+    };
+    let any_name = image.names.first().map_or("", String::as_str);
+    let by_digest = image.names.iter().filter_map(|name| Some(request(name, pinned(name)?, false)));
+    std::iter::once(request(any_name, &image.digest, true)).chain(by_digest).collect()
 }
 
 fn is_lost(status: &Status) -> bool {

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, stream::BoxStream};
+use orch_model::node::Platform;
+use orch_proto::conv::ToProto;
 use orch_proto::wire::{
-    FileChunk, ForgetImageRequest, ImportImageRequest, ImportImageStart, LoadImagesResponse, LocalImage,
-    PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest, RemoveImageRequest,
+    FileChunk, ForgetImageRequest, ImageReference, ImportImageRequest, ImportImageStart, LoadImagesResponse, LocalImage,
+    PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest, RegistryAuth, RemoveImageRequest,
     RemoveImageResponse, import_image_request::Message, pull_progress,
 };
 use tokio::sync::mpsc;
@@ -20,7 +22,7 @@ use crate::{
         chain, import,
         pull::PullError,
         reference::Reference,
-        store::{ImageStore, StoreError, StoredImage},
+        store::{ImageStore, StoreError, StoredImage, pinned},
     },
 };
 
@@ -73,7 +75,7 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
         .map_err(|error| internal(&error))?
         .map_err(|error| Status::invalid_argument(format!("import {}: {}", name.familiar(), chain(&error))))?;
 
-    if let Err(refused) = register(live, &name, &image, &start).await {
+    if let Err(refused) = register(live, &name, &image, store.platform(&image), &start).await {
         if image.names.is_empty()
             && let Err(error) = store.remove(&image.digest, None)
         {
@@ -91,6 +93,7 @@ async fn register(
     mut live: Live,
     name: &Reference,
     image: &StoredImage,
+    platform: Option<Platform>,
     start: &ImportImageStart,
 ) -> Result<(), Status> {
     let request = RegisterImageRequest {
@@ -99,6 +102,7 @@ async fn register(
         size_bytes: image.record.size_bytes,
         replace: start.replace,
         holder_only: false,
+        platform: platform.map(|platform| platform.to_proto()),
     };
     live.dispatcher.register_image(request).await.map(drop).map_err(|status| {
         Status::new(status.code(), format!("register {} in the cluster: {}", name.familiar(), status.message()))
@@ -132,13 +136,28 @@ pub(super) fn pull(
     Ok(ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(last)).boxed())
 }
 
-pub(super) async fn check_login(agent: &Agent, request: PullImageRequest) -> Result<(), Status> {
-    let auth = request.auth.unwrap_or_default();
-    agent.host.images.check_login(&request.reference, &auth).await.map_err(|error| match error {
+pub(super) async fn check_login(agent: &Agent, request: PullImageRequest) -> Result<RegistryAuth, Status> {
+    let login = request.auth.unwrap_or_default();
+    agent.host.images.check_login(&request.reference, &login).await.map_err(|error| match error {
         PullError::Login { .. } => Status::unauthenticated(chain(&error)),
         PullError::Unreachable { .. } => Status::unavailable(chain(&error)),
         error => Status::internal(chain(&error)),
     })
+}
+
+/// What a name means at its registry; a name with a digest means that.
+pub(super) async fn resolve(agent: &Agent, request: PullImageRequest) -> Result<ImageReference, Status> {
+    let reference =
+        Reference::parse(&request.reference).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let digest = match &reference.digest {
+        Some(digest) => digest.clone(),
+        None => {
+            let asked = agent.host.images.resolve(&reference, request.auth.as_ref()).await;
+            asked.map_err(|error| pull_status(&ImageError::Pull(error)))?
+        }
+    };
+    let pinned = Reference { tag: None, digest: Some(digest), ..reference };
+    Ok(ImageReference { reference: pinned.to_string() })
 }
 
 pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
@@ -146,8 +165,9 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
     let image = store.find(&request.reference).ok_or_else(|| no_such_image(&request.reference))?;
     let named = Reference::parse(&request.reference).ok().map(|reference| reference.to_string());
     let only = named.filter(|name| image.names.contains(name));
-    let last_name = only.is_none() || image.names.len() == 1;
-    if only.is_none() && image.names.len() > 1 && !request.force {
+    let last_name = only.as_deref().is_none_or(|only| image.names_without(only).is_empty());
+    let tags = image.names.iter().filter(|name| pinned(name).is_none()).count();
+    if only.is_none() && tags > 1 && !request.force {
         return Err(Status::failed_precondition(format!(
             "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
             short_id(&image)
@@ -184,7 +204,7 @@ async fn name_it(agent: &Agent, image: &StoredImage, name: &Reference) -> Result
     let store = &agent.host.images.store;
     let live = agent.session.get().ok_or_else(no_leader)?;
     let start = ImportImageStart { replace: true, ..Default::default() };
-    register(live, name, image, &start).await?;
+    register(live, name, image, agent.host.images.store.platform(image), &start).await?;
     let internal = |error: StoreError| Status::internal(chain(&error));
     store.set_announced(&image.digest, &agent.announced_as()).map_err(internal)?;
     store.set_name(name, &image.digest).map_err(internal)
@@ -313,8 +333,10 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
 /// Tells the leader that this node no longer has these names. Without a leader, others will find out when they ask.
 async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
     let Some(mut live) = agent.session.get() else { return };
-    for name in image.names.iter().filter(|name| only.is_none_or(|only| only == *name)) {
-        let request = ForgetImageRequest { name: name.clone(), digest: image.digest.clone() };
+    let kept = only.map(|only| image.names_without(only)).unwrap_or_default();
+    for name in image.names.iter().filter(|name| !kept.contains(name)) {
+        let digest = pinned(name).unwrap_or(&image.digest).to_owned();
+        let request = ForgetImageRequest { name: name.clone(), digest };
         if let Err(status) = live.dispatcher.forget_image(request).await {
             tracing::warn!(name, error = status.message(), "the leader was not told that an image is gone");
         }

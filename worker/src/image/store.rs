@@ -17,6 +17,7 @@ use std::{
 };
 
 use oci_client::manifest::OciImageManifest;
+use orch_model::node::Platform;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -65,6 +66,10 @@ pub(crate) enum StoreError {
         #[source]
         source: UnpackError,
     },
+    #[error("blob {digest} is longer than the {bytes} bytes that its manifest says")]
+    TooLong { digest: String, bytes: u64 },
+    #[error("unpacking was interrupted")]
+    Interrupted(#[source] tokio::task::JoinError),
 }
 
 type Result<T, E = StoreError> = std::result::Result<T, E>;
@@ -103,6 +108,17 @@ pub(crate) struct StoredImage {
     /// Of the manifest.
     pub digest: String,
     pub record: ImageRecord,
+}
+
+impl StoredImage {
+    /// The names that are left when this one goes: a name by digest goes with the last tag of its repository.
+    pub(crate) fn names_without(&self, gone: &str) -> Vec<String> {
+        let left = || self.names.iter().filter(|name| *name != gone);
+        let repository = |name: &str| Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
+        let has_tag = |of: &str| left().any(|name| pinned(name).is_none() && repository(name) == repository(of));
+        let lost_its_tag = |name: &str| pinned(name).is_some() && repository(name) == repository(gone) && !has_tag(name);
+        left().filter(|name| pinned(gone).is_some() || !lost_its_tag(name)).cloned().collect()
+    }
 }
 
 /// What [`ImageStore::remove`] did.
@@ -248,10 +264,21 @@ impl ImageStore {
         index.stored(digest).ok_or_else(|| StoreError::NoBlob(digest.to_owned()))
     }
 
+    /// What the image runs on; `None` when its configuration does not say.
+    pub(crate) fn platform(&self, image: &StoredImage) -> Option<Platform> {
+        let config = self.config(&image.record.config).ok()?;
+        let known = !config.os.is_empty() && !config.architecture.is_empty();
+        known.then_some(Platform { os: config.os, arch: config.architecture })
+    }
+
     /// Makes `name` mean the image.
     pub(crate) fn set_name(&self, name: &Reference, digest: &str) -> Result<()> {
         let mut index = self.lock();
-        index.names.insert(name.to_string(), digest.to_owned());
+        let is_new = index.names.insert(name.to_string(), digest.to_owned()).is_none();
+        // What other nodes may ask this one for has changed.
+        if let Some(record) = index.images.get_mut(digest).filter(|_| is_new && name.digest.is_some()) {
+            record.announced_as.clear();
+        }
         self.save(&index)
     }
 
@@ -271,6 +298,12 @@ impl ImageStore {
 
     pub(crate) fn by_digest(&self, digest: &str) -> Option<StoredImage> {
         self.lock().stored(digest)
+    }
+
+    /// What exactly this name means here.
+    pub(crate) fn find_name(&self, name: &Reference) -> Option<StoredImage> {
+        let index = self.lock();
+        index.stored(index.names.get(&name.to_string())?)
     }
 
     /// Finds an image by name, by name and digest, or by (a prefix of) its id as `image ls` shows it.
@@ -302,8 +335,12 @@ impl ImageStore {
     pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
         let mut index = self.lock();
         let mut removed = Removed::default();
+        let kept = match (only, index.stored(digest)) {
+            (Some(only), Some(image)) => image.names_without(only),
+            _ => Vec::new(),
+        };
         index.names.retain(|name, of| {
-            let goes = of == digest && only.is_none_or(|only| only == name);
+            let goes = of == digest && !kept.contains(name);
             if goes {
                 removed.untagged.push(name.clone());
             }
@@ -356,7 +393,8 @@ impl ImageStore {
         Ok(diff_id)
     }
 
-    fn unpack_aside(&self, blob: &str, file: File) -> Result<UnpackedLayer> {
+    /// Unpacks where nobody sees it.
+    pub(super) fn unpack_aside(&self, blob: &str, packed: impl Read) -> Result<UnpackedLayer> {
         let ingest = self.dir.join("ingest");
         let dir = tempfile::Builder::new()
             .prefix("layer-")
@@ -365,8 +403,34 @@ impl ImageStore {
         let root = dir.path().join("fs");
         fs::create_dir(&root).map_err(io_error("create", &root))?;
         let diff_id =
-            unpack_layer(file, &root).map_err(|source| StoreError::Unpack { digest: blob.to_owned(), source })?;
+            unpack_layer(packed, &root).map_err(|source| StoreError::Unpack { digest: blob.to_owned(), source })?;
         Ok(UnpackedLayer { _dir: dir, root, diff_id })
+    }
+
+    pub(crate) fn has_layer(&self, diff_id: &str) -> bool {
+        self.layer_path(diff_id).is_ok_and(|path| path.exists())
+    }
+
+    /// Makes layers that were unpacked aside part of the store; each comes with its blob and the diff id that it must have.
+    pub(crate) fn publish(&self, layers: Vec<(String, String, UnpackedLayer)>) -> Result<()> {
+        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut synced = false;
+        for (blob, expected, layer) in layers {
+            if layer.diff_id != expected {
+                return Err(StoreError::DiffId { blob, expected, actual: layer.diff_id });
+            }
+            let target = self.layer_path(&expected)?;
+            if target.exists() {
+                continue;
+            }
+            if !synced {
+                // One sync is for all of them, they are on one file system.
+                layer.sync()?;
+                synced = true;
+            }
+            fs::rename(&layer.root, &target).map_err(io_error("rename a layer to", &target))?;
+        }
+        Ok(())
     }
 
     fn size_of<'a>(&self, digests: impl Iterator<Item = &'a str>) -> Result<u64> {
@@ -385,6 +449,9 @@ impl ImageStore {
         }
         let mut blobs = BTreeSet::new();
         let mut layers = BTreeSet::new();
+        for index in index.names.keys().filter_map(|name| pinned(name)) {
+            blobs.insert(hex_of(index)?.to_owned());
+        }
         for (digest, record) in &index.images {
             for used in [digest, &record.config].into_iter().chain(&record.layers) {
                 blobs.insert(hex_of(used)?.to_owned());
@@ -431,14 +498,25 @@ impl ImageStore {
 }
 
 impl Index {
+    /// By the digest of its manifest, or of an index that it was chosen from.
     fn stored(&self, digest: &str) -> Option<StoredImage> {
+        let digest = match self.images.contains_key(digest) {
+            true => digest,
+            false => self.names.iter().find(|(name, _)| pinned(name) == Some(digest)).map(|(_, of)| of.as_str())?,
+        };
         let record = self.images.get(digest)?.clone();
         let names = self.names.iter().filter(|(_, of)| *of == digest).map(|(name, _)| name.clone()).collect();
         Some(StoredImage { names, digest: digest.to_owned(), record })
     }
 }
 
-struct UnpackedLayer {
+/// The digest in a name that has one.
+pub(crate) fn pinned(name: &str) -> Option<&str> {
+    name.split_once('@').map(|(_, digest)| digest)
+}
+
+/// A layer that is complete and not part of the store.
+pub(crate) struct UnpackedLayer {
     /// Deletes what is left when the layer is not published.
     _dir: tempfile::TempDir,
     root: PathBuf,
@@ -448,9 +526,13 @@ struct UnpackedLayer {
 impl UnpackedLayer {
     /// Synced first: after a power cut, a layer that has its name is whole.
     fn publish(self, target: &Path) -> Result<()> {
-        let folder = File::open(&self.root).map_err(io_error("open", &self.root))?;
-        rustix::fs::syncfs(&folder).map_err(|e| io_error("sync", &self.root)(e.into()))?;
+        self.sync()?;
         fs::rename(&self.root, target).map_err(io_error("rename a layer to", target))
+    }
+
+    fn sync(&self) -> Result<()> {
+        let folder = File::open(&self.root).map_err(io_error("open", &self.root))?;
+        rustix::fs::syncfs(&folder).map_err(|e| io_error("sync", &self.root)(e.into()))
     }
 }
 

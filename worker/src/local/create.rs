@@ -26,13 +26,18 @@ use crate::{
 pub(crate) const BRIDGE: &str = "bridge";
 pub(crate) const NONE: &str = "none";
 pub(crate) const HOST: &str = "host";
+/// In a record: none of these, only networks that have a name.
+pub(crate) const NAMED: &str = "named";
 /// Tries to make up a name that is free.
 const NAME_ATTEMPTS: u32 = 100;
 
 impl Locals {
     pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<Arc<One>, LocalError> {
         Restart::parse(request.restart.as_ref())?;
-        let network = network_of(&request.network)?;
+        let network = network_of(&request.network, !request.networks.is_empty())?;
+        if matches!(network, HOST | NONE) && !request.networks.is_empty() {
+            return Err(if network == HOST { LocalError::HostMode } else { LocalError::NoneMode });
+        }
         let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
         let mut spec = TaskSpec::from_proto(request.spec.unwrap_or_default()).map_err(invalid)?;
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
@@ -42,7 +47,7 @@ impl Locals {
         if request.publish_all {
             ports.extend(exposed(&config, &ports));
         }
-        if network != BRIDGE && !ports.is_empty() {
+        if matches!(network, HOST | NONE) && !ports.is_empty() {
             return Err(LocalError::PortsOn(network.to_owned()));
         }
         let command = prepare::command_line(&spec.container, &config.config.entrypoint, &config.config.cmd);
@@ -50,7 +55,7 @@ impl Locals {
             return Err(LocalError::Invalid("no command specified".to_owned()));
         }
         let id = TaskId::from_random(rand::random());
-        let record = LocalContainer {
+        let mut record = LocalContainer {
             task_id: id.to_string(),
             name: self.name_for(&request.name)?,
             spec: Some(spec.to_proto()),
@@ -62,20 +67,31 @@ impl Locals {
             image_digest: image.digest,
             command,
             state: LocalState::Created.into(),
+            networks: request.networks,
             ..LocalContainer::default()
         };
         let task = task_of(&record).map_err(invalid)?;
+        if !record.networks.is_empty() {
+            let checked = self.check_networks(&One::new(Arc::new(task.clone()), record.clone())).await?;
+            record.networks = checked;
+        }
         self.host.store.save_local(&record)?;
         Ok(self.add(Arc::new(task), record))
     }
 
-    pub(crate) fn rename(&self, one: &One, name: &str) -> Result<(), LocalError> {
+    pub(crate) async fn rename(&self, one: &One, name: &str) -> Result<(), LocalError> {
         let name = self.name_for(name)?;
-        let mut now = one.now();
-        let mut record = now.record.clone();
-        record.name = name;
-        self.host.store.save_local(&record)?;
-        now.record = record;
+        let is_found_by_name = {
+            let mut now = one.now();
+            let mut record = now.record.clone();
+            record.name = name;
+            self.host.store.save_local(&record)?;
+            now.record = record;
+            now.container.is_some() && !now.record.networks.is_empty()
+        };
+        if is_found_by_name {
+            self.rejoin_networks(one).await?;
+        }
         Ok(())
     }
 
@@ -149,7 +165,7 @@ pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
     Ok(Task {
         id: TaskId::from_proto(record.task_id.clone())?,
         meta: Meta { version: Version(0), created_at, updated_at: created_at },
-        service: ServiceId::from_random(0),
+        service: ServiceId::nobody(),
         service_annotations: annotations,
         slot: 0,
         node: None,
@@ -163,6 +179,7 @@ pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
             container: None,
         },
         running_since: None,
+        generic: orch_model::node::GenericResources::default(),
         displaced: false,
         desired_state: TaskState::Running,
         start_at: None,
@@ -171,8 +188,9 @@ pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
     })
 }
 
-fn network_of(wanted: &str) -> Result<&'static str, LocalError> {
+fn network_of(wanted: &str, has_others: bool) -> Result<&'static str, LocalError> {
     match wanted {
+        "" if has_others => Ok(NAMED),
         "" | "default" | BRIDGE => Ok(BRIDGE),
         NONE => Ok(NONE),
         HOST => Ok(HOST),

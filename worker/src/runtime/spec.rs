@@ -3,24 +3,32 @@
 //! The result is JSON rather than `oci_spec`'s types: it goes to a file, where libcontainer reads it; a test checks that
 //! it does.
 
+use std::{collections::BTreeMap, path::Path};
+
 use serde_json::{Value, json};
 
-use orch_model::service::{ContainerSpec, Mount, MountKind, ResourceLimits, Ulimit};
+use orch_model::{
+    linux::is_ulimit,
+    service::{ContainerSpec, Mount, MountKind, ResourceLimits, Ulimit},
+};
 
 use super::{
     caps::CapSet,
     cgroup::Layout,
-    plan::{BindMount, ContainerPlan, ImageDefaults},
+    init,
+    plan::{BindMount, ContainerPlan, HostOptions, ImageDefaults, MoreLimits, Sharing},
     user::User,
 };
 
 /// Where programs are looked for unless the image says otherwise.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Length of the scheduler's period, in microseconds; the quota is a share of it.
-const CPU_PERIOD_US: u64 = 100_000;
+pub(super) const CPU_PERIOD_US: u64 = 100_000;
 const NANOS_PER_CPU: u64 = 1_000_000_000;
-/// Size of /dev/shm.
-const SHM_OPTION: &str = "size=65536k";
+/// Size of /dev/shm unless the user says otherwise.
+const SHM_BYTES: u64 = 64 << 20;
+/// Of mounts that are for data.
+const TMPFS_OPTIONS: [&str; 3] = ["nosuid", "noexec", "nodev"];
 /// Mode of tmpfs mounts.
 const TMPFS_MODE: u32 = 0o1777;
 
@@ -66,6 +74,12 @@ pub(crate) struct Facts<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) cgroup: &'a str,
     pub(crate) devices: &'a [Device],
+    /// Whether the kernel counts swap.
+    pub(crate) counts_swap: bool,
+    /// The AppArmor profile; `None`: none.
+    pub(crate) apparmor: Option<String>,
+    /// The program that is the first process when the user wants one.
+    pub(crate) init: &'a Path,
 }
 
 /// A device that the container gets.
@@ -85,8 +99,12 @@ pub(crate) struct Device {
 pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value, SpecError> {
     let container = &plan.spec.container;
     let hostname = hostname(plan);
-    let mut namespaces =
-        vec![json!({"type": "pid"}), json!({"type": "ipc"}), json!({"type": "uts"}), json!({"type": "mount"})];
+    let options = &plan.options;
+    let mut namespaces: Vec<Value> = [("pid", &options.pid), ("ipc", &options.ipc), ("uts", &options.uts)]
+        .into_iter()
+        .filter_map(|(kind, sharing)| namespace(kind, sharing))
+        .collect();
+    namespaces.push(json!({"type": "mount"}));
     match &plan.netns {
         Some(path) => namespaces.push(json!({"type": "network", "path": path})),
         None if plan.host_network => {}
@@ -98,24 +116,36 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
     let mut linux = json!({
         "namespaces": namespaces,
         "cgroupsPath": facts.cgroup,
-        "resources": resources(plan.spec.limits, facts.devices, container.privileged),
+        "resources": resources(plan.spec.limits, &options.limits, facts, container.privileged),
         "sysctl": sysctls(container, plan.host_network),
     });
     if !facts.devices.is_empty() {
         linux["devices"] = facts.devices.iter().map(device).collect();
     }
-    if !container.privileged {
+    if !container.privileged && !options.paths_shown {
         linux["maskedPaths"] = json!(MASKED_PATHS);
         linux["readonlyPaths"] = json!(READONLY_PATHS);
     }
-    Ok(json!({
+    let mut spec = json!({
         "ociVersion": "1.0.2",
-        "hostname": hostname,
         "root": {"path": plan.rootfs, "readonly": container.read_only},
         "process": process(plan, facts, &hostname)?,
         "mounts": mounts(plan, facts)?,
         "linux": linux,
-    }))
+    });
+    // Nobody gives the host another name.
+    if options.uts != Sharing::Host {
+        spec["hostname"] = json!(hostname);
+    }
+    Ok(spec)
+}
+
+fn namespace(kind: &str, sharing: &Sharing) -> Option<Value> {
+    match sharing {
+        Sharing::Own => Some(json!({"type": kind})),
+        Sharing::Host => None,
+        Sharing::Other(path) => Some(json!({"type": kind, "path": path})),
+    }
 }
 
 /// The service's own, else the first 12 digits of the container's id.
@@ -167,16 +197,31 @@ fn process(plan: &ContainerPlan<'_>, facts: &Facts<'_>, hostname: &str) -> Resul
         env.push("TERM=xterm".to_owned());
     }
     let env = merge_env(merge_env(env, &plan.image.env), &container.env);
-    Ok(json!({
+    let args = with_init(container, args(container, &plan.image)?);
+    let mut process = json!({
         "terminal": container.tty,
         "user": user_value(facts.user),
-        "args": args(container, &plan.image)?,
+        "args": args,
         "env": env,
         "cwd": working_dir(container, &plan.image)?,
         "capabilities": capabilities(facts.caps),
         "rlimits": container.ulimits.iter().map(rlimit).collect::<Result<Vec<_>, _>>()?,
-        "oomScoreAdj": 0,
-    }))
+        "oomScoreAdj": container.oom_score_adj,
+    });
+    if plan.options.no_new_privileges {
+        process["noNewPrivileges"] = json!(true);
+    }
+    if let Some(profile) = &facts.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
+    Ok(process)
+}
+
+fn with_init(container: &ContainerSpec, args: Vec<String>) -> Vec<String> {
+    if container.init != Some(true) {
+        return args;
+    }
+    [init::TARGET.to_owned(), "--".to_owned()].into_iter().chain(args).collect()
 }
 
 /// A service's command replaces the image's entrypoint, and with it the image's arguments.
@@ -193,25 +238,7 @@ fn args(container: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<String>,
 }
 
 fn rlimit(ulimit: &Ulimit) -> Result<Value, SpecError> {
-    const NAMES: [&str; 16] = [
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
-    if !NAMES.contains(&ulimit.name.as_str()) {
+    if !is_ulimit(&ulimit.name) {
         return Err(SpecError::Ulimit(ulimit.name.clone()));
     }
     // -1 is "unlimited", the largest number.
@@ -223,25 +250,60 @@ fn rlimit(ulimit: &Ulimit) -> Result<Value, SpecError> {
     }))
 }
 
-fn resources(limits: ResourceLimits, devices: &[Device], privileged: bool) -> Value {
-    let rules = devices.iter().map(
+fn resources(limits: ResourceLimits, more: &MoreLimits, facts: &Facts<'_>, privileged: bool) -> Value {
+    let rules = facts.devices.iter().map(
         |d| json!({"allow": true, "type": d.kind.to_string(), "major": d.major, "minor": d.minor, "access": d.access}),
     );
     let base = json!({"allow": privileged, "access": "rwm"});
     let rules: Vec<Value> = [base].into_iter().chain(rules).collect();
     let mut resources = json!({"devices": rules});
-    if limits.memory_bytes > 0 {
-        resources["memory"] = json!({"limit": limits.memory_bytes});
+    if let Some(memory) = memory(limits.memory_bytes, more, facts.counts_swap) {
+        resources["memory"] = memory;
     }
+    let mut cpu = serde_json::Map::new();
     if limits.nano_cpus > 0 {
-        let quota = limits.nano_cpus.saturating_mul(CPU_PERIOD_US) / NANOS_PER_CPU;
-        // The kernel takes no quota under a millisecond.
-        resources["cpu"] = json!({"quota": quota.max(1000), "period": CPU_PERIOD_US});
+        cpu.insert("quota".to_owned(), json!(cpu_quota_us(limits.nano_cpus)));
+        cpu.insert("period".to_owned(), json!(CPU_PERIOD_US));
+    }
+    if more.cpu_shares > 0 {
+        cpu.insert("shares".to_owned(), json!(more.cpu_shares));
+    }
+    for (key, set) in [("cpus", &more.cpuset_cpus), ("mems", &more.cpuset_mems)] {
+        if !set.is_empty() {
+            cpu.insert(key.to_owned(), json!(set));
+        }
+    }
+    if !cpu.is_empty() {
+        resources["cpu"] = Value::Object(cpu);
     }
     if limits.pids > 0 {
         resources["pids"] = json!({"limit": limits.pids});
     }
     resources
+}
+
+/// The kernel takes no quota under a millisecond.
+pub(super) fn cpu_quota_us(nano_cpus: u64) -> u64 {
+    (nano_cpus.saturating_mul(CPU_PERIOD_US) / NANOS_PER_CPU).max(1000)
+}
+
+/// Swap without a limit would make that of memory one of speed only: with Docker, and here, as much swap as memory.
+fn memory(limit_bytes: u64, more: &MoreLimits, counts_swap: bool) -> Option<Value> {
+    let mut memory = serde_json::Map::new();
+    if limit_bytes > 0 {
+        memory.insert("limit".to_owned(), json!(limit_bytes));
+    }
+    let swap = match more.memory_swap_bytes {
+        0 if limit_bytes > 0 => i64::try_from(limit_bytes.saturating_mul(2)).unwrap_or(i64::MAX),
+        given => given,
+    };
+    if swap != 0 && counts_swap {
+        memory.insert("swap".to_owned(), json!(swap));
+    }
+    if more.memory_reservation_bytes > 0 {
+        memory.insert("reservation".to_owned(), json!(more.memory_reservation_bytes));
+    }
+    (!memory.is_empty()).then_some(Value::Object(memory))
 }
 
 /// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
@@ -270,12 +332,16 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
         mount("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", read]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", SHM_OPTION]),
     ];
+    all.push(shm(&plan.options));
     all.extend(cgroup_mounts(facts, read));
     let binds = plan.binds.iter().map(|bind| (bind.target.clone(), bind_mount(bind)));
-    let own = container.mounts.iter().filter_map(|m| own_mount(m).map(|value| (m.target.clone(), value)));
+    let options = &plan.options.tmpfs;
+    let own = container.mounts.iter().filter_map(|m| own_mount(m, options).map(|value| (m.target.clone(), value)));
     let mut wanted: Vec<(String, Value)> = binds.chain(own).collect();
+    if container.init == Some(true) {
+        wanted.push((init::TARGET.to_owned(), bind_mount(&init_mount(facts.init))));
+    }
     if let Some((target, _)) = wanted.iter().find(|(target, _)| !target.starts_with('/')) {
         return Err(SpecError::Target(target.clone()));
     }
@@ -283,6 +349,21 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
     wanted.sort_by_key(|(target, _)| target.split('/').filter(|part| !part.is_empty()).count());
     all.extend(wanted.into_iter().map(|(_, value)| value));
     Ok(all)
+}
+
+fn shm(options: &HostOptions) -> Value {
+    if options.ipc == Sharing::Host {
+        return json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rprivate"]});
+    }
+    let bytes = if options.shm_bytes == 0 { SHM_BYTES } else { options.shm_bytes };
+    let size = format!("size={}k", bytes.div_ceil(1024));
+    let all: Vec<&str> = TMPFS_OPTIONS.into_iter().chain(["mode=1777", size.as_str()]).collect();
+    json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": all})
+}
+
+fn init_mount(program: &Path) -> BindMount {
+    let (source, target) = (program.to_owned(), init::TARGET.to_owned());
+    BindMount { source, target, read_only: true, propagation: String::new() }
 }
 
 /// Version 1 by hand: libcontainer would mount every hierarchy, and writable.
@@ -310,7 +391,7 @@ fn bind_mount(bind: &BindMount) -> Value {
 }
 
 /// Volumes come as binds from the caller, who knows where they are.
-fn own_mount(mount: &Mount) -> Option<Value> {
+fn own_mount(mount: &Mount, tmpfs: &BTreeMap<String, Vec<String>>) -> Option<Value> {
     match mount.kind {
         MountKind::Volume => None,
         MountKind::Bind => Some(bind_mount(&BindMount {
@@ -320,9 +401,12 @@ fn own_mount(mount: &Mount) -> Option<Value> {
             propagation: mount.propagation.clone(),
         })),
         MountKind::Tmpfs => {
+            if let Some(given) = tmpfs.get(&mount.target) {
+                return Some(tmpfs_mount(&mount.target, given));
+            }
             let mode = if mount.tmpfs_mode == 0 { TMPFS_MODE } else { mount.tmpfs_mode };
-            let mut options =
-                vec!["nosuid".to_owned(), "noexec".to_owned(), "nodev".to_owned(), format!("mode={mode:o}")];
+            let mut options: Vec<String> = TMPFS_OPTIONS.map(str::to_owned).into();
+            options.push(format!("mode={mode:o}"));
             if mount.tmpfs_size_bytes > 0 {
                 options.push(format!("size={}", mount.tmpfs_size_bytes));
             }
@@ -332,6 +416,19 @@ fn own_mount(mount: &Mount) -> Option<Value> {
             Some(json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}))
         }
     }
+}
+
+/// The user's options over the usual ones: `exec` takes `noexec` away.
+fn tmpfs_mount(target: &str, given: &[String]) -> Value {
+    let opposed = |usual: &str| given.iter().any(|option| usual.strip_prefix("no") == Some(option));
+    let has_mode = given.iter().any(|option| option.starts_with("mode="));
+    let usual = TMPFS_OPTIONS.into_iter().filter(|usual| !opposed(usual)).map(str::to_owned);
+    let mode = (!has_mode).then(|| format!("mode={TMPFS_MODE:o}"));
+    // What is the default anyway needs no word, and some words no kernel knows.
+    let needless = ["defaults", "rw", "exec", "suid", "dev"];
+    let given = given.iter().filter(|option| !needless.contains(&option.as_str())).cloned();
+    let options: Vec<String> = usual.chain(mode).chain(given).collect();
+    json!({"destination": target, "type": "tmpfs", "source": "tmpfs", "options": options})
 }
 
 #[cfg(test)]
@@ -359,11 +456,21 @@ mod tests {
             host_network: false,
             binds: Vec::new(),
             log: LogFiles::at(PathBuf::from("/log")),
+            options: HostOptions::default(),
         };
         change(&mut plan);
         let user = User { uid: 33, gid: 33, groups: vec![33, 40], home: "/srv".to_owned() };
         let layout = Layout::parse(mountinfo);
-        let facts = Facts { user: &user, caps: CapSet(1), layout: &layout, cgroup: "/orch.slice/x", devices: &[] };
+        let facts = Facts {
+            user: &user,
+            caps: CapSet(1),
+            layout: &layout,
+            cgroup: "/orch.slice/x",
+            devices: &[],
+            counts_swap: true,
+            apparmor: None,
+            init: Path::new("/var/lib/orch/init"),
+        };
         let spec = build(&plan, &facts)?;
         let read: oci_spec::runtime::Spec =
             serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
@@ -388,7 +495,8 @@ mod tests {
         assert_eq!(spec["hostname"], "0123456789ab");
         let resources = &spec["linux"]["resources"];
         assert_eq!(resources["cpu"], json!({"quota": 150_000, "period": 100_000}));
-        assert_eq!((&resources["memory"], &resources["pids"]), (&json!({"limit": 1 << 20}), &json!({"limit": 9})));
+        assert_eq!(resources["memory"], json!({"limit": 1 << 20, "swap": 2 << 20}));
+        assert_eq!(resources["pids"], json!({"limit": 9}));
         assert_eq!(resources["devices"], json!([{"allow": false, "access": "rwm"}]));
         let kinds: Vec<&str> =
             spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
@@ -469,6 +577,59 @@ mod tests {
         assert_eq!(spec["linux"].get("maskedPaths"), None);
         assert_eq!(spec["linux"].get("readonlyPaths"), None);
         assert_eq!(spec["linux"]["resources"]["devices"][0]["allow"], true);
+    }
+
+    #[test]
+    fn one_off_containers_have_more_options() {
+        let mut task = TaskSpec::default();
+        task.container.init = Some(true);
+        let mount = Mount { target: "/t".to_owned(), ..tmpfs() };
+        task.container.mounts = vec![mount];
+        let spec = make(&task, V2, |plan| {
+            let given = ["size=64m", "exec", "mode=700"].map(str::to_owned).to_vec();
+            plan.options = HostOptions {
+                shm_bytes: 1 << 30,
+                no_new_privileges: true,
+                paths_shown: true,
+                pid: Sharing::Host,
+                ipc: Sharing::Other("/proc/7/ns/ipc".into()),
+                uts: Sharing::Host,
+                tmpfs: BTreeMap::from([("/t".to_owned(), given)]),
+                limits: MoreLimits { cpu_shares: 512, cpuset_cpus: "0".to_owned(), ..Default::default() },
+                ..Default::default()
+            };
+        })
+        .unwrap();
+        assert_eq!(spec["process"]["args"], json!(["/dev/init", "--", "run"]));
+        assert_eq!(spec["process"]["noNewPrivileges"], true);
+        assert_eq!((spec.get("hostname"), spec["linux"].get("maskedPaths")), (None, None));
+        assert_eq!(spec["linux"]["resources"]["cpu"], json!({"shares": 512, "cpus": "0"}));
+        let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
+        let kinds: Vec<&str> = namespaces.iter().map(|n| n["type"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["ipc", "mount", "network", "cgroup"]);
+        assert_eq!(namespaces[0]["path"], "/proc/7/ns/ipc");
+        let options = |target: &str| {
+            let mounts = spec["mounts"].as_array().unwrap();
+            mounts.iter().find(|m| m["destination"] == target).unwrap()["options"].clone()
+        };
+        assert_eq!(options("/t"), json!(["nosuid", "nodev", "size=64m", "mode=700"]));
+        assert_eq!(options("/dev/shm"), json!(["nosuid", "noexec", "nodev", "mode=1777", "size=1048576k"]));
+        assert_eq!(options("/dev/init"), json!(["rbind", "rprivate", "ro"]));
+    }
+
+    fn tmpfs() -> Mount {
+        Mount {
+            kind: MountKind::Tmpfs,
+            source: String::new(),
+            target: String::new(),
+            read_only: false,
+            no_copy: false,
+            volume_driver: None,
+            volume_labels: BTreeMap::new(),
+            propagation: String::new(),
+            tmpfs_size_bytes: 0,
+            tmpfs_mode: 0,
+        }
     }
 
     #[test]

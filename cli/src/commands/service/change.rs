@@ -1,6 +1,6 @@
 //! Values that both `create` and `update` take, and how lists in a spec change.
 
-use orch_model::service::Ulimit;
+use orch_model::{linux, service::Ulimit};
 
 /// Keys are checked again by the manager; here only the form is.
 pub(crate) fn constraint(text: &str) -> Result<String, String> {
@@ -24,10 +24,17 @@ pub(crate) fn host_entry(text: &str) -> Result<String, String> {
     if host.is_empty() { Err(form.into()) } else { Ok(format!("{ip} {host}")) }
 }
 
+pub(crate) fn address(text: &str) -> Result<std::net::IpAddr, String> {
+    text.parse().map_err(|_| "expected an address such as 10.1.2.3 or fd00::53".to_owned())
+}
+
 pub(crate) fn ulimit(text: &str) -> Result<Ulimit, String> {
     let form = "expected NAME=SOFT[:HARD], such as nofile=1024:2048";
     let (name, limits) = text.split_once('=').ok_or(form)?;
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
+    if !linux::is_ulimit(name) {
+        return Err(format!("{form}; the names are {}", linux::ULIMITS.join(", ")));
+    }
     let number = |text: &str| text.parse::<i64>().map_err(|_| form.to_owned());
     Ok(Ulimit { name: name.into(), soft: number(soft)?, hard: number(hard)? })
 }

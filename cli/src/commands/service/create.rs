@@ -12,7 +12,7 @@ use super::{change, flags::SpecFlags, resolve};
 use crate::{
     api::Api,
     commands::warn,
-    flags::{file_ref, file_ref::NamedFile, key_value, mount, network, network::NamedAttachment, port},
+    flags::{file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port},
     progress,
 };
 
@@ -35,7 +35,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
     container_label: Vec<(String, String)>,
     /// Set custom DNS servers
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
     dns: Vec<std::net::IpAddr>,
     /// Set DNS options
     #[arg(long, value_name = "OPTION")]
@@ -49,6 +49,9 @@ pub(crate) struct CreateArgs {
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]
     env_file: Vec<std::path::PathBuf>,
+    /// User defined resources that each task reserves (KIND=NUMBER)
+    #[arg(long, value_name = "KIND=NUMBER", value_parser = linux::generic_resource)]
+    generic_resource: Vec<(String, u64)>,
     /// Set one or more supplementary user groups for the container
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
@@ -147,6 +150,7 @@ fn spec(
     container.dns.options = args.dns_option.clone();
     container.sysctls = key_value::map(&args.sysctl);
     container.ulimits = args.ulimit.clone();
+    spec.task.generic = args.generic_resource.iter().cloned().collect();
     spec.task.placement.constraints = args.constraint.clone();
     spec.task.placement.spread = args.placement_pref.clone();
     spec.endpoint.ports = args.publish.iter().flat_map(|list| list.0.clone()).collect();

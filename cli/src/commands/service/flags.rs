@@ -11,16 +11,16 @@ use orch_model::{
 
 use crate::{
     commands::health::HealthFlags,
-    flags::{duration, key_value, quantity, words},
+    flags::{duration, key_value, linux, quantity, words},
 };
 
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct SpecFlags {
     /// Add Linux capabilities
-    #[arg(long, value_name = "CAPABILITY")]
+    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
     cap_add: Vec<String>,
     /// Drop Linux capabilities
-    #[arg(long, value_name = "CAPABILITY")]
+    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
     cap_drop: Vec<String>,
     /// Endpoint mode
     #[arg(long, value_enum, value_name = "MODE")]
@@ -43,7 +43,7 @@ pub(super) struct SpecFlags {
     #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
     limit_memory: Option<u64>,
     /// Limit maximum number of processes (0: unlimited)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     limit_pids: Option<u64>,
     /// Logging driver for service
     #[arg(long, value_name = "DRIVER")]
@@ -55,16 +55,16 @@ pub(super) struct SpecFlags {
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
     read_only: Option<bool>,
     /// Number of tasks
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     pub(super) replicas: Option<u64>,
     /// Maximum number of tasks per node (0: unlimited)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     replicas_max_per_node: Option<u64>,
     /// Which of the nodes that fit: the one with the fewest tasks, or the fullest (default spread)
     #[arg(long, value_enum, value_name = "STRATEGY")]
     placement_strategy: Option<StrategyFlag>,
     /// Number of job tasks to run concurrently (default equal to --replicas)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     pub(super) max_concurrent: Option<u64>,
     /// Reserve CPUs
     #[arg(long, value_name = "CPUS", value_parser = quantity::nano_cpus)]
@@ -79,7 +79,7 @@ pub(super) struct SpecFlags {
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     restart_delay: Option<Duration>,
     /// Maximum number of restarts before giving up
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     restart_max_attempts: Option<u64>,
     /// Window used to evaluate the restart policy (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
@@ -100,13 +100,13 @@ pub(super) struct SpecFlags {
     #[arg(long, value_enum, value_name = "ORDER")]
     rollback_order: Option<OrderFlag>,
     /// Maximum number of tasks rolled back simultaneously (0 to roll back all at once) (default 1)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     rollback_parallelism: Option<u64>,
     /// Time to wait before force killing a container (ns|us|ms|s|m|h) (default 10s)
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     stop_grace_period: Option<Duration>,
     /// Signal to stop the container
-    #[arg(long, value_name = "SIGNAL")]
+    #[arg(long, value_name = "SIGNAL", value_parser = linux::signal)]
     stop_signal: Option<String>,
     /// Allocate a pseudo-TTY
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -127,7 +127,7 @@ pub(super) struct SpecFlags {
     #[arg(long, value_enum, value_name = "ORDER")]
     update_order: Option<OrderFlag>,
     /// Maximum number of tasks updated simultaneously (0 to update all at once) (default 1)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     update_parallelism: Option<u64>,
     /// Username or UID (format: <name|uid>[:<group|gid>])
     #[arg(short, long, value_name = "USER")]
@@ -141,12 +141,21 @@ pub(super) struct SpecFlags {
     /// Suppress progress output
     #[arg(short, long)]
     pub(super) quiet: bool,
-    /// Accepted for Docker's sake: names are resolved by the cluster
-    #[arg(long, hide = true)]
+    /// Do not query the registry: nothing does here, managers know which content a name means
+    #[arg(long)]
     no_resolve_image: bool,
-    /// Accepted for Docker's sake
-    #[arg(long, hide = true)]
+    /// Send registry authentication details to the nodes that run the service
+    #[arg(long)]
     with_registry_auth: bool,
+    /// Credential spec for managed service account (Windows only: refused)
+    #[arg(long, value_name = "SPEC", value_parser = linux::credential_spec)]
+    credential_spec: Option<String>,
+    /// Service container isolation mode (default is the only one)
+    #[arg(long, value_name = "MODE", value_parser = linux::isolation)]
+    isolation: Option<String>,
+    /// Tune host's OOM preferences (-1000 to 1000)
+    #[arg(long, value_name = "SCORE", value_parser = linux::oom_score, allow_hyphen_values = true)]
+    oom_score_adj: Option<i32>,
 }
 
 #[derive(Debug, Clone)]
@@ -212,6 +221,7 @@ impl SpecFlags {
         set(&mut container.user, &self.user);
         set(&mut container.dir, &self.workdir);
         set(&mut container.stop_signal, &self.stop_signal);
+        set(&mut container.oom_score_adj, &self.oom_score_adj);
         set(&mut container.tty, &self.tty);
         set(&mut container.read_only, &self.read_only);
         container.init = self.init.or(container.init);

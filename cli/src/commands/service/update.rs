@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::Api,
-    flags::{file_ref, file_ref::NamedFile, key_value, mount, network, network::NamedAttachment, port},
+    flags::{file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port},
     progress,
 };
 
@@ -100,11 +100,29 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
     host_rm: Vec<String>,
     /// Add or update a custom DNS server
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
     dns_add: Vec<std::net::IpAddr>,
     /// Remove a custom DNS server
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
     dns_rm: Vec<std::net::IpAddr>,
+    /// Add or update a DNS option
+    #[arg(long, value_name = "OPTION")]
+    dns_option_add: Vec<String>,
+    /// Remove a DNS option
+    #[arg(long, value_name = "OPTION")]
+    dns_option_rm: Vec<String>,
+    /// Add or update a custom DNS search domain
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search_add: Vec<String>,
+    /// Remove a DNS search domain
+    #[arg(long, value_name = "DOMAIN")]
+    dns_search_rm: Vec<String>,
+    /// Add a generic resource that each task reserves
+    #[arg(long, value_name = "KIND=NUMBER", value_parser = linux::generic_resource)]
+    generic_resource_add: Vec<(String, u64)>,
+    /// Remove a generic resource by its kind
+    #[arg(long, value_name = "KIND")]
+    generic_resource_rm: Vec<String>,
     /// Add a supplementary user group to the container
     #[arg(long, value_name = "GROUP")]
     group_add: Vec<String>,
@@ -173,6 +191,10 @@ fn change_spec(
     change::list(&mut placement.constraints, &args.constraint_rm, &args.constraint_add, Clone::clone);
     change::list(&mut placement.spread, &args.placement_pref_rm, &args.placement_pref_add, Clone::clone);
     change_container(args, spec, environment);
+    // Docker takes KIND=NUMBER here too, and looks at the kind.
+    let gone = |kind: &str| args.generic_resource_rm.iter().any(|rm| rm.split('=').next() == Some(kind));
+    spec.task.generic.retain(|kind, _| !gone(kind));
+    spec.task.generic.extend(args.generic_resource_add.iter().cloned());
     change_ports(args, &mut spec.endpoint.ports);
     if args.force {
         spec.task.force_update += 1;
@@ -199,6 +221,8 @@ fn change_container(args: &UpdateArgs, spec: &mut ServiceSpec, environment: impl
     change::list(&mut container.mounts, &args.mount_rm, &args.mount_add, |m| m.target.clone());
     change::list(&mut container.hosts, &args.host_rm, &args.host_add, Clone::clone);
     change::list(&mut container.dns.nameservers, &args.dns_rm, &args.dns_add, |a| *a);
+    change::list(&mut container.dns.options, &args.dns_option_rm, &args.dns_option_add, Clone::clone);
+    change::list(&mut container.dns.search, &args.dns_search_rm, &args.dns_search_add, Clone::clone);
     change::list(&mut container.groups, &args.group_rm, &args.group_add, Clone::clone);
     change::list(&mut container.ulimits, &args.ulimit_rm, &args.ulimit_add, |u| u.name.clone());
     container.secrets.retain(|f| !args.secret_rm.iter().any(|gone| *gone == f.name || *gone == f.id.as_str()));

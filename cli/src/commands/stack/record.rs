@@ -44,7 +44,7 @@ pub(super) async fn save(api: &mut Api, stack: &str) -> anyhow::Result<()> {
         name: format!("{stack}.deploy.{number}"),
         labels: [(NAMESPACE_LABEL.to_owned(), stack.to_owned()), (NUMBER_LABEL.to_owned(), number.to_string())].into(),
     };
-    data::store(api, Kind::Config, &annotations, text.into_bytes()).await?;
+    data::store(api, Kind::Config, &annotations, text.into_bytes(), None).await?;
     for (_, old) in records.iter().skip(KEPT - 1) {
         api.remove(Kind::Config, old.id.as_str(), false).await?;
     }

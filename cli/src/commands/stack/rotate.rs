@@ -82,7 +82,7 @@ async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -
     let next = versions.first().map_or(1, |(number, _)| number + 1);
     let annotations = annotations(item, next);
     println!("Creating {} {}", item.kind, annotations.name);
-    data::store(api, item.kind, &annotations, content.to_vec()).await?;
+    data::store(api, item.kind, &annotations, content.to_vec(), None).await?;
     Ok((annotations.name, true))
 }
 
@@ -122,14 +122,14 @@ impl Data for Secret {
 
     /// A secret's content never leaves the managers, so they are asked: an update takes no other content.
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {
-        let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
+        let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Secret(spec)).await
     }
 
     /// An update of a version that is none is refused, but another content is refused before that.
     async fn has(api: &mut Api, stored: &Arc<Self>, content: &[u8]) -> anyhow::Result<bool> {
         let annotations = Some(stored.annotations.to_proto());
-        let spec = wire::SecretSpec { annotations, data: content.to_vec().into() };
+        let spec = wire::SecretSpec { annotations, data: content.to_vec().into(), template: None };
         let id = stored.id.as_str();
         match api.try_update(Kind::Secret, id, Version::default(), Some(wire::spec::Spec::Secret(spec))).await {
             Err(status) if status.code() == Code::InvalidArgument => Ok(false),
@@ -152,7 +152,7 @@ impl Data for Config {
         if stored.annotations == *wanted {
             return Ok(true);
         }
-        let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into() };
+        let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Config(spec)).await
     }
 

@@ -6,6 +6,7 @@ use orch_model::{
     ImageId, Kind, Meta, NodeId, Object, ObjectId, Timestamp,
     change::{Change, Transaction},
     image::Image,
+    node::Platform,
 };
 
 use super::{ControlError, propose, removal};
@@ -18,6 +19,7 @@ pub struct Registration {
     pub name: String,
     pub digest: String,
     pub size_bytes: u64,
+    pub platform: Option<Platform>,
     /// The name may change its content.
     pub replace: bool,
     /// Only say that this node holds the content; never make or change a name.
@@ -66,6 +68,7 @@ fn name_change(state: &State, ids: Ids<'_>, request: &Registration) -> Result<Op
             name,
             digest: request.digest.clone(),
             size_bytes: request.size_bytes,
+            platform: request.platform.clone(),
             holders,
         }))))),
         Some(image) if image.digest == request.digest => Ok(None),
@@ -73,6 +76,7 @@ fn name_change(state: &State, ids: Ids<'_>, request: &Registration) -> Result<Op
             let mut next = Image::clone(image);
             next.digest.clone_from(&request.digest);
             next.size_bytes = request.size_bytes;
+            next.platform.clone_from(&request.platform);
             next.holders = holders;
             Ok(Some(Change::Update(Object::Image(Arc::new(next)))))
         }

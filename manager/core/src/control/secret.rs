@@ -5,7 +5,7 @@ use std::sync::Arc;
 use orch_model::{
     Annotations, ConfigId, Meta, Object, ObjectId, SecretId, Timestamp, Version,
     change::Change,
-    secret::{Config, Secret},
+    secret::{Config, Secret, TemplateDriver},
 };
 
 use super::{ControlError, Proposal, missing, propose, removal, version};
@@ -21,10 +21,11 @@ pub fn create_secret(
     ids: Ids<'_>,
     annotations: Annotations,
     data: Vec<u8>,
+    template: Option<TemplateDriver>,
 ) -> Result<Proposal, ControlError> {
-    validate::secret(&annotations, &data)?;
+    validate::secret(&annotations, &data, template)?;
     let id = SecretId::from_random(ids());
-    let secret = Secret { id: id.clone(), meta: Meta::default(), annotations, data };
+    let secret = Secret { id: id.clone(), meta: Meta::default(), annotations, data, template };
     propose(state, now, ObjectId::Secret(id), vec![Change::Create(Object::Secret(Arc::new(secret)))])
 }
 
@@ -38,10 +39,11 @@ pub fn create_config(
     ids: Ids<'_>,
     annotations: Annotations,
     data: Vec<u8>,
+    template: Option<TemplateDriver>,
 ) -> Result<Proposal, ControlError> {
-    validate::config(&annotations, &data)?;
+    validate::config(&annotations, &data, template)?;
     let id = ConfigId::from_random(ids());
-    let config = Config { id: id.clone(), meta: Meta::default(), annotations, data };
+    let config = Config { id: id.clone(), meta: Meta::default(), annotations, data, template };
     propose(state, now, ObjectId::Config(id), vec![Change::Create(Object::Config(Arc::new(config)))])
 }
 
@@ -59,7 +61,7 @@ pub fn update_secret(
 ) -> Result<Proposal, ControlError> {
     let secret = state.secret(id).ok_or_else(|| missing(id))?;
     only_labels_change(&secret.annotations, &secret.data, &annotations, data)?;
-    validate::secret(&annotations, &secret.data)?;
+    validate::secret(&annotations, &secret.data, secret.template)?;
     let mut next = Secret::clone(secret);
     next.meta.version = version;
     next.annotations = annotations;
@@ -80,7 +82,7 @@ pub fn update_config(
 ) -> Result<Proposal, ControlError> {
     let config = state.config(id).ok_or_else(|| missing(id))?;
     only_labels_change(&config.annotations, &config.data, &annotations, data)?;
-    validate::config(&annotations, &config.data)?;
+    validate::config(&annotations, &config.data, config.template)?;
     let mut next = Config::clone(config);
     next.meta.version = version;
     next.annotations = annotations;
@@ -105,7 +107,7 @@ pub fn replace_secret(
         return update_secret(state, now, id, version, annotations, &data);
     }
     same_name(&old.annotations, &annotations)?;
-    validate::secret(&annotations, &data)?;
+    validate::secret(&annotations, &data, old.template)?;
     version::replace(state, now, ids, old.as_ref(), version, annotations, data)
 }
 
@@ -127,7 +129,7 @@ pub fn replace_config(
         return update_config(state, now, id, version, annotations, &data);
     }
     same_name(&old.annotations, &annotations)?;
-    validate::config(&annotations, &data)?;
+    validate::config(&annotations, &data, old.template)?;
     version::replace(state, now, ids, old.as_ref(), version, annotations, data)
 }
 

@@ -23,7 +23,8 @@ pub(super) const VERSION_OF_LABEL: &str = "orch.version-of";
 pub(super) trait Data: Clone {
     type Id: Clone + PartialEq;
 
-    fn with(id: Self::Id, annotations: Annotations, data: Vec<u8>) -> Self;
+    /// One like this with another name and content.
+    fn with(&self, id: Self::Id, annotations: Annotations, data: Vec<u8>) -> Self;
     fn new_id(bits: u128) -> Self::Id;
     fn id(&self) -> &Self::Id;
     fn annotations(&mut self) -> &mut Annotations;
@@ -56,7 +57,7 @@ pub(super) fn replace<T: Data>(
     kept.annotations().name = format!("{name}.{}", last + 1);
     kept.annotations().labels.insert(VERSION_OF_LABEL.to_owned(), name.clone());
     let new_id = T::new_id(ids());
-    let fresh = T::with(new_id.clone(), annotations, data).object();
+    let fresh = old.with(new_id.clone(), annotations, data).object();
     let id = fresh.id();
     changes.extend([Change::Update(kept.object()), Change::Create(fresh)]);
 
@@ -111,8 +112,8 @@ macro_rules! data {
         impl Data for $type {
             type Id = $id;
 
-            fn with(id: $id, annotations: Annotations, data: Vec<u8>) -> Self {
-                Self { id, meta: Meta::default(), annotations, data }
+            fn with(&self, id: $id, annotations: Annotations, data: Vec<u8>) -> Self {
+                Self { id, meta: Meta::default(), annotations, data, template: self.template }
             }
 
             fn new_id(bits: u128) -> $id {

@@ -124,7 +124,8 @@ pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
 }
 
 fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
-    let TaskSpec { container, limits, reservations, restart, placement: _, networks, log_driver, force_update } = a;
+    let TaskSpec { container, limits, reservations, restart, placement: _, networks, log_driver, force_update, generic } =
+        a;
     same_container(container, &b.container)
         && *limits == b.limits
         && *reservations == b.reservations
@@ -132,14 +133,17 @@ fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
         && *networks == b.networks
         && *log_driver == b.log_driver
         && *force_update == b.force_update
+        && *generic == b.generic
 }
 
-/// A task that was started by name, before the cluster knew the content, is not replaced because it is known now.
+/// A task that was started by name, before the cluster knew the content, is not replaced because it is known now; nor is
+/// one because the next would log in to the registry in another way.
 fn same_container(old: &ContainerSpec, new: &ContainerSpec) -> bool {
-    if old.image_digest.is_some() || new.image_digest.is_none() {
+    if old.registry_auth == new.registry_auth && (old.image_digest.is_some() || new.image_digest.is_none()) {
         return old == new;
     }
-    ContainerSpec { image_digest: new.image_digest.clone(), ..old.clone() } == *new
+    let image_digest = old.image_digest.clone().or_else(|| new.image_digest.clone());
+    ContainerSpec { image_digest, registry_auth: new.registry_auth.clone(), ..old.clone() } == *new
 }
 
 fn same_host_ports(service: &Service, task: &Task) -> bool {

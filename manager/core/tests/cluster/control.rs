@@ -117,7 +117,7 @@ fn an_image_name_means_one_content() {
     let digest = |c: &str| format!("sha256:{}", c.repeat(64));
     let register = |sim: &mut Sim, node: u8, digest: String, replace: bool| {
         let (now, node) = (sim.now, node_id(node));
-        let request = Registration { node, name: "web".into(), digest, size_bytes: 1, replace, holder_only: false };
+        let request = Registration { node, name: "web".into(), digest, size_bytes: 1, platform: None, replace, holder_only: false };
         let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request))?;
         sim.commit(&tx);
         Ok::<_, control::ControlError>(tx.changes.len())
@@ -146,7 +146,7 @@ fn a_secret_in_use_stays() {
     let now = sim.now;
     let annotations = Annotations { name: "key".into(), labels: BTreeMap::new() };
     let made =
-        sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations, b"x".to_vec())).expect("accepted");
+        sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations, b"x".to_vec(), None)).expect("accepted");
     sim.accept(&made);
     let secret = sim.state.secrets().next().expect("stored").clone();
     let mut spec = web("web", "nginx", 1);
@@ -171,7 +171,7 @@ fn a_secret_gets_another_content_and_services_go_over() {
     let mut sim = Sim::new(1);
     let now = sim.now;
     let annotations = Annotations { name: "key".into(), labels: BTreeMap::from([("a".into(), "b".into())]) };
-    let made = sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations.clone(), b"1".to_vec()));
+    let made = sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations.clone(), b"1".to_vec(), None));
     sim.accept(&made.expect("accepted"));
     let named = |sim: &Sim, name: &str| sim.state.secrets().find(|s| s.annotations.name == name).cloned();
     let first = named(&sim, "key").expect("stored");

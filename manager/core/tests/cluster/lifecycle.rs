@@ -173,6 +173,7 @@ fn import(sim: &mut Sim, digest: &str) {
         name: "web".into(),
         digest: digest.to_owned(),
         size_bytes: 1,
+        platform: None,
         replace: false,
         holder_only: false,
     };

@@ -511,6 +511,7 @@ pub(crate) fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
         networks: Vec::new(),
         host_ports: Vec::new(),
         running_since: None,
+        generic: orch_model::node::GenericResources::default(),
         displaced: false,
     })
 }
