@@ -286,6 +286,7 @@ impl Engine {
         match self.tasks.get(&id) {
             Some(known) => {
                 (task.gateway_addr, task.dns_port, task.down) = (known.gateway_addr, known.dns_port, known.down);
+                task.links = known.links.followed_by(&task.attachments);
             }
             None => {
                 let used = self.tasks.values().map(|task| task.gateway_addr).collect();
@@ -316,6 +317,7 @@ impl Engine {
                 networks: self.sandboxes().map(ToString::to_string).collect(),
                 // The firewall stands in the log already, and is no fault of what is desired.
                 problems: self.problems().chain(self.firewall.clone()).collect(),
+                gateway_subnet: self.gateway.subnet().to_string(),
             }))),
         }
     }

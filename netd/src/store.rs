@@ -10,7 +10,10 @@ use std::{
 };
 
 use orch_model::{NetworkId, TaskId, task::TaskAttachment};
-use orch_netd_core::{desired::LocalTask, gateway::Gateway};
+use orch_netd_core::{
+    desired::{LinkNumbers, LocalTask},
+    gateway::Gateway,
+};
 use orch_proto::{
     conv::{DecodeError, FromProto},
     paths::Paths,
@@ -32,6 +35,19 @@ pub(crate) struct StoredTask {
     pub(crate) dns_port: u32,
     #[prost(bool, tag = "4")]
     pub(crate) down: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub(crate) links: Vec<StoredLink>,
+    #[prost(uint32, optional, tag = "6")]
+    pub(crate) gateway_link: Option<u32>,
+}
+
+/// Which interface leads to a network.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct StoredLink {
+    #[prost(string, tag = "1")]
+    pub(crate) network: String,
+    #[prost(uint32, tag = "2")]
+    pub(crate) number: u32,
 }
 
 impl StoredTask {
@@ -41,6 +57,8 @@ impl StoredTask {
             gateway_addr: task.gateway_addr.to_string(),
             dns_port: task.dns_port.into(),
             down: task.down,
+            links: task.links.networks.iter().map(|(network, number)| stored_link(network, *number)).collect(),
+            gateway_link: u32::try_from(task.links.gateway).ok(),
         }
     }
 
@@ -50,17 +68,31 @@ impl StoredTask {
         let mut task = local_task(request.clone(), self.gateway_addr.parse().ok()?).ok()?;
         task.dns_port = u16::try_from(self.dns_port).ok()?;
         task.down = self.down;
+        // An earlier version kept none: then the interfaces are those of a new task.
+        if let Some(gateway) = self.gateway_link {
+            let network = |link: &StoredLink| Some((link.network.parse().ok()?, usize::try_from(link.number).ok()?));
+            let networks = self.links.iter().map(network).collect::<Option<_>>()?;
+            task.links = LinkNumbers { networks, gateway: usize::try_from(gateway).ok()? };
+        }
         Some((request, task))
     }
 }
 
+fn stored_link(network: &NetworkId, number: usize) -> StoredLink {
+    // A task has far fewer networks than that.
+    StoredLink { network: network.to_string(), number: u32::try_from(number).unwrap_or(u32::MAX) }
+}
+
 /// Checks what the worker asked for.
 pub(crate) fn local_task(request: AttachTaskRequest, gateway_addr: Ipv4Addr) -> Result<LocalTask, DecodeError> {
+    let attachments = Vec::<TaskAttachment>::from_proto(request.attachments)?;
     Ok(LocalTask {
         id: TaskId::from_proto(request.task_id)?,
         service: request.service_id.parse().ok(),
         hostname: request.hostname,
-        attachments: Vec::<TaskAttachment>::from_proto(request.attachments)?,
+        links: LinkNumbers::first(&attachments),
+        attachments,
+        no_way_out: request.no_way_out,
         host_ports: FromProto::from_proto(request.host_ports)?,
         nameservers: request.dns.map_or(Ok(Vec::new()), |dns| FromProto::from_proto(dns.nameservers))?,
         gateway_addr,

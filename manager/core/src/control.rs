@@ -4,6 +4,7 @@
 //! it. When the commit is refused because the state has moved on, [`ControlError::from`] gives the same words.
 
 mod cluster;
+mod container;
 mod error;
 mod image;
 mod network;
@@ -18,6 +19,7 @@ use orch_model::{
 };
 
 pub use cluster::{NewRoot, finish_rotation, rotate_root, set_join_tokens, set_unlock_key, update_cluster};
+pub use container::{ContainerNetworks, WantedNetwork, keep_containers, set_container_networks};
 pub use error::{Code, ControlError};
 pub use image::{Registration, forget_image, register_image};
 pub use network::{create_network, remove_network};

@@ -90,7 +90,8 @@ impl<'a> View<'a> {
         let mut set = AssignmentSet::new();
         let tasks: Vec<_> =
             self.state.tasks_on(node).filter(|t| t.status.state >= TaskState::Assigned).cloned().collect();
-        for task in &tasks {
+        // One-off containers are the node's own.
+        for task in tasks.iter().filter(|task| !task.is_one_off()) {
             let desired_state = desired_on_node(task, sources);
             insert(&mut set, Assignment::Task(TaskAssignment { task: task.clone(), desired_state }));
             if !task.status.state.is_terminal() {
@@ -108,6 +109,9 @@ impl<'a> View<'a> {
         let container = &task.spec.container;
         for secret in container.secrets.iter().filter_map(|s| self.state.secret(&s.id)) {
             insert(set, Assignment::Secret(secret.clone()));
+        }
+        if let Some(login) = container.registry_auth.as_ref().and_then(|id| self.state.secret(id)) {
+            insert(set, Assignment::Secret(login.clone()));
         }
         for config in container.configs.iter().filter_map(|c| self.state.config(&c.id)) {
             insert(set, Assignment::Config(config.clone()));
@@ -210,7 +214,10 @@ fn endpoints_of(task: &Task) -> impl Iterator<Item = EndpointItem> + '_ {
             service: task.service.clone(),
             node: task.node.clone()?,
             addresses: attachment.addresses.iter().map(ipnetwork::IpNetwork::ip).collect(),
-            names: vec![task.name(), task.container_name()],
+            names: match task.is_one_off() {
+                true => std::iter::once(task.name()).chain(attachment.aliases.clone()).collect(),
+                false => vec![task.name(), task.container_name()],
+            },
             serving: task.status.state == TaskState::Running
                 && task.desired_state <= TaskState::Running
                 && !is_unhealthy(task),

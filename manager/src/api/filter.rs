@@ -130,6 +130,8 @@ pub(super) fn shown(state: &orch_manager_core::State, kind: Kind, filter: &Filte
         (true, false) => Box::new(nodes.iter().flat_map(|id| state.tasks_on(id))),
         (true, true) => Box::new(state.tasks()),
     };
+    // One-off containers are no service's tasks: `network inspect` lists them.
+    let tasks = tasks.filter(|task| !task.is_one_off());
     tasks.map(|task| Object::Task(Arc::clone(task))).filter(|object| filter.matches(object)).collect()
 }
 

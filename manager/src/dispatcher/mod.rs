@@ -5,6 +5,7 @@
 
 mod assigner;
 mod grants;
+mod containers;
 mod guide;
 mod reign;
 mod service;

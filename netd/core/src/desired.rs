@@ -12,6 +12,8 @@ use orch_model::{
     task::TaskAttachment,
 };
 
+use crate::names;
+
 /// The network items of an assignment set, by what they are about.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Desired {
@@ -78,6 +80,7 @@ impl Desired {
     #[must_use]
     pub fn can_attach(&self, network: &NetworkId) -> bool {
         match self.networks.get(network) {
+            Some(item) if item.is_local() => true,
             Some(item) if item.ingress => self.ingress().is_some_and(|(ingress, ..)| ingress.id == *network),
             Some(_) => self.own_peer().is_some(),
             None => false,
@@ -116,6 +119,38 @@ pub struct Out {
     pub nodes: BTreeSet<NodeId>,
 }
 
+/// Which interface (`eth0`, `eth1`, …) leads where. A network keeps its own for as long as the task is on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LinkNumbers {
+    pub networks: BTreeMap<NetworkId, usize>,
+    pub gateway: usize,
+}
+
+impl LinkNumbers {
+    /// Of a new task: its networks in their order, then the way out.
+    #[must_use]
+    pub fn first(attachments: &[TaskAttachment]) -> Self {
+        let networks = attachments.iter().enumerate().map(|(number, a)| (a.network.clone(), number)).collect();
+        Self { networks, gateway: attachments.len() }
+    }
+
+    /// After the task was put on other networks.
+    #[must_use]
+    pub fn followed_by(&self, attachments: &[TaskAttachment]) -> Self {
+        let stays = |network: &&NetworkId| attachments.iter().any(|a| a.network == **network);
+        let kept = self.networks.iter().filter(|(network, _)| stays(network));
+        let mut next = Self { networks: kept.map(|(id, number)| (id.clone(), *number)).collect(), gateway: self.gateway };
+        for attachment in attachments {
+            if !next.networks.contains_key(&attachment.network) {
+                let free = |number: &usize| *number != next.gateway && !next.networks.values().any(|n| n == number);
+                let number = (0..).find(free).unwrap_or_default();
+                next.networks.insert(attachment.network.clone(), number);
+            }
+        }
+        next
+    }
+}
+
 /// A task of this node: what the worker asked for, and what the daemon gave it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LocalTask {
@@ -123,6 +158,9 @@ pub struct LocalTask {
     pub service: Option<ServiceId>,
     pub hostname: String,
     pub attachments: Vec<TaskAttachment>,
+    pub links: LinkNumbers,
+    /// Without a way out, whatever its networks are.
+    pub no_way_out: bool,
     pub host_ports: Vec<PortConfig>,
     /// Where names from outside are asked; empty: the node's resolvers.
     pub nameservers: Vec<IpAddr>,
@@ -139,7 +177,19 @@ impl LocalTask {
     #[must_use]
     pub fn has_way_out(&self, desired: &Desired) -> bool {
         let internal = |a: &TaskAttachment| desired.networks.get(&a.network).is_some_and(|n| n.internal);
-        self.attachments.is_empty() || !self.attachments.iter().all(internal)
+        !self.no_way_out && (self.attachments.is_empty() || !self.attachments.iter().all(internal))
+    }
+
+    /// Its interface on `network`.
+    #[must_use]
+    pub fn link_to(&self, network: &NetworkId) -> Option<String> {
+        self.links.networks.get(network).map(|number| names::task_link(*number))
+    }
+
+    /// Its interface on the gateway network.
+    #[must_use]
+    pub fn gateway_link(&self) -> String {
+        names::task_link(self.links.gateway)
     }
 
     /// Whether it has an interface on the gateway network: for the way out, or for ports published on this node.
@@ -164,5 +214,30 @@ impl LocalTask {
         let ingress = |a: &&TaskAttachment| desired.networks.get(&a.network).is_some_and(|n| n.ingress);
         let user = self.attachments.iter().find(|a| !ingress(a)).or(self.attachments.first());
         user.and_then(|a| a.addresses.first()).map_or(IpAddr::V4(self.gateway_addr), ipnetwork::IpNetwork::ip)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on(networks: &[u128]) -> Vec<TaskAttachment> {
+        let attachment = |n: &u128| TaskAttachment {
+            network: NetworkId::from_random(*n),
+            addresses: Vec::new(),
+            aliases: Vec::new(),
+        };
+        networks.iter().map(attachment).collect()
+    }
+
+    #[test]
+    fn a_network_keeps_its_interface() {
+        let numbers = |links: &LinkNumbers| -> Vec<usize> { links.networks.values().copied().collect() };
+        let first = LinkNumbers::first(&on(&[1, 2]));
+        assert_eq!((numbers(&first), first.gateway), (vec![0, 1], 2));
+        let more = first.followed_by(&on(&[1, 2, 3]));
+        assert_eq!((numbers(&more), more.gateway), (vec![0, 1, 3], 2));
+        let other = more.followed_by(&on(&[3, 4]));
+        assert_eq!((numbers(&other), other.gateway), (vec![3, 0], 2));
     }
 }

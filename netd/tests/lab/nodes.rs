@@ -295,6 +295,7 @@ impl Lab {
                 })
                 .collect(),
             host_ports: vec![],
+            no_way_out: false,
             dns: Some(DnsConfig { nameservers: vec![self.addr(node).to_string()], ..DnsConfig::default() }),
         }
     }

@@ -151,15 +151,26 @@ impl<'a> Addresses<'a> {
     /// # Errors
     /// With a sentence for the operator, when the network is not ready or has no free address.
     pub fn next_of_each_family(&mut self, network: &Network) -> Result<Vec<IpNetwork>, String> {
+        self.of_each_family(network, &[])
+    }
+
+    /// As [`Self::next_of_each_family`], with those of `wanted` where it names one.
+    ///
+    /// # Errors
+    /// Also when a wanted address is outside the network's subnets or taken.
+    pub fn of_each_family(&mut self, network: &Network, wanted: &[IpAddr]) -> Result<Vec<IpNetwork>, String> {
         let name = &network.spec.annotations.name;
         let Some(allocation) = &network.allocation else {
             let why = network.problem.as_deref().unwrap_or("it has no subnet yet");
             return Err(format!("network {name} is not ready: {why}"));
         };
         let mut addresses = Vec::new();
+        for address in wanted {
+            addresses.push(self.wanted_in(network, &allocation.ipam, *address)?);
+        }
         for v6 in [false, true] {
             let subnets: Vec<_> = allocation.ipam.iter().filter(|i| i.subnet.is_ipv6() == v6).collect();
-            if subnets.is_empty() {
+            if subnets.is_empty() || wanted.iter().any(|address| address.is_ipv6() == v6) {
                 continue;
             }
             match subnets.iter().find_map(|i| self.next_in(network, i)) {
@@ -180,6 +191,22 @@ impl<'a> Addresses<'a> {
             self.cursors.insert((network.id.clone(), address.is_ipv6()), address.ip());
         }
         Ok(addresses)
+    }
+
+    /// Docker's words.
+    fn wanted_in(&self, network: &Network, ipam: &[IpamConfig], address: IpAddr) -> Result<IpNetwork, String> {
+        let Some(config) = ipam.iter().find(|i| i.subnet.contains(address)) else {
+            return Err(format!("invalid address {address}: It does not belong to any of this network's subnets"));
+        };
+        let bits = to_bits(address);
+        let edge = bits == to_bits(config.subnet.network()) || bits == to_bits(config.subnet.broadcast());
+        let is_edge = edge && config.subnet.is_ipv4();
+        let given = self.given.get(&network.id).is_some_and(|g| g.contains(&address));
+        let held = self.state.address_holder(&network.id, address).is_some();
+        if is_edge || given || held || config.gateway == Some(address) {
+            return Err(format!("Address already in use: {address} on network {}", network.spec.annotations.name));
+        }
+        IpNetwork::new(address, config.subnet.prefix()).map_err(|error| error.to_string())
     }
 
     fn next_in(&self, network: &Network, ipam: &IpamConfig) -> Option<IpNetwork> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use orch_model::{
-    Duration, Object, Timestamp,
+    Duration, Object, ObjectId, Timestamp,
     change::Change,
     node::NodeState,
     task::{Task, TaskState},
@@ -38,6 +38,10 @@ fn may_still_run(task: &Task) -> bool {
 }
 
 fn orphan(task: &Task, now: Timestamp, why: &str) -> Change {
+    if task.is_one_off() {
+        // Nobody asks what became of it; only its addresses were kept.
+        return Change::Remove { id: ObjectId::Task(task.id.clone()), version: task.meta.version };
+    }
     let mut task = task.clone();
     task.status.state = TaskState::Orphaned;
     task.status.at = now;

@@ -5,8 +5,11 @@
 //! waits in *ready* beside its predecessor, and a start-first update (another spec) beside the old task, are let through.
 //! For global services the slot is the node.
 
+use std::sync::Arc;
+
 use orch_model::{
-    NetworkId, Object, ObjectId,
+    NetworkId, Object, ObjectId, SecretId,
+    secret::Secret,
     service::{Protocol, Service},
     task::{Task, TaskState},
 };
@@ -41,6 +44,7 @@ pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Resu
             ports_are_free(state, new)?;
             references_exist(state, new)
         }
+        Object::Task(new) if new.is_one_off() => attachments_exist(state, new),
         Object::Task(new) => {
             if state.service(&new.service).is_none() {
                 let missing = ObjectId::Service(new.service.clone());
@@ -67,7 +71,8 @@ pub(super) fn may_remove(state: &State, object: &Object) -> Result<(), ApplyErro
         }
         Object::Secret(secret) => {
             let uses = |t: &orch_model::service::TaskSpec| t.container.secrets.iter().any(|s| s.id == secret.id);
-            if let Some(user) = spec_user(state, &uses) {
+            let pulls = login_users(state, &secret.id).next().map(|s| format!("service {}", s.spec.annotations.name));
+            if let Some(user) = spec_user(state, &uses).or(pulls) {
                 return Err(in_use(object, &secret.annotations.name, user));
             }
         }
@@ -90,7 +95,10 @@ pub(crate) fn network_user(state: &State, network: &NetworkId) -> Option<String>
         return Some(format!("service {}", service.spec.annotations.name));
     }
     let attached = |t: &Task| !t.status.state.is_terminal() && t.networks.iter().any(|n| n.network == *network);
-    state.tasks().find(|t| attached(t)).map(|t| format!("task {} (which is stopping)", t.name()))
+    state.tasks().find(|t| attached(t)).map(|t| match t.is_one_off() {
+        true => format!("container {} (an active endpoint)", t.name()),
+        false => format!("task {} (which is stopping)", t.name()),
+    })
 }
 
 /// Who keeps a secret or config: the services that name it, or a task that still runs with it.
@@ -105,6 +113,18 @@ pub(crate) fn spec_user(state: &State, uses: &dyn Fn(&orch_model::service::TaskS
     }
     let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(&t.spec));
     task.map(|t| format!("task {} (which is stopping)", t.name()))
+}
+
+/// Services that pull their image with this login. Tasks do not count: they have pulled it.
+pub(crate) fn login_users<'a>(state: &'a State, login: &SecretId) -> impl Iterator<Item = &'a Arc<Service>> {
+    state.services().filter(move |s| !s.removing && s.spec.task.container.registry_auth.as_ref() == Some(login))
+}
+
+/// The login that goes with a service when that goes, or gets another.
+pub(crate) fn unused_login<'a>(state: &'a State, service: &Service) -> Option<&'a Arc<Secret>> {
+    let login = service.spec.task.container.registry_auth.as_ref()?;
+    let is_shared = login_users(state, login).any(|other| other.id != service.id);
+    state.secret(login).filter(|_| !is_shared)
 }
 
 fn in_use(object: &Object, name: &str, user: String) -> ApplyError {
@@ -156,8 +176,18 @@ fn references_exist(state: &State, new: &Service) -> Result<(), ApplyError> {
     let networks = new.spec.task.networks.iter().map(|n| ObjectId::Network(n.network.clone()));
     let secrets = container.secrets.iter().map(|s| ObjectId::Secret(s.id.clone()));
     let configs = container.configs.iter().map(|c| ObjectId::Config(c.id.clone()));
-    match networks.chain(secrets).chain(configs).find(|id| state.get(id).is_none()) {
+    let login = container.registry_auth.iter().map(|id| ObjectId::Secret(id.clone()));
+    match networks.chain(secrets).chain(configs).chain(login).find(|id| state.get(id).is_none()) {
         Some(missing) => Err(ApplyError::Dangling { what: ObjectId::Service(new.id.clone()), missing }),
+        None => Ok(()),
+    }
+}
+
+/// A one-off container is there for its networks.
+fn attachments_exist(state: &State, new: &Task) -> Result<(), ApplyError> {
+    let networks = new.networks.iter().map(|n| ObjectId::Network(n.network.clone()));
+    match networks.filter(|_| !new.status.state.is_terminal()).find(|id| state.get(id).is_none()) {
+        Some(missing) => Err(ApplyError::Dangling { what: ObjectId::Task(new.id.clone()), missing }),
         None => Ok(()),
     }
 }

@@ -62,7 +62,7 @@ fn ingress_v4(peer: &Peer) -> Option<Ipv4Addr> {
 /// What is there without any peer or task.
 fn base(context: &Context<'_>, network: &NetworkItem, own: &Peer, own_addr: Ipv4Addr, ns: &mut NsPlan) {
     let gateway = context.inputs.facts.gateway;
-    let mtu = Some(context.mtu());
+    let mtu = Some(context.mtu_of(network));
     let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
     let mac = Some(Mac::of(IpAddr::V4(own_addr)));
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
@@ -109,10 +109,10 @@ fn add_peer(peer: &Peer, addr: Ipv4Addr, ns: &mut NsPlan) {
 }
 
 fn add_tasks(context: &Context<'_>, network: &NetworkItem, own: &Peer, ns: &mut NsPlan) {
-    for (task, index) in context.local_ports(&network.id) {
+    for (task, peer_name) in context.local_ports(&network.id) {
         let port = names::task_port(&task.id);
-        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
-        ns.links.insert(port.clone(), Link { mtu: Some(context.mtu()), up: !task.down, ..Link::up(kind) });
+        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name };
+        ns.links.insert(port.clone(), Link { mtu: Some(context.mtu_of(network)), up: !task.down, ..Link::up(kind) });
         let Some(addr) = task.addr_on(&network.id).map(IpAddr::V4) else { continue };
         if !task.down {
             ns.routes.insert(Route { table: MAIN_TABLE, destination: addr.into(), target: Target::Link(port.clone()) });

@@ -31,6 +31,11 @@ const TUNNEL_OVERHEAD_V4: u32 = 50;
 /// The same over IPv6.
 const TUNNEL_OVERHEAD_V6: u32 = 70;
 
+/// Docker's option of a network: a smaller MTU than the underlay has room for.
+pub const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+/// The least that IPv4 must carry.
+pub const MIN_MTU: u32 = 576;
+
 /// The kernel's main routing table.
 const MAIN_TABLE: u32 = 254;
 
@@ -95,12 +100,10 @@ impl<'a> Context<'a> {
         Self { inputs, desired: inputs.desired, out: Out { tasks, nodes } }
     }
 
-    /// Attachments of tasks here to `network`: the task, and which of its attachments it is.
-    fn local_ports(&self, network: &NetworkId) -> impl Iterator<Item = (&'a LocalTask, usize)> {
+    /// Attachments of tasks here to `network`: the task, and its interface there.
+    fn local_ports(&self, network: &NetworkId) -> impl Iterator<Item = (&'a LocalTask, String)> {
         let network = network.clone();
-        self.inputs.tasks.values().filter_map(move |task| {
-            task.attachments.iter().position(|a| a.network == network).map(|index| (task, index))
-        })
+        self.inputs.tasks.values().filter_map(move |task| task.link_to(&network).map(|link| (task, link)))
     }
 
     /// Tasks on other nodes. A task that is here is here, whatever an item that is late says.
@@ -109,6 +112,15 @@ impl<'a> Context<'a> {
         self.desired.endpoints_of(network).filter(move |e| e.node != own && !tasks.contains_key(&e.task))
     }
 
+    fn mtu_of(&self, network: &NetworkItem) -> u32 {
+        let most = if network.is_local() { self.inputs.facts.underlay_mtu } else { self.mtu() };
+        match network.driver_options.get(MTU_OPTION).and_then(|mtu| mtu.parse::<u32>().ok()) {
+            Some(wanted) => wanted.clamp(MIN_MTU, most.max(MIN_MTU)),
+            None => most,
+        }
+    }
+
+    /// What fits through the tunnel.
     fn mtu(&self) -> u32 {
         let overhead = match self.desired.own_peer().map(|peer| peer.data_addr) {
             Some(IpAddr::V6(_)) => TUNNEL_OVERHEAD_V6,
@@ -151,7 +163,8 @@ impl<'a> Context<'a> {
 
     fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.desired.node.is_some() && self.desired.own_peer().is_none() && !self.desired.networks.is_empty() {
+        let is_shared = self.desired.networks.values().any(|network| !network.is_local());
+        if self.desired.node.is_some() && self.desired.own_peer().is_none() && is_shared {
             problems.push(
                 "this node has no tunnel address yet, so its overlay networks reach no other node: check that its \
                  session with the managers is up"

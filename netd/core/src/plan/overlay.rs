@@ -10,20 +10,23 @@ use crate::{
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Vxlan},
 };
 
-/// `None` while no task here is on the network, or while this node has no tunnel address.
+/// `None` while no task here is on the network, or while this node has no tunnel address and the network needs one.
 pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPlan> {
     context.local_ports(&network.id).next()?;
-    let own = context.desired.own_peer()?;
-    let mtu = Some(context.mtu());
+    let mtu = Some(context.mtu_of(network));
     let mut ns = NsPlan::default();
-    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
     ns.links.insert(names::BRIDGE.to_owned(), Link { mtu, ..Link::up(LinkKind::Bridge) });
-    ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
-    for (task, index) in context.local_ports(&network.id) {
-        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: names::task_link(index) };
+    for (task, peer_name) in context.local_ports(&network.id) {
+        let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name };
         ns.links.insert(names::task_port(&task.id), port(Link { mtu, up: !task.down, ..Link::up(kind) }));
     }
+    if network.is_local() {
+        return Some(ns);
+    }
+    let own = context.desired.own_peer()?;
+    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
+    ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
     for endpoint in context.remote_endpoints(&network.id, own) {
         let Some(peer) = context.desired.peers.get(&endpoint.node) else { continue };
         for addr in &endpoint.addresses {

@@ -12,7 +12,7 @@ use super::{Context, MAIN_TABLE, ingress::any_v4};
 use crate::{
     desired::LocalTask,
     dns::{NetworkNames, View},
-    names::{self, Mac},
+    names::Mac,
     ns::{Link, LinkKind, NsPlan, PolicyRule, Route, Selector, Target},
     resolv::DNS_ADDR,
     ruleset::{
@@ -32,10 +32,11 @@ pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
     // A network that this node no longer takes part in has no sandbox to be linked with.
     let linked = |a: &&TaskAttachment| context.desired.can_attach(&a.network);
-    for (index, attachment) in task.attachments.iter().enumerate().filter(|(_, a)| linked(a)) {
-        let name = names::task_link(index);
+    for attachment in task.attachments.iter().filter(linked) {
+        let Some(name) = task.link_to(&attachment.network) else { continue };
+        let mtu = context.desired.networks.get(&attachment.network).map(|network| context.mtu_of(network));
         let mac = attachment.addresses.first().map(|addr| Mac::of(addr.ip()));
-        let link = Link { mac, mtu: Some(context.mtu()), up: !task.down, ..Link::up(LinkKind::VethPeer) };
+        let link = Link { mac, mtu, up: !task.down, ..Link::up(LinkKind::VethPeer) };
         ns.links.insert(name.clone(), link);
         ns.addresses.extend(attachment.addresses.iter().map(|addr| (name.clone(), *addr)));
     }
@@ -57,9 +58,7 @@ fn answer_through_ingress(
     own_addr: IpAddr,
     ns: &mut NsPlan,
 ) {
-    let Some(index) = task.attachments.iter().position(|a| a.network == *network) else { return };
-    let Some(addr) = task.addr_on(network) else { return };
-    let link = names::task_link(index);
+    let (Some(link), Some(addr)) = (task.link_to(network), task.addr_on(network)) else { return };
     let gateway = gateways.iter().copied().find(IpAddr::is_ipv4).unwrap_or(own_addr);
     let selector = Selector::From(addr.into());
     ns.rules.insert(PolicyRule { priority: INGRESS_PRIORITY, selector, table: INGRESS_TABLE });
@@ -71,7 +70,7 @@ fn answer_through_ingress(
 }
 
 fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
-    let link = names::task_link(task.attachments.len());
+    let link = task.gateway_link();
     let router = context.inputs.facts.gateway.router();
     let mac = Some(Mac::of(task.gateway_addr.into()));
     ns.links.insert(link.clone(), Link { mac, up: !task.down, ..Link::up(LinkKind::VethPeer) });
@@ -171,11 +170,10 @@ fn to_dns_server(protocol: Protocol, port: u16) -> Rule {
 /// for its connection (and for its route again, which the source rule then leads back to the sandbox).
 fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
     let (network, ..) = context.desired.ingress()?;
-    let index = task.attachments.iter().position(|a| a.network == network.id)?;
-    let addr = task.addr_on(&network.id)?;
+    let (link, addr) = (task.link_to(&network.id)?, task.addr_on(&network.id)?);
     let flow = |there, here| vec![Field::Addr(there), Field::UdpPort(there), Field::UdpPort(here)];
     let remember = Rule(vec![
-        Expr::Link(Way::In, Is::Yes, names::task_link(index)),
+        Expr::Link(Way::In, Is::Yes, link),
         Expr::Protocol(Protocol::Udp),
         Expr::Remember("clients", flow(Side::Source, Side::Destination)),
     ]);

@@ -12,7 +12,7 @@ use orch_model::{
     task::TaskAttachment,
 };
 use orch_netd_core::{
-    desired::{Desired, LocalTask},
+    desired::{LinkNumbers, Desired, LocalTask},
     gateway::Gateway,
     plan::{Inputs, NodeFacts, Plan, plan},
 };
@@ -120,7 +120,9 @@ impl Scenario {
                 id: task_id(task),
                 service: None,
                 hostname: format!("t{task}"),
+                links: LinkNumbers::first(&networks.iter().map(attachment).collect::<Vec<_>>()),
                 attachments: networks.iter().map(attachment).collect(),
+                no_way_out: false,
                 host_ports,
                 nameservers: vec![],
                 gateway_addr: [172, 18, 0, 10 + task].into(),
