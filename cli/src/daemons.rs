@@ -1,6 +1,6 @@
 //! The daemons' hidden subcommands: each hands over to its crate.
 
-use std::{ffi::OsStr, io::IsTerminal as _, path::Path, process::ExitCode};
+use std::{ffi::OsStr, io::IsTerminal as _, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use orch_proto::paths::Paths;
@@ -32,18 +32,12 @@ pub(crate) struct CleanupArgs {
     pub(crate) cleanup: bool,
 }
 
-/// `orch shim DIR`, before anything else: it must stay single-threaded.
+/// `orch shim`, before anything else: it must stay single-threaded.
 pub(crate) fn shim() -> Option<ExitCode> {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().as_deref() != Some(OsStr::new("shim")) {
+    if std::env::args_os().nth(1).as_deref() != Some(OsStr::new("shim")) {
         return None;
     }
-    let Some(dir) = arguments.next() else {
-        eprintln!("orch shim: expected the task's folder");
-        return Some(ExitCode::FAILURE);
-    };
-    let code = orch_worker::shim::main(Path::new(&dir));
-    Some(ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1)))
+    Some(ExitCode::from(u8::try_from(orch_worker::shim::main() & 0xff).unwrap_or(1)))
 }
 
 pub(crate) fn run(daemon: Daemon) -> anyhow::Result<()> {

@@ -96,6 +96,7 @@ async fn start(
     let volumes = Volumes::open(&dir.join("volumes"))?;
     let netd = Netd::new(paths.netd_sock(), daemon.node_id.clone());
     let runtime = make_runtime(paths, &settings.cgroup_parent()?)?;
+    runtime.warm_up().await;
     let host = Host::new(paths.clone(), store, images, volumes, netd, runtime, identity);
     let agent = Agent::new(host, daemon, settings);
     agent.recover().await?;

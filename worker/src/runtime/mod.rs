@@ -20,6 +20,7 @@ mod error;
 mod exec;
 mod health;
 mod logs;
+mod nursery;
 mod plan;
 mod rootfs;
 pub(crate) mod seccomp;
@@ -30,16 +31,11 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File},
     io,
-    os::{
-        fd::OwnedFd,
-        unix::{
-            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
-            net::UnixListener,
-            process::CommandExt,
-        },
+    os::unix::{
+        fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+        net::UnixListener,
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::Arc,
 };
 
@@ -62,6 +58,7 @@ use crate::shim::protocol::{Files, ShimConfig, VERSION};
 use caps::CapSet;
 use cgroup::Layout;
 use container::{Found, blocking, io_error};
+use nursery::Nursery;
 use spec::{Device, Facts, SpecError};
 
 /// The cgroup of the shims, under the node's; containers are beside it.
@@ -81,8 +78,7 @@ struct Inner {
     seccomp_dir: PathBuf,
     cgroup_parent: String,
     layout: Layout,
-    program: PathBuf,
-    args: Vec<OsString>,
+    nursery: Nursery,
 }
 
 /// A container that was there before this worker.
@@ -102,7 +98,7 @@ impl Runtime {
         Self::with_shim_command(paths, cgroup_parent, "/proc/self/exe".into(), vec!["shim".into()])
     }
 
-    /// With another program than this one as the shim: `program args… FOLDER`.
+    /// With another program than this one to fork shims: `program args…`.
     pub fn with_shim_command(
         paths: &Paths,
         cgroup_parent: &str,
@@ -114,7 +110,8 @@ impl Runtime {
         make_private(&shims_dir)?;
         let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
         let seccomp_dir = paths.run.join("seccomp");
-        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, program, args })))
+        let nursery = Nursery::new(program, args);
+        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery })))
     }
 
     /// Makes the container; its program waits for [`Container::start`]. A missing program is an error here already.
@@ -133,6 +130,16 @@ impl Runtime {
                 Err(RuntimeError::Start { message, code: Some(exit.code) })
             }
         }
+    }
+
+    /// What makes the first container as quick as those after it. That it fails is told by the first container.
+    pub async fn warm_up(&self) {
+        let inner = Arc::clone(&self.0);
+        let _ = blocking(move || {
+            let _ = inner.nursery.warm_up();
+            Ok(())
+        })
+        .await;
     }
 
     /// Every container that an earlier worker left.
@@ -233,21 +240,13 @@ impl Inner {
         write(files.config(), serde_json::to_vec(&prepared.config).unwrap_or_default())?;
         let listener =
             UnixListener::bind(files.socket()).map_err(|err| io_error("cannot listen on", files.socket(), err))?;
-        let messages = File::options()
+        let messages: File = File::options()
             .create(true)
             .append(true)
             .open(files.messages())
             .map_err(|err| io_error("cannot write", files.messages(), err))?;
-        let mut command = Command::new(&self.program);
-        command.args(&self.args).arg(folder).arg0("orch").env_clear();
-        command.stdin(OwnedFd::from(listener)).stdout(Stdio::null()).stderr(messages);
-        let spawned = command.status().and_then(|status| match status.success() {
-            true => Ok(()),
-            false => {
-                Err(io::Error::other(format!("{status}: {}", fs::read_to_string(files.messages()).unwrap_or_default())))
-            }
-        });
-        spawned.map_err(|source| RuntimeError::Spawn { program: self.program.clone(), source })
+        let born = self.nursery.bear(folder, &listener.into(), &messages.into());
+        born.map_err(|source| RuntimeError::Spawn { program: self.nursery.program().to_owned(), source })
     }
 
     fn left_by_others(&self) -> Result<Vec<Container>, RuntimeError> {

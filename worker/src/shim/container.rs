@@ -4,53 +4,53 @@
 use std::{
     error::Error,
     fs::{self, File},
-    io::{self, Read},
+    io::{self, BufRead, BufReader, Read, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::net::UnixListener,
+        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
     rc::Rc,
 };
 
 use libcontainer::{
-    container::{Container, builder::ContainerBuilder},
+    container::builder::ContainerBuilder,
     error::LibcontainerError,
+    notify_socket::{NOTIFY_FILE, NotifySocket},
     syscall::syscall::SyscallType,
 };
 use nix::{
     fcntl::OFlag,
-    unistd::{Uid, fchown, pipe2},
+    sys::wait::waitpid,
+    unistd::{Pid, Uid, fchown, pipe2},
 };
 use seccompiler::sock_filter;
 
-use serde_json::Value;
-
 use super::{
-    check::Surroundings,
+    check::Subject,
+    entry::{Entry, Process, Program, Streams},
     executor::ContainerExecutor,
+    fork::in_child,
     protocol::{ExecOrder, Failure, Files, STDIO_FDS, ShimConfig},
-    trace::Mark,
+    starting::Starting,
+    trace::{self, Mark},
     wire,
 };
 use crate::runtime::{cgroup::Layout, seccomp};
 
-/// Shims are among the last that the kernel may kill for memory: a dead shim takes its container along.
-const SHIM_OOM_SCORE: &str = "-998";
-
-/// libcontainer's name for the sockets that it leaves behind after each executed process.
-const LEFT_BEHIND: &str = "tenant-";
-
 /// A created container.
 pub(super) struct Instance {
-    container: Container,
+    pid: i32,
+    container_id: String,
     folder: PathBuf,
     cgroup: String,
     caps: u64,
     filter: Option<Rc<Vec<sock_filter>>>,
+    layout: Layout,
     /// Where the program-to-be says why it cannot be executed.
     report: File,
-    executed: u32,
+    /// Opened when it is first used.
+    entry: Option<Entry>,
 }
 
 /// Our ends of the container's standard streams.
@@ -64,133 +64,192 @@ pub(super) struct Output {
 
 impl Instance {
     /// Makes namespaces, cgroup and root filesystem; the program waits for [`Instance::start`].
-    pub(super) fn create(folder: &Path, config: &ShimConfig) -> Result<(Self, Output), Failure> {
+    ///
+    /// libcontainer does it in a child: its memory, its descriptors and its settings of the process end with that. The
+    /// container's first process becomes ours when the child ends, because the shim is a subreaper.
+    pub(super) fn create(folder: &Path, config: &ShimConfig, layout: Layout) -> Result<(Self, Output), Failure> {
         let filter = config.seccomp.as_deref().map(read_filter).transpose()?;
-        let (mut report, executor, report_in) = executor(config.caps, filter.clone())?;
+        let (report, report_in) = pipe2(OFlag::O_CLOEXEC).map_err(|err| io_failure(err.into()))?;
+        let executor = ContainerExecutor { report: report_in.as_raw_fd(), caps: config.caps, filter: filter.clone() };
         let files = Files(folder);
-        let mut builder = builder(&config.container_id, &files, executor)?;
+        fs::create_dir_all(files.state()).map_err(io_failure)?;
         let console = config.tty.then(|| Console::listen(&files.state())).transpose().map_err(io_failure)?;
-        let mut pipes = None;
-        if let Some(console) = &console {
-            builder = builder.with_console_socket(Some(&console.path));
-        } else {
-            let ([stdin, stdout, stderr], ours) = open_pipes(config.open_stdin, config.uid).map_err(io_failure)?;
-            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
-            pipes = Some(ours);
-        }
-        let mark = Mark::now(files.messages());
-        let built = builder.as_init(files.bundle()).with_systemd(false).with_detach(true).build();
-        drop(report_in);
-        reset_oom_score();
-        let container = built.map_err(|err| {
-            let failure = reported(&mut report).unwrap_or_else(|| with_cause(&err, &mark));
-            remove(folder, &config.cgroup);
-            failure
-        })?;
+        let pipes = match &console {
+            Some(_) => None,
+            None => Some(open_pipes(config.open_stdin, config.uid).map_err(io_failure)?),
+        };
+        let (result, result_in) = pipe2(OFlag::O_CLOEXEC).map_err(|err| io_failure(err.into()))?;
+        let mut kept = vec![report.as_raw_fd(), report_in.as_raw_fd(), result_in.as_raw_fd()];
+        kept.extend(pipes.iter().flat_map(|(theirs, _)| theirs.iter().map(AsRawFd::as_raw_fd)));
+        let mut report = File::from(report);
+        let child = in_child(|| {
+            close_all_but(&mut kept);
+            let stdio = pipes.as_ref().map(|(theirs, _)| theirs);
+            let console = console.as_ref().map(|console| console.path.as_path());
+            let made = build(folder, config, executor, stdio, console, &mut report);
+            let mut text = serde_json::to_vec(&made).unwrap_or_default();
+            text.push(b'\n');
+            // The shim reads it, or is gone.
+            let _ = nix::unistd::write(&result_in, &text);
+            0
+        });
+        drop((report_in, result_in));
+        let made = child.map_err(io_failure).and_then(|child| made(child, result.into()));
+        let pid = made.inspect_err(|_| remove(folder, &layout, &config.cgroup))?;
         let output = match (pipes, console) {
-            (Some(pipes), _) => pipes,
+            (Some((_, ours)), _) => ours,
             (None, Some(console)) => {
                 Output { stdout: console.accept().map_err(io_failure)?, stderr: None, stdin: None }
             }
             (None, None) => return Err(io_failure(io::Error::other("the container has neither pipes nor a terminal"))),
         };
         let (folder, cgroup, caps) = (folder.to_owned(), config.cgroup.clone(), config.caps);
-        let instance = Self { container, folder, cgroup, caps, filter, report, executed: 0 };
-        Ok((instance, output))
+        let container_id = config.container_id.clone();
+        Ok((Self { pid, container_id, folder, cgroup, caps, filter, layout, report, entry: None }, output))
     }
 
     /// The first process's number on the host.
     pub(super) fn pid(&self) -> i32 {
-        self.container.pid().map_or(0, |pid| pid.as_raw())
+        self.pid
     }
 
     /// Lets the program run; returns when it has been executed, or with why it could not be.
     pub(super) fn start(&mut self) -> Result<(), Failure> {
-        self.container.start().map_err(|err| library_failure(&err))?;
+        let socket = Files(&self.folder).state().join(&self.container_id).join(NOTIFY_FILE);
+        let told = NotifySocket::new(socket).notify_container_start();
+        told.map_err(|err| library_failure("cannot start the container", &err))?;
         reported(&mut self.report).map_or(Ok(()), Err)
     }
 
-    /// Runs another process in the container, on the given streams or on a terminal whose master side is returned.
-    pub(super) fn exec(&mut self, order: &ExecOrder, stdio: Vec<OwnedFd>) -> Result<(i32, Option<OwnedFd>), Failure> {
-        self.executed += 1;
-        let files = Files(&self.folder);
-        let process_file = self.folder.join(format!("exec-{}.json", self.executed));
-        fs::write(&process_file, order.process.to_string()).map_err(io_failure)?;
-        let filter = self.filter.clone().filter(|_| order.seccomp);
-        let (mut report, executor, report_in) = executor(order.caps, filter)?;
-        let mut builder = builder(self.container.id(), &files, executor)?;
-        let console = order.tty.then(|| Console::listen(&files.state())).transpose().map_err(io_failure)?;
-        if let Some(console) = &console {
-            builder = builder.with_console_socket(Some(&console.path));
-        } else {
-            let stdio: [OwnedFd; STDIO_FDS] =
-                stdio.try_into().map_err(|_| io_failure(io::Error::other("the request came without streams")))?;
-            let uid = order.process["user"]["uid"].as_u64().and_then(|uid| u32::try_from(uid).ok()).unwrap_or(0);
-            stdio.iter().for_each(|stream| own(stream, uid));
-            let [stdin, stdout, stderr] = stdio;
-            builder = builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr);
-        }
-        let mark = Mark::now(files.messages());
-        let built = builder.as_tenant().with_process(Some(&process_file)).with_detach(true).build();
-        drop(report_in);
-        reset_oom_score();
-        let _ = fs::remove_file(&process_file);
-        self.remove_left_behind();
-        match built {
-            Ok(pid) => match reported(&mut report) {
-                Some(failure) => Err(failure),
-                None => Ok((pid.as_raw(), console.map(|console| console.accept()).transpose().map_err(io_failure)?)),
-            },
-            Err(err) => Err(reported(&mut report).unwrap_or_else(|| with_cause(&err, &mark))),
-        }
+    /// The way into it.
+    pub(super) fn entry(&mut self) -> io::Result<&Entry> {
+        let entry = match self.entry.take() {
+            Some(entry) => entry,
+            None => Entry::open(self.pid, &self.layout, &self.cgroup)?,
+        };
+        Ok(self.entry.insert(entry))
     }
 
-    /// What a health check's process is made from.
-    pub(super) fn surroundings(&self) -> io::Result<Surroundings<'_>> {
-        let spec: Value = serde_json::from_slice(&fs::read(Files(&self.folder).bundle().join("config.json"))?)?;
-        let process = serde_json::from_value(spec["process"].clone())?;
-        let (cgroup, filter) = (self.cgroup.as_str(), self.filter.clone());
-        Ok(Surroundings { pid: self.pid(), cgroup, process, caps: self.caps, filter })
+    /// Runs another process in the container, on the given streams or on a terminal of its own.
+    pub(super) fn exec(&mut self, order: ExecOrder, stdio: Vec<OwnedFd>) -> Result<Starting, Failure> {
+        let process: Process = serde_json::from_value(order.process)
+            .map_err(|err| io_failure(io::Error::other(format!("cannot understand the process: {err}"))))?;
+        let filter = self.filter.clone().filter(|_| order.seccomp);
+        let entry = self.entry().map_err(io_failure)?;
+        let (ours, theirs) = UnixStream::pair().map_err(io_failure)?;
+        ours.set_nonblocking(true).map_err(io_failure)?;
+        let program = Program {
+            args: &process.args,
+            process: &process,
+            caps: order.caps,
+            filter: filter.as_ref().map(|filter| filter.as_slice()),
+        };
+        let streams: [OwnedFd; STDIO_FDS];
+        let streams = if order.tty {
+            Streams::Terminal(theirs.as_fd())
+        } else {
+            streams = stdio.try_into().map_err(|_| io_failure(io::Error::other("the request came without streams")))?;
+            // Without a number on the host the program cannot reopen its streams by name, which is all.
+            if let Some(uid) = entry.host_uid(process.user.uid) {
+                streams.iter().for_each(|stream| own(stream, uid));
+            }
+            let [stdin, stdout, stderr] = &streams;
+            Streams::Given { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() }
+        };
+        let failed = |failure: &Failure| {
+            let _ = (&theirs).write_all(&serde_json::to_vec(failure).unwrap_or_default());
+            failure.code.unwrap_or(1)
+        };
+        let pid = entry.run(&program, &streams, failed).map_err(io_failure)?;
+        Ok(Starting::new(pid, ours))
+    }
+
+    /// What health checks are made from.
+    pub(super) fn subject(&self) -> io::Result<Subject> {
+        #[derive(serde::Deserialize)]
+        struct Spec {
+            process: Process,
+        }
+        let spec: Spec = serde_json::from_slice(&fs::read(Files(&self.folder).bundle().join("config.json"))?)?;
+        Ok(Subject { process: spec.process, caps: self.caps, filter: self.filter.clone() })
     }
 
     /// Removes cgroups and libcontainer's files.
     pub(super) fn remove(self) {
-        remove(&self.folder, &self.cgroup);
+        remove(&self.folder, &self.layout, &self.cgroup);
     }
 
     pub(super) fn was_oom_killed(&self) -> bool {
-        Layout::detect().is_ok_and(|layout| layout.oom_killed(&self.cgroup))
-    }
-
-    fn remove_left_behind(&self) {
-        let state = Files(&self.folder).state().join(self.container.id());
-        for entry in fs::read_dir(state).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(LEFT_BEHIND) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
+        self.layout.oom_killed(&self.cgroup)
     }
 }
 
+/// What the child said: the first process's number, or what went wrong. The child has ended then.
+fn made(child: i32, result: File) -> Result<i32, Failure> {
+    let mut line = String::new();
+    // Not to the end: the container's first process holds the pipe until it executes its program.
+    let read = BufReader::new(result).read_line(&mut line);
+    let ended = waitpid(Pid::from_raw(child), None);
+    let lost = || io_failure(io::Error::other(format!("the process that makes the container failed: {ended:?}")));
+    read.ok().and_then(|_| serde_json::from_str::<Result<i32, Failure>>(&line).ok()).unwrap_or_else(|| Err(lost()))
+}
+
+/// In the child: everything that libcontainer does.
+fn build(
+    folder: &Path,
+    config: &ShimConfig,
+    executor: ContainerExecutor,
+    stdio: Option<&[OwnedFd; STDIO_FDS]>,
+    console: Option<&Path>,
+    report: &mut File,
+) -> Result<i32, Failure> {
+    let files = Files(folder);
+    trace::keep_errors(&files.messages()).map_err(io_failure)?;
+    let report_in = executor.report;
+    let mut builder = ContainerBuilder::new(config.container_id.clone(), SyscallType::default())
+        .with_executor(executor)
+        .with_root_path(files.state())
+        .map_err(|err| library_failure("", &err))?;
+    match stdio {
+        Some(stdio) => {
+            let [stdin, stdout, stderr] = stdio;
+            let copy = |fd: &OwnedFd| fd.try_clone().map_err(io_failure);
+            builder = builder.with_stdin(copy(stdin)?).with_stdout(copy(stdout)?).with_stderr(copy(stderr)?);
+        }
+        None => builder = builder.with_console_socket(console),
+    }
+    let mark = Mark::now(files.messages());
+    let built = builder.as_init(files.bundle()).with_systemd(false).with_detach(true).build();
+    built.map(|container| container.pid().map_or(0, |pid| pid.as_raw())).map_err(|err| {
+        // Ours is the last copy of the pipe's other end.
+        let _ = nix::unistd::close(report_in);
+        reported(report).unwrap_or_else(|| with_cause(&err, &mark))
+    })
+}
+
 /// Best effort: the worker repeats it when it deletes the container.
-fn remove(folder: &Path, cgroup: &str) {
-    if let Err(err) = Layout::detect().and_then(|layout| layout.destroy(cgroup)) {
+fn remove(folder: &Path, layout: &Layout, cgroup: &str) {
+    if let Err(err) = layout.destroy(cgroup) {
         eprintln!("cannot remove the cgroup {cgroup}: {err}");
     }
     let _ = fs::remove_dir_all(Files(folder).state());
 }
 
-/// The executor, our end of its report, and the end that must be closed once the process has its copy.
-fn executor(caps: u64, filter: Option<Rc<Vec<sock_filter>>>) -> Result<(File, ContainerExecutor, OwnedFd), Failure> {
-    let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(|err| io_failure(err.into()))?;
-    let executor = ContainerExecutor { report: theirs.as_raw_fd(), caps, filter };
-    Ok((File::from(ours), executor, theirs))
-}
-
-fn builder(id: &str, files: &Files<'_>, executor: ContainerExecutor) -> Result<ContainerBuilder, Failure> {
-    fs::create_dir_all(files.state()).map_err(io_failure)?;
-    let builder = ContainerBuilder::new(id.to_owned(), SyscallType::default()).with_executor(executor);
-    builder.with_root_path(files.state()).map_err(|err| library_failure(&err))
+/// What the child has of ours it must not hold: as long as the container is not started its first process has copies, and
+/// whoever asks the socket of a killed shim would wait for an answer.
+#[allow(unsafe_code)]
+fn close_all_but(kept: &mut Vec<RawFd>) {
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for &fd in kept.iter() {
+        if fd > first {
+            // SAFETY: takes numbers. Owners of these descriptors are never dropped: the child ends without.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+        }
+        first = first.max(fd + 1);
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
 }
 
 /// What the process said before it executed its program or gave up; nothing when all went well.
@@ -231,12 +290,6 @@ fn own(stream: &OwnedFd, uid: u32) {
     }
 }
 
-/// libcontainer sets its own process's score to what the container shall inherit. Where the shim may not lower its own
-/// (a machine that is a container itself), it is killed like any other process.
-fn reset_oom_score() {
-    let _ = fs::write("/proc/self/oom_score_adj", SHIM_OOM_SCORE);
-}
-
 /// Where libcontainer sends a terminal's master side.
 struct Console {
     path: PathBuf,
@@ -267,7 +320,7 @@ fn io_failure(err: io::Error) -> Failure {
 }
 
 fn with_cause(err: &LibcontainerError, mark: &Mark) -> Failure {
-    let failure = library_failure(err);
+    let failure = library_failure("", err);
     match mark.first_error() {
         Some(cause) if !failure.message.contains(&cause) => {
             Failure { message: format!("{}: {cause}", failure.message), ..failure }
@@ -277,13 +330,13 @@ fn with_cause(err: &LibcontainerError, mark: &Mark) -> Failure {
 }
 
 /// All causes in one line: libcontainer's outermost error says little.
-fn library_failure(err: &LibcontainerError) -> Failure {
-    let mut message = err.to_string();
-    let mut cause = err.source();
+fn library_failure(what: &str, err: &(dyn Error + 'static)) -> Failure {
+    let mut message = what.to_owned();
+    let mut cause = Some(err);
     while let Some(source) = cause {
         let text = source.to_string();
         if !message.contains(&text) {
-            message = format!("{message}: {text}");
+            message = if message.is_empty() { text } else { format!("{message}: {text}") };
         }
         cause = source.source();
     }

@@ -1,6 +1,6 @@
 //! The last steps inside the container before its program: find it, load the system call filter, drop capabilities, and
-//! execute it. libcontainer calls this in the process that becomes the program, for the container's own and for
-//! executed ones.
+//! execute it. libcontainer calls this in the process that becomes the container's first program; processes that enter
+//! later ([`super::entry`]) take the same steps.
 //!
 //! libcontainer leaves SYS_ADMIN, SETPCAP and CHOWN in place beside the wanted capabilities, because loading a filter
 //! needs the first when "no new privileges" is off (and it is: setuid programs must work). They go here.
@@ -79,6 +79,7 @@ impl ContainerExecutor {
             load_filter(filter).map_err(|err| failed("loading the system call filter", &err))?;
         }
         drop_capabilities(self.caps).map_err(|err| failed("dropping capabilities", &err))?;
+        die_with_the_shim();
         let Err(err) = unistd::execve(&path, &argv, &envp);
         Err(cannot_execute(&args[0], err))
     }
@@ -146,7 +147,7 @@ fn check_executable(path: &Path) -> Result<PathBuf, Errno> {
     }
 }
 
-fn cannot_execute(name: &str, errno: Errno) -> Failure {
+pub(super) fn cannot_execute(name: &str, errno: Errno) -> Failure {
     match errno {
         Errno::ENOENT | Errno::ENOTDIR => Failure {
             message: format!("exec: {name:?}: stat {name}: no such file or directory"),
@@ -175,6 +176,15 @@ fn file_of(fd: RawFd) -> std::fs::File {
 fn own_terminal(uid: u32) -> Result<(), Errno> {
     // SAFETY: changes the owner of an open descriptor; no memory involved.
     Errno::result(unsafe { libc::fchown(0, uid, u32::MAX) }).map(drop)
+}
+
+/// A container without its shim is nobody's: the kernel ends it at once, whether or not a worker is there to do it. Asked
+/// for last, because a change of rights cancels it, as does a program with the setuid bit; then the worker does it. Where
+/// the container's filter forbids the call, too.
+#[allow(unsafe_code)]
+fn die_with_the_shim() {
+    // SAFETY: prctl takes integers here.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
 
 /// The shim blocks signals and the Rust runtime ignores SIGPIPE: both would be inherited. By system calls, because the

@@ -3,96 +3,68 @@
 //! It must stay a process with one thread: libcontainer forks and changes namespaces. No tokio here, and nothing that
 //! starts threads.
 //!
-//! The worker starts it as `orch shim FOLDER` with the listening socket as standard input, so that requests can be sent
-//! before it is ready. It forks once: the parent ends at once (the worker reaps it), the child belongs to init.
+//! The worker starts one `orch shim`, the [`nursery`], which forks a shim for each container: what the program is made
+//! of (its relocated data above all) is then in memory once, not once per container, and a shim is there in a fraction of
+//! the time that executing the program takes. A shim gets its listening socket at birth, so that requests can be sent
+//! before it is ready. It changes its name to `orch shim FOLDER`, and does not care when nursery and worker end.
 
 mod attach;
 mod check;
 mod container;
+mod entry;
 mod executor;
+mod fork;
 mod health;
 pub(crate) mod log;
+mod nursery;
 pub(crate) mod protocol;
 mod server;
 mod silence;
+mod starting;
 mod trace;
 pub(crate) mod wire;
 
-use std::{
-    fs::{self, File},
-    io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixListener,
-    },
-    path::Path,
-    time::SystemTime,
-};
+use std::{fs, io, os::unix::net::UnixListener, path::Path, time::SystemTime};
 
-use nix::{
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-        stat::{Mode, umask},
-    },
-    unistd::{ForkResult, chdir, dup2_stdin, fork, setsid},
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
 };
 
 use crate::runtime::cgroup::Layout;
 pub(crate) use executor::NEEDED_CAPS;
+use nursery::{Birth, Nursery};
 use protocol::{ExitRecord, Failure, Files, ShimConfig, VERSION, to_ns};
+
+/// Shims are among the last that the kernel may kill for memory: a dead shim takes its container along. Where it may not
+/// lower its score (a machine that is a container itself), a shim is killed like any other process.
+const OOM_SCORE: &str = "-998";
 
 /// What a container that could not be made returns when nothing better is known; Docker's.
 const CODE_NOT_CREATED: i32 = 128;
 
-/// `orch shim FOLDER`: to be called before any thread exists; returns the process's exit code.
+/// `orch shim`, with the worker's socket as standard input: to be called before any thread exists. Returns the code of
+/// the nursery, and in other processes those of shims.
 #[must_use]
-pub fn main(task_dir: &Path) -> i32 {
-    match detach() {
-        Ok(Detached::Parent) => 0,
-        Ok(Detached::Child(listener)) => match serve(task_dir, listener) {
-            Ok(()) => 0,
-            Err(err) => {
-                eprintln!("shim: {err}");
-                1
-            }
-        },
+pub fn main() -> i32 {
+    let done = Nursery::open().and_then(Nursery::run).and_then(|birth| birth.map_or(Ok(()), serve));
+    match done {
+        Ok(()) => 0,
         Err(err) => {
-            eprintln!("shim: cannot leave the worker: {err} (it is started by the worker, not by hand)");
+            eprintln!("shim: {err} (it is started by the worker, not by hand)");
             1
         }
     }
 }
 
-enum Detached {
-    Parent,
-    Child(UnixListener),
-}
-
-/// Takes the socket from standard input, and lets go of the process that started this one.
-#[allow(unsafe_code)]
-fn detach() -> io::Result<Detached> {
-    let listener: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
-    let listener = UnixListener::from(listener);
-    listener.local_addr()?;
-    dup2_stdin(File::open("/dev/null")?)?;
-    // SAFETY: there is one thread, so the child's memory is whole.
-    match unsafe { fork() }? {
-        ForkResult::Parent { .. } => return Ok(Detached::Parent),
-        ForkResult::Child => {}
-    }
-    setsid()?;
-    chdir("/")?;
-    umask(Mode::from_bits_truncate(0o022));
-    Ok(Detached::Child(listener))
-}
-
-fn serve(folder: &Path, listener: UnixListener) -> io::Result<()> {
-    let files = Files(folder);
+fn serve(birth: Birth) -> io::Result<()> {
+    let Birth { folder, listener, layout } = birth;
+    let files = Files(&folder);
+    let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     let config: ShimConfig = serde_json::from_slice(&fs::read(files.config())?)?;
     // The worker takes a closed socket for the end, and looks for the exit file then: the file comes first.
     let open_until_written = listener.try_clone()?;
-    let server = match prepare(folder, listener, &config) {
+    let server = match prepare(&folder, listener, &config, layout) {
         Ok(server) => server,
         Err(failure) => return server::write_exit(&files, &not_created(failure)),
     };
@@ -100,20 +72,22 @@ fn serve(folder: &Path, listener: UnixListener) -> io::Result<()> {
     server.run()
 }
 
-fn prepare(folder: &Path, listener: UnixListener, config: &ShimConfig) -> Result<server::Server, Failure> {
+fn prepare(
+    folder: &Path,
+    listener: UnixListener,
+    config: &ShimConfig,
+    layout: Layout,
+) -> Result<server::Server, Failure> {
     let failure = |what: &str| {
         let what = what.to_owned();
         move |err: io::Error| Failure { message: format!("{what}: {err}"), code: None }
     };
-    trace::keep_errors(&Files(folder).messages()).map_err(failure("cannot write messages"))?;
     let cgroup = &config.shim_cgroup;
-    Layout::detect()
-        .and_then(|layout| layout.enter(cgroup))
-        .map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
+    layout.enter(cgroup).map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
     let log = log::LogWriter::open(config.log.clone())
         .map_err(failure(&format!("cannot open the log {}", config.log.path.display())))?;
     let signals = block_signals().map_err(failure("cannot block signals"))?;
-    let (instance, output) = container::Instance::create(folder, config)?;
+    let (instance, output) = container::Instance::create(folder, config, layout)?;
     // A folder that cannot be opened is not worth a container: silence is a courtesy to clients.
     let network = config.netns.as_deref().and_then(|netns| silence::Network::open(netns).ok());
     server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network, config.health.clone())

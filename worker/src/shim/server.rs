@@ -33,6 +33,7 @@ use super::{
         ExecOrder, ExitRecord, Failure, Files, HealthPlan, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns,
     },
     silence::Network,
+    starting::{Started, Starting},
     wire,
 };
 
@@ -77,6 +78,8 @@ struct Connection {
     fds: Vec<std::os::fd::OwnedFd>,
     waits: bool,
     watches_health: bool,
+    /// A process on its way into the container on behalf of this connection.
+    starting: Option<Starting>,
     /// The process that was executed on behalf of this connection.
     executed: Option<i32>,
 }
@@ -139,6 +142,9 @@ impl Server {
             if !ready.attached.is_empty() {
                 self.attached.serve(&ready.attached);
             }
+            if ready.starting {
+                self.hear_of_starts();
+            }
             if ready.connections.iter().any(|&ready| ready) {
                 self.serve(&ready.connections);
             }
@@ -153,9 +159,7 @@ impl Server {
             {
                 checks.read_output();
             }
-            if self.checks.as_mut().is_some_and(Checks::tick) {
-                self.tell_health();
-            }
+            self.tick();
             // Also without a signal: one may have arrived while libcontainer waited for its own children.
             if let Some(status) = self.reap() {
                 return self.finish(status);
@@ -174,6 +178,8 @@ impl Server {
         let mut polled: Vec<PollFd<'_>> = fds.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let fixed = polled.len();
         polled.extend(attached.iter().map(|(_, fd, flags)| PollFd::new(*fd, *flags)));
+        let starting = self.connections.iter().filter_map(|connection| connection.starting.as_ref());
+        polled.extend(starting.map(|starting| PollFd::new(starting.socket(), PollFlags::POLLIN)));
         // Rounded up: waking before something is due would be in vain.
         let patience = self.checks.as_ref().map(|checks| checks.patience().as_millis() + 1);
         let timeout = patience.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
@@ -183,11 +189,11 @@ impl Server {
         }
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
         let mut ready = polled[..fixed].iter().map(is_ready);
-        let attached = attached.iter().zip(&polled[fixed..]).filter(|(_, fd)| is_ready(fd)).map(|((w, ..), _)| *w);
         Ok(Ready {
             signals: ready.next().unwrap_or(false),
             listener: ready.next().unwrap_or(false),
-            attached: attached.collect(),
+            starting: polled[fixed + attached.len()..].iter().any(is_ready),
+            attached: attached.iter().zip(&polled[fixed..]).filter(|(_, fd)| is_ready(fd)).map(|((w, ..), _)| *w).collect(),
             streams: ready.by_ref().take(if behind { 0 } else { self.streams.len() }).collect(),
             check: self.checks.as_ref().is_some_and(|checks| checks.output().is_some())
                 && ready.next().unwrap_or(false),
@@ -273,7 +279,7 @@ impl Server {
                 connection.waits = true;
                 Some(())
             }
-            Request::Exec(order) => self.exec(connection, &order),
+            Request::Exec(order) => self.exec(connection, *order),
             Request::Health => match &self.checks {
                 Some(checks) => connection.reply(&Reply::Health(checks.record())),
                 None => connection.reply(&Reply::Done),
@@ -315,10 +321,18 @@ impl Server {
     /// A check that cannot even be prepared leaves the container starting, and says why to the operator.
     fn check_health(&mut self) {
         let Some(plan) = self.health.take() else { return };
-        let checks = self.instance.surroundings().and_then(|around| Checks::new(plan, around));
-        match checks {
-            Ok(checks) => self.checks = Some(checks),
+        match self.instance.subject() {
+            Ok(subject) => self.checks = Some(Checks::new(plan, subject)),
             Err(err) => eprintln!("the health cannot be checked: {err}"),
+        }
+    }
+
+    /// Does what is due although nothing happened.
+    fn tick(&mut self) {
+        let Some(checks) = &mut self.checks else { return };
+        let changed = checks.is_due() && checks.tick(self.instance.entry());
+        if changed {
+            self.tell_health();
         }
     }
 
@@ -338,16 +352,33 @@ impl Server {
         kill(Pid::from_raw(self.instance.pid()), signal).map_err(failure)
     }
 
-    fn exec(&mut self, connection: &mut Connection, order: &ExecOrder) -> Option<()> {
+    /// Answered when the program runs, or cannot.
+    fn exec(&mut self, connection: &mut Connection, order: ExecOrder) -> Option<()> {
         let stdio = std::mem::take(&mut connection.fds);
         match self.instance.exec(order, stdio) {
-            Ok((pid, terminal)) => {
-                connection.executed = Some(pid);
-                let terminal: Vec<_> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
-                connection.reply_with(&Reply::Running { pid }, &terminal)
+            Ok(starting) => {
+                connection.starting = Some(starting);
+                Some(())
             }
             Err(failure) => connection.reply(&Reply::Failed(failure)),
         }
+    }
+
+    /// Passes on how executed processes came out.
+    fn hear_of_starts(&mut self) {
+        self.connections.retain_mut(|connection| {
+            let Some(started) = connection.starting.as_mut().and_then(Starting::hear) else { return true };
+            connection.starting = None;
+            let told = match started {
+                Started::Running { pid, terminal } => {
+                    connection.executed = Some(pid);
+                    let terminal: Vec<_> = terminal.iter().map(AsRawFd::as_raw_fd).collect();
+                    connection.reply_with(&Reply::Running { pid }, &terminal)
+                }
+                Started::Failed(failure) => connection.reply(&Reply::Failed(failure)),
+            };
+            told.is_some()
+        });
     }
 
     /// Collects ended children; how the container's first process ended, once it has.
@@ -366,6 +397,8 @@ impl Server {
     }
 
     fn executed_ended(&mut self, pid: i32, status: WaitStatus) {
+        // It may have ended before it was heard that it runs.
+        self.hear_of_starts();
         let (code, _) = code_of(status);
         if let Some(changed) = self.checks.as_mut().and_then(|checks| checks.reaped(pid, code)) {
             if changed {
@@ -384,7 +417,7 @@ impl Server {
         if let (true, Some(network)) = (killed, &self.network)
             && let Err(error) = network.silence()
         {
-            tracing::warn!(%error, "the network of the killed container is not silenced");
+            eprintln!("the network of the killed container is not silenced: {error}");
         }
     }
 
@@ -433,6 +466,7 @@ struct Ready {
     streams: Vec<bool>,
     attached: Vec<Waits>,
     check: bool,
+    starting: bool,
     connections: Vec<bool>,
 }
 
@@ -469,7 +503,7 @@ impl Stream {
 impl Connection {
     fn new(stream: UnixStream) -> Self {
         let (text, fds) = (Vec::new(), Vec::new());
-        Self { stream, text, fds, waits: false, watches_health: false, executed: None }
+        Self { stream, text, fds, waits: false, watches_health: false, starting: None, executed: None }
     }
 
     fn reply(&mut self, reply: &Reply) -> Option<()> {
