@@ -2,7 +2,8 @@
 //!
 //! Managers derive them from the root's private key and the time, so that every leader hands out the same ones and
 //! nothing has to be stored. Each is in use for an epoch; the one before and the one after are accepted too, because nodes
-//! do not hear of a new epoch all at once. A node that was removed is shut out two epochs later at the latest; until then
+//! do not hear of a new epoch all at once; while the root is being replaced, those of the next root are accepted as well,
+//! and nodes go on accepting for a while what they had before any change. A node that was removed is shut out two epochs later at the latest; until then
 //! its packets say nothing that counts with managers, who hear their nodes over mutual TLS only.
 
 use std::time::Duration;
@@ -20,11 +21,16 @@ pub const KEY_BYTES: usize = 32;
 
 const SALT: &[u8] = b"orch gossip key 1";
 
-/// The keys of `now`: the one to seal with first, then those of the epochs before and after.
+/// How long a node accepts keys that it was told to replace: by then every node has heard of the new ones.
+pub const KEY_OVERLAP: Duration = Duration::from_secs(60);
+
+/// The keys of `now`: the one to seal with first, then those of the epochs before and after, then those of the root that
+/// is to replace this one.
 #[must_use]
-pub fn keys(root: &RootCa, cluster: &ClusterId, now: Timestamp) -> Vec<GossipKey> {
+pub fn keys(root: &RootCa, next: Option<&RootCa>, cluster: &ClusterId, now: Timestamp) -> Vec<GossipKey> {
     let epoch = epoch(now);
-    [epoch, epoch.saturating_sub(1), epoch + 1].into_iter().filter_map(|id| key(root, cluster, id)).collect()
+    let ids = [epoch, epoch.saturating_sub(1), epoch + 1];
+    std::iter::once(root).chain(next).flat_map(|root| ids.map(|id| key(root, cluster, id))).flatten().collect()
 }
 
 /// Keys change when this does.
@@ -55,15 +61,26 @@ mod tests {
     fn keys_overlap_from_epoch_to_epoch_and_differ_between_clusters_and_roots() {
         let (cluster, other) = (ClusterId::from_random(1), ClusterId::from_random(2));
         let now = Timestamp::from_unix_ms(1_800_000_000_000);
-        let ids = |now| keys(&root("a"), &cluster, now).into_iter().map(|key| key.id).collect::<Vec<_>>();
+        let ids = |now| keys(&root("a"), None, &cluster, now).into_iter().map(|key| key.id).collect::<Vec<_>>();
         let e = epoch(now);
         assert_eq!(ids(now), [e, e - 1, e + 1]);
         // Whoever is an epoch ahead seals with a key that is known here, and the other way round.
         assert_eq!(ids(now + KEY_EPOCH), [e + 1, e, e + 2]);
-        let first = |root: &RootCa, cluster| keys(root, cluster, now)[0].key.clone();
+        let first = |root: &RootCa, cluster| keys(root, None, cluster, now)[0].key.clone();
         assert_eq!(first(&root("a"), &cluster), first(&root("a"), &cluster));
         assert_ne!(first(&root("a"), &cluster), first(&root("b"), &cluster));
         assert_ne!(first(&root("a"), &cluster), first(&root("a"), &other));
         assert_eq!(first(&root("a"), &cluster).len(), KEY_BYTES);
+    }
+
+    #[test]
+    fn the_keys_of_the_next_root_are_known_before_it_is_the_root() {
+        let (cluster, now) = (ClusterId::from_random(1), Timestamp::from_unix_ms(1_800_000_000_000));
+        let (old, new) = (root("a"), root("b"));
+        let before = keys(&old, None, &cluster, now);
+        let meanwhile = keys(&old, Some(&new), &cluster, now);
+        let after = keys(&new, None, &cluster, now);
+        assert_eq!(meanwhile, [before, after.clone()].concat());
+        assert_ne!(meanwhile[0], after[0], "sealed with the present root's until the end");
     }
 }

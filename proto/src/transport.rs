@@ -1,15 +1,15 @@
 //! Connections between daemons: unix sockets on a machine, mutual TLS between machines.
 //!
 //! Invariants: every connection attempt and handshake has a time limit; nobody can occupy more than a bounded number of
-//! handshakes and connections, and whoever takes the most loses first; a failure says which daemon or address, and what
-//! to do.
+//! handshakes and connections, and whoever takes the most loses first; a connection lives no longer than what it was
+//! admitted for; a failure says which daemon or address, and what to do.
 
+mod doors;
 mod gather;
 mod seats;
 
 use std::{
     fs, io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     pin::Pin,
@@ -25,40 +25,26 @@ use orch_model::node::NodeRole;
 use rustls::{CertificateError, ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    sync::mpsc,
+    net::{TcpStream, UnixListener, UnixStream},
     time::{Sleep, sleep, timeout},
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_rustls::{TlsConnector, client};
 use tonic::transport::{
     Channel, Endpoint,
     server::{Connected, UdsConnectInfo},
 };
 use tower::service_fn;
 
+pub use self::doors::{Connections, TlsConnection, tls_doors, tls_incoming};
 use self::gather::Gathering;
 use self::seats::{Limit, Seat, Seats};
-use crate::tls::{
-    self, ConnectionInfo, Identity, JoinToken, PeerIdentity, SharedIdentity, TlsError, WrongRoot, role_word,
-};
+use crate::tls::{self, Identity, JoinToken, TlsError, WrongRoot, role_word};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
-const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
-/// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
-const NODE_CONNECTIONS: Limit = Limit { total: 4096, per_owner: 128 };
-/// Connections without a certificate, by address. They can only ask to join.
-const STRANGERS: Limit = Limit { total: 256, per_owner: 64 };
-/// Longer than any join takes.
-const STRANGER_LIFETIME: Duration = Duration::from_secs(30);
 /// Connections to a local socket, by process.
 const LOCAL_CONNECTIONS: Limit = Limit { total: 512, per_owner: 256 };
-/// Connections that are ready and that the server has not picked up yet.
-const MAX_READY: usize = 64;
 /// After a failed accept (usually: no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -169,24 +155,16 @@ pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixIncoming, TransportEr
     Ok(UnixIncoming { listener, seats: Seats::new(LOCAL_CONNECTIONS), pause: None })
 }
 
-/// Accepts TLS connections; a client's certificate is optional and verified when shown. Connections whose handshake
-/// fails are logged and never reach the stream. Accepting ends when the stream is dropped.
-pub fn tls_incoming(listener: TcpListener, identity: SharedIdentity) -> impl Stream<Item = io::Result<TlsConnection>> {
-    let (ready, incoming) = mpsc::channel(MAX_READY);
-    tokio::spawn(accept_loop(listener, identity, ready));
-    ReceiverStream::new(incoming)
-}
-
 /// What a server holds of a connection while it lives: a seat, and for strangers a time limit.
 #[derive(Debug)]
-struct Lease<K: std::hash::Hash + Eq + Clone> {
-    seat: Seat<K>,
+struct Lease<K: std::hash::Hash + Eq + Clone, V: Clone = ()> {
+    seat: Seat<K, V>,
     until: Option<Pin<Box<Sleep>>>,
     is_over: bool,
 }
 
-impl<K: std::hash::Hash + Eq + Clone> Lease<K> {
-    fn new(seat: Seat<K>, lifetime: Option<Duration>) -> Self {
+impl<K: std::hash::Hash + Eq + Clone, V: Clone> Lease<K, V> {
+    fn new(seat: Seat<K, V>, lifetime: Option<Duration>) -> Self {
         Self { seat, until: lifetime.map(|lifetime| Box::pin(sleep(lifetime))), is_over: false }
     }
 
@@ -197,39 +175,6 @@ impl<K: std::hash::Hash + Eq + Clone> Lease<K> {
             || self.until.as_mut().is_some_and(|until| until.as_mut().poll(cx).is_ready());
         self.is_over = is_over;
         if is_over { Poll::Ready(io::ErrorKind::ConnectionAborted.into()) } else { Poll::Pending }
-    }
-}
-
-/// Whose connection it is, as far as limits go.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Owner {
-    Node(String),
-    Address(IpAddr),
-}
-
-impl Owner {
-    /// A network of IPv6 is one owner: its addresses cost nothing.
-    fn address(addr: SocketAddr) -> Self {
-        Self::Address(match addr.ip().to_canonical() {
-            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-            v4 @ IpAddr::V4(_) => v4,
-        })
-    }
-}
-
-/// A TLS connection that a server accepted; tells requests who sent them (see [`tls::peer_identity`]).
-#[derive(Debug)]
-pub struct TlsConnection {
-    stream: server::TlsStream<TcpStream>,
-    info: ConnectionInfo,
-    lease: Lease<Owner>,
-}
-
-impl Connected for TlsConnection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
     }
 }
 
@@ -253,7 +198,7 @@ impl Stream for UnixIncoming {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => {
                     let process = stream.peer_cred().ok().and_then(|cred| cred.pid()).unwrap_or_default();
-                    let lease = Lease::new(self.seats.take(process), None);
+                    let lease = Lease::new(self.seats.take(process, ()), None);
                     return Poll::Ready(Some(Ok(UnixConnection { stream, lease })));
                 }
                 Err(error) => {
@@ -311,8 +256,8 @@ macro_rules! leased {
         }
     };
 }
-leased!(TlsConnection);
 leased!(UnixConnection);
+use leased;
 
 /// Dials one address again and again on behalf of a channel.
 #[derive(Clone)]
@@ -425,100 +370,4 @@ fn unix_error(path: &Path, source: io::Error) -> TransportError {
 /// `/run/orch/manager.sock` is the manager's.
 fn daemon_of(path: &Path) -> String {
     path.file_stem().map_or_else(|| "orch".to_owned(), |stem| stem.to_string_lossy().into_owned())
-}
-
-async fn accept_loop(listener: TcpListener, identity: SharedIdentity, ready: mpsc::Sender<io::Result<TlsConnection>>) {
-    let doors = Doors {
-        handshakes: Seats::new(HANDSHAKES),
-        nodes: Seats::new(NODE_CONNECTIONS),
-        strangers: Seats::new(STRANGERS),
-    };
-    let mut acceptor = Acceptor::new(identity);
-    loop {
-        let accepted = tokio::select! {
-            () = ready.closed() => return,
-            accepted = listener.accept() => accepted,
-        };
-        let (tcp, remote_addr) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Some(current) = acceptor.current() else { continue };
-        let (ready, doors) = (ready.clone(), doors.clone());
-        let mut seat = doors.handshakes.take(Owner::address(remote_addr));
-        tokio::spawn(async move {
-            let finished = async {
-                match handshake(current, tcp, remote_addr, &doors).await {
-                    // A closed receiver means that the server is stopping.
-                    Ok(connection) => drop(ready.send(Ok(connection)).await),
-                    Err(error) => tracing::debug!(%remote_addr, %error, "refused a connection"),
-                }
-            };
-            tokio::select! {
-                () = finished => {}
-                _ = seat.lost() => tracing::debug!(%remote_addr, "too many handshakes at once: dropped the oldest"),
-            }
-        });
-    }
-}
-
-/// Who may be in at once.
-#[derive(Clone)]
-struct Doors {
-    handshakes: Seats<Owner>,
-    nodes: Seats<Owner>,
-    strangers: Seats<Owner>,
-}
-
-/// Keeps the configuration until the identity is renewed.
-struct Acceptor {
-    identity: SharedIdentity,
-    built: Option<(Arc<Identity>, TlsAcceptor)>,
-}
-
-impl Acceptor {
-    fn new(identity: SharedIdentity) -> Self {
-        Self { identity, built: None }
-    }
-
-    fn current(&mut self) -> Option<TlsAcceptor> {
-        let identity = self.identity.current();
-        if let Some((built_from, acceptor)) = &self.built
-            && Arc::ptr_eq(built_from, &identity)
-        {
-            return Some(acceptor.clone());
-        }
-        match tls::server_config(&identity) {
-            Ok(config) => {
-                let acceptor = TlsAcceptor::from(Arc::new(config));
-                self.built = Some((identity, acceptor.clone()));
-                Some(acceptor)
-            }
-            Err(error) => {
-                tracing::error!(%error, "cannot accept connections with this node's identity");
-                None
-            }
-        }
-    }
-}
-
-async fn handshake(
-    acceptor: TlsAcceptor,
-    tcp: TcpStream,
-    remote_addr: SocketAddr,
-    doors: &Doors,
-) -> io::Result<TlsConnection> {
-    tcp.set_nodelay(true)?;
-    let stream = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(tcp)).await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let peer = shown.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
-    let lease = match &peer {
-        Some(peer) => Lease::new(doors.nodes.take(Owner::Node(peer.node_id.to_string())), None),
-        None => Lease::new(doors.strangers.take(Owner::address(remote_addr)), Some(STRANGER_LIFETIME)),
-    };
-    Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer }, lease })
 }

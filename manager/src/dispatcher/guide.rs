@@ -50,7 +50,7 @@ impl Guide {
             trust: view.state.cluster().map(|cluster| Trust::new(cluster)).unwrap_or_default(),
             managers: nodes().filter_map(|node| node.manager.as_ref()).map(|manager| manager.addr.clone()).collect(),
             ring: Ring::new(nodes()),
-            keys: view.state.cluster().map(|c| gossip::keys(&c.root_ca, &c.id, now)).unwrap_or_default(),
+            keys: view.state.cluster().map(|cluster| gossip_keys(cluster, now)).unwrap_or_default(),
         }
     }
 
@@ -66,6 +66,11 @@ impl Guide {
             watchers: u32::try_from(self.ring.watchers()).unwrap_or(u32::MAX),
         }
     }
+}
+
+fn gossip_keys(cluster: &Cluster, now: Timestamp) -> Vec<wire::GossipKey> {
+    let next = cluster.root_rotation.as_ref().map(|rotation| &rotation.target);
+    gossip::keys(&cluster.root_ca, next, &cluster.id, now)
 }
 
 /// The current guide, kept by [`keep`].

@@ -11,7 +11,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::WebPkiClientVerifier,
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 use sha2::{Digest, Sha256};
@@ -23,17 +23,20 @@ const ALPN: &[u8] = b"h2";
 
 /// For a server that is this identity. A client's certificate is optional and, when shown, checked against the root.
 pub fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
-    let provider = provider();
-    let clients = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| TlsError::Verifier(error.to_string()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(clients)
+        .with_client_cert_verifier(client_verifier(identity)?)
         .with_single_cert(chain(identity)?, key(identity)?)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(config)
+}
+
+/// Checks clients' certificates against the roots that this identity trusts.
+pub(crate) fn client_verifier(identity: &Identity) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|error| TlsError::Verifier(error.to_string()))
 }
 
 /// For a client that is this identity and talks to servers of its own cluster; see [`server_name`].

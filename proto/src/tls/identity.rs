@@ -9,9 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use arc_swap::ArcSwap;
 use orch_model::{ClusterId, NodeId, node::NodeRole};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio::sync::watch;
 
 use super::{PeerIdentity, TlsError};
 
@@ -130,11 +130,19 @@ impl Identity {
     }
 
     fn validity(&self) -> Option<(SystemTime, SystemTime)> {
-        let der = leaf(&self.cert_pem).ok()?;
-        let (_, cert) = x509_parser::parse_x509_certificate(&der).ok()?;
-        let validity = cert.validity();
-        Some((unix_time(validity.not_before.timestamp()), unix_time(validity.not_after.timestamp())))
+        validity(&leaf(&self.cert_pem).ok()?)
     }
+}
+
+/// When a certificate stops being valid; 1970 when it cannot be read.
+pub(crate) fn not_after(der: &CertificateDer<'_>) -> SystemTime {
+    validity(der).map_or(SystemTime::UNIX_EPOCH, |(_, not_after)| not_after)
+}
+
+fn validity(der: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
+    let (_, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    let validity = cert.validity();
+    Some((unix_time(validity.not_before.timestamp()), unix_time(validity.not_after.timestamp())))
 }
 
 impl fmt::Debug for Identity {
@@ -149,12 +157,12 @@ impl fmt::Debug for Identity {
 
 /// An identity that everyone who holds a clone sees renewed.
 #[derive(Clone, Debug)]
-pub struct SharedIdentity(Arc<ArcSwap<Identity>>);
+pub struct SharedIdentity(Arc<watch::Sender<Arc<Identity>>>);
 
 impl SharedIdentity {
     #[must_use]
     pub fn new(identity: Identity) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(identity)))
+        Self(Arc::new(watch::Sender::new(Arc::new(identity))))
     }
 
     /// The identity saved in `dir`, replaced whenever the supervisor renews it there. Must be called inside a tokio
@@ -175,23 +183,29 @@ impl SharedIdentity {
 
     #[must_use]
     pub fn current(&self) -> Arc<Identity> {
-        self.0.load_full()
+        self.0.borrow().clone()
+    }
+
+    /// Tells of each renewal from now on.
+    #[must_use]
+    pub fn renewals(&self) -> watch::Receiver<Arc<Identity>> {
+        self.0.subscribe()
     }
 
     pub fn replace(&self, identity: Identity) {
-        self.0.store(Arc::new(identity));
+        self.0.send_replace(Arc::new(identity));
     }
 }
 
 async fn follow(
-    shared: std::sync::Weak<ArcSwap<Identity>>,
+    shared: std::sync::Weak<watch::Sender<Arc<Identity>>>,
     dir: PathBuf,
     open: impl Fn(String) -> Result<String, TlsError> + Send + Sync,
 ) {
     loop {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
         let Some(shared) = shared.upgrade() else { return };
-        let known = shared.load_full();
+        let known = shared.borrow().clone();
         // A key comes with its certificate, and opening it costs more than looking.
         if let Ok((cert, roots)) = Identity::saved_certificate(&dir)
             && (&cert, &roots) == (&known.cert_pem, &known.root_pem)
@@ -201,7 +215,7 @@ async fn follow(
         match Identity::load_sealed(&dir, &open) {
             Ok(identity) if identity != *known => {
                 tracing::info!(role = ?identity.role, "certificate renewed");
-                shared.store(Arc::new(identity));
+                shared.send_replace(Arc::new(identity));
             }
             Ok(_) => {}
             // The one in memory goes on; a node that has left has no files any more.

@@ -11,9 +11,10 @@ mod peer;
 mod token;
 mod unlock;
 
-pub(crate) use config::{WrongRoot, verify_server};
+pub(crate) use config::{WrongRoot, client_verifier, verify_server};
 pub use config::{client_config, server_config, server_name, token_client_config};
 pub use identity::{FOLLOW_INTERVAL, Identity, SharedIdentity};
+pub(crate) use identity::not_after;
 pub use peer::{ConnectionInfo, PeerIdentity, peer_identity, remote_addr, require_role};
 pub use token::{JoinToken, TokenError};
 pub use unlock::{UnlockKey, UnlockKeyError};

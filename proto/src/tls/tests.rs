@@ -11,7 +11,7 @@ use tonic::{Code, Request};
 use super::*;
 use crate::{
     ca::{generate_root, new_key_and_csr, sign_csr},
-    transport::{TransportError, tls_channel, tls_incoming, token_channel},
+    transport::{Connections, TransportError, tls_channel, tls_doors, tls_incoming, token_channel},
     wire::{self, node_control_client::NodeControlClient, node_control_server as node},
 };
 
@@ -297,4 +297,75 @@ async fn nodes_on_both_sides_of_a_rotation_know_each_other() {
     let addr = serve(done(NodeRole::Manager)).await;
     let error = token_channel(&addr, &cluster.token()).await.expect_err("the old root is gone");
     assert!(matches!(error, TransportError::WrongToken { .. }), "{error:?}");
+}
+
+/// A server whose identity can change, and a hand on its connections.
+async fn serve_shared(identity: &SharedIdentity) -> (String, Connections) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let (connections, incoming) = tls_doors(listener, identity.clone());
+    let server = tonic::transport::Server::builder().add_service(node::NodeControlServer::new(Echo));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    (addr, connections)
+}
+
+type Connection = tokio_rustls::client::TlsStream<tokio::net::TcpStream>;
+
+/// One connection that does not come back when it was cut.
+async fn connection(addr: &str, identity: &Identity) -> Connection {
+    let tcp = tokio::net::TcpStream::connect(addr).await.unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(identity).unwrap()));
+    connector.connect(server_name(identity, NodeRole::Manager).unwrap(), tcp).await.unwrap()
+}
+
+/// Whether the server ends the connection within `limit`.
+async fn is_cut(connection: &mut Connection, limit: Duration) -> bool {
+    let mut rest = Vec::new();
+    let end = tokio::io::AsyncReadExt::read_to_end(connection, &mut rest);
+    // However it ends.
+    tokio::time::timeout(limit, end).await.is_ok()
+}
+
+const SOON: Duration = Duration::from_secs(10);
+const A_MOMENT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn a_connection_ends_when_its_root_is_dropped_and_others_stay() {
+    let (old, new) = (TestCluster::new(1), TestCluster::new(1));
+    let both = |mut identity: Identity| {
+        identity.root_pem = format!("{}{}", old.root.cert_pem, new.root.cert_pem);
+        identity
+    };
+    let shared = SharedIdentity::new(both(new.identity(NodeRole::Manager)));
+    let (addr, _) = serve_shared(&shared).await;
+    let mut of_old = connection(&addr, &both(old.identity(NodeRole::Worker))).await;
+    let mut of_new = connection(&addr, &both(new.identity(NodeRole::Worker))).await;
+    assert!(!is_cut(&mut of_old, A_MOMENT).await);
+    shared.replace(new.identity(NodeRole::Manager));
+    assert!(is_cut(&mut of_old, SOON).await);
+    assert!(!is_cut(&mut of_new, A_MOMENT).await);
+}
+
+#[tokio::test]
+async fn a_connection_ends_with_its_certificate() {
+    let cluster = TestCluster::new(1);
+    let (addr, _) = serve_shared(&SharedIdentity::new(cluster.identity(NodeRole::Manager))).await;
+    let soon = cluster.identity_until(NodeRole::Worker, SystemTime::now() + Duration::from_secs(4));
+    let mut short = connection(&addr, &soon).await;
+    let mut long = connection(&addr, &cluster.identity(NodeRole::Worker)).await;
+    assert!(!is_cut(&mut short, A_MOMENT).await);
+    assert!(is_cut(&mut short, SOON).await);
+    assert!(!is_cut(&mut long, A_MOMENT).await);
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_its_node_is_not_welcome_any_more() {
+    let cluster = TestCluster::new(1);
+    let (addr, connections) = serve_shared(&SharedIdentity::new(cluster.identity(NodeRole::Manager))).await;
+    let mut worker = connection(&addr, &cluster.identity(NodeRole::Worker)).await;
+    let mut manager = connection(&addr, &cluster.identity(NodeRole::Manager)).await;
+    assert!(!is_cut(&mut worker, A_MOMENT).await);
+    connections.retain(|peer| peer.role == NodeRole::Manager);
+    assert!(is_cut(&mut worker, SOON).await);
+    assert!(!is_cut(&mut manager, A_MOMENT).await);
 }
