@@ -23,6 +23,7 @@ pub(super) struct Checked {
 
 pub(super) fn check(root: &Node, version: Version, strict: bool, source: &Source) -> Checked {
     let mut checker = Checker { version, strict, source, checked: Checked::default() };
+    checker.names(root, "");
     checker.object(root, "", ROOT, Rest::Own(4));
     checker.externals(root);
     checker.drivers(root);
@@ -91,6 +92,9 @@ impl Checker<'_> {
         let outcome = match shape {
             Shape::Anything => Fit::Right,
             Shape::Bytes | Shape::Expose if node.kind != ScalarKind::Bool => Fit::Right,
+            Shape::WholeOrText if matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) && text.parse::<i64>().is_ok() => {
+                Fit::Right
+            }
             Shape::Whole
             | Shape::Natural
             | Shape::Count
@@ -134,7 +138,8 @@ impl Checker<'_> {
                     Shape::Real => format!("strconv.ParseFloat: parsing {text:?}: invalid syntax"),
                     _ => format!("strconv.Atoi: parsing {text:?}: invalid syntax"),
                 };
-                let path = format!("error while interpolating {path}:");
+                let path = path.split('.').map(|part| if part.parse::<usize>().is_ok() { "[]" } else { part });
+                let path = format!("error while interpolating {}:", path.collect::<Vec<_>>().join("."));
                 self.wrong(node.place, &path, &format!("failed to cast to expected type: {reason}"), None);
                 Fit::Right
             }
@@ -149,7 +154,11 @@ impl Checker<'_> {
         match shape {
             Shape::Duration | Shape::Pause if nanos::parse(text).is_none() => {
                 let help = "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
-                self.wrong(place, path, "Does not match format 'duration'", Some(help.into()));
+                let older = if self.version < 4 { format!(": {}", nanos::complaint(text)) } else { String::new() };
+                self.wrong(place, path, &format!("Does not match format 'duration'{older}"), Some(help.into()));
+            }
+            Shape::Ulimit if node.kind == ScalarKind::Real => {
+                self.odd(place, path, "must be a integer: invalid type float64 for ulimits");
             }
             Shape::Size => {
                 if let Err(reason) = quantity::bytes(text) {
@@ -157,7 +166,10 @@ impl Checker<'_> {
                 }
             }
             Shape::Bytes if self.version != MODERN && matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) => {
-                self.odd(place, path, "must be a string");
+                let kind = if node.kind == ScalarKind::Whole { "int" } else { "float64" };
+                let key = path.rsplit('.').next().unwrap_or_default();
+                let in_docker = format!("'{key}' expected type 'string', got unconvertible type '{kind}', value: '{text}'");
+                self.odd(place, path, &format!("must be a string: {in_docker}"));
             }
             Shape::Words => {
                 if let Err(reason) = words::split(text) {
@@ -165,7 +177,8 @@ impl Checker<'_> {
                 }
             }
             Shape::Natural | Shape::Count if text.starts_with('-') => {
-                self.wrong(place, path, "Must be greater than or equal to 0", None);
+                let in_docker = format!("cannot parse '{}', {text} overflows uint", field_of_docker(path));
+                self.wrong(place, path, &format!("Must be greater than or equal to 0: {in_docker}"), None);
             }
             Shape::Word(since, words) if self.version >= *since && !words.contains(&text) => {
                 let words: Vec<String> = words.iter().map(|word| format!("{word:?}")).collect();
@@ -194,7 +207,10 @@ impl Checker<'_> {
                 self.unique(items, path);
             }
             Shape::EnvFile => {
-                each(self, &Shape::EnvFile);
+                for (at, item) in items.iter().enumerate() {
+                    let shape = if item.items().is_empty() { &Shape::EnvFile } else { &Shape::Text };
+                    self.value(item, &join(path, &at.to_string()), shape);
+                }
                 self.unique(items, path);
             }
             Shape::Ports => {
@@ -203,7 +219,12 @@ impl Checker<'_> {
                 }
                 self.unique(items, path);
             }
-            Shape::Volumes => self.details(items, path, MOUNT, true),
+            Shape::Volumes => {
+                self.details(items, path, MOUNT, true);
+                if self.version < 2 {
+                    self.unique(items, path);
+                }
+            }
             Shape::Files => self.details(items, path, FILE, false),
             _ => self.wrong(node.place, path, &must_be(shape), None),
         }
@@ -218,8 +239,7 @@ impl Checker<'_> {
             Shape::Section(inner) => self.section(entries, path, inner),
             Shape::Map(inner) => {
                 for (key, value) in entries {
-                    self.key(key, path);
-                    if !self.is_own(key) {
+                            if !self.is_own(key) {
                         self.value(value, &join(path, &key.text), inner);
                     }
                 }
@@ -232,6 +252,9 @@ impl Checker<'_> {
             }
             Shape::Named(fields) => self.section(entries, path, &Shape::Maybe(MODERN, fields)),
             Shape::Ulimit => {
+                if !has_any(node, ULIMIT, self.version) {
+                    self.odd(node.place, path, "must be a integer");
+                }
                 self.object(node, path, ULIMIT, Rest::Own(MODERN));
                 for needed in ["hard", "soft"] {
                     if node.get(needed).is_none() {
@@ -248,7 +271,11 @@ impl Checker<'_> {
             Shape::Maybe(own, fields) | Shape::Owned(own, fields) => self.object(node, path, fields, Rest::Own(*own)),
             Shape::Open(fields) => self.object(node, path, fields, Rest::Anything),
             Shape::Build(open, fields) => {
-                let rest = if self.version >= *open { Rest::Anything } else { Rest::Own(MODERN) };
+                let is_open = self.version >= *open;
+                let rest = if is_open { Rest::Anything } else { Rest::Own(MODERN) };
+                if !is_open && !entries.is_empty() && !has_any(node, fields, self.version) {
+                    self.odd(node.place, path, "must be a string");
+                }
                 self.object(node, path, fields, rest);
             }
             _ => self.wrong(node.place, path, &must_be(shape), None),
@@ -257,7 +284,9 @@ impl Checker<'_> {
 
     fn pairs(&mut self, entries: &[(Key, Node)], path: &str, least: Options) {
         for (key, value) in entries {
-            self.key(key, path);
+            if key.text.is_empty() {
+                self.odd(key.place, path, "Additional property  is not allowed");
+            }
             let path = join(path, &key.text);
             let what = match least {
                 Options::Nothing => "must be a string, number or null",
@@ -277,7 +306,6 @@ impl Checker<'_> {
 
     fn section(&mut self, entries: &[(Key, Node)], path: &str, inner: &Shape) {
         for (key, value) in entries {
-            self.key(key, path);
             let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if key.text.is_empty() || !key.text.chars().all(is_name) {
                 let help = "a name has letters, digits, `.`, `_` and `-` only";
@@ -294,9 +322,20 @@ impl Checker<'_> {
         key.text.starts_with("x-") && !self.strict
     }
 
-    fn key(&mut self, key: &Key, path: &str) {
-        if !key.is_text {
-            self.odd(key.place, path, &format!("must have names that are texts, not {}", key.text));
+    /// That every name is a text, before anything else.
+    fn names(&mut self, node: &Node, path: &str) {
+        if self.version == MODERN {
+            return;
+        }
+        for (key, inner) in node.entries() {
+            if !key.is_text {
+                let in_docker = "json: unsupported type: map[interface {}]interface {}";
+                self.odd(key.place, path, &format!("must have names that are texts, not {}: {in_docker}", key.text));
+            }
+            self.names(inner, &join(path, &key.text));
+        }
+        for (at, item) in node.items().iter().enumerate() {
+            self.names(item, &join(path, &at.to_string()));
         }
     }
 
@@ -305,6 +344,9 @@ impl Checker<'_> {
             Yaml::Map(_) if self.version < 2 => self.odd(item.place, path, "must be a string or number"),
             Yaml::Map(_) => self.object(item, path, PORT, Rest::Own(MODERN)),
             Yaml::Scalar(text) if item.kind != ScalarKind::Bool => {
+                if item.kind == ScalarKind::Real {
+                    self.odd(item.place, path, "must be a integer or string: invalid type float64 for port");
+                }
                 if let Err(reason) = ports::short(text) {
                     self.wrong(item.place, path, "Does not match format 'ports'", Some(reason));
                 }
@@ -347,9 +389,11 @@ impl Checker<'_> {
         }
         let version = self.version;
         for (key, inner) in node.entries() {
-            self.key(key, path);
             let name = &key.text;
-            let allowed = format!("Additional property {name} is not allowed");
+            let mut allowed = format!("Additional property {name} is not allowed");
+            if FORBIDDEN.contains(&name.as_str()) {
+                allowed.push_str(": Configuration contains forbidden properties");
+            }
             match (fields.iter().find(|field| field.name == name), rest) {
                 (Some(field), _) if field.since <= version => {
                     self.value(inner, &join(path, name), &field.shape);
@@ -369,9 +413,13 @@ impl Checker<'_> {
                     self.odd(key.place, path, &allowed);
                     self.value(inner, &join(path, name), &field.shape);
                 }
-                (Some(Field { since, .. }), _) => {
+                (Some(field @ Field { since, .. }), _) => {
                     let help = format!("{name} exists from version 3.{since} on: write version: \"3.{since}\"");
                     self.wrong(key.place, path, &allowed, Some(help));
+                    // Docker's client fills in variables first, and complains of those first.
+                    if is_filled(inner) {
+                        self.value(inner, &join(path, name), &field.shape);
+                    }
                 }
                 (None, _) => {
                     let near = if self.is_full() { None } else { nearest(name, fields) };
@@ -434,6 +482,56 @@ impl Checker<'_> {
     }
 }
 
+/// Of older versions of the format, which Docker's client refuses before it looks at anything else.
+const FORBIDDEN: &[&str] = &[
+    "extends",
+    "volume_driver",
+    "volumes_from",
+    "cpu_quota",
+    "cpu_shares",
+    "cpuset",
+    "mem_limit",
+    "memswap_limit",
+];
+
+/// Whether a variable was put in anywhere.
+fn is_filled(node: &Node) -> bool {
+    match &node.value {
+        Yaml::Null => false,
+        Yaml::Scalar(_) => node.kind == ScalarKind::Filled,
+        Yaml::List(items) => items.iter().any(is_filled),
+        Yaml::Map(entries) => entries.iter().any(|(_, value)| is_filled(value)),
+    }
+}
+
+fn has_any(node: &Node, fields: &[Field], version: Version) -> bool {
+    let knows = |key: &Key| fields.iter().any(|field| field.name == key.text && field.since <= version);
+    node.entries().is_empty() || node.entries().iter().any(|(key, _)| knows(key))
+}
+
+/// The place in Docker's own words: `services.a.deploy.replicas` is `Deploy.Replicas`.
+fn field_of_docker(path: &str) -> String {
+    let mut out = String::new();
+    for part in path.split('.').skip(2) {
+        if part.parse::<usize>().is_ok() {
+            out.push_str(&format!("[{part}]"));
+            continue;
+        }
+        let mut letters = part.chars();
+        let first = letters.next().unwrap_or_default();
+        let named = match part {
+            "healthcheck" => "HealthCheck".to_owned(),
+            part if part.contains('_') => part.to_owned(),
+            _ => first.to_uppercase().chain(letters).collect(),
+        };
+        if !out.is_empty() {
+            out.push('.');
+        }
+        out.push_str(&named);
+    }
+    out
+}
+
 /// Whether a value may be left out.
 #[derive(Clone, Copy)]
 enum Options {
@@ -461,6 +559,7 @@ fn takes_text(shape: &Shape) -> bool {
             | Shape::Pause
             | Shape::Size
             | Shape::Word(..)
+            | Shape::WholeOrText
             | Shape::Texts
             | Shape::Words
             | Shape::HealthTest
@@ -485,6 +584,7 @@ fn must_be(shape: &Shape) -> String {
         Shape::External(_) => "a boolean or mapping",
         Shape::Bytes => "a number or string",
         Shape::Expose => "a string or number",
+        Shape::WholeOrText => "a integer or string",
         Shape::TextOrNull => "a string or null",
         Shape::List(_) | Shape::Set(_) | Shape::Names(_) | Shape::Named(_) => "a list",
         Shape::Ports | Shape::Volumes | Shape::Files => "a list",

@@ -108,6 +108,9 @@ fn braced(inner: &str, text: &str, variables: Variables<'_>, unset: &mut BTreeSe
     if len == 0 {
         return Err(invalid(text));
     }
+    if variables.strict {
+        return as_docker(inner, operator, text, variables, unset);
+    }
     let value = (variables.lookup)(name);
     // With a colon, an empty value counts as none.
     let (value, operator) = match operator.strip_prefix(':') {
@@ -119,20 +122,45 @@ fn braced(inner: &str, text: &str, variables: Variables<'_>, unset: &mut BTreeSe
     match operator.chars().next() {
         None => Ok(lookup(name, variables, unset)),
         Some('-') => Ok(value.unwrap_or_else(|| nested(argument, variables, unset))),
-        Some('+') if !variables.strict => Ok(value.map(|_| nested(argument, variables, unset)).unwrap_or_default()),
-        Some('?') => value.ok_or_else(|| {
-            let reason = format!("required variable {name} is missing a value: {argument}");
-            format!("{reason:?}; you may need to escape any $ with another $")
-        }),
+        Some('+') => Ok(value.map(|_| nested(argument, variables, unset)).unwrap_or_default()),
+        Some('?') => value.ok_or_else(|| missing(name, argument)),
         Some(_) => Err(invalid(text)),
     }
 }
 
+/// Docker's client looks for the operators one by one, wherever they stand.
+fn as_docker(
+    inner: &str,
+    operator: &str,
+    text: &str,
+    variables: Variables<'_>,
+    unset: &mut BTreeSet<String>,
+) -> Result<String, String> {
+    let argument = operator.strip_prefix(':').unwrap_or(operator);
+    if !operator.is_empty() && !argument.starts_with(['-', '?']) {
+        return Err(invalid(text));
+    }
+    let find = |name: &str, may_be_empty: bool| (variables.lookup)(name).filter(|v| may_be_empty || !v.is_empty());
+    for (mark, may_be_empty) in [(":-", false), ("-", true)] {
+        if let Some((name, default)) = inner.split_once(mark) {
+            return Ok(find(name, may_be_empty).unwrap_or_else(|| default.to_owned()));
+        }
+    }
+    for (mark, may_be_empty) in [(":?", false), ("?", true)] {
+        if let Some((name, reason)) = inner.split_once(mark) {
+            return find(name, may_be_empty).ok_or_else(|| missing(name, reason));
+        }
+    }
+    Ok(lookup(inner, variables, unset))
+}
+
+fn missing(name: &str, why: &str) -> String {
+    let reason = format!("required variable {name} is missing a value: {why}");
+    format!("{reason:?}; you may need to escape any $ with another $")
+}
+
 /// A default may name variables; one that cannot be read that way (a password hash, say) is meant as it is written.
 fn nested(argument: &str, variables: Variables<'_>, unset: &mut BTreeSet<String>) -> String {
-    if variables.strict {
-        return argument.to_owned();
-    }
     let mut inner = BTreeSet::new();
     match expand(argument, variables, &mut inner) {
         Ok(expanded) => {
@@ -203,6 +231,7 @@ mod tests {
         }
         let variables = Variables { strict: true, ..variables };
         assert_eq!(expand("${B:-${A}}", variables, &mut unset).as_deref(), Ok("${A}"));
+        assert_eq!(expand("${B-:-x}${B:?-y}", variables, &mut unset).as_deref(), Ok("xy"));
         assert!(expand("${A:+b}", variables, &mut unset).is_err());
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     error::{ComposeError, Place, Source},
     scalar::ScalarKind,
-    yaml::{Node, Yaml},
+    yaml::{Key, Node, Yaml},
 };
 
 /// The minor number: `3.7` is 7.
@@ -49,20 +49,19 @@ pub(super) fn version(root: &Node, strict: bool, source: &Source) -> Result<Vers
         }
         return Ok(if strict { NEWEST } else { MODERN });
     };
-    if strict && matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) {
-        return Err(source.error(node.place, "version must be a string"));
-    }
     // As written: the number 3.10 would be 3.1.
     let text = source.written(node.place).or(node.text()).unwrap_or_default();
+    let is_number = matches!(node.kind, ScalarKind::Whole | ScalarKind::Real);
     let (major, minor) = text.split_once('.').unwrap_or((text, ""));
     match (major, minor.parse::<Version>()) {
         ("", _) => Ok(NEWEST),
+        ("3", _) if strict && is_number => Err(source.error(node.place, "version must be a string")),
         ("3", _) if !text.contains('.') => Ok(NEWEST),
-        ("3", Ok(minor)) if minor <= NEWEST => Ok(minor),
+        ("3", Ok(known)) if known <= NEWEST && known.to_string() == minor => Ok(known),
         ("1" | "2", _) => Err(too_old(source, node.place, text, major, "it says so")),
         _ => Err(source.error_with_help(
             node.place,
-            format!("unsupported Compose file version: {text}"),
+            format!("unsupported Compose file version: {}", in_go(node, text)),
             Some(format!("write version: \"3\" (the newest, 3.{NEWEST}), or leave the key out")),
         )),
     }
@@ -78,6 +77,25 @@ fn too_old(source: &Source, place: Place, text: &str, major: &str, why: &str) ->
                 .into(),
         ),
     )
+}
+
+/// As Docker's client prints what is no text.
+fn in_go(node: &Node, text: &str) -> String {
+    match &node.value {
+        Yaml::Null => "<nil>".into(),
+        Yaml::Scalar(_) if node.kind == ScalarKind::Text => text.to_owned(),
+        Yaml::Scalar(value) => value.clone(),
+        Yaml::List(items) => {
+            let items: Vec<String> = items.iter().map(|item| in_go(item, item.text().unwrap_or_default())).collect();
+            format!("[{}]", items.join(" "))
+        }
+        Yaml::Map(entries) => {
+            let entry = |(key, value): &(Key, Node)| {
+                format!("{}:{}", key.text, in_go(value, value.text().unwrap_or_default()))
+            };
+            format!("map[{}]", entries.iter().map(entry).collect::<Vec<_>>().join(" "))
+        }
+    }
 }
 
 pub(super) fn shown(version: Version) -> String {

@@ -52,8 +52,10 @@ impl Merger<'_> {
     fn value(&self, base: &mut Node, over: Node, shape: &'static Shape, counted: bool) {
         match (&over.value, shape) {
             (Yaml::Null, _) => {}
-            (Yaml::Scalar(_) | Yaml::List(_), Shape::Words | Shape::Text | Shape::Flag | Shape::TextOrNumber)
-                if self.as_docker && is_empty(&over) => {}
+            (Yaml::Scalar(text), Shape::Flag)
+                if self.as_docker && (text.is_empty() || super::check::boolean(text) == Some(false)) => {}
+            (Yaml::Scalar(text), _) if self.as_docker && text.is_empty() => {}
+            (Yaml::List(items), Shape::Words) if self.as_docker && items.is_empty() => {}
             (Yaml::Scalar(_), _) if self.as_docker && !counted && is_nothing(&over, shape) => {}
             _ if matches!(base.value, Yaml::Null) => *base = over,
             (Yaml::Map(_), shape) if is_map(base) && shape.fields().is_some() => {
@@ -78,11 +80,26 @@ impl Merger<'_> {
                 let Yaml::Map(entries) = over.value else { return };
                 for (key, detail) in entries {
                     match member(base, &key) {
+                        Some(known) if self.as_docker && is_map(&detail) && is_map(known) => attach(known, detail),
                         Some(known) if self.as_docker && is_map(&detail) => *known = detail,
                         Some(known) => *known = self.merged(known.clone(), detail, fields),
                         None => push(base, key, detail),
                     }
                 }
+            }
+            (_, Shape::Pairs) if self.as_docker => variables(base, over),
+            (_, Shape::Hosts) => hosts(base, over),
+            (_, Shape::Build(_, fields)) => {
+                detailed(base, "context");
+                let mut over = over;
+                detailed(&mut over, "context");
+                self.merge(base, over, fields);
+            }
+            (_, Shape::Detailed(name, fields)) => {
+                detailed(base, name);
+                let mut over = over;
+                detailed(&mut over, name);
+                self.merge(base, over, fields);
             }
             (_, Shape::Pairs | Shape::Labels) => {
                 pairs(base);
@@ -99,7 +116,7 @@ impl Merger<'_> {
             (_, Shape::Files) => {
                 keyed(base, over, |item| text_of(item, "source").or_else(|| item.text().map(str::to_owned)))
             }
-            (_, Shape::List(_) | Shape::Set(_) | Shape::Texts | Shape::Hosts | Shape::EnvFile) => {
+            (_, Shape::List(_) | Shape::Set(_) | Shape::Texts | Shape::EnvFile) => {
                 keyed(base, over, |_| None)
             }
             _ => *base = over,
@@ -148,6 +165,9 @@ impl Merger<'_> {
 
     /// By the published port; several that have none are one to Docker's client.
     fn ports(&self, base: &mut Node, over: Node) {
+        single_ports(base);
+        let mut over = over;
+        single_ports(&mut over);
         let Yaml::List(known) = &mut base.value else { return };
         for item in over.items() {
             let published: Vec<u16> = published(item);
@@ -157,12 +177,86 @@ impl Merger<'_> {
     }
 }
 
-fn is_empty(node: &Node) -> bool {
-    match &node.value {
-        Yaml::Scalar(text) => text.is_empty() || super::check::boolean(text) == Some(false),
-        Yaml::List(items) => items.is_empty(),
-        _ => false,
+/// A network of a service, of which Docker's client takes over these only.
+fn attach(base: &mut Node, over: Node) {
+    let Yaml::Map(entries) = over.value else { return };
+    remove_named(base, "aliases");
+    for (key, inner) in entries {
+        let is_said = inner.text().is_some_and(|text| !text.is_empty());
+        match key.text.as_str() {
+            "aliases" => push(base, key, inner),
+            "ipv4_address" | "ipv6_address" if is_said => {
+                remove(base, &key);
+                push(base, key, inner);
+            }
+            _ => {}
+        }
     }
+}
+
+/// To Docker's client an empty value says nothing where there is one already.
+fn variables(base: &mut Node, mut over: Node) {
+    pairs(base);
+    pairs(&mut over);
+    let Yaml::Map(entries) = over.value else { return };
+    for (key, inner) in entries {
+        let says_nothing = inner.text().is_none_or(str::is_empty);
+        match member(base, &key) {
+            Some(known) if says_nothing && known.text().is_some_and(|text| !text.is_empty()) => {}
+            Some(known) => *known = inner,
+            None => push(base, key, inner),
+        }
+    }
+}
+
+/// Hosts of both, whichever way they are written.
+fn hosts(base: &mut Node, mut over: Node) {
+    listed_hosts(base);
+    listed_hosts(&mut over);
+    if let (Yaml::List(known), Yaml::List(more)) = (&mut base.value, over.value) {
+        known.extend(more);
+    }
+}
+
+fn listed_hosts(node: &mut Node) {
+    let Yaml::Map(entries) = &node.value else { return };
+    let mut lines = Vec::new();
+    for (key, inner) in entries {
+        for address in if inner.items().is_empty() { std::slice::from_ref(inner) } else { inner.items() } {
+            let line = format!("{}={}", key.text, address.text().unwrap_or_default());
+            lines.push(Node { value: Yaml::Scalar(line), kind: ScalarKind::Text, place: address.place });
+        }
+    }
+    lines.sort_by(|a, b| a.text().cmp(&b.text()));
+    node.value = Yaml::List(lines);
+}
+
+/// The text becomes a mapping with that one field.
+fn detailed(node: &mut Node, field: &str) {
+    if let Yaml::Scalar(_) = node.value {
+        let key = Key { text: field.to_owned(), is_text: true, place: node.place };
+        node.value = Yaml::Map(vec![(key, node.clone())]);
+    }
+}
+
+/// A range becomes as many ports.
+fn single_ports(node: &mut Node) {
+    let Yaml::List(items) = &mut node.value else { return };
+    let mut single = Vec::with_capacity(items.len());
+    for item in items.drain(..) {
+        match item.text().and_then(|text| ports::short(text).ok()) {
+            Some((_, ports)) if ports.len() > 1 => {
+                let suffix = |port: &ports::Short| format!("{:?}", port.protocol).to_lowercase();
+                let short = |port: &ports::Short| match port.published {
+                    0 => format!("{}/{}", port.target, suffix(port)),
+                    published => format!("{published}:{}/{}", port.target, suffix(port)),
+                };
+                single.extend(ports.iter().map(|port| Node { value: Yaml::Scalar(short(port)), ..item.clone() }));
+            }
+            _ => single.push(item),
+        }
+    }
+    *items = single;
 }
 
 /// A zero where Docker's client takes it for no answer.
@@ -198,6 +292,10 @@ fn overlay(base: &mut Node, over: Node) {
                 }
             }
         }
+        Yaml::List(more) => match &mut base.value {
+            Yaml::List(known) => known.extend(more),
+            _ => base.value = Yaml::List(more),
+        },
         _ => *base = over,
     }
 }
@@ -229,8 +327,12 @@ fn published(item: &Node) -> Vec<u16> {
 }
 
 fn remove(node: &mut Node, key: &Key) {
+    remove_named(node, &key.text);
+}
+
+fn remove_named(node: &mut Node, name: &str) {
     if let Yaml::Map(entries) = &mut node.value {
-        entries.retain(|(k, _)| k.text != key.text);
+        entries.retain(|(k, _)| k.text != name);
     }
 }
 

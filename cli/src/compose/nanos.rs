@@ -85,6 +85,24 @@ pub(super) fn show(nanos: i64) -> String {
     out + &decimals(nanos % 60_000_000_000, 1_000_000_000) + "s"
 }
 
+/// What Go says of a text that is no duration.
+pub(super) fn complaint(text: &str) -> String {
+    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    while !rest.is_empty() {
+        let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+        if unit.len() == rest.len() {
+            break;
+        }
+        let end = unit.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(unit.len());
+        match &unit[..end] {
+            "" => return format!("time: missing unit in duration {text:?}"),
+            "ns" | "us" | "µs" | "μs" | "ms" | "s" | "m" | "h" => rest = &unit[end..],
+            unknown => return format!("time: unknown unit {unknown:?} in duration {text:?}"),
+        }
+    }
+    format!("time: invalid duration {text:?}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,7 +61,12 @@ impl Writer<'_> {
         if let Some(Value::Object(cluster)) = entry.get_mut("x-cluster-spec") {
             cluster_volume(cluster);
         }
-        let Some(external) = entry.get("external").cloned() else {
+        if ["networks", "volumes"].contains(&section) && self.reader.version != keys::MODERN {
+            entry.retain(|key, _| !key.starts_with("x-") || key == "x-cluster-spec");
+        }
+        let external = entry.get("external").cloned().filter(|external| external.as_bool() != Some(false));
+        let Some(external) = external else {
+            entry.remove("external");
             if let Some(Value::String(file)) = entry.get_mut("file") {
                 *file = self.absolute(file);
             }
@@ -72,12 +77,8 @@ impl Writer<'_> {
             }
             return;
         };
-        if external.as_bool() == Some(false) {
-            entry.remove("external");
-            return;
-        }
         entry.insert("external".into(), Value::Bool(true));
-        let inner = external.get("name").cloned();
+        let inner = external.get("name").filter(|name| *name != "").cloned();
         let real = inner.or_else(|| entry.get("name").cloned()).unwrap_or_else(|| name.into());
         entry.insert("name".into(), real);
     }
@@ -98,6 +99,13 @@ impl Writer<'_> {
             };
             let value = self.value(inner, &field.shape)?;
             let value = if name == "depends_on" { names_only(value) } else { value };
+            // Docker's client reads it and forgets it.
+            let is_forgotten = name == "oom_score_adj" && self.reader.version != keys::MODERN;
+            let is_empty = name == "build" && inner.text() == Some("");
+            if is_forgotten || is_empty {
+                continue;
+            }
+            let value = if name == "discrete_resource_spec" { with_defaults(value) } else { value };
             if says_something(name, &value) {
                 object.insert(name.to_owned(), value);
             }
@@ -115,7 +123,9 @@ impl Writer<'_> {
             (Shape::Text | Shape::TextOrNumber | Shape::TextOrNull | Shape::Word(..), Some(text)) => {
                 Value::String(text.into())
             }
-            (Shape::Device | Shape::Expose | Shape::EnvFile, Some(text)) => Value::String(text.into()),
+            (Shape::Device | Shape::Expose | Shape::WholeOrText, Some(text)) => Value::String(text.into()),
+            (Shape::EnvFile, Some(text)) => Value::Array(vec![Value::String(text.into())]),
+            (Shape::EnvFile, None) => plain(node),
             (Shape::Ulimit, Some("0")) => Value::Object(Map::new()),
             (Shape::Whole | Shape::Natural | Shape::Ulimit | Shape::Real, Some(text)) => number(text),
             (Shape::Count, Some(text)) => number(text.split_once('.').map_or(text, |(whole, _)| whole)),
@@ -167,8 +177,10 @@ impl Writer<'_> {
             }
             (Shape::Files, _) => {
                 let file = |item: &Node| match item.text() {
+                    Some("") => Ok(serde_json::json!({})),
                     Some(source) => Ok(serde_json::json!({"source": source})),
-                    None => Ok(Value::Object(self.object(item, FILE)?)),
+                    None if self.reader.version == keys::MODERN => Ok(Value::Object(self.object(item, FILE)?)),
+                    None => Ok(Value::Object(self.known(item, FILE)?)),
                 };
                 Value::Array(node.items().iter().map(file).collect::<Result<_, ComposeError>>()?)
             }
@@ -261,6 +273,14 @@ impl Writer<'_> {
     }
 }
 
+/// Docker's client shows what a resource says nothing about, too.
+fn with_defaults(value: Value) -> Value {
+    let Value::Object(mut resource) = value else { return value };
+    resource.entry("kind").or_insert_with(|| "".into());
+    resource.entry("value").or_insert_with(|| 0.into());
+    Value::Object(resource)
+}
+
 /// Sizes and segments of a cluster volume, as Docker's client prints them.
 fn cluster_volume(spec: &mut Map<String, Value>) {
     if let Some(Value::Object(range)) = spec.get_mut("capacity_range") {
@@ -311,6 +331,7 @@ fn says_something(key: &str, value: &Value) -> bool {
         "tmpfs",
         "services",
         "external",
+        "x-cluster-spec",
     ];
     match value {
         Value::Null => false,
@@ -380,5 +401,9 @@ fn hosts(node: &Node) -> Value {
     mapped.sort();
     let listed = node.items().iter().filter_map(Node::text);
     let listed = listed.filter_map(|text| text.split_once('=').or_else(|| text.split_once(':')));
-    strings(listed.map(|(host, address)| format!("{host}:{address}")).chain(mapped))
+    let bare = |address: &str| {
+        let inside = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        inside.unwrap_or(address).to_owned()
+    };
+    strings(listed.map(|(host, address)| format!("{host}:{}", bare(address))).chain(mapped))
 }

@@ -63,6 +63,8 @@ pub(super) enum Shape {
     /// A text; the Compose specification has mappings, too.
     Device,
     Expose,
+    /// A whole number or a text.
+    WholeOrText,
     Ports,
     Volumes,
     /// A text that is given to the shell, or a list.
@@ -234,11 +236,11 @@ const BUILD: &[Field] = &[
     field("context", 0, Text),
     field("dockerfile", 0, Text),
     field("args", 0, Pairs),
-    field("cache_from", 2, Texts),
+    field("cache_from", 2, Set(&Text)),
     field("labels", 3, Labels),
     field("network", 4, Text),
     field("target", 4, Text),
-    field("shm_size", 5, Expose),
+    field("shm_size", 5, Shape::WholeOrText),
     field("extra_hosts", 9, Hosts),
     field("additional_contexts", MODERN, Shape::Anything),
     field("cache_to", MODERN, Shape::Anything),
@@ -352,7 +354,7 @@ const BIND: &[Field] = &[
 ];
 const TMPFS: &[Field] = &[field("size", 6, Natural), field("mode", MODERN, Count)];
 const VOLUME_OPTIONS: &[Field] =
-    &[field("nocopy", 2, Flag), field("labels", MODERN, Labels), field("subpath", MODERN, Text)];
+    &[field("nocopy", 2, Flag), field("labels", MODERN, Labels), field("subpath", 2, Text)];
 
 const NETWORK: &[Field] = &[
     field("attachable", 2, Flag),
@@ -383,7 +385,27 @@ const VOLUME: &[Field] = &[
     field("external", 0, Shape::External(false)),
     field("labels", 0, Labels),
     field("name", 4, Text),
+    field("x-cluster-spec", 7, Open(CLUSTER_VOLUME)),
 ];
+const CLUSTER_VOLUME: &[Field] = &[
+    field("access_mode", 7, Open(ACCESS_MODE)),
+    field("accessibility_requirements", 7, Open(ACCESSIBILITY)),
+    field("availability", 7, Text),
+    field("capacity_range", 7, Open(CAPACITY)),
+    field("group", 7, Text),
+    field("secrets", 7, Shape::Anything),
+];
+const ACCESS_MODE: &[Field] = &[
+    field("block_volume", 7, Open(&[])),
+    field("mount_volume", 7, Open(MOUNT_VOLUME)),
+    field("scope", 7, Text),
+    field("sharing", 7, Text),
+];
+const MOUNT_VOLUME: &[Field] = &[field("fs_type", 7, Text), field("mount_flags", 7, List(&Text))];
+const ACCESSIBILITY: &[Field] =
+    &[field("preferred", 7, List(&Open(TOPOLOGY))), field("requisite", 7, List(&Open(TOPOLOGY)))];
+const TOPOLOGY: &[Field] = &[field("segments", 7, Labels)];
+const CAPACITY: &[Field] = &[field("limit_bytes", 7, Text), field("required_bytes", 7, Text)];
 const SECRET: &[Field] = &[
     field("driver", 8, Text),
     field("driver_opts", 8, Options(false)),

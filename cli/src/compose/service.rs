@@ -171,13 +171,20 @@ fn env_files(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<(String
         let absolute = if file.starts_with('/') { file.clone() } else { mount::join(reader.around.dir, &file) };
         let lines = match (reader.around.read)(&absolute) {
             Err(_) if !required => continue,
-            content => content.and_then(|text| key_value::env_file(&text)),
+            Err(reason) if reason == "is a directory" => {
+                Err(format!("invalid env file ({absolute}): read {absolute}: {reason}"))
+            }
+            Err(reason) => Err(format!("open {absolute}: {reason}")),
+            Ok(text) => key_value::env_file(&text).map_err(|reason| format!("invalid env file ({absolute}): {reason}")),
         };
-        let lines = lines.map_err(|reason| reader.error(item, format!("{path}: open {absolute}: {reason}")))?;
-        all.extend(lines.into_iter().map(|line| match line.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (line, None),
-        }));
+        let lines = lines.map_err(|reason| reader.error(item, format!("{path}: {reason}")))?;
+        for line in lines {
+            match line.split_once('=') {
+                Some((name, value)) => all.push((name.to_owned(), Some(value.to_owned()))),
+                // A name alone is the shell's variable, when that has it.
+                None => all.extend((reader.around.variable)(&line).map(|value| (line, Some(value)))),
+            }
+        }
     }
     Ok(all)
 }

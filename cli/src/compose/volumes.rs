@@ -101,7 +101,8 @@ fn has_drive(path: &str) -> bool {
 
 /// A path of the host, absolute: relative ones start from the file's folder, `~` is the home of whoever deploys.
 pub(super) fn host_path(around: &Surroundings<'_>, path: &str) -> String {
-    if path.starts_with('/') || has_drive(path) || path.is_empty() {
+    let is_absolute = path.starts_with('/') || has_drive(path) && path.chars().nth(2).is_none_or(|c| "\\/".contains(c));
+    if is_absolute || path.is_empty() {
         return path.to_owned();
     }
     match (path.strip_prefix('~'), (around.variable)("HOME")) {

@@ -184,6 +184,21 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 }
 
+/// How the parser's complaints begin, and what Docker's client says then.
+const IN_GO: &[(&str, &str)] = &[
+    ("unexpected character: `@'", "found character that cannot start any token"),
+    ("unexpected character: ``'", "found character that cannot start any token"),
+    ("unexpected character: `%'", "found character that cannot start any token"),
+    ("simple key expected ':'", "could not find expected ':'"),
+    ("unclosed bracket '['", "did not find expected ',' or ']'"),
+    ("unclosed bracket '{'", "did not find expected ',' or '}'"),
+    ("unexpected EOF while parsing an implicit flow mapping", "did not find expected node content"),
+    ("invalid indentation in multiline quoted scalar", "found unexpected end of stream"),
+    ("non-finite float `.nan`", "json: unsupported value: NaN"),
+    ("non-finite float `.inf`", "json: unsupported value: +Inf"),
+    ("non-finite float `-.inf`", "json: unsupported value: -Inf"),
+];
+
 struct Reader<'a> {
     text: &'a str,
     file: usize,
@@ -236,6 +251,8 @@ impl Reader<'_> {
         match (self.tag(place), self.plain(place)) {
             ("!!int" | "!!float" | "!!bool", _) => resolve(read),
             ("", Some(plain)) => resolve(plain),
+            // Under a tag of the user's a word is what it looks like.
+            (tag, Some(plain)) if !tag.starts_with("!!") => Some((ScalarKind::Text, plain.to_owned())),
             _ => Some((ScalarKind::Text, read.to_owned())),
         }
     }
@@ -244,10 +261,11 @@ impl Reader<'_> {
     fn in_go_words(&self, said: &str, place: Place) -> String {
         if let Some(key) = said.strip_prefix("duplicate mapping key: ").and_then(|rest| rest.split([',', ' ']).next()) {
             let before = self.text.get(..place.offset).unwrap_or_default();
-            let names = |line: &str| {
-                let written = line.trim_start_matches([' ', '-', '{', '?']).trim_start_matches(['"', '\'']);
-                written.strip_prefix(key).is_some_and(|rest| rest.trim_start_matches(['"', '\'', ' ']).starts_with(':'))
+            let is_key = |(at, _): (usize, &str), line: &str| {
+                let follows = line[at + key.len()..].trim_start_matches(['"', '\'', ' ']).starts_with(':');
+                follows && line[..at].chars().next_back().is_none_or(|c| " -{?,\"'".contains(c))
             };
+            let names = |line: &str| line.match_indices(key).any(|found| is_key(found, line));
             let line = before.lines().enumerate().filter(|(_, line)| names(line)).last();
             let first = line.map_or_else(|| before.lines().count(), |(at, _)| at + 1);
             return format!("mapping key {key:?} already defined at line {first}");
@@ -255,20 +273,21 @@ impl Reader<'_> {
         if said.starts_with("tabs disallowed") {
             return format!("found character that cannot start any token: {said}");
         }
+        let anchor = || -> String {
+            let rest = self.text.get(place.offset..).unwrap_or_default().trim_start_matches('*');
+            rest.chars().take_while(|c| !c.is_whitespace() && !",]}".contains(*c)).collect()
+        };
         if said.contains("unknown anchor") {
-            let rest = self.text.get(place.offset..).unwrap_or_default();
-            let name: String = rest
-                .trim_start_matches('*')
-                .chars()
-                .take_while(|c| !c.is_whitespace() && !",]}".contains(*c))
-                .collect();
-            return format!("unknown anchor '{name}' referenced");
+            return format!("unknown anchor '{}' referenced", anchor());
         }
         if said.starts_with("unexpected character: `\\u{") {
             return format!("control characters are not allowed: {said}");
         }
         if said.contains("recursive references") {
-            return "an anchor's value contains itself".into();
+            return format!("anchor '{}' value contains itself", anchor());
+        }
+        if let Some((_, words)) = IN_GO.iter().find(|(ours, _)| said.starts_with(ours)) {
+            return format!("{words}: {said}");
         }
         if said.contains("merge value must be") {
             return "map merge requires map or sequence of maps as the value".into();

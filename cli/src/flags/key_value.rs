@@ -28,8 +28,16 @@ pub(crate) fn env_file(text: &str) -> Result<Vec<String>, Refusal> {
     lines
         .map(|(at, line)| (at, line.trim_start()))
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
-        .map(|(at, line)| variable(line).map_err(|refusal| format!("line {}: {refusal}", at + 1)))
+        .map(|(at, line)| variable(line).map_err(|refusal| format!("{} (line {}: {refusal})", in_docker(line), at + 1)))
         .collect()
+}
+
+/// What Docker's client says of such a line.
+fn in_docker(line: &str) -> String {
+    match line.split('=').next().unwrap_or_default() {
+        "" => format!("no variable name on line '{line}'"),
+        name => format!("variable '{name}' contains whitespaces"),
+    }
 }
 
 /// Later values win; a bare name takes the value from `environment` and is dropped when it has none there.
@@ -69,8 +77,8 @@ mod tests {
     #[test]
     fn env_files() {
         assert_eq!(env_file("# c\n\n A=x y\nB\n"), Ok(vec!["A=x y".into(), "B".into()]));
-        assert!(env_file("ok=1\n=x").unwrap_err().starts_with("line 2"));
-        assert!(env_file("a b=c").is_err());
+        assert!(env_file("ok=1\n=x").unwrap_err().contains("line 2"));
+        assert!(env_file("a b=c").unwrap_err().starts_with("variable 'a b' contains whitespaces"));
     }
 
     #[test]

@@ -7,7 +7,12 @@ pub(crate) fn bytes(text: &str) -> Result<u64, Refusal> {
     const FORMS: &str = "expected a size such as 512k, 50M or 1.5g (units b, k, m, g, t)";
     let refusal = || format!("invalid size: '{text}': {FORMS}");
     let digits = text.rfind(|c: char| c.is_ascii_digit() || ". ".contains(c)).map_or(0, |at| at + 1);
-    let amount: f64 = text[..digits].strip_suffix(' ').unwrap_or(&text[..digits]).parse().map_err(|_| refusal())?;
+    if digits == 0 {
+        return Err(refusal());
+    }
+    let number = text[..digits].strip_suffix(' ').unwrap_or(&text[..digits]);
+    let no_number = || format!("strconv.ParseFloat: parsing {number:?}: invalid syntax: {FORMS}");
+    let amount: f64 = without_separators(number).and_then(|n| n.parse().ok()).ok_or_else(no_number)?;
     let shift = match text[digits..].to_lowercase().as_str() {
         "" | "b" => 0,
         "k" | "kb" | "kib" => 10,
@@ -40,10 +45,21 @@ pub(crate) fn nano_cpus(text: &str) -> Result<u64, Refusal> {
     to_whole((cpus * 1e9).round()).ok_or_else(refusal)
 }
 
+/// What does not fit into Docker's signed numbers.
+const TOO_MANY: f64 = 9_223_372_036_854_775_808.0;
+
+/// `1_000` is 1000.
+fn without_separators(number: &str) -> Option<String> {
+    let is_digit = |c: char| c.is_ascii_digit();
+    let well_placed = number.split('_').skip(1).all(|part| part.starts_with(is_digit))
+        && number.rsplit('_').skip(1).all(|part| part.ends_with(is_digit));
+    well_placed.then(|| number.replace('_', ""))
+}
+
 fn to_whole(amount: f64) -> Option<u64> {
     // Bounds are checked first, so that the cast is exact.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    (amount.is_finite() && (0.0..9.0e18).contains(&amount)).then_some(amount as u64)
+    (amount.is_finite() && (0.0..TOO_MANY).contains(&amount)).then_some(amount as u64)
 }
 
 /// `1.2MB`: decimal, three significant digits, as `image ls` shows it.
@@ -76,11 +92,11 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expected) in [("50M", 50 << 20), ("1.5g", 3 << 29), ("128", 128), ("64kb", 65536), ("1GiB", 1 << 30)]
+        for (text, expected) in [("50M", 50 << 20), ("1.5g", 3 << 29), ("128", 128), ("64kb", 65536), ("1GiB", 1 << 30), ("1_000", 1000)]
         {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }
-        for text in ["", "M", "5x", "-1", "1..2"] {
+        for text in ["", "M", "5x", "-1", "1..2", "_1", "1_", "1__0", "9223372036854775808"] {
             assert!(bytes(text).is_err(), "{text}");
         }
         assert_eq!([human(0), human(999), human(225_300_000), human(1_240_000)], ["0B", "999B", "225MB", "1.24MB"]);

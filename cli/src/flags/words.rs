@@ -1,4 +1,5 @@
-//! A command line as one text, cut into words the way a shell does (quotes, backslashes and comments, nothing else).
+//! A command line as one text, cut into words the way Docker's client does: quotes, backslashes and
+//! comments, nothing else. Within double quotes, too, a backslash stands for what follows it.
 
 use super::Refusal;
 
@@ -10,7 +11,10 @@ pub(crate) fn split(text: &str) -> Result<Vec<String>, Refusal> {
         match c {
             '\'' => word.get_or_insert_default().push_str(&until(&mut chars, '\'')?),
             '"' => word.get_or_insert_default().push_str(&until(&mut chars, '"')?),
-            '\\' => word.get_or_insert_default().extend(chars.next()),
+            '\\' => match chars.next() {
+                Some(escaped) => word.get_or_insert_default().push(escaped),
+                None => return Err("EOF found after escape character: write \\\\ for a backslash at the end".into()),
+            },
             c if c.is_whitespace() => words.extend(word.take()),
             '#' if word.is_none() => {
                 chars.by_ref().find(|c| *c == '\n');
@@ -28,8 +32,7 @@ fn until(chars: &mut std::str::Chars<'_>, quote: char) -> Result<String, Refusal
         match c {
             c if c == quote => return Ok(out),
             '\\' if quote == '"' => match chars.next() {
-                Some(escaped @ ('"' | '\\' | '$' | '`')) => out.push(escaped),
-                Some(other) => out.extend(['\\', other]),
+                Some(escaped) => out.push(escaped),
                 None => break,
             },
             c => out.push(c),
@@ -48,12 +51,12 @@ mod tests {
             ("a b  c", vec!["a", "b", "c"]),
             ("sh -c 'echo \"x\" y'", vec!["sh", "-c", "echo \"x\" y"]),
             ("\"a b\"c \\ d ''", vec!["a bc", " d", ""]),
-            ("\"q\\\"w\\n\"", vec!["q\"w\\n"]),
+            ("\"q\\\"w\\n\"", vec!["q\"wn"]),
             ("", vec![]),
             ("a#b # c\nd", vec!["a#b", "d"]),
         ] {
             assert_eq!(split(text), Ok(expected.into_iter().map(String::from).collect()), "{text}");
         }
-        assert!(split("'a").is_err());
+        assert!(split("'a").is_err() && split("a\\").is_err());
     }
 }
