@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::filter::FilterSet,
+    flags::{filter::FilterSet, quantity},
     inspect,
     render::{ports, time},
 };
@@ -79,7 +79,7 @@ pub(crate) struct RenameArgs {
 #[derive(Debug, Args)]
 pub(crate) struct Named {
     #[arg(required = true, value_name = "CONTAINER")]
-    containers: Vec<String>,
+    pub(super) containers: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -109,7 +109,7 @@ pub(crate) struct InspectContainerArgs {
     containers: Vec<String>,
 }
 
-fn named(reference: &str) -> wire::ContainerReference {
+pub(super) fn named(reference: &str) -> wire::ContainerReference {
     wire::ContainerReference { reference: reference.into() }
 }
 
@@ -242,24 +242,29 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
     if !args.force && !confirmed("This will remove all stopped containers.")? {
         return Ok(());
     }
-    let containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
-    let stopped = containers.into_iter().filter(|container| {
+    let usage = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
+    let containers = usage.into_iter().filter_map(|usage| Some((usage.container?, usage.size_bytes)));
+    let stopped = containers.filter(|(container, _)| {
         container.one_off
             && matches!(container.state.as_str(), "created" | "exited")
             && until.is_none_or(|until| container.created_at_ms < until)
             && filters.labels("label", &container.labels)
     });
     let mut header = "Deleted Containers:\n";
-    for container in stopped {
+    let mut freed_bytes = 0;
+    for (container, size_bytes) in stopped {
         remove_one(&mut worker, &container.container_id, false, false).await?;
         println!("{header}{}", container.container_id);
         header = "";
+        freed_bytes += size_bytes;
     }
+    let gap = if header.is_empty() { "\n" } else { "" };
+    println!("{gap}Total reclaimed space: {}", quantity::human(freed_bytes));
     Ok(())
 }
 
 /// Whether the user says yes to what is about to go.
-pub(super) fn confirmed(warning: &str) -> anyhow::Result<bool> {
+pub(crate) fn confirmed(warning: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(anyhow!("{warning} Nobody can be asked whether that is meant: add --force"));
     }

@@ -1,17 +1,18 @@
-//! `orch network …`.
+//! `orch network …`: networks of the cluster (driver overlay) and of this node (driver bridge), as if they were one.
 
-use clap::{Args, Subcommand};
-use ipnetwork::IpNetwork;
-use orch_model::{
-    Annotations, Kind,
-    network::{DRIVER_OVERLAY, IpamConfig, Network, NetworkSpec},
-};
-use orch_proto::{conv::ToProto, paths::Paths, wire};
+mod create;
+mod member;
+mod prune;
+
+use clap::Subcommand;
+use orch_model::{Annotations, Kind, network::Network};
+use orch_proto::{paths::Paths, wire};
+use serde_json::Value;
 
 use super::{ListFlags, for_each, print_inspected, warn};
 use crate::{
-    api::Api,
-    flags::key_value,
+    api::{Api, explain, worker},
+    flags::filter::FilterSet,
     inspect,
     render::{
         listing::{Listing, Row, row},
@@ -19,10 +20,15 @@ use crate::{
     },
 };
 
+pub(crate) use member::NetworkFlags;
+
+/// Networks of one node.
+const DRIVER_BRIDGE: &str = "bridge";
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum NetworkCommand {
     /// Create a network
-    Create(CreateArgs),
+    Create(create::CreateArgs),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(ListFlags),
@@ -37,44 +43,18 @@ pub(crate) enum NetworkCommand {
     /// Remove one or more networks
     #[command(visible_alias = "remove")]
     Rm {
+        /// Do not error if the network does not exist
+        #[arg(short, long)]
+        force: bool,
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CreateArgs {
-    /// Driver to manage the network
-    #[arg(short, long, default_value = DRIVER_OVERLAY, value_parser = driver)]
-    driver: String,
-    /// Enable manual container attachment
-    #[arg(long)]
-    attachable: bool,
-    /// Restrict external access to the network
-    #[arg(long)]
-    internal: bool,
-    /// Create the network that published ports arrive on
-    #[arg(long)]
-    ingress: bool,
-    /// Enable IPv6 address assignment
-    #[arg(long)]
-    ipv6: bool,
-    /// Subnet in CIDR format that represents a network segment
-    #[arg(long, value_name = "CIDR")]
-    subnet: Vec<IpNetwork>,
-    /// Allocate container addresses from a sub-range
-    #[arg(long, value_name = "CIDR")]
-    ip_range: Vec<IpNetwork>,
-    /// Gateway for the subnet
-    #[arg(long, value_name = "ADDRESS")]
-    gateway: Vec<std::net::IpAddr>,
-    /// Set metadata on a network
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
-    label: Vec<(String, String)>,
-    /// Set driver specific options
-    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
-    opt: Vec<(String, String)>,
-    network: String,
+    /// Remove all unused networks
+    Prune(prune::PruneArgs),
+    /// Connect a container of this node to a network
+    Connect(member::ConnectArgs),
+    /// Disconnect a container of this node from a network
+    Disconnect(member::DisconnectArgs),
 }
 
 const NETWORKS: Listing<'static> = Listing {
@@ -94,105 +74,189 @@ const NETWORKS: Listing<'static> = Listing {
 
 pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Result<()> {
     match command {
-        NetworkCommand::Create(args) => create(args, paths).await,
+        NetworkCommand::Create(args) => create::create(args, paths).await,
         NetworkCommand::Ls(flags) => list(&flags, paths).await,
         NetworkCommand::Inspect { format, networks } => {
-            let mut api = Api::connect(paths).await?;
+            let known = Known::read(paths).await?;
             let mut found = Vec::new();
             let outcome = for_each(&networks, async |reference| {
-                found.push(inspect::network(&*api.get::<Network>(reference).await?));
+                found.push(known.inspected(reference)?);
                 Ok(())
             })
             .await;
             print_inspected(found, format.as_deref())?;
             outcome
         }
-        NetworkCommand::Rm { networks } => {
-            let mut api = Api::connect(paths).await?;
+        NetworkCommand::Rm { force, networks } => {
+            let known = Known::read(paths).await?;
             for_each(&networks, async |reference| {
-                api.remove(Kind::Network, reference, false).await?;
-                println!("{reference}");
-                Ok(())
+                match remove(&known, reference, paths).await {
+                    Err(_) if force && known.find(reference).is_none() => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        println!("{reference}");
+                        Ok(())
+                    }
+                }
             })
             .await
+        }
+        NetworkCommand::Prune(args) => prune::prune(args, paths).await,
+        NetworkCommand::Connect(args) => member::connect(args, paths).await,
+        NetworkCommand::Disconnect(args) => member::disconnect(args, paths).await,
+    }
+}
+
+/// Every network that this node can see.
+struct Known {
+    /// Empty on a worker: managers are not asked from there.
+    of_cluster: Vec<std::sync::Arc<Network>>,
+    of_node: Vec<wire::LocalNetwork>,
+}
+
+/// One of them.
+enum Found<'a> {
+    OfCluster(&'a Network),
+    OfNode(&'a wire::LocalNetwork),
+}
+
+impl Known {
+    async fn read(paths: &Paths) -> anyhow::Result<Self> {
+        let mut worker = worker(paths).await;
+        let of_node = match &mut worker {
+            Ok(worker) => worker.list_networks(wire::Empty {}).await.map_err(explain)?.into_inner().networks,
+            Err(_) => Vec::new(),
+        };
+        let of_cluster = match Api::connect(paths).await {
+            Ok(mut api) => api.all::<Network>().await?,
+            // Docker's workers list their own networks only.
+            Err(_) if worker.is_ok() => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { of_cluster, of_node })
+    }
+
+    fn all(&self) -> impl Iterator<Item = Found<'_>> {
+        let of_cluster = self.of_cluster.iter().map(|network| Found::OfCluster(network));
+        of_cluster.chain(self.of_node.iter().map(Found::OfNode))
+    }
+
+    /// Names before ids, ids before their beginnings.
+    fn find(&self, reference: &str) -> Option<Found<'_>> {
+        let mut starts = self.all().filter(|network| network.id().starts_with(reference));
+        let start = starts.next().filter(|_| starts.next().is_none());
+        self.all().find(|n| n.name() == reference).or_else(|| self.all().find(|n| n.id() == reference)).or(start)
+    }
+
+    fn inspected(&self, reference: &str) -> anyhow::Result<Value> {
+        match self.find(reference) {
+            Some(Found::OfCluster(network)) => Ok(inspect::network(network)),
+            Some(Found::OfNode(network)) => Ok(inspect::local_network(network)),
+            None => Err(not_found(reference)),
         }
     }
 }
 
-async fn create(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
-    let ipam = ipam(&args).map_err(anyhow::Error::msg)?;
-    let spec = NetworkSpec {
-        annotations: Annotations { name: args.network, labels: key_value::map(&args.label) },
-        driver: args.driver,
-        driver_options: key_value::map(&args.opt),
-        ipam,
-        internal: args.internal,
-        attachable: args.attachable,
-        ingress: args.ingress,
-        ipv6: args.ipv6,
-    };
-    let mut api = Api::connect(paths).await?;
-    let (network, warnings) = api.create::<Network>(wire::spec::Spec::Network(spec.to_proto())).await?;
-    warn(&warnings);
-    println!("{}", network.id);
-    Ok(())
+impl Found<'_> {
+    fn id(&self) -> &str {
+        match self {
+            Self::OfCluster(network) => network.id.as_str(),
+            Self::OfNode(network) => &network.id,
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::OfCluster(network) => &network.spec.annotations.name,
+            Self::OfNode(network) => &network.name,
+        }
+    }
+
+    fn driver(&self) -> &str {
+        match self {
+            Self::OfCluster(network) => &network.spec.driver,
+            Self::OfNode(network) => &network.driver,
+        }
+    }
+
+    fn scope(&self) -> &'static str {
+        match self {
+            Self::OfCluster(_) => "swarm",
+            Self::OfNode(_) => "local",
+        }
+    }
+
+    fn is_builtin(&self) -> bool {
+        match self {
+            Self::OfCluster(network) => network.spec.ingress,
+            Self::OfNode(network) => network.predefined,
+        }
+    }
+
+    fn annotations(&self) -> Annotations {
+        match self {
+            Self::OfCluster(network) => network.spec.annotations.clone(),
+            Self::OfNode(network) => Annotations { name: network.name.clone(), labels: network.labels.clone() },
+        }
+    }
+
+    fn matches(&self, filters: &FilterSet) -> bool {
+        let Annotations { name, labels } = self.annotations();
+        let kind = if self.is_builtin() { "builtin" } else { "custom" };
+        filters.any("id", |id| self.id().starts_with(id))
+            && filters.any("name", |part| name.contains(part))
+            && filters.any("driver", |driver| self.driver() == driver)
+            && filters.any("scope", |scope| scope == self.scope())
+            && filters.any("type", |wanted| kind == wanted)
+            && filters.labels("label", &labels)
+    }
+
+    fn row(&self, no_trunc: bool) -> Row {
+        let (id, Annotations { name, labels }) = (self.id(), self.annotations());
+        let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let (ipv6, internal, created) = match self {
+            Self::OfCluster(network) => (network.spec.ipv6, network.spec.internal, network.meta.created_at),
+            Self::OfNode(network) => {
+                (false, network.internal, orch_model::Timestamp::from_unix_ms(network.created_at_ms))
+            }
+        };
+        row([
+            ("ID", if no_trunc { id } else { short_id(id) }.into()),
+            ("Name", name.as_str().into()),
+            ("Driver", self.driver().into()),
+            ("Scope", self.scope().into()),
+            ("IPv6", ipv6.to_string().into()),
+            ("Internal", internal.to_string().into()),
+            ("Labels", labels.join(",").into()),
+            ("CreatedAt", time::go_style(created).into()),
+        ])
+    }
 }
 
-/// Ranges and gateways belong to the subnet that contains them.
-fn ipam(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
-    let mut configs: Vec<IpamConfig> =
-        args.subnet.iter().map(|subnet| IpamConfig { subnet: *subnet, range: None, gateway: None }).collect();
-    for range in &args.ip_range {
-        let config = configs.iter_mut().find(|c| c.subnet.contains(range.ip()));
-        config.ok_or_else(|| format!("--ip-range {range} is in no --subnet that was given"))?.range = Some(*range);
+fn not_found(reference: &str) -> anyhow::Error {
+    anyhow::anyhow!("network {reference} not found")
+}
+
+async fn remove(known: &Known, reference: &str, paths: &Paths) -> anyhow::Result<()> {
+    match known.find(reference) {
+        Some(Found::OfNode(network)) => {
+            let reference = if network.predefined { network.name.clone() } else { network.id.clone() };
+            let request = wire::NetworkReference { reference };
+            worker(paths).await?.remove_network(request).await.map_err(explain)?;
+        }
+        // The manager says what is wrong with a reference that fits nothing.
+        Some(Found::OfCluster(_)) | None => {
+            Api::connect(paths).await?.remove(Kind::Network, reference, false).await?;
+        }
     }
-    for gateway in &args.gateway {
-        let config = configs.iter_mut().find(|c| c.subnet.contains(*gateway));
-        config.ok_or_else(|| format!("--gateway {gateway} is in no --subnet that was given"))?.gateway = Some(*gateway);
-    }
-    Ok(configs)
+    Ok(())
 }
 
 async fn list(flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> {
     let filters = flags.filters(&["id", "name", "driver", "label", "scope", "type"])?;
-    let mut api = Api::connect(paths).await?;
-    let mut networks = api.all::<Network>().await?;
-    networks.sort_by(|a, b| natural_order(&a.spec.annotations.name, &b.spec.annotations.name));
-    let rows: Vec<Row> = networks
-        .iter()
-        .filter(|network| {
-            let Annotations { name, labels } = &network.spec.annotations;
-            filters.any("id", |id| network.id.as_str().starts_with(id))
-                && filters.any("name", |part| name.contains(part))
-                && filters.any("driver", |driver| network.spec.driver == driver)
-                && filters.any("scope", |scope| scope == "swarm")
-                && filters.any("type", |kind| kind == if network.spec.ingress { "builtin" } else { "custom" })
-                && filters.labels("label", labels)
-        })
-        .map(|network| network_row(network, flags.no_trunc))
-        .collect();
+    let known = Known::read(paths).await?;
+    let mut networks: Vec<_> = known.all().filter(|network| network.matches(&filters)).collect();
+    networks.sort_by(|a, b| natural_order(a.name(), b.name()));
+    let rows: Vec<Row> = networks.iter().map(|network| network.row(flags.no_trunc)).collect();
     Ok(NETWORKS.print(&flags.shape(), &rows)?)
-}
-
-fn network_row(network: &Network, no_trunc: bool) -> Row {
-    let id = network.id.as_str();
-    let labels: Vec<String> = network.spec.annotations.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    row([
-        ("ID", if no_trunc { id } else { short_id(id) }.into()),
-        ("Name", network.spec.annotations.name.as_str().into()),
-        ("Driver", network.spec.driver.as_str().into()),
-        ("Scope", "swarm".into()),
-        ("IPv6", network.spec.ipv6.to_string().into()),
-        ("Internal", network.spec.internal.to_string().into()),
-        ("Labels", labels.join(",").into()),
-        ("CreatedAt", time::go_style(network.meta.created_at).into()),
-    ])
-}
-
-fn driver(text: &str) -> Result<String, String> {
-    if text == DRIVER_OVERLAY {
-        Ok(text.into())
-    } else {
-        Err("the networks of a cluster use the driver overlay".into())
-    }
 }

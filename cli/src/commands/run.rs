@@ -18,6 +18,7 @@ use super::{
     container_attach::{self, DetachKeys, Session},
     health::HealthFlags,
     image,
+    network::NetworkFlags,
     service::change,
 };
 use crate::{
@@ -70,16 +71,15 @@ pub(crate) struct CreateArgs {
     mount: Vec<Mount>,
     /// Mount a tmpfs directory
     #[arg(long, value_name = "PATH[:OPTIONS]", value_parser = tmpfs)]
-    tmpfs: Vec<Mount>,
+    tmpfs: Vec<Tmpfs>,
     /// Set environment variables
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = key_value::variable)]
     env: Vec<String>,
     /// Read in a file of environment variables
     #[arg(long, value_name = "FILE")]
     env_file: Vec<PathBuf>,
-    /// Connect a container to a network (bridge, none, host)
-    #[arg(long, visible_alias = "net", default_value = "")]
-    network: String,
+    #[command(flatten)]
+    networks: NetworkFlags,
     /// Restart policy to apply when a container exits (no, on-failure[:max], always, unless-stopped)
     #[arg(long, value_name = "POLICY", value_parser = restart, default_value = "no")]
     restart: Restart,
@@ -120,6 +120,42 @@ pub(crate) struct CreateArgs {
     /// Tune container pids limit (0: unlimited)
     #[arg(long, value_name = "N")]
     pids_limit: Option<u64>,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
+    shm_size: Option<u64>,
+    /// Memory soft limit
+    #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
+    memory_reservation: Option<u64>,
+    /// Swap limit equal to memory plus swap: -1 to enable unlimited swap
+    #[arg(long, value_name = "BYTES", value_parser = swap, allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+    /// CPU shares (relative weight)
+    #[arg(short = 'c', long, value_name = "N")]
+    cpu_shares: Option<u64>,
+    /// CPUs in which to allow execution (0-3, 0,1)
+    #[arg(long, value_name = "CPUS", default_value = "")]
+    cpuset_cpus: String,
+    /// MEMs in which to allow execution (0-3, 0,1)
+    #[arg(long, value_name = "MEMS", default_value = "")]
+    cpuset_mems: String,
+    /// Tune host's OOM preferences (-1000 to 1000)
+    #[arg(long, value_name = "SCORE", value_parser = crate::flags::linux::oom_score, allow_hyphen_values = true, default_value = "0")]
+    oom_score_adj: i32,
+    /// Security options (no-new-privileges, seccomp=unconfined, apparmor=PROFILE, systempaths=unconfined)
+    #[arg(long, value_name = "OPTION")]
+    security_opt: Vec<String>,
+    /// PID namespace to use (host, container:NAME)
+    #[arg(long, value_name = "MODE", default_value = "")]
+    pid: String,
+    /// IPC mode to use (private, host, container:NAME)
+    #[arg(long, value_name = "MODE", default_value = "")]
+    ipc: String,
+    /// UTS namespace to use (host)
+    #[arg(long, value_name = "MODE", default_value = "")]
+    uts: String,
+    /// User namespace to use (host: not remapped)
+    #[arg(long, value_name = "MODE", default_value = "")]
+    userns: String,
     /// Run an init inside the container that forwards signals and reaps processes
     #[arg(long)]
     init: bool,
@@ -185,7 +221,14 @@ pub(crate) struct CreateArgs {
 struct Words(Vec<String>);
 
 #[derive(Debug, Clone)]
-struct Restart(wire::LocalRestart);
+pub(super) struct Restart(pub(super) wire::LocalRestart);
+
+/// A mount and the options as they were written.
+#[derive(Debug, Clone)]
+struct Tmpfs {
+    mount: Mount,
+    options: String,
+}
 
 /// Ends with the container's own code, or with 125 to 127 as Docker's client does.
 pub(crate) async fn run(args: RunArgs, paths: &Paths) -> anyhow::Result<ExitCode> {
@@ -317,16 +360,38 @@ fn request(args: &CreateArgs) -> anyhow::Result<wire::CreateContainerRequest> {
         port.publish_mode = PublishMode::Host;
         port
     });
+    let (network, networks) = args.networks.chosen()?;
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
         spec: Some(task_spec(args)?.to_proto()),
         ports: ports.collect::<Vec<_>>().to_proto(),
         publish_all: args.publish_all,
-        network: args.network.clone(),
+        network,
+        networks,
         restart: Some(args.restart.0.clone()),
         auto_remove: args.rm,
+        options: Some(local_options(args)),
         ..Default::default()
     })
+}
+
+fn local_options(args: &CreateArgs) -> wire::LocalOptions {
+    wire::LocalOptions {
+        shm_bytes: args.shm_size.unwrap_or(0),
+        security: args.security_opt.clone(),
+        pid_mode: args.pid.clone(),
+        ipc_mode: args.ipc.clone(),
+        userns_mode: args.userns.clone(),
+        uts_mode: args.uts.clone(),
+        tmpfs: args.tmpfs.iter().map(|tmpfs| (tmpfs.mount.target.clone(), tmpfs.options.clone())).collect(),
+        limits: Some(wire::LocalLimits {
+            cpu_shares: args.cpu_shares.unwrap_or(0),
+            cpuset_cpus: args.cpuset_cpus.clone(),
+            cpuset_mems: args.cpuset_mems.clone(),
+            memory_swap_bytes: args.memory_swap.unwrap_or(0),
+            memory_reservation_bytes: args.memory_reservation.unwrap_or(0),
+        }),
+    }
 }
 
 fn task_spec(args: &CreateArgs) -> anyhow::Result<TaskSpec> {
@@ -377,6 +442,7 @@ fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
         sysctls: args.sysctl.iter().cloned().collect(),
         ulimits: args.ulimit.clone(),
         devices: args.device.clone(),
+        oom_score_adj: args.oom_score_adj,
         ..ContainerSpec::default()
     })
 }
@@ -403,7 +469,7 @@ fn mounts(args: &CreateArgs) -> anyhow::Result<Vec<Mount>> {
         }
         mounts.push(mount);
     }
-    mounts.extend(args.mount.iter().chain(&args.tmpfs).cloned());
+    mounts.extend(args.mount.iter().chain(args.tmpfs.iter().map(|tmpfs| &tmpfs.mount)).cloned());
     Ok(mounts)
 }
 
@@ -452,7 +518,7 @@ fn published(text: &str) -> Result<port::PortList, String> {
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() { Err("expected KEY or KEY=VALUE".into()) } else { Ok((key.into(), value.into())) }
 }
@@ -465,7 +531,7 @@ fn entrypoint(text: &str) -> Result<Words, String> {
     words::split(text).map(Words)
 }
 
-fn restart(text: &str) -> Result<Restart, String> {
+pub(super) fn restart(text: &str) -> Result<Restart, String> {
     let (condition, retries) = text.split_once(':').unwrap_or((text, "0"));
     let form = "expected no, on-failure[:max-retries], always or unless-stopped";
     let max_retries = retries.parse().map_err(|_| form.to_owned())?;
@@ -476,20 +542,32 @@ fn restart(text: &str) -> Result<Restart, String> {
     Ok(Restart(wire::LocalRestart { condition: condition.into(), max_retries }))
 }
 
-fn tmpfs(text: &str) -> Result<Mount, String> {
+/// Docker's words; what they mean, the runtime knows.
+fn tmpfs(text: &str) -> Result<Tmpfs, String> {
+    const FLAGS: [&str; 12] =
+        ["ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "defaults", "noatime", "nodiratime", "relatime"];
     let (target, options) = text.split_once(':').unwrap_or((text, ""));
     let mut mount = mount::empty(MountKind::Tmpfs);
     mount.target = target.to_owned();
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("size", size)) => mount.tmpfs_size_bytes = quantity::bytes(size)?,
+            Some(("size", size)) => mount.tmpfs_size_bytes = if size.ends_with('%') { 0 } else { quantity::bytes(size)? },
             Some(("mode", mode)) => mount.tmpfs_mode = mount::octal(mode)?,
-            None if option == "ro" => mount.read_only = true,
-            None if matches!(option, "rw" | "noexec" | "nosuid" | "nodev") => {}
-            _ => return Err(format!("{option:?} is not one of size=BYTES, mode=MODE, ro, rw")),
+            Some(("uid" | "gid" | "nr_inodes" | "nr_blocks", number)) if number.parse::<u64>().is_ok() => {}
+            None if FLAGS.contains(&option) => mount.read_only |= option == "ro",
+            _ => return Err(format!("invalid tmpfs option {option:?}: size=BYTES, mode=MODE, uid=N, gid=N, ro, exec, suid, dev are known")),
         }
     }
-    mount::check(mount)
+    let options = options.to_owned();
+    Ok(Tmpfs { mount: mount::check(mount)?, options })
+}
+
+/// Bytes, or -1.
+pub(super) fn swap(text: &str) -> Result<i64, String> {
+    if text == "-1" {
+        return Ok(-1);
+    }
+    i64::try_from(quantity::bytes(text)?).map_err(|_| "that is more than there can be".to_owned())
 }
 
 #[cfg(test)]
@@ -526,7 +604,7 @@ mod tests {
         assert_eq!(policy("on-failure:3"), Ok(("on-failure".into(), 3)));
         assert_eq!(policy("unless-stopped"), Ok(("unless-stopped".into(), 0)));
         assert!(policy("always:3").is_err() && policy("often").is_err() && policy("on-failure:x").is_err());
-        let mount = tmpfs("/run:size=64m,mode=755").unwrap();
+        let mount = tmpfs("/run:size=64m,mode=755,exec").unwrap().mount;
         assert_eq!((mount.target.as_str(), mount.tmpfs_size_bytes, mount.tmpfs_mode), ("/run", 64 << 20, 0o755));
         assert!(tmpfs("/run:what").is_err() && tmpfs("run").is_err());
     }

@@ -267,6 +267,7 @@ fn ipam(reader: &Reader<'_>, node: Option<&Node>, path: &str) -> Result<Vec<Ipam
             subnet: reader.parsed(subnet, &format!("{path}.subnet"), cidr)?,
             range: item.get("ip_range").map(|n| reader.parsed(n, &path, cidr)).transpose()?,
             gateway: item.get("gateway").map(|n| reader.parsed(n, &path, address)).transpose()?,
+            aux: std::collections::BTreeMap::new(),
         });
     }
     Ok(configs)

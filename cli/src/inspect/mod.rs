@@ -10,7 +10,7 @@ mod service;
 mod state;
 
 pub(crate) use node::{availability_word, node, role_word, state_word};
-pub(crate) use objects::{config, image, network, secret, task, volume};
+pub(crate) use objects::{config, image, local_network, network, secret, task, volume};
 pub(crate) use service::{endpoint_mode, service, update_state_word};
 pub(crate) use state::local_container;
 

@@ -27,7 +27,7 @@ pub(crate) fn task(task: &Task) -> Value {
     };
     head(task.id.as_str(), &task.meta)
         .always("Name", task.name())
-        .always("Labels", json!(task.service_annotations.labels))
+        .always("Labels", json!(&task.service_annotations.labels))
         .always("Spec", task_spec(&task.spec))
         .always("ServiceID", task.service.as_str())
         .some("Slot", task.slot)
@@ -50,6 +50,43 @@ pub(crate) fn task(task: &Task) -> Value {
 
 fn word(state: TaskState) -> String {
     state.word().to_lowercase()
+}
+
+/// A network of this node alone, with who runs on it.
+pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
+    let ipam = |config: &wire::IpamConfig| {
+        Fields::default()
+            .always("Subnet", config.subnet.as_str())
+            .some("IPRange", config.range.clone())
+            .some("Gateway", config.gateway.clone())
+            .done()
+    };
+    let members = network.members.iter().map(|member| {
+        let address = member.addresses.first().cloned().unwrap_or_default();
+        let shown = json!({"Name": member.name, "EndpointID": "", "MacAddress": "", "IPv4Address": address, "IPv6Address": ""});
+        (member.container_id.clone(), shown)
+    });
+    Fields::default()
+        .always("Name", network.name.as_str())
+        .always("Id", network.id.as_str())
+        .always("Created", time::rfc3339(Timestamp::from_unix_ms(network.created_at_ms)))
+        .always("Scope", "local")
+        .always("Driver", network.driver.as_str())
+        .always("EnableIPv4", true)
+        .always("EnableIPv6", false)
+        .always(
+            "IPAM",
+            json!({"Driver": "default", "Options": null, "Config": network.ipam.iter().map(ipam).collect::<Value>()}),
+        )
+        .always("Internal", network.internal)
+        .always("Attachable", false)
+        .always("Ingress", false)
+        .always("ConfigFrom", json!({"Network": ""}))
+        .always("ConfigOnly", false)
+        .always("Containers", members.collect::<serde_json::Map<_, _>>())
+        .always("Options", json!(network.options))
+        .always("Labels", json!(network.labels))
+        .done()
 }
 
 pub(crate) fn network(network: &Network) -> Value {
@@ -142,7 +179,7 @@ pub(crate) fn volume(volume: &wire::Volume) -> Value {
         "Labels": volume.labels,
         "Mountpoint": volume.mountpoint,
         "Name": volume.name,
-        "Options": {},
+        "Options": volume.options,
         "Scope": "local",
     })
 }

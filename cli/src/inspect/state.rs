@@ -50,8 +50,8 @@ fn state(container: &wire::Container, details: &wire::ContainerDetails) -> Value
     };
     Fields::default()
         .always("Status", container.state.as_str())
-        .always("Running", is("running"))
-        .always("Paused", false)
+        .always("Running", is("running") || is("paused"))
+        .always("Paused", is("paused"))
         .always("Restarting", is("restarting"))
         .always("OOMKilled", details.oom_killed)
         .always("Dead", false)
@@ -82,7 +82,11 @@ fn health(report: &wire::HealthReport) -> Value {
 
 fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::ContainerDetails) -> Value {
     let restart = local.restart.clone().unwrap_or_default();
+    let options = local.options.clone().unwrap_or_default();
+    let limits = options.limits.clone().unwrap_or_default();
     let container = &spec.container;
+    let shared = |mode: &str, usual: &str| if mode.is_empty() { usual.to_owned() } else { mode.to_owned() };
+    let security: Vec<&String> = options.security.iter().collect();
     let binds: Vec<String> = details
         .mounts
         .iter()
@@ -110,6 +114,26 @@ fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::Co
         .always("Memory", spec.limits.memory_bytes)
         .always("NanoCpus", spec.limits.nano_cpus)
         .always("PidsLimit", spec.limits.pids)
+        .always("MemorySwap", match limits.memory_swap_bytes {
+            0 => i64::try_from(spec.limits.memory_bytes.saturating_mul(2)).unwrap_or(i64::MAX),
+            swap => swap,
+        })
+        .always("MemoryReservation", limits.memory_reservation_bytes)
+        .always("CpuShares", limits.cpu_shares)
+        .always("CpusetCpus", limits.cpuset_cpus.as_str())
+        .always("CpusetMems", limits.cpuset_mems.as_str())
+        .always("OomScoreAdj", container.oom_score_adj)
+        .always("ShmSize", if options.shm_bytes == 0 { 64 << 20 } else { options.shm_bytes })
+        .always("SecurityOpt", if security.is_empty() { Value::Null } else { json!(security) })
+        .always("PidMode", options.pid_mode.as_str())
+        .always("IpcMode", shared(&options.ipc_mode, "private"))
+        .always("UTSMode", options.uts_mode.as_str())
+        .always("UsernsMode", options.userns_mode.as_str())
+        .always("Tmpfs", if options.tmpfs.is_empty() { Value::Null } else { json!(options.tmpfs) })
+        .always("Devices", json!(container.devices))
+        .always("GroupAdd", json!(container.groups))
+        .always("Sysctls", json!(container.sysctls))
+        .always("Ulimits", container.ulimits.iter().map(|u| json!({"Name": u.name, "Soft": u.soft, "Hard": u.hard})).collect::<Value>())
         .always("Init", container.init.unwrap_or(false))
         .always(
             "LogConfig",
@@ -134,6 +158,7 @@ fn mount(mount: &wire::MountPoint) -> Value {
         .done()
 }
 
+/// What the image says, with what the user said over it.
 fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::ContainerDetails) -> Value {
     let exposed: Map<String, Value> = details
         .exposed
@@ -142,25 +167,60 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .chain(published(details).iter().map(port_key))
         .map(|port| (port, json!({})))
         .collect();
+    let image = details.image.clone().unwrap_or_default();
+    let either = |own: &str, other: &str| if own.is_empty() { other.to_owned() } else { own.to_owned() };
+    let entrypoint = if spec.command.is_empty() { &image.entrypoint } else { &spec.command };
+    let cmd: &[String] = match (spec.args.is_empty(), spec.command.is_empty()) {
+        (false, _) => &spec.args,
+        (true, true) => &image.cmd,
+        (true, false) => &[],
+    };
+    let or_null = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
+    let volumes: Map<String, Value> = image.volumes.iter().map(|target| (target.clone(), json!({}))).collect();
+    let labels: Map<String, Value> =
+        image.labels.iter().chain(&spec.labels).map(|(key, value)| (key.clone(), json!(value))).collect();
     Fields::default()
         .always("Hostname", details.hostname.as_str())
-        .always("User", spec.user.as_str())
+        .always("User", either(&spec.user, &image.user))
         .always("Tty", spec.tty)
         .always("OpenStdin", spec.open_stdin)
         .some("ExposedPorts", Value::Object(exposed))
-        .always("Env", json!(spec.env))
-        .always("Cmd", json!(container.command))
+        .always("Env", json!(environment(&image.env, &spec.env)))
+        .always("Cmd", or_null(cmd))
         .some("Healthcheck", spec.health.as_ref().map(super::container::health))
-        .always("Image", spec.image.as_str())
-        .always("WorkingDir", spec.dir.as_str())
-        .always("Entrypoint", if spec.command.is_empty() { Value::Null } else { json!(spec.command) })
-        .always("Labels", json!(spec.labels))
-        .some("StopSignal", spec.stop_signal.as_str())
+        .always("Image", container.image.as_str())
+        .always("Volumes", if volumes.is_empty() { Value::Null } else { Value::Object(volumes) })
+        .always("WorkingDir", either(&spec.dir, &image.working_dir))
+        .always("Entrypoint", or_null(entrypoint))
+        .always("Labels", Value::Object(labels))
+        .some("StopSignal", either(&spec.stop_signal, &image.stop_signal))
         .done()
 }
 
+/// The user's variables first, then those of the image that they do not set, as Docker shows it.
+fn environment(image: &[String], own: &[String]) -> Vec<String> {
+    let name = |var: &str| var.split('=').next().unwrap_or_default().to_owned();
+    let others = image.iter().filter(|var| !own.iter().any(|other| name(other) == name(var)));
+    own.iter().filter(|var| var.contains('=')).chain(others).cloned().collect()
+}
+
+/// The node's own network has the container's one address there; others say what they gave.
+fn attached(name: &str, details: &wire::ContainerDetails) -> Value {
+    let named = details.local.iter().flat_map(|local| &local.networks).find(|network| network.network == name);
+    let Some(network) = named else {
+        return json!({"IPAddress": details.address, "NetworkID": "", "Aliases": null, "IPPrefixLen": 0});
+    };
+    let (address, prefix) = network.given.first().and_then(|given| given.split_once('/')).unwrap_or_default();
+    json!({
+        "IPAddress": address,
+        "IPPrefixLen": prefix.parse::<u8>().unwrap_or(0),
+        "NetworkID": network.network_id,
+        "Aliases": network.aliases,
+    })
+}
+
 fn network_settings(container: &wire::Container, details: &wire::ContainerDetails) -> Value {
-    let running = container.state == "running";
+    let running = matches!(container.state.as_str(), "running" | "paused");
     let mut all = Map::new();
     for exposed in details.exposed.iter().filter(|_| running) {
         let key = if exposed.contains('/') { exposed.clone() } else { format!("{exposed}/tcp") };
@@ -172,7 +232,7 @@ fn network_settings(container: &wire::Container, details: &wire::ContainerDetail
     let networks: Map<String, Value> = container
         .networks
         .iter()
-        .map(|name| (name.clone(), json!({"IPAddress": details.address, "NetworkID": ""})))
+        .map(|name| (name.clone(), attached(name, details)))
         .collect();
     json!({"Ports": all, "IPAddress": details.address, "Networks": networks})
 }

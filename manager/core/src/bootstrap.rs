@@ -78,7 +78,12 @@ fn ingress_network(id: NetworkId, spec: &ClusterSpec, underlay: &[IpNetwork]) ->
     // With pools of the user's own, the subnet is cut from those: their reason is often to keep out of 10.0.0.0/8.
     let in_pools = |subnet: &IpNetwork| spec.address_pools.iter().any(|pool| overlaps(*pool, *subnet));
     let usual = usual.filter(in_pools).filter(|subnet| !underlay.iter().any(|own| overlaps(*own, *subnet)));
-    let ipam = usual.map(|subnet| IpamConfig { subnet, range: None, gateway: Some(first_address(subnet)) });
+    let ipam = usual.map(|subnet| IpamConfig {
+        subnet,
+        range: None,
+        gateway: Some(first_address(subnet)),
+        aux: BTreeMap::new(),
+    });
     Network {
         id,
         meta: Meta::default(),

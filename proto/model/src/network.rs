@@ -40,6 +40,8 @@ pub struct IpamConfig {
     pub subnet: IpNetwork,
     pub range: Option<IpNetwork>,
     pub gateway: Option<IpAddr>,
+    /// Addresses that are somebody else's, by name: never given out.
+    pub aux: BTreeMap<String, IpAddr>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,5 +9,5 @@ record!(NetworkSpec {
     values: driver, driver_options, ipam, internal, attachable, ingress, ipv6;
     parts: annotations;
 });
-record!(IpamConfig { values: subnet, range, gateway; });
+record!(IpamConfig { values: subnet, range, gateway, aux; });
 record!(NetworkAllocation { values: vni, ipam; });

@@ -1,6 +1,7 @@
 //! Gets everything that a container needs before it starts: image, root, volumes, network namespace, files.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -266,12 +267,14 @@ fn make_root(
 fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result<Vec<BindMount>, PrepareError> {
     let spec = &task.spec.container;
     let now = SystemTime::now();
+    let no_options = BTreeMap::new();
     let mut binds = Vec::new();
     for mount in spec.mounts.iter().filter(|mount| mount.kind == MountKind::Volume) {
         let wanted = if mount.source.is_empty() {
             Wanted::Anonymous { task: &task.id, target: &mount.target }
         } else {
-            Wanted::Named { name: &mount.source, labels: &mount.volume_labels }
+            let options = mount.volume_driver.as_ref().map_or(&no_options, |driver| &driver.options);
+            Wanted::Named { name: &mount.source, labels: &mount.volume_labels, options }
         };
         let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
         let source = host.volumes.prepare(wanted, fill_from, now)?;

@@ -29,7 +29,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use super::{Agent, Trust, assignments::AssignmentError, assignments::AssignmentSet, streams};
-use crate::config::ConfigError;
+use crate::{
+    config::ConfigError,
+    image::store::{StoredImage, pinned},
+};
 
 /// Metadata in which a manager that is not the leader names the one that is.
 const LEADER_METADATA: &str = "orch-leader";

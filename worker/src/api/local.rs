@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
 use orch_proto::wire::{
-    AttachInput, AttachStart, ContainerDetails, ContainerExit, CreateContainerRequest, CreateContainerResponse,
-    ExecOutput, StopContainerRequest, attach_input::Input, exec_output::Output,
+    AttachInput, AttachStart, ConnectContainerRequest, ContainerDetails, ContainerExit, CreateContainerRequest,
+    CreateContainerResponse, DisconnectContainerRequest, ExecOutput, LocalNetwork, LocalNetworkList,
+    StopContainerRequest, attach_input::Input, exec_output::Output,
 };
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +15,7 @@ use tonic::{Code, Status, Streaming, metadata::MetadataValue};
 use crate::{
     agent::{self, Agent},
     image::{ImageError, chain},
-    local::{self, LocalError, One},
+    local::{self, LocalError, NetworkError, One},
     runtime::{Attachment, Container},
 };
 
@@ -55,9 +56,38 @@ pub(super) async fn remove(agent: &Agent, reference: &str, force: bool, volumes:
     agent.locals.remove(&one, force, volumes).await.map_err(|error| status(&error))
 }
 
-pub(super) fn rename(agent: &Agent, reference: &str, name: &str) -> Result<(), Status> {
+pub(super) async fn rename(agent: &Agent, reference: &str, name: &str) -> Result<(), Status> {
     let one = find(agent, reference)?;
-    agent.locals.rename(&one, name).map_err(|error| status(&error))
+    agent.locals.rename(&one, name).await.map_err(|error| status(&error))
+}
+
+pub(super) async fn create_network(agent: &Agent, network: LocalNetwork) -> Result<LocalNetwork, Status> {
+    agent.locals.create_network(network).await.map_err(|error| status(&error))
+}
+
+pub(super) async fn list_networks(agent: &Agent) -> LocalNetworkList {
+    LocalNetworkList { networks: agent.locals.list_networks().await }
+}
+
+pub(super) fn remove_network(agent: &Agent, reference: &str) -> Result<(), Status> {
+    agent.locals.remove_network(reference).map_err(|error| status(&error))
+}
+
+pub(super) async fn connect(agent: &Agent, request: ConnectContainerRequest) -> Result<(), Status> {
+    let one = find(agent, &request.container)?;
+    let network = request.network.ok_or_else(|| Status::invalid_argument("the network is not named"))?;
+    agent.locals.connect(&one, network).await.map_err(|error| status(&error))
+}
+
+pub(super) async fn disconnect(agent: &Agent, request: DisconnectContainerRequest) -> Result<(), Status> {
+    let one = match find(agent, &request.container) {
+        Err(status) if request.force && status.code() == Code::NotFound => return Ok(()),
+        found => found?,
+    };
+    match agent.locals.disconnect(&one, &request.network).await {
+        Err(LocalError::NotConnected { .. }) if request.force => Ok(()),
+        done => done.map_err(|error| status(&error)),
+    }
 }
 
 pub(super) async fn wait(agent: &Agent, reference: &str) -> Result<ContainerExit, Status> {
@@ -122,6 +152,9 @@ async fn attach_to(agent: &Agent, one: &Arc<One>, start: &AttachStart) -> Result
         )
     };
     let container = one.container().ok_or_else(not_running)?;
+    if one.now().record.paused {
+        return Err(Status::failed_precondition("You cannot attach to a paused container, unpause it first"));
+    }
     container.attach(start.stdin).await.map_err(|error| Status::failed_precondition(chain(&error)))
 }
 
@@ -163,7 +196,7 @@ async fn resize(container: &Container, size: &orch_proto::wire::TerminalSize) {
 }
 
 /// A one-off container; others are a service's, and its to start and stop.
-fn find(agent: &Agent, reference: &str) -> Result<Arc<One>, Status> {
+pub(super) fn find(agent: &Agent, reference: &str) -> Result<Arc<One>, Status> {
     match agent.locals.find(reference) {
         Err(LocalError::NotFound(_)) if super::tasks::find(&agent.host, reference).is_ok() => {
             Err(status(&LocalError::OfService(reference.to_owned())))
@@ -172,21 +205,47 @@ fn find(agent: &Agent, reference: &str) -> Result<Arc<One>, Status> {
     }
 }
 
-fn status(error: &LocalError) -> Status {
+pub(super) fn status(error: &LocalError) -> Status {
     let code = match error {
         LocalError::NotFound(_) | LocalError::NoImage(_) | LocalError::Image(ImageError::NotFound { .. }) => {
             Code::NotFound
         }
-        LocalError::NameTaken { .. } => Code::AlreadyExists,
+        LocalError::Network(_) | LocalError::UserNetwork(NetworkError::NotFound(_)) => Code::NotFound,
+        LocalError::NameTaken { .. } | LocalError::UserNetwork(NetworkError::Exists(_)) => Code::AlreadyExists,
+        LocalError::Managers(status) => status.code(),
+        LocalError::NoManager => Code::Unavailable,
         LocalError::Ambiguous(_)
         | LocalError::Name(_)
         | LocalError::Signal(_)
-        | LocalError::Network(_)
+        | LocalError::Twice(_)
+        | LocalError::Predefined(_)
+        | LocalError::UserNetwork(
+            NetworkError::Name(_)
+            | NetworkError::Predefined(_)
+            | NetworkError::Driver(_)
+            | NetworkError::Option(_)
+            | NetworkError::Subnet { .. }
+            | NetworkError::Overlap { .. }
+            | NetworkError::Outside(_)
+            | NetworkError::NoUserSubnet,
+        )
         | LocalError::PortsOn(_)
         | LocalError::Invalid(_)
         | LocalError::Policy(_)
         | LocalError::Reference(_) => Code::InvalidArgument,
-        LocalError::OfService(_)
+        LocalError::HostMode
+        | LocalError::NoneMode
+        | LocalError::Connected { .. }
+        | LocalError::NotConnected { .. }
+        | LocalError::UserNetwork(
+            NetworkError::PredefinedRemoval(_)
+            | NetworkError::InUse { .. }
+            | NetworkError::NoSubnet
+            | NetworkError::TooMany
+            | NetworkError::Full(_)
+            | NetworkError::AddressTaken(_),
+        )
+        | LocalError::OfService(_)
         | LocalError::NotRunning(_)
         | LocalError::Running(_)
         | LocalError::Port(_)
@@ -194,7 +253,7 @@ fn status(error: &LocalError) -> Status {
         | LocalError::Prepare(_)
         | LocalError::Runtime(_) => Code::FailedPrecondition,
         LocalError::Image(error) => super::images::pull_status(error).code(),
-        LocalError::Store(_) => Code::Internal,
+        LocalError::Store(_) | LocalError::UserNetwork(NetworkError::Store(_)) => Code::Internal,
     };
     let mut status = Status::new(code, chain(error));
     if let Ok(value) = MetadataValue::try_from(error.exit_code().to_string()) {

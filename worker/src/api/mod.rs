@@ -1,8 +1,12 @@
 //! `WorkerLocal` on the worker's socket: this node's containers, images and volumes.
 
+mod copy;
 mod images;
+mod live;
 mod local;
 mod tasks;
+
+pub(crate) use images::forget as forget_image;
 
 use std::{path::Path, sync::Arc};
 
@@ -13,10 +17,11 @@ use orch_proto::{
     tls::role_word,
     transport::{TransportError, UnixIncoming, unix_incoming},
     wire::{
-        AttachInput, ContainerDetails, ContainerExit, ContainerList, ContainerReference, CreateContainerRequest,
-        CreateContainerResponse, Empty, ExecInput, ExecOutput, FileChunk, ImageList, ImageReference, ImageReferences,
-        ImportImageRequest, KillContainerRequest, LoadImagesResponse, LocalImage, LogLine, LogsRequest,
-        PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RemoveContainerRequest,
+        self,
+        AttachInput, ConnectContainerRequest, ContainerDetails, ContainerExit, ContainerList, ContainerReference, CreateContainerRequest,
+        CreateContainerResponse, DisconnectContainerRequest, Empty, ExecInput, ExecOutput, FileChunk, ImageList, ImageReference, ImageReferences,
+        ImportImageRequest, KillContainerRequest, LoadImagesResponse, LocalImage, LocalNetwork, LocalNetworkList, LogLine, LogsRequest, NetworkReference,
+        PruneImagesRequest, PruneImagesResponse, PullImageRequest, RegistryAuth, PullProgress, RemoveContainerRequest,
         RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest, Volume,
         VolumeList, VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
@@ -74,6 +79,8 @@ impl WorkerLocal for Api {
     type ExecStream = BoxStream<'static, Result<ExecOutput, Status>>;
     type SaveImagesStream = BoxStream<'static, Result<FileChunk, Status>>;
     type PushImageStream = BoxStream<'static, Result<PullProgress, Status>>;
+    type CopyFromContainerStream = BoxStream<'static, Result<wire::CopyFromResponse, Status>>;
+    type EventsStream = BoxStream<'static, Result<wire::ContainerEvent, Status>>;
     type AttachContainerStream = BoxStream<'static, Result<ExecOutput, Status>>;
 
     async fn list_containers(&self, _: Request<Empty>) -> Answer<ContainerList> {
@@ -105,20 +112,25 @@ impl WorkerLocal for Api {
 
     async fn list_volumes(&self, _: Request<Empty>) -> Answer<VolumeList> {
         let volumes = self.agent.host.volumes.list().map_err(|error| Status::internal(chain(&error)))?;
-        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(wire_volume).collect() }))
+        let users = live::volume_users(&self.agent);
+        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(|volume| wire_volume(volume, &users)).collect() }))
     }
 
     async fn remove_volume(&self, request: Request<VolumeReference>) -> Answer<Empty> {
         let VolumeReference { name, force } = request.into_inner();
-        if let Some(user) = tasks::user_of_volume(&self.agent.host, &name) {
-            return Err(Status::failed_precondition(format!("remove {name}: volume is in use - [{user}]")));
+        if let Some(users) = live::volume_users(&self.agent).get(&name) {
+            let users = users.iter().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Status::failed_precondition(format!("remove {name}: volume is in use - [{users}]")));
         }
         match self.agent.host.volumes.remove(&name) {
             Err(VolumeError::NotFound(_)) if force => Ok(Response::new(Empty {})),
             Err(error @ VolumeError::NotFound(_)) => Err(Status::not_found(error.to_string())),
             Err(error @ VolumeError::Name(_)) => Err(Status::invalid_argument(error.to_string())),
-            Err(error @ VolumeError::Io { .. }) => Err(Status::internal(chain(&error))),
-            Ok(()) => Ok(Response::new(Empty {})),
+            Err(error) => Err(Status::internal(chain(&error))),
+            Ok(()) => {
+                self.agent.locals.events.tell("volume", "destroy", name, [("driver".to_owned(), "local".to_owned())].into());
+                Ok(Response::new(Empty {}))
+            }
         }
     }
 
@@ -154,7 +166,7 @@ impl WorkerLocal for Api {
 
     async fn rename_container(&self, request: Request<RenameContainerRequest>) -> Answer<Empty> {
         let RenameContainerRequest { reference, name } = request.into_inner();
-        local::rename(&self.agent, &reference, &name).map(done)
+        local::rename(&self.agent, &reference, &name).await.map(done)
     }
 
     async fn wait_container(&self, request: Request<ContainerReference>) -> Answer<ContainerExit> {
@@ -192,17 +204,91 @@ impl WorkerLocal for Api {
     }
 
     async fn create_volume(&self, request: Request<Volume>) -> Answer<Volume> {
-        let Volume { name, labels, .. } = request.into_inner();
-        let made = self.agent.host.volumes.create(&name, &labels, std::time::SystemTime::now());
+        let Volume { name, labels, options, driver, .. } = request.into_inner();
+        if !matches!(driver.as_str(), "" | "local") {
+            let said = format!("create {name}: error looking up volume plugin {driver}: plugin \"{driver}\" not found");
+            return Err(Status::not_found(said));
+        }
+        let (labels, options) = (labels.into_iter().collect(), options.into_iter().collect());
+        let made = self.agent.host.volumes.create(&name, &labels, &options, std::time::SystemTime::now());
         let volume = made.map_err(|error| match error {
-            VolumeError::Name(_) => Status::invalid_argument(error.to_string()),
+            VolumeError::Name(_) | VolumeError::Option(_) | VolumeError::OptionMissing(_) => {
+                Status::invalid_argument(error.to_string())
+            }
+            VolumeError::Differs(_) => Status::already_exists(error.to_string()),
             error => Status::internal(chain(&error)),
         })?;
-        Ok(Response::new(wire_volume(volume)))
+        let about = [("driver".to_owned(), "local".to_owned())].into();
+        self.agent.locals.events.tell("volume", "create", volume.name.clone(), about);
+        Ok(Response::new(wire_volume(volume, &std::collections::BTreeMap::new())))
     }
 
-    async fn check_login(&self, request: Request<PullImageRequest>) -> Answer<Empty> {
-        images::check_login(&self.agent, request.into_inner()).await.map(done)
+    async fn pause_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
+        live::set_paused(&self.agent, &request.into_inner().reference, true).await.map(done)
+    }
+
+    async fn unpause_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
+        live::set_paused(&self.agent, &request.into_inner().reference, false).await.map(done)
+    }
+
+    async fn update_container(&self, request: Request<wire::UpdateContainerRequest>) -> Answer<Empty> {
+        live::update(&self.agent, request.into_inner()).await.map(done)
+    }
+
+    async fn container_stats(&self, request: Request<wire::ContainerReferences>) -> Answer<wire::ContainerStatsList> {
+        live::stats(&self.agent, &request.into_inner().references).map(Response::new)
+    }
+
+    async fn container_processes(&self, request: Request<ContainerReference>) -> Answer<wire::ProcessList> {
+        live::processes(&self.agent, &request.into_inner().reference).map(Response::new)
+    }
+
+    async fn container_changes(&self, request: Request<ContainerReference>) -> Answer<wire::FileChangeList> {
+        copy::changes(&self.agent, &request.into_inner().reference).await.map(Response::new)
+    }
+
+    async fn copy_from_container(&self, request: Request<wire::CopyFromRequest>) -> Answer<Self::CopyFromContainerStream> {
+        Ok(Response::new(copy::copy_from(&self.agent, request.into_inner())))
+    }
+
+    async fn copy_to_container(&self, request: Request<Streaming<wire::CopyToRequest>>) -> Answer<Empty> {
+        copy::copy_to(&self.agent, request.into_inner()).await.map(done)
+    }
+
+    async fn disk_usage(&self, _: Request<Empty>) -> Answer<wire::DiskUsageReport> {
+        live::disk_usage(&self.agent).await.map(Response::new)
+    }
+
+    async fn events(&self, request: Request<wire::EventsRequest>) -> Answer<Self::EventsStream> {
+        Ok(Response::new(live::events(&self.agent, request.into_inner())))
+    }
+
+    async fn create_network(&self, request: Request<LocalNetwork>) -> Answer<LocalNetwork> {
+        local::create_network(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_networks(&self, _: Request<Empty>) -> Answer<LocalNetworkList> {
+        Ok(Response::new(local::list_networks(&self.agent).await))
+    }
+
+    async fn remove_network(&self, request: Request<NetworkReference>) -> Answer<Empty> {
+        local::remove_network(&self.agent, &request.into_inner().reference).map(done)
+    }
+
+    async fn connect_container(&self, request: Request<ConnectContainerRequest>) -> Answer<Empty> {
+        local::connect(&self.agent, request.into_inner()).await.map(done)
+    }
+
+    async fn disconnect_container(&self, request: Request<DisconnectContainerRequest>) -> Answer<Empty> {
+        local::disconnect(&self.agent, request.into_inner()).await.map(done)
+    }
+
+    async fn resolve_image(&self, request: Request<PullImageRequest>) -> Answer<ImageReference> {
+        images::resolve(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn check_login(&self, request: Request<PullImageRequest>) -> Answer<RegistryAuth> {
+        images::check_login(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn info(&self, _: Request<Empty>) -> Answer<WorkerInfo> {
@@ -223,12 +309,18 @@ impl WorkerLocal for Api {
     }
 }
 
-fn wire_volume(volume: crate::volume::Volume) -> Volume {
+fn wire_volume(
+    volume: crate::volume::Volume,
+    users: &std::collections::BTreeMap<String, std::collections::BTreeSet<String>>,
+) -> Volume {
     Volume {
+        users: users.get(&volume.name).into_iter().flatten().cloned().collect(),
+        options: volume.options.into_iter().collect(),
+        anonymous: volume.anonymous,
         name: volume.name,
         driver: "local".to_owned(),
         mountpoint: volume.mountpoint.display().to_string(),
-        labels: volume.labels,
+        labels: volume.labels.into_iter().collect(),
         created_at_ms: volume.created_at_ms,
     }
 }

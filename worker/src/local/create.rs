@@ -34,6 +34,8 @@ const NAME_ATTEMPTS: u32 = 100;
 impl Locals {
     pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<Arc<One>, LocalError> {
         Restart::parse(request.restart.as_ref())?;
+        self.check_options(&request.options.clone().unwrap_or_default())?;
+        check_memory(request.spec.as_ref())?;
         let network = network_of(&request.network, !request.networks.is_empty())?;
         if matches!(network, HOST | NONE) && !request.networks.is_empty() {
             return Err(if network == HOST { LocalError::HostMode } else { LocalError::NoneMode });
@@ -54,6 +56,9 @@ impl Locals {
         if command.is_empty() {
             return Err(LocalError::Invalid("no command specified".to_owned()));
         }
+        if network == HOST && spec.container.hostname.is_empty() {
+            spec.container.hostname = host_name();
+        }
         let id = TaskId::from_random(rand::random());
         let mut record = LocalContainer {
             task_id: id.to_string(),
@@ -68,6 +73,7 @@ impl Locals {
             command,
             state: LocalState::Created.into(),
             networks: request.networks,
+            options: request.options,
             ..LocalContainer::default()
         };
         let task = task_of(&record).map_err(invalid)?;
@@ -76,7 +82,9 @@ impl Locals {
             record.networks = checked;
         }
         self.host.store.save_local(&record)?;
-        Ok(self.add(Arc::new(task), record))
+        let one = self.add(Arc::new(task), record);
+        self.tell(&one, "create");
+        Ok(one)
     }
 
     pub(crate) async fn rename(&self, one: &One, name: &str) -> Result<(), LocalError> {
@@ -166,7 +174,7 @@ pub(super) fn task_of(record: &LocalContainer) -> Result<Task, DecodeError> {
         id: TaskId::from_proto(record.task_id.clone())?,
         meta: Meta { version: Version(0), created_at, updated_at: created_at },
         service: ServiceId::nobody(),
-        service_annotations: annotations,
+        service_annotations: Arc::new(annotations),
         slot: 0,
         node: None,
         spec: Arc::new(TaskSpec::from_proto(record.spec.clone().unwrap_or_default())?),
@@ -214,6 +222,21 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
     ports
         .filter(|port| !published.iter().any(|p| p.target_port == port.target_port && p.protocol == port.protocol))
         .collect()
+}
+
+/// With less than this the kernel cannot even start a program.
+fn check_memory(spec: Option<&orch_proto::wire::TaskSpec>) -> Result<(), LocalError> {
+    const MIN_MEMORY_BYTES: u64 = 6 << 20;
+    let memory = spec.and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
+    if memory > 0 && memory < MIN_MEMORY_BYTES {
+        return Err(LocalError::Invalid("Minimum memory limit allowed is 6MB".to_owned()));
+    }
+    Ok(())
+}
+
+/// A container in the host's network has the host's name, unless it is given one.
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
 fn free_port(protocol: Protocol) -> Option<u16> {

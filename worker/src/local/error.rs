@@ -38,11 +38,31 @@ pub(crate) enum LocalError {
     NoPort(u16),
     #[error("Invalid signal: {0}")]
     Signal(String),
-    #[error(
-        "network {0} cannot be used by `orch run`: one-off containers have the node's own network (bridge), none, or the \
-         host's; run it as a service to attach it to {0}"
-    )]
+    #[error("network {0} not found")]
     Network(String),
+    #[error("network {0} is named twice")]
+    Twice(String),
+    #[error("network {0} is one that every node has: name it alone, with --network {0}")]
+    Predefined(String),
+    #[error("container sharing network namespace with another container or host cannot be connected to any other network")]
+    HostMode,
+    #[error(
+        "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+    )]
+    NoneMode,
+    #[error("endpoint with name {container} already exists in network {network}")]
+    Connected { container: String, network: String },
+    #[error("container {container} is not connected to network {network}")]
+    NotConnected { container: String, network: String },
+    #[error(
+        "no manager of the cluster is reachable: containers can be put on this node's own networks only (`orch network \
+         ls` says which are local)"
+    )]
+    NoManager,
+    #[error("{}", .0.message())]
+    Managers(Box<tonic::Status>),
+    #[error(transparent)]
+    UserNetwork(#[from] super::networks::NetworkError),
     #[error("conflicting options: port publishing and the container type network mode {0}: leave one of them out")]
     PortsOn(String),
     #[error("{0}")]

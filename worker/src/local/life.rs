@@ -7,12 +7,14 @@ use std::{
 };
 
 use orch_model::task::Health;
-use orch_proto::{conv::ToProto, wire::LocalState};
+use orch_proto::{conv::ToProto, wire::{LocalContainer, LocalState}};
 use tokio::time::{sleep, timeout};
 
 use super::{
     Ends, LocalError, Locals, One,
-    create::{BRIDGE, HOST},
+    attachment::{attach_request, has_namespace},
+    create::HOST,
+    live::spec_now,
     policy::{self, Restart},
 };
 use crate::{
@@ -79,25 +81,29 @@ impl Locals {
         attach: Option<bool>,
     ) -> Result<Option<Attachment>, LocalError> {
         let (host, task) = (&self.host, &one.task);
-        let network = one.now().record.network.clone();
         let ports = self.assign_ports(one)?;
+        let attachments = self.join_networks(one).await?;
+        let record = LocalContainer { ports: ports.to_proto(), ..one.now().record.clone() };
+        let network = record.network.clone();
         let ground = prepare::Ground {
             keep_root: true,
-            attach: (network == BRIDGE)
-                .then(|| prepare::AttachTaskRequest { host_ports: ports.to_proto(), ..prepare::attach_request(task) }),
+            attach: has_namespace(&record).then(|| attach_request(one, &record, &attachments)),
         };
+        let options = self.host_options(&record.options.unwrap_or_default())?;
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
+        let spec = spec_now(one);
         let address = prepared.address.clone();
         let plan = ContainerPlan {
             task_id: one.id.clone(),
             container_id: one.container_id(),
             rootfs: prepared.rootfs,
             image: prepared.defaults,
-            spec: &task.spec,
+            spec: &spec,
             netns: prepared.netns,
             host_network: network == HOST,
             binds: prepared.binds,
             log: self.log_files(one),
+            options,
         };
         let container = host.runtime.create(&plan).await?;
         // From here on the shim exists: whoever fails deletes it.
@@ -122,7 +128,9 @@ impl Locals {
             now.record.error = String::new();
             now.record.oom_killed = false;
             now.record.stopped = false;
+            now.record.paused = false;
         });
+        self.tell(one, "start");
         self.clone().supervise(one.clone(), container);
         Ok(attached)
     }
@@ -174,8 +182,13 @@ impl Locals {
                 again.then(|| policy::pause(now.restarts))
             };
             let auto_remove = one.now().record.auto_remove && next.is_none();
+            if exit.oom_killed {
+                self.tell(&one, "oom");
+            }
+            self.tell_with(&one, "die", &[("exitCode", exit.code.to_string())]);
             self.change(&one, |now| {
                 now.container = None;
+                now.record.paused = false;
                 now.health = None;
                 now.address = String::new();
                 now.record.exit_code = exit.code;
@@ -246,6 +259,7 @@ impl Locals {
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
         container.kill(signal).await?;
+        self.thaw(one, &container).await?;
         let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
         let over = |ends: &Ends| ends.count > seen;
         if timeout(grace, ends.wait_for(over)).await.is_err() {
@@ -253,6 +267,7 @@ impl Locals {
             // The sender lives as long as the container.
             let _ = ends.wait_for(over).await;
         }
+        self.tell(one, "stop");
         Ok(())
     }
 
@@ -266,7 +281,9 @@ impl Locals {
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
         container.kill(number).await?;
+        self.tell_with(one, "kill", &[("signal", number.to_string())]);
         if number == SIGKILL {
+            self.thaw(one, &container).await?;
             let _ = ends.wait_for(|ends| ends.count > seen).await;
         }
         Ok(())
@@ -295,6 +312,7 @@ impl Locals {
         self.host.store.forget_local(&one.id)?;
         self.lock().remove(&one.id);
         one.ends.send_modify(|ends| ends.removed = true);
+        self.tell(one, "destroy");
         Ok(())
     }
 
@@ -332,12 +350,10 @@ impl Locals {
 
     fn run_on(self: &Arc<Self>, one: &Arc<One>, container: Container) {
         tracing::info!(name = one.name(), pid = container.pid(), "found a running one-off container again");
-        let (network, ports) = {
-            let now = one.now();
-            (now.record.network.clone(), now.record.ports.clone())
-        };
-        if network == BRIDGE {
-            let request = prepare::AttachTaskRequest { host_ports: ports, ..prepare::attach_request(&one.task) };
+        let attachments = self.recover_networks(one);
+        let record = one.now().record.clone();
+        if has_namespace(&record) {
+            let request = attach_request(one, &record, &attachments);
             self.host.netd.remember(&one.id, request.clone());
             let (host, again) = (self.host.clone(), one.clone());
             tokio::spawn(async move {
@@ -383,11 +399,13 @@ impl Locals {
 
     /// Network, mounts and files; what it wrote stays.
     async fn give_back(&self, one: &One) {
-        if one.now().record.network == BRIDGE
+        let has_namespace = has_namespace(&one.now().record);
+        if has_namespace
             && let Err(error) = self.host.netd.detach(&one.id).await
         {
             tracing::warn!(task = %one.id, error = chain(&error), "the network namespace stays");
         }
+        self.leave_networks(one);
         let (host, task) = (self.host.clone(), one.id.clone());
         let released = tokio::task::spawn_blocking(move || prepare::release_local(&host, &task)).await;
         if let Ok(Err(error)) = released {

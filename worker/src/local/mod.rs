@@ -4,10 +4,15 @@
 //! disk says what it is made of and how it ended last. Invariants: one operation on a container at a time; a worker
 //! that starts finds running ones again, and starts those again that their restart policy wants; names are unique.
 
+mod attachment;
 mod create;
 mod error;
+mod events;
 mod life;
+mod live;
 mod names;
+mod networks;
+mod options;
 mod policy;
 mod report;
 
@@ -24,10 +29,15 @@ use orch_proto::wire::{LocalContainer, LocalState};
 use tokio::sync::watch;
 
 pub(crate) use error::LocalError;
+pub(crate) use events::Events;
+pub(crate) use networks::NetworkError;
 pub(crate) use report::{details, health_report, list_entry, of_task};
 
+use attachment::Presence;
+use networks::UserNetworks;
+
 use crate::{
-    agent::{Host, container_id_of},
+    agent::{CurrentSession, Host, container_id_of},
     runtime::{Container, Recovered},
     store::StoreError,
 };
@@ -38,6 +48,9 @@ const MIN_ID_PREFIX: usize = 3;
 /// All of this node's one-off containers.
 pub(crate) struct Locals {
     host: Arc<Host>,
+    networks: UserNetworks,
+    pub(crate) presence: Presence,
+    pub(crate) events: Events,
     table: Mutex<BTreeMap<TaskId, Arc<One>>>,
 }
 
@@ -70,10 +83,30 @@ struct Ends {
     removed: bool,
 }
 
+fn invalid(error: impl std::fmt::Display) -> LocalError {
+    LocalError::Invalid(error.to_string())
+}
+
 impl One {
+    fn new(task: Arc<Task>, record: LocalContainer) -> Self {
+        let now = Now { record, container: None, health: None, address: String::new(), restarts: 0 };
+        Self {
+            id: task.id.clone(),
+            task,
+            now: Mutex::new(now),
+            turn: tokio::sync::Mutex::default(),
+            ends: watch::Sender::default(),
+        }
+    }
+
     pub(crate) fn now(&self) -> MutexGuard<'_, Now> {
         // Each holder changes one thing as a whole.
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps it as it is: nobody starts, stops or removes it meanwhile.
+    pub(crate) async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     pub(crate) fn container_id(&self) -> String {
@@ -94,8 +127,9 @@ impl One {
 }
 
 impl Locals {
-    pub(crate) fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self { host, table: Mutex::default() })
+    pub(crate) fn new(host: Arc<Host>, session: Arc<CurrentSession>) -> Arc<Self> {
+        let networks = UserNetworks::new(host.store.clone());
+        Arc::new(Self { host, networks, presence: Presence::new(session), events: Events::default(), table: Mutex::default() })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<One>> {
@@ -125,6 +159,7 @@ impl Locals {
 
     /// Takes up what an earlier worker left. Takes its containers out of `found`.
     pub(crate) async fn recover(self: &Arc<Self>, found: &mut BTreeMap<TaskId, Recovered>) -> Result<(), StoreError> {
+        self.networks.load()?;
         for record in self.host.store.locals()? {
             let Some(one) = self.known(record) else { continue };
             let left = found.remove(&one.id);
@@ -145,14 +180,7 @@ impl Locals {
     }
 
     fn add(&self, task: Arc<Task>, record: LocalContainer) -> Arc<One> {
-        let now = Now { record, container: None, health: None, address: String::new(), restarts: 0 };
-        let one = Arc::new(One {
-            id: task.id.clone(),
-            task,
-            now: Mutex::new(now),
-            turn: tokio::sync::Mutex::default(),
-            ends: watch::Sender::default(),
-        });
+        let one = Arc::new(One::new(task, record));
         self.lock().insert(one.id.clone(), one.clone());
         one
     }

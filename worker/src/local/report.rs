@@ -6,7 +6,7 @@ use orch_proto::{
     wire::{self, Container, ContainerDetails, LocalState, MountPoint},
 };
 
-use super::{One, create::BRIDGE};
+use super::{One, attachment::network_names};
 use crate::{agent::Host, api::port_words, runtime::HealthState};
 
 /// A line of `orch ps`.
@@ -30,14 +30,14 @@ pub(crate) fn list_entry(one: &One) -> Container {
         ports: ports.iter().filter(|_| running).map(port_words).collect(),
         shim_pid: 0,
         health: now.health.map(|health| health.to_proto()),
-        state: state_word(record.state()).to_owned(),
+        state: if record.paused && running { "paused" } else { state_word(record.state()) }.to_owned(),
         started_at_ms: record.started_at_ms,
         finished_at_ms: record.finished_at_ms,
         exit_code: record.exit_code,
         one_off: true,
         image_digest: record.image_digest.clone(),
         mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
-        networks: vec![record.network.clone()],
+        networks: network_names(record),
     }
 }
 
@@ -53,13 +53,14 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
     ContainerDetails {
         health: health.as_ref().map(health_report),
         log_path,
-        address: if record.network == BRIDGE { now.address.clone() } else { String::new() },
+        address: now.address.clone(),
         hostname: crate::agent::prepare::hostname(&one.task),
         ports: record.ports.clone(),
         error: record.error.clone(),
         oom_killed: record.oom_killed,
         local: Some(record.clone()),
         container: Some(container),
+        spec: record.spec.clone(),
         ..of_task(host, &one.task, &record.image_digest)
     }
 }
@@ -79,9 +80,21 @@ pub(crate) fn of_task(host: &Host, task: &Task, image_digest: &str) -> Container
             }
         }
     }
+    let said = config.config.clone();
+    let words = wire::ImageWords {
+        env: said.env,
+        entrypoint: said.entrypoint,
+        cmd: said.cmd,
+        user: said.user,
+        working_dir: said.working_dir,
+        labels: said.labels.into_iter().collect(),
+        stop_signal: said.stop_signal,
+        volumes: said.volumes.into_keys().collect(),
+    };
     ContainerDetails {
         spec: Some(task.spec.to_proto()),
         mounts,
+        image: Some(words),
         exposed: config.config.exposed_ports.into_keys().collect(),
         config_digest: image.map(|image| image.record.config).unwrap_or_default(),
         ..ContainerDetails::default()

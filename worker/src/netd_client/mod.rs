@@ -12,11 +12,12 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use orch_model::TaskId;
+use ipnetwork::IpNetwork;
+use orch_model::{NetworkId, TaskId};
 use orch_proto::{
     transport::{TransportError, unix_channel},
     wire::{
-        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, netd_client::NetdClient,
+        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, assignment, netd_client::NetdClient,
     },
 };
 use tokio::{
@@ -34,6 +35,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
 /// An exit is reported to the manager no later than this, netd or not.
 const DOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Managers tell of a network as soon as the first container is on it.
+const TOLD_TIMEOUT: Duration = Duration::from_secs(10);
 const PARALLEL_ATTACHES: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +47,8 @@ pub(crate) enum NetdError {
     Refused(Box<tonic::Status>),
     #[error("the network daemon did not get ready within {} s", ATTACH_TIMEOUT.as_secs())]
     NotReady,
+    #[error("no manager told this node of the network within {} s", TOLD_TIMEOUT.as_secs())]
+    NotTold,
 }
 
 impl From<tonic::Status> for NetdError {
@@ -72,7 +77,10 @@ struct Inner {
 struct Desired {
     /// 0: nothing is known yet, and netd is left with what it has.
     revision: u64,
+    /// As managers want it.
     items: Arc<Vec<Assignment>>,
+    /// Networks of this node alone.
+    own: Arc<Vec<Assignment>>,
 }
 
 impl Netd {
@@ -93,9 +101,46 @@ impl Netd {
         let mut revision = 0;
         self.inner.desired.send_modify(|desired| {
             revision = desired.revision + 1;
-            *desired = Desired { revision, items: Arc::new(items) };
+            *desired = Desired { revision, items: Arc::new(items), own: desired.own.clone() };
         });
         revision
+    }
+
+    /// Replaces what should be of networks of this node alone.
+    pub(crate) fn set_own(&self, own: Vec<Assignment>) {
+        self.inner.desired.send_if_modified(|desired| {
+            let changed = *desired.own != own;
+            if changed {
+                *desired =
+                    Desired { revision: desired.revision + 1, items: desired.items.clone(), own: Arc::new(own) };
+            }
+            changed
+        });
+    }
+
+    /// Waits until managers have told of these networks.
+    pub(crate) async fn told_of(&self, networks: &[NetworkId]) -> Result<(), NetdError> {
+        let known = |desired: &Desired| {
+            let told = |id: &NetworkId| desired.items.iter().any(|item| is_network(item, id.as_str()));
+            networks.iter().all(told)
+        };
+        let mut desired = self.inner.desired.subscribe();
+        match timeout(TOLD_TIMEOUT, desired.wait_for(known)).await {
+            // The sender lives as long as `self`.
+            Ok(_) => Ok(()),
+            Err(_) => Err(NetdError::NotTold),
+        }
+    }
+
+    /// The node's gateway network, by which containers reach the outside.
+    pub(crate) async fn gateway_subnet(&self) -> Result<Option<IpNetwork>, NetdError> {
+        let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
+        let status = timeout(CALL_TIMEOUT, status).await.map_err(|_| NetdError::NotReady)??;
+        Ok(status.gateway_subnet.parse().ok())
+    }
+
+    pub(crate) fn node_id(&self) -> &str {
+        &self.inner.node_id
     }
 
     /// Waits until netd has applied this revision or a later one.
@@ -193,8 +238,8 @@ impl Netd {
     }
 
     async fn send(&self, wanted: &Desired, sequence: u64) -> Result<(), NetdError> {
-        let message =
-            DesiredNetworks { sequence, node_id: self.inner.node_id.clone(), items: wanted.items.as_ref().clone() };
+        let items = wanted.items.iter().chain(wanted.own.iter()).cloned().collect();
+        let message = DesiredNetworks { sequence, node_id: self.inner.node_id.clone(), items };
         let mut client = self.client().await?;
         let response = timeout(CALL_TIMEOUT, client.set_desired(message)).await.map_err(|_| NetdError::NotReady)??;
         for problem in response.into_inner().problems {
@@ -241,6 +286,10 @@ fn request(task: &TaskId) -> TaskRequest {
     TaskRequest { task_id: task.to_string() }
 }
 
+fn is_network(item: &Assignment, id: &str) -> bool {
+    matches!(&item.assignment, Some(assignment::Assignment::Network(network)) if network.id == id)
+}
+
 /// Whether trying again may help: netd is away or only just starting.
 fn is_passing(error: &NetdError) -> bool {
     match error {
@@ -248,7 +297,7 @@ fn is_passing(error: &NetdError) -> bool {
         NetdError::Refused(status) => {
             matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
         }
-        NetdError::NotReady => false,
+        NetdError::NotReady | NetdError::NotTold => false,
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orch_model::TaskId;
+use orch_model::{NetworkId, TaskId};
 use orch_proto::wire;
 use prost::Message;
 use rustix::fs::{FlockOperation, flock};
@@ -64,7 +64,7 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local")] {
+        for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local"), dir.join("networks")] {
             fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         }
         // Images bring set-id programs: no user of this machine may reach them.
@@ -106,6 +106,24 @@ impl Store {
 
     fn local_path(&self, task: &str) -> PathBuf {
         self.dir.join("local").join(format!("{task}.pb"))
+    }
+
+    /// Networks of this node alone.
+    pub(crate) fn user_networks(&self) -> Result<Vec<wire::LocalNetwork>, StoreError> {
+        self.records("networks")
+    }
+
+    pub(crate) fn save_user_network(&self, network: &wire::LocalNetwork) -> Result<(), StoreError> {
+        let path = self.user_network_path(&network.id);
+        write_atomically(&path, &network.encode_to_vec()).map_err(io_error("write", &path))
+    }
+
+    pub(crate) fn forget_user_network(&self, network: &NetworkId) -> Result<(), StoreError> {
+        forget(&self.user_network_path(network.as_str()))
+    }
+
+    fn user_network_path(&self, network: &str) -> PathBuf {
+        self.dir.join("networks").join(format!("{network}.pb"))
     }
 
     fn records<M: Message + Default>(&self, folder: &str) -> Result<Vec<M>, StoreError> {

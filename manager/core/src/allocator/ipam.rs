@@ -98,7 +98,9 @@ impl Subnets {
         let prefix = if v6 { IPV6_SUBNET_PREFIX_LEN } else { self.prefix_len };
         let pools = self.pools.iter().filter(|p| p.is_ipv6() == v6);
         match pools.filter_map(|pool| self.free_in(*pool, prefix)).next() {
-            Some(subnet) => Ok(IpamConfig { subnet, range: None, gateway: Some(first_address(subnet)) }),
+            Some(subnet) => {
+                Ok(IpamConfig { subnet, range: None, gateway: Some(first_address(subnet)), aux: BTreeMap::new() })
+            }
             None => {
                 let pools: Vec<_> = self.pools.iter().filter(|p| p.is_ipv6() == v6).map(ToString::to_string).collect();
                 let pools = if pools.is_empty() { "no pool".to_owned() } else { pools.join(", ") };
@@ -203,7 +205,7 @@ impl<'a> Addresses<'a> {
         let is_edge = edge && config.subnet.is_ipv4();
         let given = self.given.get(&network.id).is_some_and(|g| g.contains(&address));
         let held = self.state.address_holder(&network.id, address).is_some();
-        if is_edge || given || held || config.gateway == Some(address) {
+        if is_edge || given || held || is_reserved(config, address) {
             return Err(format!("Address already in use: {address} on network {}", network.spec.annotations.name));
         }
         IpNetwork::new(address, config.subnet.prefix()).map_err(|error| error.to_string())
@@ -222,11 +224,16 @@ impl<'a> Addresses<'a> {
         let is_free = |bits: &u128| {
             let address = from_bits(*bits, v6);
             let given = self.given.get(&network.id).is_some_and(|g| g.contains(&address));
-            ipam.gateway != Some(address) && !given && self.state.address_holder(&network.id, address).is_none()
+            !is_reserved(ipam, address) && !given && self.state.address_holder(&network.id, address).is_none()
         };
         let found = (start..=last).chain(first..start).find(is_free)?;
         IpNetwork::new(from_bits(found, v6), ipam.subnet.prefix()).ok()
     }
+}
+
+/// The gateway's, or somebody else's.
+pub(crate) fn is_reserved(ipam: &IpamConfig, address: IpAddr) -> bool {
+    ipam.gateway == Some(address) || ipam.aux.values().any(|aux| *aux == address)
 }
 
 /// The first and last address that may be handed out.

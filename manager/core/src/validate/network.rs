@@ -6,6 +6,10 @@ use orch_model::network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec};
 use super::{SpecError, field, labels, object_name};
 use crate::allocator::ipam::overlaps;
 
+/// Docker's option: packets of the network are no longer than this. netd keeps them within what the underlay carries.
+const MTU_OPTION: &str = "com.docker.network.driver.mtu";
+const MIN_MTU: u32 = 576;
+const MAX_MTU: u32 = 65_535;
 /// The smallest IPv4 subnet has room for a gateway, a virtual address and a few tasks.
 const MAX_PREFIX_V4: u8 = 29;
 const MAX_PREFIX_V6: u8 = 120;
@@ -26,6 +30,11 @@ pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
              option out if that is acceptable"
                 .to_owned(),
         ));
+    }
+    if let Some(mtu) = spec.driver_options.get(MTU_OPTION)
+        && !mtu.parse::<u32>().is_ok_and(|mtu| (MIN_MTU..=MAX_MTU).contains(&mtu))
+    {
+        return Err(field(MTU_OPTION, mtu, format!("expected a number of bytes from {MIN_MTU} to {MAX_MTU}")));
     }
     if spec.ingress && (spec.internal || spec.attachable) {
         return Err(SpecError::Rule("an ingress network cannot be internal or attachable".to_owned()));
@@ -55,6 +64,9 @@ fn check_ipam(ipam: &IpamConfig) -> Result<(), SpecError> {
     let contains = |range: &IpNetwork| subnet.contains(range.network()) && subnet.contains(range.broadcast());
     if let Some(range) = ipam.range.filter(|range| !contains(range)) {
         return Err(field("ip range", range, format!("it must be inside the subnet {subnet}")));
+    }
+    if let Some((name, aux)) = ipam.aux.iter().find(|(_, aux)| !subnet.contains(**aux)) {
+        return Err(field("aux-address", format!("{name}={aux}"), format!("it must be inside the subnet {subnet}")));
     }
     let edge = |a| subnet.is_ipv4() && (a == subnet.network() || a == subnet.broadcast());
     if let Some(gateway) = ipam.gateway.filter(|g| !subnet.contains(*g) || edge(*g)) {

@@ -16,7 +16,12 @@ use orch_model::{
 use crate::sim::{Sim, port, secs, web};
 
 pub(crate) fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result<NetworkId, control::ControlError> {
-    let ipam = subnet.map(|s| IpamConfig { subnet: s.parse().expect("a subnet"), range: None, gateway: None });
+    let ipam = subnet.map(|s| IpamConfig {
+        subnet: s.parse().expect("a subnet"),
+        range: None,
+        gateway: None,
+        aux: BTreeMap::new(),
+    });
     let spec = NetworkSpec {
         annotations: Annotations { name: name.into(), labels: BTreeMap::new() },
         driver: DRIVER_OVERLAY.into(),

@@ -1,0 +1,225 @@
+//! One-off containers on networks: of the cluster, and of one node.
+
+use std::time::Duration;
+
+use orch_tests::{Lab, eventually, within};
+
+const HITS: &[&str] = &["CMD [\"python3\", \"/app/hits.py\"]", "EXPOSE 80"];
+const SLEEP: &[&str] = &["sh", "-c", "trap exit TERM; while :; do sleep 1; done"];
+/// A name follows a change within this.
+const SOON: Duration = Duration::from_secs(2);
+
+#[test]
+fn one_off_containers_are_on_networks() {
+    let lab = Lab::up("attach", 2, 1);
+    lab.import("hits", "hits", HITS);
+    lab.import("busybox", "busybox", &[]);
+    let _ = lab.orch_on("n2", &["pull", "busybox"]);
+    let shared = ["network", "create", "-d", "overlay", "--attachable", "--subnet", "10.60.0.0/24"];
+    let _ = lab.orch(&[&shared[..], &["--aux-address", "router=10.60.0.2", "shared"]].concat()).ok();
+    let _ = lab.orch(&["network", "create", "closed"]).ok();
+    let _ = lab.orch(&["service", "create", "-d", "--name", "web", "--network", "shared", "hits"]).ok();
+    containers_of_two_nodes_find_each_other(&lab);
+    what_cannot_be_is_refused(&lab);
+    networks_change_while_a_container_runs(&lab);
+    daemons_come_and_go(&lab);
+    what_ends_gives_its_place_back(&lab);
+    networks_of_one_node(&lab);
+    networks_are_listed_and_pruned(&lab);
+}
+
+fn run(lab: &Lab, node: &str, name: &str, flags: &[&str]) {
+    let all = [&["run", "-d", "--name", name][..], flags, &["busybox"], SLEEP].concat();
+    let _ = lab.orch_on(node, &all).ok();
+}
+
+/// The address that a name has inside a container.
+fn lookup(lab: &Lab, node: &str, container: &str, name: &str) -> Result<String, String> {
+    let text = lab.orch_on(node, &["exec", container, "nslookup", name]).result()?;
+    let answers = text.lines().skip_while(|line| !line.starts_with("Name:"));
+    let address = answers.filter_map(|line| line.strip_prefix("Address")).next();
+    let address = address.and_then(|rest| rest.split_whitespace().last()).map(str::to_owned);
+    address.ok_or_else(|| format!("{name} in {container}: {text}"))
+}
+
+fn ping(lab: &Lab, node: &str, container: &str, host: &str) -> Result<String, String> {
+    lab.orch_on(node, &["exec", container, "ping", "-c", "1", "-W", "2", host]).result()
+}
+
+fn gone(lab: &Lab, node: &str, container: &str, name: &str) -> Result<(), String> {
+    match lookup(lab, node, container, name) {
+        Err(_) => Ok(()),
+        Ok(address) => Err(format!("{name} is still {address}")),
+    }
+}
+
+fn containers_of_two_nodes_find_each_other(lab: &Lab) {
+    run(lab, "n1", "probe", &["--network", "shared", "--network-alias", "p", "--ip", "10.60.0.77"]);
+    eventually("n2 has the image", || lab.orch_on("n2", &["pull", "busybox"]).result().or_else(|_| import_on(lab, "n2")));
+    run(lab, "n2", "other", &["--network", "shared"]);
+    for name in ["probe", "p"] {
+        let seen = eventually("the name is found on the other node", || lookup(lab, "n2", "other", name));
+        assert_eq!(seen, "10.60.0.77", "{name}");
+    }
+    eventually("packets reach the other node", || ping(lab, "n2", "other", "probe"));
+    eventually("and back", || ping(lab, "n1", "probe", "other"));
+    lab.wait_replicas("web", "1/1");
+    eventually("a container reaches a service", || {
+        lab.orch_on("n2", &["exec", "other", "wget", "-q", "-T", "3", "-O", "-", "http://web/"]).result()
+    });
+    let task = lab.orch(&["service", "ps", "-q", "web"]).ok();
+    let ask = "import socket; print(socket.gethostbyname('probe'))";
+    let seen = eventually("a task finds the container", || {
+        lab.orch(&["exec", task.trim(), "python3", "-c", ask]).result()
+    });
+    assert_eq!(seen, "10.60.0.77\n");
+    let format = "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}";
+    assert_eq!(lab.orch(&["inspect", "-f", format, "probe"]).ok(), "10.60.0.77\n");
+    // Whoever watches a service's tasks does not see it.
+    let tasks = lab.orch(&["node", "ps", "n1", "--format", "{{.Name}}"]).ok();
+    assert!(!tasks.contains("probe"), "{tasks}");
+}
+
+fn import_on(lab: &Lab, node: &str) -> Result<String, String> {
+    let tar = orch_tests::image("busybox");
+    lab.orch_on(node, &["image", "import", tar.to_str().ok_or("utf-8")?, "busybox"]).result()
+}
+
+fn what_cannot_be_is_refused(lab: &Lab) {
+    for (network, flags, said) in [
+        ("closed", &[][..], "network closed not manually attachable"),
+        ("ingress", &[], "not manually attachable"),
+        ("nowhere", &[], "network nowhere not found"),
+        ("shared", &["--ip", "10.60.0.77"], "Address already in use"),
+        ("shared", &["--ip", "10.60.0.2"], "Address already in use"),
+        ("shared", &["--ip", "10.61.0.9"], "does not belong to any of this network's subnets"),
+        ("host", &["--network", "shared"], "cannot be connected to any other network"),
+    ] {
+        let refused = lab.orch(&[&["run", "--rm", "--network", network][..], flags, &["busybox", "true"]].concat());
+        assert_eq!(refused.code, 125, "{network} {flags:?}: {}", refused.stdout);
+        assert!(refused.stderr.contains(said), "{network} {flags:?}: {}", refused.stderr);
+    }
+    let said = lab.orch(&["network", "rm", "shared"]).refused();
+    assert!(said.contains("in use by"), "{said}");
+    for (flags, said) in [
+        (&["--config-only", "x"][..], "differ from node to node"),
+        (&["--scope", "local", "x"], "have the scope swarm"),
+        (&["-d", "macvlan", "x"], "no driver of Orch's networks"),
+        (&["--ipam-driver", "mine", "x"], "the only one is"),
+        (&["-d", "bridge", "--ipv6", "x"], "for networks of the driver overlay"),
+        (&["-d", "bridge", "host"], "predefined host network"),
+        (&["-d", "bridge", "shared"], "already exists in the cluster"),
+        (&["-o", "com.docker.network.driver.mtu=9", "x"], "expected a number of bytes"),
+    ] {
+        let refused = lab.orch(&[&["network", "create"][..], flags].concat()).refused();
+        assert!(refused.contains(said), "{flags:?}: {refused}");
+    }
+}
+
+fn networks_change_while_a_container_runs(lab: &Lab) {
+    run(lab, "n1", "plain", &[]);
+    let _ = lab.orch(&["network", "connect", "--alias", "changed", "shared", "plain"]).ok();
+    let own = eventually("it has an address there", || lookup(lab, "n2", "other", "changed"));
+    assert_eq!(lookup(lab, "n2", "other", "plain"), Ok(own));
+    eventually("it reaches the service", || {
+        lab.orch(&["exec", "plain", "wget", "-q", "-T", "3", "-O", "-", "http://web/"]).result()
+    });
+    let said = lab.orch(&["network", "connect", "shared", "plain"]).refused();
+    assert!(said.contains("endpoint with name plain already exists in network shared"), "{said}");
+    let said = lab.orch(&["network", "connect", "closed", "plain"]).refused();
+    assert!(said.contains("not manually attachable"), "{said}");
+    let _ = lab.orch(&["rename", "plain", "renamed"]).ok();
+    eventually("its new name is found", || lookup(lab, "n2", "other", "renamed"));
+    let _ = lab.orch(&["network", "disconnect", "shared", "renamed"]).ok();
+    within(SOON, "its name is gone", || gone(lab, "n2", "other", "renamed"));
+    assert!(ping(lab, "n1", "renamed", "10.60.0.77").is_err(), "it still reaches the network");
+    let said = lab.orch(&["network", "disconnect", "shared", "renamed"]).refused();
+    assert!(said.contains("is not connected to network shared"), "{said}");
+    let _ = lab.orch(&["rm", "-f", "renamed"]).ok();
+}
+
+/// Names and packets outlive the daemons; a worker that comes back knows what is on which network.
+fn daemons_come_and_go(lab: &Lab) {
+    for daemon in ["worker", "netd"] {
+        let _ = lab.command("kill", &["n1", daemon]).ok();
+        assert!(ping(lab, "n2", "other", "probe").is_ok(), "without the {daemon} of n1");
+        eventually("the worker answers", || lab.orch(&["ps", "-q"]).result());
+        eventually("it asks names again", || lookup(lab, "n1", "probe", "other"));
+        // The new worker has told its managers what it has by then.
+        run(lab, "n1", "later", &["--network", "shared"]);
+        let _ = lab.orch(&["rm", "-f", "later"]).ok();
+        assert_eq!(lookup(lab, "n2", "other", "probe"), Ok("10.60.0.77".to_owned()));
+    }
+}
+
+fn what_ends_gives_its_place_back(lab: &Lab) {
+    let _ = lab.orch(&["stop", "-t", "1", "probe"]).ok();
+    within(SOON, "its name is gone", || gone(lab, "n2", "other", "probe"));
+    let _ = lab.orch(&["start", "probe"]).ok();
+    let seen = eventually("it is back", || lookup(lab, "n2", "other", "probe"));
+    assert_eq!(seen, "10.60.0.77", "what the user asked for it keeps");
+    let _ = lab.orch(&["rm", "-f", "probe"]).ok();
+    run(lab, "n1", "heir", &["--network", "shared", "--ip", "10.60.0.77", "--rm"]);
+    eventually("its address is another's", || match lookup(lab, "n2", "other", "heir")? {
+        address if address == "10.60.0.77" => Ok(()),
+        address => Err(address),
+    });
+    let _ = lab.orch(&["rm", "-f", "heir"]).ok();
+    let _ = lab.orch_on("n2", &["rm", "-f", "other"]).ok();
+    let _ = lab.orch(&["service", "rm", "web"]).ok();
+    eventually("nobody is on the network", || lab.orch(&["network", "rm", "shared"]).result());
+}
+
+fn networks_of_one_node(lab: &Lab) {
+    let _ = lab.orch(&["network", "create", "-d", "bridge", "--subnet", "192.168.40.0/24", "mine"]).ok();
+    let _ = lab.orch(&["network", "create", "-d", "bridge", "apart"]).ok();
+    let serve = "echo mine > /index.html; exec httpd -f -p 80 -h /";
+    let site = ["run", "-d", "--name", "site", "--network", "mine", "--network-alias", "www", "-p", "18090:80"];
+    let _ = lab.orch(&[&site[..], &["busybox", "sh", "-c", serve]].concat()).ok();
+    run(lab, "n1", "visitor", &["--network", "mine", "--ip", "192.168.40.9"]);
+    run(lab, "n1", "stranger", &["--network", "apart"]);
+    for name in ["site", "www"] {
+        let url = format!("http://{name}/");
+        let page = eventually("found by name", || lab.orch(&["exec", "visitor", "wget", "-q", "-T", "3", "-O", "-", &url]).result());
+        assert_eq!(page, "mine\n");
+    }
+    let node = lab.address("n1");
+    let published = format!("http://{node}:18090/");
+    assert_eq!(eventually("published", || lab.get("client", &published)), "mine\n");
+    let client = lab.address("client");
+    eventually("the way out", || ping(lab, "n1", "visitor", &client));
+    let site = lookup(lab, "n1", "visitor", "site").expect("it was found");
+    assert!(gone(lab, "n1", "stranger", "site").is_ok());
+    assert!(ping(lab, "n1", "stranger", &site).is_err(), "another network is reached");
+    let _ = lab.orch(&["network", "connect", "mine", "stranger"]).ok();
+    eventually("now it is on both", || ping(lab, "n1", "stranger", "site"));
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    eventually("names live on without the worker", || lookup(lab, "n1", "stranger", "site"));
+    eventually("the worker answers", || lab.orch(&["ps", "-q"]).result());
+    let said = lab.orch(&["network", "rm", "mine"]).refused();
+    assert!(said.contains("has active endpoints"), "{said}");
+    let members = lab.orch(&["network", "inspect", "-f", "{{range .Containers}}{{.Name}} {{end}}", "mine"]).ok();
+    for name in ["site", "visitor", "stranger"] {
+        assert!(members.contains(name), "{members}");
+    }
+    let _ = lab.orch(&["rm", "-f", "site", "visitor", "stranger"]).ok();
+}
+
+fn networks_are_listed_and_pruned(lab: &Lab) {
+    let listed = lab.orch(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]).ok();
+    for line in
+        ["bridge bridge local", "host host local", "none null local", "ingress overlay swarm", "mine bridge local"]
+    {
+        assert!(listed.lines().any(|listed| listed == line), "{line} in {listed}");
+    }
+    let on_worker = lab.orch_on("n2", &["network", "ls", "--format", "{{.Name}}"]).ok();
+    assert_eq!(on_worker, "bridge\nhost\nnone\n");
+    assert!(lab.orch(&["network", "rm", "bridge"]).refused().contains("is a pre-defined network"));
+    let _ = lab.orch(&["network", "rm", "-f", "nowhere"]).ok();
+    let pruned = lab.orch(&["network", "prune", "-f"]).ok();
+    for name in ["mine", "apart", "closed"] {
+        assert!(pruned.lines().any(|line| line == name), "{name} in {pruned}");
+    }
+    let left = lab.orch(&["network", "ls", "--format", "{{.Name}}"]).ok();
+    assert_eq!(left, "bridge\nhost\ningress\nnone\n");
+}

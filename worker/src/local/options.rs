@@ -1,0 +1,106 @@
+//! What only `orch run` can ask for: read, checked and turned into the runtime's words.
+
+use std::path::PathBuf;
+
+use orch_proto::wire::LocalOptions;
+
+use super::{LocalError, Locals};
+use crate::runtime::{HostOptions, MoreLimits, Sharing};
+
+impl Locals {
+    /// Everything that can be refused without looking at other containers.
+    pub(super) fn check_options(&self, options: &LocalOptions) -> Result<(), LocalError> {
+        for mode in [&options.pid_mode, &options.ipc_mode, &options.uts_mode] {
+            match mode.as_str() {
+                "" | "private" | "shareable" | "host" => {}
+                other => match other.strip_prefix("container:") {
+                    Some(reference) => drop(self.find(reference)?),
+                    None => return Err(LocalError::Invalid(format!("unknown namespace mode {other:?}: private, host or container:NAME"))),
+                },
+            }
+        }
+        if !matches!(options.userns_mode.as_str(), "" | "host") {
+            return Err(LocalError::Invalid(format!("--userns: invalid USER mode {:?}: host is the only one", options.userns_mode)));
+        }
+        security(&options.security).map(drop)
+    }
+
+    /// For the runtime; containers whose namespaces are shared must run.
+    pub(super) fn host_options(&self, options: &LocalOptions) -> Result<HostOptions, LocalError> {
+        let base = security(&options.security)?;
+        let limits = options.limits.clone().unwrap_or_default();
+        let tmpfs = options.tmpfs.iter().map(|(target, words)| {
+            let words = words.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+            (target.clone(), words)
+        });
+        Ok(HostOptions {
+            shm_bytes: options.shm_bytes,
+            pid: self.sharing(&options.pid_mode, "pid")?,
+            ipc: self.sharing(&options.ipc_mode, "ipc")?,
+            uts: self.sharing(&options.uts_mode, "uts")?,
+            tmpfs: tmpfs.collect(),
+            limits: MoreLimits {
+                cpu_shares: limits.cpu_shares,
+                cpuset_cpus: limits.cpuset_cpus,
+                cpuset_mems: limits.cpuset_mems,
+                memory_swap_bytes: limits.memory_swap_bytes,
+                memory_reservation_bytes: limits.memory_reservation_bytes,
+            },
+            ..base
+        })
+    }
+
+    fn sharing(&self, mode: &str, namespace: &str) -> Result<Sharing, LocalError> {
+        match (mode, mode.strip_prefix("container:")) {
+            ("host", _) => Ok(Sharing::Host),
+            (_, None) => Ok(Sharing::Own),
+            (_, Some(reference)) => {
+                let other = self.find(reference)?;
+                let container = other.container().ok_or_else(|| LocalError::NotRunning(other.container_id()))?;
+                Ok(Sharing::Other(PathBuf::from(format!("/proc/{}/ns/{namespace}", container.pid()))))
+            }
+        }
+    }
+}
+
+fn security(words: &[String]) -> Result<HostOptions, LocalError> {
+    let mut options = HostOptions::default();
+    for word in words {
+        // Docker takes both signs.
+        let (key, value) = word.split_once(['=', ':']).unwrap_or((word, ""));
+        match (key, value) {
+            ("no-new-privileges", "" | "true") => options.no_new_privileges = true,
+            ("no-new-privileges", "false") => options.no_new_privileges = false,
+            ("seccomp", "unconfined") => options.seccomp_off = true,
+            ("seccomp", "builtin") => options.seccomp_off = false,
+            ("apparmor", profile) if !profile.is_empty() => options.apparmor = Some(profile.to_owned()),
+            ("systempaths", "unconfined") => options.paths_shown = true,
+            // Labels are SELinux's, which is not used here.
+            ("label", _) => {}
+            _ => {
+                return Err(LocalError::Invalid(format!(
+                    "invalid --security-opt {word:?}: one of no-new-privileges, seccomp=unconfined, apparmor=PROFILE, \
+                     systempaths=unconfined"
+                )));
+            }
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn security_options_are_dockers() {
+        let read = |words: &[&str]| security(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>());
+        let options = read(&["no-new-privileges", "seccomp=unconfined", "apparmor:own", "label=disable"]).unwrap();
+        assert!(options.no_new_privileges && options.seccomp_off && !options.paths_shown);
+        assert_eq!(options.apparmor.as_deref(), Some("own"));
+        assert!(!read(&["no-new-privileges:false"]).unwrap().no_new_privileges);
+        for bad in ["seccomp=/etc/profile.json", "nothing", "no-new-privileges=perhaps", "apparmor"] {
+            assert!(read(&[bad]).unwrap_err().to_string().contains(bad), "{bad}");
+        }
+    }
+}
