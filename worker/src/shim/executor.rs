@@ -216,8 +216,9 @@ pub(super) fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
     }
     let len = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
     let program = Program { len, filter: filter.as_ptr() };
-    // As runc does: without the flag the kernel slows down every process with a filter, and loading one, on processors
-    // that it deems to need that; a filter says nothing about what a program may speculate on.
+    // As crun does, and runc since 1.2: without the flag, kernels before 5.16 slow down every process with a filter on
+    // processors that they deem to need that (and later ones where they are told to). The mitigation is for programs
+    // that run others' code in their own memory; those ask for it themselves, by prctl.
     let load = |flags: libc::c_ulong| {
         let mode = libc::SECCOMP_SET_MODE_FILTER;
         // SAFETY: the kernel copies `len` instructions from memory that lives until the call returns.
