@@ -58,7 +58,8 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(3);
 pub enum ConsensusError {
     #[error("raft does not start: {0}")]
     Start(String),
-    #[error("this manager is not the leader")]
+    /// Said before anything was appended, also by a leader that others have not answered for a while.
+    #[error("this manager does not lead now, or not surely: nothing was changed; try again")]
     NotLeader,
     #[error(
         "no quorum of managers answered in time; whether the change was made is not known: look, and try again when \
