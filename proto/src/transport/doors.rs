@@ -7,6 +7,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -14,10 +15,12 @@ use std::{
 };
 
 use futures::Stream;
+use orch_model::node::NodeRole;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
     sync::mpsc,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
@@ -35,7 +38,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
 /// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
-const NODE_CONNECTIONS: Limit = Limit { total: 4096, per_owner: 128 };
+const NODE_CONNECTIONS: Limit = Limit { total: 16_384, per_owner: 128 };
 /// Connections without a certificate, by address. They can only ask to join.
 const STRANGERS: Limit = Limit { total: 256, per_owner: 64 };
 /// Longer than any join takes.
@@ -132,6 +135,24 @@ impl Place {
             Self::Node(lease) => lease.poll_over(cx),
             Self::Stranger(lease) => lease.poll_over(cx),
         }
+    }
+}
+
+impl TlsConnection {
+    /// Whether a manager made it for raft's messages alone.
+    #[must_use]
+    pub fn is_for_raft(&self) -> bool {
+        let is_manager = self.info.peer.as_ref().is_some_and(|peer| peer.role == NodeRole::Manager);
+        is_manager && self.stream.get_ref().1.alpn_protocol() == Some(tls::RAFT_ALPN)
+    }
+
+    /// Lets `runtime` notice from now on what arrives, so that a server there need not be woken by another.
+    pub fn move_to(&mut self, runtime: &Handle) -> io::Result<()> {
+        let (tcp, _) = self.stream.get_mut();
+        let same = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+        let _entered = runtime.enter();
+        *tcp = TcpStream::from_std(same)?;
+        Ok(())
     }
 }
 
