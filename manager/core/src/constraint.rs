@@ -125,7 +125,7 @@ pub fn role_word(role: NodeRole) -> &'static str {
 }
 
 /// The same machine has two names: `amd64` in images, `x86_64` in `uname`.
-fn same_arch(found: &str, wanted: &str) -> bool {
+pub(crate) fn same_arch(found: &str, wanted: &str) -> bool {
     let plain = |arch: &str| match arch.to_lowercase().as_str() {
         "amd64" => "x86_64".to_owned(),
         "arm64" => "aarch64".to_owned(),

@@ -28,7 +28,7 @@ pub use secret::{
     create_config, create_secret, remove_config, remove_secret, replace_config, replace_secret, update_config,
     update_secret,
 };
-pub use service::{create_service, rebalance_service, remove_service, rollback_service, update_service};
+pub use service::{create_service, rebalance_service, remove_service, rollback_service, unpin_service, update_service};
 
 use crate::state::State;
 

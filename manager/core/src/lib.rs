@@ -22,6 +22,7 @@ pub mod rotation;
 pub mod scheduler;
 pub mod state;
 pub mod validate;
+pub mod volume;
 
 pub use decision::{Decision, Ids};
 pub use state::{ApplyError, Event, State};

@@ -22,7 +22,7 @@ use orch_model::{
     task::{Task, TaskState},
 };
 
-use crate::{allocator::PENDING_MESSAGE, decision::Decision, state::State};
+use crate::{allocator::PENDING_MESSAGE, decision::Decision, state::State, volume};
 use board::Board;
 use filter::{Needs, NodeInfo};
 use run::Run;
@@ -47,7 +47,7 @@ pub fn decide(state: &State, now: Timestamp) -> Decision {
             }
             continue;
         }
-        let mut run = Run::new(&mut board, Needs::of(service, tasks[0]));
+        let mut run = Run::new(&mut board, Needs::of(state, service, tasks[0]), volume::pins(state, service));
         for task in tasks {
             let next = match run.choose(task) {
                 Ok(node) => run.take(node, |info| assigned(task, info, now)),
@@ -104,6 +104,7 @@ fn assigned(task: &Task, info: &NodeInfo, now: Timestamp) -> Task {
     next.status.at = now;
     "scheduler assigned task to node".clone_into(&mut next.status.message);
     next.status.error = None;
+    next.generic = info.pick(&task.spec.generic);
     let mut taken = Vec::new();
     for port in next.host_ports.iter_mut().filter(|p| p.published_port == 0) {
         let is_free = |number: &u16| {

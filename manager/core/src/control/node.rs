@@ -1,19 +1,20 @@
 //! Nodes: role, availability, labels; leaving for good.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use orch_model::{
     NodeId, Object, ObjectId, Timestamp, Version,
     change::Change,
     image::Image,
-    node::{Node, NodeRole, NodeSpec, NodeState},
+    node::{Availability, Node, NodeRole, NodeSpec, NodeState},
+    service::Service,
 };
 
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
     roles::{self, Seats},
     state::State,
-    validate,
+    validate, volume,
 };
 
 /// Changes what the operator wants of a node.
@@ -36,7 +37,27 @@ pub fn update_node(
     let mut next = Node::clone(node);
     next.meta.version = version;
     next.spec = spec;
-    propose(state, now, ObjectId::Node(id.clone()), vec![Change::Update(Object::Node(Arc::new(next)))])
+    let drains = next.spec.availability == Availability::Drain && node.spec.availability != Availability::Drain;
+    let warnings = if drains { left_pending(state, node) } else { Vec::new() };
+    let change = Change::Update(Object::Node(Arc::new(next)));
+    Ok(Proposal { warnings, ..propose(state, now, ObjectId::Node(id.clone()), vec![change])? })
+}
+
+/// What a drained node leaves without a place: slots whose volumes it has.
+fn left_pending(state: &State, node: &Node) -> Vec<String> {
+    let services: BTreeSet<_> = state.tasks_on(&node.id).filter(|t| t.is_wanted()).map(|t| &t.service).collect();
+    let services = services.into_iter().filter_map(|id| state.service(id));
+    let of_service = |service: &Arc<Service>| {
+        let name = service.spec.annotations.name.clone();
+        let held = volume::pins(state, service).into_iter().filter(|(_, on)| *on == node.id);
+        held.map(move |(slot, _)| format!("{name}.{slot}")).collect::<Vec<_>>()
+    };
+    let slots: Vec<String> = services.flat_map(of_service).collect();
+    let note = format!(
+        "{} will stay pending while this node is drained: their volumes are here; `orch service unpin` gives them up",
+        slots.join(", ")
+    );
+    if slots.is_empty() { Vec::new() } else { vec![note] }
 }
 
 fn may_demote(state: &State, node: &Node, seats: &Seats) -> Result<(), ControlError> {

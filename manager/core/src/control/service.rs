@@ -1,23 +1,23 @@
 //! Services.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use orch_model::{
     Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
     change::Change,
     service::{Endpoint, PlacementStrategy, PublishMode, Service, ServiceMode, ServiceSpec},
-    task::Task,
+    task::{Task, TaskState},
 };
 
-use super::{ControlError, Proposal, missing, propose};
+use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
     decision::Ids,
     image_name::{digest_of, normalise_image_name},
     orchestrator::{fits, slot::is_replicated, update::rolled_back},
     plan::MAX_CHANGES,
     rebalance,
-    state::{State, check::protocol_word, makes_other_tasks},
-    validate,
+    state::{State, check::protocol_word, check::unused_login, makes_other_tasks},
+    validate, volume,
 };
 
 /// Creates a service.
@@ -83,6 +83,7 @@ pub fn update_service(
             mode_word(spec.mode)
         )));
     }
+    keep_login(&mut spec, &service.spec);
     references_fit(state, &spec, Some(id))?;
     resolve_image(state, &mut spec, Some(&service.spec));
     let mut next = Service::clone(service);
@@ -95,10 +96,23 @@ pub fn update_service(
     if other_tasks {
         next.update_status = None;
     }
+    // Whatever it goes back to, it is pulled with the newest login.
+    if let Some(previous) = &mut next.previous_spec {
+        previous.task.container.registry_auth.clone_from(&spec.task.container.registry_auth);
+    }
     next.spec = spec;
     let warnings = warnings(state, &next);
-    let updated = Change::Update(Object::Service(Arc::new(next)));
-    Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id.clone()), vec![updated])? })
+    let mut changes = vec![Change::Update(Object::Service(Arc::new(next.clone())))];
+    if service.spec.task.container.registry_auth != next.spec.task.container.registry_auth {
+        changes.extend(unused_login(state, service).map(|login| removal(&Object::Secret(login.clone()))));
+    }
+    Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
+}
+
+/// As Docker does: who says nothing about the login leaves it as it is.
+fn keep_login(spec: &mut ServiceSpec, old: &ServiceSpec) {
+    let login = &mut spec.task.container.registry_auth;
+    *login = login.take().or_else(|| old.task.container.registry_auth.clone());
 }
 
 /// Goes back to the previous spec.
@@ -137,6 +151,14 @@ pub fn rebalance_service(state: &State, now: Timestamp, id: &ServiceId) -> Resul
             service.spec.annotations.name
         )));
     }
+    if let Some((slot, _)) = volume::pins(state, service).into_iter().next() {
+        return Err(ControlError::precondition(format!(
+            "service {0} cannot be rebalanced: its volumes hold it (slot {slot}, for one); label it {1}=false if they \
+             are the same everywhere, or give one up with `orch service unpin {0}.{slot}` while it does not run",
+            service.spec.annotations.name,
+            volume::PIN_LABEL
+        )));
+    }
     let moved = rebalance::surplus(state, service, now);
     let count = moved.len();
     let displaced =
@@ -151,6 +173,46 @@ pub fn rebalance_service(state: &State, now: Timestamp, id: &ServiceId) -> Resul
         _ => format!("{count} tasks move"),
     };
     Ok(Proposal { warnings: vec![note], ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
+}
+
+/// Lets slots go that wait for the node which has their volumes: their next tasks start elsewhere, with empty ones. No
+/// slots: all of the service.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn unpin_service(
+    state: &State,
+    now: Timestamp,
+    id: &ServiceId,
+    slots: &BTreeSet<u64>,
+) -> Result<Proposal, ControlError> {
+    let service = live(state, id)?;
+    let name = &service.spec.annotations.name;
+    let pins = volume::pins(state, service);
+    let asked: Vec<u64> =
+        if slots.is_empty() { pins.keys().copied().collect() } else { slots.iter().copied().collect() };
+    let (mut changes, mut notes) = (Vec::new(), Vec::new());
+    for slot in asked {
+        let of_slot: Vec<_> = state.tasks_in(id, slot).collect();
+        let Some(node) = pins.get(&slot) else {
+            notes.push(format!("{name}.{slot}: no volume holds it to a node"));
+            continue;
+        };
+        if of_slot.iter().any(|task| task.is_wanted() && task.status.state >= TaskState::Assigned) {
+            notes.push(format!("{name}.{slot} runs where its volume is: nothing was given up"));
+            continue;
+        }
+        let over = of_slot.into_iter().filter(|task| !task.is_wanted() && task.node.is_some() && !task.displaced);
+        let given_up =
+            over.map(|task| Change::Update(Object::Task(Arc::new(Task { displaced: true, ..Task::clone(task) }))));
+        changes.extend(given_up);
+        let host = state.node(node).map_or(node.as_str(), |node| node.description.hostname.as_str());
+        notes.push(format!("{name}.{slot} gives its volume on node {host} up"));
+    }
+    if notes.is_empty() {
+        notes.push(format!("no volume holds a slot of {name} to a node"));
+    }
+    Ok(Proposal { warnings: notes, ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
 }
 
 /// Marks a service for removal: its tasks are drained and stopped, then it is deleted.
@@ -181,6 +243,9 @@ fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
     }
     for file in &spec.task.container.secrets {
         state.secret(&file.id).ok_or_else(|| missing(&file.id))?;
+    }
+    if let Some(login) = &spec.task.container.registry_auth {
+        state.secret(login).ok_or_else(|| missing(login))?;
     }
     for file in &spec.task.container.configs {
         state.config(&file.id).ok_or_else(|| missing(&file.id))?;

@@ -124,8 +124,17 @@ pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
 }
 
 fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
-    let TaskSpec { container, limits, reservations, restart, placement: _, networks, log_driver, force_update, generic } =
-        a;
+    let TaskSpec {
+        container,
+        limits,
+        reservations,
+        restart,
+        placement: _,
+        networks,
+        log_driver,
+        force_update,
+        generic,
+    } = a;
     same_container(container, &b.container)
         && *limits == b.limits
         && *reservations == b.reservations

@@ -43,7 +43,9 @@ impl Scope {
         };
         match object {
             // Nothing is decided about these.
-            Object::Secret(_) | Object::Config(_) | Object::Image(_) => return,
+            Object::Secret(_) | Object::Config(_) => return,
+            // It may say where tasks that wait can run.
+            Object::Image(_) => {}
             Object::Cluster(_) | Object::Network(_) => self.everything = true,
             Object::Node(node) => {
                 self.services.extend(state.tasks_on(&node.id).map(|task| task.service.clone()));

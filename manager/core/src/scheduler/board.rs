@@ -17,8 +17,8 @@ use crate::{
     state::State,
 };
 
-/// Constraints, then spread descriptors, as the user wrote them: services with the same ones share a class.
-type ClassKey = (Vec<String>, Vec<String>);
+/// What the fixed filters look at, and spread descriptors: services with the same ones share a class.
+type ClassKey = (Vec<String>, Vec<String>, Option<(String, String)>, Vec<&'static str>);
 
 pub(super) struct Board<'a> {
     state: &'a State,
@@ -52,7 +52,8 @@ impl<'a> Board<'a> {
     /// The class of the nodes that these tasks may run on.
     pub(super) fn class(&mut self, needs: &Needs<'_>) -> usize {
         let placement = &needs.service.spec.task.placement;
-        let key = (placement.constraints.clone(), placement.spread.clone());
+        let platform = needs.platform.as_ref().map(|platform| (platform.os.clone(), platform.arch.clone()));
+        let key = (placement.constraints.clone(), placement.spread.clone(), platform, needs.features.clone());
         if let Some(known) = self.class_of.get(&key) {
             return *known;
         }

@@ -1,4 +1,4 @@
-//! Nodes that pass the same constraints, as a tree by the values of the same spread preferences.
+//! Nodes that pass the same fixed filters, as a tree by the values of the same spread preferences.
 //!
 //! The leaves hold the nodes, those with the fewest tasks first. Tasks are only ever added during a round, so an entry
 //! may be too low but never too high, and is put right when it is met.
@@ -36,7 +36,7 @@ impl Class {
     pub(super) fn new(nodes: &[NodeInfo], needs: &Needs<'_>, descriptors: &[String]) -> Self {
         let mut class = Self { branches: vec![Branch::default()], leaf_of: vec![None; nodes.len()] };
         for (position, info) in nodes.iter().enumerate() {
-            if Filter::Ready.passes(info, needs, 0) && Filter::Constraints.passes(info, needs, 0) {
+            if Filter::FIXED.into_iter().all(|filter| filter.passes(info, needs, 0)) {
                 let leaf = descriptors
                     .iter()
                     .fold(ROOT, |at, descriptor| class.child(at, spread::value(&info.node, descriptor)));

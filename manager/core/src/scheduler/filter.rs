@@ -1,20 +1,33 @@
 //! Filters: each says whether a node can take a task, and in Docker's words why nodes cannot.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use orch_model::{
-    node::{Node, Resources},
-    service::{Protocol, Service},
+    Kind, ObjectId,
+    node::{GenericResources, NamedResource, Node, Platform, Resources},
+    service::{ContainerSpec, Protocol, Service, TaskSpec},
     task::{Task, TaskState},
 };
 
-use crate::{constraint::Constraint, orchestrator::takes_tasks, state::State};
+use crate::{
+    constraint::{Constraint, same_arch},
+    image_name::normalise_image_name,
+    orchestrator::takes_tasks,
+    state::State,
+};
+
+/// What a node calls it when its kernel can route IPv6.
+const FEATURE_IPV6: &str = "ipv6";
 
 /// What a node still offers, with what was assigned to it in this round.
 #[derive(Debug, Clone)]
 pub struct NodeInfo {
     pub node: Arc<Node>,
     pub free: Resources,
+    pub free_generic: GenericResources,
     /// Tasks that it is to keep.
     pub tasks: u64,
     pub host_ports: BTreeSet<(Protocol, u16)>,
@@ -27,6 +40,10 @@ pub struct Needs<'a> {
     pub task: &'a Task,
     /// `None`: one of them does not parse, which no node satisfies.
     pub constraints: Option<Vec<Constraint>>,
+    /// What the image runs on, where the cluster knows that.
+    pub platform: Option<Platform>,
+    /// What the node's kernel has to be able to do.
+    pub features: Vec<&'static str>,
 }
 
 /// The filters, in the order in which they are asked.
@@ -34,13 +51,25 @@ pub struct Needs<'a> {
 pub enum Filter {
     Ready,
     Resources,
+    Features,
     Constraints,
+    Platform,
     HostPort,
     MaxReplicas,
 }
 
 impl Filter {
-    pub const ALL: [Self; 5] = [Self::Ready, Self::Resources, Self::Constraints, Self::HostPort, Self::MaxReplicas];
+    pub const ALL: [Self; 7] = [
+        Self::Ready,
+        Self::Resources,
+        Self::Features,
+        Self::Constraints,
+        Self::Platform,
+        Self::HostPort,
+        Self::MaxReplicas,
+    ];
+    /// Those whose answer is the same for all tasks that are alike, whatever is assigned.
+    pub const FIXED: [Self; 4] = [Self::Ready, Self::Features, Self::Constraints, Self::Platform];
     /// Those whose answer changes with what is assigned.
     pub const CHANGING: [Self; 3] = [Self::Resources, Self::HostPort, Self::MaxReplicas];
 
@@ -51,8 +80,16 @@ impl Filter {
             Self::Ready => takes_tasks(&info.node),
             Self::Resources => {
                 let asked = needs.task.spec.reservations;
-                asked.nano_cpus <= info.free.nano_cpus && asked.memory_bytes <= info.free.memory_bytes
+                let generic = &needs.task.spec.generic;
+                asked.nano_cpus <= info.free.nano_cpus
+                    && asked.memory_bytes <= info.free.memory_bytes
+                    && generic.iter().all(|(kind, count)| *count <= info.free_generic.count(kind))
             }
+            Self::Features => {
+                let has = |feature: &&str| info.node.description.features.iter().any(|known| known == feature);
+                needs.features.iter().all(has)
+            }
+            Self::Platform => needs.platform.as_ref().is_none_or(|platform| runs_on(platform, &info.node)),
             Self::Constraints => match &needs.constraints {
                 Some(constraints) => constraints.iter().all(|constraint| constraint.matches(&info.node)),
                 None => false,
@@ -76,6 +113,8 @@ impl Filter {
         match self {
             Self::Ready => format!("{nodes} node{s} not available for new tasks"),
             Self::Resources => format!("insufficient resources on {nodes} node{s}"),
+            Self::Features => format!("missing feature of the kernel on {nodes} node{s}"),
+            Self::Platform => format!("unsupported platform on {nodes} node{s}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} node{s}"),
             Self::HostPort => format!("host-mode port already in use on {nodes} node{s}"),
             Self::MaxReplicas => format!("max replicas per node limit exceeded on {nodes} node{s}"),
@@ -85,18 +124,48 @@ impl Filter {
 
 impl<'a> Needs<'a> {
     #[must_use]
-    pub fn of(service: &'a Service, task: &'a Task) -> Self {
+    pub fn of(state: &State, service: &'a Service, task: &'a Task) -> Self {
         let constraints = &service.spec.task.placement.constraints;
         let constraints = constraints.iter().map(|text| Constraint::parse(text).ok()).collect();
-        Self { service, task, constraints }
+        let platform = platform_of(state, &task.spec.container);
+        Self { service, task, constraints, platform, features: features_of(state, &task.spec) }
     }
+}
+
+/// What the image runs on. One that is named by a digest means that content, whatever its name means by now.
+fn platform_of(state: &State, container: &ContainerSpec) -> Option<Platform> {
+    let named = normalise_image_name(&container.image).ok().and_then(|name| match state.named(Kind::Image, &name) {
+        Some(ObjectId::Image(id)) => state.image(&id),
+        _ => None,
+    });
+    let is_meant = |digest: &str| container.image_digest.as_deref().is_none_or(|meant| meant == digest);
+    match named.filter(|image| is_meant(&image.digest)) {
+        Some(image) => image.platform.clone(),
+        None => {
+            let digest = container.image_digest.as_deref()?;
+            state.images().find(|image| image.digest == digest).and_then(|image| image.platform.clone())
+        }
+    }
+}
+
+fn features_of(state: &State, task: &TaskSpec) -> Vec<&'static str> {
+    let mut networks = task.networks.iter().filter_map(|attachment| state.network(&attachment.network));
+    if networks.any(|network| network.spec.ipv6) { vec![FEATURE_IPV6] } else { Vec::new() }
+}
+
+fn runs_on(platform: &Platform, node: &Node) -> bool {
+    let own = &node.description.platform;
+    // A node that has not said what it is, is not held back for it.
+    let same_os = own.os.is_empty() || own.os.eq_ignore_ascii_case(&platform.os);
+    same_os && (own.arch.is_empty() || same_arch(&own.arch, &platform.arch))
 }
 
 impl NodeInfo {
     #[must_use]
     pub fn new(state: &State, node: &Arc<Node>) -> Self {
         let free = node.description.resources;
-        let mut info = Self { node: node.clone(), free, tasks: 0, host_ports: BTreeSet::new() };
+        let free_generic = node.description.generic.clone();
+        let mut info = Self { node: node.clone(), free, free_generic, tasks: 0, host_ports: BTreeSet::new() };
         for task in state.tasks_on(&node.id) {
             if task.status.state >= TaskState::Assigned && !task.status.state.is_terminal() {
                 info.add(task);
@@ -111,10 +180,36 @@ impl NodeInfo {
         let asked = task.spec.reservations;
         self.free.nano_cpus = self.free.nano_cpus.saturating_sub(asked.nano_cpus);
         self.free.memory_bytes = self.free.memory_bytes.saturating_sub(asked.memory_bytes);
+        for (kind, count) in &task.generic.counted {
+            if let Some(free) = self.free_generic.counted.get_mut(kind) {
+                *free = free.saturating_sub(*count);
+            }
+        }
+        for taken in &task.generic.named {
+            self.free_generic.named.remove(taken);
+        }
         self.host_ports.extend(task.host_ports.iter().map(|p| (p.protocol, p.published_port)));
         if counts(task) {
             self.tasks += 1;
         }
+    }
+}
+
+impl NodeInfo {
+    /// Which of the node's generic resources a task gets that asks for so many of each kind.
+    #[must_use]
+    pub fn pick(&self, asked: &BTreeMap<String, u64>) -> GenericResources {
+        let mut picked = GenericResources::default();
+        for (kind, count) in asked {
+            if self.free_generic.counted.contains_key(kind) {
+                picked.counted.insert(kind.clone(), *count);
+            } else {
+                let free = self.free_generic.named.iter().filter(|resource| resource.kind == *kind);
+                let count = usize::try_from(*count).unwrap_or(usize::MAX);
+                picked.named.extend(free.take(count).cloned().collect::<Vec<NamedResource>>());
+            }
+        }
+        picked
     }
 }
 

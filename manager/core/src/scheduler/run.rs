@@ -8,13 +8,14 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
 };
 
-use orch_model::{service::PlacementStrategy, task::Task};
+use orch_model::{NodeId, service::PlacementStrategy, task::Task};
 
 use super::{
     board::{Board, Share},
     class::{BranchId, ROOT},
     filter::{Filter, Needs, NodeInfo},
 };
+use crate::volume;
 
 pub(super) struct Run<'b, 'a> {
     board: &'b mut Board<'a>,
@@ -31,6 +32,8 @@ pub(super) struct Run<'b, 'a> {
     aside: Vec<(BranchId, usize)>,
     faulty: Vec<(BranchId, usize)>,
     refusal: Option<String>,
+    /// Slots whose volumes hold them to a node.
+    pins: BTreeMap<u64, NodeId>,
     /// Only for services that are packed: (load, node), the fullest first.
     packed: Option<BinaryHeap<(Load, Reverse<usize>)>>,
 }
@@ -42,7 +45,7 @@ type Member = (u64, u64, usize);
 type Load = (u64, u64);
 
 impl<'b, 'a> Run<'b, 'a> {
-    pub(super) fn new(board: &'b mut Board<'a>, needs: Needs<'b>) -> Self {
+    pub(super) fn new(board: &'b mut Board<'a>, needs: Needs<'b>, pins: BTreeMap<u64, NodeId>) -> Self {
         let class = board.class(&needs);
         let share = board.take_share(needs.service);
         let branches = board.classes[class].branch_count();
@@ -57,6 +60,7 @@ impl<'b, 'a> Run<'b, 'a> {
             aside: Vec::new(),
             faulty: Vec::new(),
             refusal: None,
+            pins,
             packed: None,
         };
         if run.needs.service.spec.task.placement.strategy == PlacementStrategy::Pack {
@@ -78,8 +82,12 @@ impl<'b, 'a> Run<'b, 'a> {
     pub(super) fn choose(&mut self, task: &Task) -> Result<usize, String> {
         // Global tasks come with their node.
         if let Some(own) = &task.node {
-            let node = self.board.position(own).filter(|node| self.passes_all(*node));
-            return node.ok_or_else(|| explain(self.refused(|info| info.node.id == *own)));
+            return self.only(own);
+        }
+        if let Some(pin) = self.pins.get(&task.slot) {
+            let name = self.board.position(pin).map_or("", |at| &self.board.nodes[at].node.description.hostname);
+            let advice = volume::advice(&self.needs.service.spec.annotations.name, task.slot, name);
+            return self.only(pin).map_err(|why| format!("{why}; {advice}"));
         }
         if let Some(refusal) = &self.refusal {
             return Err(refusal.clone());
@@ -100,6 +108,12 @@ impl<'b, 'a> Run<'b, 'a> {
                 return Err(self.refuse());
             }
         }
+    }
+
+    /// The one node that comes into question.
+    fn only(&self, id: &NodeId) -> Result<usize, String> {
+        let node = self.board.position(id).filter(|node| self.passes_all(*node));
+        node.ok_or_else(|| explain(self.refused(|info| info.node.id == *id)))
     }
 
     fn refuse(&mut self) -> String {

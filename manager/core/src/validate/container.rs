@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use orch_model::{
-    Duration,
+    Duration, linux,
     service::{ContainerSpec, FileRef, HealthConfig, Mount, MountKind},
 };
 
@@ -40,9 +40,28 @@ pub(super) fn container_spec(container: &ContainerSpec) -> Result<(), SpecError>
             return Err(SpecError::Rule(format!("ContainerSpec: duplicate mount point: {}", one.target)));
         }
     }
+    names(container)?;
     files("secret", &container.secrets)?;
     files("config", &container.configs)?;
     container.health.as_ref().map_or(Ok(()), health)
+}
+
+/// What the kernel would not know is refused here, not on the task's node.
+fn names(container: &ContainerSpec) -> Result<(), SpecError> {
+    let capabilities = container.cap_add.iter().chain(&container.cap_drop);
+    if let Some(name) = capabilities.into_iter().find(|name| !linux::is_capability(name)) {
+        return Err(field("capability", name, "expected a name such as NET_ADMIN, or ALL"));
+    }
+    if !container.stop_signal.is_empty() && !linux::is_signal(&container.stop_signal) {
+        return Err(field("stop signal", &container.stop_signal, "expected a signal such as SIGTERM, or its number"));
+    }
+    if let Some(limit) = container.ulimits.iter().find(|limit| !linux::is_ulimit(&limit.name)) {
+        return Err(field("ulimit", &limit.name, format!("the names are {}", linux::ULIMITS.join(", "))));
+    }
+    if !(-1000..=1000).contains(&container.oom_score_adj) {
+        return Err(field("OOM score", container.oom_score_adj, "expected a number from -1000 to 1000"));
+    }
+    Ok(())
 }
 
 fn texts(container: &ContainerSpec) -> Result<(), SpecError> {

@@ -66,6 +66,9 @@ fn is_job(mode: ServiceMode) -> bool {
 fn task_spec(task: &TaskSpec) -> Result<(), SpecError> {
     container_spec(&task.container)?;
     limits(&task.limits, task.reservations.nano_cpus, task.reservations.memory_bytes)?;
+    if let Some((kind, count)) = task.generic.iter().find(|(kind, count)| kind.is_empty() || **count == 0) {
+        return Err(field("generic resource", format!("{kind}={count}"), "expected KIND=NUMBER, such as GPU=2"));
+    }
     duration("restart delay", task.restart.delay)?;
     duration("restart window", task.restart.window)?;
     placement(&task.placement)?;

@@ -14,3 +14,4 @@ mod schedule;
 mod schedule_best;
 mod sim;
 mod update;
+mod volumes;

@@ -171,3 +171,89 @@ fn rebalancing_moves_nothing_to_where_it_does_not_fit() {
     let refused = control::rebalance_service(&sim.state, sim.now, &id).expect_err("refused").to_string();
     assert!(refused.contains("only replicated services"), "{refused}");
 }
+
+#[test]
+fn generic_resources_are_given_out_one_by_one() {
+    use orch_model::node::{GenericResources, NamedResource};
+    let gpu = |name: &str| NamedResource { kind: "gpu".into(), name: name.into() };
+    let mut sim = Sim::new(2);
+    sim.edit_node(1, |n| {
+        n.description.generic =
+            GenericResources { counted: [("ssd".to_owned(), 3)].into(), named: [gpu("a"), gpu("b"), gpu("c")].into() };
+    });
+    sim.create(placed(|s| {
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 2 };
+        s.task.generic = [("gpu".to_owned(), 1), ("ssd".to_owned(), 2)].into();
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web"), [("n1".to_owned(), 1)].into());
+    assert!(sim.ps("web").contains("no suitable node (insufficient resources on 2 nodes)"), "{}", sim.ps("web"));
+    let held = |sim: &Sim| -> Vec<GenericResources> {
+        let id = sim.service("web").id.clone();
+        let mut tasks: Vec<_> = sim.state.tasks_of(&id).filter(|t| t.node.is_some() && t.is_wanted()).collect();
+        tasks.sort_by_key(|t| t.slot);
+        tasks.into_iter().map(|t| t.generic.clone()).collect()
+    };
+    assert_eq!(held(&sim), [GenericResources { counted: [("ssd".to_owned(), 2)].into(), named: [gpu("a")].into() }]);
+    // The operator adds a disk: what waited is placed, with another one of the named.
+    sim.edit_node(1, |n| {
+        n.description.generic.counted.insert("ssd".into(), 4);
+    });
+    sim.run(secs(1));
+    let named: Vec<_> = held(&sim).into_iter().flat_map(|g| g.named).collect();
+    assert_eq!(named, [gpu("a"), gpu("b")]);
+    // What a task held is free again once it has stopped.
+    sim.fail("web.1");
+    sim.run(secs(10));
+    assert_eq!(sim.running("web"), [("n1".to_owned(), 2)].into());
+}
+
+#[test]
+fn an_image_runs_where_its_platform_is() {
+    use orch_model::node::Platform;
+    let mut sim = Sim::new(3);
+    sim.edit_node(3, |n| n.description.platform.arch = "aarch64".into());
+    let register = |sim: &mut Sim, arch: &str| {
+        let request = control::Registration {
+            node: crate::sim::node_id(1),
+            name: "nginx".into(),
+            digest: format!("sha256:{arch}"),
+            size_bytes: 1,
+            platform: Some(Platform { os: "linux".into(), arch: arch.into() }),
+            replace: true,
+            holder_only: false,
+        };
+        let now = sim.now;
+        let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request)).expect("accepted");
+        sim.commit(&tx);
+    };
+    register(&mut sim, "arm64");
+    sim.create(placed(|s| s.mode = orch_model::service::ServiceMode::Replicated { replicas: 3 })).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web"), [("n3".to_owned(), 3)].into());
+    register(&mut sim, "s390x");
+    sim.create(placed(|s| s.annotations.name = "other".into())).expect("accepted");
+    sim.run(secs(1));
+    assert!(sim.ps("other").contains("no suitable node (unsupported platform on 3 nodes)"), "{}", sim.ps("other"));
+    // A service is stored with the content that its image's name meant; under a tag of its own it follows the name.
+    sim.update("other", |s| s.task.container.image = "nginx:late".into()).expect("accepted");
+    sim.run(secs(10));
+    assert_eq!(sim.running("other").values().sum::<usize>(), 1, "nothing is known of that image");
+}
+
+#[test]
+fn what_the_kernel_lacks_is_said() {
+    let mut sim = Sim::new(2);
+    let id = crate::network::network(&mut sim, "six", None).expect("accepted");
+    let network = sim.state.network(&id).expect("a network").clone();
+    let mut six = orch_model::network::Network::clone(&network);
+    six.spec.ipv6 = true;
+    sim.commit_changes(vec![orch_model::change::Change::Update(orch_model::Object::Network(std::sync::Arc::new(six)))]);
+    sim.create(crate::network::on("web", 1, &id)).expect("accepted");
+    sim.run(secs(1));
+    assert!(sim.ps("web").contains("missing feature of the kernel on 2 nodes"), "{}", sim.ps("web"));
+    sim.edit_node(2, |n| n.description.features = vec!["ipv6".into()]);
+    sim.run(secs(1));
+    assert_eq!(sim.running("web"), [("n2".to_owned(), 1)].into());
+}
