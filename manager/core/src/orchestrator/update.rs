@@ -22,6 +22,9 @@ use crate::{
     state::State,
 };
 
+/// Stands between what an update does and what it waits for.
+const WAITS: &str = "; ";
+
 /// Starts, continues, pauses, rolls back and completes updates.
 pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
     let mut decision = Decision::default();
@@ -42,6 +45,9 @@ pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) ->
         Some((status, UpdateState::Updating | UpdateState::RollbackStarted)) => {
             let update = Update { state, service, status, slots: &slots, dirty: &dirty };
             update.proceed(now, ids, &mut decision);
+            if decision.changes.is_empty() {
+                decision.changes.extend(update.explained());
+            }
         }
     }
     decision
@@ -106,6 +112,19 @@ impl Update<'_> {
         } else {
             self.advance(&config, now, ids, decision);
         }
+    }
+
+    /// What holds the update up, if it is something that the user should know: which task waits for what.
+    fn explained(&self) -> Option<Change> {
+        let waits = |task: &Arc<Task>| {
+            let why = task.status.error.as_ref().filter(|_| task.status.state < TaskState::Assigned)?;
+            Some(format!("task {} waits: {why}", task.name()))
+        };
+        let waiting = self.created().filter(|task| task.is_wanted()).find_map(waits);
+        let said = self.status.message.split(WAITS).next().unwrap_or_default();
+        let message = waiting.map_or_else(|| said.to_owned(), |waiting| format!("{said}{WAITS}{waiting}"));
+        let status = UpdateStatus { message, ..self.status.clone() };
+        (status != *self.status).then(|| with_status(self.service, status))
     }
 
     fn rolling_back(&self) -> bool {

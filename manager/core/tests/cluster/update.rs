@@ -204,3 +204,56 @@ fn an_update_proceeds_where_old_and_new_cannot_be_side_by_side() {
     sim.run(secs(10));
     assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned()]));
 }
+
+#[test]
+fn an_update_says_which_task_waits_for_what() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(2, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| {
+        s.task.container.image = "v2".into();
+        s.task.reservations.memory_bytes = 1 << 40;
+    })
+    .expect("accepted");
+    sim.run(secs(10));
+    let message = |sim: &Sim| sim.service("web").update_status.clone().expect("an update").message;
+    let waits = "update in progress; task web.1 waits: no suitable node (insufficient resources on 2 nodes)";
+    assert_eq!(message(&sim), waits);
+    sim.events.clear();
+    sim.run(secs(60));
+    assert_eq!(sim.events, [], "it is said once");
+    sim.update("web", |s| s.task.reservations.memory_bytes = 0).expect("accepted");
+    sim.run(secs(30));
+    assert_eq!(message(&sim), "update completed");
+}
+
+#[test]
+fn scale_is_not_what_rollback_reverts() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(2, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(20));
+    sim.scale("web", 4);
+    sim.run(secs(2));
+    let service = sim.service("web");
+    let back = control::rollback_service(&sim.state, sim.now, &service.id, service.meta.version).expect("accepted");
+    sim.accept(&back);
+    sim.run(secs(40));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::RollbackCompleted), vec!["v1".to_owned(); 4]));
+}
+
+#[test]
+fn an_update_that_another_overtook_changes_nothing() {
+    let mut sim = Sim::new(1);
+    sim.create(with_update(1, UpdateConfig::default())).expect("accepted");
+    sim.run(secs(1));
+    let seen = sim.service("web");
+    sim.update("web", |s| s.task.container.env = vec!["A=1".into()]).expect("accepted");
+    let mut spec = seen.spec.clone();
+    spec.task.container.env = vec!["B=2".into()];
+    let refused = control::update_service(&sim.state, sim.now, &seen.id, seen.meta.version, spec).expect_err("stale");
+    assert_eq!(refused.code, control::Code::Aborted);
+    assert!(refused.text.contains("it was changed since, try again"), "{refused}");
+    assert_eq!(sim.service("web").spec.task.container.env, ["A=1"]);
+}
