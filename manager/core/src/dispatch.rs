@@ -3,7 +3,10 @@
 //! The set is a function of the state (and of which tasks have been drained); the dispatcher's shell compares it with
 //! what a session was sent last and sends the difference. A node learns of a network only while it takes part in it.
 
+mod touched;
+
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -24,6 +27,8 @@ use crate::{
     image_name::normalise_image_name,
     state::{State, publishes_on_ingress},
 };
+
+pub use touched::Touched;
 
 /// VXLAN's own port, while there is no cluster object that says another.
 const DEFAULT_DATA_PATH_PORT: u16 = 4789;
@@ -56,52 +61,149 @@ pub fn diff(old: &AssignmentSet, new: &AssignmentSet) -> (Vec<Assignment>, Vec<A
     (put, removed)
 }
 
-/// What one state means for all nodes: computed once, then asked per node.
+/// What one state means for all nodes; what nodes share is computed once, when the first asks for it.
 pub struct View<'a> {
     state: &'a State,
-    peers: Vec<Peer>,
-    endpoints: BTreeMap<NetworkId, Vec<EndpointItem>>,
-    services: BTreeMap<NetworkId, Vec<ServiceEndpointItem>>,
+    shared: RefCell<SharedItems>,
+}
+
+/// The items of a network, the same for every node that takes part in it; without a network, those of all peers.
+pub type Shared = BTreeMap<Option<NetworkId>, Arc<AssignmentSet>>;
+
+/// What nodes share, kept from one state to the next.
+#[derive(Debug, Clone, Default)]
+pub struct SharedItems {
+    known: Shared,
+    /// Endpoints of services by network, for all networks at once.
+    services: Option<Arc<BTreeMap<NetworkId, Vec<ServiceEndpointItem>>>>,
+}
+
+impl SharedItems {
+    /// Forgets what may have changed. Items that come out the same are the same [`Arc`] afterwards.
+    pub fn refresh(&mut self, state: &State, touched: &Touched) {
+        if touched.everything || !touched.networks.is_empty() {
+            self.services = None;
+        }
+        let is_stale = |key: &Option<NetworkId>| match key {
+            Some(network) => touched.everything || touched.networks.contains(network),
+            None => touched.everything || touched.peers,
+        };
+        let stale: Vec<Option<NetworkId>> = self.known.keys().filter(|key| is_stale(key)).cloned().collect();
+        for key in stale {
+            let now = self.compute(state, key.as_ref());
+            match self.known.get(&key) {
+                Some(before) if **before == now => {}
+                _ => drop(self.known.insert(key, Arc::new(now))),
+            }
+        }
+        self.known.retain(|key, _| key.as_ref().is_none_or(|network| state.network(network).is_some()));
+    }
+
+    /// The items of one network, or of peers, as they are now.
+    #[must_use]
+    pub fn current(&self, key: &Option<NetworkId>) -> Option<&Arc<AssignmentSet>> {
+        self.known.get(key)
+    }
+
+    fn get(&mut self, state: &State, network: Option<&NetworkId>) -> Arc<AssignmentSet> {
+        let key = network.cloned();
+        if let Some(known) = self.known.get(&key) {
+            return known.clone();
+        }
+        let items = Arc::new(self.compute(state, network));
+        self.known.insert(key, items.clone());
+        items
+    }
+
+    fn compute(&mut self, state: &State, network: Option<&NetworkId>) -> AssignmentSet {
+        let mut set = AssignmentSet::new();
+        let Some(network) = network else {
+            let ingress = state.ingress_network().map(|n| &n.id);
+            state.nodes().filter_map(|n| peer(n, ingress)).for_each(|peer| insert(&mut set, Assignment::Peer(peer)));
+            return set;
+        };
+        let Some(item) = state.network(network).and_then(|network| network_item(state, network)) else { return set };
+        insert(&mut set, Assignment::Network(item));
+        let tasks = state.tasks_with_address(network).into_iter().filter_map(|id| state.task(id));
+        for endpoint in tasks.filter(|t| is_reachable(t)).flat_map(|t| endpoints_of(t)) {
+            if endpoint.network == *network {
+                insert(&mut set, Assignment::Endpoint(endpoint));
+            }
+        }
+        let services = self.services.get_or_insert_with(|| Arc::new(endpoints_of_services(state)));
+        for service in services.get(network).into_iter().flatten() {
+            insert(&mut set, Assignment::ServiceEndpoint(service.clone()));
+        }
+        set
+    }
+}
+
+fn endpoints_of_services(state: &State) -> BTreeMap<NetworkId, Vec<ServiceEndpointItem>> {
+    let ingress = state.ingress_network().map(|n| &n.id);
+    let mut services: BTreeMap<NetworkId, Vec<ServiceEndpointItem>> = BTreeMap::new();
+    for item in state.services().flat_map(|service| service_endpoints(service, ingress)) {
+        services.entry(item.network.clone()).or_default().push(item);
+    }
+    services
 }
 
 impl<'a> View<'a> {
     #[must_use]
     pub fn new(state: &'a State) -> Self {
-        let ingress = state.ingress_network().map(|n| n.id.clone());
-        let peers = state.nodes().filter_map(|n| peer(n, ingress.as_ref())).collect();
-        let mut endpoints: BTreeMap<NetworkId, Vec<EndpointItem>> = BTreeMap::new();
-        for task in state.tasks().filter(|t| is_reachable(t)) {
-            for item in endpoints_of(task) {
-                endpoints.entry(item.network.clone()).or_default().push(item);
-            }
-        }
-        let mut services: BTreeMap<NetworkId, Vec<ServiceEndpointItem>> = BTreeMap::new();
-        for service in state.services() {
-            for item in service_endpoints(service, ingress.as_ref()) {
-                services.entry(item.network.clone()).or_default().push(item);
-            }
-        }
-        Self { state, peers, endpoints, services }
+        Self::with(state, SharedItems::default())
+    }
+
+    /// With what is known of this state already.
+    #[must_use]
+    pub fn with(state: &'a State, shared: SharedItems) -> Self {
+        Self { state, shared: RefCell::new(shared) }
+    }
+
+    /// What was learnt, for the next state.
+    #[must_use]
+    pub fn into_shared(self) -> SharedItems {
+        self.shared.into_inner()
     }
 
     /// The complete set of one node.
     #[must_use]
     pub fn assignments(&self, node: &NodeId, sources: &Sources<'_>) -> AssignmentSet {
+        let mut set = self.own(node, sources);
+        for items in self.shared(node).values() {
+            set.extend(items.iter().map(|(key, item)| (key.clone(), item.clone())));
+        }
+        set
+    }
+
+    /// The part of a node's set that no other node has: its tasks and what they need.
+    #[must_use]
+    pub fn own(&self, node: &NodeId, sources: &Sources<'_>) -> AssignmentSet {
         let mut set = AssignmentSet::new();
-        let tasks: Vec<_> =
-            self.state.tasks_on(node).filter(|t| t.status.state >= TaskState::Assigned).cloned().collect();
+        let tasks = self.state.tasks_on(node).filter(|t| t.status.state >= TaskState::Assigned);
         // One-off containers are the node's own.
-        for task in tasks.iter().filter(|task| !task.is_one_off()) {
+        for task in tasks.filter(|task| !task.is_one_off()) {
             let desired_state = desired_on_node(task, sources);
             insert(&mut set, Assignment::Task(TaskAssignment { task: task.clone(), desired_state }));
             if !task.status.state.is_terminal() {
                 self.insert_needs(&mut set, node, task, sources);
             }
         }
-        for network in networks_of_node(self.state, node) {
-            self.insert_network(&mut set, network);
-        }
         set
+    }
+
+    /// The parts of a node's set that it shares with others.
+    #[must_use]
+    pub fn shared(&self, node: &NodeId) -> Shared {
+        let mut items = self.shared.borrow_mut();
+        let mut parts = Shared::new();
+        for network in networks_of_node(self.state, node) {
+            // Until it has its numbers, there is nothing to know of a network.
+            if network.allocation.is_some() {
+                parts.insert(Some(network.id.clone()), items.get(self.state, Some(&network.id)));
+                parts.entry(None).or_insert_with(|| items.get(self.state, None));
+            }
+        }
+        parts
     }
 
     /// What a task needs before it can run: its files and its image.
@@ -138,20 +240,6 @@ impl<'a> View<'a> {
                 _ => None,
             }
         })
-    }
-
-    fn insert_network(&self, set: &mut AssignmentSet, network: &Network) {
-        let Some(item) = network_item(self.state, network) else { return };
-        insert(set, Assignment::Network(item));
-        for peer in &self.peers {
-            insert(set, Assignment::Peer(peer.clone()));
-        }
-        for endpoint in self.endpoints.get(&network.id).into_iter().flatten() {
-            insert(set, Assignment::Endpoint(endpoint.clone()));
-        }
-        for service in self.services.get(&network.id).into_iter().flatten() {
-            insert(set, Assignment::ServiceEndpoint(service.clone()));
-        }
     }
 }
 
@@ -238,7 +326,10 @@ fn service_endpoints(service: &Service, ingress: Option<&NetworkId>) -> Vec<Serv
         let answers = ingress == Some(network) && !service.removing;
         let ports = service.endpoint.ports.iter().filter(|p| answers && p.publish_mode == PublishMode::Ingress);
         let ports = ports.filter(|p| p.published_port != 0).cloned().collect();
-        items.push(ServiceEndpointItem { network: network.clone(), service: service.id.clone(), names, vips, ports });
+        let declared = if ingress == Some(network) { Vec::new() } else { service.endpoint.ports.clone() };
+        let balance = service.spec.endpoint.balance;
+        let (network, service) = (network.clone(), service.id.clone());
+        items.push(ServiceEndpointItem { network, service, names, vips, ports, declared, balance });
     }
     items
 }

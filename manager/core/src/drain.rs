@@ -25,13 +25,13 @@ pub fn needs_drain(task: &Task) -> bool {
 }
 
 /// Which tasks wait for which nodes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Drain {
     waiting: BTreeMap<TaskId, Wait>,
     drained: BTreeSet<TaskId>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Wait {
     deadline: Timestamp,
     /// The sequence that each node has to acknowledge.
@@ -50,17 +50,35 @@ impl Drain {
         self.drained.contains(task)
     }
 
-    /// Tells of a new state, after its increments were sent: `sent` has, per connected node, the sequence after which
-    /// that node knows this state. Returns tasks that may stop now.
-    pub fn on_state(&mut self, state: &State, sent: &BTreeMap<NodeId, u64>, now: Timestamp) -> Vec<TaskId> {
+    /// Whether no task waits for a node.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Tells of a new state, after its increments were sent. `stopping` are the tasks that may have to be drained since
+    /// the last time, or `None` for all that there are; `sent` says, per connected node, the sequence after which that
+    /// node knows this state. Returns tasks that may stop now.
+    pub fn on_state(
+        &mut self,
+        state: &State,
+        stopping: Option<&BTreeSet<TaskId>>,
+        sent: &dyn Fn() -> BTreeMap<NodeId, u64>,
+        now: Timestamp,
+    ) -> Vec<TaskId> {
         let is_current = |id: &TaskId| state.task(id).is_some_and(|t| needs_drain(t));
         self.waiting.retain(|id, _| is_current(id));
         self.drained.retain(|id| is_current(id));
         let known = |id: &TaskId| self.waiting.contains_key(id) || self.drained.contains(id);
-        let new: Vec<_> = state.tasks().filter(|t| needs_drain(t) && !known(&t.id)).cloned().collect();
+        let is_new = |task: &&std::sync::Arc<Task>| needs_drain(task) && !known(&task.id);
+        let new: Vec<_> = match stopping {
+            Some(ids) => ids.iter().filter_map(|id| state.task(id)).filter(is_new).cloned().collect(),
+            None => state.tasks().filter(is_new).cloned().collect(),
+        };
         if new.is_empty() {
             return Vec::new();
         }
+        let sent = sent();
         let networks: Vec<(&NodeId, u64, BTreeSet<_>)> = sent
             .iter()
             .map(|(node, seq)| (node, *seq, networks_of_node(state, node).map(|n| n.id.clone()).collect()))

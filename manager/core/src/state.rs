@@ -10,12 +10,14 @@ mod apply;
 pub(crate) mod check;
 mod error;
 mod index;
+pub mod limits;
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use orch_model::{
-    ConfigId, ImageId, Kind, NetworkId, NodeId, Object, ObjectId, SecretId, ServiceId, TaskId, Timestamp, Version,
+    Annotations, ConfigId, ImageId, Kind, NetworkId, NodeId, Object, ObjectId, SecretId, ServiceId, TaskId, Timestamp,
+    Version,
     cluster::Cluster,
     image::Image,
     network::Network,
@@ -90,7 +92,7 @@ impl State {
     #[must_use]
     pub fn from_objects(objects: Vec<Object>, last_stamp: Timestamp) -> Self {
         let mut state = Self { last_stamp, ..Self::default() };
-        // Services first: the tasks share their specs.
+        // Services first: the tasks share what they have in common.
         let (services, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|o| o.kind() == Kind::Service);
         for object in services.into_iter().chain(others) {
             state.last_index = state.last_index.max(object.meta().version.0);
@@ -253,7 +255,13 @@ impl State {
     /// The one copy of a service's current task spec, which its tasks share.
     #[must_use]
     pub fn task_spec(&self, service: &ServiceId) -> Option<&Arc<TaskSpec>> {
-        self.indexes.specs.get(service)
+        self.indexes.shared.get(service).map(|shared| &shared.spec)
+    }
+
+    /// The one copy of a service's annotations, which its tasks share.
+    #[must_use]
+    pub fn task_annotations(&self, service: &ServiceId) -> Option<&Arc<Annotations>> {
+        self.indexes.shared.get(service).map(|shared| &shared.annotations)
     }
 
     /// The network that has this VXLAN identifier.
@@ -272,6 +280,17 @@ impl State {
     #[must_use]
     pub fn address_holder(&self, network: &NetworkId, address: IpAddr) -> Option<&AddressHolder> {
         self.indexes.addresses.get(network)?.get(&address)
+    }
+
+    /// The tasks that hold an address of a network.
+    #[must_use]
+    pub fn tasks_with_address<'a>(&'a self, network: &NetworkId) -> BTreeSet<&'a TaskId> {
+        let held = self.indexes.addresses.get(network).into_iter().flat_map(imbl::OrdMap::values);
+        let task = |holder: &'a AddressHolder| match holder {
+            AddressHolder::Task(id) => Some(id),
+            AddressHolder::Service(_) | AddressHolder::Node(_) => None,
+        };
+        held.filter_map(task).collect()
     }
 
     /// The address of this network that was given out last: the next search starts behind it, so that an address
@@ -310,7 +329,15 @@ pub fn makes_other_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
     let host = |spec: &ServiceSpec| -> Vec<_> {
         spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Host).cloned().collect()
     };
-    old.task != new.task || host(old) != host(new) || (!publishes_on_ingress(old) && publishes_on_ingress(new))
+    // Another login makes no other task.
+    let same_task = || {
+        let mut before = old.task.clone();
+        before.container.registry_auth.clone_from(&new.task.container.registry_auth);
+        before == new.task
+    };
+    (old.task != new.task && !same_task())
+        || host(old) != host(new)
+        || (!publishes_on_ingress(old) && publishes_on_ingress(new))
 }
 
 /// The version that a new object has before it is committed.

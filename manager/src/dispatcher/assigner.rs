@@ -6,16 +6,18 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    mem,
+    sync::Arc,
     time::Duration,
 };
 
 use orch_manager_core::{
-    Event,
-    dispatch::{self, AssignmentSet, Sources},
+    State,
+    dispatch::{self, AssignmentSet, Shared, SharedItems, Sources, Touched},
     drain::Drain,
 };
 use orch_model::{
-    NodeId, Object, SessionId, Timestamp,
+    NodeId, SessionId, TaskId, Timestamp,
     assignment::{Assignment, AssignmentKey},
     node::{Node, NodeState},
 };
@@ -26,7 +28,7 @@ use orch_proto::{
 use prost::Message;
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use super::grants::Grants;
@@ -79,6 +81,11 @@ pub(super) struct Assigner {
     commands: mpsc::Receiver<Command>,
     subscribers: HashMap<NodeId, Subscriber>,
     drain: Drain,
+    /// Whom to look at the next time.
+    touched: Touched,
+    /// Tasks that were drained since the last time: their nodes may be told.
+    released: Vec<TaskId>,
+    shared: SharedItems,
     grants: RefCell<Grants>,
 }
 
@@ -86,9 +93,16 @@ struct Subscriber {
     session: SessionId,
     increments: mpsc::Sender<Increment>,
     /// What the node has been sent; `None` before the complete set.
-    sent: Option<AssignmentSet>,
+    sent: Option<Sent>,
     sequence: u64,
     acknowledged: u64,
+}
+
+/// A node's set in its parts.
+#[derive(Default)]
+struct Sent {
+    own: AssignmentSet,
+    shared: Shared,
 }
 
 impl Assigner {
@@ -100,6 +114,10 @@ impl Assigner {
             commands,
             subscribers: HashMap::new(),
             drain: Drain::new(),
+            // What stops already has to be drained anew.
+            touched: Touched::everything(),
+            released: Vec::new(),
+            shared: SharedItems::default(),
             grants: RefCell::default(),
         };
         (assigner, AssignerHandle(sender))
@@ -114,19 +132,41 @@ impl Assigner {
                     Some(command) => self.command(command),
                     None => return,
                 },
-                commit = commits.recv() => if !commit.is_ok_and(|commit| concerns_nodes(&commit)) {
-                    continue;
-                },
+                commit = commits.recv() => self.note(commit.ok()),
                 () = sleep_until(wake) => {}
+            }
+            if !self.has_news() && self.next_wake() > Instant::now() {
+                continue;
             }
             // More often comes together: a commit per task, acknowledgements of many nodes.
             let gathered = Instant::now() + COALESCE;
-            while let Ok(Some(command)) = timeout_at(gathered, self.commands.recv()).await {
-                self.command(command);
+            loop {
+                tokio::select! {
+                    command = self.commands.recv() => match command {
+                        Some(command) => self.command(command),
+                        None => return,
+                    },
+                    commit = commits.recv() => self.note(commit.ok()),
+                    () = sleep_until(gathered) => break,
+                }
             }
-            // Whatever they say, it is in the state that is looked at now.
-            commits = commits.resubscribe();
             self.send_all();
+        }
+    }
+
+    fn has_news(&self) -> bool {
+        !self.touched.is_empty() || !self.released.is_empty()
+    }
+
+    /// Takes in what a commit changed; `None`: nobody knows.
+    fn note(&mut self, commit: Option<Arc<Commit>>) {
+        match commit.as_deref().map(|commit| &commit.change) {
+            Some(Committed::Transactions(transactions)) => {
+                let view = self.consensus.store().view();
+                let events = transactions.iter().flat_map(|events| events.iter());
+                events.for_each(|event| self.touched.note(&view.state, event));
+            }
+            Some(Committed::Replaced) | None => self.touched = Touched::everything(),
         }
     }
 
@@ -134,63 +174,89 @@ impl Assigner {
         match command {
             Command::Subscribe { node, session, increments } => {
                 // The node forgot what it had, so nobody waits for what it had not acknowledged.
-                self.drain.on_session_gone(&node);
+                self.released.extend(self.drain.on_session_gone(&node));
+                self.touched.nodes.insert(node.clone());
                 self.subscribers
                     .insert(node, Subscriber { session, increments, sent: None, sequence: 0, acknowledged: 0 });
             }
             Command::Ack { node, session, sequence } => {
                 if let Some(subscriber) = self.subscribers.get_mut(&node).filter(|s| s.session.as_str() == session) {
                     subscriber.acknowledged = subscriber.acknowledged.max(sequence);
-                    self.drain.on_ack(&node, sequence);
+                    self.released.extend(self.drain.on_ack(&node, sequence));
                 }
             }
             Command::Gone { node, session } => {
                 if self.subscribers.get(&node).is_some_and(|s| s.session == session) {
-                    self.subscribers.remove(&node);
-                    self.drain.on_session_gone(&node);
+                    self.leave(&node);
                 }
             }
         }
+    }
+
+    fn leave(&mut self, node: &NodeId) {
+        self.subscribers.remove(node);
+        self.released.extend(self.drain.on_session_gone(node));
     }
 
     /// Sends everyone what changed, again when that released tasks which waited to stop.
     fn send_all(&mut self) {
         let view = self.consensus.store().view();
         let now = self.proposer.now();
-        self.drain.on_time(now);
+        self.released.extend(self.drain.on_time(now));
         loop {
-            self.send_once(&view.state, now);
-            let sent = self.subscribers.iter().map(|(node, s)| (node.clone(), s.sequence)).collect::<BTreeMap<_, _>>();
-            let mut released = self.drain.on_state(&view.state, &sent, now);
+            let mut touched = mem::take(&mut self.touched);
+            touched.nodes.extend(self.released.drain(..).filter_map(|task| view.state.task(&task)?.node.clone()));
+            self.send_once(&view.state, &touched, now);
+            let subscribers = &self.subscribers;
+            let sent = || subscribers.iter().map(|(node, s)| (node.clone(), s.sequence)).collect::<BTreeMap<_, _>>();
+            let stopping = (!touched.everything).then_some(&touched.stopping);
+            let was_idle = self.drain.is_idle();
+            self.released.extend(self.drain.on_state(&view.state, stopping, &sent, now));
+            if was_idle && self.drain.is_idle() && self.released.is_empty() {
+                return;
+            }
             // Nothing new to send means that the acknowledgement is there already.
             for (node, subscriber) in &self.subscribers {
-                released.extend(self.drain.on_ack(node, subscriber.acknowledged));
+                self.released.extend(self.drain.on_ack(node, subscriber.acknowledged));
             }
-            if released.is_empty() {
+            if self.released.is_empty() {
                 return;
             }
         }
     }
 
-    fn send_once(&mut self, state: &orch_manager_core::State, now: Timestamp) {
+    fn send_once(&mut self, state: &State, touched: &Touched, now: Timestamp) {
         let Some(cluster) = state.cluster() else { return };
+        self.shared.refresh(state, touched);
         let (drain, grants) = (&self.drain, &self.grants);
         let sources = Sources {
             drained: &|task| drain.is_drained(task),
             holder: &image_server,
             grant: &|node, digest| grants.borrow_mut().get(&cluster.root_ca, node, digest, now),
         };
-        let view = dispatch::View::new(state);
+        let view = dispatch::View::with(state, mem::take(&mut self.shared));
+        let mut differences = Differences::default();
         let mut lagging = Vec::new();
-        for (node, subscriber) in &mut self.subscribers {
-            if !subscriber.send(view.assignments(node, &sources)) {
+        let mut send = |node: &NodeId, subscriber: &mut Subscriber| {
+            let own = touched.everything || touched.nodes.contains(node) || subscriber.sent.is_none();
+            let own = own.then(|| view.own(node, &sources));
+            if !subscriber.send(own, view.shared(node), &mut differences) {
                 lagging.push(node.clone());
             }
+        };
+        if touched.is_shared() {
+            self.subscribers.iter_mut().for_each(|(node, subscriber)| send(node, subscriber));
+        } else {
+            for node in &touched.nodes {
+                if let Some(subscriber) = self.subscribers.get_mut(node) {
+                    send(node, subscriber);
+                }
+            }
         }
+        self.shared = view.into_shared();
         for node in lagging {
             // Its stream ends; it comes back for a complete set.
-            self.subscribers.remove(&node);
-            self.drain.on_session_gone(&node);
+            self.leave(&node);
         }
     }
 
@@ -201,28 +267,64 @@ impl Assigner {
     }
 }
 
-/// Whether any node's assignments may differ after a commit. Nobody uses a file that was just made.
-fn concerns_nodes(commit: &Commit) -> bool {
-    let Committed::Transactions(transactions) = &commit.change else { return true };
-    let is_new_file = |event: &Event| matches!(event, Event::Created(Object::Config(_) | Object::Secret(_)));
-    transactions.iter().any(|events| !events.iter().all(is_new_file))
+/// What leads from one part that nodes share to the next, for all nodes that had the one and get the other.
+#[derive(Default)]
+struct Differences {
+    nothing: Arc<AssignmentSet>,
+    known: HashMap<(*const AssignmentSet, *const AssignmentSet), Known>,
+}
+
+type Difference = (Vec<Assignment>, Vec<AssignmentKey>);
+
+struct Known {
+    difference: Arc<Difference>,
+    /// Kept, so that no other set comes to be at their addresses meanwhile.
+    _of: [Arc<AssignmentSet>; 2],
+}
+
+impl Differences {
+    fn between(&mut self, old: &Arc<AssignmentSet>, new: &Arc<AssignmentSet>) -> Arc<Difference> {
+        let known = self.known.entry((Arc::as_ptr(old), Arc::as_ptr(new))).or_insert_with(|| Known {
+            difference: Arc::new(dispatch::diff(old, new)),
+            _of: [Arc::clone(old), Arc::clone(new)],
+        });
+        Arc::clone(&known.difference)
+    }
 }
 
 impl Subscriber {
-    /// Sends what leads to `set`; `false` when the node does not keep up or is gone.
-    fn send(&mut self, set: AssignmentSet) -> bool {
+    /// Sends what leads to the parts given; `own` is `None` where it has not changed. `false` when the node does not keep
+    /// up or is gone.
+    fn send(&mut self, own: Option<AssignmentSet>, shared: Shared, differences: &mut Differences) -> bool {
         let complete = self.sent.is_none();
-        let (put, remove) = match &self.sent {
-            Some(sent) => dispatch::diff(sent, &set),
-            None => (set.values().cloned().collect(), Vec::new()),
-        };
+        let sent = self.sent.get_or_insert_default();
+        let (mut put, mut remove) = (Vec::new(), Vec::new());
+        if let Some(own) = own {
+            (put, remove) = dispatch::diff(&sent.own, &own);
+            // Otherwise not kept: what the node was sent stays the base, so that nothing hides in differences that mean
+            // nothing.
+            if complete || !put.is_empty() || !remove.is_empty() {
+                sent.own = own;
+            }
+        }
+        let nothing = Arc::clone(&differences.nothing);
+        for (key, new) in &shared {
+            let old = sent.shared.get(key).unwrap_or(&nothing);
+            if !Arc::ptr_eq(old, new) {
+                let difference = differences.between(old, new);
+                put.extend_from_slice(&difference.0);
+                remove.extend_from_slice(&difference.1);
+            }
+        }
+        for (_, gone) in sent.shared.iter().filter(|(key, _)| !shared.contains_key(*key)) {
+            remove.extend(gone.keys().cloned());
+        }
+        sent.shared = shared;
         if put.is_empty() && remove.is_empty() && !complete {
-            // Not kept: what the node was sent stays the base, so that nothing hides in differences that mean nothing.
             return true;
         }
         let increment = messages(complete, self.sequence, &put, &remove);
         self.sequence += 1;
-        self.sent = Some(set);
         self.increments.try_send(increment).is_ok()
     }
 }

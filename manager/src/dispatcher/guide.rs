@@ -7,17 +7,22 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use orch_manager_core::liveness::Ring;
-use orch_model::{NodeId, Timestamp, cluster::Cluster};
+use orch_model::{NodeId, ObjectId, Timestamp, cluster::Cluster};
 use orch_proto::{gossip, wire};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
 
 use crate::{
     authority,
-    raft::{Consensus, Proposer, View},
+    raft::{Commit, Committed, Consensus, Proposer, View},
 };
 
 /// How often it is looked whether the keys' time is over.
 const KEY_CHECK: Duration = Duration::from_secs(60);
+/// Changes of nodes that come this close together are one.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The same for all nodes; see [`Guide::gossip`] for the part of one.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -80,11 +85,8 @@ pub(super) fn channel(consensus: &Consensus, proposer: &Proposer) -> watch::Send
 
 /// Follows the state for as long as the reign lasts.
 pub(super) async fn keep(consensus: Consensus, proposer: Proposer, guide: watch::Sender<Arc<Guide>>) {
-    let mut changes = consensus.store().changes();
+    let mut commits = consensus.store().commits();
     loop {
-        // Time passing is a reason, too.
-        let _ = timeout(KEY_CHECK, changes.changed()).await;
-        changes.mark_unchanged();
         let now = Guide::new(&consensus.store().view(), proposer.now());
         guide.send_if_modified(|known| {
             let is_new = **known != now;
@@ -93,5 +95,22 @@ pub(super) async fn keep(consensus: Consensus, proposer: Proposer, guide: watch:
             }
             is_new
         });
+        // Time passing is a reason, too.
+        let until = Instant::now() + KEY_CHECK;
+        while let Ok(commit) = timeout_at(until, commits.recv()).await {
+            // Having missed some is a reason.
+            if commit.as_deref().map_or(true, is_about_nodes) {
+                break;
+            }
+        }
+        // Nodes that come together are one change.
+        sleep(GATHER).await;
+        commits = commits.resubscribe();
     }
+}
+
+fn is_about_nodes(commit: &Commit) -> bool {
+    let Committed::Transactions(transactions) = &commit.change else { return true };
+    let mut events = transactions.iter().flat_map(|events| events.iter());
+    events.any(|event| matches!(event.id(), ObjectId::Node(_) | ObjectId::Cluster(_)))
 }

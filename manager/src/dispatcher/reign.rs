@@ -7,11 +7,14 @@ use std::{
 
 use orch_manager_core::liveness::{Cause, DEAF_MESSAGE, Ring};
 use orch_model::{
-    NodeId, Object,
+    NodeId, Object, ObjectId,
     change::Change,
     node::{Node, NodeState, NodeStatus},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{broadcast::error::RecvError, watch},
+    time::sleep,
+};
 
 use super::{
     assigner::{Assigner, AssignerHandle},
@@ -19,7 +22,7 @@ use super::{
     sessions::Sessions,
 };
 use crate::{
-    raft::{Consensus, ProposeError, Proposer},
+    raft::{Committed, Consensus, ProposeError, Proposer},
     streams::StreamHub,
 };
 
@@ -67,6 +70,7 @@ impl Reign {
             () = assigner.run() => {}
             () = guide::keep(self.consensus.clone(), self.proposer.clone(), self.guide.clone()) => {}
             () = self.watch_nodes() => {}
+            () = self.tell_nodes() => {}
         }
     }
 
@@ -136,6 +140,33 @@ impl Reign {
             }
         }
         outcome
+    }
+
+    /// Wakes the sessions of nodes that have changed, and no others.
+    async fn tell_nodes(&self) {
+        let mut commits = self.consensus.store().commits();
+        // What was committed before is in the first message of every session that is opened from now on.
+        self.sessions.nudge_all();
+        loop {
+            let commit = match commits.recv().await {
+                Ok(commit) => commit,
+                Err(RecvError::Lagged(_)) => {
+                    self.sessions.nudge_all();
+                    continue;
+                }
+                Err(RecvError::Closed) => return,
+            };
+            match &commit.change {
+                Committed::Transactions(transactions) => {
+                    for event in transactions.iter().flat_map(|events| events.iter()) {
+                        if let ObjectId::Node(node) = event.id() {
+                            self.sessions.nudge(&node);
+                        }
+                    }
+                }
+                Committed::Replaced => self.sessions.nudge_all(),
+            }
+        }
     }
 
     async fn watch_nodes(&self) {

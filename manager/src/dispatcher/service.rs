@@ -284,8 +284,7 @@ fn host_of(addr: &str) -> Option<IpAddr> {
 }
 
 fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Outgoing<wire::SessionMessage> {
-    let mut announcements = reign.sessions.open(node.id.clone(), session.clone());
-    let mut changes = reign.consensus.store().changes();
+    let (mut announcements, of_node) = reign.sessions.open(node.id.clone(), session.clone());
     let mut guides = reign.guide.subscribe();
     let mut ended = reign.ended();
     let weak = Arc::downgrade(&reign);
@@ -309,7 +308,7 @@ fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Out
             let news = tokio::select! {
                 () = ended.over() => News::Ended,
                 announcement = announcements.recv() => announcement.map_or(News::Replaced, News::Stream),
-                _ = changes.changed() => News::State,
+                () = of_node.notified() => News::State,
                 _ = guides.changed() => News::State,
             };
             let message = match news {

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use orch_manager_core::liveness::{Cause, Liveness, Ring};
 use orch_model::{NodeId, SessionId};
 use orch_proto::wire::StreamAnnouncement;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// Announcements that a session may have waiting; an agent takes them at once.
 const ANNOUNCEMENTS: usize = 64;
@@ -29,6 +29,7 @@ struct Inner {
 struct Session {
     id: SessionId,
     announcements: mpsc::Sender<StreamAnnouncement>,
+    news: Arc<Notify>,
 }
 
 impl Sessions {
@@ -37,13 +38,27 @@ impl Sessions {
     }
 
     /// Replaces the node's session: its old stream ends, because the channel behind it closes.
-    pub(super) fn open(&self, node: NodeId, id: SessionId) -> mpsc::Receiver<StreamAnnouncement> {
+    /// The second tells when something of the node itself has changed.
+    pub(super) fn open(&self, node: NodeId, id: SessionId) -> (mpsc::Receiver<StreamAnnouncement>, Arc<Notify>) {
         let (announcements, receiver) = mpsc::channel(ANNOUNCEMENTS);
+        let news = Arc::new(Notify::new());
         let now = self.now();
         let mut inner = self.lock();
         inner.liveness.connected(node.clone(), now);
-        inner.open.insert(node, Session { id, announcements });
-        receiver
+        inner.open.insert(node, Session { id, announcements, news: Arc::clone(&news) });
+        (receiver, news)
+    }
+
+    /// Something of the node itself has changed.
+    pub(super) fn nudge(&self, node: &NodeId) {
+        if let Some(session) = self.lock().open.get(node) {
+            session.news.notify_one();
+        }
+    }
+
+    /// Something may have changed of any node.
+    pub(super) fn nudge_all(&self) {
+        self.lock().open.values().for_each(|session| session.news.notify_one());
     }
 
     /// Notes a sign of life; says whether the session is still the node's.
@@ -125,7 +140,7 @@ mod tests {
         let sessions = Sessions::new();
         let (node, first, second) = (NodeId::from_random(1), SessionId::from_random(2), SessionId::from_random(3));
         let _old = sessions.open(node.clone(), first.clone());
-        let mut new = sessions.open(node.clone(), second.clone());
+        let (mut new, _) = sessions.open(node.clone(), second.clone());
         assert!(!sessions.heard(&node, first.as_str()), "the old session was replaced");
         assert!(sessions.heard(&node, second.as_str()));
         assert!(sessions.announce(&node, StreamAnnouncement::default()) && new.try_recv().is_ok());

@@ -19,7 +19,7 @@ use orch_manager_core::{
     plan, resolve,
 };
 use orch_model::{
-    Annotations, ClusterId, Duration, Meta, NodeId, Object, ServiceId, Timestamp,
+    Annotations, ClusterId, Duration, Meta, NodeId, Object, ServiceId, TaskId, Timestamp,
     assignment::Assignment,
     change::{Change, Transaction},
     cluster::{ClusterSpec, JoinTokens, RootCa},
@@ -40,6 +40,8 @@ struct Agent {
     alive: bool,
     sequence: u64,
     set: AssignmentSet,
+    /// The part of it that no other node has, as it was when it was last looked at.
+    own: Option<AssignmentSet>,
 }
 
 /// A cluster in virtual time.
@@ -52,6 +54,10 @@ pub(crate) struct Sim {
     random: u128,
     agents: BTreeMap<NodeId, Agent>,
     drain: Drain,
+    /// What was drained since the last increments.
+    released: Vec<TaskId>,
+    touched: dispatch::Touched,
+    shared: dispatch::SharedItems,
     /// Status reports of a stop are held back for this long.
     pub(crate) stop_takes: Duration,
     stopping: BTreeMap<String, Timestamp>,
@@ -75,6 +81,9 @@ impl Sim {
             random: 1 << 100,
             agents: BTreeMap::new(),
             drain: Drain::new(),
+            released: Vec::new(),
+            touched: dispatch::Touched::everything(),
+            shared: dispatch::SharedItems::default(),
             stop_takes: Duration::ZERO,
             stopping: BTreeMap::new(),
             wake: None,
@@ -110,7 +119,7 @@ impl Sim {
         if let Some(agent) = self.agents.get_mut(&node_id(number)) {
             agent.alive = false;
         }
-        self.drain.on_session_gone(&node_id(number));
+        self.released.extend(self.drain.on_session_gone(&node_id(number)));
         self.edit_node(number, |n| n.status.state = NodeState::Down);
     }
 
@@ -182,6 +191,7 @@ impl Sim {
         self.index += 1;
         let events = self.state.apply(self.index, tx).expect("the transaction fits");
         events.iter().for_each(|event| self.planner.note(&self.state, event));
+        events.iter().for_each(|event| self.touched.note(&self.state, event));
         self.events.extend(events);
     }
 
@@ -251,8 +261,10 @@ impl Sim {
     }
 
     fn dispatch(&mut self) {
-        let released = self.drain.on_time(self.now);
-        drop(released);
+        let mut released = std::mem::take(&mut self.released);
+        released.extend(self.drain.on_time(self.now));
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.nodes.extend(released.iter().filter_map(|id| self.state.task(id)?.node.clone()));
         let drain = self.drain.clone();
         let sources = Sources {
             drained: &|task| drain.is_drained(task),
@@ -260,10 +272,19 @@ impl Sim {
             grant: &|_, _| vec![1],
         };
         let view = dispatch::View::new(&self.state);
+        self.shared.refresh(&self.state, &touched);
+        let incremental = dispatch::View::with(&self.state, std::mem::take(&mut self.shared));
         let mut acks = Vec::new();
         let mut sent = BTreeMap::new();
         for (id, agent) in self.agents.iter_mut().filter(|(_, a)| a.alive) {
             let set = view.assignments(id, &sources);
+            if touched.everything || touched.nodes.contains(id) || agent.own.is_none() {
+                agent.own = Some(incremental.own(id, &sources));
+            }
+            let mut known = agent.own.clone().unwrap_or_default();
+            incremental.shared(id).values().for_each(|part| known.extend((**part).clone()));
+            let missed = dispatch::diff(&known, &set);
+            assert_eq!(missed, (Vec::new(), Vec::new()), "what was touched does not lead to the complete set");
             let (put, removed) = dispatch::diff(&agent.set, &set);
             // The agent keeps what it was sent, as a real one does.
             for item in put {
@@ -277,9 +298,13 @@ impl Sim {
             sent.insert(id.clone(), agent.sequence);
             acks.push((id.clone(), agent.sequence));
         }
-        self.drain.on_state(&self.state, &sent, self.now);
+        self.shared = incremental.into_shared();
+        let mut all = self.drain.clone();
+        all.on_state(&self.state, None, &|| sent.clone(), self.now);
+        self.released.extend(self.drain.on_state(&self.state, Some(&touched.stopping), &|| sent.clone(), self.now));
+        assert_eq!(self.drain, all, "a task that stops was missed");
         for (node, sequence) in acks {
-            self.drain.on_ack(&node, sequence);
+            self.released.extend(self.drain.on_ack(&node, sequence));
         }
     }
 
@@ -374,8 +399,37 @@ impl Sim {
                 assert!(slots.len() as u64 <= replicas, "{} has slots {slots:?}", service.spec.annotations.name);
             }
         }
+        self.check_limits();
         for node in self.state.nodes() {
             node.attachments.iter().for_each(|(n, a)| hold(n.to_string(), *a));
+        }
+    }
+
+    /// No node gives out more than it has; no service has more tasks on a node than it may.
+    fn check_limits(&self) {
+        for node in self.state.nodes() {
+            let live = |t: &&Arc<Task>| t.status.state >= TaskState::Assigned && !t.status.state.is_terminal();
+            let tasks: Vec<&Arc<Task>> = self.state.tasks_on(&node.id).filter(live).collect();
+            let (has, name) = (&node.description, &node.description.hostname);
+            let cpus: u64 = tasks.iter().map(|t| t.spec.reservations.nano_cpus).sum();
+            let memory: u64 = tasks.iter().map(|t| t.spec.reservations.memory_bytes).sum();
+            assert!(cpus <= has.resources.nano_cpus && memory <= has.resources.memory_bytes, "{name} is overbooked");
+            let named: Vec<_> = tasks.iter().flat_map(|t| &t.generic.named).collect();
+            let distinct: BTreeSet<_> = named.iter().collect();
+            assert_eq!(named.len(), distinct.len(), "{name} gave something out twice: {named:?}");
+            for (kind, count) in &has.generic.counted {
+                let given: u64 = tasks.iter().filter_map(|t| t.generic.counted.get(kind)).sum();
+                assert!(given <= *count, "{name} gave out {given} of {count} {kind}");
+            }
+            let mut of_service: BTreeMap<&ServiceId, u64> = BTreeMap::new();
+            for task in tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
+                *of_service.entry(&task.service).or_default() += 1;
+            }
+            for (service, count) in of_service {
+                let service = self.state.service(service).expect("its tasks are there");
+                let max = service.spec.task.placement.max_replicas_per_node;
+                assert!(max == 0 || count <= max, "{count} tasks of {} on {name}", service.spec.annotations.name);
+            }
         }
     }
 
