@@ -5,8 +5,11 @@
 
 use orch_manager_core::control;
 use orch_model::{
-    node::Availability,
-    service::{FailureAction, PublishMode, ServiceMode, UpdateConfig, UpdateOrder},
+    node::{Availability, NamedResource},
+    service::{
+        FailureAction, PublishMode, RestartCondition, RestartPolicy, ServiceMode, UpdateConfig, UpdateOrder,
+        UpdateState,
+    },
 };
 use proptest::prelude::*;
 
@@ -134,6 +137,14 @@ proptest! {
         let mode = if host_port { PublishMode::Host } else { PublishMode::Ingress };
         spec.endpoint.ports = vec![port(8080, 80, mode)];
         spec.task.reservations.memory_bytes = 1 << 30;
+        spec.task.placement.max_replicas_per_node = 2;
+        spec.task.generic = [("gpu".to_owned(), 1)].into();
+        for node in 1..=4 {
+            sim.edit_node(node, |n| {
+                let gpu = |name: &str| NamedResource { kind: "gpu".into(), name: name.into() };
+                n.description.generic.named = [gpu("a"), gpu("b"), gpu("c")].into();
+            });
+        }
         spec.task.restart.delay = STEP * 5;
         let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
         let config = UpdateConfig { parallelism, order, failure_action: action, ..UpdateConfig::default() };
@@ -164,5 +175,75 @@ proptest! {
         sim.run(secs(10));
         prop_assert_eq!(sim.state.task_count(), 0);
         prop_assert!(control::remove_network(&sim.state, sim.now, &id).is_ok());
+    }
+
+    /// While nothing fails, an update has at most so many slots without a running task, or so many tasks more.
+    #[test]
+    fn updates_keep_to_their_parallelism(
+        replicas in 1u64..9,
+        parallelism in 1u64..4,
+        delay in 0u64..3,
+        start_first in any::<bool>(),
+        force in any::<bool>(),
+    ) {
+        let mut sim = Sim::new(3);
+        sim.stop_takes = STEP * 2;
+        let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+        let config = UpdateConfig { parallelism, delay: secs(delay), order, ..UpdateConfig::default() };
+        let mut spec = web("web", "v1", replicas);
+        spec.update = Some(config);
+        sim.create(spec).expect("accepted");
+        sim.run(secs(2));
+        sim.update("web", |s| if force { s.task.force_update = 1 } else { s.task.container.image = "v2".into() })
+            .expect("accepted");
+        for _ in 0..1500 {
+            sim.step();
+            let running = sim.running("web").values().sum::<usize>() as u64;
+            let id = sim.service("web").id.clone();
+            let wanted = sim.state.tasks_of(&id).filter(|t| t.is_wanted()).count() as u64;
+            prop_assert!(wanted <= replicas + parallelism, "{wanted} tasks: {}", sim.ps("web"));
+            let least = if start_first { replicas } else { replicas.saturating_sub(parallelism) };
+            prop_assert!(running >= least, "{running} run: {}", sim.ps("web"));
+            if sim.service("web").update_status.as_ref().is_some_and(|s| s.state == UpdateState::Completed) {
+                break;
+            }
+        }
+        let service = sim.service("web");
+        prop_assert_eq!(service.update_status.as_ref().map(|s| s.state), Some(UpdateState::Completed));
+        let old = sim.state.tasks_of(&service.id).filter(|t| t.is_wanted() && t.spec_version != service.spec_version);
+        prop_assert_eq!(old.count(), 0);
+    }
+
+    /// A slot is tried so many times and once more, whatever the delays, also when another manager takes over.
+    #[test]
+    fn attempts_are_counted(
+        max_attempts in 0u64..5,
+        delay_ms in prop_oneof![Just(0u64), Just(100), Just(3000)],
+        image in prop_oneof![Just("crash"), Just("flaky"), Just("missing")],
+        condition in prop_oneof![
+            Just(RestartCondition::None), Just(RestartCondition::OnFailure), Just(RestartCondition::Any)
+        ],
+        takeover in 1u64..200,
+    ) {
+        let mut sim = Sim::new(2);
+        let mut spec = web("web", image, 2);
+        // 0 is without a limit: that is not what this is about.
+        let attempts = max_attempts + 1;
+        spec.task.restart = RestartPolicy {
+            condition, delay: orch_model::Duration::from_millis(delay_ms), max_attempts: attempts, window: secs(0),
+        };
+        sim.create(spec).expect("accepted");
+        for step in 0..3000 {
+            sim.step();
+            if step % takeover == 0 {
+                act(&mut sim, &Step::Snapshot);
+            }
+        }
+        let allowed = if condition == RestartCondition::None { 1 } else { attempts + 1 };
+        let id = sim.service("web").id.clone();
+        for slot in 1..=2 {
+            let tasks = sim.state.tasks_in(&id, slot).count() as u64;
+            prop_assert_eq!(tasks, allowed, "{}", sim.ps("web"));
+        }
     }
 }
