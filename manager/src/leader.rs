@@ -3,7 +3,10 @@
 //! A reign starts when this manager has become leader and has applied all that was committed before; it ends with
 //! everything that was started for it. Nothing of it is remembered: the next leader starts from the state.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use arc_swap::ArcSwapOption;
 use orch_manager_core::plan::Planner;
@@ -27,6 +30,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(300);
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 /// A wake-up is checked at least this often, should the clock jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// After deciding that nothing is to be done, the next look waits for so many times as long as that took: at most a
+/// fifth of a core goes into looking. Only where it takes long: a small cluster decides within a millisecond.
+const RESTS: u32 = 4;
+const SHORTEST_REST: Duration = Duration::from_millis(20);
+const LONGEST_REST: Duration = Duration::from_millis(500);
 
 /// The current reign, for the services; empty while another manager leads.
 pub type Throne = Arc<ArcSwapOption<Reign>>;
@@ -86,6 +94,7 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
             continue;
         }
         let view = store.view();
+        let started = Instant::now();
         let decided = tokio::task::spawn_blocking(move || {
             let plan = planner.decide(&view.state, now, &mut random::bits);
             (planner, plan)
@@ -103,7 +112,14 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
         for refused in &plan.refused {
             tracing::error!(refused, "a decision broke a rule of the state (this is a bug)");
         }
+        // While thousands of tasks report, there is nothing to decide after each of them: what takes long is not done
+        // all the time. What has been decided is committed at once.
+        let rest = if plan.transactions.is_empty() { (started.elapsed() * RESTS).min(LONGEST_REST) } else { Duration::ZERO };
         match commit(&proposer, plan.transactions).await {
+            Ok(()) if rest > SHORTEST_REST => {
+                planner.committed();
+                sleep(rest).await;
+            }
             Ok(()) => planner.committed(),
             Err(ProposeError::Refused(error)) => {
                 tracing::debug!(%error, "the state moved on; deciding again");
