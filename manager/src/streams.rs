@@ -6,6 +6,7 @@
 
 mod exec;
 mod logs;
+mod merge;
 
 use std::{
     collections::HashMap,

@@ -1,6 +1,12 @@
 //! `orch logs` and `orch service logs`: the output of one or many tasks in one stream.
 
-use std::{cmp::Ordering, collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::BTreeSet,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::Stream;
 use orch_manager_core::{State, resolve};
@@ -9,11 +15,15 @@ use orch_model::{
     task::{Task, TaskState},
 };
 use orch_proto::wire::{self, from_node, stream_announcement};
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{Attached, cancel, open};
+use super::{Attached, cancel, merge::Merger, open};
 use crate::{api::status, dispatcher::Reign};
 
 /// What a client of logs receives.
@@ -25,6 +35,7 @@ const LINES: usize = 256;
 const NEW_TASKS: Duration = Duration::from_millis(500);
 /// Before a node is asked again for a log that was cut off.
 const AGAIN: Duration = Duration::from_millis(500);
+const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
 /// Finds the tasks and merges their output. A task whose node cannot be reached gives a notice, not an error.
@@ -64,42 +75,84 @@ impl Wanted {
     }
 }
 
-type Lines = mpsc::Sender<Result<wire::LogLine, Status>>;
+type Outgoing = mpsc::Sender<Result<wire::LogLine, Status>>;
 
-async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, lines: Lines) {
+/// Where the reader of one task puts its lines.
+#[derive(Clone)]
+struct Lines {
+    source: usize,
+    pieces: mpsc::Sender<(usize, Option<wire::LogLine>)>,
+}
+
+impl Lines {
+    /// `false`: nobody reads any more.
+    async fn send(&self, line: wire::LogLine) -> bool {
+        self.pieces.send((self.source, Some(line))).await.is_ok()
+    }
+
+    async fn end(&self) {
+        // Nobody may be reading any more.
+        let _ = self.pieces.send((self.source, None)).await;
+    }
+
+    fn is_closed(&self) -> bool {
+        self.pieces.is_closed()
+    }
+}
+
+async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, outgoing: Outgoing) {
+    let started = Instant::now();
     let mut ended = reign.ended();
     let mut known = BTreeSet::new();
     let mut readers = JoinSet::new();
+    let mut merger = Merger::new(options.follow);
+    let (pieces, mut incoming) = mpsc::channel(LINES);
+    let follows_services = options.follow && !wanted.services.is_empty();
+    let mut look = interval(NEW_TASKS);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let view = reign.consensus().store().view();
-        let is_later = !known.is_empty();
-        for task in wanted.find(&view.state) {
-            if known.insert(task.id.clone()) {
-                let mut options = options;
-                // `tail` is about what was there when the user asked.
-                options.tail = options.tail.filter(|_| !is_later);
-                readers.spawn(read(Arc::clone(&reign), task, options, lines.clone()));
-            }
-        }
-        drop(view);
-        let follows_services = options.follow && !wanted.services.is_empty();
-        tokio::select! {
-            // Dropping the readers ends their streams.
-            () = lines.closed() => return,
-            () = ended.over() => {
-                let _ = lines.send(Err(status::no_leader())).await;
+        while let Some(line) = merger.next(started.elapsed()) {
+            if outgoing.send(Ok(line)).await.is_err() {
+                // Dropping the readers ends their streams.
                 return;
             }
-            next = readers.join_next(), if !readers.is_empty() && !follows_services => {
-                if next.is_none() {
+        }
+        if !known.is_empty() && readers.is_empty() && incoming.is_empty() && merger.is_empty() && !follows_services {
+            return;
+        }
+        let wake = merger.wake().unwrap_or(Duration::MAX).saturating_sub(started.elapsed()).min(LONGEST_SLEEP);
+        tokio::select! {
+            () = outgoing.closed() => return,
+            () = ended.over() => {
+                let _ = outgoing.send(Err(status::no_leader())).await;
+                return;
+            }
+            Some((source, piece)) = incoming.recv() => match piece {
+                Some(line) => merger.put(source, line.at_unix_ns, line),
+                None => merger.end(source),
+            },
+            Some(_) = readers.join_next() => {}
+            _ = look.tick(), if known.is_empty() || follows_services => {
+                let view = reign.consensus().store().view();
+                let is_later = !known.is_empty();
+                let found = wanted.find(&view.state);
+                for task in found.into_iter().filter(|task| known.insert(task.id.clone())) {
+                    let mut options = options;
+                    // `tail` is about what was there when the user asked.
+                    options.tail = options.tail.filter(|_| !is_later);
+                    let lines = Lines { source: known.len(), pieces: pieces.clone() };
+                    merger.open(lines.source, started.elapsed());
+                    let reign = Arc::clone(&reign);
+                    readers.spawn(async move {
+                        read(reign, task, options, lines.clone()).await;
+                        lines.end().await;
+                    });
+                }
+                if known.is_empty() && !follows_services {
                     return;
                 }
             }
-            () = sleep(NEW_TASKS), if follows_services => {}
-        }
-        while readers.try_join_next().is_some() {}
-        if readers.is_empty() && !follows_services {
-            return;
+            () = sleep(wake), if wake < LONGEST_SLEEP => {}
         }
     }
 }
@@ -178,7 +231,7 @@ async fn carry(
                     continue;
                 }
                 line.task_id = task.id.to_string();
-                if lines.send(Ok(line)).await.is_err() {
+                if !lines.send(line).await {
                     return Ok(());
                 }
             }
@@ -192,7 +245,7 @@ async fn carry(
 async fn notice(lines: &Lines, task: &Task, text: &str) {
     let line = wire::LogLine { task_id: task.id.to_string(), notice: text.to_owned(), ..wire::LogLine::default() };
     // The reader may have gone away.
-    let _ = lines.send(Ok(line)).await;
+    let _ = lines.send(line).await;
 }
 
 struct CancelOnDrop(Attached);
