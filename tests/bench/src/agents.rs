@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
+use futures::future::try_join_all;
 use orch_model::node::NodeRole;
 use orch_proto::{
     tls::Identity,
@@ -23,6 +24,8 @@ use crate::managers::Managers;
 
 /// Status updates of one call.
 const UPDATES: usize = 200;
+/// Nodes that ask for a certificate at the same time.
+const JOIN_TOGETHER: usize = 16;
 const RETRY: Duration = Duration::from_millis(200);
 const MESSAGE_BYTES: usize = 64 << 20;
 
@@ -37,9 +40,12 @@ impl Agents {
         let running = Arc::new(AtomicUsize::new(0));
         let addrs: Vec<String> = managers.members.iter().map(|m| m.addr.clone()).collect();
         let mut tasks = JoinSet::new();
-        for number in 0..count {
-            let identity = managers.join_worker(&format!("w{number}")).await?;
-            tasks.spawn(live(identity, addrs.clone(), format!("w{number}"), Arc::clone(&running)));
+        let numbers: Vec<usize> = (0..count).collect();
+        for some in numbers.chunks(JOIN_TOGETHER) {
+            let identities = some.iter().map(|number| async move { managers.join_worker(&format!("w{number}")).await });
+            for (number, identity) in some.iter().zip(try_join_all(identities).await?) {
+                tasks.spawn(live(identity, addrs.clone(), format!("w{number}"), Arc::clone(&running)));
+            }
         }
         Ok(Self { tasks, running })
     }

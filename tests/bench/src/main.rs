@@ -6,6 +6,7 @@ mod agents;
 mod etcd;
 mod load;
 mod managers;
+mod plane;
 mod probe;
 mod process;
 mod raft;
@@ -26,6 +27,8 @@ enum Command {
     Raft(raft::Options),
     /// A large state: memory, lists, snapshots, restart
     Store(store::Options),
+    /// Thousands of nodes without containers, and a service of a hundred thousand tasks
+    Plane(plane::Options),
     /// Writes through one local socket without a pause, and prints when each began and ended (milliseconds)
     Probe(probe::Options),
 }
@@ -37,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         match Cli::parse().command {
             Command::Raft(options) => raft::run(&options).await,
             Command::Store(options) => store::run(&options).await,
+            Command::Plane(options) => plane::run(&options).await,
             Command::Probe(options) => probe::run(&options).await,
         }
     })

@@ -45,13 +45,22 @@ impl Process {
         Ok(kilobytes * 1024)
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Seconds of processor time that it has used.
     pub(crate) fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        self.cpu_split().map(|(user, system)| user + system)
+    }
+
+    /// The same as user and system time.
+    pub(crate) fn cpu_split(&self) -> anyhow::Result<(f64, f64)> {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).unwrap_or_default();
-        // User and system time, in hundredths of a second.
-        Ok((ticks(11) + ticks(12)) / 100.0)
+        // In hundredths of a second.
+        Ok((ticks(11) / 100.0, ticks(12) / 100.0))
     }
 }
 
