@@ -5,6 +5,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context as _, anyhow, bail};
 use orch_model::{
     Kind, Object, ObjectId, Version,
+    image::Image,
     network::Network,
     node::Node,
     secret::{Config, Secret},
@@ -55,7 +56,7 @@ macro_rules! stored {
         }
     )+};
 }
-stored!(Service, Task, Node, Network, Secret, Config);
+stored!(Service, Task, Node, Network, Secret, Config, Image);
 
 pub(crate) struct Api {
     pub(crate) control: Control,
@@ -72,6 +73,10 @@ impl Api {
             return Err(no_manager(paths).await);
         };
         Ok(Self { control: control_client(channel), paths: paths.clone() })
+    }
+
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     pub(crate) async fn info(&mut self) -> anyhow::Result<wire::ClusterInfo> {
@@ -171,6 +176,14 @@ impl Api {
         let kind = Kind::Service.to_proto();
         let request =
             wire::UpdateRequest { kind, id: service.into(), rebalance: true, ..wire::UpdateRequest::default() };
+        Ok(self.control.update(request).await.map_err(explain)?.into_inner().warnings)
+    }
+
+    /// Lets slots of a service start without their volumes; returns what the manager says of it.
+    pub(crate) async fn unpin(&mut self, service: &str, slots: Vec<u64>) -> anyhow::Result<Vec<String>> {
+        let kind = Kind::Service.to_proto();
+        let request =
+            wire::UpdateRequest { kind, id: service.into(), unpin: true, slots, ..wire::UpdateRequest::default() };
         Ok(self.control.update(request).await.map_err(explain)?.into_inner().warnings)
     }
 

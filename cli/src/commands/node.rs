@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use clap::{Args, Subcommand};
 use orch_model::{
     Kind,
-    node::{Availability, Node, NodeRole, NodeState},
+    node::{Availability, Node, NodeRole, NodeSpec, NodeState},
     task::Task,
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
@@ -104,7 +104,13 @@ pub(crate) struct UpdateArgs {
     node: String,
 }
 
-const NODES: Listing<'static> = Listing {
+/// What `--filter` takes.
+/// How often a change of a node is tried that others change at the same time.
+const STALE_TRIES: u32 = 10;
+
+pub(super) const FILTERS: [&str; 6] = ["id", "name", "label", "node.label", "role", "membership"];
+
+pub(super) const NODES: Listing<'static> = Listing {
     default: "{{.ID}} {{if .Self}}*{{else}} {{end}}\t{{.Hostname}}\t{{.Status}}{{if .Message}} ({{.Message}}){{end}}\t{{.Availability}}\t{{.ManagerStatus}}\t{{.EngineVersion}}",
     headings: &[
         ("ID", "ID"),
@@ -162,7 +168,8 @@ pub(crate) fn reachability(info: &wire::ClusterInfo) -> HashMap<String, (bool, b
 }
 
 async fn list(flags: &ListFlags, api: &mut Api) -> anyhow::Result<()> {
-    let filters = flags.filters(&["id", "name", "label", "node.label", "role", "membership"])?;
+    let filters = flags.filters(&FILTERS)?.only("role", &["manager", "worker"]);
+    let filters = filters.and_then(|set| set.only("membership", &["accepted", "pending"])).map_err(anyhow::Error::msg)?;
     let info = api.info().await?;
     let reachable = reachability(&info);
     let mut nodes = api.all::<Node>().await?;
@@ -174,7 +181,7 @@ async fn list(flags: &ListFlags, api: &mut Api) -> anyhow::Result<()> {
                 && filters.any("name", |name| node.description.hostname.starts_with(name))
                 && filters.any("role", |role| inspect::role_word(node.role) == role)
                 && filters.any("membership", |word| word == "accepted")
-                && filters.labels("label", &node.spec.annotations.labels)
+                && filters.labels("label", &node.description.engine_labels)
                 && filters.labels("node.label", &node.spec.annotations.labels)
         })
         .map(|node| {
@@ -295,8 +302,35 @@ async fn ps(args: &PsArgs, api: &mut Api) -> anyhow::Result<()> {
 }
 
 async fn update(args: &UpdateArgs, api: &mut Api) -> anyhow::Result<()> {
-    let node = find(api, &args.node).await?;
-    let mut spec = node.spec.clone();
+    let warnings = change(api, &args.node, |spec| apply(args, spec)).await?;
+    warn(&warnings);
+    println!("{}", args.node);
+    Ok(())
+}
+
+/// Changes what is wanted of a node, again from the start when the node was changed meanwhile: managers write to the same
+/// object what they see of it.
+async fn change(api: &mut Api, reference: &str, apply: impl Fn(&mut NodeSpec)) -> anyhow::Result<Vec<String>> {
+    let mut tries_left = STALE_TRIES;
+    loop {
+        let node = find(api, reference).await?;
+        let mut spec = node.spec.clone();
+        apply(&mut spec);
+        let wire = wire::spec::Spec::Node(spec.to_proto());
+        tries_left -= 1;
+        match api.try_update(Kind::Node, node.id.as_str(), node.meta.version, Some(wire)).await {
+            Ok(response) => return Ok(response.warnings),
+            Err(status) if tries_left > 0 && is_stale(&status) => {}
+            Err(status) => return Err(explain(status)),
+        }
+    }
+}
+
+fn is_stale(status: &tonic::Status) -> bool {
+    status.metadata().get("orch-code").is_some_and(|code| code == "stale")
+}
+
+fn apply(args: &UpdateArgs, spec: &mut NodeSpec) {
     spec.annotations.labels.retain(|key, _| !args.label_rm.contains(key));
     spec.annotations.labels.extend(args.label_add.iter().cloned());
     spec.availability = match args.availability {
@@ -310,11 +344,6 @@ async fn update(args: &UpdateArgs, api: &mut Api) -> anyhow::Result<()> {
         Some(RoleFlag::Manager) => NodeRole::Manager,
         None => spec.role,
     };
-    let wire = wire::spec::Spec::Node(spec.to_proto());
-    let (_, warnings) = api.update::<Node>(node.id.as_str(), node.meta.version, Some(wire)).await?;
-    warn(&warnings);
-    println!("{}", args.node);
-    Ok(())
 }
 
 async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow::Result<()> {
@@ -325,10 +354,7 @@ async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow
             println!("Node {reference} is already a {word}.");
             return Ok(());
         }
-        let mut spec = node.spec.clone();
-        spec.role = role;
-        let wire = wire::spec::Spec::Node(spec.to_proto());
-        api.update::<Node>(node.id.as_str(), node.meta.version, Some(wire)).await?;
+        change(api, reference, |spec| spec.role = role).await?;
         let verb = if role == NodeRole::Manager { "promoted to a manager" } else { "demoted" };
         println!("Node {reference} {verb} in the cluster.");
         Ok(())

@@ -26,9 +26,23 @@ impl FilterSet {
         Ok(set)
     }
 
+    /// Refuses a value of `key` that is none of these words.
+    pub(crate) fn only(self, key: &str, words: &[&str]) -> Result<Self, Refusal> {
+        let unknown = self.values.get(key).into_iter().flatten().find(|value| !words.contains(&value.as_str()));
+        match unknown {
+            Some(value) => Err(format!("invalid filter {key}={value}: {key} is one of {}", words.join(", "))),
+            None => Ok(self),
+        }
+    }
+
     /// True when the key is not filtered by, or one of its values satisfies `test`.
     pub(crate) fn any(&self, key: &str, test: impl Fn(&str) -> bool) -> bool {
         self.values.get(key).is_none_or(|values| values.iter().any(|value| test(value)))
+    }
+
+    /// Whether the key is filtered by.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
     }
 
     pub(crate) fn labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
@@ -55,5 +69,7 @@ mod tests {
         assert!(!set.labels("label", &labels(&[("x", ""), ("y", "2")])));
         assert!(FilterSet::parse(&["bogus=1".into()], &["name"]).unwrap_err().contains("name"));
         assert!(FilterSet::parse(&["name".into()], &["name"]).is_err());
+        let set = FilterSet::parse(&["role=boss".into()], &["role"]).unwrap();
+        assert!(set.only("role", &["manager", "worker"]).unwrap_err().contains("role is one of manager, worker"));
     }
 }

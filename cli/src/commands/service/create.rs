@@ -8,7 +8,7 @@ use orch_model::{
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
-use super::{change, flags::SpecFlags, resolve};
+use super::{change, flags::SpecFlags, registry, resolve};
 use crate::{
     api::Api,
     commands::warn,
@@ -111,7 +111,16 @@ pub(crate) async fn run(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     spec.task.networks = resolve::networks(&mut api, &args.network).await?;
     spec.task.container.secrets = resolve::secrets(&mut api, &args.secret).await?;
     spec.task.container.configs = resolve::configs(&mut api, &args.config).await?;
-    let (service, warnings) = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await?;
+    let service_name = spec.annotations.name.clone();
+    let login = registry::settle(&mut api, &service_name, &mut spec.task.container, args.flags.image_wanted(true)).await?;
+    let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
+    let (service, warnings) = match created {
+        Ok(created) => created,
+        Err(error) => {
+            login.take_back(&mut api).await;
+            return Err(error);
+        }
+    };
     warn(&warnings);
     println!("{}", service.id);
     if args.flags.detached() {
@@ -121,7 +130,7 @@ pub(crate) async fn run(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// Everything but what needs the cluster to resolve.
-fn spec(
+pub(super) fn spec(
     args: &CreateArgs,
     name: String,
     env_files: Vec<String>,

@@ -9,6 +9,7 @@ use orch_model::{
     },
 };
 
+use super::registry::Wanted;
 use crate::{
     commands::health::HealthFlags,
     flags::{duration, key_value, linux, quantity, words},
@@ -191,6 +192,11 @@ enum OrderFlag {
 }
 
 impl SpecFlags {
+    /// What to find out about the image; `named`: the command names one.
+    pub(super) fn image_wanted(&self, named: bool) -> Wanted {
+        Wanted { resolve: named && !self.no_resolve_image, login: self.with_registry_auth }
+    }
+
     pub(super) fn detached(&self) -> bool {
         self.detach.unwrap_or(false)
     }

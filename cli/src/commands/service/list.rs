@@ -18,7 +18,11 @@ use crate::{
     },
 };
 
-const SERVICES: Listing<'static> = Listing {
+/// What `--filter` takes.
+pub(super) const FILTERS: [&str; 4] = ["id", "name", "label", "mode"];
+const MODES: [&str; 4] = ["replicated", "global", "replicated-job", "global-job"];
+
+pub(super) const SERVICES: Listing<'static> = Listing {
     default: "{{.ID}}\t{{.Name}}\t{{.Mode}}\t{{.Replicas}}\t{{.Image}}\t{{.Ports}}",
     headings: &[
         ("ID", "ID"),
@@ -37,7 +41,7 @@ pub(crate) async fn run(flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> 
 
 /// All services, or those of one stack.
 pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths) -> anyhow::Result<()> {
-    let filters = flags.filters(&["id", "name", "label", "mode"])?;
+    let filters = flags.filters(&FILTERS)?.only("mode", &MODES).map_err(anyhow::Error::msg)?;
     let mut api = Api::connect(paths).await?;
     let services = match stack {
         None => api.all::<Service>().await?,
@@ -53,7 +57,7 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
             let Annotations { name, labels } = &service.spec.annotations;
             filters.any("id", |id| service.id.as_str().starts_with(id))
                 && filters.any("name", |prefix| name.starts_with(prefix))
-                && filters.any("mode", |mode| mode_word(service.spec.mode) == mode)
+                && filters.any("mode", |mode| mode_word(service.spec.mode).replace(' ', "-") == mode)
                 && filters.labels("label", labels)
         })
         .map(|service| (service.spec.annotations.name.clone(), service_row(service, &counts, flags.no_trunc)))

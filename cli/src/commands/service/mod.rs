@@ -5,20 +5,28 @@ pub(crate) use change::constraint;
 pub(crate) mod create;
 mod flags;
 pub(crate) mod list;
+#[cfg(test)]
+mod parity;
 mod pretty;
 mod ps;
+#[cfg(test)]
+mod refusals;
+pub(crate) mod registry;
 pub(crate) mod resolve;
+#[cfg(test)]
+mod surface;
 mod update;
 
 use clap::{Args, Subcommand};
 use orch_model::{
     Kind,
+    network::Network,
     service::{Service, ServiceMode},
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
 use super::{ListFlags, for_each, print_inspected, warn};
-use crate::{api::Api, inspect, progress};
+use crate::{api::Api, inspect, progress, render::time};
 
 pub(crate) use ps::print_tasks;
 
@@ -53,6 +61,11 @@ pub(crate) enum ServiceCommand {
     Rebalance {
         #[arg(required = true, value_name = "SERVICE")]
         services: Vec<String>,
+    },
+    /// Let slots start elsewhere that wait for the node which has their volumes; what those hold is given up
+    Unpin {
+        #[arg(required = true, value_name = "SERVICE[.SLOT]")]
+        slots: Vec<String>,
     },
 }
 
@@ -100,6 +113,7 @@ pub(crate) async fn run(command: ServiceCommand, paths: &Paths) -> anyhow::Resul
         ServiceCommand::Logs(args) => super::logs::service_logs(args, paths).await,
         ServiceCommand::Rollback(args) => rollback(args, paths).await,
         ServiceCommand::Rebalance { services } => rebalance(&services, paths).await,
+        ServiceCommand::Unpin { slots } => unpin(&slots, paths).await,
     }
 }
 
@@ -112,7 +126,13 @@ async fn inspect_services(args: &InspectArgs, paths: &Paths) -> anyhow::Result<(
     })
     .await;
     if args.pretty {
-        print!("{}", found.iter().map(|s| pretty::service(s)).collect::<Vec<_>>().join("\n"));
+        let networks = api.all::<Network>().await?;
+        let name = |id: &str| {
+            let known = networks.iter().find(|network| network.id.as_str() == id);
+            known.map_or_else(|| id.to_owned(), |network| network.spec.annotations.name.clone())
+        };
+        let texts: Vec<_> = found.iter().map(|s| pretty::service(s, time::now(), &name)).collect();
+        print!("{}", texts.join("\n"));
     } else {
         print_inspected(found.iter().map(|s| inspect::service(s)).collect(), args.format.as_deref())?;
     }
@@ -187,6 +207,25 @@ async fn rebalance(services: &[String], paths: &Paths) -> anyhow::Result<()> {
         let service = api.get::<Service>(reference).await?;
         for note in api.rebalance(service.id.as_str()).await? {
             println!("{reference}: {note}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn unpin(references: &[String], paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    for_each(references, async |reference| {
+        // A name with dots is a name first.
+        let (service, slots) = match (api.get_optional::<Service>(reference).await?, reference.rsplit_once('.')) {
+            (Some(service), _) => (service, Vec::new()),
+            (None, Some((name, slot))) if slot.parse::<u64>().is_ok() => {
+                (api.get::<Service>(name).await?, slot.parse().into_iter().collect())
+            }
+            (None, _) => (api.get::<Service>(reference).await?, Vec::new()),
+        };
+        for note in api.unpin(service.id.as_str(), slots).await? {
+            println!("{note}");
         }
         Ok(())
     })

@@ -20,6 +20,10 @@ use crate::{
     },
 };
 
+/// What `--filter` takes.
+pub(super) const FILTERS: [&str; 4] = ["id", "name", "node", "desired-state"];
+const DESIRED: [&str; 4] = ["running", "shutdown", "accepted", "ready"];
+
 #[derive(Debug, Args)]
 pub(crate) struct PsArgs {
     #[command(flatten)]
@@ -53,7 +57,7 @@ pub(crate) async fn print_tasks(
     flags: &ListFlags,
     no_resolve: bool,
 ) -> anyhow::Result<()> {
-    let filters = flags.filters(&["id", "name", "node", "desired-state"])?;
+    let filters = flags.filters(&FILTERS)?.only("desired-state", &DESIRED).map_err(anyhow::Error::msg)?;
     let nodes = node_names(&api.all::<Node>().await?);
     let services = api.all::<Service>().await?;
     let is_job = |s: &&Arc<Service>| matches!(s.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);

@@ -47,7 +47,7 @@ pub(crate) async fn configs(api: &mut Api, named: &[NamedFile]) -> anyhow::Resul
     Ok(resolved)
 }
 
-fn file_ref<Id>(file: &NamedFile, id: Id, name: &str, prefix: &str) -> FileRef<Id> {
+pub(super) fn file_ref<Id>(file: &NamedFile, id: Id, name: &str, prefix: &str) -> FileRef<Id> {
     let target = if file.target.is_empty() { format!("{prefix}{}", file.source) } else { file.target.clone() };
     FileRef { id, name: name.into(), target, uid: file.uid.clone(), gid: file.gid.clone(), mode: file.mode }
 }

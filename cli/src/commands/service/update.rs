@@ -9,7 +9,7 @@ use orch_proto::paths::Paths;
 use super::{
     change,
     flags::{SpecFlags, Words, command_words},
-    resolve, store,
+    registry, resolve, store,
 };
 use crate::{
     api::Api,
@@ -150,6 +150,7 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
     let before = api.get::<Service>(&args.service).await?;
     let watched = if args.rollback {
+        only_rollback(&args, &before.spec).map_err(anyhow::Error::msg)?;
         let (after, warnings) = api.update::<Service>(before.id.as_str(), before.meta.version, None).await?;
         super::warn(&warnings);
         progress::Watched::after_rollback(&before, &after)
@@ -157,7 +158,16 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
         let mut spec = before.spec.clone();
         change_spec(&args, &mut spec, |name| std::env::var(name).ok()).map_err(anyhow::Error::msg)?;
         resolve_changes(&args, &mut api, &mut spec).await?;
-        store(&mut api, &before, &spec).await?
+        let wanted = args.flags.image_wanted(args.image.is_some());
+        let login =
+            registry::settle(&mut api, &before.spec.annotations.name, &mut spec.task.container, wanted).await?;
+        match store(&mut api, &before, &spec).await {
+            Ok(watched) => watched,
+            Err(error) => {
+                login.take_back(&mut api).await;
+                return Err(error);
+            }
+        }
     };
     println!("{}", args.service);
     if args.flags.detached() {
@@ -166,7 +176,18 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
     progress::wait(&mut api, &watched, args.flags.quiet).await
 }
 
-fn change_spec(
+/// Docker's words: what a rollback leads to is the previous spec and nothing else.
+pub(super) fn only_rollback(args: &UpdateArgs, before: &ServiceSpec) -> Result<(), String> {
+    let mut spec = before.clone();
+    change_spec(args, &mut spec, |_| None)?;
+    let files = [&args.secret_add, &args.config_add].iter().any(|files| !files.is_empty());
+    if spec != *before || files || !args.network_add.is_empty() || !args.network_rm.is_empty() {
+        return Err("other flags may not be combined with --rollback: leave them out, or --rollback".into());
+    }
+    Ok(())
+}
+
+pub(super) fn change_spec(
     args: &UpdateArgs,
     spec: &mut ServiceSpec,
     environment: impl Fn(&str) -> Option<String>,
@@ -181,10 +202,12 @@ fn change_spec(
             );
         }
     }
-    if let (ServiceMode::ReplicatedJob { max_concurrent, .. }, Some(count)) =
-        (&mut spec.mode, args.flags.max_concurrent)
-    {
-        *max_concurrent = count;
+    match (&mut spec.mode, args.flags.max_concurrent) {
+        (_, None) => {}
+        (ServiceMode::ReplicatedJob { max_concurrent, .. }, Some(count)) => *max_concurrent = count,
+        (ServiceMode::Replicated { .. } | ServiceMode::Global | ServiceMode::GlobalJob, Some(_)) => {
+            return Err("--max-concurrent can only be used with replicated-job mode; leave it out".into());
+        }
     }
     labels(&mut spec.annotations.labels, &args.label_rm, &args.label_add);
     let placement = &mut spec.task.placement;
@@ -205,9 +228,8 @@ fn change_spec(
 fn change_container(args: &UpdateArgs, spec: &mut ServiceSpec, environment: impl Fn(&str) -> Option<String>) {
     let container = &mut spec.task.container;
     if let Some(image) = &args.image {
-        if *image != container.image {
-            container.image_digest = None;
-        }
+        // Its name may mean another content by now.
+        container.image_digest = None;
         container.image = image.clone();
     }
     if let Some(Words(words)) = &args.args {
