@@ -9,7 +9,7 @@ use orch_proto::wire::DaemonConfig;
 
 use crate::config::{ConfigError, Settings};
 
-const NANOS_PER_CPU: u64 = 1_000_000_000;
+pub(crate) const NANOS_PER_CPU: u64 = 1_000_000_000;
 
 pub(crate) fn describe(daemon: &DaemonConfig, settings: &Settings) -> Result<NodeDescription, ConfigError> {
     Ok(NodeDescription {
@@ -41,7 +41,7 @@ pub(crate) fn hostname(daemon: &DaemonConfig) -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
 }
 
-fn cpus() -> u64 {
+pub(crate) fn cpus() -> u64 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u64)
 }
 

@@ -18,7 +18,7 @@ use prost::Message as _;
 pub(crate) use orch_proto::wire::AttachTaskRequest;
 
 use super::{
-    Host,
+    Host, describe,
     executor::container_id,
     files::{self, FilesError},
     logging::{self, LoggingError},
@@ -31,7 +31,8 @@ use crate::{
         store::StoreError,
     },
     netd_client::NetdError,
-    runtime::{BindMount, ImageDefaults},
+    runtime::{BindMount, ImageDefaults, UserNamespace},
+    users::{self, Remap, RemapError},
     volume::{VolumeError, Wanted},
 };
 
@@ -45,6 +46,9 @@ pub(crate) enum PrepareError {
     NoBindSource(String),
     #[error("invalid mount config for type \"volume\": volume driver {0:?} is not known, only \"local\" is")]
     VolumeDriver(String),
+    /// In Docker's words.
+    #[error("range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")]
+    Cpus { cpus: u64 },
     #[error(transparent)]
     Logging(#[from] LoggingError),
     #[error(transparent)]
@@ -65,6 +69,14 @@ pub(crate) enum PrepareError {
         #[source]
         source: io::Error,
     },
+    #[error(transparent)]
+    Remap(#[from] RemapError),
+    #[error("remap users at {path:?}")]
+    Users {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("preparing was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
 }
@@ -79,6 +91,7 @@ pub(crate) struct Prepared {
     pub address: String,
     pub defaults: ImageDefaults,
     pub binds: Vec<BindMount>,
+    pub users: Option<UserNamespace>,
 }
 
 impl Prepared {
@@ -105,6 +118,8 @@ pub(crate) struct Ground {
     pub keep_root: bool,
     /// How netd attaches it; `None`: not at all.
     pub attach: Option<AttachTaskRequest>,
+    /// Whose numbers it has on the node; `None`: the node's own.
+    pub remap: Option<Remap>,
 }
 
 /// `folders` is held whenever the container's folders change.
@@ -113,7 +128,7 @@ pub(crate) async fn prepare(
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
 ) -> Result<Prepared, PrepareError> {
-    let ground = Ground { keep_root: false, attach: Some(attach_request(task)) };
+    let ground = Ground { keep_root: false, attach: Some(attach_request(task)), remap: host.remap };
     prepare_on(host, task, folders, ground).await
 }
 
@@ -125,6 +140,7 @@ pub(crate) async fn prepare_on(
 ) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
     check_mounts(&spec.mounts)?;
+    check_cpus(task.spec.limits.nano_cpus, describe::cpus())?;
     logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
     let login = login_of(host, spec);
@@ -132,7 +148,11 @@ pub(crate) async fn prepare_on(
         host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref(), login.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;
 
-    let keep_root = ground.keep_root;
+    if ground.remap.is_some() && spec.privileged {
+        return Err(RemapError::Privileged("leave --privileged out").into());
+    }
+    let (keep_root, remap) = (ground.keep_root, ground.remap);
+    let users = make_users(host, task, remap, ground.attach.is_some()).await?;
     let attach = async {
         match ground.attach {
             Some(request) => host.netd.attach(&task.id, request).await.map(Some),
@@ -144,7 +164,7 @@ pub(crate) async fn prepare_on(
     let root = tokio::task::spawn_blocking(move || {
         // Moved in here: whoever gives up waiting does not end this work.
         let _turn = turn;
-        make_root(&for_folders, &for_task, &layers, &image_config, keep_root)
+        make_root(&for_folders, &for_task, &layers, &image_config, keep_root, remap)
     });
     let (attached, root) = tokio::join!(attach, root);
     let (rootfs, mut binds) = root??;
@@ -155,8 +175,40 @@ pub(crate) async fn prepare_on(
         None => (None, String::new(), own_resolvers()),
     };
     let files_dir = host.store.container_dir(&task.id).join("files");
-    binds.extend(files::write_network_files(&files_dir, &hostname(task), &address, &resolv_conf, &spec.hosts)?);
-    Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults: defaults(config), binds })
+    let network_files = files::write_network_files(&files_dir, &hostname(task), &address, &resolv_conf, &spec.hosts)?;
+    if let Some(remap) = remap {
+        for path in network_files.iter().map(|bind| &bind.source) {
+            remap.own(path).map_err(|source| PrepareError::Users { path: path.clone(), source })?;
+        }
+    }
+    binds.extend(network_files);
+    let defaults = defaults(config);
+    Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults, binds, users })
+}
+
+/// The namespace of the container's users, with one for its network, which netd finds there.
+async fn make_users(
+    host: &Arc<Host>,
+    task: &Task,
+    remap: Option<Remap>,
+    network: bool,
+) -> Result<Option<UserNamespace>, PrepareError> {
+    let Some(remap) = remap else { return Ok(None) };
+    let path = users_path(host, &task.id);
+    let network = network.then(|| host.paths.netns(&task.id));
+    let for_making = path.clone();
+    let made = tokio::task::spawn_blocking(move || users::make(remap, &for_making, network.as_deref())).await?;
+    made.map_err(|source| PrepareError::Users { path: path.clone(), source })?;
+    Ok(Some(UserNamespace { path, uid: remap.uid, gid: remap.gid }))
+}
+
+/// Where namespaces of users are pinned.
+pub(crate) fn users_dir(host: &Host) -> PathBuf {
+    host.paths.run.join("users")
+}
+
+fn users_path(host: &Host, task: &TaskId) -> PathBuf {
+    users_dir(host).join(task.as_str())
 }
 
 /// The login that the service came with. One that cannot be read is as none: the registry will say so.
@@ -181,6 +233,7 @@ pub(crate) fn attach_request(task: &Task) -> AttachTaskRequest {
 /// Gives back what [`prepare`] took, except the log and the record.
 pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     let dir = host.store.container_dir(task);
+    remove_users(host, task)?;
     let unmounted = Rootfs::inside(&dir).delete();
     let secrets = files::remove_secret_files(&secrets_dir(host, task));
     delete(&dir.join("files"))?;
@@ -190,6 +243,7 @@ pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
 
 /// Gives back what a one-off container that has ended does not need; what it wrote stays.
 pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
+    remove_users(host, task)?;
     Ok(Rootfs::inside(&host.store.container_dir(task)).unmount()?)
 }
 
@@ -207,6 +261,11 @@ pub(crate) fn delete_local(host: &Host, task: &TaskId, volumes: bool) -> Result<
 pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     host.volumes.remove_of_task(task)?;
     delete(&host.store.container_dir(task))
+}
+
+fn remove_users(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
+    let path = users_path(host, task);
+    users::remove(&path).map_err(|source| PrepareError::Users { path, source })
 }
 
 fn delete(dir: &Path) -> Result<(), PrepareError> {
@@ -246,21 +305,41 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), PrepareError> {
     Ok(())
 }
 
+/// A limit that this node could never reach is a mistake, for Docker too.
+fn check_cpus(limit_nano_cpus: u64, cpus: u64) -> Result<(), PrepareError> {
+    let is_too_much = limit_nano_cpus > cpus.saturating_mul(describe::NANOS_PER_CPU);
+    if is_too_much { Err(PrepareError::Cpus { cpus }) } else { Ok(()) }
+}
+
 fn make_root(
     host: &Host,
     task: &Task,
     layers: &[PathBuf],
     image: &ImageConfig,
     keep: bool,
+    remap: Option<Remap>,
 ) -> Result<(PathBuf, Vec<BindMount>), PrepareError> {
     let rootfs = Rootfs::inside(&host.store.container_dir(&task.id));
     if keep {
-        rootfs.mount_again(layers)?;
+        rootfs.mount_again(layers, remap)?;
     } else {
-        rootfs.mount(layers)?;
+        rootfs.mount(layers, remap)?;
     }
     let mut binds = volumes(host, task, &rootfs.root, image)?;
     binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items, &host.values(task))?);
+    if let Some(remap) = remap {
+        let dir = secrets_dir(host, &task.id);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| PrepareError::Users { path, source }
+        };
+        if dir.exists() {
+            remap.own(&dir).map_err(failed(&dir))?;
+        }
+        for file in binds.iter().map(|bind| &bind.source).filter(|path| path.starts_with(&dir)) {
+            remap.shift(file).map_err(failed(file))?;
+        }
+    }
     Ok((rootfs.root, binds))
 }
 
