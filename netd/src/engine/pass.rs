@@ -197,27 +197,37 @@ impl Engine {
         }
     }
 
-    /// Takes away namespaces that nobody wants.
+    /// Takes away namespaces that nobody wants; several at once, since each waits for a grace period of the kernel.
     async fn remove_unwanted(&mut self, plan: &Plan) {
         let unwanted: Vec<_> = self.namespaces.keys().filter(|n| !plan.namespaces.contains_key(n)).cloned().collect();
+        let mut work = JoinSet::new();
+        let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
         for name in unwanted {
             let Some(ns) = self.namespaces.remove(&name) else { continue };
             self.applied.remove(&name);
             self.problems.remove(&name);
-            let result = match &name {
-                NsName::Host => Ok(()),
-                NsName::Sandbox(network) => remove_sandbox(ns, self.store.sandbox_netns(network)).await,
+            let path = match &name {
+                NsName::Host => continue,
+                NsName::Sandbox(network) => self.store.sandbox_netns(network),
                 NsName::Task(id) => {
                     self.servers.remove(id);
                     self.unsaved.remove(id);
-                    let path = self.store.task_netns(id);
-                    blocking(move || netns::remove(&path)).await
+                    self.store.task_netns(id)
                 }
             };
-            if let Err(error) = result {
-                tracing::warn!(ns = %name, %error, "cannot remove a namespace");
-            }
+            let limit = limit.clone();
+            work.spawn(async move {
+                let _permit = limit.acquire_owned().await;
+                let removed = match &name {
+                    NsName::Sandbox(_) => remove_sandbox(ns, path).await,
+                    NsName::Host | NsName::Task(_) => blocking(move || netns::remove(&path)).await,
+                };
+                if let Err(error) = removed {
+                    tracing::warn!(ns = %name, %error, "cannot remove a namespace");
+                }
+            });
         }
+        while work.join_next().await.is_some() {}
     }
 
     async fn forget_flows(&mut self, plan: &Plan) {

@@ -26,13 +26,26 @@ use crate::{nfnetlink::Socket, nft};
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
 const FDB_STATIC: u16 = 0x40 | 0x02;
 
+/// The group of links that are about to go; an arbitrary number.
+const GROUP_TO_DELETE: u32 = 0x6f72_6368;
+
+fn deleted_link(op: &NetOp) -> Option<&str> {
+    match op {
+        NetOp::DeleteLink(name) => Some(name),
+        _ => None,
+    }
+}
+
 impl Session {
     /// Carries out `ops` in order. A step that fails does not stop the others; the first failure is reported.
     pub(crate) fn execute(&self, ops: &[NetOp], peers: &Namespaces, netfilter: &Socket) -> io::Result<()> {
         let mut first_error = None;
         let mut indexes = Indexes { handle: &self.here, known: BTreeMap::new() };
         crate::metrics::OPERATIONS.inc_by(ops.len() as u64);
-        for op in ops {
+        // Not when its turn comes but together: the kernel waits for a grace period per call, not per link.
+        let deleted: Vec<&str> = ops.iter().filter_map(deleted_link).collect();
+        let together = deleted.len() > 1 && self.runtime.block_on(self.delete_together(&deleted)).is_ok();
+        for op in ops.iter().filter(|op| !(together && deleted_link(op).is_some())) {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
                 NetOp::SetSysctl { path, value } => fs::write(format!("/proc/sys/{path}"), value),
@@ -97,6 +110,18 @@ impl Session {
                 gone(here.neighbours().del(message).execute().await)
             }
         }
+    }
+
+    /// Those of one group go at once. A link that is gone already is fine; so is one left in the group by a daemon that died
+    /// in between.
+    async fn delete_together(&self, names: &[&str]) -> io::Result<()> {
+        for name in names {
+            let message = LinkUnspec::new_with_name(name).append_extra_attribute(LinkAttribute::Group(GROUP_TO_DELETE));
+            gone(self.here.link().set(message.build()).execute().await)?;
+        }
+        let mut delete = self.here.link().del(0);
+        delete.message_mut().attributes.push(LinkAttribute::Group(GROUP_TO_DELETE));
+        gone(delete.execute().await)
     }
 
     async fn create(&self, name: &str, link: &Link, peers: &Namespaces) -> io::Result<()> {

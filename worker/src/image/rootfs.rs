@@ -10,7 +10,7 @@ use rustix::{
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-        fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
     },
 };
 
@@ -27,24 +27,34 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Rootfs
     move |source| RootfsError { action, path: path.to_owned(), source }
 }
 
+/// What becomes of what a container writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Written {
+    Kept,
+    /// It goes with the container, which is never started again, so that none of it need reach the disk. Otherwise unmounting
+    /// writes out the whole file system below, and a service that is removed keeps the disk busy for seconds.
+    Lost,
+}
+
 /// Folders of one container: `upper` and `work` belong to the overlay, which is mounted on `rootfs`.
 #[derive(Debug, Clone)]
 pub(crate) struct Rootfs {
     upper: PathBuf,
     work: PathBuf,
     pub root: PathBuf,
+    written: Written,
 }
 
 impl Rootfs {
     /// Inside a container's folder; touches nothing.
     pub(crate) fn inside(dir: &Path) -> Self {
-        Self { upper: dir.join("upper"), work: dir.join("work"), root: dir.join("rootfs") }
+        Self { upper: dir.join("upper"), work: dir.join("work"), root: dir.join("rootfs"), written: Written::Kept }
     }
 
     /// Mounts the layers (bottom first) with an empty folder on top. An old mount of the same container is replaced.
     pub(crate) fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
         self.delete()?;
-        self.mount_again(layers)
+        Self { written: Written::Lost, ..self.clone() }.mount_again(layers)
     }
 
     /// As [`Rootfs::mount`], with what an earlier container wrote.
@@ -91,6 +101,9 @@ impl Rootfs {
         }
         fsconfig_set_string(&overlay, "upperdir", &self.upper)?;
         fsconfig_set_string(&overlay, "workdir", &self.work)?;
+        if self.written == Written::Lost {
+            fsconfig_set_flag(&overlay, "volatile")?;
+        }
         fsconfig_set_string(&overlay, "source", "overlay")?;
         fsconfig_create(&overlay)?;
         let mounted = fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;

@@ -29,10 +29,12 @@ pub(super) struct Connection {
 impl Connection {
     /// `None`: there is no shim (any more).
     pub(super) async fn open(folder: &Path) -> Result<Option<Self>, RuntimeError> {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, NotFound};
         let path = Files(folder).socket();
         match UnixStream::connect(&path).await {
             Ok(stream) => Ok(Some(Self { stream, text: Vec::new(), fds: Vec::new() })),
-            Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+            // Reset: it ended before it took the connection.
+            Err(err) if matches!(err.kind(), NotFound | ConnectionRefused | ConnectionReset) => Ok(None),
             Err(source) => Err(RuntimeError::Io { what: "cannot connect to the shim at", path, source }),
         }
     }

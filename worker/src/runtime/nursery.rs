@@ -19,7 +19,7 @@ use nix::sys::{
     time::{TimeVal, TimeValLike},
 };
 
-use crate::shim::wire;
+use crate::shim::{ROOM, wire};
 
 /// A birth takes less than a millisecond; a nursery that takes this long is given up.
 const ANSWER_LIMIT_S: i64 = 20;
@@ -80,7 +80,7 @@ impl Nursery {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_LIMIT_S))?;
         let mut command = Command::new(&self.program);
-        command.args(&self.args).arg0("orch").env_clear();
+        command.args(&self.args).arg(" ".repeat(ROOM)).arg0("orch").env_clear();
         command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::inherit());
         let mut child = command.spawn()?;
         // It ends with the socket, or is killed; either way somebody has to collect it.

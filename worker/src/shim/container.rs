@@ -238,7 +238,7 @@ fn remove(folder: &Path, layout: &Layout, cgroup: &str) {
 /// What the child has of ours it must not hold: as long as the container is not started its first process has copies, and
 /// whoever asks the socket of a killed shim would wait for an answer.
 #[allow(unsafe_code)]
-fn close_all_but(kept: &mut Vec<RawFd>) {
+fn close_all_but(kept: &mut [RawFd]) {
     kept.sort_unstable();
     let mut first = libc::STDERR_FILENO + 1;
     for &fd in kept.iter() {

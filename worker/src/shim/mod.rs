@@ -33,6 +33,7 @@ use nix::sys::{
 
 use crate::runtime::cgroup::Layout;
 pub(crate) use executor::NEEDED_CAPS;
+pub(crate) use nursery::ROOM;
 use nursery::{Birth, Nursery};
 use protocol::{ExitRecord, Failure, Files, ShimConfig, VERSION, to_ns};
 

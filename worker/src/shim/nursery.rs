@@ -7,7 +7,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, File},
     io,
     os::{
         fd::{AsFd, OwnedFd},
@@ -31,12 +31,13 @@ use crate::runtime::cgroup::Layout;
 /// Longest path of a shim's folder.
 const MAX_FOLDER_BYTES: usize = 4096;
 
-/// How shims are listed, as the program's name may be a path.
-const PROCESS_NAME: &[u8] = b"orch\0shim\0";
+/// The worker's last argument: room for the folder's name in the list of processes.
+pub(crate) const ROOM: usize = 256;
 
 pub(super) struct Nursery {
     worker: OwnedFd,
     layout: Layout,
+    arguments: Arguments,
 }
 
 /// What a new shim starts with.
@@ -56,7 +57,9 @@ impl Nursery {
         umask(Mode::from_bits_truncate(0o022));
         // SAFETY: no handler is installed: shims that end while this process lives are not waited for.
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
-        Ok(Self { worker, layout: Layout::detect()? })
+        let arguments = Arguments::find();
+        arguments.rename(&[b"orch", b"shims"]);
+        Ok(Self { worker, layout: Layout::detect()?, arguments })
     }
 
     /// Nothing in the nursery, once the worker is gone; a birth in each shim.
@@ -77,7 +80,8 @@ impl Nursery {
                 ForkResult::Child => {
                     let birth = Birth { folder: folder.to_owned(), listener: listener.into(), layout: self.layout };
                     drop(self.worker);
-                    leave_home(&birth.folder, messages)?;
+                    leave_home(messages)?;
+                    self.arguments.rename(&[b"orch", b"shim", birth.folder.as_os_str().as_bytes()]);
                     return Ok(Some(birth));
                 }
                 ForkResult::Parent { child } => {
@@ -89,7 +93,7 @@ impl Nursery {
 }
 
 /// In a new shim: nothing of the nursery's concerns it any more.
-fn leave_home(folder: &Path, messages: OwnedFd) -> io::Result<()> {
+fn leave_home(messages: OwnedFd) -> io::Result<()> {
     setsid()?;
     dup2_stderr(&messages)?;
     // SAFETY: no handler is installed: ends of children are to be told.
@@ -98,23 +102,37 @@ fn leave_home(folder: &Path, messages: OwnedFd) -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true)?;
     // What enters a container is in its hands the sooner the less it is protected; this one keeps others' hands off.
     nix::sys::prctl::set_dumpable(false)?;
-    rename_process(folder);
     Ok(())
 }
 
-/// For whoever lists processes; that it cannot be done harms nobody.
-fn rename_process(folder: &Path) {
-    let mut name = PROCESS_NAME.to_vec();
-    name.extend_from_slice(folder.as_os_str().as_bytes());
-    name.push(0);
-    // For the life of the process: the kernel reads it there.
-    let name: &'static [u8] = name.leak();
-    let range = name.as_ptr_range();
-    // SAFETY: numbers and addresses of memory that stays; the kernel only ever reads there, for /proc/PID/cmdline.
-    unsafe {
-        libc::prctl(libc::PR_SET_NAME, c"orch".as_ptr());
-        // In this order: the kernel wants the start before the end at any time, and the heap lies below the stack.
-        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_START, range.start, 0, 0);
-        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_ARG_END, range.end, 0, 0);
+/// The memory of the process's arguments, which is what lists of processes show.
+#[derive(Clone, Copy)]
+struct Arguments {
+    start: usize,
+    len: usize,
+}
+
+impl Arguments {
+    /// Nothing where it cannot be found: names are for humans.
+    fn find() -> Self {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // The name in parentheses may have spaces; start and end are the 48th and 49th field, and it is the second.
+        let mut after_name = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(45).map(str::parse);
+        match (after_name.next(), after_name.next()) {
+            (Some(Ok(start)), Some(Ok(end))) if start < end => Self { start, len: end - start },
+            _ => Self { start: 0, len: 0 },
+        }
+    }
+
+    /// What does not fit is cut off; the worker leaves room ([`ROOM`]).
+    fn rename(self, words: &[&[u8]]) {
+        let mut name = words.join(&0);
+        name.resize(self.len, 0);
+        if let Some(last) = name.last_mut() {
+            *last = 0;
+            // SAFETY: the kernel has put the arguments there, on this process's stack; nothing of this program reads them
+            // any more, and the texts end where they ended before.
+            unsafe { std::ptr::copy_nonoverlapping(name.as_ptr(), self.start as *mut u8, self.len) };
+        }
     }
 }
