@@ -312,7 +312,7 @@ mod tests {
             id: TaskId::from_random(id),
             meta: Meta { created_at: at, ..Meta::default() },
             service: ServiceId::from_random(1),
-            service_annotations: Annotations::default(),
+            service_annotations: Arc::default(),
             slot,
             node: None,
             spec: Arc::new(TaskSpec::default()),

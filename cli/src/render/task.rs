@@ -125,7 +125,7 @@ mod tests {
             id: TaskId::from_random(id),
             meta: Meta { created_at: Timestamp::from_unix_ms(created), ..Meta::default() },
             service: ServiceId::from_random(1),
-            service_annotations: Annotations { name: "web".into(), ..Annotations::default() },
+            service_annotations: Arc::new(Annotations { name: "web".into(), ..Annotations::default() }),
             slot,
             node: Some(NodeId::from_random(7)),
             spec: Arc::new(TaskSpec { container, ..TaskSpec::default() }),

@@ -63,7 +63,7 @@ pub fn remove(state: &State, now: Timestamp, id: &ObjectId, force: bool) -> Resu
 /// Tries the changes on the state, so that the user hears of a broken rule at once.
 fn propose(state: &State, now: Timestamp, id: ObjectId, changes: Vec<Change>) -> Result<Proposal, ControlError> {
     let transaction = Transaction { at: now.max(state.last_stamp()), changes };
-    state.clone().apply(state.last_index() + 1, &transaction)?;
+    state.may_apply(state.last_index() + 1, &transaction)?;
     Ok(Proposal { id, transaction, warnings: Vec::new() })
 }
 

@@ -44,6 +44,10 @@ pub fn new_task(
         Some(shared) => shared.clone(),
         None => Arc::new(service.spec.task.clone()),
     };
+    let annotations = match state.task_annotations(&service.id) {
+        Some(shared) => shared.clone(),
+        None => Arc::new(service.spec.annotations.clone()),
+    };
     let asked = spec.networks.iter().map(|n| (n.network.clone(), n.aliases.clone()));
     let ingress = state.ingress_network().filter(|_| publishes_on_ingress(&service.spec));
     let networks = asked
@@ -59,7 +63,7 @@ pub fn new_task(
         id: TaskId::from_random(random),
         meta: Meta::default(),
         service: service.id.clone(),
-        service_annotations: service.spec.annotations.clone(),
+        service_annotations: annotations,
         slot,
         node,
         spec: spec.clone(),

@@ -218,7 +218,7 @@ impl State {
     /// The object that has this unique name. A service that is being removed has given its name back.
     #[must_use]
     pub fn named(&self, kind: Kind, name: &str) -> Option<ObjectId> {
-        self.indexes.names.get(&(kind, name.to_owned())).cloned()
+        self.indexes.names.get(&(kind, name.into())).cloned()
     }
 
     /// A service's tasks, in the order of their ids.

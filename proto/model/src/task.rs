@@ -16,7 +16,7 @@ pub struct Task {
     pub meta: Meta,
     pub service: ServiceId,
     /// The service's annotations when the task was made.
-    pub service_annotations: Annotations,
+    pub service_annotations: Arc<Annotations>,
     /// From 1; 0 for tasks of global services.
     pub slot: u64,
     /// Global tasks are made for a node; others get one from the scheduler.

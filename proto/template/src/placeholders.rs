@@ -132,10 +132,10 @@ mod tests {
             id: TaskId::from_random(3),
             meta: Meta::default(),
             service: ServiceId::from_random(2),
-            service_annotations: Annotations {
+            service_annotations: Arc::new(Annotations {
                 name: "web".into(),
                 labels: BTreeMap::from([("com.example.team".into(), "a".into())]),
-            },
+            }),
             slot,
             node: Some(NodeId::from_random(1)),
             spec: Arc::new(TaskSpec::default()),

@@ -77,7 +77,7 @@ pub fn set_container_networks(
         (Some(task), false) => {
             let mut next = Task::clone(task);
             next.networks.clone_from(&networks);
-            next.service_annotations.name.clone_from(&request.name);
+            Arc::make_mut(&mut next.service_annotations).name.clone_from(&request.name);
             (next != **task).then(|| Change::Update(Object::Task(Arc::new(next))))
         }
     };
@@ -166,7 +166,7 @@ fn container(request: &ContainerNetworks, now: Timestamp, networks: Vec<TaskAtta
         id: request.id.clone(),
         meta: Meta { version: Version(0), created_at: now, updated_at: now },
         service: ServiceId::nobody(),
-        service_annotations: Annotations { name: request.name.clone(), ..Annotations::default() },
+        service_annotations: Arc::new(Annotations { name: request.name.clone(), ..Annotations::default() }),
         slot: 0,
         node: Some(request.node.clone()),
         spec: Arc::default(),

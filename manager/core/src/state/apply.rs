@@ -23,16 +23,36 @@ impl State {
     /// # Errors
     /// When a change does not fit: see [`ApplyError`].
     pub fn apply(&mut self, index: u64, tx: &Transaction) -> Result<Vec<Event>, ApplyError> {
-        let mut next = self.clone();
         let at = tx.at.max(self.last_stamp);
         let mut events = Vec::with_capacity(tx.changes.len());
-        for change in &tx.changes {
-            events.extend(next.apply_change(Version(index), at, change)?);
+        if let [change] = &tx.changes[..] {
+            // One change is checked before anything is touched. With no copy beside it, what the maps share with nobody
+            // need not be copied either.
+            events.extend(self.apply_change(Version(index), at, change)?);
+        } else {
+            let mut next = self.clone();
+            for change in &tx.changes {
+                events.extend(next.apply_change(Version(index), at, change)?);
+            }
+            *self = next;
         }
-        next.last_index = index.max(self.last_index);
-        next.last_stamp = at;
-        *self = next;
+        self.last_index = index.max(self.last_index);
+        self.last_stamp = at;
         Ok(events)
+    }
+
+    /// Whether [`State::apply`] would succeed.
+    ///
+    /// # Errors
+    /// As it would give.
+    pub fn may_apply(&self, index: u64, tx: &Transaction) -> Result<(), ApplyError> {
+        let at = tx.at.max(self.last_stamp);
+        match &tx.changes[..] {
+            [Change::Create(object)] => self.created(Version(index), at, object).map(drop),
+            [Change::Update(object)] => self.updated(Version(index), at, object).map(drop),
+            [Change::Remove { id, version }] => self.removed(id, *version).map(drop),
+            _ => self.clone().apply(index, tx).map(drop),
+        }
     }
 
     fn apply_change(&mut self, version: Version, at: Timestamp, change: &Change) -> Result<Option<Event>, ApplyError> {
@@ -45,6 +65,13 @@ impl State {
     }
 
     fn create(&mut self, version: Version, at: Timestamp, object: &Object) -> Result<Event, ApplyError> {
+        let object = self.created(version, at, object)?;
+        self.put(object.clone());
+        Ok(Event::Created(object))
+    }
+
+    /// The object as it would be stored.
+    fn created(&self, version: Version, at: Timestamp, object: &Object) -> Result<Object, ApplyError> {
         if self.get(&object.id()).is_some() {
             return Err(ApplyError::Exists(object.id()));
         }
@@ -55,11 +82,17 @@ impl State {
         }
         let object = self.interned(object);
         check::may_put(self, None, &object)?;
-        self.put(object.clone());
-        Ok(Event::Created(object))
+        Ok(object)
     }
 
     fn update(&mut self, version: Version, at: Timestamp, object: &Object) -> Result<Event, ApplyError> {
+        let (old, new) = self.updated(version, at, object)?;
+        self.put(new.clone());
+        Ok(Event::Updated { old, new })
+    }
+
+    /// The object as it is, and as it would be stored.
+    fn updated(&self, version: Version, at: Timestamp, object: &Object) -> Result<(Object, Object), ApplyError> {
         let id = object.id();
         let old = self.get(&id).ok_or_else(|| ApplyError::Missing(id.clone()))?;
         expect_version(&id, object.meta().version, old.meta().version)?;
@@ -78,16 +111,21 @@ impl State {
         }
         let object = self.interned(object);
         check::may_put(self, Some(&old), &object)?;
-        self.put(object.clone());
-        Ok(Event::Updated { old, new: object })
+        Ok((old, object))
     }
 
     fn remove(&mut self, id: &ObjectId, version: Version) -> Result<Event, ApplyError> {
+        let old = self.removed(id, version)?;
+        self.take(&old);
+        Ok(Event::Removed(old))
+    }
+
+    /// The object that would go.
+    fn removed(&self, id: &ObjectId, version: Version) -> Result<Object, ApplyError> {
         let old = self.get(id).ok_or_else(|| ApplyError::Missing(id.clone()))?;
         expect_version(id, version, old.meta().version)?;
         check::may_remove(self, &old)?;
-        self.take(&old);
-        Ok(Event::Removed(old))
+        Ok(old)
     }
 
     /// Takes an agent's report, if it is from the task's node and says something newer.
@@ -123,17 +161,27 @@ impl State {
         Some(Event::Updated { old: Object::Task(old), new })
     }
 
-    /// The same object, sharing its service's task spec instead of carrying a copy.
+    /// The same object. A task shares with its service, its node and its earlier self what is the same, instead of
+    /// carrying copies.
     pub(super) fn interned(&self, object: Object) -> Object {
-        let Object::Task(task) = &object else { return object };
-        match self.task_spec(&task.service) {
-            Some(shared) if !Arc::ptr_eq(shared, &task.spec) && **shared == *task.spec => {
-                let mut task = Task::clone(task);
-                task.spec = shared.clone();
-                Object::Task(Arc::new(task))
-            }
-            _ => object,
+        let Object::Task(mut task) = object else { return object };
+        let own = Arc::make_mut(&mut task);
+        if let Some(earlier) = self.tasks.get(&own.id) {
+            own.id = earlier.id.clone();
         }
+        if let Some(node) = own.node.as_ref().and_then(|id| self.nodes.get(id)) {
+            own.node = Some(node.id.clone());
+        }
+        if let Some(shared) = self.indexes.shared.get(&own.service) {
+            own.service = shared.id.clone();
+            if *shared.spec == *own.spec {
+                own.spec = shared.spec.clone();
+            }
+            if *shared.annotations == *own.service_annotations {
+                own.service_annotations = shared.annotations.clone();
+            }
+        }
+        Object::Task(task)
     }
 }
 

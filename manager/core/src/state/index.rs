@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use orch_model::{
-    Kind, NetworkId, NodeId, Object, ObjectId, ServiceId, TaskId,
+    Annotations, Kind, NetworkId, NodeId, Object, ObjectId, ServiceId, TaskId,
     network::Network,
     node::Node,
     service::{PortConfig, Protocol, PublishMode, Service, TaskSpec},
@@ -18,7 +18,7 @@ use super::{AddressHolder, State};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Indexes {
-    pub(super) names: OrdMap<(Kind, String), ObjectId>,
+    pub(super) names: OrdMap<(Kind, Arc<str>), ObjectId>,
     pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
     /// One set for all: a set of its own per slot would take a kilobyte each. Nothing comes before everything.
@@ -29,7 +29,31 @@ pub(super) struct Indexes {
     pub(super) addresses: OrdMap<NetworkId, OrdMap<IpAddr, AddressHolder>>,
     pub(super) cursors: OrdMap<(NetworkId, bool), IpAddr>,
     pub(super) node_indexes: OrdMap<u16, NodeId>,
-    pub(super) specs: OrdMap<ServiceId, Arc<TaskSpec>>,
+    pub(super) shared: OrdMap<ServiceId, Shared>,
+}
+
+/// What a service's tasks have in common, in one copy.
+#[derive(Debug, Clone)]
+pub(super) struct Shared {
+    /// The service's own.
+    pub(super) id: ServiceId,
+    pub(super) spec: Arc<TaskSpec>,
+    pub(super) annotations: Arc<Annotations>,
+}
+
+impl Shared {
+    /// What has not changed stays the same copy.
+    fn of(service: &Service, before: Option<&Self>) -> Self {
+        Self {
+            id: before.map_or_else(|| service.id.clone(), |before| before.id.clone()),
+            spec: one_copy(&service.spec.task, before.map(|before| &before.spec)),
+            annotations: one_copy(&service.spec.annotations, before.map(|before| &before.annotations)),
+        }
+    }
+}
+
+fn one_copy<T: Clone + PartialEq>(value: &T, before: Option<&Arc<T>>) -> Arc<T> {
+    before.filter(|before| ***before == *value).cloned().unwrap_or_else(|| Arc::new(value.clone()))
 }
 
 impl State {
@@ -59,7 +83,7 @@ impl State {
             Object::Node(o) => drop(self.nodes.remove(&o.id)),
             Object::Service(o) => {
                 self.services.remove(&o.id);
-                self.indexes.specs.remove(&o.id);
+                self.indexes.shared.remove(&o.id);
             }
             Object::Task(o) => drop(self.tasks.remove(&o.id)),
             Object::Network(o) => {
@@ -123,7 +147,7 @@ pub(super) fn holder_of(object: &Object) -> Option<AddressHolder> {
 impl Indexes {
     fn learn(&mut self, object: &Object) {
         if let Some(name) = unique_name(object) {
-            self.names.insert((object.kind(), name.to_owned()), object.id());
+            self.names.insert((object.kind(), name.into()), object.id());
         }
         if let Some(holder) = holder_of(object) {
             for (network, address) in held_addresses(object) {
@@ -144,7 +168,7 @@ impl Indexes {
 
     fn forget(&mut self, object: &Object) {
         if let Some(name) = unique_name(object) {
-            self.names.remove(&(object.kind(), name.to_owned()));
+            self.names.remove(&(object.kind(), name.into()));
         }
         for (network, address) in held_addresses(object) {
             if let Some(held) = self.addresses.get_mut(&network) {
@@ -175,9 +199,8 @@ impl Indexes {
         for claim in claimed_ports(service) {
             self.ports.insert(claim, service.id.clone());
         }
-        if self.specs.get(&service.id).is_none_or(|spec| **spec != service.spec.task) {
-            self.specs.insert(service.id.clone(), Arc::new(service.spec.task.clone()));
-        }
+        let shared = Shared::of(service, self.shared.get(&service.id));
+        self.shared.insert(shared.id.clone(), shared);
     }
 
     fn learn_task(&mut self, task: &Task) {

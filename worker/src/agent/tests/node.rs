@@ -500,7 +500,7 @@ pub(crate) fn task_with(n: u128, container: ContainerSpec) -> Arc<Task> {
         id: TaskId::from_random(n + (u128::from(std::process::id()) << 64)),
         meta: Meta { created_at: at, ..Meta::default() },
         service: ServiceId::from_random(7),
-        service_annotations: Annotations { name: "web".to_owned(), ..Default::default() },
+        service_annotations: Arc::new(Annotations { name: "web".to_owned(), ..Default::default() }),
         slot: 1,
         node: Some(NodeId::from_random(2)),
         spec: Arc::new(TaskSpec { container, ..Default::default() }),
