@@ -32,10 +32,11 @@ use crate::{
     autolock::{self, Unlocked},
     dispatcher::DispatcherService,
     home::Home,
+    lanes,
     leader::{self, Throne},
     log::{KeyRing, SealError, Sealer, SledEngine},
     membership::Entrance,
-    metrics,
+    metrics::{self, CallTimes},
     raft::{self, Compaction, Consensus, Member, Proposer, RaftService, Settings, TlsDial, WallClock},
     streams::StreamsService,
 };
@@ -264,18 +265,25 @@ impl Manager {
             let (consensus, throne) = (consensus.clone(), Arc::clone(&throne));
             GateLayer::new(origin, consensus, throne, forwarder.clone(), node.clone(), fence, budget.clone())
         };
+        let times = CallTimes::new();
         let control = ControlService::new(consensus.clone(), Arc::clone(&throne), identity.clone());
-        let raft_service = RaftServer::new(RaftService::new(consensus.clone(), proposer))
+        let raft_service = RaftServer::new(RaftService::new(consensus.clone(), proposer.clone()))
             .max_decoding_message_size(raft::MESSAGE_LIMIT_BYTES)
             .max_encoding_message_size(raft::MESSAGE_LIMIT_BYTES);
         let streams = StreamsServer::new(StreamsService::new(consensus.clone(), Arc::clone(&throne)))
             .max_decoding_message_size(STREAM_MESSAGE_BYTES);
-        let network = Server::builder()
-            .http2_keepalive_interval(Some(KEEP_ALIVE))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE))
-            .http2_max_header_list_size(HEADER_LIMIT_BYTES)
-            .max_concurrent_streams(STREAMS_PER_CONNECTION)
-            .tcp_nodelay(true)
+        let listening = || {
+            Server::builder()
+                .http2_keepalive_interval(Some(KEEP_ALIVE))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE))
+                .http2_max_header_list_size(HEADER_LIMIT_BYTES)
+                .max_concurrent_streams(STREAMS_PER_CONNECTION)
+                .tcp_nodelay(true)
+        };
+        let between_managers =
+            listening().layer(times.clone()).layer(gate(Origin::Network)).add_service(raft_service.clone());
+        let network = listening()
+            .layer(times.clone())
             .layer(gate(Origin::Network))
             .add_service(raft_service)
             .add_service(ControlServer::new(control.clone()))
@@ -284,7 +292,7 @@ impl Manager {
             .add_service(streams);
         let page = {
             let (consensus, throne, budget) = (consensus.clone(), Arc::clone(&throne), budget.clone());
-            MetricsLayer::new(move || metrics::page(&consensus, &throne, &budget))
+            MetricsLayer::new(move || metrics::page(&consensus, &proposer, &throne, &budget))
         };
         let local = Server::builder()
             // For /metrics only; whoever calls anything else this way is refused.
@@ -292,12 +300,16 @@ impl Manager {
             .layer(page)
             .http2_max_header_list_size(HEADER_LIMIT_BYTES)
             .max_concurrent_streams(STREAMS_PER_CONNECTION)
+            .layer(times)
             .layer(gate(Origin::LocalSocket))
             .add_service(ControlServer::new(control))
             .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(LockServer::new(Unlocked));
         let incoming = transport::tls_incoming(listener, identity);
-        let (network_stop, local_stop) = (until_true(stopped), until_true(stopped));
+        let (for_raft, incoming) = lanes::split(incoming, consensus.runtime().clone());
+        let (network_stop, local_stop, raft_stop) = (until_true(stopped), until_true(stopped), until_true(stopped));
+        let serve_raft = async move { between_managers.serve_with_incoming_shutdown(for_raft, raft_stop).await };
+        tasks.spawn_on(Self::as_task("the server between managers", serve_raft), consensus.runtime());
         tasks.spawn(Self::as_task("the network server", async move {
             network.serve_with_incoming_shutdown(incoming, network_stop).await
         }));

@@ -14,6 +14,7 @@ mod autolock;
 pub mod daemon;
 pub mod dispatcher;
 pub mod home;
+mod lanes;
 pub mod leader;
 pub mod log;
 pub mod membership;

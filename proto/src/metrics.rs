@@ -11,7 +11,11 @@ use std::{
 };
 
 use http::{Method, Request, Response, header};
-use prometheus_client::{encoding::text::encode, metrics::family::Family, registry::Registry};
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::family::{Family, MetricConstructor},
+    registry::Registry,
+};
 use tonic::body::Body;
 use tower::{Layer, Service};
 
@@ -60,6 +64,10 @@ impl Page {
         self.0.register(name, help, histogram.clone());
     }
 
+    pub fn histograms(&mut self, name: &str, help: &str, histograms: &Histograms) {
+        self.0.register(name, help, histograms.family.clone());
+    }
+
     /// The text.
     #[must_use]
     pub fn render(self) -> String {
@@ -67,6 +75,35 @@ impl Page {
         // Writing to a String cannot fail.
         let _ = encode(&mut text, &self.0);
         text
+    }
+}
+
+/// Histograms with the same bounds, one per value of a label.
+#[derive(Clone)]
+pub struct Histograms {
+    label: &'static str,
+    family: Family<Vec<(String, String)>, Histogram, Bounds>,
+}
+
+impl Histograms {
+    #[must_use]
+    pub fn new(label: &'static str, bounds: &'static [f64]) -> Self {
+        Self { label, family: Family::new_with_constructor(Bounds(bounds)) }
+    }
+
+    /// The one of this value; made when it is first asked for.
+    #[must_use]
+    pub fn of(&self, value: &str) -> Histogram {
+        self.family.get_or_create_owned(&vec![(self.label.to_owned(), value.to_owned())])
+    }
+}
+
+#[derive(Clone)]
+struct Bounds(&'static [f64]);
+
+impl MetricConstructor<Histogram> for Bounds {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(self.0.iter().copied())
     }
 }
 
@@ -146,6 +183,10 @@ mod tests {
         page.gauges("tasks", "Tasks", "state", [("running", 2), ("failed", 1)]);
         page.counter("image_pulls", "Pulls", &counted);
         page.histogram("fsync_seconds", "Time", &Histogram::new([0.1, 1.0]));
+        let calls = Histograms::new("call", &[0.5]);
+        calls.of("Get").observe(0.1);
+        calls.of("Get").observe(0.9);
+        page.histograms("call_seconds", "Time", &calls);
         let text = page.render();
         for line in [
             "# TYPE orch_raft_term gauge",
@@ -153,6 +194,8 @@ mod tests {
             "orch_tasks{state=\"running\"} 2",
             "orch_image_pulls_total 3",
             "orch_fsync_seconds_bucket{le=\"0.1\"} 0",
+            "orch_call_seconds_count{call=\"Get\"} 2",
+            "orch_call_seconds_bucket{le=\"0.5\",call=\"Get\"} 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -108,6 +108,20 @@ pub async fn unix_channel(path: &Path) -> Result<Channel, TransportError> {
 /// A mutually authenticated connection to the node at `addr` (`host:port`), which must have `peer_role` in the same
 /// cluster. It reconnects by itself, with the same identity.
 pub async fn tls_channel(addr: &str, identity: &Identity, peer_role: NodeRole) -> Result<Channel, TransportError> {
+    mutual(addr, identity, peer_role, tls::client_config).await
+}
+
+/// As [`tls_channel`], to the manager at `addr` and for raft's messages alone: see [`TlsConnection::is_for_raft`].
+pub async fn raft_channel(addr: &str, identity: &Identity) -> Result<Channel, TransportError> {
+    mutual(addr, identity, NodeRole::Manager, tls::raft_client_config).await
+}
+
+async fn mutual(
+    addr: &str,
+    identity: &Identity,
+    peer_role: NodeRole,
+    config: fn(&Identity) -> Result<ClientConfig, TlsError>,
+) -> Result<Channel, TransportError> {
     let not_after = identity.not_after();
     if not_after <= SystemTime::now() {
         return Err(TlsError::OwnCertificateExpired { not_after }.into());
@@ -116,7 +130,7 @@ pub async fn tls_channel(addr: &str, identity: &Identity, peer_role: NodeRole) -
         addr: checked(addr)?,
         role: peer_role,
         name: tls::server_name(identity, peer_role)?,
-        config: Arc::new(tls::client_config(identity)?),
+        config: Arc::new(config(identity)?),
     };
     dialer.channel().await
 }

@@ -91,6 +91,11 @@ pub(super) fn is_metered(path: &str) -> bool {
     !path.starts_with("/orch.v1.Raft/") && !STREAMED.contains(&path)
 }
 
+/// The path of every call.
+pub(crate) fn calls() -> impl Iterator<Item = &'static str> {
+    RULES.iter().map(|(path, ..)| *path)
+}
+
 /// The row of a call; `None` when there is no such call.
 pub(super) fn rule(path: &str) -> Option<Rule> {
     RULES.iter().find(|(known, ..)| *known == path).map(|(_, access, place)| Rule { access: *access, place: *place })

@@ -17,6 +17,7 @@ mod watch;
 pub use access::Origin;
 pub use budget::Budget;
 pub use ca::CaService;
+pub(crate) use access::calls;
 pub(crate) use ca::availability;
 pub use control::ControlService;
 pub use forward::Forwarder;

@@ -5,7 +5,8 @@
 //! file has had since it was made. sled is brought to the disk in the background; frames that it covers are overwritten.
 //!
 //! The file has two halves. Frames are numbered; a half is written from its start, and only when sled covers all frames
-//! that it held before. Reading stops at the first frame that is torn or out of turn.
+//! that it held before. Reading stops at the first frame that is torn or out of turn. A frame is begun only when the one
+//! before it is safe: one that lies behind the end shows that the end is damage, and not where writing stopped.
 
 use std::{
     fs::{File, OpenOptions},
@@ -90,6 +91,15 @@ pub(super) struct Frame {
     pub(super) ops: Vec<Op>,
 }
 
+/// What the file held.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Those that can be read, oldest first.
+    pub(super) frames: Vec<Frame>,
+    /// The greatest number of any whole frame, also behind one that cannot be read: all up to there were safe once.
+    pub(super) newest: u64,
+}
+
 /// Whether a frame was written, or has to be made safe by sled alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Written {
@@ -114,8 +124,8 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Opens or makes the file. Returns the frames that can be read, oldest first.
-    pub(super) fn open(path: &Path) -> Result<(Self, Vec<Frame>), LogError> {
+    /// Opens or makes the file.
+    pub(super) fn open(path: &Path) -> Result<(Self, Found), LogError> {
         let error = |what| move |source| LogError::Io { what, path: path.to_owned(), source };
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(error("open"))?;
@@ -132,10 +142,11 @@ impl Journal {
             Some(next) if next == newer[0].number => older.into_iter().chain(newer).collect(),
             _ => newer,
         });
+        let found = Found { frames: frames.unwrap_or_default(), newest: newest(&content) };
         // Everything is folded into sled before the first write.
         let journal =
             Self { file, path: path.into(), half: 0, at: 0, last_in: [0; HALVES], buffer: Vec::with_capacity(8192) };
-        Ok((journal, frames.unwrap_or_default()))
+        Ok((journal, found))
     }
 
     /// Writes and syncs one frame. sled covers every frame up to `folded`.
@@ -221,6 +232,22 @@ fn run(half: &[u8]) -> Vec<Frame> {
     frames
 }
 
+fn newest(content: &[u8]) -> u64 {
+    let (mut newest, mut at) = (0, 0);
+    while let Some(rest) = content.get(at..).filter(|rest| !rest.is_empty()) {
+        // A frame never reaches into the other half.
+        let rest = &rest[..rest.len().min(HALF_BYTES - at % HALF_BYTES)];
+        match frame(rest) {
+            Some((frame, size)) => {
+                newest = newest.max(frame.number);
+                at += size;
+            }
+            None => at += SECTOR_BYTES,
+        }
+    }
+    newest
+}
+
 fn frame(bytes: &[u8]) -> Option<(Frame, usize)> {
     let header = bytes.get(..HEADER_BYTES)?;
     let mut fields = Reader(header);
@@ -285,7 +312,7 @@ mod tests {
     }
 
     fn numbers(path: &Path) -> Vec<u64> {
-        Journal::open(path).unwrap().1.iter().map(|f| f.number).collect()
+        Journal::open(path).unwrap().1.frames.iter().map(|f| f.number).collect()
     }
 
     #[test]
@@ -293,7 +320,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");
         let (mut journal, none) = Journal::open(&path).unwrap();
-        assert!(none.is_empty());
+        assert!(none.frames.is_empty() && none.newest == 0);
         let mut all = Staged::default();
         all.append(9, b"entry");
         all.truncate(5);
@@ -301,7 +328,7 @@ mod tests {
         all.meta(b"k", b"v");
         assert_eq!(journal.write(1, 9, &all, 0).unwrap(), Written::Safe);
         assert_eq!(journal.write(2, 10, &staged(10, 0), 0).unwrap(), Written::Safe);
-        let frames = Journal::open(&path).unwrap().1;
+        let frames = Journal::open(&path).unwrap().1.frames;
         let ops = vec![
             Op::Append { index: 9, bytes: b"entry".to_vec() },
             Op::Truncate { first: 5 },
@@ -345,8 +372,10 @@ mod tests {
         flipped[2 * SECTOR_BYTES + 40] ^= 1;
         fs::write(&path, &flipped).unwrap();
         assert_eq!(numbers(&path), [1]);
+        assert_eq!(Journal::open(&path).unwrap().1.newest, 3, "2 cannot be read, and was safe");
         fs::write(&path, &whole[..5 * SECTOR_BYTES]).unwrap();
         assert_eq!(numbers(&path), [1, 2]);
+        assert_eq!(Journal::open(&path).unwrap().1.newest, 2);
         assert_eq!(fs::metadata(&path).unwrap().len(), (HALVES * HALF_BYTES) as u64);
     }
 }

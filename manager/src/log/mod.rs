@@ -46,6 +46,12 @@ pub trait LogEngine: Send + Sync + 'static {
 
     /// Calls `done` when everything written before this call is on the disk.
     fn flush(&self, done: Flushed);
+
+    /// As [`LogEngine::flush`], and on this thread: `done`, and whoever asked before, was called when this returns. For
+    /// those who have nothing to do meanwhile, and would only wait for two threads to wake each other.
+    fn flush_here(&self, done: Flushed) {
+        self.flush(done);
+    }
 }
 
 /// Name of the value that says up to where the log was purged.

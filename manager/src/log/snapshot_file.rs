@@ -79,7 +79,6 @@ impl SnapshotWriter {
     /// Makes the file durable and gives it its name.
     pub fn finish(mut self) -> Result<(), SnapshotFileError> {
         self.write_chunk(Kind::SnapshotEnd)?;
-        self.file.flush().map_err(|e| self.error("write", e))?;
         self.file.get_ref().sync_all().map_err(|e| self.error("sync", e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| self.error("rename", e))?;
         sync_parent(&self.path).map_err(|e| self.error("sync", e))
@@ -96,7 +95,10 @@ impl SnapshotWriter {
         self.file
             .write_all(&length.to_be_bytes())
             .and_then(|()| self.file.write_all(&sealed))
+            .and_then(|()| self.file.flush())
             .map_err(|e| self.error("write", e))?;
+        // Piece by piece: all of it at once would hold up the drive, and whoever waits for the log.
+        self.file.get_ref().sync_data().map_err(|e| self.error("sync", e))?;
         self.buffer.clear();
         self.chunk += 1;
         Ok(())

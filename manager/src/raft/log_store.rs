@@ -24,7 +24,7 @@ use super::{
     types::{Entry, LeaderId, LogId, Member, Membership, TypeConfig, Vote},
     wire as convert,
 };
-use crate::log::{Aad, Kind, LogEngine, META_PURGED, Sealer, key_of};
+use crate::log::{Aad, Flushed, Kind, LogEngine, META_PURGED, Sealer, key_of};
 
 pub(crate) const META_VOTE: &str = "vote";
 const META_COMMITTED: &str = "committed";
@@ -43,6 +43,7 @@ const COMMITTED_PAUSE: Duration = Duration::from_millis(50);
 /// The log of this manager. Clones share it.
 #[derive(Clone)]
 pub(crate) struct LogStore {
+    own_id: u64,
     engine: Arc<dyn LogEngine>,
     sealer: Arc<Sealer>,
     recent: Arc<Mutex<Recent>>,
@@ -54,8 +55,9 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
-    pub(crate) fn new(engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
+    pub(crate) fn new(own_id: u64, engine: Arc<dyn LogEngine>, sealer: Arc<Sealer>) -> Self {
         Self {
+            own_id,
             engine,
             sealer,
             recent: Arc::default(),
@@ -278,11 +280,19 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let records = entries.iter().map(|e| self.seal_entry(e)).collect::<io::Result<Vec<_>>>()?;
         self.engine.append(records).map_err(io::Error::other)?;
+        // A leader sends its entries to the others while its own disk works. A follower can only answer when its disk has
+        // them.
+        let is_follower = entries.last().is_some_and(|last| last.log_id.leader_id.node_id != self.own_id);
         {
             let mut recent = self.recent();
             entries.into_iter().for_each(|entry| recent.push(entry));
         }
-        self.engine.flush(Box::new(move |result| callback.io_completed(result.map_err(io::Error::other))));
+        let done: Flushed = Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
+        if is_follower {
+            self.engine.flush_here(done);
+        } else {
+            self.engine.flush(done);
+        }
         Ok(())
     }
 

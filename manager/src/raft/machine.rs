@@ -3,7 +3,7 @@
 //! Nothing here decides; [`State::apply`] does, the same on every manager. A change of a kind that this version does
 //! not know stops the manager: skipping it would make the managers differ.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use futures::{Stream, TryStreamExt};
 use openraft::{
@@ -17,7 +17,7 @@ use parking::Shelf;
 use prost::Message;
 
 use super::{
-    blocking,
+    blocking::{blocking, in_background},
     snapshot::SnapshotFolder,
     store::{Committed, Store},
     types::{Applied, LogId, Proposal, SnapshotMeta, StoredMembership, TypeConfig},
@@ -155,12 +155,16 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
 async fn save(folder: &SnapshotFolder, meta: &SnapshotMeta, image: &Image) -> io::Result<()> {
     let (folder, meta, image) = (folder.clone(), meta.clone(), image.clone());
-    let saved = blocking(move || {
+    let saved = in_background(move || {
+        let start = Instant::now();
         let saved = folder.save(&meta, &image.state);
-        give_memory_back();
+        crate::metrics::note_snapshot(start.elapsed());
         saved
     });
-    saved.await?.map_err(io::Error::other)
+    let saved = saved.await?.map_err(io::Error::other);
+    // Not in the background: it holds what every thread that asks for memory waits for.
+    blocking(give_memory_back).await?;
+    saved
 }
 
 /// What much churn has freed lies in pieces between what is in use, and the C library keeps it. A snapshot comes after

@@ -21,7 +21,6 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use blocking::blocking;
 pub use consensus::{Compaction, Consensus, ConsensusError, Leadership, Settings, WallClock};
 #[cfg(test)]
 pub(crate) use log_store::META_VOTE;

@@ -15,7 +15,7 @@ use openraft::{
         VoteRequest, VoteResponse,
     },
 };
-use orch_model::{ClusterId, node::NodeRole};
+use orch_model::ClusterId;
 use orch_proto::{
     tls::SharedIdentity,
     transport::{self, TransportError},
@@ -26,7 +26,7 @@ use tonic::{Status, body::Body, metadata::MetadataValue};
 use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 
 use super::{
-    blocking,
+    blocking::blocking,
     machine::Image,
     snapshot::Encoder,
     types::{Member, SnapshotMeta, TypeConfig, Vote},
@@ -70,7 +70,7 @@ impl Dial for TlsDial {
     fn dial(&self, addr: &str) -> BoxFuture<'static, Result<Link, TransportError>> {
         let (identity, addr) = (self.0.current(), addr.to_owned());
         Box::pin(async move {
-            let channel = transport::tls_channel(&addr, &identity, NodeRole::Manager).await?;
+            let channel = transport::raft_channel(&addr, &identity).await?;
             Ok(BoxCloneSyncService::new(channel.map_err(|error| Broken(error.into()))))
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! At most two entries are in flight. While they are, proposals gather and go together into the next.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use bytes::Bytes;
 use orch_manager_core::ApplyError;
@@ -53,12 +53,19 @@ struct Pending {
 }
 
 impl Proposer {
-    /// Starts the batcher on the current runtime.
+    /// Starts the batcher where raft runs: between the two nobody has to be woken.
     #[must_use]
     pub fn start(consensus: Consensus) -> Self {
         let (queue, pending) = mpsc::channel(QUEUE);
-        tokio::spawn(Batcher { consensus: consensus.clone(), pending, last_stamp: Timestamp::default() }.run());
+        let batcher = Batcher { consensus: consensus.clone(), pending, last_stamp: Timestamp::default() };
+        consensus.runtime().spawn(batcher.run());
         Self { consensus, queue }
+    }
+
+    /// Proposals that wait for their turn.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
     }
 
     /// Commits these changes together, or none of them. Returns the raft index; the [`super::Store`] has the result.
@@ -106,8 +113,8 @@ impl Batcher {
             };
             // Closed only by dropping, which this loop never does.
             let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
-            let batch = self.gather(first, &mut carried);
-            let proposal = self.stamped(&batch);
+            let mut batch = self.gather(first, &mut carried);
+            let proposal = self.stamped(&mut batch);
             let consensus = self.consensus.clone();
             tokio::spawn(async move {
                 let outcome = consensus.propose(proposal).await;
@@ -133,11 +140,13 @@ impl Batcher {
         batch
     }
 
-    fn stamped(&mut self, batch: &[Pending]) -> Proposal {
+    /// Moves the transactions out of `batch`, into an entry.
+    fn stamped(&mut self, batch: &mut [Pending]) -> Proposal {
         let applied = self.consensus.store().view().state.last_stamp();
         self.last_stamp = self.last_stamp.max(applied).max(self.consensus.wall_clock());
         let at = self.last_stamp.unix_ms;
-        let transactions = batch.iter().map(|p| wire::Transaction { at, ..p.transaction.clone() }).collect();
+        let stamp = |p: &mut Pending| wire::Transaction { at, ..mem::take(&mut p.transaction) };
+        let transactions = batch.iter_mut().map(stamp).collect();
         Proposal(Bytes::from(wire::Proposal { transactions }.encode_to_vec()))
     }
 }

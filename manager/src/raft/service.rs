@@ -12,6 +12,7 @@ use orch_proto::wire::{self, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    blocking::blocking,
     consensus::{Consensus, ConsensusError},
     machine::Image,
     network::TARGET_KEY,
@@ -102,12 +103,11 @@ impl raft_server::Raft for RaftService {
         let meta = first.meta.ok_or_else(|| Status::invalid_argument("a snapshot without its position"))?;
         let (vote, meta) = (convert::vote_from(vote), convert::snapshot_meta_from(meta));
         let (vote, meta) = (vote.map_err(malformed)?, meta.map_err(malformed)?);
-        let mut assembler = Assembler::new(self.consensus.cluster().clone());
-        assembler.push(&first.data).map_err(malformed)?;
+        let mut assembler = assemble(Assembler::new(self.consensus.cluster().clone()), first.data).await?;
         while let Some(chunk) = chunks.message().await? {
-            assembler.push(&chunk.data).map_err(malformed)?;
+            assembler = assemble(assembler, chunk.data).await?;
         }
-        let state = assembler.finish().map_err(malformed)?;
+        let state = blocking(move || assembler.finish()).await.map_err(internal)?.map_err(malformed)?;
         let snapshot = openraft::Snapshot { meta, snapshot: Image { state } };
         let response = self.consensus.raft().install_full_snapshot(vote, snapshot).await.map_err(internal)?;
         let SnapshotResponse { vote } = response;
@@ -166,6 +166,12 @@ impl raft_server::Raft for RaftService {
         removed.map_err(|e: ConsensusError| status::from_consensus(&e))?;
         Ok(Response::new(wire::Empty {}))
     }
+}
+
+/// Away from the thread that answers heartbeats: a chunk is a thousand objects.
+async fn assemble(mut assembler: Assembler, data: bytes::Bytes) -> Result<Assembler, Status> {
+    let pushed = blocking(move || assembler.push(&data).map(|()| assembler)).await;
+    pushed.map_err(internal)?.map_err(malformed)
 }
 
 fn is_manager(node: &Node) -> bool {

@@ -42,7 +42,7 @@ fn open(dir: PathBuf) -> (LogStore, StateMachine) {
     let sealer = Arc::new(Sealer::new(ring, cluster.clone(), NodeId::from_random(2)));
     let engine = Arc::new(SledEngine::open(&dir.join("log")).unwrap());
     let folder = SnapshotFolder::open(&dir.join("snapshots"), Arc::clone(&sealer), cluster).unwrap();
-    (LogStore::new(engine, sealer), StateMachine::new(Store::new(), folder))
+    (LogStore::new(1, engine, sealer), StateMachine::new(Store::new(), folder))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +67,7 @@ impl Disk {
         let sealer = Arc::new(Sealer::new(ring, cluster.clone(), NodeId::from_random(2)));
         let engine = Arc::new(SledEngine::open(&dir.join("log")).unwrap());
         let folder = SnapshotFolder::open(&dir.join("snapshots"), Arc::clone(&sealer), cluster).unwrap();
-        Self { dir, unlock, log: LogStore::new(engine, Arc::clone(&sealer)), sealer, folder }
+        Self { dir, unlock, log: LogStore::new(1, engine, Arc::clone(&sealer)), sealer, folder }
     }
 
     async fn keys_in_use(&self) -> BTreeSet<u32> {

@@ -20,6 +20,8 @@ use super::{Identity, JoinToken, TlsError, identity::certificates, peer::PeerIde
 
 /// HTTP/2, the only protocol that gRPC speaks.
 const ALPN: &[u8] = b"h2";
+/// The same, for a connection that a manager makes for raft's messages alone.
+pub(crate) const RAFT_ALPN: &[u8] = b"orch-raft";
 
 /// For a server that is this identity. A client's certificate is optional and, when shown, checked against the root.
 pub fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
@@ -27,7 +29,7 @@ pub fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(client_verifier(identity)?)
         .with_single_cert(chain(identity)?, key(identity)?)?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![RAFT_ALPN.to_vec(), ALPN.to_vec()];
     Ok(config)
 }
 
@@ -46,6 +48,13 @@ pub fn client_config(identity: &Identity) -> Result<ClientConfig, TlsError> {
         .with_root_certificates(roots(identity)?)
         .with_client_auth_cert(chain(identity)?, key(identity)?)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(config)
+}
+
+/// As [`client_config`], for raft's messages. A manager of an older version takes it for any other connection.
+pub(crate) fn raft_client_config(identity: &Identity) -> Result<ClientConfig, TlsError> {
+    let mut config = client_config(identity)?;
+    config.alpn_protocols.insert(0, RAFT_ALPN.to_vec());
     Ok(config)
 }
 

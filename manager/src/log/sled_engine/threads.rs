@@ -1,11 +1,12 @@
-//! The two threads behind the log: one writes frames and tells those who wait, one folds the journal into sled.
+//! The two threads behind the log: one writes frames and tells those who wait, one folds the journal into sled. Who has
+//! nothing else to do writes the frame on its own thread ([`Flusher::flush_here`]).
 
 use std::{
     fs::{self, File},
-    io,
+    io, mem,
     path::PathBuf,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -22,8 +23,86 @@ use crate::log::{
 /// Frames between two folds. Small, so that a fold never holds up the drive for long.
 const FOLD_EVERY_BYTES: usize = 1024 * 1024;
 
-/// Writes frames in order.
+/// Takes those who want to know when what they wrote is safe.
 pub(super) struct Flusher {
+    waiting: Arc<Waiting>,
+    writer: Arc<Mutex<Writer>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Those who wait, in the order in which they asked.
+#[derive(Default)]
+struct Waiting {
+    line: Mutex<Line>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Line {
+    waiters: Vec<Flushed>,
+    is_closed: bool,
+}
+
+impl Flusher {
+    /// Starts both threads.
+    pub(super) fn start(
+        staged: Arc<Mutex<Staged>>,
+        end: Arc<Mutex<End>>,
+        journal: Journal,
+        folder: Folder,
+        number: u64,
+    ) -> io::Result<Self> {
+        let waiting = Arc::new(Waiting::default());
+        let writer = Arc::new(Mutex::new(Writer::start(staged, end, journal, folder, number)?));
+        let (line, shared) = (Arc::clone(&waiting), Arc::clone(&writer));
+        let serve = move || {
+            while line.somebody() {
+                lock(&shared).serve(&line);
+            }
+        };
+        let thread = thread::Builder::new().name("raft-log-flush".to_owned()).spawn(serve)?;
+        Ok(Self { waiting, writer, thread: Some(thread) })
+    }
+
+    /// Calls `done` from another thread.
+    pub(super) fn flush(&self, done: Flushed) {
+        lock(&self.waiting.line).waiters.push(done);
+        self.waiting.changed.notify_one();
+    }
+
+    /// Calls `done`, and whoever waits before it, from this thread and before this returns.
+    pub(super) fn flush_here(&self, done: Flushed) {
+        lock(&self.waiting.line).waiters.push(done);
+        lock(&self.writer).serve(&self.waiting);
+    }
+}
+
+impl Drop for Flusher {
+    /// Ends the threads after everyone who waits was served.
+    fn drop(&mut self) {
+        lock(&self.waiting.line).is_closed = true;
+        self.waiting.changed.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A panicked one has already failed its waiters by dropping them.
+            let _ = thread.join();
+        }
+        lock(&self.writer).stop();
+    }
+}
+
+impl Waiting {
+    /// Waits until somebody does; false when nobody will any more.
+    fn somebody(&self) -> bool {
+        let mut line = lock(&self.line);
+        while line.waiters.is_empty() && !line.is_closed {
+            line = self.changed.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+        !line.waiters.is_empty()
+    }
+}
+
+/// Writes frames in order.
+struct Writer {
     staged: Arc<Mutex<Staged>>,
     end: Arc<Mutex<End>>,
     journal: Journal,
@@ -31,17 +110,17 @@ pub(super) struct Flusher {
     number: u64,
     unfolded_bytes: usize,
     progress: Arc<Progress>,
-    /// One request at a time is enough: a fold takes in everything written before it.
-    fold: mpsc::SyncSender<()>,
-    folding: thread::JoinHandle<()>,
+    /// One request at a time is enough: a fold takes in everything written before it. `None` once it was stopped.
+    fold: Option<mpsc::SyncSender<()>>,
+    folding: Option<thread::JoinHandle<()>>,
     dir: PathBuf,
     /// After a failure nobody can say what the disk has.
     broken: Option<String>,
 }
 
-impl Flusher {
+impl Writer {
     /// Starts the folding thread.
-    pub(super) fn start(
+    fn start(
         staged: Arc<Mutex<Staged>>,
         end: Arc<Mutex<End>>,
         journal: Journal,
@@ -54,30 +133,38 @@ impl Flusher {
         let folding = thread::Builder::new()
             .name("raft-log-fold".to_owned())
             .spawn(move || requests.iter().for_each(|()| shared.fold_with(&folder)))?;
+        let (fold, folding) = (Some(fold), Some(folding));
         Ok(Self { staged, end, journal, number, unfolded_bytes: 0, progress, fold, folding, dir, broken: None })
     }
 
-    /// Serves until nobody can ask any more.
-    pub(super) fn run(mut self, waiters: &mpsc::Receiver<Flushed>) {
-        while let Ok(first) = waiters.recv() {
-            let mut batch = vec![first];
-            batch.extend(waiters.try_iter());
-            let (staged, appended, cuts) = {
-                let mut staged = lock(&self.staged);
-                let end = lock(&self.end);
-                (staged.take(), end.appended, end.cuts)
-            };
-            match self.make_durable(&staged, appended) {
-                Ok(()) => {
-                    batch.into_iter().for_each(|done| done(Ok(())));
-                    self.note_safe(appended, cuts);
-                }
-                Err(error) => self.fail(batch, &error),
-            }
+    /// Makes everything safe that was written before, and tells everyone who waits. Called with this writer locked, so
+    /// that nobody is told out of turn.
+    fn serve(&mut self, waiting: &Waiting) {
+        let waiters = mem::take(&mut lock(&waiting.line).waiters);
+        if waiters.is_empty() {
+            // Somebody else served them meanwhile.
+            return;
         }
-        drop(self.fold);
-        // It has nothing to say that a waiter has not been told.
-        let _ = self.folding.join();
+        let (staged, appended, cuts) = {
+            let mut staged = lock(&self.staged);
+            let end = lock(&self.end);
+            (staged.take(), end.appended, end.cuts)
+        };
+        match self.make_durable(&staged, appended) {
+            Ok(()) => {
+                waiters.into_iter().for_each(|done| done(Ok(())));
+                self.note_safe(appended, cuts);
+            }
+            Err(error) => self.fail(waiters, &error),
+        }
+    }
+
+    fn stop(&mut self) {
+        self.fold = None;
+        if let Some(folding) = self.folding.take() {
+            // It has nothing to say that a waiter has not been told.
+            let _ = folding.join();
+        }
     }
 
     fn make_durable(&mut self, staged: &Staged, last_index: u64) -> Result<(), LogError> {
@@ -105,14 +192,20 @@ impl Flusher {
         self.unfolded_bytes += staged.len();
         if self.unfolded_bytes >= FOLD_EVERY_BYTES {
             self.unfolded_bytes = 0;
-            // Full: one is asked for already.
-            let _ = self.fold.try_send(());
+            self.ask_to_fold();
         }
         self.progress.failure().map_or(Ok(()), |reason| Err(self.error(io::Error::other(reason))))
     }
 
+    fn ask_to_fold(&self) {
+        if let Some(fold) = &self.fold {
+            // Full: one is asked for already.
+            let _ = fold.try_send(());
+        }
+    }
+
     fn wait_for_fold(&self, until: u64) -> Result<(), LogError> {
-        let _ = self.fold.try_send(());
+        self.ask_to_fold();
         self.progress.wait_for(until).map_err(|reason| self.error(io::Error::other(reason)))
     }
 
@@ -130,9 +223,9 @@ impl Flusher {
         }
     }
 
-    fn fail(&mut self, batch: Vec<Flushed>, error: &LogError) {
+    fn fail(&mut self, waiters: Vec<Flushed>, error: &LogError) {
         let reason = orch_proto::report::chain(error);
-        for done in batch {
+        for done in waiters {
             done(Err(self.error(io::Error::other(reason.clone()))));
         }
         self.broken = Some(reason);
@@ -188,7 +281,7 @@ impl Progress {
                 None if folded.until >= until => return Ok(()),
                 None => {}
             }
-            folded = self.changed.wait(folded).unwrap_or_else(std::sync::PoisonError::into_inner);
+            folded = self.changed.wait(folded).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
