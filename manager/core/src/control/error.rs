@@ -78,6 +78,10 @@ impl From<ApplyError> for ControlError {
             | ApplyError::Dangling { .. }
             | ApplyError::InUse { .. }
             | ApplyError::Permanent(_)
+            | ApplyError::TooMany { .. }
+            | ApplyError::TooManyOnNode { .. }
+            | ApplyError::TooManyTasks { .. }
+            | ApplyError::TooMuchContent { .. }
             | ApplyError::Backwards { .. } => Code::FailedPrecondition,
         };
         Self { code, text: error.to_string() }

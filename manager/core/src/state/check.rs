@@ -17,9 +17,11 @@ use orch_model::{
 use super::{
     AddressHolder, ApplyError, State,
     index::{claimed_ports, held_addresses, holder_of, unique_name},
+    limits,
 };
 
 pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
+    limits::has_room(state, old, new)?;
     name_is_free(state, new)?;
     addresses_are_free(state, old, new)?;
     match new {

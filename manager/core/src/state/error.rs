@@ -35,6 +35,17 @@ pub enum ApplyError {
     SlotTaken { service: ServiceId, slot: u64, holder: TaskId },
     #[error("{0} cannot be removed by a transaction")]
     Permanent(ObjectId),
+    #[error("the cluster has {limit} {kind}s and can hold no more: remove what is not needed")]
+    TooMany { kind: Kind, limit: usize },
+    #[error("this node has {limit} tasks and containers and can report no more: remove what is not needed")]
+    TooManyOnNode { limit: usize },
+    #[error("all services together would want {wanted} tasks: a cluster can hold {limit}")]
+    TooManyTasks { wanted: u64, limit: u64 },
+    #[error(
+        "secrets, configs and the texts of services would have {bytes} bytes together: a cluster can hold {limit}; remove \
+         what is not needed"
+    )]
+    TooMuchContent { bytes: u64, limit: u64 },
     #[error("task {task} cannot go from {from} back to {to}")]
     Backwards { task: TaskId, from: &'static str, to: &'static str },
 }

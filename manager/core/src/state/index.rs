@@ -14,10 +14,19 @@ use orch_model::{
     task::{Task, TaskState},
 };
 
-use super::{AddressHolder, State};
+use super::{AddressHolder, State, limits};
+
+/// How much of what is limited by its size there is; see [`limits`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    pub(super) content_bytes: u64,
+    pub(super) replicas: u64,
+    pub(super) globals: u64,
+}
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Indexes {
+    pub(super) weight: Weight,
     pub(super) names: OrdMap<(Kind, Arc<str>), ObjectId>,
     pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
@@ -146,6 +155,12 @@ pub(super) fn holder_of(object: &Object) -> Option<AddressHolder> {
 
 impl Indexes {
     fn learn(&mut self, object: &Object) {
+        let more = limits::weight(object);
+        self.weight = Weight {
+            content_bytes: self.weight.content_bytes + more.content_bytes,
+            replicas: self.weight.replicas + more.replicas,
+            globals: self.weight.globals + more.globals,
+        };
         if let Some(name) = unique_name(object) {
             self.names.insert((object.kind(), name.into()), object.id());
         }
@@ -167,6 +182,12 @@ impl Indexes {
     }
 
     fn forget(&mut self, object: &Object) {
+        let less = limits::weight(object);
+        self.weight = Weight {
+            content_bytes: self.weight.content_bytes - less.content_bytes,
+            replicas: self.weight.replicas - less.replicas,
+            globals: self.weight.globals - less.globals,
+        };
         if let Some(name) = unique_name(object) {
             self.names.remove(&(object.kind(), name.into()));
         }

@@ -117,7 +117,15 @@ fn an_image_name_means_one_content() {
     let digest = |c: &str| format!("sha256:{}", c.repeat(64));
     let register = |sim: &mut Sim, node: u8, digest: String, replace: bool| {
         let (now, node) = (sim.now, node_id(node));
-        let request = Registration { node, name: "web".into(), digest, size_bytes: 1, platform: None, replace, holder_only: false };
+        let request = Registration {
+            node,
+            name: "web".into(),
+            digest,
+            size_bytes: 1,
+            platform: None,
+            replace,
+            holder_only: false,
+        };
         let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request))?;
         sim.commit(&tx);
         Ok::<_, control::ControlError>(tx.changes.len())
@@ -282,4 +290,21 @@ fn the_last_manager_is_not_demoted() {
     assert!(refused.text.starts_with("attempting to demote the last manager"), "{refused}");
     let refused = control::remove_node(&sim.state, sim.now, &node.id, true).expect_err("a manager");
     assert!(refused.text.contains("must be demoted to worker before removal"), "{refused}");
+}
+
+#[test]
+fn a_cluster_holds_so_many_tasks_and_no_more() {
+    let mut sim = Sim::new(2);
+    for number in 0..5 {
+        sim.create(web(&format!("s{number}"), "nginx", 100_000)).expect("there is room");
+    }
+    let refused = sim.create(web("more", "nginx", 1)).expect_err("full").to_string();
+    assert_eq!(refused, "all services together would want 500001 tasks: a cluster can hold 500000");
+    let everywhere = |s: &mut ServiceSpec| s.mode = ServiceMode::Global;
+    sim.scale("s0", 99_998);
+    sim.create(web("more", "nginx", 1)).expect("one place is free");
+    let refused = sim.update("more", everywhere).expect_err("there are two nodes").to_string();
+    assert!(refused.starts_with("all services together"), "{refused}");
+    sim.scale("s0", 1);
+    sim.update("more", everywhere).expect("there is room");
 }

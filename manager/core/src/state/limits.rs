@@ -1,0 +1,119 @@
+//! How much the state may hold. Every manager keeps all of it in memory, whoever asks for it.
+//!
+//! Far beyond what the benchmarks show to work: these keep a loop that creates things from ending the managers. What
+//! exists may always become less. Tasks have no limit of their own: they follow from the replicas that are wanted, the nodes
+//! and the task history.
+
+use orch_model::{
+    Annotations, Kind, Object,
+    service::{Service, ServiceMode},
+};
+
+use super::{ApplyError, State, index::Weight};
+
+pub const NODES: usize = 10_000;
+pub const SERVICES: usize = 50_000;
+pub const NETWORKS: usize = 20_000;
+pub const SECRETS: usize = 500_000;
+pub const CONFIGS: usize = 500_000;
+pub const IMAGES: usize = 50_000;
+/// Replicas and completions of all services together; a global service counts once for each node.
+pub const WANTED_TASKS: u64 = 500_000;
+/// What users gave: contents of secrets and configs, texts and labels of services, labels of everything.
+pub const CONTENT_BYTES: u64 = 1024 * 1024 * 1024;
+/// Tasks on a node, ended ones included, beyond which it may not report further containers of its own.
+pub const NODE_TASKS: usize = 10_000;
+
+/// Whether the state has room for `new` in place of `old`.
+pub(super) fn has_room(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
+    if old.is_none() {
+        count_fits(state, new)?;
+    }
+    let (before, after) = (old.map(weight).unwrap_or_default(), weight(new));
+    let content = state.indexes.weight.content_bytes - before.content_bytes + after.content_bytes;
+    if after.content_bytes > before.content_bytes && content > CONTENT_BYTES {
+        return Err(ApplyError::TooMuchContent { bytes: content, limit: CONTENT_BYTES });
+    }
+    let nodes = state.nodes.len() as u64;
+    let tasks = |weight: Weight| weight.replicas.saturating_add(weight.globals.saturating_mul(nodes));
+    let wanted = (tasks(state.indexes.weight) - tasks(before)).saturating_add(tasks(after));
+    if tasks(after) > tasks(before) && wanted > WANTED_TASKS {
+        return Err(ApplyError::TooManyTasks { wanted, limit: WANTED_TASKS });
+    }
+    Ok(())
+}
+
+/// What an object adds to the state, as far as that is limited by its size.
+pub(super) fn weight(object: &Object) -> Weight {
+    match object {
+        Object::Service(o) => service_weight(o),
+        Object::Secret(o) => content(bytes_of(&o.annotations) + o.data.len()),
+        Object::Config(o) => content(bytes_of(&o.annotations) + o.data.len()),
+        Object::Network(o) => content(bytes_of(&o.spec.annotations)),
+        Object::Node(o) => content(bytes_of(&o.spec.annotations)),
+        // A task shares its service's spec.
+        Object::Cluster(_) | Object::Task(_) | Object::Image(_) => Weight::default(),
+    }
+}
+
+fn count_fits(state: &State, new: &Object) -> Result<(), ApplyError> {
+    let (count, limit) = match new {
+        Object::Cluster(_) => return Ok(()),
+        Object::Task(task) => {
+            let on_node = task.node.as_ref().and_then(|node| state.indexes.tasks_by_node.get(node));
+            let count = on_node.map_or(0, imbl::OrdSet::len);
+            return match task.is_one_off() && count >= NODE_TASKS {
+                true => Err(ApplyError::TooManyOnNode { limit: NODE_TASKS }),
+                false => Ok(()),
+            };
+        }
+        Object::Node(_) => (state.nodes.len(), NODES),
+        Object::Service(_) => (state.services.len(), SERVICES),
+        Object::Network(_) => (state.networks.len(), NETWORKS),
+        Object::Secret(_) => (state.secrets.len(), SECRETS),
+        Object::Config(_) => (state.configs.len(), CONFIGS),
+        Object::Image(_) => (state.images.len(), IMAGES),
+    };
+    too_many(new.kind(), count, limit)
+}
+
+fn too_many(kind: Kind, count: usize, limit: usize) -> Result<(), ApplyError> {
+    if count < limit { Ok(()) } else { Err(ApplyError::TooMany { kind, limit }) }
+}
+
+fn content(bytes: usize) -> Weight {
+    Weight { content_bytes: bytes as u64, ..Weight::default() }
+}
+
+fn bytes_of(annotations: &Annotations) -> usize {
+    annotations.labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+fn service_weight(service: &Service) -> Weight {
+    let container = &service.spec.task.container;
+    let texts = container.env.iter().chain(&container.command).chain(&container.args).map(String::len).sum::<usize>();
+    let labels = container.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    let mut weight = content(bytes_of(&service.spec.annotations) + texts + labels);
+    match service.spec.mode {
+        _ if service.removing => {}
+        ServiceMode::Replicated { replicas } => weight.replicas = replicas,
+        ServiceMode::ReplicatedJob { total_completions, .. } => weight.replicas = total_completions,
+        ServiceMode::Global | ServiceMode::GlobalJob => weight.globals = 1,
+    }
+    weight
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_fits_and_the_next_is_told_why_not() {
+        assert_eq!(too_many(Kind::Config, CONFIGS - 1, CONFIGS), Ok(()));
+        let refused = too_many(Kind::Config, CONFIGS, CONFIGS).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the cluster has 500000 configs and can hold no more: remove what is not needed"
+        );
+    }
+}
