@@ -10,8 +10,8 @@ use std::{
 };
 
 use http::{Request, Response};
-use orch_manager_core::roles::{Standing, standing};
-use orch_model::{NodeId, Timestamp, node::NodeRole};
+use orch_manager_core::roles::Standing;
+use orch_model::node::NodeRole;
 use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
 use tokio::time::{Instant, sleep};
 use tonic::{
@@ -25,6 +25,7 @@ use super::{
     access::{Access, Origin, Place, Rule, is_metered, rule},
     budget::{Answer, Budget, Metered, Payer, Tab},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
+    register::Register,
     status,
 };
 use crate::{leader::Throne, raft::Consensus};
@@ -46,24 +47,21 @@ struct Gate {
     consensus: Consensus,
     throne: Throne,
     forwarder: Forwarder,
-    own: NodeId,
-    fence: Option<Timestamp>,
+    register: Register,
     budget: Budget,
 }
 
 impl GateLayer {
-    /// `own` is this node; of other managers, certificates from before `fence` are refused.
     #[must_use]
     pub fn new(
         origin: Origin,
         consensus: Consensus,
         throne: Throne,
         forwarder: Forwarder,
-        own: NodeId,
-        fence: Option<Timestamp>,
+        register: Register,
         budget: Budget,
     ) -> Self {
-        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder, own, fence, budget }) }
+        Self { gate: Arc::new(Gate { origin, consensus, throne, forwarder, register, budget }) }
     }
 }
 
@@ -166,7 +164,7 @@ impl Gate {
         if self.origin == Origin::LocalSocket {
             // Calls of nodes: the local socket speaks for this node, also when its certificates have expired.
             let own = || PeerIdentity {
-                node_id: self.own.clone(),
+                node_id: self.register.own().clone(),
                 cluster_id: self.consensus.cluster().clone(),
                 role: NodeRole::Worker,
                 issued_at: UNIX_EPOCH,
@@ -194,17 +192,8 @@ impl Gate {
         })
     }
 
-    /// A certificate alone is not enough: the node may have been removed or demoted since.
     fn check_standing(&self, peer: &PeerIdentity) -> Result<(), Box<Status>> {
-        let issued_ms = peer.issued_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let issued_at = Timestamp::from_unix_ms(u64::try_from(issued_ms).unwrap_or(u64::MAX));
-        let is_lost = |fence| peer.role == NodeRole::Manager && peer.node_id != self.own && issued_at <= fence;
-        // A caller that was passed on has no age; whoever passed it on has.
-        if issued_at != Timestamp::default() && self.fence.is_some_and(is_lost) {
-            return Err(Box::new(status::demoted(&peer.node_id)));
-        }
-        let view = self.consensus.store().view();
-        match standing(&view.state, &peer.node_id, peer.role, issued_at) {
+        match self.register.standing(peer) {
             Standing::Good => Ok(()),
             Standing::Removed => Err(Box::new(status::removed(&peer.node_id))),
             Standing::Demoted => Err(Box::new(status::demoted(&peer.node_id))),

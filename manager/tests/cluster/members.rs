@@ -1,10 +1,19 @@
 //! Managers come, go and are lost: roles, certificates, and going on alone.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
 use orch_model::node::NodeRole;
 use orch_proto::wire::{self, Kind, object::Object};
+use tokio::{io::AsyncReadExt, time::timeout};
 use tonic::Code;
 
-use super::{LIMIT, lab, lab::Lab};
+use super::{LIMIT, lab, lab::Lab, raw};
 
 async fn node(manager: &lab::LabManager, id: &str) -> wire::Node {
     let Some(Object::Node(node)) = manager.get(Kind::Node, id).await.unwrap().object else { panic!("not a node") };
@@ -97,5 +106,83 @@ fn a_manager_goes_on_alone_with_everything_after_the_quorum_is_lost() {
         assert_eq!(second.list(Kind::Service).await.len(), 2);
         drop((first, third));
         second.crash().await;
+    });
+}
+
+/// More than are kept in the log.
+const MANY: usize = 2_200;
+
+fn config(name: &str) -> wire::CreateRequest {
+    let annotations = Some(wire::Annotations { name: name.to_owned(), ..wire::Annotations::default() });
+    let config = wire::ConfigSpec { annotations, data: name.as_bytes().to_vec().into(), template: None };
+    wire::CreateRequest { spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Config(config)) }) }
+}
+
+/// Whether the second manager votes, each time that changed, until it does.
+fn follow_second(consensus: orch_manager::raft::Consensus, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<bool>> {
+    std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        while seen.last() != Some(&true) && !stop.load(Ordering::Relaxed) {
+            let seats = consensus.seats();
+            let second = seats.all.iter().find(|seat| seat.raft_id != seats.leader);
+            if let Some(second) = second.filter(|second| seen.last() != Some(&second.is_voter)) {
+                seen.push(second.is_voter);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        seen
+    })
+}
+
+#[test]
+fn a_manager_that_joins_late_gets_a_snapshot_and_learns_before_it_votes() {
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        let mut control = first.control().await;
+        for number in 0..MANY {
+            control.create(config(&format!("c{number}"))).await.unwrap();
+        }
+        assert!(first.consensus().last_log_index() > 2_000, "the writes shared entries");
+        first.consensus().compact().await.unwrap();
+        lab.join_manager(1, &first).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let following = follow_second(first.consensus().clone(), Arc::clone(&stop));
+        let second = lab.start(1).await;
+        let configs = || second.consensus().store().view().state.configs().count();
+        lab::eventually("the second has it all", LIMIT, async || configs() == MANY).await;
+        lab::eventually("the second votes", LIMIT, async || second.consensus().voters().0.len() == 2).await;
+        // The entries that it did not get are not in the first one's log any more.
+        let snapshots = lab.paths(1).manager_dir().join("raft/snapshots");
+        let received = std::fs::read_dir(&snapshots).map(Iterator::count).unwrap_or_default();
+        assert!(received > 0, "{} is empty", snapshots.display());
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(following.join().unwrap(), [false, true]);
+        drop(second);
+        first.crash().await;
+    });
+}
+
+#[test]
+fn a_removed_nodes_connection_is_cut() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let info = manager.info().await;
+        let agent = lab::Agent::join(&manager, &lab.addr(0)).await;
+        // No word is said on it, so that nothing else ends it.
+        let hello = raw::Hello::with(raw::of_identity(&agent.identity));
+        let mut idle =
+            hello.connect(&lab.addr(0), &info.root_cert_pem, &info.cluster_id.parse().unwrap()).await.unwrap();
+        let mut rest = Vec::new();
+        let early = timeout(Duration::from_secs(3), idle.read_to_end(&mut rest)).await;
+        assert!(early.is_err(), "a member's connection is cut");
+        agent.leave().await;
+        let removal = wire::RemoveRequest { kind: Kind::Node.into(), reference: agent.id.clone(), force: true };
+        // Unless it went with leaving.
+        let _ = manager.control().await.remove(removal).await;
+        lab::eventually("it is removed", LIMIT, async || manager.get(Kind::Node, &agent.id).await.is_err()).await;
+        let _ = timeout(LIMIT, idle.read_to_end(&mut rest)).await.expect("the connection is cut");
+        manager.crash().await;
     });
 }
