@@ -6,6 +6,7 @@
 
 mod doors;
 mod gather;
+mod pace;
 mod seats;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::Stream;
@@ -37,6 +38,7 @@ use tower::service_fn;
 
 pub use self::doors::{Connections, TlsConnection, tls_doors, tls_incoming};
 use self::gather::Gathering;
+use self::pace::{Pace, Rate};
 use self::seats::{Limit, Seat, Seats};
 use crate::tls::{self, Identity, JoinToken, TlsError, WrongRoot, role_word};
 
@@ -45,6 +47,11 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections to a local socket, by process.
 const LOCAL_CONNECTIONS: Limit = Limit { total: 512, per_owner: 256 };
+/// New connections to a local socket, by process.
+const LOCAL_RATE: Rate = Rate { burst: 256, per_second: 256 };
+/// After so many that were hung up on, whoever makes them has to wait, at the kernel's queue.
+const REFUSED_AT_ONCE: u32 = 64;
+const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 /// After a failed accept (usually: no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -166,7 +173,8 @@ pub fn unix_incoming(path: &Path, mode: u32) -> Result<UnixIncoming, TransportEr
     let listener = UnixListener::bind(&unnamed).map_err(failed)?;
     fs::set_permissions(&unnamed, fs::Permissions::from_mode(mode)).map_err(failed)?;
     fs::rename(&unnamed, path).map_err(failed)?;
-    Ok(UnixIncoming { listener, seats: Seats::new(LOCAL_CONNECTIONS), pause: None })
+    let (seats, pace) = (Seats::new(LOCAL_CONNECTIONS), Pace::new(LOCAL_RATE));
+    Ok(UnixIncoming { listener, seats, pace, refused: 0, pause: None })
 }
 
 /// What a server holds of a connection while it lives: a seat, and for strangers a time limit.
@@ -197,6 +205,8 @@ impl<K: std::hash::Hash + Eq + Clone, V: Clone> Lease<K, V> {
 pub struct UnixIncoming {
     listener: UnixListener,
     seats: Seats<i32>,
+    pace: Pace<i32>,
+    refused: u32,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
@@ -212,6 +222,15 @@ impl Stream for UnixIncoming {
             match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => {
                     let process = stream.peer_cred().ok().and_then(|cred| cred.pid()).unwrap_or_default();
+                    if !self.pace.admit(process, Instant::now()) {
+                        self.refused += 1;
+                        if self.refused >= REFUSED_AT_ONCE {
+                            tracing::debug!(process, "a process makes too many connections");
+                            self.refused = 0;
+                            self.pause = Some(Box::pin(sleep(REFUSED_PAUSE)));
+                        }
+                        continue;
+                    }
                     let lease = Lease::new(self.seats.take(process, ()), None);
                     return Poll::Ready(Some(Ok(UnixConnection { stream, lease })));
                 }
