@@ -2,7 +2,8 @@
 //!
 //! Run by the supervisor, because a dead netd or worker is not a dead node. Managers say (through the worker's session)
 //! whom to watch and hand out the keys; what this node sees goes back to them the same way, and straight to netd, which
-//! stops balancing to nodes that look dead, also while no manager is up. It carries liveness only, and can only take away.
+//! stops balancing to nodes that look dead, also while no manager is up: what was handed out last is on the disk, so that a
+//! supervisor that is started meanwhile takes part as well. It carries liveness only, and can only take away.
 
 mod door;
 mod prober;
@@ -34,7 +35,7 @@ use tonic::{Status, Streaming};
 use self::{
     door::{Counts, Door},
     prober::{At, Effect, PATIENCE, Prober, TICK, To, View},
-    seal::Keyring,
+    seal::Handed,
 };
 use super::supervisor::Supervisor;
 
@@ -117,7 +118,29 @@ impl Gossip {
 
 /// Gossips while this node is in a cluster, for as long as the supervisor runs.
 pub(super) async fn run(supervisor: Arc<Supervisor>, gossip: Gossip) {
-    tokio::join!(take_part(&supervisor, &gossip), tell_netd(&supervisor, gossip.view.subscribe()));
+    match supervisor.node_dir.load_gossip() {
+        // What a manager said meanwhile is newer.
+        Ok(known) => drop(gossip.config.send_if_modified(|config| {
+            let is_first = config.keys.is_empty();
+            if is_first {
+                *config = known;
+            }
+            is_first
+        })),
+        Err(error) => tracing::warn!(error = format!("{error:#}"), "gossip begins when a manager has said with whom"),
+    }
+    let configs = gossip.config.subscribe();
+    tokio::join!(take_part(&supervisor, &gossip), tell_netd(&supervisor, gossip.view.subscribe()), keep(&supervisor, configs));
+}
+
+/// Writes down what managers hand out.
+async fn keep(supervisor: &Supervisor, mut configs: watch::Receiver<GossipConfig>) {
+    while configs.changed().await.is_ok() {
+        let now = configs.borrow_and_update().clone();
+        if let Err(error) = supervisor.keep_gossip(&now) {
+            tracing::warn!(error = format!("{error:#}"), "cannot keep what gossip needs: after a restart it waits for a manager");
+        }
+    }
 }
 
 async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
@@ -169,6 +192,7 @@ struct Session {
     cluster: String,
     own: NodeId,
     door: Door,
+    keys: Handed,
     prober: Prober<SocketAddr>,
     started: Instant,
     sequence: u64,
@@ -182,11 +206,13 @@ impl Session {
         let sequence = u64::try_from(micros).unwrap_or(u64::MAX);
         let mut prober = Prober::new(own.clone(), sequence, Duration::ZERO);
         prober.set_circle(wire::circle(config), Duration::ZERO);
+        let keys = Handed::new(&config.keys);
         Self {
             is_v6: socket.local_addr().is_ok_and(|addr| addr.is_ipv6()),
             socket,
             cluster: cluster.to_owned(),
-            door: Door::new(own.clone(), Keyring::new(cluster, &config.keys)),
+            door: Door::new(own.clone(), keys.keyring(cluster)),
+            keys,
             own,
             prober,
             started: Instant::now(),
@@ -211,6 +237,9 @@ impl Session {
                             return;
                         }
                         self.report_dropped(&mut reported);
+                        if self.keys.forget_former(self.started.elapsed()) {
+                            self.door.set_keyring(self.keys.keyring(&self.cluster));
+                        }
                     }
                     let now = self.started.elapsed();
                     let effects = self.prober.tick(now, |below| rand::random_range(0..below.max(1)));
@@ -231,8 +260,10 @@ impl Session {
                         return;
                     }
                     let config = configs.borrow_and_update().clone();
-                    self.door.set_keyring(Keyring::new(&self.cluster, &config.keys));
-                    self.prober.set_circle(wire::circle(&config), self.started.elapsed());
+                    let now = self.started.elapsed();
+                    self.keys.replace(&config.keys, now);
+                    self.door.set_keyring(self.keys.keyring(&self.cluster));
+                    self.prober.set_circle(wire::circle(&config), now);
                     Vec::new()
                 }
             };
