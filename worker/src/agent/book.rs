@@ -14,7 +14,7 @@ use orch_model::{
     task::{Health, Task, TaskState, TaskStatus},
 };
 use orch_proto::{conv::ToProto, wire};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, watch};
 
 use super::task::Event;
 use crate::{runtime::Container, store::Store};
@@ -35,7 +35,39 @@ pub(crate) struct Entry {
     pub health: Option<Health>,
     pub created_at_ms: u64,
     /// Where its executor hears what is wanted.
-    pub events: mpsc::UnboundedSender<Event>,
+    pub news: watch::Sender<News>,
+}
+
+/// What an executor has to know from outside: always the latest, so that however much is said nothing piles up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct News {
+    /// What the manager wants.
+    pub desired: TaskState,
+    /// The assignment went away.
+    pub unassigned: bool,
+    /// What the health check said last, when that means something.
+    pub healthy: Option<bool>,
+}
+
+impl News {
+    pub(crate) fn new(desired: TaskState) -> Self {
+        Self { desired, unassigned: false, healthy: None }
+    }
+
+    /// The next thing in which `now` is ahead of what is known, which it is no longer then.
+    pub(super) fn catch_up(&mut self, now: Self) -> Option<Event> {
+        if self.desired != now.desired {
+            self.desired = now.desired;
+            return Some(Event::Desired(now.desired));
+        }
+        if self.unassigned != now.unassigned {
+            self.unassigned = now.unassigned;
+            return Some(Event::Unassigned);
+        }
+        let healthy = now.healthy.filter(|_| self.healthy != now.healthy)?;
+        self.healthy = now.healthy;
+        Some(if healthy { Event::Listening } else { Event::Unhealthy })
+    }
 }
 
 pub(crate) struct Book {
@@ -79,8 +111,7 @@ impl Book {
             let entry = entry.clone();
             drop(entries);
             self.save(&entry);
-            // An executor that is gone has forgotten the task.
-            let _ = entry.events.send(Event::Desired(desired));
+            entry.news.send_modify(|news| news.desired = desired);
         }
     }
 
@@ -172,4 +203,24 @@ impl Book {
 /// What must outlive a power cut: that a container was started, and how it ended. The rest can be done again.
 fn is_milestone(entry: &Entry) -> bool {
     !entry.acknowledged && (entry.status.state == TaskState::Starting || entry.status.state.is_terminal())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_much_is_said_an_executor_hears_the_latest_of_each_once() {
+        let (sender, receiver) = watch::channel(News::new(TaskState::Ready));
+        let mut known = *receiver.borrow();
+        assert_eq!(known.catch_up(*receiver.borrow()), None);
+        for healthy in [false, true, false] {
+            sender.send_modify(|news| news.healthy = Some(healthy));
+        }
+        sender.send_modify(|news| news.desired = TaskState::Running);
+        sender.send_modify(|news| news.desired = TaskState::Shutdown);
+        sender.send_modify(|news| news.unassigned = true);
+        let heard: Vec<_> = std::iter::from_fn(|| known.catch_up(*receiver.borrow())).collect();
+        assert_eq!(heard, [Event::Desired(TaskState::Shutdown), Event::Unassigned, Event::Unhealthy]);
+    }
 }

@@ -14,10 +14,11 @@ use orch_model::{
     TaskId, Timestamp,
     task::{ContainerStatus, Health, Task, TaskState, TaskStatus},
 };
-use tokio::{sync::mpsc, task::AbortHandle, time::sleep};
+use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use super::{
     Host,
+    book::News,
     listening::{self, await_listening},
     logging,
     prepare::{self, Prepared},
@@ -26,7 +27,7 @@ use super::{
 };
 use crate::{
     image::{chain, config::ImageConfig},
-    runtime::{Container, ContainerPlan, LogFiles, RuntimeError},
+    runtime::{Container, ContainerPlan, HostOptions, LogFiles, RuntimeError},
 };
 
 /// Between the stop signal and SIGKILL, when the service does not say.
@@ -43,7 +44,9 @@ pub(crate) struct Executor {
     host: Arc<Host>,
     task: Arc<Task>,
     machine: Machine,
-    events: mpsc::UnboundedReceiver<Event>,
+    news: watch::Receiver<News>,
+    /// The part of the news that the machine knows.
+    known: News,
     /// What is under way; each ends with an event.
     jobs: FuturesUnordered<Job>,
     preparing: Option<AbortHandle>,
@@ -64,14 +67,16 @@ impl Executor {
         host: Arc<Host>,
         task: Arc<Task>,
         machine: Machine,
-        events: mpsc::UnboundedReceiver<Event>,
+        news: watch::Receiver<News>,
         container: Option<Container>,
     ) -> Self {
+        let known = News::new(news.borrow().desired);
         Self {
             host,
             task,
             machine,
-            events,
+            news,
+            known,
             jobs: FuturesUnordered::new(),
             preparing: None,
             prepared: Arc::default(),
@@ -89,7 +94,7 @@ impl Executor {
         let mut flow = self.execute(first).await;
         while flow == Flow::Continue {
             let event = tokio::select! {
-                Some(event) = self.events.recv() => event,
+                Some(event) = next_news(&mut self.news, &mut self.known) => event,
                 Some(event) = self.jobs.next(), if !self.jobs.is_empty() => event,
                 else => return,
             };
@@ -211,6 +216,8 @@ impl Executor {
                 host_network: false,
                 binds: prepared.binds,
                 log: log_files(&host, &task),
+                options: HostOptions::default(),
+                users: prepared.users,
             };
             let failed = |error: crate::runtime::RuntimeError| start_failed(&chain(&error));
             let container = host.runtime.create(&plan).await.map_err(failed)?;
@@ -345,19 +352,28 @@ impl Executor {
     }
 }
 
+/// What the machine does not know yet, one thing after the other; `None` when the book has forgotten the task.
+async fn next_news(news: &mut watch::Receiver<News>, known: &mut News) -> Option<Event> {
+    loop {
+        if let Some(event) = known.catch_up(*news.borrow_and_update()) {
+            return Some(event);
+        }
+        news.changed().await.ok()?;
+    }
+}
+
 /// Until the container has ended or the task is forgotten.
 async fn follow_health(host: &Host, task: &TaskId, container: &Container) -> Result<(), RuntimeError> {
     let Some(mut watch) = container.watch_health().await? else { return Ok(()) };
     while let Some(health) = watch.next().await? {
         host.book.change(task, |entry| entry.health = Some(health));
-        let event = match health {
+        let is_healthy = match health {
             Health::Starting => continue,
-            Health::Healthy => Event::Listening,
-            Health::Unhealthy => Event::Unhealthy,
+            Health::Healthy => true,
+            Health::Unhealthy => false,
         };
         let Some(entry) = host.book.entry(task) else { return Ok(()) };
-        // An executor that is gone has forgotten the task.
-        let _ = entry.events.send(event);
+        entry.news.send_modify(|news| news.healthy = Some(is_healthy));
     }
     Ok(())
 }
@@ -372,7 +388,7 @@ fn start_failed(reason: &str) -> String {
 }
 
 pub(crate) fn log_files(host: &Host, task: &Task) -> LogFiles {
-    logging::files(log_path(host, task), task.spec.log_driver.as_ref())
+    logging::files(log_path(host, task), task)
 }
 
 fn log_path(host: &Host, task: &Task) -> PathBuf {

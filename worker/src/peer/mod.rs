@@ -1,9 +1,10 @@
 //! Gives image blobs to other nodes: 7946/tcp, mutual TLS, and only with a manager's grant.
 //!
 //! Invariant: a blob leaves this node only when a grant signed by the cluster's CA names the calling node and an image
-//! that the blob belongs to, and has not expired.
+//! that the blob belongs to, and has not expired, and when the caller is still one of the cluster's nodes.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::stream::BoxStream;
-use orch_model::node::NodeRole;
+use orch_model::{NodeId, node::NodeRole};
 use orch_proto::{
     ca::verify_blob,
     tls::{PeerIdentity, SharedIdentity, require_role},
@@ -25,7 +26,8 @@ use prost::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt},
     net::TcpListener,
-    sync::Semaphore,
+    sync::{Semaphore, watch},
+    time::timeout,
 };
 use tonic::{Request, Response, Status, transport::Server};
 
@@ -34,6 +36,8 @@ use crate::{agent::unix_ms, image::store::ImageStore};
 /// Where workers give images to each other.
 pub(crate) const PEER_PORT: u16 = 7946;
 const CHUNK_BYTES: usize = 256 << 10;
+/// For word of a new node to arrive here.
+const NEWCOMER_GRACE: Duration = Duration::from_secs(2);
 /// Blobs that are sent at once; more wait.
 const MAX_FETCHES: usize = 32;
 
@@ -70,8 +74,13 @@ pub(crate) async fn listen(addr: SocketAddr) -> Result<TcpListener, PeerError> {
 }
 
 /// Serves until the process ends.
-pub(crate) async fn serve(listener: TcpListener, identity: SharedIdentity, store: ImageStore) -> Result<(), PeerError> {
-    let service = Blobs { identity: identity.clone(), store, slots: Arc::new(Semaphore::new(MAX_FETCHES)) };
+pub(crate) async fn serve(
+    listener: TcpListener,
+    identity: SharedIdentity,
+    store: ImageStore,
+    members: Members,
+) -> Result<(), PeerError> {
+    let service = Blobs { identity: identity.clone(), store, slots: Arc::new(Semaphore::new(MAX_FETCHES)), members };
     let server = Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(10)))
         .http2_keepalive_timeout(Some(Duration::from_secs(5)))
@@ -101,10 +110,33 @@ pub(crate) fn check_grant(
     Ok(())
 }
 
+/// The cluster's nodes as this one was told last; grants outlive nodes that are removed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Members(watch::Sender<BTreeSet<String>>);
+
+impl Members {
+    pub(crate) fn set(&self, node_ids: BTreeSet<String>) {
+        self.0.send_if_modified(|known| {
+            let is_new = *known != node_ids;
+            *known = node_ids;
+            is_new
+        });
+    }
+
+    /// Whether the node is in the cluster. One that is not known may be new: word of it gets a moment to arrive. A node
+    /// that was told of nobody cannot tell.
+    async fn has(&self, node: &NodeId) -> bool {
+        let mut members = self.0.subscribe();
+        let known = members.wait_for(|known| known.is_empty() || known.contains(node.as_str()));
+        timeout(NEWCOMER_GRACE, known).await.is_ok()
+    }
+}
+
 struct Blobs {
     identity: SharedIdentity,
     store: ImageStore,
     slots: Arc<Semaphore>,
+    members: Members,
 }
 
 #[tonic::async_trait]
@@ -117,6 +149,9 @@ impl Peer for Blobs {
         let root_pem = &self.identity.current().root_pem;
         check_grant(root_pem, &caller, &request, SystemTime::now())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
+        if !self.members.has(&caller.node_id).await {
+            return Err(Status::permission_denied("this node is not in the cluster, as far as the one with the image knows"));
+        }
         self.check_belongs(&request)?;
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Status::unavailable("shutting down"))?;
         let path =
@@ -148,7 +183,7 @@ impl Blobs {
         }
         let image = self.store.by_digest(&request.image_digest);
         let image = image.ok_or_else(|| Status::not_found(format!("image {} is not here", request.image_digest)))?;
-        if image.record.config == request.digest || image.record.layers.contains(&request.digest) {
+        if image.digest == request.digest || image.record.config == request.digest || image.record.layers.contains(&request.digest) {
             Ok(())
         } else {
             Err(Status::permission_denied("the blob does not belong to the image of the grant"))

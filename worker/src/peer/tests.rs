@@ -84,7 +84,8 @@ async fn a_node_fetches_an_image_from_another() {
 
     let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
     let addr = listener.local_addr().unwrap().to_string();
-    tokio::spawn(serve(listener, SharedIdentity::new(identity(&ca, &cluster, &holder)), has.clone()));
+    let members = Members::default();
+    tokio::spawn(serve(listener, SharedIdentity::new(identity(&ca, &cluster, &holder)), has.clone(), members.clone()));
     let mine = SharedIdentity::new(identity(&ca, &cluster, &asker));
     let source = |grant: Vec<u8>| ImageSource {
         task: TaskId::from_random(9),
@@ -99,6 +100,17 @@ async fn a_node_fetches_an_image_from_another() {
     assert!(refused.unwrap_err().to_string().contains("another node"));
     assert!(wants.list().is_empty());
 
+    // A grant outlives a node that was removed.
+    members.set([holder.to_string()].into());
+    let refused = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR))).await;
+    assert!(refused.unwrap_err().to_string().contains("not in the cluster"));
+    assert!(wants.list().is_empty());
+    // Of a new one, word may come a moment later.
+    let (telling, both) = (members.clone(), [&holder, &asker].map(ToString::to_string).into());
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        telling.set(both);
+    });
     let fetched = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR))).await.unwrap();
     assert_eq!(fetched.digest, image.digest);
     assert_eq!(fetched.record.diff_ids, image.record.diff_ids);
