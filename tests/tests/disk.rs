@@ -141,6 +141,22 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
         });
         wait_serving(&lab, "n3");
     }
+    // One bit: where it matters it is noticed, and where it does not (what was safe twice), nothing is missing or made up.
+    for file in ["journal", "db"] {
+        while_off(&lab, "n3", || flip_a_bit(&log.join(file)));
+        eventually(&format!("a bit of {file} is flipped: n3 says so, or has everything"), || {
+            let said = lab.orch_on("n3", &["info"]).result()?;
+            let is_named = said.contains("Cluster: error") && said.contains("raft/log");
+            let list = ["config", "ls", "--format", "{{.ID}} {{.Name}}"];
+            let is_whole = || lab.orch_on("n3", &list).result().is_ok_and(|own| own == lab.orch(&list).ok());
+            if is_named || is_whole() { Ok(()) } else { Err(said) }
+        });
+        while_off(&lab, "n3", || {
+            fs::remove_dir_all(&dir).expect("removing the damaged files");
+            assert!(copy_dir(&copy.path().join("manager"), &dir));
+        });
+        wait_serving(&lab, "n3");
+    }
     // Without a copy: one command.
     while_off(&lab, "n3", || cut(&log));
     let _ = wait_error(&lab, "n3", "cut short", &["raft/log"]);
@@ -158,6 +174,14 @@ fn cut(log: &Path) {
     let file = fs::OpenOptions::new().write(true).open(&path).expect("the file");
     file.set_len(4096).expect("cutting it");
     fs::write(log.join("journal"), b"").expect("emptying the journal");
+}
+
+/// In the last thing that was written to the file: it has room ahead, which is zero.
+fn flip_a_bit(path: &Path) {
+    let mut bytes = fs::read(path).expect("the file");
+    let end = bytes.iter().rposition(|byte| *byte != 0).expect("something in it");
+    bytes[end.saturating_sub(40)] ^= 1;
+    fs::write(path, bytes).expect("writing it");
 }
 
 fn copy_dir(from: &Path, to: &Path) -> bool {

@@ -209,6 +209,8 @@ fn nodes_are_drained_paused_labelled_and_removed() {
     let _ = lab.orch(&["node", "update", "--availability", "active", "n3"]).ok();
     wait_containers(&lab, "n3", 1);
     assert_eq!(containers(&lab, "n2"), Ok(1));
+    what_waits_is_placed_once_a_label_allows_it(&lab);
+    less_history_is_kept_at_once(&lab);
 
     let said = lab.orch(&["node", "rm", "n2"]).refused();
     assert!(said.contains("is not down and can't be removed"), "{said}");
@@ -224,6 +226,43 @@ fn nodes_are_drained_paused_labelled_and_removed() {
     let remote = format!("{}:2377", lab.address("n1"));
     let _ = lab.orch_on("n2", &["join", "--token", token.trim(), &remote]).ok();
     wait_containers(&lab, "n2", 1);
+}
+
+/// The states of a service's tasks, wanted ones first.
+fn states(lab: &Lab, service: &str) -> Result<Vec<String>, String> {
+    let tasks = lab.list(&["service", "ps", service])?;
+    Ok(tasks.iter().map(|task| task["CurrentState"].as_str().unwrap_or_default().to_owned()).collect())
+}
+
+fn what_waits_is_placed_once_a_label_allows_it(lab: &Lab) {
+    let picky = ["service", "create", "-d", "--name", "picky", "--stop-signal", "KILL"];
+    let _ = lab.orch(&[&picky[..], &["--constraint", "node.labels.disk == ssd", "busybox", "sleep", "10000"]].concat()).ok();
+    within(AT_ONCE, "its task waits", || match states(lab, "picky")? {
+        now if now.len() == 1 && now[0].starts_with("Pending") => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
+    let _ = lab.orch(&["node", "update", "--label-add", "disk=ssd", "n3"]).ok();
+    within(AT_ONCE, "its task runs", || match states(lab, "picky")? {
+        now if now.len() == 1 && now[0].starts_with("Running") => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
+}
+
+fn less_history_is_kept_at_once(lab: &Lab) {
+    for kept in 2..=4 {
+        let _ = lab.orch(&["service", "update", "-d", "--force", "picky"]).ok();
+        within(AT_ONCE, "another task runs", || match states(lab, "picky")? {
+            now if now.len() == kept && now[0].starts_with("Running") => Ok(()),
+            now => Err(format!("{now:?}")),
+        });
+    }
+    let _ = lab.orch(&["update", "--task-history-limit", "2"]).ok();
+    within(AT_ONCE, "less is kept", || match states(lab, "picky")? {
+        // Those that ended count.
+        now if now.len() == 3 && now[0].starts_with("Running") => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
+    let _ = lab.orch(&["service", "rm", "picky"]).ok();
 }
 
 #[test]
