@@ -71,7 +71,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let agent = start(&paths, Runtime::new).await?;
     let (host, socket) = (agent.host.clone(), paths.worker_sock());
     tokio::select! {
-        served = peer::serve(listener, host.identity.clone(), host.images.store.clone()) => served.context("peer server"),
+        served = peer::serve(listener, host.identity.clone(), host.images.store.clone(), agent.members.clone()) => served.context("peer server"),
         served = api::serve(&socket, agent.clone()) => served.context("local API"),
         () = agent.clone().keep_session() => Ok(()),
         () = agent.gossip.keep(paths.node_sock()) => Ok(()),

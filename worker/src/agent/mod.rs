@@ -58,6 +58,7 @@ use crate::{
     peer::Members,
     runtime::{Container, Recovered, Runtime, RuntimeError},
     store::Store,
+    users::Remap,
     volume::Volumes,
 };
 
@@ -80,6 +81,8 @@ pub(crate) struct Host {
     pub netd: Netd,
     pub runtime: Runtime,
     pub identity: SharedIdentity,
+    /// Whose numbers containers have on this node.
+    pub remap: Option<Remap>,
 }
 
 /// What certificates of this cluster are checked with, in the leader's words.
@@ -122,6 +125,7 @@ pub(crate) fn unix_ms(at: SystemTime) -> u64 {
 }
 
 impl Host {
+    #[allow(clippy::too_many_arguments)] // The parts of a node, each made by another module.
     pub(crate) fn new(
         paths: Paths,
         store: Arc<Store>,
@@ -130,9 +134,19 @@ impl Host {
         netd: Netd,
         runtime: Runtime,
         identity: SharedIdentity,
+        remap: Option<Remap>,
     ) -> Self {
         let book = Book::new(store.clone());
-        Self { paths, store, book, items: Items::default(), facts: OnceLock::new(), images, volumes, netd, runtime, identity }
+        let (items, facts) = (Items::default(), OnceLock::new());
+        Self { paths, store, book, items, facts, images, volumes, netd, runtime, identity, remap }
+    }
+
+    /// Remapped containers reach their files through folders of the worker's.
+    pub(crate) fn open_folders(&self) -> std::io::Result<()> {
+        let Some(remap) = self.remap else { return Ok(()) };
+        let users = prepare::users_dir(self);
+        std::fs::create_dir_all(&users)?;
+        [self.paths.worker_dir(), self.paths.shims_dir(), users].iter().try_for_each(|folder| remap.open_folder(folder))
     }
 
     /// What a task's placeholders stand for here.

@@ -74,6 +74,27 @@ impl Layout {
         }
     }
 
+    /// The folder of `cgroup` with the files of `controller`; `None` where this machine has no such controller.
+    pub(crate) fn folder_of(&self, cgroup: &str, controller: &str) -> Option<PathBuf> {
+        let relative = cgroup.trim_start_matches('/');
+        match self {
+            Self::V1(hierarchies) => hierarchies.iter().find(|h| h.has(controller)).map(|h| h.mount.join(relative)),
+            Self::V2(mount) => Some(mount.join(relative)),
+        }
+    }
+
+    /// Whether a container's swap can be limited.
+    pub(crate) fn counts_swap(&self) -> bool {
+        match self {
+            Self::V1(hierarchies) => hierarchies
+                .iter()
+                .find(|h| h.has("memory"))
+                .is_some_and(|memory| memory.mount.join("memory.memsw.limit_in_bytes").exists()),
+            // Counted wherever the kernel has swap.
+            Self::V2(_) => Path::new("/proc/swaps").exists(),
+        }
+    }
+
     /// Makes `cgroup` where it is missing and moves this process into it. Hierarchies that do not take processes yet
     /// (cpuset without CPUs) are left out: nothing is limited there.
     pub(crate) fn enter(&self, cgroup: &str) -> io::Result<()> {
@@ -131,7 +152,7 @@ fn kill_all(folder: &Path, deadline: Instant) -> io::Result<()> {
 }
 
 /// The processes in a folder and below it.
-fn processes(folder: &Path) -> Vec<i32> {
+pub(super) fn processes(folder: &Path) -> Vec<i32> {
     let own = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
     let mut pids: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect();
     children(folder).iter().for_each(|child| pids.extend(processes(child)));

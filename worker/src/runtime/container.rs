@@ -24,9 +24,11 @@ use super::{
     error::RuntimeError,
     exec::{Attachment, Exec, Pipes, attach_terminal},
     health::{HealthState, HealthWatch},
+    loopback,
     logs::{LogOptions, LogStream},
     plan::{ExecRequest, Exit, LogFiles},
     spec::{capabilities, merge_env, user_value},
+    usage::{self, NewLimits, ProcessInfo, Usage},
     user,
 };
 use crate::shim::protocol::{ExecOrder, ExitRecord, Files, Reply, Request, ShimConfig, VERSION, to_ns};
@@ -165,6 +167,45 @@ impl Container {
             Reply::Failed(failure) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// What it uses at the moment.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        usage::usage(&self.0.layout, &self.0.config.cgroup, self.pid())
+    }
+
+    /// Everything that runs in it.
+    #[must_use]
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        usage::processes(&self.0.layout, &self.0.config.cgroup)
+    }
+
+    /// Makes all of it stand still, or go on.
+    pub async fn set_frozen(&self, frozen: bool) -> Result<(), RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            let cgroup = inner.config.cgroup.as_str();
+            usage::set_frozen(&inner.layout, cgroup, frozen).map_err(|err| io_error("cannot freeze or thaw", cgroup, err))
+        })
+        .await
+    }
+
+    /// Changes the limits of a running container.
+    pub async fn set_limits(&self, new: NewLimits) -> Result<(), RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || {
+            let cgroup = inner.config.cgroup.as_str();
+            usage::set_limits(&inner.layout, cgroup, &new).map_err(|err| io_error("cannot limit", cgroup, err))
+        })
+        .await
+    }
+
+    /// For a container without a network.
+    pub(super) async fn raise_loopback(&self) -> Result<(), RuntimeError> {
+        let pid = self.pid();
+        let failed = move |err| io_error("cannot bring up the loopback of", format!("/proc/{pid}/ns/net"), err);
+        blocking(move || loopback::raise(pid).map_err(failed)).await
     }
 
     /// Of its terminal; fine when it has none or has ended.

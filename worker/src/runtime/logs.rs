@@ -1,7 +1,9 @@
 //! Reading container logs back, oldest file first, and following them as they grow and rotate.
 
+mod journal;
+
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fs::{self, File},
     future::Future,
     io::{self, BufRead, BufReader},
@@ -47,6 +49,8 @@ pub struct LogLine {
     pub time: SystemTime,
     /// With its newline, unless the program's line goes on in the next one.
     pub line: String,
+    /// What the log's options add.
+    pub details: BTreeMap<String, String>,
 }
 
 /// A container's log, line by line. Dropping it ends the reading.
@@ -57,7 +61,11 @@ impl LogStream {
     pub(super) fn open(files: LogFiles, options: LogOptions, ended: impl Future<Output = ()> + Send + 'static) -> Self {
         let (lines, receiver) = mpsc::channel(LINES_AHEAD);
         tokio::spawn(async move {
-            if let Err(err) = copy(&files, &options, ended, &lines).await {
+            let copied = match &files.journal {
+                Some(fields) => journal::copy(fields, &files.details, &options, ended, &lines).await,
+                None => copy(&files, &options, ended, &lines).await,
+            };
+            if let Err(err) = copied {
                 let _ = lines.send(Err(err)).await;
             }
         });
@@ -73,7 +81,7 @@ impl Stream for LogStream {
     }
 }
 
-type Lines = mpsc::Sender<Result<LogLine, RuntimeError>>;
+pub(super) type Lines = mpsc::Sender<Result<LogLine, RuntimeError>>;
 
 async fn copy(
     files: &LogFiles,
@@ -239,11 +247,13 @@ fn parse(line: &[u8]) -> Option<LogLine> {
         log: String,
         stream: String,
         time: String,
+        #[serde(default)]
+        attrs: BTreeMap<String, String>,
     }
     let object: Object = serde_json::from_slice(line).ok()?;
     let time: Timestamp = object.time.parse().ok()?;
     let stream = if object.stream == "stderr" { LogSource::Stderr } else { LogSource::Stdout };
-    Some(LogLine { stream, time: time.into(), line: object.log })
+    Some(LogLine { stream, time: time.into(), line: object.log, details: object.attrs })
 }
 
 /// Tells when something happens in a log's folder: an inotify descriptor, which is read like a pipe.

@@ -12,6 +12,7 @@
 //! container.delete().await?;                            // idempotent; then the caller unmounts the rootfs
 //! ```
 
+mod apparmor;
 mod caps;
 pub(crate) mod cgroup;
 mod client;
@@ -19,12 +20,15 @@ mod container;
 mod error;
 mod exec;
 mod health;
+mod init;
 mod logs;
+mod loopback;
 mod nursery;
 mod plan;
 mod rootfs;
 pub(crate) mod seccomp;
 mod spec;
+mod usage;
 mod user;
 
 use std::{
@@ -50,8 +54,10 @@ pub use error::RuntimeError;
 pub use exec::{Attachment, Exec, ExecExit, ExecInput, ExecOutput, Terminal};
 pub use health::{HealthCheck, HealthState, HealthWatch};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
+pub use usage::{NewLimits, ProcessInfo, Usage};
 pub use plan::{
-    BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, ImageDefaults, LogFiles,
+    BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit,
+    HostOptions, ImageDefaults, LogFiles, MoreLimits, Sharing,
 };
 
 use crate::shim::protocol::{Files, ShimConfig, VERSION};
@@ -79,6 +85,8 @@ struct Inner {
     cgroup_parent: String,
     layout: Layout,
     nursery: Nursery,
+    /// The first process of containers that want one.
+    init: PathBuf,
 }
 
 /// A container that was there before this worker.
@@ -111,7 +119,10 @@ impl Runtime {
         let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
         let seccomp_dir = paths.run.join("seccomp");
         let nursery = Nursery::new(program, args);
-        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery })))
+        let worker_dir = paths.worker_dir();
+        let init = fs::create_dir_all(&worker_dir).and_then(|()| init::install(&worker_dir));
+        let init = init.map_err(|err| io_error("cannot write the init process of containers into", &worker_dir, err))?;
+        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery, init })))
     }
 
     /// Makes the container; its program waits for [`Container::start`]. A missing program is an error here already.
@@ -123,7 +134,12 @@ impl Runtime {
         let container = Container::new(task_id, folder.clone(), prepared.config.clone(), inner.layout.clone());
         blocking(move || inner.launch(&folder, &prepared)).await?;
         match container.look().await? {
-            Found::Created | Found::Running => Ok(container),
+            Found::Created | Found::Running => {
+                if plan.netns.is_none() && !plan.host_network {
+                    container.raise_loopback().await?;
+                }
+                Ok(container)
+            }
             Found::Ended(exit) => {
                 container.delete().await?;
                 let message = exit.error.unwrap_or_else(|| "the container could not be made".to_owned());
@@ -181,9 +197,19 @@ impl Inner {
         rootfs::make_folders(&plan.rootfs, &dir)
             .map_err(|err| io_error("cannot make the working directory", &dir, err))?;
         let cgroup = format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), plan.container_id);
-        let facts = Facts { user: &user, caps, layout: &self.layout, cgroup: &cgroup, devices: &devices };
+        let facts = Facts {
+            user: &user,
+            caps,
+            layout: &self.layout,
+            cgroup: &cgroup,
+            devices: &devices,
+            counts_swap: self.layout.counts_swap(),
+            apparmor: apparmor_profile(plan),
+            init: &self.init,
+        };
         let spec = spec::build(plan, &facts)?;
-        let filter = (!container.privileged).then(|| seccomp::store(&self.seccomp_dir, caps)).transpose()?;
+        let filtered = !container.privileged && !plan.options.seccomp_off;
+        let filter = filtered.then(|| seccomp::store(&self.seccomp_dir, caps)).transpose()?;
         let config = ShimConfig {
             version: VERSION,
             task_id: plan.task_id.to_string(),
@@ -269,6 +295,16 @@ impl Inner {
 
 fn user_name<'a>(container: &'a ContainerSpec, image: &'a ImageDefaults) -> &'a str {
     if container.user.is_empty() { &image.user } else { &container.user }
+}
+
+/// Its own, else the node's default; a privileged container has none.
+fn apparmor_profile(plan: &ContainerPlan<'_>) -> Option<String> {
+    match plan.options.apparmor.as_deref() {
+        Some("unconfined") => None,
+        Some(profile) => apparmor::is_enabled().then(|| profile.to_owned()),
+        None if plan.spec.container.privileged => None,
+        None => apparmor::default_profile().map(str::to_owned),
+    }
 }
 
 fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {

@@ -2,7 +2,7 @@
 //!
 //! Nothing here touches the machine; [`super::spec`] turns a plan into an OCI specification.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
 
 use orch_model::{
     TaskId,
@@ -32,6 +32,49 @@ pub struct ContainerPlan<'a> {
     /// repeated here: the runtime does these itself.
     pub binds: Vec<BindMount>,
     pub log: LogFiles,
+    /// What services do not have.
+    pub options: HostOptions,
+}
+
+/// What only one-off containers ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostOptions {
+    /// Of /dev/shm; 0: 64 MiB.
+    pub shm_bytes: u64,
+    pub no_new_privileges: bool,
+    /// Without a system call filter.
+    pub seccomp_off: bool,
+    /// Instead of the default profile: `unconfined`, or one that the host has loaded.
+    pub apparmor: Option<String>,
+    /// Neither masked nor read-only paths.
+    pub paths_shown: bool,
+    pub pid: Sharing,
+    pub ipc: Sharing,
+    pub uts: Sharing,
+    /// Mount options of tmpfs mounts by target, instead of the mount's own.
+    pub tmpfs: BTreeMap<String, Vec<String>>,
+    pub limits: MoreLimits,
+}
+
+/// Whose namespace of a kind a container has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Sharing {
+    #[default]
+    Own,
+    Host,
+    /// Another container's, by its file.
+    Other(PathBuf),
+}
+
+/// Limits that services do not have; 0 or empty: none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MoreLimits {
+    pub cpu_shares: u64,
+    pub cpuset_cpus: String,
+    pub cpuset_mems: String,
+    /// Memory and swap together; -1: no limit. 0 with a memory limit: twice that, as Docker has it.
+    pub memory_swap_bytes: i64,
+    pub memory_reservation_bytes: u64,
 }
 
 /// A file or folder of the host that appears in the container.
@@ -78,13 +121,23 @@ pub struct LogFiles {
     pub path: PathBuf,
     pub max_size_bytes: u64,
     pub max_files: u32,
+    /// What the log's options `labels`, `env` and `tag` add to each line.
+    pub details: BTreeMap<String, String>,
+    /// Lines go to systemd's journal instead of files, with these fields.
+    pub journal: Option<BTreeMap<String, String>>,
 }
 
 impl LogFiles {
     /// Default limits.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
-        Self { path, max_size_bytes: DEFAULT_LOG_SIZE_BYTES, max_files: DEFAULT_LOG_FILES }
+        Self {
+            path,
+            max_size_bytes: DEFAULT_LOG_SIZE_BYTES,
+            max_files: DEFAULT_LOG_FILES,
+            details: BTreeMap::new(),
+            journal: None,
+        }
     }
 }
 

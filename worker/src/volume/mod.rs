@@ -3,6 +3,8 @@
 //! A new volume is filled with what the image has at the place where it is mounted, as Docker does. An anonymous one
 //! belongs to its task and goes with it.
 
+mod mounts;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -37,6 +39,20 @@ pub(crate) enum VolumeError {
     Name(String),
     #[error("get {0}: no such volume")]
     NotFound(String),
+    #[error("volume {0} is there already, with other options: remove it, or choose another name")]
+    Differs(String),
+    #[error("invalid option {0:?} of a local volume: type, device and o are known")]
+    Option(String),
+    #[error("missing required option {0:?}: a volume with options needs type and device")]
+    OptionMissing(&'static str),
+    #[error("error while mounting volume {name:?}: mount {device} on {at}")]
+    Mount {
+        name: String,
+        device: String,
+        at: PathBuf,
+        #[source]
+        source: io::Error,
+    },
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VolumeError {
@@ -53,6 +69,12 @@ struct Description {
     /// Where that task has it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     target: String,
+    /// What is mounted there when the volume is used: `type`, `device`, `o`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    options: BTreeMap<String, String>,
+    /// Made without a name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    anonymous: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +82,11 @@ pub(crate) struct Volume {
     pub name: String,
     pub mountpoint: PathBuf,
     pub labels: BTreeMap<String, String>,
+    pub options: BTreeMap<String, String>,
     pub created_at_ms: u64,
+    pub anonymous: bool,
+    /// Of an anonymous one.
+    pub task: Option<String>,
 }
 
 /// Whose volume it is.
@@ -69,6 +95,7 @@ pub(crate) enum Wanted<'a> {
     Named {
         name: &'a str,
         labels: &'a BTreeMap<String, String>,
+        options: &'a BTreeMap<String, String>,
     },
     /// Made for one place in one task's container.
     Anonymous {
@@ -102,11 +129,14 @@ impl Volumes {
         let (name, description) = wanted.describe(now);
         check_name(&name)?;
         let data = self.dir.join(&name).join("_data");
-        let description_path = self.dir.join(&name).join("volume.json");
         fs::create_dir_all(&data).map_err(io_error("create", &data))?;
-        if !description_path.exists() {
-            let text = serde_json::to_vec(&description).unwrap_or_default();
-            crate::store::write_atomically(&description_path, &text).map_err(io_error("write", &description_path))?;
+        if !self.dir.join(&name).join("volume.json").exists() {
+            mounts::check(&description.options)?;
+            self.describe_new(&name, &description)?;
+        }
+        let options = describe(&self.dir.join(&name)).options;
+        if !options.is_empty() {
+            mounts::mount(&name, &options, &data)?;
         }
         if let Some((root, target)) = fill_from
             && is_empty(&data).map_err(io_error("list", &data))?
@@ -121,9 +151,7 @@ impl Volumes {
         for entry in fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))? {
             let path = entry.map_err(io_error("list", &self.dir))?.path();
             if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
-                let Description { labels, created_at_ms, .. } = describe(&path);
-                let mountpoint = path.join("_data");
-                volumes.push(Volume { name: name.to_owned(), mountpoint, labels, created_at_ms });
+                volumes.push(volume(name, &path));
             }
         }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -135,13 +163,41 @@ impl Volumes {
         &self,
         name: &str,
         labels: &BTreeMap<String, String>,
+        options: &BTreeMap<String, String>,
         now: SystemTime,
     ) -> Result<Volume, VolumeError> {
         let made_up = hex::encode(rand::random::<[u8; 32]>());
-        let name = if name.is_empty() { made_up.as_str() } else { name };
-        let mountpoint = self.prepare(Wanted::Named { name, labels }, None, now)?;
-        let Description { labels, created_at_ms, .. } = describe(&self.dir.join(name));
-        Ok(Volume { name: name.to_owned(), mountpoint, labels, created_at_ms })
+        let anonymous = name.is_empty();
+        let name = if anonymous { made_up.as_str() } else { name };
+        check_name(name)?;
+        mounts::check(options)?;
+        let path = self.dir.join(name);
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if path.exists() {
+            let found = volume(name, &path);
+            // The same again is fine; another one of that name is not.
+            return if options.is_empty() || found.options == *options {
+                Ok(found)
+            } else {
+                Err(VolumeError::Differs(name.to_owned()))
+            };
+        }
+        let (_, description) = Wanted::Named { name, labels, options }.describe(now);
+        self.describe_new(name, &Description { anonymous, ..description })?;
+        Ok(volume(name, &path))
+    }
+
+    /// Bytes that the volume's files take.
+    pub(crate) fn size_bytes(&self, name: &str) -> u64 {
+        crate::contents::disk_bytes(&self.dir.join(name).join("_data"))
+    }
+
+    fn describe_new(&self, name: &str, description: &Description) -> Result<(), VolumeError> {
+        let data = self.dir.join(name).join("_data");
+        fs::create_dir_all(&data).map_err(io_error("create", &data))?;
+        let path = self.dir.join(name).join("volume.json");
+        let text = serde_json::to_vec(description).unwrap_or_default();
+        crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))
     }
 
     /// The caller has made sure that no container uses it.
@@ -149,6 +205,8 @@ impl Volumes {
         check_name(name)?;
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(name);
+        // Never through a mount: what is mounted there is not the volume's own.
+        mounts::unmount(&path.join("_data"))?;
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(name.to_owned())),
             removed => removed.map_err(io_error("delete", &path)),
@@ -188,8 +246,9 @@ impl Wanted<'_> {
     fn describe(self, now: SystemTime) -> (String, Description) {
         let created_at_ms = crate::agent::unix_ms(now);
         match self {
-            Self::Named { name, labels } => {
-                (name.to_owned(), Description { labels: labels.clone(), created_at_ms, ..Default::default() })
+            Self::Named { name, labels, options } => {
+                let (labels, options) = (labels.clone(), options.clone());
+                (name.to_owned(), Description { labels, options, created_at_ms, ..Default::default() })
             }
             Self::Anonymous { task, target } => (
                 hex::encode(Sha256::digest(format!("{task}\0{target}"))),
@@ -197,11 +256,19 @@ impl Wanted<'_> {
                     created_at_ms,
                     task: Some(task.to_string()),
                     target: target.to_owned(),
+                    anonymous: true,
                     ..Default::default()
                 },
             ),
         }
     }
+}
+
+fn volume(name: &str, path: &Path) -> Volume {
+    let Description { labels, created_at_ms, options, anonymous, task, .. } = describe(path);
+    // Older descriptions of anonymous ones only name the task.
+    let anonymous = anonymous || task.is_some();
+    Volume { name: name.to_owned(), mountpoint: path.join("_data"), labels, options, created_at_ms, anonymous, task }
 }
 
 /// An unreadable description costs a volume its labels, never its data.
@@ -289,7 +356,8 @@ mod tests {
         // Absolute inside the image, not on the node.
         symlink("/real", root.join("data")).unwrap();
         let volumes = Volumes::open(&dir.path().join("volumes")).unwrap();
-        let wanted = Wanted::Named { name: "db", labels: &BTreeMap::new() };
+        let none = BTreeMap::new();
+        let wanted = Wanted::Named { name: "db", labels: &none, options: &none };
         let now = SystemTime::UNIX_EPOCH;
         let data = volumes.prepare(wanted, Some((&root, "/data")), now).unwrap();
         assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "from the image");

@@ -1,0 +1,360 @@
+//! `orch cp`: files into and out of containers, with Docker's rules for what a path means.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use orch_proto::{paths::Paths, wire};
+use tokio::sync::mpsc;
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use wire::{copy_from_response::Message as From, copy_to_request::Message as To};
+
+use crate::api::{Worker, explain, worker};
+
+const CHUNK_BYTES: usize = 256 << 10;
+const QUEUE: usize = 8;
+/// The type in a file's mode.
+const TYPE: u32 = 0o170_000;
+const FOLDER: u32 = 0o040_000;
+
+#[derive(Debug, Args)]
+#[command(override_usage = "orch cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n       orch cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH")]
+pub(crate) struct CopyArgs {
+    /// Archive mode (copy all uid/gid information)
+    #[arg(short, long)]
+    archive: bool,
+    /// Always follow symbol link in SRC_PATH
+    #[arg(short = 'L', long)]
+    follow_link: bool,
+    /// Suppress progress output during copy
+    #[arg(short, long)]
+    quiet: bool,
+    source: String,
+    destination: String,
+}
+
+/// `CONTAINER:PATH`, or a path here.
+fn place(text: &str) -> (Option<&str>, &str) {
+    // A path that begins so is one of this machine, whatever follows.
+    if text.starts_with(['/', '.']) || text == "-" {
+        return (None, text);
+    }
+    text.split_once(':').map_or((None, text), |(container, path)| (Some(container), path))
+}
+
+pub(crate) async fn copy(args: CopyArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    match (place(&args.source), place(&args.destination)) {
+        ((Some(container), from), (None, to)) => copy_out(&args, container, from, to, &mut worker).await,
+        ((None, from), (Some(container), to)) => copy_in(&args, from, container, to, &mut worker).await,
+        ((Some(_), _), (Some(_), _)) => bail!("copying between containers is not supported"),
+        ((None, _), (None, _)) => bail!("must specify at least one container source"),
+    }
+}
+
+/// `dir/.` means what is in it.
+fn means_content(path: &str) -> bool {
+    path == "." || path.ends_with("/.")
+}
+
+async fn copy_out(args: &CopyArgs, container: &str, from: &str, to: &str, worker: &mut Worker) -> anyhow::Result<()> {
+    let request = wire::CopyFromRequest {
+        reference: container.into(),
+        path: from.into(),
+        follow_link: args.follow_link,
+        stat_only: false,
+    };
+    let mut messages = worker.copy_from_container(request).await.map_err(explain)?.into_inner();
+    let Some(From::Stat(stat)) = messages.next().await.transpose().map_err(explain)?.and_then(|first| first.message)
+    else {
+        bail!("the worker does not say what {from} is");
+    };
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let writing = if to == "-" {
+        tokio::task::spawn_blocking(move || {
+            let mut out = io::stdout().lock();
+            io::copy(&mut Arriving::new(receiver), &mut out).and_then(|_| out.flush()).map_err(Into::into)
+        })
+    } else {
+        let target = Target::find(Path::new(to), to, &stat, means_content(from))?;
+        let archive = args.archive;
+        tokio::task::spawn_blocking(move || target.unpack(Arriving::new(receiver), archive))
+    };
+    while let Some(message) = messages.next().await {
+        if let Some(From::Data(data)) = message.map_err(explain)?.message
+            && sender.send(data).await.is_err()
+        {
+            break;
+        }
+    }
+    drop(sender);
+    let written: anyhow::Result<()> = writing.await?;
+    written?;
+    if !args.quiet && to != "-" {
+        eprintln!("Successfully copied {from} from {container} to {to}");
+    }
+    Ok(())
+}
+
+/// Where a tar goes on this machine, and what its first name becomes there.
+struct Target {
+    folder: PathBuf,
+    /// Instead of the first part of each name; empty: what is below goes into the folder itself.
+    name: PathBuf,
+}
+
+impl Target {
+    /// Docker's rules: into a folder that is there; else under the new name, in a folder that must be there.
+    fn find(path: &Path, written: &str, source: &wire::PathStat, content: bool) -> anyhow::Result<Self> {
+        let source_is_folder = source.mode & TYPE == FOLDER;
+        match fs::metadata(path) {
+            Ok(there) if there.is_dir() => {
+                let name = if content || source.name == "/" { PathBuf::new() } else { PathBuf::from(&source.name) };
+                Ok(Self { folder: path.to_owned(), name })
+            }
+            Ok(_) if source_is_folder => bail!("cannot copy directory to a file: {written} is one"),
+            Ok(_) if written.ends_with('/') => bail!("not a directory: {written}"),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context(written.to_owned()),
+            Err(_) if written.ends_with('/') && !source_is_folder => {
+                bail!("no such directory: {written}")
+            }
+            Ok(_) | Err(_) => {
+                let name = path.file_name().context("the destination has no name")?;
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                if !folder.is_dir() {
+                    bail!("invalid output path: directory {:?} does not exist", folder.display().to_string());
+                }
+                Ok(Self { folder: folder.to_owned(), name: name.into() })
+            }
+        }
+    }
+
+    fn unpack(&self, tar: impl Read, archive: bool) -> anyhow::Result<()> {
+        let mut archived = tar::Archive::new(tar);
+        archived.set_preserve_ownerships(archive);
+        archived.set_preserve_permissions(true);
+        for entry in archived.entries()? {
+            let mut entry = entry?;
+            let old = entry.path()?.into_owned();
+            let below: PathBuf = old.components().skip(1).collect();
+            let path = self.name.join(below);
+            let kind = entry.header().entry_type();
+            if path.as_os_str().is_empty() {
+                continue;
+            }
+            let target = self.folder.join(&path);
+            let written = if kind.is_hard_link() {
+                Ok(())
+            } else {
+                entry.unpack(&target).map(drop)
+            };
+            written.with_context(|| format!("cannot write {}", target.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads what arrives.
+struct Arriving {
+    receiver: mpsc::Receiver<bytes::Bytes>,
+    chunk: bytes::Bytes,
+}
+
+impl Arriving {
+    fn new(receiver: mpsc::Receiver<bytes::Bytes>) -> Self {
+        Self { receiver, chunk: bytes::Bytes::new() }
+    }
+}
+
+impl Read for Arriving {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let len = self.chunk.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.chunk.split_to(len));
+        Ok(len)
+    }
+}
+
+async fn copy_in(args: &CopyArgs, from: &str, container: &str, to: &str, worker: &mut Worker) -> anyhow::Result<()> {
+    let (folder, name) = if from == "-" { (to.to_owned(), None) } else { inside(args, from, container, to, worker).await? };
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let start = wire::CopyToStart { reference: container.into(), path: folder };
+    sender.send(wire::CopyToRequest { message: Some(To::Start(start)) }).await?;
+    let (source, follow) = (from.to_owned(), args.follow_link);
+    let owner = if args.archive { None } else { Some((0, 0)) };
+    let reading = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        let mut to = io::BufWriter::with_capacity(CHUNK_BYTES, Leaving(sender));
+        match name {
+            None => io::copy(&mut io::stdin().lock(), &mut to).map(drop)?,
+            Some(name) => pack(Path::new(&source), &name, follow, owner, &mut to)?,
+        }
+        Ok(to.flush()?)
+    });
+    let sent = worker.copy_to_container(ReceiverStream::new(receiver)).await.map_err(explain);
+    let read = reading.await?;
+    // What the container says explains why reading was cut short.
+    sent?;
+    read?;
+    if !args.quiet && from != "-" {
+        eprintln!("Successfully copied {from} to {container}:{to}");
+    }
+    Ok(())
+}
+
+/// The folder in the container, and what the source is called there.
+async fn inside(
+    args: &CopyArgs,
+    from: &str,
+    container: &str,
+    to: &str,
+    worker: &mut Worker,
+) -> anyhow::Result<(String, Option<PathBuf>)> {
+    let source = if args.follow_link { fs::metadata(from) } else { fs::symlink_metadata(from) };
+    let source = source.with_context(|| format!("cannot copy {from}"))?;
+    let request =
+        wire::CopyFromRequest { reference: container.into(), path: to.into(), follow_link: true, stat_only: true };
+    let mut answer = worker.copy_from_container(request).await.map_err(explain)?.into_inner();
+    let there = match answer.next().await {
+        Some(Ok(message)) => match message.message {
+            Some(From::Stat(stat)) => Some(stat),
+            _ => None,
+        },
+        Some(Err(status)) if status.code() == tonic::Code::NotFound && !status.message().starts_with("No such container") => None,
+        Some(Err(status)) => return Err(explain(status)),
+        None => None,
+    };
+    match there {
+        Some(stat) if stat.mode & TYPE == FOLDER => {
+            let own = Path::new(from).canonicalize().ok().and_then(|path| path.file_name().map(PathBuf::from));
+            let name = Path::new(from).file_name().map(PathBuf::from).or(own).unwrap_or_default();
+            Ok((to.to_owned(), Some(if means_content(from) { PathBuf::from(".") } else { name })))
+        }
+        Some(_) if source.is_dir() => bail!("cannot copy directory to a file: {container}:{to} is one"),
+        Some(_) | None => {
+            if to.ends_with('/') && !source.is_dir() {
+                bail!("no such directory: {container}:{to}");
+            }
+            let to = to.trim_end_matches('/');
+            let (folder, name) = to.rsplit_once('/').unwrap_or(("", to));
+            let folder = if folder.is_empty() { "/" } else { folder };
+            Ok((folder.to_owned(), Some(PathBuf::from(name))))
+        }
+    }
+}
+
+fn pack(
+    source: &Path,
+    name: &Path,
+    follow: bool,
+    owner: Option<(u64, u64)>,
+    to: impl Write,
+) -> anyhow::Result<()> {
+    let mut tar = tar::Builder::new(to);
+    add(&mut tar, source, name, follow, owner)?;
+    tar.into_inner()?;
+    Ok(())
+}
+
+/// `follow` is for the first one only: links below are copied as links.
+fn add<W: Write>(
+    tar: &mut tar::Builder<W>,
+    source: &Path,
+    name: &Path,
+    follow: bool,
+    owner: Option<(u64, u64)>,
+) -> anyhow::Result<()> {
+    let metadata = if follow { fs::metadata(source) } else { fs::symlink_metadata(source) };
+    let metadata = metadata.with_context(|| format!("cannot read {}", source.display()))?;
+    let mut header = tar::Header::new_gnu();
+    header.set_metadata(&metadata);
+    if let Some((uid, gid)) = owner {
+        header.set_uid(uid);
+        header.set_gid(gid);
+    }
+    if metadata.is_dir() {
+        tar.append_data(&mut header, name.join(""), io::empty())?;
+        let mut entries = fs::read_dir(source)?.collect::<io::Result<Vec<_>>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            add(tar, &entry.path(), &name.join(entry.file_name()), false, owner)?;
+        }
+        return Ok(());
+    }
+    if metadata.is_symlink() {
+        tar.append_link(&mut header, name, fs::read_link(source)?)?;
+    } else if metadata.is_file() {
+        let file = File::open(source).with_context(|| format!("cannot read {}", source.display()))?;
+        tar.append_data(&mut header, name, file.take(metadata.len()))?;
+    }
+    Ok(())
+}
+
+/// Writes into a stream of messages.
+struct Leaving(mpsc::Sender<wire::CopyToRequest>);
+
+impl Write for Leaving {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let message = wire::CopyToRequest { message: Some(To::Data(data.to_vec().into())) };
+        self.0.blocking_send(message).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_dockers() {
+        for (text, want) in [
+            ("web:/etc", (Some("web"), "/etc")),
+            ("web:", (Some("web"), "")),
+            ("./web:x", (None, "./web:x")),
+            ("/a:b", (None, "/a:b")),
+            ("-", (None, "-")),
+            ("file", (None, "file")),
+        ] {
+            assert_eq!(place(text), want, "{text}");
+        }
+        assert!(means_content("a/.") && means_content(".") && !means_content("a"));
+    }
+
+    #[test]
+    fn names_follow_dockers_rules() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        fs::create_dir(at("there")).unwrap();
+        fs::write(at("file"), "").unwrap();
+        let folder = wire::PathStat { name: "src".into(), mode: FOLDER | 0o755, ..Default::default() };
+        let file = wire::PathStat { name: "src".into(), mode: 0o100_644, ..Default::default() };
+        let find = |to: &str, stat: &wire::PathStat, content: bool| {
+            let to = at(to);
+            Target::find(Path::new(&to), &to, stat, content)
+                .map(|target| (target.folder.strip_prefix(dir.path()).unwrap().display().to_string(), target.name.display().to_string()))
+                .map_err(|error| error.to_string().split(':').next().unwrap_or_default().to_owned())
+        };
+        let ok = |folder: &str, name: &str| Ok((folder.to_owned(), name.to_owned()));
+        assert_eq!(find("there", &folder, false), ok("there", "src"));
+        assert_eq!(find("there", &folder, true), ok("there", ""));
+        assert_eq!(find("new", &folder, false), ok("", "new"));
+        assert_eq!(find("new", &folder, true), ok("", "new"));
+        assert_eq!(find("there", &file, false), ok("there", "src"));
+        assert_eq!(find("file", &file, false), ok("", "file"));
+        assert_eq!(find("file", &folder, false), Err("cannot copy directory to a file".to_owned()));
+        assert_eq!(find("none/", &file, false), Err("no such directory".to_owned()));
+        assert!(find("none/deep", &file, false).is_err());
+    }
+}

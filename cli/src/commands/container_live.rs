@@ -1,0 +1,292 @@
+//! `orch pause|unpause|stats|top|diff|events`, and `orch container update`.
+
+use std::{collections::HashMap, io::Write as _, time::Duration};
+
+use anyhow::bail;
+use clap::Args;
+use orch_proto::{paths::Paths, wire};
+use tokio_stream::StreamExt as _;
+
+use super::{
+    container_control::{Named, named},
+    for_each, run,
+};
+use crate::{
+    api::{Worker, explain, worker},
+    flags::{filter::FilterSet, quantity},
+    render::{
+        listing::{Listing, Row, Shape, align, row},
+        short_id, time,
+    },
+};
+
+/// Between two looks at the counters, from which the use of processors follows.
+const STATS_INTERVAL: Duration = Duration::from_secs(1);
+/// Clears the screen and goes to its start, as Docker does between two tables.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+pub(crate) async fn pause(args: Named, paused: bool, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    for_each(&args.containers, async |reference| {
+        let outcome = match paused {
+            true => worker.pause_container(named(reference)).await,
+            false => worker.unpause_container(named(reference)).await,
+        };
+        outcome.map_err(explain)?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpdateContainerArgs {
+    /// Number of CPUs
+    #[arg(long, value_name = "CPUS", value_parser = quantity::nano_cpus)]
+    cpus: Option<u64>,
+    /// CPU shares (relative weight)
+    #[arg(short = 'c', long, value_name = "N")]
+    cpu_shares: Option<u64>,
+    /// CPUs in which to allow execution (0-3, 0,1)
+    #[arg(long, value_name = "CPUS")]
+    cpuset_cpus: Option<String>,
+    /// Memory limit
+    #[arg(short, long, value_name = "BYTES", value_parser = quantity::bytes)]
+    memory: Option<u64>,
+    /// Memory soft limit
+    #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
+    memory_reservation: Option<u64>,
+    /// Swap limit equal to memory plus swap: -1 to enable unlimited swap
+    #[arg(long, value_name = "BYTES", value_parser = run::swap, allow_hyphen_values = true)]
+    memory_swap: Option<i64>,
+    /// Tune container pids limit (0: unlimited)
+    #[arg(long, value_name = "N")]
+    pids_limit: Option<u64>,
+    /// Restart policy to apply when a container exits
+    #[arg(long, value_name = "POLICY", value_parser = run::restart)]
+    restart: Option<run::Restart>,
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+pub(crate) async fn update(args: UpdateContainerArgs, paths: &Paths) -> anyhow::Result<()> {
+    let request = wire::UpdateContainerRequest {
+        reference: String::new(),
+        nano_cpus: args.cpus,
+        memory_bytes: args.memory,
+        pids: args.pids_limit,
+        restart: args.restart.map(|run::Restart(restart)| restart),
+        cpu_shares: args.cpu_shares,
+        cpuset_cpus: args.cpuset_cpus,
+        memory_swap_bytes: args.memory_swap,
+        memory_reservation_bytes: args.memory_reservation,
+    };
+    if request == wire::UpdateContainerRequest::default() {
+        bail!("you must provide one or more flags when using this command");
+    }
+    let mut worker = worker(paths).await?;
+    for_each(&args.containers, async |reference| {
+        let request = wire::UpdateContainerRequest { reference: reference.into(), ..request.clone() };
+        worker.update_container(request).await.map_err(explain)?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Show all containers (default shows just running)
+    #[arg(short, long)]
+    all: bool,
+    /// Disable streaming stats and only pull the first result
+    #[arg(long)]
+    no_stream: bool,
+    /// Do not truncate output
+    #[arg(long)]
+    no_trunc: bool,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+    #[arg(value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
+
+const STATS: Listing<'static> = Listing {
+    default: "{{.ID}}\t{{.Name}}\t{{.CPUPerc}}\t{{.MemUsage}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.BlockIO}}\t{{.PIDs}}",
+    headings: &[
+        ("Container", "CONTAINER"),
+        ("ID", "CONTAINER ID"),
+        ("Name", "NAME"),
+        ("CPUPerc", "CPU %"),
+        ("MemUsage", "MEM USAGE / LIMIT"),
+        ("MemPerc", "MEM %"),
+        ("NetIO", "NET I/O"),
+        ("BlockIO", "BLOCK I/O"),
+        ("PIDs", "PIDS"),
+    ],
+    quiet: "ID",
+};
+
+/// Tasks' containers too: each under the name that `orch ps` shows.
+pub(crate) async fn stats(args: StatsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let mut worker = worker(paths).await?;
+    let mut before = counters(&args, &mut worker).await?;
+    let shape = Shape { format: args.format.clone(), quiet: false };
+    loop {
+        tokio::time::sleep(STATS_INTERVAL).await;
+        let now = counters(&args, &mut worker).await?;
+        let earlier: HashMap<&str, &wire::ContainerStats> =
+            before.iter().map(|stats| (stats.container_id.as_str(), stats)).collect();
+        let rows: Vec<Row> =
+            now.iter().map(|stats| stats_row(stats, earlier.get(stats.container_id.as_str()), args.no_trunc)).collect();
+        let text = STATS.render(&shape, &rows)?;
+        let mut out = std::io::stdout().lock();
+        if !args.no_stream {
+            write!(out, "{CLEAR}")?;
+        }
+        write!(out, "{text}")?;
+        out.flush()?;
+        if args.no_stream {
+            return Ok(());
+        }
+        before = now;
+    }
+}
+
+async fn counters(args: &StatsArgs, worker: &mut Worker) -> anyhow::Result<Vec<wire::ContainerStats>> {
+    let references = if args.all && args.containers.is_empty() {
+        let all = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
+        all.into_iter().map(|container| container.container_id).collect()
+    } else {
+        args.containers.clone()
+    };
+    let list = worker.container_stats(wire::ContainerReferences { references }).await.map_err(explain)?;
+    Ok(list.into_inner().containers)
+}
+
+#[allow(clippy::cast_precision_loss)] // Shown with two decimals.
+fn stats_row(now: &wire::ContainerStats, before: Option<&&wire::ContainerStats>, no_trunc: bool) -> Row {
+    let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 * 100.0 };
+    let cpu = before.map_or(0.0, |before| {
+        percent(now.cpu_ns.saturating_sub(before.cpu_ns), now.at_ns.saturating_sub(before.at_ns))
+    });
+    let id = if no_trunc { now.container_id.as_str() } else { short_id(&now.container_id) };
+    let pair = |a: u64, b: u64| format!("{} / {}", quantity::human(a), quantity::human(b));
+    let memory = format!(
+        "{} / {}",
+        quantity::human_binary(now.memory_bytes),
+        quantity::human_binary(now.memory_limit_bytes)
+    );
+    row([
+        ("Container", id.into()),
+        ("ID", id.into()),
+        ("Name", now.name.as_str().into()),
+        ("CPUPerc", format!("{cpu:.2}%").into()),
+        ("MemUsage", memory.into()),
+        ("MemPerc", format!("{:.2}%", percent(now.memory_bytes, now.memory_limit_bytes)).into()),
+        ("NetIO", pair(now.net_rx_bytes, now.net_tx_bytes).into()),
+        ("BlockIO", pair(now.block_read_bytes, now.block_write_bytes).into()),
+        ("PIDs", now.pids.into()),
+    ])
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OneContainer {
+    container: String,
+}
+
+/// As `ps -ef` has it; numbers are the node's.
+pub(crate) async fn top(args: OneContainer, paths: &Paths) -> anyhow::Result<()> {
+    let list = worker(paths).await?.container_processes(named(&args.container)).await.map_err(explain)?.into_inner();
+    let now_ms = time::now().unix_ms;
+    let line = |process: &wire::Process| {
+        let lived_ms = now_ms.saturating_sub(process.start_ms).max(1);
+        let tty = if process.tty.is_empty() { "?" } else { &process.tty };
+        let seconds = process.cpu_ms / 1000;
+        let spent = format!("{:02}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60);
+        let busy = (process.cpu_ms * 100 / lived_ms).min(99);
+        let start = time::clock(process.start_ms);
+        let user = user_name(process.uid);
+        format!("{user}\t{}\t{}\t{busy}\t{start}\t{tty}\t{spent}\t{}", process.pid, process.parent, process.command)
+    };
+    let heading = "UID\tPID\tPPID\tC\tSTIME\tTTY\tTIME\tCMD".to_owned();
+    let lines: Vec<String> = [heading].into_iter().chain(list.processes.iter().map(line)).collect();
+    print!("{}", align(&lines));
+    Ok(())
+}
+
+/// As the node calls the user, whose numbers these are.
+fn user_name(uid: u32) -> String {
+    let found = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    found.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
+pub(crate) async fn diff(args: OneContainer, paths: &Paths) -> anyhow::Result<()> {
+    let list = worker(paths).await?.container_changes(named(&args.container)).await.map_err(explain)?.into_inner();
+    for change in list.changes {
+        println!("{} {}", change.kind, change.path);
+    }
+    Ok(())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Show all events created since timestamp
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Stream events until this timestamp
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Filter output based on conditions provided (container, event, image, label, type, volume)
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// Format output: 'json' or a Go template
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+/// This node's one-off containers and volumes.
+pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()> {
+    let known = ["container", "event", "image", "label", "type", "volume"];
+    let filters = FilterSet::parse(&args.filter, &known).map_err(anyhow::Error::msg)?;
+    let at = |text: &Option<String>| -> anyhow::Result<u64> {
+        text.as_ref().map_or(Ok(0), |text| time::parse_since(text, time::now()).map_err(anyhow::Error::msg))
+    };
+    let request = wire::EventsRequest { since_ms: at(&args.since)?, until_ms: at(&args.until)? };
+    let mut events = worker(paths).await?.events(request).await.map_err(explain)?.into_inner();
+    while let Some(event) = events.next().await {
+        let event = event.map_err(explain)?;
+        let attribute = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
+        let wanted = filters.any("type", |kind| kind == event.kind)
+            && filters.any("event", |action| action == event.action)
+            && filters.any("container", |name| event.id.starts_with(name) || attribute("name") == name)
+            && filters.any("image", |image| attribute("image") == image)
+            && filters.any("volume", |name| event.kind == "volume" && event.id == name)
+            && filters.labels("label", &event.attributes.clone().into_iter().collect());
+        if wanted {
+            print_event(&event, args.format.as_deref())?;
+        }
+    }
+    Ok(())
+}
+
+fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Result<()> {
+    let mut attributes: Vec<_> = event.attributes.iter().collect();
+    attributes.sort_unstable();
+    let object = serde_json::json!({
+        "Type": event.kind, "Action": event.action, "status": event.action, "id": event.id, "scope": "local",
+        "Actor": {"ID": event.id, "Attributes": event.attributes},
+        "time": event.at_ns / 1_000_000_000, "timeNano": event.at_ns,
+    });
+    match format {
+        None => {
+            let words: Vec<String> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let at = time::rfc3339_nanos(event.at_ns);
+            println!("{at} {} {} {} ({})", event.kind, event.action, event.id, words.join(", "));
+        }
+        Some("json") => println!("{object}"),
+        Some(template) => println!("{}", orch_template::Template::parse(template)?.render(&object)?),
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! `orch system …`: what this node's disk is used for.
+
+use clap::{Args, Subcommand};
+use orch_proto::{paths::Paths, wire};
+
+use super::{container_live, info};
+use crate::{
+    api::{explain, worker},
+    flags::quantity,
+    render::listing::{Listing, Row, Shape, row},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SystemCommand {
+    /// Show disk usage of this node
+    Df(DfArgs),
+    /// Get events of this node's containers and volumes
+    Events(container_live::EventsArgs),
+    /// Display what is known of this node and its cluster
+    Info(info::FormatArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DfArgs {
+    /// Show detailed information on disk usage
+    #[arg(short, long)]
+    verbose: bool,
+    /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
+    #[arg(long, value_name = "TEMPLATE")]
+    format: Option<String>,
+}
+
+const USAGE: Listing<'static> = Listing {
+    default: "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
+    headings: &[
+        ("Type", "TYPE"),
+        ("TotalCount", "TOTAL"),
+        ("Active", "ACTIVE"),
+        ("Size", "SIZE"),
+        ("Reclaimable", "RECLAIMABLE"),
+    ],
+    quiet: "Type",
+};
+
+const DETAILS: Listing<'static> = Listing {
+    default: "{{.Name}}\t{{.Users}}\t{{.Size}}",
+    headings: &[("Name", "NAME"), ("Users", "CONTAINERS"), ("Size", "SIZE")],
+    quiet: "Name",
+};
+
+pub(crate) async fn run(command: SystemCommand, paths: &Paths) -> anyhow::Result<()> {
+    match command {
+        SystemCommand::Df(args) => df(args, paths).await,
+        SystemCommand::Events(args) => container_live::events(args, paths).await,
+        SystemCommand::Info(args) => info::info(args, paths).await,
+    }
+}
+
+/// One line of the table: how many there are, how many of them are used, and what they take.
+#[derive(Default)]
+struct Sum {
+    total: u64,
+    active: u64,
+    bytes: u64,
+    unused_bytes: u64,
+}
+
+impl Sum {
+    fn of(items: impl Iterator<Item = (bool, u64)>) -> Self {
+        items.fold(Self::default(), |sum, (active, bytes)| Self {
+            total: sum.total + 1,
+            active: sum.active + u64::from(active),
+            bytes: sum.bytes + bytes,
+            unused_bytes: sum.unused_bytes + if active { 0 } else { bytes },
+        })
+    }
+
+    fn row(&self, kind: &str) -> Row {
+        let percent = self.unused_bytes.checked_mul(100).and_then(|part| part.checked_div(self.bytes)).unwrap_or(0);
+        row([
+            ("Type", kind.into()),
+            ("TotalCount", self.total.into()),
+            ("Active", self.active.into()),
+            ("Size", quantity::human(self.bytes).into()),
+            ("Reclaimable", format!("{} ({percent}%)", quantity::human(self.unused_bytes)).into()),
+        ])
+    }
+}
+
+async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
+    let report = worker(paths).await?.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
+    let is_running = |container: &wire::Container| matches!(container.state.as_str(), "running" | "paused" | "restarting");
+    let images = Sum::of(report.images.iter().map(|usage| {
+        let image = usage.image.clone().unwrap_or_default();
+        (image.containers > 0, image.size_bytes)
+    }));
+    let containers = Sum::of(
+        report.containers.iter().map(|usage| (usage.container.as_ref().is_some_and(is_running), usage.size_bytes)),
+    );
+    let volumes = Sum::of(report.volumes.iter().map(|usage| {
+        (usage.volume.as_ref().is_some_and(|volume| !volume.users.is_empty()), usage.size_bytes)
+    }));
+    let shape = Shape { format: args.format, quiet: false };
+    if !args.verbose {
+        let rows = [images.row("Images"), containers.row("Containers"), volumes.row("Local Volumes")];
+        return Ok(USAGE.print(&shape, &rows)?);
+    }
+    let line = |name: &str, users: u64, bytes: u64| {
+        row([("Name", name.into()), ("Users", users.into()), ("Size", quantity::human(bytes).into())])
+    };
+    println!("Images space usage:\n");
+    let rows: Vec<Row> = report.images.iter().flat_map(|usage| usage.image.clone()).map(|image| {
+        line(image.names.first().unwrap_or(&image.digest), image.containers.into(), image.size_bytes)
+    }).collect();
+    DETAILS.print(&shape, &rows)?;
+    println!("\nContainers space usage:\n");
+    let rows: Vec<Row> = report
+        .containers
+        .iter()
+        .map(|usage| {
+            let container = usage.container.clone().unwrap_or_default();
+            line(&container.name, u64::from(is_running(&container)), usage.size_bytes)
+        })
+        .collect();
+    DETAILS.print(&shape, &rows)?;
+    println!("\nLocal Volumes space usage:\n");
+    let rows: Vec<Row> = report
+        .volumes
+        .iter()
+        .map(|usage| {
+            let volume = usage.volume.clone().unwrap_or_default();
+            line(&volume.name, volume.users.len() as u64, usage.size_bytes)
+        })
+        .collect();
+    Ok(DETAILS.print(&shape, &rows)?)
+}

@@ -1,0 +1,257 @@
+//! Files into and out of containers, and what a container has changed.
+
+use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
+
+use futures::{StreamExt, stream::BoxStream};
+use orch_proto::wire::{
+    CopyFromRequest, CopyFromResponse, CopyToRequest, FileChange, FileChangeList, PathStat,
+    copy_from_response::Message as From, copy_to_request::Message as To,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::live;
+use crate::{
+    agent::Agent,
+    contents::{self, ChangeKind, Found},
+    image::{chain, rootfs::Rootfs, unpack},
+    local::One,
+    runtime::Container,
+};
+
+const CHUNK_BYTES: usize = 256 << 10;
+const BUFFERED_CHUNKS: usize = 8;
+
+/// Where a container's files are. A stopped one's root is mounted for as long as this lives.
+struct View {
+    root: PathBuf,
+    /// Volumes and binds of a stopped container: place inside, folder.
+    mounts: Vec<(String, PathBuf)>,
+    mounted: Option<Rootfs>,
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        if let Some(rootfs) = &self.mounted
+            && let Err(error) = rootfs.unmount()
+        {
+            tracing::warn!(error = chain(&error), "a container's root stays mounted");
+        }
+    }
+}
+
+impl View {
+    fn of_running(container: &Container) -> Self {
+        let root = PathBuf::from(format!("/proc/{}/root", container.pid()));
+        Self { root, mounts: Vec::new(), mounted: None }
+    }
+
+    fn of_stopped(agent: &Agent, one: &One) -> Result<Self, Status> {
+        let store = &agent.host.images.store;
+        let digest = one.now().record.image_digest.clone();
+        let image = store.by_digest(&digest).ok_or_else(|| Status::not_found(format!("No such image: {digest}")))?;
+        let (_, layers) = agent.host.images.parts(&image).map_err(|error| Status::internal(chain(&error)))?;
+        let rootfs = Rootfs::inside(&agent.host.store.container_dir(&one.id));
+        rootfs.mount_again(&layers).map_err(|error| Status::internal(chain(&error)))?;
+        let volumes = agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| (target, folder.into()));
+        let named = one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()).map(|mount| {
+            let folder = match mount.kind {
+                orch_model::service::MountKind::Volume => agent.host.volumes.mountpoint(&mount.source).into(),
+                _ => PathBuf::from(&mount.source),
+            };
+            (mount.target.clone(), folder)
+        });
+        let mut mounts: Vec<(String, PathBuf)> = volumes.chain(named).collect();
+        mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
+        Ok(Self { root: rootfs.root.clone(), mounts, mounted: Some(rootfs) })
+    }
+
+    /// The folder that stands for the root, and the path below it.
+    fn place<'a>(&'a self, path: &'a str) -> (&'a PathBuf, &'a str) {
+        let below = |target: &str| {
+            let rest = path.strip_prefix(target.trim_end_matches('/'))?;
+            (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+        };
+        let found = self.mounts.iter().find_map(|(target, folder)| below(target).map(|rest| (folder, rest)));
+        found.unwrap_or((&self.root, path))
+    }
+}
+
+fn absolute(path: &str) -> String {
+    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+}
+
+/// Does something with a container's files. A one-off container that is stopped stays so meanwhile.
+async fn with_view<T: Send + 'static>(
+    agent: &Arc<Agent>,
+    reference: &str,
+    work: impl FnOnce(&View) -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    let (id, _, container) = live::any(agent, reference)?;
+    let one = agent.locals.find(&id).ok();
+    let agent = agent.clone();
+    let turn = match &one {
+        Some(one) if container.is_none() => Some(one.hold().await),
+        _ => None,
+    };
+    let blocking = {
+        let one = one.clone();
+        move || {
+            let view = match (container, &one) {
+                (Some(container), _) => View::of_running(&container),
+                (None, Some(one)) if one.container().is_none() => View::of_stopped(&agent, one)?,
+                (None, _) => return Err(Status::failed_precondition(format!("Container {id} is not running"))),
+            };
+            work(&view)
+        }
+    };
+    let done = tokio::task::spawn_blocking(blocking).await.map_err(|error| Status::internal(error.to_string()))?;
+    drop(turn);
+    done
+}
+
+fn not_found(reference: &str, path: &str, error: &io::Error) -> Status {
+    match error.kind() {
+        io::ErrorKind::NotFound => Status::not_found(format!("Could not find the file {path} in container {reference}")),
+        io::ErrorKind::NotADirectory => Status::invalid_argument(format!("not a directory: {path} in container {reference}")),
+        _ => Status::internal(format!("{path} in container {reference}: {error}")),
+    }
+}
+
+pub(super) fn copy_from(
+    agent: &Arc<Agent>,
+    request: CopyFromRequest,
+) -> BoxStream<'static, Result<CopyFromResponse, Status>> {
+    let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
+    let agent = agent.clone();
+    tokio::spawn(async move {
+        let (chunks, reference) = (Chunks(sender.clone()), request.reference.clone());
+        let work = move |view: &View| send(view, &request, chunks);
+        if let Err(status) = with_view(&agent, &reference, work).await {
+            // The reader may be gone: that is the usual reason.
+            let _ = sender.send(Err(status)).await;
+        }
+    });
+    ReceiverStream::new(receiver).boxed()
+}
+
+fn send(view: &View, request: &CopyFromRequest, chunks: Chunks) -> Result<(), Status> {
+    let path = absolute(&request.path);
+    let failed = |error: io::Error| not_found(&request.reference, &path, &error);
+    let (root, inside) = view.place(&path);
+    let root = contents::open_root(root).map_err(failed)?;
+    let (opened, found) = contents::find(root.as_fd(), inside, request.follow_link).map_err(failed)?;
+    let name = path.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("/").to_owned();
+    let found = Found { name, ..found };
+    let stat = PathStat {
+        name: found.name.clone(),
+        mode: found.mode,
+        size_bytes: found.size_bytes,
+        link_target: found.link_target.clone(),
+    };
+    let first = CopyFromResponse { message: Some(From::Stat(stat)) };
+    if chunks.0.blocking_send(Ok(first)).is_err() || request.stat_only {
+        return Ok(());
+    }
+    contents::pack(&opened, &found, io::BufWriter::with_capacity(CHUNK_BYTES, chunks)).map_err(failed)
+}
+
+/// Writes into a stream of messages.
+struct Chunks(mpsc::Sender<Result<CopyFromResponse, Status>>);
+
+impl io::Write for Chunks {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let message = CopyFromResponse { message: Some(From::Data(data.to_vec().into())) };
+        self.0.blocking_send(Ok(message)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) async fn copy_to(agent: &Arc<Agent>, mut messages: Streaming<CopyToRequest>) -> Result<(), Status> {
+    let Some(To::Start(start)) = messages.message().await?.and_then(|first| first.message) else {
+        return Err(Status::invalid_argument("the first message must say where to"));
+    };
+    let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
+    let reference = start.reference.clone();
+    let path = absolute(&start.path);
+    let read_only = {
+        let reference = reference.clone();
+        let path = path.clone();
+        move |view: &View| receive(view, &reference, &path, Arriving { receiver, chunk: bytes::Bytes::new() })
+    };
+    let feed = async move {
+        while let Ok(Some(message)) = messages.message().await {
+            if let Some(To::Data(data)) = message.message
+                && sender.send(data).await.is_err()
+            {
+                return;
+            }
+        }
+    };
+    let (done, ()) = tokio::join!(with_view(agent, &reference, read_only), feed);
+    done
+}
+
+fn receive(view: &View, reference: &str, path: &str, tar: Arriving) -> Result<(), Status> {
+    let failed = |error: io::Error| not_found(reference, path, &error);
+    let (root, inside) = view.place(path);
+    let root = contents::open_root(root).map_err(failed)?;
+    if !contents::is_folder(root.as_fd(), inside).map_err(failed)? {
+        return Err(Status::invalid_argument(format!("extraction point is not a directory: {path}")));
+    }
+    unpack::unpack_into(tar, root, std::path::Path::new(inside)).map_err(|error| Status::internal(chain(&error)))
+}
+
+/// Reads from a stream of messages.
+struct Arriving {
+    receiver: mpsc::Receiver<bytes::Bytes>,
+    chunk: bytes::Bytes,
+}
+
+impl io::Read for Arriving {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.chunk.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return Ok(0),
+            }
+        }
+        let len = self.chunk.len().min(buffer.len());
+        buffer[..len].copy_from_slice(&self.chunk.split_to(len));
+        Ok(len)
+    }
+}
+
+pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileChangeList, Status> {
+    let (digest, id) = match agent.locals.find(reference) {
+        Ok(one) => (one.now().record.image_digest.clone(), one.id.clone()),
+        Err(_) => {
+            let task = super::tasks::find(&agent.host, reference)?;
+            let entry = agent.host.book.entry(&task);
+            (entry.and_then(|entry| entry.image).unwrap_or_default(), task)
+        }
+    };
+    let image = agent.host.images.store.by_digest(&digest);
+    let image = image.ok_or_else(|| Status::not_found(format!("No such image: {digest}")))?;
+    let (_, mut layers) = agent.host.images.parts(&image).map_err(|error| Status::internal(chain(&error)))?;
+    layers.reverse();
+    let upper = agent.host.store.container_dir(&id).join("upper");
+    let found = tokio::task::spawn_blocking(move || contents::changes(&upper, &layers)).await;
+    let found = found.map_err(|error| Status::internal(error.to_string()))?;
+    let found = found.map_err(|error| Status::internal(error.to_string()))?;
+    let wire = |change: contents::Change| FileChange {
+        path: change.path,
+        kind: match change.kind {
+            ChangeKind::Added => "A",
+            ChangeKind::Changed => "C",
+            ChangeKind::Deleted => "D",
+        }
+        .to_owned(),
+    };
+    Ok(FileChangeList { changes: found.into_iter().map(wire).collect() })
+}
