@@ -81,8 +81,11 @@ type Outgoing = mpsc::Sender<Result<wire::LogLine, Status>>;
 #[derive(Clone)]
 struct Lines {
     source: usize,
-    pieces: mpsc::Sender<(usize, Option<wire::LogLine>)>,
+    pieces: mpsc::Sender<Piece>,
 }
+
+/// A line of a source; without one, the source has ended.
+type Piece = (usize, Option<wire::LogLine>);
 
 impl Lines {
     /// `false`: nobody reads any more.
@@ -106,7 +109,7 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
     let mut known = BTreeSet::new();
     let mut readers = JoinSet::new();
     let mut merger = Merger::new(options.follow);
-    let (pieces, mut incoming) = mpsc::channel(LINES);
+    let (pieces, mut incoming) = mpsc::channel::<Piece>(LINES);
     let follows_services = options.follow && !wanted.services.is_empty();
     let mut look = interval(NEW_TASKS);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
