@@ -132,8 +132,9 @@ fn kill_something(lab: &Lab, dice: &mut Dice) {
         1..=3 => drop(lab.command("kill", &["n1", "worker"]).ok()),
         _ => {
             let shims = within(RESTART_LIMIT, "there is a shim to kill", || shims(lab));
+            let shim = dice.pick(&shims).as_str();
             // It may have ended by itself meanwhile.
-            let _ = lab.exec("n1", &["kill", "-9", dice.pick(&shims)]);
+            let _ = lab.exec("n1", &["kill", "-9", shim]);
         }
     }
 }
