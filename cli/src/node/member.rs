@@ -7,8 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use orch_proto::{paths::Paths, wire::GossipConfig};
-use prost::Message as _;
+use orch_proto::paths::Paths;
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -77,28 +76,7 @@ impl NodeDir {
 
     /// From here on the node is in no cluster.
     pub(super) fn forget(&self) -> Result<()> {
-        files::remove_file(&self.state_file())?;
-        files::remove_file(&self.gossip_file())
-    }
-
-    /// Whom to gossip with and how, as managers said last; nothing when they never did.
-    pub(super) fn load_gossip(&self) -> Result<GossipConfig> {
-        let path = self.gossip_file();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(GossipConfig::default()),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-        };
-        GossipConfig::decode(&bytes[..]).with_context(|| format!("{} is damaged", path.display()))
-    }
-
-    /// The keys in it are for this node's eyes only.
-    pub(super) fn save_gossip(&self, config: &GossipConfig) -> Result<()> {
-        files::write_atomically(&self.gossip_file(), &config.encode_to_vec(), 0o600)
-    }
-
-    fn gossip_file(&self) -> PathBuf {
-        self.dir.join("gossip.pb")
+        files::remove_file(&self.state_file())
     }
 
     fn state_file(&self) -> PathBuf {
@@ -155,23 +133,6 @@ mod tests {
         assert_eq!(dir.load().unwrap(), Some(member()));
         dir.forget().unwrap();
         assert_eq!(dir.load().unwrap(), None);
-    }
-
-    #[test]
-    fn what_gossip_needs_is_remembered_as_long_as_the_membership() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = NodeDir::open(&Paths::under(root.path())).unwrap();
-        assert_eq!(dir.load_gossip().unwrap(), GossipConfig::default());
-        let config = GossipConfig { watchers: 3, ..GossipConfig::default() };
-        dir.save(&member()).unwrap();
-        dir.save_gossip(&config).unwrap();
-        assert_eq!(dir.load_gossip().unwrap(), config);
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(dir.gossip_file()).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600);
-        dir.forget().unwrap();
-        assert_eq!(dir.load_gossip().unwrap(), GossipConfig::default());
-        fs::write(dir.gossip_file(), [0xff]).unwrap();
-        assert!(dir.load_gossip().unwrap_err().to_string().ends_with("is damaged"));
     }
 
     #[test]

@@ -69,18 +69,10 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Keeps what gossip needs, for as long as this node is a member.
-    pub(super) fn keep_gossip(&self, config: &wire::GossipConfig) -> Result<()> {
-        // Held, so that nothing is written after the membership was forgotten.
-        let member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
-        if member.is_some() { self.node_dir.save_gossip(config) } else { Ok(()) }
-    }
-
     /// The first step of leave that cannot be undone.
     pub(super) fn forget_membership(&self) -> Result<()> {
-        let mut member = self.member.lock().unwrap_or_else(PoisonError::into_inner);
         self.node_dir.forget()?;
-        *member = None;
+        self.set_member(None);
         Ok(())
     }
 

@@ -2,10 +2,11 @@
 //!
 //! Run by the supervisor, because a dead netd or worker is not a dead node. Managers say (through the worker's session)
 //! whom to watch and hand out the keys; what this node sees goes back to them the same way, and straight to netd, which
-//! stops balancing to nodes that look dead, also while no manager is up: what was handed out last is on the disk, so that a
-//! supervisor that is started meanwhile takes part as well. It carries liveness only, and can only take away.
+//! stops balancing to nodes that look dead, also while no manager is up: what was handed out last is kept, so that a supervisor
+//! that is started meanwhile takes part as well. It carries liveness only, and can only take away.
 
 mod door;
+mod kept;
 mod prober;
 mod seal;
 mod wire;
@@ -118,7 +119,7 @@ impl Gossip {
 
 /// Gossips while this node is in a cluster, for as long as the supervisor runs.
 pub(super) async fn run(supervisor: Arc<Supervisor>, gossip: Gossip) {
-    match supervisor.node_dir.load_gossip() {
+    match kept::load(&supervisor.paths.run) {
         // What a manager said meanwhile is newer.
         Ok(known) => drop(gossip.config.send_if_modified(|config| {
             let is_first = config.keys.is_empty();
@@ -137,7 +138,9 @@ pub(super) async fn run(supervisor: Arc<Supervisor>, gossip: Gossip) {
 async fn keep(supervisor: &Supervisor, mut configs: watch::Receiver<GossipConfig>) {
     while configs.changed().await.is_ok() {
         let now = configs.borrow_and_update().clone();
-        if let Err(error) = supervisor.keep_gossip(&now) {
+        let is_member = supervisor.member().is_some();
+        let kept = if is_member { kept::save(&supervisor.paths.run, &now) } else { Ok(()) };
+        if let Err(error) = kept {
             tracing::warn!(error = format!("{error:#}"), "cannot keep what gossip needs: after a restart it waits for a manager");
         }
     }
@@ -148,7 +151,16 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
     let mut complained = false;
     loop {
         let known = configs.borrow_and_update().clone();
-        let member = supervisor.member().filter(|_| !known.keys.is_empty());
+        let member = supervisor.member();
+        if member.is_none() && !known.keys.is_empty() {
+            // Of a cluster that this node has left.
+            gossip.config.send_replace(GossipConfig::default());
+            if let Err(error) = kept::forget(&supervisor.paths.run) {
+                tracing::warn!(error = format!("{error:#}"), "keys of gossip stay on this machine until it stops");
+            }
+            continue;
+        }
+        let member = member.filter(|_| !known.keys.is_empty());
         let Some((cluster, Ok(own))) = member.map(|m| (m.cluster_id, m.node_id.parse())) else {
             // Whether there is news or not: look again.
             let _ = timeout(MEMBER_CHECK, configs.changed()).await;
