@@ -189,15 +189,18 @@ impl Round {
             std::thread::sleep(Duration::from_millis(at_ms).saturating_sub(start.elapsed()));
             match edge {
                 Edge::Begin => {
-                    on(fault, edge);
+                    on(fault, Edge::Begin);
                     active.push(fault);
                     fault.begin(lab);
+                    on(fault, Edge::There);
                 }
                 Edge::End => {
+                    on(fault, Edge::Ending);
                     active.retain(|other| *other != fault);
                     fault.end(lab, &active);
-                    on(fault, edge);
+                    on(fault, Edge::End);
                 }
+                Edge::There | Edge::Ending => {}
             }
         }
     }
@@ -215,7 +218,11 @@ impl fmt::Display for Round {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Edge {
+    /// Right before; on a busy machine the command itself takes seconds.
     Begin,
+    There,
+    Ending,
+    /// All is back.
     End,
 }
 

@@ -95,6 +95,8 @@ impl Starts {
 struct Spell {
     fault: Fault,
     begin: f64,
+    there: Option<f64>,
+    ending: Option<f64>,
     end: Option<f64>,
 }
 
@@ -118,12 +120,16 @@ impl Traffic {
 
     pub(crate) fn note(&mut self, fault: Fault, edge: Edge) {
         match edge {
-            Edge::Begin => self.spells.push(Spell { fault, begin: now(), end: None }),
-            Edge::End => {
-                let open = self.spells.iter_mut().rev().find(|spell| spell.fault == fault && spell.end.is_none());
-                open.expect("a fault that has begun").end = Some(now());
-            }
+            Edge::Begin => self.spells.push(Spell { fault, begin: now(), there: None, ending: None, end: None }),
+            Edge::There => self.open(fault).there = Some(now()),
+            Edge::Ending => self.open(fault).ending = Some(now()),
+            Edge::End => self.open(fault).end = Some(now()),
         }
+    }
+
+    fn open(&mut self, fault: Fault) -> &mut Spell {
+        let open = self.spells.iter_mut().rev().find(|spell| spell.fault == fault && spell.end.is_none());
+        open.expect("a fault that has begun")
     }
 
     /// Failed requests since the last time that nothing excuses.
@@ -161,8 +167,10 @@ impl Spell {
         at >= self.begin - IN_FLIGHT_SECS && self.end.is_none_or(|end| at <= end + AFTERMATH_SECS)
     }
 
+    /// Who is gone for so long must have been noticed, until it begins to come back: a machine that starts answers before
+    /// anybody knows that nothing runs on it any more.
     fn is_noticed(&self, at: f64) -> bool {
-        at > self.begin + NOTICE_SECS && self.end.is_none_or(|end| at < end)
+        self.there.is_some_and(|there| at > there + NOTICE_SECS) && self.ending.is_none_or(|ending| at < ending - IN_FLIGHT_SECS)
     }
 }
 
