@@ -1,0 +1,97 @@
+//! A blob on its way into the store. A layer is unpacked while it arrives, so that a pull takes as long as the slower of the
+//! two and not as long as both.
+
+use std::io::{self, Read};
+
+use bytes::{Buf, Bytes};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::store::{BlobWriter, ImageStore, StoreError, UnpackedLayer};
+
+/// Pieces that the network may be ahead of unpacking.
+const PIECES_AHEAD: usize = 64;
+
+/// Dropped, it leaves nothing.
+pub(crate) struct Arrival {
+    writer: BlobWriter,
+    unpacking: Option<Unpacking>,
+    pub bytes: u64,
+}
+
+struct Unpacking {
+    pieces: mpsc::Sender<Bytes>,
+    thread: JoinHandle<Result<UnpackedLayer, StoreError>>,
+}
+
+impl Arrival {
+    /// A manifest or configuration.
+    pub(crate) fn of_blob(store: &ImageStore) -> Result<Self, StoreError> {
+        Ok(Self { writer: store.blob_writer()?, unpacking: None, bytes: 0 })
+    }
+
+    /// A layer that is not here yet.
+    pub(crate) fn of_layer(store: &ImageStore, digest: &str) -> Result<Self, StoreError> {
+        let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
+        let (store, digest) = (store.clone(), digest.to_owned());
+        let writer = store.blob_writer()?;
+        let thread = tokio::task::spawn_blocking(move || {
+            store.unpack_aside(&digest, Pieces { receiver, current: Bytes::new() })
+        });
+        Ok(Self { writer, unpacking: Some(Unpacking { pieces, thread }), bytes: 0 })
+    }
+
+    pub(crate) async fn append(&mut self, piece: Bytes) -> Result<(), StoreError> {
+        self.writer.append(&piece)?;
+        self.bytes += piece.len() as u64;
+        if let Some(unpacking) = &self.unpacking
+            && unpacking.pieces.send(piece).await.is_err()
+        {
+            // It ended before its time: why is in its result.
+            self.unpacked().await?;
+        }
+        Ok(())
+    }
+
+    /// Checks the digest and makes the blob part of the store. The unpacked layer is not part of it yet.
+    pub(crate) async fn finish(mut self, digest: &str) -> Result<Option<UnpackedLayer>, StoreError> {
+        let digest = digest.to_owned();
+        // What is unpacked of a forged layer is thrown away here.
+        let writer = self.writer;
+        let committed = tokio::task::spawn_blocking(move || writer.commit(Some(&digest)));
+        committed.await.map_err(StoreError::Interrupted)??;
+        match self.unpacking.take() {
+            Some(Unpacking { pieces, thread }) => {
+                drop(pieces);
+                Ok(Some(thread.await.map_err(StoreError::Interrupted)??))
+            }
+            None => Ok(None),
+        }
+    }
+
+    async fn unpacked(&mut self) -> Result<(), StoreError> {
+        if let Some(Unpacking { thread, .. }) = self.unpacking.take() {
+            thread.await.map_err(StoreError::Interrupted)??;
+        }
+        Ok(())
+    }
+}
+
+/// What has arrived, as the unpacking thread reads it; ends when the other side is dropped.
+struct Pieces {
+    receiver: mpsc::Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.current = piece,
+                None => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.current.len());
+        self.current.copy_to_slice(&mut buffer[..len]);
+        Ok(len)
+    }
+}

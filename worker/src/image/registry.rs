@@ -1,0 +1,431 @@
+//! Registries: where one is asked, over what, and as whom.
+//!
+//! Plain HTTP is used only for registries that the operator listed as insecure and, as Docker does, for this machine's
+//! own. A login goes to the registry that it is for and to no other, never to a mirror.
+
+use std::{net::IpAddr, path::Path, time::Duration};
+
+use oci_client::{
+    Client, RegistryOperation,
+    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
+    errors::OciDistributionError,
+    secrets::RegistryAuth,
+};
+use orch_proto::wire;
+use reqwest::{
+    StatusCode, Url,
+    header::{CONTENT_TYPE, WWW_AUTHENTICATE},
+};
+use serde::Deserialize;
+
+use super::{
+    pull::{PullError, innermost},
+    reference::{DEFAULT_REGISTRY, Reference},
+};
+use crate::config::RegistryConfig;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Without a byte for so long, a transfer has failed.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const USER_AGENT: &str = concat!("orch/", env!("CARGO_PKG_VERSION"));
+/// How token servers know us.
+const CLIENT_ID: &str = "orch";
+/// Where Docker Hub answers; its name in references is not its host.
+const HUB_HOST: &str = "index.docker.io";
+const CERTIFICATE_BEGINS: &str = "-----BEGIN CERTIFICATE-----";
+/// Longest answer of a token server that is read.
+const MAX_TOKEN_BYTES: usize = 1 << 20;
+
+/// Where a registry's content may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// `host[:port]`.
+    pub host: String,
+    pub plain_http: bool,
+    /// Listed as insecure: any certificate will do.
+    pub any_certificate: bool,
+    /// Roots that the operator trusts for this registry, PEM.
+    pub roots: Vec<String>,
+}
+
+/// The registry's mirrors, then itself.
+pub(super) fn endpoints(registries: &RegistryConfig, registry: &str) -> Vec<Endpoint> {
+    let mut endpoints = Vec::new();
+    if registry == DEFAULT_REGISTRY {
+        for mirror in &registries.mirrors {
+            match mirror.trim_end_matches('/').split_once("://") {
+                Some(("http", host)) => endpoints.push(Endpoint {
+                    host: host.to_owned(),
+                    plain_http: true,
+                    any_certificate: true,
+                    roots: Vec::new(),
+                }),
+                Some((_, host)) => endpoints.extend(of_host(registries, host)),
+                None => endpoints.extend(of_host(registries, mirror)),
+            }
+        }
+    }
+    endpoints.extend(of_host(registries, registry));
+    endpoints
+}
+
+/// One registry, over TLS first.
+pub(super) fn of_host(registries: &RegistryConfig, host: &str) -> Vec<Endpoint> {
+    let insecure = registries.is_insecure(host) || is_this_machine(host);
+    let roots = registries.certs.iter().flat_map(|dir| roots_in(&dir.join(host))).collect();
+    let https = Endpoint { host: host.to_owned(), plain_http: false, any_certificate: insecure, roots };
+    if insecure { vec![https.clone(), Endpoint { plain_http: true, ..https }] } else { vec![https] }
+}
+
+/// The certificates of a folder's `*.crt` files. One that cannot be read is as one that is not there: the registry's own
+/// certificate is then refused, which says so.
+fn roots_in(dir: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Vec::new() };
+    let mut files: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "crt"));
+    files.sort();
+    let texts = files.iter().filter_map(|path| {
+        std::fs::read_to_string(path)
+            .inspect_err(|error| tracing::warn!(?path, %error, "a certificate cannot be read"))
+            .ok()
+    });
+    let each = |text: String| {
+        let parts: Vec<String> =
+            text.split(CERTIFICATE_BEGINS).skip(1).map(|rest| format!("{CERTIFICATE_BEGINS}{rest}")).collect();
+        parts
+    };
+    texts.flat_map(each).collect()
+}
+
+fn is_this_machine(registry: &str) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What the user gave for this registry; nothing for any other.
+pub(super) fn login_for<'a>(
+    login: Option<&'a wire::RegistryAuth>,
+    endpoint: &Endpoint,
+    reference: &Reference,
+) -> Option<&'a wire::RegistryAuth> {
+    let is_its_own = |login: &&wire::RegistryAuth| login.registry.is_empty() || login.registry == reference.registry;
+    login.filter(|_| endpoint.host == reference.registry).filter(is_its_own)
+}
+
+impl Endpoint {
+    pub(super) fn client(&self) -> Result<Client, PullError> {
+        let root = |pem: &String| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() };
+        let config = ClientConfig {
+            protocol: if self.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
+            accept_invalid_certificates: self.any_certificate,
+            extra_root_certificates: self.roots.iter().map(root).collect(),
+            platform_resolver: None,
+            connect_timeout: Some(CONNECT_TIMEOUT),
+            read_timeout: Some(READ_TIMEOUT),
+            user_agent: USER_AGENT,
+            ..ClientConfig::default()
+        };
+        Client::try_from(config).map_err(|error| self.error(error))
+    }
+
+    /// How a login is shown to the registry. An identity token is first turned into an access token, as the registry's
+    /// token server wants it.
+    pub(super) async fn auth(
+        &self,
+        login: Option<&wire::RegistryAuth>,
+        reference: &Reference,
+        operation: RegistryOperation,
+    ) -> Result<RegistryAuth, PullError> {
+        let Some(login) = login else { return Ok(RegistryAuth::Anonymous) };
+        if login.identity_token.is_empty() {
+            return Ok(RegistryAuth::Basic(login.username.clone(), login.password.clone()));
+        }
+        let actions = match operation {
+            RegistryOperation::Push => "pull,push",
+            _ => "pull",
+        };
+        let scope = format!("repository:{}:{actions}", reference.repository);
+        match self.challenge().await? {
+            Challenge::Bearer { realm, service } => {
+                let token = self.refreshed(&realm, &service, &scope, &login.identity_token).await?;
+                Ok(RegistryAuth::Bearer(token))
+            }
+            Challenge::None | Challenge::Basic => Ok(RegistryAuth::Anonymous),
+        }
+    }
+
+    /// Whether the registry takes the login; what to keep of it: an identity token where its token server gives one.
+    pub(super) async fn check_login(&self, login: &wire::RegistryAuth) -> Result<wire::RegistryAuth, PullError> {
+        let (user, password) = (login.username.as_str(), login.password.as_str());
+        match self.challenge().await? {
+            Challenge::None => Ok(login.clone()),
+            Challenge::Basic => {
+                let request = self.http()?.get(self.base()).basic_auth(user, Some(password));
+                self.accepted(request.send().await.map_err(|error| self.unreachable(&error))?.status())?;
+                Ok(login.clone())
+            }
+            Challenge::Bearer { realm, service } => {
+                let query = [
+                    ("account", user),
+                    ("client_id", CLIENT_ID),
+                    ("offline_token", "true"),
+                    ("service", service.as_str()),
+                ];
+                let url = Url::parse_with_params(&realm, query).map_err(|_| self.no_realm(&realm))?;
+                let request = self.http()?.get(url).basic_auth(user, Some(password));
+                let token = self.token(request).await?;
+                let kept = match token.refresh_token.filter(|token| !token.is_empty()) {
+                    Some(identity_token) => wire::RegistryAuth {
+                        username: login.username.clone(),
+                        identity_token,
+                        ..wire::RegistryAuth::default()
+                    },
+                    None => login.clone(),
+                };
+                Ok(kept)
+            }
+        }
+    }
+
+    async fn refreshed(
+        &self,
+        realm: &str,
+        service: &str,
+        scope: &str,
+        identity_token: &str,
+    ) -> Result<String, PullError> {
+        let form = [
+            ("grant_type", "refresh_token"),
+            ("service", service),
+            ("client_id", CLIENT_ID),
+            ("scope", scope),
+            ("refresh_token", identity_token),
+        ];
+        // Encodes the form as a query does.
+        let body = Url::parse_with_params("http://form/", form).ok().and_then(|url| url.query().map(str::to_owned));
+        let request = self
+            .http()?
+            .post(Url::parse(realm).map_err(|_| self.no_realm(realm))?)
+            .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(body.unwrap_or_default());
+        let token = self.token(request).await?;
+        token.access_token.or(token.token).ok_or_else(|| self.failed("its token server gives no token".to_owned()))
+    }
+
+    async fn token(&self, request: reqwest::RequestBuilder) -> Result<Token, PullError> {
+        let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
+        self.accepted(answer.status())?;
+        if answer.content_length().is_some_and(|bytes| bytes > MAX_TOKEN_BYTES as u64) {
+            return Err(self.failed("its token server sends too much".to_owned()));
+        }
+        let text = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
+        serde_json::from_slice(&text).map_err(|error| self.failed(format!("its token server's answer: {error}")))
+    }
+
+    /// Asks the registry's front door, which every registry has, how to log in.
+    async fn challenge(&self) -> Result<Challenge, PullError> {
+        let answer = self.http()?.get(self.base()).send().await.map_err(|error| self.unreachable(&error))?;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED => {
+                let header = answer.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+                let challenge = header.and_then(Challenge::parse);
+                challenge.ok_or_else(|| self.failed("it asks for a login in a way that is not known".to_owned()))
+            }
+            status if status.is_success() => Ok(Challenge::None),
+            status => Err(self.failed(format!("{} answers {status}: is it a registry?", self.base()))),
+        }
+    }
+
+    fn accepted(&self, status: StatusCode) -> Result<(), PullError> {
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                Err(PullError::Login { registry: self.host.clone() })
+            }
+            status if status.is_success() => Ok(()),
+            status => Err(self.failed(format!("it answers the login with {status}"))),
+        }
+    }
+
+    fn base(&self) -> String {
+        let host = if self.host == DEFAULT_REGISTRY { HUB_HOST } else { &self.host };
+        format!("{}://{host}/v2/", if self.plain_http { "http" } else { "https" })
+    }
+
+    fn http(&self) -> Result<reqwest::Client, PullError> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .user_agent(USER_AGENT)
+            .danger_accept_invalid_certs(self.any_certificate);
+        let roots: Result<Vec<_>, _> =
+            self.roots.iter().map(|pem| reqwest::Certificate::from_pem(pem.as_bytes())).collect();
+        let roots = roots.map_err(|error| self.unreachable(&error))?;
+        if !roots.is_empty() {
+            builder = builder.tls_certs_merge(roots);
+        }
+        builder.build().map_err(|error| self.unreachable(&error))
+    }
+
+    /// What TLS says of a registry that speaks plain HTTP, or has a certificate of its own, tells nobody what to do.
+    fn advised(&self, reason: String) -> String {
+        let host = &self.host;
+        if self.plain_http {
+            return reason;
+        }
+        if reason.contains("InvalidContentType") {
+            return format!(
+                "it does not speak TLS; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
+                 /etc/orch/orch.toml on every node"
+            );
+        }
+        if reason.contains("UnknownIssuer") || reason.contains("invalid peer certificate") {
+            return format!(
+                "{reason}; if it is its own authority's, put that one's certificate into \
+                 /etc/orch/certs.d/{host}/ca.crt on every node"
+            );
+        }
+        reason
+    }
+
+    pub(super) fn error(&self, error: OciDistributionError) -> PullError {
+        match error {
+            OciDistributionError::RequestError(error) => self.unreachable(&error),
+            other => self.failed(innermost(&other)),
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> PullError {
+        let (registry, reason) = (self.host.clone(), innermost(error));
+        match error.is_connect() || error.is_timeout() {
+            true => PullError::Unreachable { registry, reason: self.advised(reason) },
+            false => PullError::Registry { registry, reason },
+        }
+    }
+
+    fn failed(&self, reason: String) -> PullError {
+        PullError::Registry { registry: self.host.clone(), reason }
+    }
+
+    fn no_realm(&self, realm: &str) -> PullError {
+        self.failed(format!("its token server's address {realm:?} is none"))
+    }
+}
+
+/// How a registry wants to be logged in to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Challenge {
+    None,
+    Basic,
+    Bearer { realm: String, service: String },
+}
+
+impl Challenge {
+    /// `Bearer realm="https://auth.example/token",service="registry"`
+    fn parse(header: &str) -> Option<Self> {
+        let (scheme, rest) = header.trim().split_once(char::is_whitespace).unwrap_or((header.trim(), ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service) = (None, String::new());
+        let mut rest = rest.trim_start();
+        while let Some((name, after)) = rest.split_once('=') {
+            let (value, after) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => after.split_once(',').unwrap_or((after, "")),
+            };
+            match name.trim().to_ascii_lowercase().as_str() {
+                "realm" => realm = Some(value.to_owned()),
+                "service" => value.clone_into(&mut service),
+                _ => {}
+            }
+            rest = after.trim_start_matches([',', ' ']);
+        }
+        Some(Self::Bearer { realm: realm?, service })
+    }
+}
+
+/// What a token server answers.
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+    #[serde(default)]
+    refresh_token: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(registries: &RegistryConfig, registry: &str, expected: &[(&str, bool, bool)]) {
+        let found: Vec<_> =
+            endpoints(registries, registry).into_iter().map(|e| (e.host, e.plain_http, e.any_certificate)).collect();
+        let expected: Vec<_> = expected.iter().map(|(h, p, a)| ((*h).to_owned(), *p, *a)).collect();
+        assert_eq!(found, expected, "{registry}");
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine_and_what_the_operator_listed() {
+        let registries = RegistryConfig {
+            insecure: vec!["reg:5000".to_owned(), "10.1.0.0/16".to_owned()],
+            mirrors: vec!["http://mirror:80".to_owned(), "https://safe".to_owned()],
+            certs: Vec::new(),
+        };
+        check(&registries, "quay.io", &[("quay.io", false, false)]);
+        check(&registries, "reg:5000", &[("reg:5000", false, true), ("reg:5000", true, true)]);
+        check(&registries, "reg:5001", &[("reg:5001", false, false)]);
+        check(&registries, "10.1.2.3:5000", &[("10.1.2.3:5000", false, true), ("10.1.2.3:5000", true, true)]);
+        check(&registries, "localhost:5000", &[("localhost:5000", false, true), ("localhost:5000", true, true)]);
+        let hub = [("mirror:80", true, true), ("safe", false, false), ("docker.io", false, false)];
+        check(&registries, "docker.io", &hub);
+    }
+
+    #[test]
+    fn roots_are_read_from_the_registrys_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("reg:5000");
+        std::fs::create_dir(&own).unwrap();
+        let one = |name: &str| format!("{CERTIFICATE_BEGINS}\n{name}\n-----END CERTIFICATE-----\n");
+        std::fs::write(own.join("a.crt"), format!("words\n{}{}", one("x"), one("y"))).unwrap();
+        std::fs::write(own.join("client.cert"), one("z")).unwrap();
+        let registries = RegistryConfig { certs: vec![dir.path().to_owned()], ..Default::default() };
+        let roots = |host| of_host(&registries, host).remove(0).roots;
+        assert_eq!(roots("reg:5000"), [one("x"), one("y")]);
+        assert!(roots("reg:5001").is_empty());
+    }
+
+    #[test]
+    fn challenges_are_read() {
+        let bearer =
+            |realm: &str, service: &str| Some(Challenge::Bearer { realm: realm.into(), service: service.into() });
+        for (header, expected) in [
+            ("Basic realm=\"x\"", Some(Challenge::Basic)),
+            ("Bearer realm=\"https://a/t\",service=\"r s\",scope=\"a:b:c,d\"", bearer("https://a/t", "r s")),
+            ("bearer service=reg, realm=https://a/t", bearer("https://a/t", "reg")),
+            ("Bearer service=\"x\"", None),
+            ("Bearer realm=\"x", None),
+            ("Negotiate", None),
+            ("", None),
+        ] {
+            assert_eq!(Challenge::parse(header), expected, "{header}");
+        }
+    }
+
+    #[test]
+    fn a_login_goes_to_its_registry_alone() {
+        let reference = Reference::parse("web").unwrap();
+        let registries = RegistryConfig { mirrors: vec!["https://mirror".to_owned()], ..Default::default() };
+        let login = |registry: &str| wire::RegistryAuth { registry: registry.to_owned(), ..Default::default() };
+        let shown = |login: wire::RegistryAuth| -> Vec<bool> {
+            endpoints(&registries, "docker.io").iter().map(|e| login_for(Some(&login), e, &reference).is_some()).collect()
+        };
+        assert_eq!(shown(login("")), [false, true]);
+        assert_eq!(shown(login("docker.io")), [false, true]);
+        assert_eq!(shown(login("other:5000")), [false, false]);
+    }
+}
