@@ -16,6 +16,7 @@ use orch_proto::{conv::ToProto, paths::Paths, wire};
 use super::{ListFlags, for_each, print_inspected, warn};
 use crate::{
     api::Api,
+    commands::service::registry::LOGIN_LABEL,
     flags::key_value,
     inspect,
     render::{
@@ -255,6 +256,8 @@ async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()
             filters.any("id", |prefix| id.starts_with(prefix))
                 && filters.any("name", |part| annotations.name.contains(part))
                 && filters.labels("label", &annotations.labels)
+                // What belongs to a service is shown to those who ask for it.
+                && (!annotations.labels.contains_key(LOGIN_LABEL) || filters.has("label"))
         })
         .map(|(id, meta, annotations)| {
             let labels: Vec<String> = annotations.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();

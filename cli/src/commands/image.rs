@@ -219,10 +219,35 @@ async fn feed(
 pub(crate) async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     let auth = credentials_for(&args.image)?;
+    let known = worker.inspect_image(wire::ImageReference { reference: args.image.clone() }).await;
+    let known = known.map(|image| image.into_inner().digest).unwrap_or_default();
     let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };
-    let shown = show_pull(&mut worker, request, Show { quiet: args.quiet, stderr: false }).await?;
-    println!("{shown}");
+    let show = Show { quiet: args.quiet, stderr: false };
+    let digest = show_pull(&mut worker, request, show).await?;
+    show.line(&match digest == known {
+        true => format!("Status: Image is up to date for {}", with_tag(&args.image)),
+        false => format!("Status: Downloaded newer image for {}", with_tag(&args.image)),
+    });
+    println!("{}", canonical(&args.image));
     Ok(())
+}
+
+/// `web` is `docker.io/library/web:latest`.
+pub(crate) fn canonical(image: &str) -> String {
+    let image = image.strip_prefix("index.").unwrap_or(image);
+    let image = image.strip_prefix("docker.io/").unwrap_or(image);
+    let named = with_tag(image);
+    match (registry_of(image), named.contains('/')) {
+        (Some(_), _) => named,
+        (None, true) => format!("docker.io/{named}"),
+        (None, false) => format!("docker.io/library/{named}"),
+    }
+}
+
+/// The registry that a name begins with.
+pub(super) fn registry_of(image: &str) -> Option<&str> {
+    let (first, _) = image.split_once('/')?;
+    (first.contains(['.', ':']) || first == "localhost").then_some(first)
 }
 
 /// Where and how much of a download is shown.
@@ -246,17 +271,17 @@ impl Show {
     }
 }
 
-/// Downloads and says so; the image's name.
+/// Downloads and says so; the image's digest.
 pub(crate) async fn show_pull(
     worker: &mut Worker,
     request: wire::PullImageRequest,
     show: Show,
 ) -> anyhow::Result<String> {
-    let reference = request.reference.clone();
+    let repository = split_name(&with_tag(&request.reference)).0;
     let progress = worker.pull_image(request).await.map_err(explain)?.into_inner();
     let image = follow(progress, show).await?;
-    show.line(&format!("Digest: {}", image.digest));
-    Ok(image.names.into_iter().next().unwrap_or(reference))
+    show.line(&format!("Digest: {}", repository_digest(&image, &repository)));
+    Ok(image.digest)
 }
 
 /// Bars on a terminal, a line per change of state elsewhere: bytes alone would flood a pipe.
@@ -335,9 +360,9 @@ pub(crate) fn with_tag(image: &str) -> String {
 
 /// What Docker's credential files have for the image's registry.
 pub(crate) fn credentials_for(image: &str) -> anyhow::Result<Option<wire::RegistryAuth>> {
-    let first = image.split_once('/').map_or("", |(first, _)| first);
-    let registry = if first.contains(['.', ':']) || first == "localhost" { first } else { login::DOCKER_HUB };
-    login::stored(registry)
+    let registry = registry_of(image);
+    let login = login::stored(&login::key_of(registry))?;
+    Ok(login.map(|login| wire::RegistryAuth { registry: registry.unwrap_or("docker.io").to_owned(), ..login }))
 }
 
 pub(super) fn layer_words(state: &str) -> &str {
@@ -362,17 +387,16 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
     let now = time::now();
     let mut rows: Vec<Row> = Vec::new();
     for image in &images {
-        let unnamed = [String::new()];
-        let names = if image.names.is_empty() { &unnamed[..] } else { &image.names };
-        for name in names {
-            let (repository, tag) = split_name(name);
+        let is_dangling = image.names.iter().all(|name| name.contains('@'));
+        for name in shown_names(image) {
+            let (repository, tag) = split_name(&name);
             let wanted = args.repository.as_deref().is_none_or(|wanted| {
                 let (wanted_repository, wanted_tag) = asked_for(wanted);
                 wanted_repository == repository && (wanted_tag.is_empty() || wanted_tag == tag)
             });
             if wanted
                 && filters.any("reference", |r| r == repository || r == format!("{repository}:{tag}"))
-                && filters.any("dangling", |d| (d == "true") == image.names.is_empty())
+                && filters.any("dangling", |d| matches!(d, "true" | "1") == is_dangling)
             {
                 rows.push(image_row(image, &repository, &tag, now, flags.no_trunc));
             }
@@ -396,12 +420,29 @@ fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timesta
     row([
         ("Repository", repository.into()),
         ("Tag", tag.into()),
-        ("Digest", image.digest.as_str().into()),
+        ("Digest", repository_digest(image, repository).into()),
         ("ID", id.into()),
         ("CreatedSince", time::ago(created, now).into()),
         ("CreatedAt", time::go_style(created).into()),
         ("Size", quantity::human(image.size_bytes).into()),
     ])
+}
+
+/// One line per tag; a name by digest only where its repository has no tag.
+fn shown_names(image: &wire::LocalImage) -> Vec<String> {
+    let repository_of = |name: &str| split_name(name).0;
+    let (by_digest, tags): (Vec<&String>, Vec<&String>) = image.names.iter().partition(|name| name.contains('@'));
+    let tagged: Vec<String> = tags.iter().map(|name| repository_of(name)).collect();
+    let mut shown: Vec<String> = tags.into_iter().cloned().collect();
+    shown.extend(by_digest.into_iter().filter(|name| !tagged.contains(&repository_of(name))).cloned());
+    if shown.is_empty() { vec![String::new()] } else { shown }
+}
+
+/// The digest by which the repository's registry knows the image; else that of its manifest.
+fn repository_digest<'a>(image: &'a wire::LocalImage, repository: &str) -> &'a str {
+    let in_repository = |name: &&String| split_name(name).0 == repository;
+    let by_digest = image.names.iter().filter(in_repository).find_map(|name| name.split_once('@'));
+    by_digest.map_or(image.digest.as_str(), |(_, digest)| digest)
 }
 
 /// The name as the user would type it.
@@ -413,6 +454,9 @@ pub(super) fn familiar(name: &str) -> &str {
 fn split_name(name: &str) -> (String, String) {
     if name.is_empty() {
         return ("<none>".into(), "<none>".into());
+    }
+    if let Some((repository, _)) = familiar(name).split_once('@') {
+        return (repository.into(), "<none>".into());
     }
     match familiar(name).rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => (repository.into(), tag.into()),
@@ -441,12 +485,35 @@ mod tests {
     }
 
     #[test]
+    fn names_by_digest_are_shown_where_no_tag_is() {
+        let shown = |names: &[&str]| {
+            let names = names.iter().map(|name| (*name).to_owned()).collect();
+            shown_names(&wire::LocalImage { names, ..Default::default() })
+        };
+        assert_eq!(shown(&["a:1", "a@sha256:00", "b@sha256:00"]), ["a:1", "b@sha256:00"]);
+        assert_eq!(shown(&[]), [""]);
+    }
+
+    #[test]
+    fn a_pull_says_the_whole_name() {
+        for (typed, whole) in [
+            ("web", "docker.io/library/web:latest"),
+            ("docker.io/web", "docker.io/library/web:latest"),
+            ("team/web:1", "docker.io/team/web:1"),
+            ("localhost:5000/web", "localhost:5000/web:latest"),
+        ] {
+            assert_eq!(canonical(typed), whole);
+        }
+    }
+
+    #[test]
     fn names_as_typed() {
         for (name, repository, tag) in [
             ("docker.io/library/web:latest", "web", "latest"),
             ("docker.io/user/web:1", "user/web", "1"),
             ("127.0.0.1:5000/web:1", "127.0.0.1:5000/web", "1"),
             ("127.0.0.1:5000/web", "127.0.0.1:5000/web", "<none>"),
+            ("docker.io/library/web@sha256:00", "web", "<none>"),
             ("", "<none>", "<none>"),
         ] {
             assert_eq!(split_name(name), (repository.into(), tag.into()), "{name}");

@@ -20,7 +20,7 @@ use super::terminal;
 use crate::api::{explain, worker};
 
 /// The key of Docker's own registry in credential files, for history's sake.
-pub(super) const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
 /// What a credential helper may answer at most.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
 
@@ -62,14 +62,14 @@ pub(crate) async fn login(args: LoginArgs, paths: &Paths) -> anyhow::Result<()> 
         }
         None => ask_secretly("Password: ")?,
     };
-    let auth = wire::RegistryAuth { username, password, identity_token: String::new() };
+    let auth = wire::RegistryAuth { username, password, ..Default::default() };
     let request = wire::PullImageRequest {
         reference: host_of(&server).to_owned(),
-        auth: Some(auth.clone()),
+        auth: Some(auth),
         ..Default::default()
     };
-    worker(paths).await?.check_login(request).await.map_err(explain)?;
-    store(&server, &auth)?;
+    let kept = worker(paths).await?.check_login(request).await.map_err(explain)?.into_inner();
+    store(&server, &kept)?;
     println!("Login Succeeded");
     Ok(())
 }
@@ -101,7 +101,7 @@ pub(super) fn stored(registry: &str) -> anyhow::Result<Option<wire::RegistryAuth
         return Ok(Some(of_pair(text("Username"), text("Secret"))));
     }
     let entry = &config["auths"][registry];
-    if let Some(token) = entry["identitytoken"].as_str() {
+    if let Some(token) = entry["identitytoken"].as_str().filter(|token| !token.is_empty()) {
         return Ok(Some(of_pair("<token>".to_owned(), token.to_owned())));
     }
     let Some(auth) = entry["auth"].as_str().filter(|auth| !auth.is_empty()) else { return Ok(None) };
@@ -121,20 +121,27 @@ fn of_pair(username: String, secret: String) -> wire::RegistryAuth {
 
 fn store(server: &str, auth: &wire::RegistryAuth) -> anyhow::Result<()> {
     let mut config = read()?;
+    let is_token = !auth.identity_token.is_empty();
     if let Some(helper) = helper(&config, server) {
-        let entry = json!({"ServerURL": server, "Username": auth.username, "Secret": auth.password});
+        let (username, secret) =
+            if is_token { ("<token>", &auth.identity_token) } else { (auth.username.as_str(), &auth.password) };
+        let entry = json!({"ServerURL": server, "Username": username, "Secret": secret});
         return run_helper(&helper, "store", &entry.to_string()).map(drop);
     }
     if !config["auths"].is_object() {
         config["auths"] = json!({});
     }
+    // As Docker writes it: beside a token, the user's name alone.
     config["auths"][server] = json!({"auth": STANDARD.encode(format!("{}:{}", auth.username, auth.password))});
+    if is_token {
+        config["auths"][server]["identitytoken"] = json!(auth.identity_token);
+    }
     write(&config)?;
     eprintln!("WARNING! Your password will be stored unencrypted in {}.", path().display());
     Ok(())
 }
 
-fn key_of(server: Option<&str>) -> String {
+pub(super) fn key_of(server: Option<&str>) -> String {
     match server {
         None | Some("docker.io" | "index.docker.io" | "registry-1.docker.io") => DOCKER_HUB.to_owned(),
         Some(DOCKER_HUB) => DOCKER_HUB.to_owned(),

@@ -30,8 +30,8 @@ pub(crate) struct LogFlags {
     /// Show timestamps
     #[arg(short, long)]
     timestamps: bool,
-    /// Accepted for Docker's sake: there are no extra details
-    #[arg(long, hide = true)]
+    /// Show extra details provided to logs
+    #[arg(long)]
     details: bool,
 }
 
@@ -118,7 +118,7 @@ pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
         },
     };
     while let Some(line) = lines.next().await {
-        write_line(&line.map_err(explain)?, "", args.flags.timestamps)?;
+        write_line(&line.map_err(explain)?, "", &args.flags)?;
     }
     Ok(())
 }
@@ -156,7 +156,7 @@ async fn print(api: &mut Api, mut lines: tonic::Streaming<wire::LogLine>, args: 
     while let Some(line) = lines.next().await {
         let line = line.map_err(explain)?;
         let prefix = if args.raw { String::new() } else { prefixes.of(api, &line.task_id).await? };
-        write_line(&line, &prefix, args.flags.timestamps)?;
+        write_line(&line, &prefix, &args.flags)?;
     }
     Ok(())
 }
@@ -213,16 +213,26 @@ impl Prefixes {
     }
 }
 
-fn write_line(line: &wire::LogLine, prefix: &str, timestamps: bool) -> std::io::Result<()> {
+/// `a=1,b=2 `, by name; a lone space without any, as Docker has it.
+fn details(line: &wire::LogLine) -> String {
+    let mut pairs: Vec<String> = line.details.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    pairs.sort_unstable();
+    format!("{} ", pairs.join(","))
+}
+
+fn write_line(line: &wire::LogLine, prefix: &str, flags: &LogFlags) -> std::io::Result<()> {
     if !line.notice.is_empty() {
         eprintln!("{}", line.notice);
         return Ok(());
     }
-    let stamp = if timestamps { format!("{} ", time::rfc3339_nanos(line.at_unix_ns)) } else { String::new() };
+    let stamp = if flags.timestamps { format!("{} ", time::rfc3339_nanos(line.at_unix_ns)) } else { String::new() };
     let mut out: Box<dyn std::io::Write> =
         if line.stderr { Box::new(std::io::stderr().lock()) } else { Box::new(std::io::stdout().lock()) };
     out.write_all(stamp.as_bytes())?;
     out.write_all(prefix.as_bytes())?;
+    if flags.details {
+        out.write_all(details(line).as_bytes())?;
+    }
     out.write_all(&line.data)?;
     if !prefix.is_empty() && !line.data.ends_with(b"\n") {
         out.write_all(b"\n")?;

@@ -155,14 +155,11 @@ fn named(
 
 pub(crate) fn image(image: &wire::LocalImage) -> Value {
     let oci: Value = serde_json::from_str(&image.config_json).unwrap_or_default();
-    let digests = image.names.iter().map(|name| {
-        let repository = name.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).map_or(name.as_str(), |(r, _)| r);
-        Value::from(format!("{repository}@{}", image.digest))
-    });
+    let (digests, tags): (Vec<&String>, Vec<&String>) = image.names.iter().partition(|name| name.contains('@'));
     Fields::default()
         .always("Id", image.config_digest.as_str())
-        .always("RepoTags", json!(image.names))
-        .always("RepoDigests", digests.collect::<Value>())
+        .always("RepoTags", json!(tags))
+        .always("RepoDigests", json!(digests))
         .always("Created", time::rfc3339(Timestamp::from_unix_ms(image.created_at_ms)))
         .always("Size", image.size_bytes)
         .always("Architecture", oci["architecture"].clone())

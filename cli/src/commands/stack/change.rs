@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     api::Api,
+    commands::service::registry::Wanted,
     compose::{Stack, export},
 };
 
@@ -121,7 +122,7 @@ pub(super) async fn rollback(args: RollbackArgs, paths: &Paths) -> anyhow::Resul
     println!("Returning stack {} to {record}", args.stack);
     let stack = files::load_text(&args.stack, &record, &text)?;
     let options =
-        Options { prune: true, ask: false, resolve: false, detach: args.detach.unwrap_or(true), quiet: args.quiet };
+        Options { prune: true, ask: false, resolve: false, image: Wanted::default(), detach: args.detach.unwrap_or(true), quiet: args.quiet };
     deploy::deploy(paths, &args.stack, &stack, &options).await
 }
 
@@ -170,7 +171,8 @@ pub(super) async fn up(args: UpArgs, paths: &Paths) -> anyhow::Result<()> {
     if !args.services.is_empty() {
         only(&mut stack, &name, &args.services)?;
     }
-    let options = Options { prune: false, ask: false, resolve: true, detach: args.detach, quiet: args.quiet };
+    let image = Wanted { resolve: true, login: false };
+    let options = Options { prune: false, ask: false, resolve: true, image, detach: args.detach, quiet: args.quiet };
     deploy::deploy(paths, &name, &stack, &options).await
 }
 

@@ -24,7 +24,14 @@ use super::{
 };
 use crate::{
     api::Api,
-    commands::{data, service::resolve, warn},
+    commands::{
+        data,
+        service::{
+            registry::{self, Wanted},
+            resolve,
+        },
+        warn,
+    },
     compose::{Content, Stack, StackData, StackNetwork, StackService},
     progress,
 };
@@ -48,8 +55,8 @@ pub(crate) struct DeployArgs {
     /// When to ask again which content an image's name means
     #[arg(long, value_name = "WHEN", default_value = "always", value_parser = ["always", "changed", "never"])]
     resolve_image: String,
-    /// Accepted for Docker's sake
-    #[arg(long, hide = true)]
+    /// Send registry authentication details to the nodes that run the services
+    #[arg(long)]
     with_registry_auth: bool,
     /// The stack's name; without it the file's `name:`, else its folder's name
     stack: Option<String>,
@@ -61,6 +68,7 @@ pub(super) async fn run(args: DeployArgs, paths: &Paths) -> anyhow::Result<()> {
         prune: args.prune,
         ask: !args.yes && std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
         resolve: args.resolve_image == "always",
+        image: Wanted { resolve: args.resolve_image != "never", login: args.with_registry_auth },
         detach: args.detach.unwrap_or(true),
         quiet: args.quiet,
     };
@@ -74,6 +82,8 @@ pub(super) struct Options {
     pub(super) ask: bool,
     /// Whether an image's name may mean another content than at the last deployment.
     pub(super) resolve: bool,
+    /// What is found out about images whose content is not known, and whether their login goes along.
+    pub(super) image: Wanted,
     pub(super) detach: bool,
     pub(super) quiet: bool,
 }
@@ -88,7 +98,7 @@ pub(super) async fn deploy(paths: &Paths, name: &str, stack: &Stack, options: &O
     if options.ask && !pruned.is_empty() && !confirmed(&pruned)? {
         bail!("nothing was changed");
     }
-    let watched = apply_or_undo(&mut api, stack, &contents, options.resolve, &pruned).await?;
+    let watched = apply_or_undo(&mut api, stack, &contents, options, &pruned).await?;
     record::save(&mut api, name).await.context("the stack is deployed, but this deployment could not be noted")?;
     if options.detach { Ok(()) } else { progress::wait_all(&mut api, &watched, options.quiet).await }
 }
@@ -116,8 +126,7 @@ struct Deployment<'a> {
     contents: &'a [Option<Vec<u8>>],
     /// What the secrets and configs of the file are called now.
     current: Current,
-    /// Whether an image's name may mean another content than at the last deployment.
-    resolve: bool,
+    options: &'a Options,
     /// Services that go.
     pruned: &'a [Arc<Service>],
     done: Vec<Done>,
@@ -131,13 +140,13 @@ async fn apply_or_undo(
     api: &mut Api,
     stack: &Stack,
     contents: &[Option<Vec<u8>>],
-    resolve: bool,
+    options: &Options,
     pruned: &[Arc<Service>],
 ) -> anyhow::Result<Vec<progress::Watched>> {
     let mut attempt = 1;
     loop {
         let mut deployment =
-            Deployment { stack, contents, current: Current::default(), resolve, pruned, done: Vec::new() };
+            Deployment { stack, contents, current: Current::default(), options, pruned, done: Vec::new() };
         let error = match deployment.apply(api).await {
             Ok(watched) => return Ok(watched),
             Err(error) => error,
@@ -236,20 +245,34 @@ impl Deployment<'_> {
             api.get_optional::<Service>(&name).await?.filter(|s| s.spec.annotations.name == name && !s.removing);
         let Some(before) = existing else {
             println!("Creating service {name}");
+            let login = registry::settle(api, &name, &mut spec.task.container, self.options.image).await?;
             let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
-            let (created, warnings) = created.with_context(|| format!("failed to create service {name}"))?;
+            let (created, warnings) = match created.with_context(|| format!("failed to create service {name}")) {
+                Ok(created) => created,
+                Err(error) => {
+                    login.take_back(api).await;
+                    return Err(error);
+                }
+            };
             self.done.push(Done::Created(Kind::Service, name));
             warn(&warnings);
             return Ok(progress::Watched::after_create(&created));
         };
         println!("Updating service {name} (id: {})", before.id);
-        carry_over(&before.spec, &mut spec, self.resolve);
+        carry_over(&before.spec, &mut spec, self.options.resolve);
+        let login = registry::settle(api, &name, &mut spec.task.container, self.options.image).await?;
         if spec == before.spec {
             return Ok(progress::Watched::after_update(&before, &before));
         }
         let wire = wire::spec::Spec::Service(spec.to_proto());
         let updated = api.update::<Service>(before.id.as_str(), before.meta.version, Some(wire)).await;
-        let (after, warnings) = updated.with_context(|| format!("failed to update service {name}"))?;
+        let (after, warnings) = match updated.with_context(|| format!("failed to update service {name}")) {
+            Ok(updated) => updated,
+            Err(error) => {
+                login.take_back(api).await;
+                return Err(error);
+            }
+        };
         self.done.push(Done::Updated(before.id.clone(), Box::new(before.spec.clone())));
         warn(&warnings);
         Ok(progress::Watched::after_update(&before, &after))
@@ -316,6 +339,7 @@ async fn find_named_network(api: &mut Api, name: &str) -> anyhow::Result<bool> {
 /// What the cluster or an operator added to the stored spec and the file says nothing about.
 fn carry_over(stored: &ServiceSpec, spec: &mut ServiceSpec, resolve: bool) {
     spec.task.force_update = stored.task.force_update;
+    spec.task.container.registry_auth.clone_from(&stored.task.container.registry_auth);
     // Variables have no order; one that an operator added is at the end.
     let sorted = |env: &[String]| env.iter().cloned().collect::<BTreeSet<String>>();
     if sorted(&stored.task.container.env) == sorted(&spec.task.container.env) {

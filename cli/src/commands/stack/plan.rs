@@ -99,6 +99,7 @@ pub(super) fn align(existing: &Stack, wanted: &mut Stack) {
 fn keep_content(before: &StackService, after: &mut StackService) {
     let (old, new) = (&before.spec.task, &mut after.spec.task);
     new.force_update = old.force_update;
+    new.container.registry_auth.clone_from(&old.container.registry_auth);
     if new.container.image == old.container.image && new.container.image_digest.is_none() {
         new.container.image_digest.clone_from(&old.container.image_digest);
     }
