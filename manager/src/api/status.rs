@@ -113,6 +113,9 @@ pub fn from_apply(error: &ApplyError) -> Status {
         ApplyError::IndexTaken { .. } => (Code::Aborted, "index-taken"),
         ApplyError::SlotTaken { .. } => (Code::Aborted, "slot-taken"),
         ApplyError::Permanent(_) => (Code::FailedPrecondition, "permanent"),
+        ApplyError::TooMany { .. } | ApplyError::TooManyOnNode { .. } => (Code::FailedPrecondition, "too-many"),
+        ApplyError::TooManyTasks { .. } => (Code::FailedPrecondition, "too-many-tasks"),
+        ApplyError::TooMuchContent { .. } => (Code::FailedPrecondition, "too-much-content"),
         ApplyError::Backwards { .. } => (Code::FailedPrecondition, "backwards"),
     };
     with_code(code, stable, error.to_string())
