@@ -60,7 +60,7 @@ pub(crate) fn page(consensus: &Consensus, proposer: &Proposer, throne: &Throne, 
     page.gauge("raft_voters", "Managers that vote", count(voters.len()));
     page.gauge("raft_voters_reachable", "Voters that answer this leader (itself included)", count(reachable.len()));
     page.counter("raft_proposals", "Transactions proposed here", &PROPOSALS);
-    page.gauge("raft_proposals_waiting", "Transactions that wait for their turn here", count(proposer.waiting()));
+    page.gauge("raft_proposals_waiting", "Transactions that the next entry has no room for", count(proposer.waiting()));
     page.histogram("raft_log_fsync_seconds", "Time to make the raft log safe on the disk", &FSYNC_SECONDS);
     page.histogram("raft_snapshot_seconds", "Time to make a snapshot of the state on the disk", &SNAPSHOT_SECONDS);
     let sessions = throne.load().as_ref().map_or(0, |reign| reign.session_count());

@@ -165,6 +165,7 @@ pub struct Consensus {
     changing_members: Arc<tokio::sync::Mutex<()>>,
     compacting: Arc<tokio::sync::Mutex<()>>,
     disk: Arc<ArcSwapOption<Disk>>,
+    runtime: Handle,
 }
 
 impl Consensus {
@@ -177,7 +178,7 @@ impl Consensus {
     pub(crate) async fn start_here(settings: Settings) -> Result<Self, ConsensusError> {
         let failed = |e: &dyn std::error::Error| ConsensusError::Start(chain(e));
         let store = Store::new();
-        let mut log = LogStore::new(settings.engine, Arc::clone(&settings.sealer));
+        let mut log = LogStore::new(settings.raft_id, settings.engine, Arc::clone(&settings.sealer));
         if let Some(member) = settings.force_single {
             tracing::warn!(%member, "going on without the other managers");
             log.force_single(settings.raft_id, member).await.map_err(|e| failed(&e))?;
@@ -211,7 +212,20 @@ impl Consensus {
             changing_members: Arc::default(),
             compacting: Arc::default(),
             disk,
+            runtime: Handle::current(),
         })
+    }
+
+    /// Where raft runs.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The last entry that this manager knows to be committed.
+    #[must_use]
+    pub fn commit_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().local_committed.map_or(0, |id| id.index)
     }
 
     #[must_use]

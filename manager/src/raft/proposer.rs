@@ -1,15 +1,18 @@
 //! The batcher in front of raft: many proposals share few entries, and each gets its own answer.
 //!
-//! At most two entries are in flight. While they are, proposals gather and go together into the next.
+//! At most two entries are in flight. While they are, proposals gather and go together into the next; see [`Pace`].
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use orch_manager_core::ApplyError;
 use orch_model::{Timestamp, change::Change};
 use orch_proto::{conv::ToProto, wire};
 use prost::Message;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep_until},
+};
 
 use super::{
     consensus::{Consensus, ConsensusError},
@@ -22,6 +25,12 @@ const BATCH_BYTES: usize = 1024 * 1024;
 /// One transaction may be larger than a batch, but must fit into a raft message.
 const TRANSACTION_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 const QUEUE: usize = 1024;
+/// So many proposals go at once, also while another entry is under way.
+const WORTH_AN_ENTRY: usize = 64;
+/// How long after its answer a busy author's next proposal may take to arrive.
+const RETURN_TIME: Duration = Duration::from_millis(1);
+/// How long a smaller batch waits for the entry that is under way.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Why a proposal was not committed.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +102,73 @@ impl Proposer {
     }
 }
 
+/// Proposals on their way into one entry.
+#[derive(Default)]
+struct Batch {
+    proposals: Vec<Pending>,
+    changes: usize,
+    bytes: usize,
+    /// When its first proposal came.
+    since: Option<Instant>,
+    /// What did not fit any more, and opens the next one.
+    carried: Option<Pending>,
+}
+
+impl Batch {
+    fn opened_by(first: Option<Pending>, now: Instant) -> Self {
+        let mut batch = Self::default();
+        first.into_iter().for_each(|first| batch.push(first, now));
+        batch
+    }
+
+    fn push(&mut self, next: Pending, now: Instant) {
+        let (changes, bytes) = (self.changes + next.changes, self.bytes + next.bytes);
+        if !self.proposals.is_empty() && (changes > BATCH_CHANGES || bytes > BATCH_BYTES) {
+            self.carried = Some(next);
+            return;
+        }
+        (self.changes, self.bytes) = (changes, bytes);
+        self.since.get_or_insert(now);
+        self.proposals.push(next);
+    }
+
+    fn is_full(&self) -> bool {
+        self.carried.is_some()
+    }
+}
+
+/// When the next entry is due. An entry costs three managers much the same whether one proposal is in it or many, so it
+/// is worth a moment to have those together that come at the same time.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    entries_under_way: usize,
+    /// Who had an answer a moment ago may have something new to say, and those who wait have: as many are expected.
+    expected: usize,
+    /// They come until then, or not at all.
+    until: Instant,
+}
+
+impl Pace {
+    fn ended(&mut self, answered: usize, waiting: usize, now: Instant) {
+        self.entries_under_way = self.entries_under_way.saturating_sub(1);
+        self.expected = answered + waiting;
+        self.until = now + RETURN_TIME;
+    }
+
+    /// When a batch with proposals in it is to go; `None`: when an entry has ended.
+    fn due(&self, batch: &Batch) -> Option<Instant> {
+        let since = batch.since.filter(|_| self.entries_under_way < ENTRIES_IN_FLIGHT)?;
+        let is_enough = |enough: usize| batch.is_full() || batch.proposals.len() >= enough;
+        Some(match self.entries_under_way {
+            0 if is_enough(self.expected.min(WORTH_AN_ENTRY)) => since,
+            0 => self.until,
+            _ if is_enough(WORTH_AN_ENTRY) => since,
+            // Replication takes one entry after the other anyway, unless the way is long.
+            _ => since + PATIENCE,
+        })
+    }
+}
+
 struct Batcher {
     consensus: Consensus,
     pending: mpsc::Receiver<Pending>,
@@ -101,43 +177,49 @@ struct Batcher {
 
 impl Batcher {
     async fn run(mut self) {
-        let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
-        let mut carried = None;
+        let (ended, mut ends) = mpsc::channel(ENTRIES_IN_FLIGHT);
+        let mut pace = Pace { entries_under_way: 0, expected: 0, until: Instant::now() };
+        let mut batch = Batch::default();
         loop {
-            let first = match carried.take() {
-                Some(pending) => pending,
-                None => match self.pending.recv().await {
-                    Some(pending) => pending,
+            let due = pace.due(&batch);
+            if due.is_some_and(|due| due <= Instant::now()) {
+                let next = Batch::opened_by(batch.carried.take(), Instant::now());
+                self.submit(mem::replace(&mut batch, next).proposals, ended.clone());
+                pace.entries_under_way += 1;
+                continue;
+            }
+            tokio::select! {
+                Some(answered) = ends.recv() => pace.ended(answered, batch.proposals.len(), Instant::now()),
+                next = self.pending.recv(), if !batch.is_full() => match next {
+                    Some(next) => self.gather(next, &mut batch),
+                    // Whoever still waits is told by dropping them that this manager stops.
                     None => return,
                 },
-            };
-            // Closed only by dropping, which this loop never does.
-            let Ok(permit) = Arc::clone(&in_flight).acquire_owned().await else { return };
-            let mut batch = self.gather(first, &mut carried);
-            let proposal = self.stamped(&mut batch);
-            let consensus = self.consensus.clone();
-            tokio::spawn(async move {
-                let outcome = consensus.propose(proposal).await;
-                drop(permit);
-                answer(batch, outcome);
-            });
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
         }
     }
 
-    /// Whatever waits and still fits. What does not fit opens the next batch.
-    fn gather(&mut self, first: Pending, carried: &mut Option<Pending>) -> Vec<Pending> {
-        let (mut changes, mut bytes) = (first.changes, first.bytes);
-        let mut batch = vec![first];
-        while let Ok(next) = self.pending.try_recv() {
-            changes += next.changes;
-            bytes += next.bytes;
-            if changes > BATCH_CHANGES || bytes > BATCH_BYTES {
-                *carried = Some(next);
-                break;
-            }
-            batch.push(next);
+    /// Whatever waits and still fits.
+    fn gather(&mut self, first: Pending, batch: &mut Batch) {
+        let now = Instant::now();
+        batch.push(first, now);
+        while !batch.is_full()
+            && let Ok(next) = self.pending.try_recv()
+        {
+            batch.push(next, now);
         }
-        batch
+    }
+
+    fn submit(&mut self, mut batch: Vec<Pending>, ended: mpsc::Sender<usize>) {
+        let proposal = self.stamped(&mut batch);
+        let consensus = self.consensus.clone();
+        tokio::spawn(async move {
+            let (outcome, count) = (consensus.propose(proposal).await, batch.len());
+            answer(batch, outcome);
+            // The batcher may have ended.
+            let _ = ended.send(count).await;
+        });
     }
 
     /// Moves the transactions out of `batch`, into an entry.
@@ -166,5 +248,64 @@ fn answer(batch: Vec<Pending>, outcome: Result<super::types::Applied, ConsensusE
                 let _ = pending.reply.send(Err(ProposeError::Consensus(Arc::clone(&error))));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(proposals: usize, since: Instant) -> Batch {
+        let mut batch = Batch::default();
+        for _ in 0..proposals {
+            let (reply, _) = oneshot::channel();
+            batch.push(Pending { transaction: wire::Transaction::default(), changes: 1, bytes: 600, reply }, since);
+        }
+        batch
+    }
+
+    #[test]
+    fn an_entry_waits_for_those_who_come_together_and_for_nobody_else() {
+        let start = Instant::now();
+        let ms = |ms| start + Duration::from_millis(ms);
+        let check = |pace: &Pace, proposals: usize, expected: Option<Instant>| {
+            assert_eq!(pace.due(&batch(proposals, ms(5))), expected, "{proposals} proposals, {pace:?}");
+        };
+        let mut pace = Pace { entries_under_way: 0, expected: 0, until: start };
+        check(&pace, 0, None);
+        check(&pace, 1, Some(ms(5)));
+        pace.entries_under_way = 1;
+        check(&pace, 3, Some(ms(5) + PATIENCE));
+        check(&pace, WORTH_AN_ENTRY, Some(ms(5)));
+        pace.entries_under_way = 2;
+        check(&pace, 200, None);
+        // One author alone never waits; of 16 that had their answers together, the first waits for the others.
+        pace.entries_under_way = 1;
+        pace.ended(1, 0, ms(4));
+        check(&pace, 1, Some(ms(5)));
+        pace.entries_under_way = 1;
+        pace.ended(16, 0, ms(4));
+        check(&pace, 15, Some(ms(4) + RETURN_TIME));
+        check(&pace, 16, Some(ms(5)));
+        // Of two groups that took turns, one waits for the other once, and they go on as one.
+        pace.entries_under_way = 1;
+        pace.ended(8, 8, ms(4));
+        check(&pace, 8, Some(ms(4) + RETURN_TIME));
+        pace.entries_under_way = 1;
+        pace.ended(500, 0, ms(4));
+        check(&pace, WORTH_AN_ENTRY, Some(ms(5)));
+    }
+
+    #[test]
+    fn what_does_not_fit_opens_the_next() {
+        let now = Instant::now();
+        let mut full = batch(BATCH_CHANGES + 1, now);
+        assert_eq!((full.proposals.len(), full.is_full()), (BATCH_CHANGES, true));
+        let next = Batch::opened_by(full.carried.take(), now);
+        assert_eq!((next.proposals.len(), next.changes, next.is_full()), (1, 1, false));
+        // One that is larger than a batch goes alone.
+        let (reply, _) = oneshot::channel();
+        let large = Pending { transaction: wire::Transaction::default(), changes: 900, bytes: 2 * BATCH_BYTES, reply };
+        assert!(!Batch::opened_by(Some(large), now).is_full());
     }
 }
