@@ -92,7 +92,9 @@ impl Checker<'_> {
         let outcome = match shape {
             Shape::Anything => Fit::Right,
             Shape::Bytes | Shape::Expose if node.kind != ScalarKind::Bool => Fit::Right,
-            Shape::WholeOrText if matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) && text.parse::<i64>().is_ok() => {
+            Shape::WholeOrText
+                if matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) && text.parse::<i64>().is_ok() =>
+            {
                 Fit::Right
             }
             Shape::Whole
@@ -168,7 +170,8 @@ impl Checker<'_> {
             Shape::Bytes if self.version != MODERN && matches!(node.kind, ScalarKind::Whole | ScalarKind::Real) => {
                 let kind = if node.kind == ScalarKind::Whole { "int" } else { "float64" };
                 let key = path.rsplit('.').next().unwrap_or_default();
-                let in_docker = format!("'{key}' expected type 'string', got unconvertible type '{kind}', value: '{text}'");
+                let in_docker =
+                    format!("'{key}' expected type 'string', got unconvertible type '{kind}', value: '{text}'");
                 self.odd(place, path, &format!("must be a string: {in_docker}"));
             }
             Shape::Words => {
@@ -239,7 +242,7 @@ impl Checker<'_> {
             Shape::Section(inner) => self.section(entries, path, inner),
             Shape::Map(inner) => {
                 for (key, value) in entries {
-                            if !self.is_own(key) {
+                    if !self.is_own(key) {
                         self.value(value, &join(path, &key.text), inner);
                     }
                 }
@@ -483,16 +486,8 @@ impl Checker<'_> {
 }
 
 /// Of older versions of the format, which Docker's client refuses before it looks at anything else.
-const FORBIDDEN: &[&str] = &[
-    "extends",
-    "volume_driver",
-    "volumes_from",
-    "cpu_quota",
-    "cpu_shares",
-    "cpuset",
-    "mem_limit",
-    "memswap_limit",
-];
+const FORBIDDEN: &[&str] =
+    &["extends", "volume_driver", "volumes_from", "cpu_quota", "cpu_shares", "cpuset", "mem_limit", "memswap_limit"];
 
 /// Whether a variable was put in anywhere.
 fn is_filled(node: &Node) -> bool {

@@ -90,9 +90,8 @@ fn in_go(node: &Node, text: &str) -> String {
             format!("[{}]", items.join(" "))
         }
         Yaml::Map(entries) => {
-            let entry = |(key, value): &(Key, Node)| {
-                format!("{}:{}", key.text, in_go(value, value.text().unwrap_or_default()))
-            };
+            let entry =
+                |(key, value): &(Key, Node)| format!("{}:{}", key.text, in_go(value, value.text().unwrap_or_default()));
             format!("map[{}]", entries.iter().map(entry).collect::<Vec<_>>().join(" "))
         }
     }

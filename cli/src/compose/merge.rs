@@ -116,9 +116,7 @@ impl Merger<'_> {
             (_, Shape::Files) => {
                 keyed(base, over, |item| text_of(item, "source").or_else(|| item.text().map(str::to_owned)))
             }
-            (_, Shape::List(_) | Shape::Set(_) | Shape::Texts | Shape::EnvFile) => {
-                keyed(base, over, |_| None)
-            }
+            (_, Shape::List(_) | Shape::Set(_) | Shape::Texts | Shape::EnvFile) => keyed(base, over, |_| None),
             _ => *base = over,
         }
     }

@@ -40,6 +40,8 @@ pub(crate) struct Document {
     source: error::Source,
     version: keys::Version,
     strict: bool,
+    /// Variables are left as they are written.
+    is_raw: bool,
 }
 
 /// What the file cannot say itself.
@@ -116,7 +118,12 @@ impl Document {
             }
             roots.push(root);
         }
-        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN), strict })
+        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN), strict, is_raw: false })
+    }
+
+    /// The same with variables as they are written.
+    pub(crate) fn without_variables(self) -> Self {
+        Self { is_raw: true, ..self }
     }
 
     /// The stack's name according to the files.
@@ -157,7 +164,9 @@ impl Document {
         let mut findings = Vec::new();
         for root in &mut self.roots {
             let variables = interpolate::Variables { lookup: around.variable, strict: self.strict };
-            warnings.extend(interpolate::document(root, &self.source, variables)?);
+            if !self.is_raw {
+                warnings.extend(interpolate::document(root, &self.source, variables)?);
+            }
             let checked = check::check(root, self.version, self.strict, &self.source);
             findings.extend(checked.findings);
             warnings.extend(checked.warnings);
@@ -193,6 +202,10 @@ struct Loaded {
 }
 
 #[cfg(test)]
+mod against_docker;
+#[cfg(test)]
 mod fuzz;
+#[cfg(test)]
+mod large;
 #[cfg(test)]
 mod tests;

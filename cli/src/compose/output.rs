@@ -61,12 +61,13 @@ impl Writer<'_> {
         if let Some(Value::Object(cluster)) = entry.get_mut("x-cluster-spec") {
             cluster_volume(cluster);
         }
-        if ["networks", "volumes"].contains(&section) && self.reader.version != keys::MODERN {
-            entry.retain(|key, _| !key.starts_with("x-") || key == "x-cluster-spec");
-        }
         let external = entry.get("external").cloned().filter(|external| external.as_bool() != Some(false));
         let Some(external) = external else {
             entry.remove("external");
+            // Docker's client keeps the user's own keys of what somebody else made only.
+            if ["networks", "volumes"].contains(&section) && self.reader.version != keys::MODERN {
+                entry.retain(|key, _| !key.starts_with("x-") || key == "x-cluster-spec");
+            }
             if let Some(Value::String(file)) = entry.get_mut("file") {
                 *file = self.absolute(file);
             }
@@ -332,6 +333,7 @@ fn says_something(key: &str, value: &Value) -> bool {
         "services",
         "external",
         "x-cluster-spec",
+        "block_volume",
     ];
     match value {
         Value::Null => false,

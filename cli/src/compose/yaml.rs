@@ -47,7 +47,7 @@ pub(super) fn parse(source: &Source, file: usize) -> Result<Node, ComposeError> 
     }
     let text = first_document(text);
     let reader = Reader { text, file };
-    let raw: Spanned<Raw> = serde_saphyr::from_str(text).map_err(|error| {
+    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let error = error.without_snippet();
         let place = error.location().map(|at| reader.place_of(at)).unwrap_or(Place { file, ..Place::default() });
         let said = error.to_string();
@@ -58,6 +58,13 @@ pub(super) fn parse(source: &Source, file: usize) -> Result<Node, ComposeError> 
         )
     })?;
     Ok(reader.convert(raw))
+}
+
+/// One anchor may be used as often as anybody likes: what its uses come to is limited by the nodes.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! { enforce_alias_anchor_ratio: false },
+    }
 }
 
 /// A file may hold several documents; Docker's client reads the first.

@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn sizes() {
-        for (text, expected) in [("50M", 50 << 20), ("1.5g", 3 << 29), ("128", 128), ("64kb", 65536), ("1GiB", 1 << 30), ("1_000", 1000)]
+        for (text, expected) in
+            [("50M", 50 << 20), ("1.5g", 3 << 29), ("128", 128), ("64kb", 65536), ("1GiB", 1 << 30), ("1_000", 1000)]
         {
             assert_eq!(bytes(text), Ok(expected), "{text}");
         }

@@ -1,9 +1,14 @@
-//! Compares how Orch and Docker's client read stack files: `compare-stacks FOLDER…`.
+//! Compares how Orch and Docker's client read stack files: `compare-stacks [--write] FOLDER…`.
 //!
 //! Every `.yml` and `.yaml` file below the folders is read by `orch stack config` and, where it is of version 3, by
 //! `docker stack config`, which needs no engine. Of those both must say the same: whether the file is right, what it
 //! means, and, where Docker complains, its words. Files without `version:` must only be accepted. Ends with 1 when
 //! there is a difference, and when there is no `docker` that knows the command.
+//!
+//! `NAME.over.yml` is laid over `NAME.yml`. `NAME.cases` has many small files, each after a line `=== what it is`, what
+//! Docker's client says of it, and a line `---`. Variables of a `variables.env` beside the files are there for both
+//! programs. `--write` keeps what Docker's client says: as `NAME.golden.json`, and in the cases; tests that have no
+//! `docker` compare with that.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +34,9 @@ fn main() -> ExitCode {
 }
 
 /// Returns the number of differences.
-fn run(folders: Vec<String>) -> anyhow::Result<usize> {
+fn run(mut folders: Vec<String>) -> anyhow::Result<usize> {
+    let write = folders.iter().any(|word| word == "--write");
+    folders.retain(|word| word != "--write");
     if folders.is_empty() {
         bail!("name a folder with stack files: compare-stacks FOLDER…");
     }
@@ -47,8 +54,18 @@ fn run(folders: Vec<String>) -> anyhow::Result<usize> {
     for file in &files {
         let difference = match kind(file) {
             Kind::Other => continue,
+            Kind::Cases => {
+                let (count, differences) = cases(&orch, file, write)?;
+                compared += count;
+                different += differences.len();
+                differences.iter().for_each(|difference| println!("{}: {difference}\n", file.display()));
+                continue;
+            }
             Kind::Versioned => {
                 compared += 1;
+                if write {
+                    keep(file)?;
+                }
                 compare(&orch, file)?
             }
             Kind::Modern => {
@@ -87,7 +104,7 @@ fn check_docker() -> anyhow::Result<()> {
 
 fn collect(path: &Path, files: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
     if path.is_file() {
-        if path.extension().is_some_and(|extension| extension == "yml" || extension == "yaml") {
+        if path.extension().is_some_and(|extension| ["yml", "yaml", "cases"].iter().any(|known| extension == *known)) {
             files.insert(path.to_owned());
         }
         return Ok(());
@@ -103,6 +120,7 @@ fn collect(path: &Path, files: &mut BTreeSet<PathBuf>) -> std::io::Result<()> {
 }
 
 enum Kind {
+    Cases,
     Versioned,
     Modern,
     /// No stack file, or one of a version that neither takes.
@@ -110,6 +128,12 @@ enum Kind {
 }
 
 fn kind(file: &Path) -> Kind {
+    if file.extension().is_some_and(|extension| extension == "cases") {
+        return Kind::Cases;
+    }
+    if file.with_extension("").extension().is_some_and(|over| over == "over") {
+        return Kind::Other;
+    }
     let Ok(text) = std::fs::read_to_string(file) else { return Kind::Other };
     let top = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
     match top("version:") {
@@ -145,7 +169,52 @@ fn read(program: &Path, flags: &[&str], file: &Path) -> anyhow::Result<Output> {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut command = Command::new(program);
     command.args(["stack", "config"]).args(flags).arg("-c").arg(file.file_name().unwrap_or_default());
+    let over = file.with_extension("over.yml");
+    if over.is_file() {
+        command.arg("-c").arg(over.file_name().unwrap_or_default());
+    }
+    let variables = std::fs::read_to_string(folder.join("variables.env")).unwrap_or_default();
+    command.envs(variables.lines().filter_map(|line| line.split_once('=')));
     command.current_dir(folder).output().with_context(|| format!("cannot start {}", program.display()))
+}
+
+/// Keeps Docker's answer beside the file, with `/stack` for the file's folder.
+fn keep(file: &Path) -> anyhow::Result<()> {
+    let docker = read(Path::new("docker"), &[], file)?;
+    if !docker.status.success() {
+        bail!("{}: docker refuses it; such files go into NAME.cases: {}", file.display(), text(&docker.stderr));
+    }
+    let folder = std::path::absolute(file)?.parent().unwrap_or(Path::new("/")).display().to_string();
+    let said: Value = serde_saphyr::from_str(&text(&docker.stdout).replace(&folder, "/stack"))?;
+    std::fs::write(file.with_extension("golden.json"), serde_json::to_string_pretty(&said)? + "\n")?;
+    Ok(())
+}
+
+/// How many cases the file has, and what differs.
+fn cases(orch: &Path, file: &Path, write: bool) -> anyhow::Result<(usize, Vec<String>)> {
+    let all = std::fs::read_to_string(file)?;
+    let folder = tempfile::tempdir()?;
+    let variables = file.with_file_name("variables.env");
+    if variables.is_file() {
+        std::fs::copy(&variables, folder.path().join("variables.env"))?;
+    }
+    let one = folder.path().join("stack.yml");
+    let (mut count, mut differences, mut kept) = (0, Vec::new(), String::new());
+    for case in all.split("=== ").skip(1) {
+        let (name, rest) = case.split_once('\n').context("a case without a text")?;
+        let (_, body) = rest.split_once("---\n").with_context(|| format!("{name}: there is no ---"))?;
+        std::fs::write(&one, body)?;
+        count += 1;
+        differences.extend(compare(orch, &one)?.map(|difference| format!("{name}: {difference}")));
+        if write {
+            let docker = read(Path::new("docker"), &[], &one)?;
+            kept.push_str(&format!("=== {name}\n{}\n---\n{body}", core_of(&text(&docker.stderr))));
+        }
+    }
+    if write {
+        std::fs::write(file, kept)?;
+    }
+    Ok((count, differences))
 }
 
 /// What Docker's client says without the names of its own insides before it.

@@ -14,10 +14,13 @@ pub(crate) struct ConfigArgs {
     /// Format output: 'yaml' or 'json'
     #[arg(long, default_value = "yaml", value_parser = ["yaml", "json"])]
     format: String,
+    /// Skip interpolation and output only merged config
+    #[arg(long)]
+    skip_interpolation: bool,
 }
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
-    let (document, warnings) = files::normalised_document(&args.files)?;
+    let (document, warnings) = files::normalised_document(&args.files, args.skip_interpolation)?;
     warnings.iter().for_each(|warning| eprintln!("{warning}"));
     if args.format == "json" {
         println!("{}", serde_json::to_string_pretty(&document)?);

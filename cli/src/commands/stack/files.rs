@@ -69,9 +69,15 @@ pub(super) fn load(args: &FileArgs, stack: Option<&str>) -> anyhow::Result<(Stri
 }
 
 /// The files as one normalised document, and warnings.
-pub(super) fn normalised_document(args: &FileArgs) -> anyhow::Result<(serde_json::Value, Vec<String>)> {
+pub(super) fn normalised_document(
+    args: &FileArgs,
+    skip_variables: bool,
+) -> anyhow::Result<(serde_json::Value, Vec<String>)> {
     // The document does not depend on the stack's name.
-    with_surroundings(args, Some("stack"), |document, around| Ok(document.normalised(around)?))
+    with_surroundings(args, Some("stack"), |document, around| {
+        let document = if skip_variables { document.without_variables() } else { document };
+        Ok(document.normalised(around)?)
+    })
 }
 
 fn with_surroundings<T>(
@@ -98,6 +104,7 @@ fn with_surroundings<T>(
         read: &|path| {
             std::fs::read_to_string(path).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => "no such file or directory".into(),
+                std::io::ErrorKind::IsADirectory => "is a directory".into(),
                 _ => error.to_string(),
             })
         },
