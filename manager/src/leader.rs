@@ -114,7 +114,8 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
         }
         // While thousands of tasks report, there is nothing to decide after each of them: what takes long is not done
         // all the time. What has been decided is committed at once.
-        let rest = if plan.transactions.is_empty() { (started.elapsed() * RESTS).min(LONGEST_REST) } else { Duration::ZERO };
+        let rest =
+            if plan.transactions.is_empty() { (started.elapsed() * RESTS).min(LONGEST_REST) } else { Duration::ZERO };
         match commit(&proposer, plan.transactions).await {
             Ok(()) if rest > SHORTEST_REST => {
                 planner.committed();

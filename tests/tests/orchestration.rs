@@ -36,7 +36,10 @@ fn files_are_filled_in_for_each_task(lab: &Lab) {
     }
     let shown = lab.orch(&["secret", "inspect", "--format", "{{json .Spec.Templating}}", "made"]).ok();
     assert_eq!(shown.trim(), "{\"Name\":\"golang\"}");
-    create(lab, "--name filled --replicas 2 --env MODE=prod --secret password --secret made --config plain --config made box");
+    create(
+        lab,
+        "--name filled --replicas 2 --env MODE=prod --secret password --secret made --config plain --config made box",
+    );
     for slot in 1..=2 {
         let read = ["exec", &format!("filled.{slot}"), "sh", "-c", "cat /run/secrets/made; echo; cat /made"];
         let expected = format!("filled.{slot} hush front prod");
@@ -88,7 +91,9 @@ fn a_volume_holds_its_slot(lab: &Lab) {
     assert!(drained.stderr.contains("keeper.1 will stay pending while this node is drained"), "{drained:?}");
     eventually("it waits for its node, and says so", || {
         let listed = lab.orch(&["service", "ps", "--no-trunc", "keeper"]).result()?;
-        let advice = format!("its volume is on node {home}: bring that back, or give the data up with `orch service unpin keeper.1`");
+        let advice = format!(
+            "its volume is on node {home}: bring that back, or give the data up with `orch service unpin keeper.1`"
+        );
         if listed.contains(&advice) { Ok(()) } else { Err(listed) }
     });
     let _ = lab.orch(&["node", "update", "--availability", "active", &home]).ok();

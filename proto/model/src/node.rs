@@ -1,6 +1,9 @@
 //! Nodes: what the operator wants of them, what they say of themselves, what managers observe.
 
-use std::{collections::{BTreeMap, BTreeSet}, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{Annotations, Meta, NetworkId, NodeId, Timestamp};
 

@@ -129,10 +129,7 @@ fn own_cpu() -> Cpu {
     (seconds(usage.user_time()), seconds(usage.system_time()))
 }
 
-async fn until_ready(
-    control: &mut ControlClient<tonic::transport::Channel>,
-    nodes: usize,
-) -> anyhow::Result<()> {
+async fn until_ready(control: &mut ControlClient<tonic::transport::Channel>, nodes: usize) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         let request = wire::ListRequest { kind: wire::Kind::Node.into(), filters: None };

@@ -58,7 +58,9 @@ mod tests {
 
     #[test]
     fn wrong_lines_say_the_form() {
-        for lines in [&["gpu"][..], &["gpu="], &["=1"], &["a b=1"], &["gpu=2", "gpu=UUID"], &["gpu=U", "gpu=1"], &["a=1", "a=2"]] {
+        for lines in
+            [&["gpu"][..], &["gpu="], &["=1"], &["a b=1"], &["gpu=2", "gpu=UUID"], &["gpu=U", "gpu=1"], &["a=1", "a=2"]]
+        {
             let refusal = parsed(lines).unwrap_err();
             assert!(refusal.contains("KIND=N") || refusal.contains("twice"), "{lines:?}: {refusal}");
         }

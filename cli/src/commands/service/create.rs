@@ -112,7 +112,8 @@ pub(crate) async fn run(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     spec.task.container.secrets = resolve::secrets(&mut api, &args.secret).await?;
     spec.task.container.configs = resolve::configs(&mut api, &args.config).await?;
     let service_name = spec.annotations.name.clone();
-    let login = registry::settle(&mut api, &service_name, &mut spec.task.container, args.flags.image_wanted(true)).await?;
+    let login =
+        registry::settle(&mut api, &service_name, &mut spec.task.container, args.flags.image_wanted(true)).await?;
     let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
     let (service, warnings) = match created {
         Ok(created) => created,

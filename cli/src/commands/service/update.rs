@@ -159,8 +159,7 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
         change_spec(&args, &mut spec, |name| std::env::var(name).ok()).map_err(anyhow::Error::msg)?;
         resolve_changes(&args, &mut api, &mut spec).await?;
         let wanted = args.flags.image_wanted(args.image.is_some());
-        let login =
-            registry::settle(&mut api, &before.spec.annotations.name, &mut spec.task.container, wanted).await?;
+        let login = registry::settle(&mut api, &before.spec.annotations.name, &mut spec.task.container, wanted).await?;
         match store(&mut api, &before, &spec).await {
             Ok(watched) => watched,
             Err(error) => {
