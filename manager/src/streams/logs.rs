@@ -139,7 +139,10 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
                 let view = reign.consensus().store().view();
                 let is_later = !known.is_empty();
                 let found = wanted.find(&view.state);
-                for task in found.into_iter().filter(|task| known.insert(task.id.clone())) {
+                for task in found {
+                    if !known.insert(task.id.clone()) {
+                        continue;
+                    }
                     let mut options = options;
                     // `tail` is about what was there when the user asked.
                     options.tail = options.tail.filter(|_| !is_later);
