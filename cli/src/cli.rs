@@ -8,8 +8,8 @@ use orch_proto::paths::Paths;
 
 use crate::{
     commands::{
-        ca, cluster, container, container_attach, container_control, data, exec, image, image_build, image_login, info,
-        inspect, logs, network, node, run, service, stack, volume,
+        ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image, image_build, image_login, info,
+        inspect, logs, network, node, run, service, stack, system, volume,
     },
     daemons::{self, Daemon},
 };
@@ -139,6 +139,25 @@ enum Command {
     Port(container_control::PortArgs),
     /// Attach local standard input, output, and error streams to a running container
     Attach(container_attach::AttachArgs),
+    /// Pause all processes within one or more containers
+    Pause(container_control::Named),
+    /// Unpause all processes within one or more containers
+    Unpause(container_control::Named),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(container_live::StatsArgs),
+    /// Display the running processes of a container
+    Top(container_live::OneContainer),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(container_live::OneContainer),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(container_copy::CopyArgs),
+    /// Get events of this node's containers and volumes
+    Events(container_live::EventsArgs),
+    /// Manage what this node keeps
+    System {
+        #[command(subcommand)]
+        command: system::SystemCommand,
+    },
     /// List this node's containers
     Ps(container::PsArgs),
     /// Execute a command in a running task or container
@@ -236,6 +255,14 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Build(args) => image_build::build(args, paths).await,
         Command::Images(args) => image::list(args, paths).await,
         Command::Volume { command } => volume::run(command, paths).await,
+        Command::Pause(args) => container_live::pause(args, true, paths).await,
+        Command::Unpause(args) => container_live::pause(args, false, paths).await,
+        Command::Stats(args) => container_live::stats(args, paths).await,
+        Command::Top(args) => container_live::top(args, paths).await,
+        Command::Diff(args) => container_live::diff(args, paths).await,
+        Command::Cp(args) => container_copy::copy(args, paths).await,
+        Command::Events(args) => container_live::events(args, paths).await,
+        Command::System { command } => system::run(command, paths).await,
         Command::Ps(args) => container::ps(args, paths).await,
         Command::Logs(args) => logs::logs(args, paths).await,
         Command::Inspect(args) => inspect::run(args, paths).await,

@@ -217,7 +217,8 @@ unsafe fn path_of(env: *const Text) -> Text {
         let mut at = env;
         while !(*at).is_null() {
             let var = *at;
-            if *var == b'P' && *var.add(1) == b'A' && *var.add(2) == b'T' && *var.add(3) == b'H' && *var.add(4) == b'=' {
+            if *var == b'P' && *var.add(1) == b'A' && *var.add(2) == b'T' && *var.add(3) == b'H' && *var.add(4) == b'='
+            {
                 return var.add(5);
             }
             at = at.add(1);

@@ -5,15 +5,22 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use orch_model::node::GenericResources;
 use serde::Deserialize;
 
-use crate::agent::generic;
+use crate::{
+    agent::generic,
+    users::{Remap, RemapError},
+};
 
 /// Where containers' cgroups go when the operator does not say.
 const DEFAULT_CGROUP_PARENT: &str = "/orch.slice";
+const DEFAULT_HIGH_PERCENT: u64 = 85;
+const DEFAULT_LOW_PERCENT: u64 = 80;
+const DEFAULT_MINIMUM_AGE: Duration = Duration::from_secs(120);
 /// Where Docker looks for the roots of registries.
 const DOCKERS_CERTS: &str = "/etc/docker/certs.d";
 
@@ -31,6 +38,8 @@ pub(crate) enum ConfigError {
     Label { path: PathBuf, label: String },
     #[error("{path:?}: node-generic-resources: {line:?}: {why}")]
     Generic { path: PathBuf, line: String, why: String },
+    #[error(transparent)]
+    Remap(#[from] RemapError),
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -45,12 +54,29 @@ struct File {
     #[serde(default)]
     node_generic_resources: Vec<String>,
     cgroup_parent: Option<String>,
+    #[serde(default)]
+    userns_remap: String,
+    image_gc_high_threshold: Option<u64>,
+    image_gc_low_threshold: Option<u64>,
+    /// Seconds.
+    image_gc_minimum_age: Option<u64>,
 }
 
 /// Read anew each time it is asked, so that a change needs no restart.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     path: PathBuf,
+}
+
+/// When images that nothing uses go by themselves. The names and defaults are the kubelet's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CollectConfig {
+    /// Above it, of the disk with the images, they go; 100 is never.
+    pub high_percent: u64,
+    /// Until it is reached.
+    pub low_percent: u64,
+    /// Unused for at least so long.
+    pub minimum_age: Duration,
 }
 
 /// What the operator says about registries.
@@ -98,8 +124,22 @@ impl Settings {
         }
     }
 
+    /// As with registries, an unreadable file means the defaults.
+    pub(crate) fn collect(&self) -> CollectConfig {
+        let file = self.read().unwrap_or_default();
+        let high_percent = file.image_gc_high_threshold.unwrap_or(DEFAULT_HIGH_PERCENT);
+        let low_percent = file.image_gc_low_threshold.unwrap_or(DEFAULT_LOW_PERCENT).min(high_percent);
+        let minimum_age = file.image_gc_minimum_age.map_or(DEFAULT_MINIMUM_AGE, Duration::from_secs);
+        CollectConfig { high_percent, low_percent, minimum_age }
+    }
+
     pub(crate) fn cgroup_parent(&self) -> Result<String, ConfigError> {
         Ok(self.read()?.cgroup_parent.unwrap_or_else(|| DEFAULT_CGROUP_PARENT.to_owned()))
+    }
+
+    /// Docker's key: `default`, `USER` or `USER:GROUP`. Read when the worker starts.
+    pub(crate) fn remap(&self) -> Result<Option<Remap>, ConfigError> {
+        Ok(Remap::read(&self.read()?.userns_remap)?)
     }
 
     pub(crate) fn labels(&self) -> Result<BTreeMap<String, String>, ConfigError> {
@@ -154,6 +194,9 @@ mod tests {
         assert_eq!((generic.count("gpu"), generic.count("ssd")), (1, 2));
         std::fs::write(&path, "node-generic-resources = [\"gpu\"]").unwrap();
         assert!(settings.generic_resources().unwrap_err().to_string().contains("expected KIND=NAME or KIND=NUMBER"));
+        std::fs::write(&path, "image-gc-high-threshold = 70\nimage-gc-minimum-age = 5").unwrap();
+        let collect = settings.collect();
+        assert_eq!((collect.high_percent, collect.low_percent, collect.minimum_age.as_secs()), (70, 70, 5));
         std::fs::write(&path, "labels = [\"novalue\"]").unwrap();
         assert!(matches!(settings.labels(), Err(ConfigError::Label { .. })));
     }

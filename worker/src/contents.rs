@@ -24,6 +24,8 @@ use rustix::{
 };
 use tar::{Builder, EntryType, Header};
 
+use crate::users::Remap;
+
 /// Deepest folder that is walked.
 const MAX_DEPTH: usize = 512;
 /// What overlayfs puts on a folder that hides the one below.
@@ -80,12 +82,12 @@ pub(crate) fn find(root: BorrowedFd<'_>, path: &str, follow: bool) -> io::Result
 }
 
 /// Writes what was found, with everything below it, as a tar whose names begin with the found one's.
-pub(crate) fn pack(opened: &OwnedFd, found: &Found, to: impl Write) -> io::Result<()> {
-    let mut tar = Builder::new(to);
+pub(crate) fn pack(opened: &OwnedFd, found: &Found, remap: Option<Remap>, to: impl Write) -> io::Result<()> {
+    let mut tar = Packer { tar: Builder::new(to), remap };
     let name = if found.name == "/" { PathBuf::from("./") } else { PathBuf::from(&found.name) };
     let stat = rfs::fstat(opened)?;
     add(&mut tar, &name, opened.as_fd(), &stat, 0)?;
-    tar.into_inner()?.flush()
+    tar.tar.into_inner()?.flush()
 }
 
 /// What a container has changed: its upper folder beside the image's layers, top layer first.
@@ -115,8 +117,15 @@ fn clean(path: &str) -> PathBuf {
     kept.collect()
 }
 
-fn add<W: Write>(tar: &mut Builder<W>, name: &Path, node: BorrowedFd<'_>, stat: &Stat, depth: usize) -> io::Result<()> {
-    let mut header = header(stat);
+struct Packer<W: Write> {
+    tar: Builder<W>,
+    /// Whose numbers the files have; the tar has the container's.
+    remap: Option<Remap>,
+}
+
+fn add<W: Write>(to: &mut Packer<W>, name: &Path, node: BorrowedFd<'_>, stat: &Stat, depth: usize) -> io::Result<()> {
+    let mut header = header(stat, to.remap);
+    let tar = &mut to.tar;
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {
             let file = reopen(node, OFlags::RDONLY | OFlags::NONBLOCK)?;
@@ -131,7 +140,7 @@ fn add<W: Write>(tar: &mut Builder<W>, name: &Path, node: BorrowedFd<'_>, stat: 
             if depth == MAX_DEPTH {
                 return Err(io::Error::other(format!("folders are nested too deeply at {}", name.display())));
             }
-            add_folder(tar, name, node, depth)
+            add_folder(to, name, node, depth)
         }
         FileType::Symlink => {
             header.set_entry_type(EntryType::Symlink);
@@ -153,7 +162,7 @@ fn add<W: Write>(tar: &mut Builder<W>, name: &Path, node: BorrowedFd<'_>, stat: 
     }
 }
 
-fn add_folder<W: Write>(tar: &mut Builder<W>, name: &Path, node: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
+fn add_folder<W: Write>(to: &mut Packer<W>, name: &Path, node: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
     let folder = reopen(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
     let mut names: Vec<OsString> = Vec::new();
     for entry in Dir::read_from(&folder)? {
@@ -172,7 +181,7 @@ fn add_folder<W: Write>(tar: &mut Builder<W>, name: &Path, node: BorrowedFd<'_>,
             opened => opened?,
         };
         let stat = rfs::fstat(&child)?;
-        add(tar, &name.join(&entry), child.as_fd(), &stat, depth + 1)?;
+        add(to, &name.join(&entry), child.as_fd(), &stat, depth + 1)?;
     }
     Ok(())
 }
@@ -181,11 +190,12 @@ fn slashed(name: &Path) -> PathBuf {
     name.join("")
 }
 
-fn header(stat: &Stat) -> Header {
+fn header(stat: &Stat, remap: Option<Remap>) -> Header {
     let mut header = Header::new_gnu();
     header.set_mode(stat.st_mode & 0o7777);
-    header.set_uid(stat.st_uid.into());
-    header.set_gid(stat.st_gid.into());
+    let (uid, gid) = remap.map_or((0, 0), |remap| (remap.uid, remap.gid));
+    header.set_uid(stat.st_uid.saturating_sub(uid).into());
+    header.set_gid(stat.st_gid.saturating_sub(gid).into());
     header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or_default());
     header.set_size(0);
     header
@@ -311,16 +321,17 @@ mod tests {
         let (opened, found) = find(root.as_fd(), "/../cfg", true).unwrap();
         assert_eq!(found.name, "cfg");
         let mut tar = Vec::new();
-        pack(&opened, &found, &mut tar).unwrap();
-        crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias")).unwrap();
+        pack(&opened, &found, None, &mut tar).unwrap();
+        crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias"), None).unwrap();
         assert_eq!(fs::read_to_string(to.join("real/cfg/sub/.wh.file")).unwrap(), "content");
         assert_eq!(fs::read_link(to.join("real/cfg/link")).unwrap(), Path::new("/nowhere"));
         // A file does not take a folder's place.
         fs::write(from.join("sub"), "").unwrap();
         let (opened, found) = find(root.as_fd(), "sub", false).unwrap();
         let mut tar = Vec::new();
-        pack(&opened, &found, &mut tar).unwrap();
-        let refused = crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("real/cfg"));
+        pack(&opened, &found, None, &mut tar).unwrap();
+        let refused =
+            crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("real/cfg"), None);
         assert!(refused.is_err() && to.join("real/cfg/sub").is_dir());
         assert!(find(root.as_fd(), "none", false).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
     }

@@ -13,12 +13,14 @@ mod agent;
 mod api;
 mod cleanup;
 mod config;
+mod contents;
 mod image;
 mod local;
 mod metrics;
 mod netd_client;
 mod peer;
 mod store;
+mod users;
 mod volume;
 
 use std::{net::SocketAddr, sync::Arc};
@@ -75,6 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         served = api::serve(&socket, agent.clone()) => served.context("local API"),
         () = agent.clone().keep_session() => Ok(()),
         () = agent.gossip.keep(paths.node_sock()) => Ok(()),
+        () = image::collect::keep(agent.clone()) => Ok(()),
         () = host.netd.clone().keep() => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -93,11 +96,13 @@ async fn start(
     let identity = SharedIdentity::follow(&dir.join("tls")).context("load this node's worker certificate")?;
     let images = ImageStore::open(&dir.join("images")).context("open the image store")?;
     let images = Images::new(images, settings.clone(), identity.clone());
-    let volumes = Volumes::open(&dir.join("volumes"))?;
+    let remap = settings.remap()?;
+    let volumes = Volumes::open(&dir.join("volumes"))?.owned_by(remap);
     let netd = Netd::new(paths.netd_sock(), daemon.node_id.clone());
     let runtime = make_runtime(paths, &settings.cgroup_parent()?)?;
     runtime.warm_up().await;
-    let host = Host::new(paths.clone(), store, images, volumes, netd, runtime, identity);
+    let host = Host::new(paths.clone(), store, images, volumes, netd, runtime, identity, remap);
+    host.open_folders().context("open the worker's folders to remapped containers")?;
     let agent = Agent::new(host, daemon, settings);
     agent.recover().await?;
     Ok(agent)

@@ -19,7 +19,7 @@ use orch_model::{
 };
 use orch_proto::paths::Paths;
 use orch_worker::runtime::{
-    BindMount, Container, ContainerPlan, Exec, ExecRequest, ImageDefaults, LogFiles, LogOptions, LogSource, Recovered,
+    BindMount, Container, ContainerPlan, Exec, ExecRequest, HostOptions, ImageDefaults, LogFiles, LogOptions, LogSource, Recovered,
     Runtime, RuntimeError,
 };
 use tokio::{
@@ -97,6 +97,8 @@ impl Node {
             host_network: false,
             binds: Vec::new(),
             log: LogFiles::at(self.dir.path().join(format!("{task_id}.log"))),
+            options: HostOptions::default(),
+            users: None,
             task_id,
         };
         plan(&mut wanted);

@@ -9,7 +9,10 @@ use orch_model::{
 };
 use orch_proto::{conv::FromProto, paths::Paths, wire};
 
-use super::{ListFlags, container_attach::AttachArgs, container_control as control, exec, logs, run};
+use super::{
+    ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
+    container_live as live, exec, logs, run,
+};
 use crate::{
     api::{explain, worker},
     render::{
@@ -53,6 +56,20 @@ pub(crate) enum ContainerCommand {
     Exec(exec::ExecArgs),
     /// Fetch the logs of a container
     Logs(logs::LogsArgs),
+    /// Pause all processes within one or more containers
+    Pause(control::Named),
+    /// Unpause all processes within one or more containers
+    Unpause(control::Named),
+    /// Update configuration of one or more containers
+    Update(live::UpdateContainerArgs),
+    /// Display a live stream of container(s) resource usage statistics
+    Stats(live::StatsArgs),
+    /// Display the running processes of a container
+    Top(live::OneContainer),
+    /// Inspect changes to files or directories on a container's filesystem
+    Diff(live::OneContainer),
+    /// Copy files/folders between a container and the local filesystem
+    Cp(copy::CopyArgs),
     /// Remove all stopped containers
     Prune(control::PruneArgs),
 }
@@ -74,6 +91,13 @@ pub(crate) async fn run(command: ContainerCommand, paths: &Paths) -> anyhow::Res
         ContainerCommand::Wait(args) => control::wait(args, paths).await,
         ContainerCommand::Port(args) => control::port(args, paths).await,
         ContainerCommand::Logs(args) => logs::logs(args, paths).await,
+        ContainerCommand::Pause(args) => live::pause(args, true, paths).await,
+        ContainerCommand::Unpause(args) => live::pause(args, false, paths).await,
+        ContainerCommand::Update(args) => live::update(args, paths).await,
+        ContainerCommand::Stats(args) => live::stats(args, paths).await,
+        ContainerCommand::Top(args) => live::top(args, paths).await,
+        ContainerCommand::Diff(args) => live::diff(args, paths).await,
+        ContainerCommand::Cp(args) => copy::copy(args, paths).await,
         ContainerCommand::Prune(args) => control::prune(args, paths).await,
     }
     .map(|()| ExitCode::SUCCESS)
@@ -135,7 +159,7 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
         // A task that was given up before it had a container is in `service ps` only.
         let never_was = status.as_ref().is_some_and(|s| s.state == TaskState::Rejected && s.container.is_none());
         if !never_was
-            && (all || state == "running")
+            && (all || matches!(state, "running" | "paused" | "restarting"))
             && filters.any("id", |id| container.container_id.starts_with(id))
             && filters.any("name", |part| container.name.contains(part))
             && filters.any("status", |word| word == state)
@@ -187,6 +211,7 @@ fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) ->
     let ago = || time::ago(since(container.finished_at_ms), now);
     let words = match container.state.as_str() {
         "running" => format!("{}{}", up(now.since(since(container.started_at_ms))), health_words(container)),
+        "paused" => format!("{} (Paused)", up(now.since(since(container.started_at_ms)))),
         "exited" => format!("Exited ({}) {}", container.exit_code, ago()),
         "restarting" => format!("Restarting ({}) {}", container.exit_code, ago()),
         "removing" => "Removal In Progress".to_owned(),

@@ -22,7 +22,9 @@ const TYPE: u32 = 0o170_000;
 const FOLDER: u32 = 0o040_000;
 
 #[derive(Debug, Args)]
-#[command(override_usage = "orch cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n       orch cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH")]
+#[command(
+    override_usage = "orch cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n       orch cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH"
+)]
 pub(crate) struct CopyArgs {
     /// Archive mode (copy all uid/gid information)
     #[arg(short, long)]
@@ -105,16 +107,19 @@ struct Target {
     folder: PathBuf,
     /// Instead of the first part of each name; empty: what is below goes into the folder itself.
     name: PathBuf,
+    /// The root of a container has no name of its own: names begin below it.
+    of_root: bool,
 }
 
 impl Target {
     /// Docker's rules: into a folder that is there; else under the new name, in a folder that must be there.
     fn find(path: &Path, written: &str, source: &wire::PathStat, content: bool) -> anyhow::Result<Self> {
         let source_is_folder = source.mode & TYPE == FOLDER;
+        let of_root = source.name == "/";
         match fs::metadata(path) {
             Ok(there) if there.is_dir() => {
-                let name = if content || source.name == "/" { PathBuf::new() } else { PathBuf::from(&source.name) };
-                Ok(Self { folder: path.to_owned(), name })
+                let name = if content || of_root { PathBuf::new() } else { PathBuf::from(&source.name) };
+                Ok(Self { folder: path.to_owned(), name, of_root })
             }
             Ok(_) if source_is_folder => bail!("cannot copy directory to a file: {written} is one"),
             Ok(_) if written.ends_with('/') => bail!("not a directory: {written}"),
@@ -128,7 +133,7 @@ impl Target {
                 if !folder.is_dir() {
                     bail!("invalid output path: directory {:?} does not exist", folder.display().to_string());
                 }
-                Ok(Self { folder: folder.to_owned(), name: name.into() })
+                Ok(Self { folder: folder.to_owned(), name: name.into(), of_root })
             }
         }
     }
@@ -140,18 +145,14 @@ impl Target {
         for entry in archived.entries()? {
             let mut entry = entry?;
             let old = entry.path()?.into_owned();
-            let below: PathBuf = old.components().skip(1).collect();
-            let path = self.name.join(below);
+            let below: PathBuf = old.components().skip(usize::from(!self.of_root)).collect();
+            let path = if below.as_os_str().is_empty() { self.name.clone() } else { self.name.join(below) };
             let kind = entry.header().entry_type();
             if path.as_os_str().is_empty() {
                 continue;
             }
             let target = self.folder.join(&path);
-            let written = if kind.is_hard_link() {
-                Ok(())
-            } else {
-                entry.unpack(&target).map(drop)
-            };
+            let written = if kind.is_hard_link() { Ok(()) } else { entry.unpack(&target).map(drop) };
             written.with_context(|| format!("cannot write {}", target.display()))?;
         }
         Ok(())
@@ -185,7 +186,8 @@ impl Read for Arriving {
 }
 
 async fn copy_in(args: &CopyArgs, from: &str, container: &str, to: &str, worker: &mut Worker) -> anyhow::Result<()> {
-    let (folder, name) = if from == "-" { (to.to_owned(), None) } else { inside(args, from, container, to, worker).await? };
+    let (folder, name) =
+        if from == "-" { (to.to_owned(), None) } else { inside(args, from, container, to, worker).await? };
     let (sender, receiver) = mpsc::channel(QUEUE);
     let start = wire::CopyToStart { reference: container.into(), path: folder };
     sender.send(wire::CopyToRequest { message: Some(To::Start(start)) }).await?;
@@ -228,7 +230,11 @@ async fn inside(
             Some(From::Stat(stat)) => Some(stat),
             _ => None,
         },
-        Some(Err(status)) if status.code() == tonic::Code::NotFound && !status.message().starts_with("No such container") => None,
+        Some(Err(status))
+            if status.code() == tonic::Code::NotFound && !status.message().starts_with("No such container") =>
+        {
+            None
+        }
         Some(Err(status)) => return Err(explain(status)),
         None => None,
     };
@@ -251,13 +257,7 @@ async fn inside(
     }
 }
 
-fn pack(
-    source: &Path,
-    name: &Path,
-    follow: bool,
-    owner: Option<(u64, u64)>,
-    to: impl Write,
-) -> anyhow::Result<()> {
+fn pack(source: &Path, name: &Path, follow: bool, owner: Option<(u64, u64)>, to: impl Write) -> anyhow::Result<()> {
     let mut tar = tar::Builder::new(to);
     add(&mut tar, source, name, follow, owner)?;
     tar.into_inner()?;
@@ -343,7 +343,12 @@ mod tests {
         let find = |to: &str, stat: &wire::PathStat, content: bool| {
             let to = at(to);
             Target::find(Path::new(&to), &to, stat, content)
-                .map(|target| (target.folder.strip_prefix(dir.path()).unwrap().display().to_string(), target.name.display().to_string()))
+                .map(|target| {
+                    (
+                        target.folder.strip_prefix(dir.path()).unwrap().display().to_string(),
+                        target.name.display().to_string(),
+                    )
+                })
                 .map_err(|error| error.to_string().split(':').next().unwrap_or_default().to_owned())
         };
         let ok = |folder: &str, name: &str| Ok((folder.to_owned(), name.to_owned()));

@@ -173,11 +173,8 @@ fn stats_row(now: &wire::ContainerStats, before: Option<&&wire::ContainerStats>,
     });
     let id = if no_trunc { now.container_id.as_str() } else { short_id(&now.container_id) };
     let pair = |a: u64, b: u64| format!("{} / {}", quantity::human(a), quantity::human(b));
-    let memory = format!(
-        "{} / {}",
-        quantity::human_binary(now.memory_bytes),
-        quantity::human_binary(now.memory_limit_bytes)
-    );
+    let memory =
+        format!("{} / {}", quantity::human_binary(now.memory_bytes), quantity::human_binary(now.memory_limit_bytes));
     row([
         ("Container", id.into()),
         ("ID", id.into()),
@@ -263,7 +260,7 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
             && filters.any("container", |name| event.id.starts_with(name) || attribute("name") == name)
             && filters.any("image", |image| attribute("image") == image)
             && filters.any("volume", |name| event.kind == "volume" && event.id == name)
-            && filters.labels("label", &event.attributes.clone().into_iter().collect());
+            && filters.labels("label", &event.attributes);
         if wanted {
             print_event(&event, args.format.as_deref())?;
         }

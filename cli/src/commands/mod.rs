@@ -7,6 +7,8 @@ pub(crate) mod cluster;
 pub(crate) mod container;
 pub(crate) mod container_attach;
 pub(crate) mod container_control;
+pub(crate) mod container_copy;
+pub(crate) mod container_live;
 pub(crate) mod data;
 pub(crate) mod exec;
 pub(crate) mod health;
@@ -23,6 +25,7 @@ pub(crate) mod node;
 pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod stack;
+pub(crate) mod system;
 pub(crate) mod terminal;
 pub(crate) mod volume;
 

@@ -544,18 +544,36 @@ pub(super) fn restart(text: &str) -> Result<Restart, String> {
 
 /// Docker's words; what they mean, the runtime knows.
 fn tmpfs(text: &str) -> Result<Tmpfs, String> {
-    const FLAGS: [&str; 12] =
-        ["ro", "rw", "exec", "noexec", "suid", "nosuid", "dev", "nodev", "defaults", "noatime", "nodiratime", "relatime"];
+    const FLAGS: [&str; 12] = [
+        "ro",
+        "rw",
+        "exec",
+        "noexec",
+        "suid",
+        "nosuid",
+        "dev",
+        "nodev",
+        "defaults",
+        "noatime",
+        "nodiratime",
+        "relatime",
+    ];
     let (target, options) = text.split_once(':').unwrap_or((text, ""));
     let mut mount = mount::empty(MountKind::Tmpfs);
     mount.target = target.to_owned();
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("size", size)) => mount.tmpfs_size_bytes = if size.ends_with('%') { 0 } else { quantity::bytes(size)? },
+            Some(("size", size)) => {
+                mount.tmpfs_size_bytes = if size.ends_with('%') { 0 } else { quantity::bytes(size)? }
+            }
             Some(("mode", mode)) => mount.tmpfs_mode = mount::octal(mode)?,
             Some(("uid" | "gid" | "nr_inodes" | "nr_blocks", number)) if number.parse::<u64>().is_ok() => {}
             None if FLAGS.contains(&option) => mount.read_only |= option == "ro",
-            _ => return Err(format!("invalid tmpfs option {option:?}: size=BYTES, mode=MODE, uid=N, gid=N, ro, exec, suid, dev are known")),
+            _ => {
+                return Err(format!(
+                    "invalid tmpfs option {option:?}: size=BYTES, mode=MODE, uid=N, gid=N, ro, exec, suid, dev are known"
+                ));
+            }
         }
     }
     let options = options.to_owned();

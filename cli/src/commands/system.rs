@@ -89,7 +89,8 @@ impl Sum {
 
 async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
     let report = worker(paths).await?.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
-    let is_running = |container: &wire::Container| matches!(container.state.as_str(), "running" | "paused" | "restarting");
+    let is_running =
+        |container: &wire::Container| matches!(container.state.as_str(), "running" | "paused" | "restarting");
     let images = Sum::of(report.images.iter().map(|usage| {
         let image = usage.image.clone().unwrap_or_default();
         (image.containers > 0, image.size_bytes)
@@ -97,9 +98,12 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
     let containers = Sum::of(
         report.containers.iter().map(|usage| (usage.container.as_ref().is_some_and(is_running), usage.size_bytes)),
     );
-    let volumes = Sum::of(report.volumes.iter().map(|usage| {
-        (usage.volume.as_ref().is_some_and(|volume| !volume.users.is_empty()), usage.size_bytes)
-    }));
+    let volumes = Sum::of(
+        report
+            .volumes
+            .iter()
+            .map(|usage| (usage.volume.as_ref().is_some_and(|volume| !volume.users.is_empty()), usage.size_bytes)),
+    );
     let shape = Shape { format: args.format, quiet: false };
     if !args.verbose {
         let rows = [images.row("Images"), containers.row("Containers"), volumes.row("Local Volumes")];
@@ -109,9 +113,12 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         row([("Name", name.into()), ("Users", users.into()), ("Size", quantity::human(bytes).into())])
     };
     println!("Images space usage:\n");
-    let rows: Vec<Row> = report.images.iter().flat_map(|usage| usage.image.clone()).map(|image| {
-        line(image.names.first().unwrap_or(&image.digest), image.containers.into(), image.size_bytes)
-    }).collect();
+    let rows: Vec<Row> = report
+        .images
+        .iter()
+        .flat_map(|usage| usage.image.clone())
+        .map(|image| line(image.names.first().unwrap_or(&image.digest), image.containers.into(), image.size_bytes))
+        .collect();
     DETAILS.print(&shape, &rows)?;
     println!("\nContainers space usage:\n");
     let rows: Vec<Row> = report

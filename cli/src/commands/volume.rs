@@ -1,17 +1,20 @@
 //! `orch volume …`: this node's volumes.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use orch_proto::{paths::Paths, wire};
 
-use super::{ListFlags, for_each, print_inspected};
+use super::{ListFlags, container_control::confirmed, for_each, print_inspected};
 use crate::{
-    api::{explain, worker},
+    api::{Worker, explain, worker},
+    flags::{filter::FilterSet, key_value, quantity},
     inspect,
     render::listing::{Listing, Row, row},
 };
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
+    /// Create a volume on this node
+    Create(CreateVolumeArgs),
     /// List volumes of this node
     #[command(visible_alias = "list")]
     Ls(ListFlags),
@@ -32,6 +35,37 @@ pub(crate) enum VolumeCommand {
         #[arg(required = true, value_name = "VOLUME")]
         volumes: Vec<String>,
     },
+    /// Remove unused volumes of this node
+    Prune(PruneVolumesArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateVolumeArgs {
+    /// Specify volume driver name
+    #[arg(short, long, default_value = "local")]
+    driver: String,
+    /// Set metadata for a volume
+    #[arg(long, value_name = "KEY=VALUE", value_parser = super::run::label)]
+    label: Vec<(String, String)>,
+    /// Set driver specific options (type, device, o)
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    opt: Vec<(String, String)>,
+    /// Made up when it is left out
+    #[arg(value_name = "VOLUME", default_value = "")]
+    name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneVolumesArgs {
+    /// Remove all unused volumes, not just anonymous ones
+    #[arg(short, long)]
+    all: bool,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+    /// Provide filter values (label=KEY=VALUE)
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
 }
 
 const VOLUMES: Listing<'static> = Listing {
@@ -43,8 +77,20 @@ const VOLUMES: Listing<'static> = Listing {
 pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     match command {
+        VolumeCommand::Create(args) => {
+            let made = worker.create_volume(wire::Volume {
+                name: args.name,
+                driver: args.driver,
+                labels: args.label.into_iter().collect(),
+                options: args.opt.into_iter().collect(),
+                ..Default::default()
+            });
+            println!("{}", made.await.map_err(explain)?.into_inner().name);
+            Ok(())
+        }
+        VolumeCommand::Prune(args) => prune(args, &mut worker).await,
         VolumeCommand::Ls(flags) => {
-            let filters = flags.filters(&["name", "label", "driver"])?;
+            let filters = flags.filters(&["name", "label", "driver", "dangling"])?;
             let mut volumes = worker.list_volumes(wire::Empty {}).await.map_err(explain)?.into_inner().volumes;
             volumes.sort_by(|a, b| a.name.cmp(&b.name));
             let rows: Vec<Row> = volumes
@@ -52,6 +98,7 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
                 .filter(|v| {
                     filters.any("name", |part| v.name.contains(part))
                         && filters.any("driver", |driver| v.driver == driver)
+                        && filters.any("dangling", |wanted| matches!(wanted, "true" | "1") == v.users.is_empty())
                         && filters.labels("label", &v.labels)
                 })
                 .map(volume_row)
@@ -82,6 +129,35 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
             .await
         }
     }
+}
+
+/// Without `--all` only those that nobody named.
+async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()> {
+    let filters = FilterSet::parse(&args.filter, &["label", "all"]).map_err(anyhow::Error::msg)?;
+    let all = args.all || args.filter.iter().any(|filter| matches!(filter.as_str(), "all=true" | "all=1"));
+    let which = if all { "all local volumes" } else { "anonymous local volumes" };
+    if !args.force && !confirmed(&format!("This will remove {which} not used by at least one container."))? {
+        return Ok(());
+    }
+    let usage = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
+    let mut freed_bytes = 0;
+    let mut header = "Deleted Volumes:\n";
+    for (volume, size_bytes) in usage.volumes.into_iter().filter_map(|usage| Some((usage.volume?, usage.size_bytes))) {
+        if !volume.users.is_empty() || !(all || volume.anonymous) || !filters.labels("label", &volume.labels) {
+            continue;
+        }
+        match worker.remove_volume(wire::VolumeReference { name: volume.name.clone(), force: false }).await {
+            // A container began to use it meanwhile.
+            Err(status) if status.code() == tonic::Code::FailedPrecondition => continue,
+            removed => removed.map_err(explain)?,
+        };
+        println!("{header}{}", volume.name);
+        header = "";
+        freed_bytes += size_bytes;
+    }
+    let gap = if header.is_empty() { "\n" } else { "" };
+    println!("{gap}Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
 }
 
 fn volume_row(volume: &wire::Volume) -> Row {

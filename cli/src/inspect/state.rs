@@ -229,11 +229,8 @@ fn network_settings(container: &wire::Container, details: &wire::ContainerDetail
     if let Value::Object(bound) = bindings(&published(details), |_| running) {
         all.extend(bound);
     }
-    let networks: Map<String, Value> = container
-        .networks
-        .iter()
-        .map(|name| (name.clone(), attached(name, details)))
-        .collect();
+    let networks: Map<String, Value> =
+        container.networks.iter().map(|name| (name.clone(), attached(name, details))).collect();
     json!({"Ports": all, "IPAddress": details.address, "Networks": networks})
 }
 

@@ -50,6 +50,12 @@ pub(crate) fn rfc3339_nanos(unix_ns: u64) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(unix_ns)).map(|t| format!("{t:.9}")).unwrap_or_default()
 }
 
+/// `14:02`, in the machine's own time zone.
+pub(crate) fn clock(unix_ms: u64) -> String {
+    let at = jiff::Timestamp::from_millisecond(i64::try_from(unix_ms).unwrap_or(i64::MAX)).unwrap_or_default();
+    at.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M").to_string()
+}
+
 /// What `--since` takes: `42m` back from now, an RFC 3339 time, a date, or seconds since 1970.
 pub(crate) fn parse_since(text: &str, now: Timestamp) -> Result<u64, String> {
     if let Ok(length) = crate::flags::duration::parse(text) {

@@ -18,6 +18,7 @@ use crate::{
     image::{chain, rootfs::Rootfs, unpack},
     local::One,
     runtime::Container,
+    users::Remap,
 };
 
 const CHUNK_BYTES: usize = 256 << 10;
@@ -29,6 +30,8 @@ struct View {
     /// Volumes and binds of a stopped container: place inside, folder.
     mounts: Vec<(String, PathBuf)>,
     mounted: Option<Rootfs>,
+    /// Whose numbers the files have.
+    remap: Option<Remap>,
 }
 
 impl Drop for View {
@@ -42,9 +45,9 @@ impl Drop for View {
 }
 
 impl View {
-    fn of_running(container: &Container) -> Self {
+    fn of_running(container: &Container, remap: Option<Remap>) -> Self {
         let root = PathBuf::from(format!("/proc/{}/root", container.pid()));
-        Self { root, mounts: Vec::new(), mounted: None }
+        Self { root, mounts: Vec::new(), mounted: None, remap }
     }
 
     fn of_stopped(agent: &Agent, one: &One) -> Result<Self, Status> {
@@ -53,8 +56,10 @@ impl View {
         let image = store.by_digest(&digest).ok_or_else(|| Status::not_found(format!("No such image: {digest}")))?;
         let (_, layers) = agent.host.images.parts(&image).map_err(|error| Status::internal(chain(&error)))?;
         let rootfs = Rootfs::inside(&agent.host.store.container_dir(&one.id));
-        rootfs.mount_again(&layers).map_err(|error| Status::internal(chain(&error)))?;
-        let volumes = agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| (target, folder.into()));
+        let remap = agent.locals.remap_of(&one.now().record);
+        rootfs.mount_again(&layers, remap).map_err(|error| Status::internal(chain(&error)))?;
+        let volumes =
+            agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| (target, folder.into()));
         let named = one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()).map(|mount| {
             let folder = match mount.kind {
                 orch_model::service::MountKind::Volume => agent.host.volumes.mountpoint(&mount.source).into(),
@@ -64,7 +69,7 @@ impl View {
         });
         let mut mounts: Vec<(String, PathBuf)> = volumes.chain(named).collect();
         mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
-        Ok(Self { root: rootfs.root.clone(), mounts, mounted: Some(rootfs) })
+        Ok(Self { root: rootfs.root.clone(), mounts, mounted: Some(rootfs), remap })
     }
 
     /// The folder that stands for the root, and the path below it.
@@ -99,7 +104,10 @@ async fn with_view<T: Send + 'static>(
         let one = one.clone();
         move || {
             let view = match (container, &one) {
-                (Some(container), _) => View::of_running(&container),
+                (Some(container), one) => {
+                    let own = |one: &Arc<One>| agent.locals.remap_of(&one.now().record);
+                    View::of_running(&container, one.as_ref().map_or(agent.host.remap, own))
+                }
                 (None, Some(one)) if one.container().is_none() => View::of_stopped(&agent, one)?,
                 (None, _) => return Err(Status::failed_precondition(format!("Container {id} is not running"))),
             };
@@ -113,8 +121,12 @@ async fn with_view<T: Send + 'static>(
 
 fn not_found(reference: &str, path: &str, error: &io::Error) -> Status {
     match error.kind() {
-        io::ErrorKind::NotFound => Status::not_found(format!("Could not find the file {path} in container {reference}")),
-        io::ErrorKind::NotADirectory => Status::invalid_argument(format!("not a directory: {path} in container {reference}")),
+        io::ErrorKind::NotFound => {
+            Status::not_found(format!("Could not find the file {path} in container {reference}"))
+        }
+        io::ErrorKind::NotADirectory => {
+            Status::invalid_argument(format!("not a directory: {path} in container {reference}"))
+        }
         _ => Status::internal(format!("{path} in container {reference}: {error}")),
     }
 }
@@ -154,7 +166,7 @@ fn send(view: &View, request: &CopyFromRequest, chunks: Chunks) -> Result<(), St
     if chunks.0.blocking_send(Ok(first)).is_err() || request.stat_only {
         return Ok(());
     }
-    contents::pack(&opened, &found, io::BufWriter::with_capacity(CHUNK_BYTES, chunks)).map_err(failed)
+    contents::pack(&opened, &found, view.remap, io::BufWriter::with_capacity(CHUNK_BYTES, chunks)).map_err(failed)
 }
 
 /// Writes into a stream of messages.
@@ -179,7 +191,7 @@ pub(super) async fn copy_to(agent: &Arc<Agent>, mut messages: Streaming<CopyToRe
     let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
     let reference = start.reference.clone();
     let path = absolute(&start.path);
-    let read_only = {
+    let work = {
         let reference = reference.clone();
         let path = path.clone();
         move |view: &View| receive(view, &reference, &path, Arriving { receiver, chunk: bytes::Bytes::new() })
@@ -193,7 +205,7 @@ pub(super) async fn copy_to(agent: &Arc<Agent>, mut messages: Streaming<CopyToRe
             }
         }
     };
-    let (done, ()) = tokio::join!(with_view(agent, &reference, read_only), feed);
+    let (done, ()) = tokio::join!(with_view(agent, &reference, work), feed);
     done
 }
 
@@ -204,7 +216,8 @@ fn receive(view: &View, reference: &str, path: &str, tar: Arriving) -> Result<()
     if !contents::is_folder(root.as_fd(), inside).map_err(failed)? {
         return Err(Status::invalid_argument(format!("extraction point is not a directory: {path}")));
     }
-    unpack::unpack_into(tar, root, std::path::Path::new(inside)).map_err(|error| Status::internal(chain(&error)))
+    unpack::unpack_into(tar, root, std::path::Path::new(inside), view.remap)
+        .map_err(|error| Status::internal(chain(&error)))
 }
 
 /// Reads from a stream of messages.

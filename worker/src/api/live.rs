@@ -165,16 +165,19 @@ pub(super) fn events(agent: &Agent, request: EventsRequest) -> BoxStream<'static
     let (past, receiver) = agent.locals.events.listen(request.since_ms);
     let now_ms = crate::agent::unix_ms(std::time::SystemTime::now());
     let until = request.until_ms;
-    let past = futures::stream::iter(past.into_iter().filter(move |event| until == 0 || event.at_ns / 1_000_000 <= until).map(Ok));
+    let past = futures::stream::iter(
+        past.into_iter().filter(move |event| until == 0 || event.at_ns / 1_000_000 <= until).map(Ok),
+    );
     if until > 0 && until <= now_ms {
         return past.boxed();
     }
     let coming = futures::stream::unfold(receiver, |mut receiver| async move {
         match receiver.recv().await {
             Ok(event) => Some((Ok(event), receiver)),
-            Err(RecvError::Lagged(missed)) => {
-                Some((Err(Status::data_loss(format!("{missed} events were missed: they came faster than they were read"))), receiver))
-            }
+            Err(RecvError::Lagged(missed)) => Some((
+                Err(Status::data_loss(format!("{missed} events were missed: they came faster than they were read"))),
+                receiver,
+            )),
             Err(RecvError::Closed) => None,
         }
     });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use orch_model::{
     TaskId,
-    service::{MountKind, PortConfig, Protocol},
+    service::{PortConfig, Protocol},
     task::TaskState,
 };
 use orch_proto::{
@@ -66,15 +66,6 @@ pub(crate) fn count(host: &Host) -> (u64, u64) {
     (running as u64, (entries.len() - running) as u64)
 }
 
-/// The container id of a task that mounts the volume and has not been forgotten.
-pub(super) fn user_of_volume(host: &Host, name: &str) -> Option<String> {
-    let uses = |entry: &Entry| {
-        let mut mounts = entry.task.spec.container.mounts.iter();
-        mounts.any(|mount| mount.kind == MountKind::Volume && mount.source == name)
-    };
-    host.entries().iter().find(|entry| uses(entry)).map(|entry| container_id(&entry.task))
-}
-
 pub(super) fn logs(agent: &Agent, request: LogsRequest) -> Result<BoxStream<'static, Result<LogLine, Status>>, Status> {
     let options = request.options.unwrap_or_default();
     let mut streams = Vec::new();
@@ -92,6 +83,10 @@ pub(super) async fn exec(
     let Some(Input::Start(start)) = inputs.message().await?.and_then(|first| first.input) else {
         return Err(Status::invalid_argument("the first message must say what to run"));
     };
+    if agent.locals.find(&start.task).is_ok_and(|one| one.now().record.paused) {
+        let said = format!("Container {} is paused, unpause the container before exec", start.task);
+        return Err(Status::failed_precondition(said));
+    }
     let target = target(&agent, &start.task)?;
     let (outputs, from_command) = mpsc::channel(BUFFERED_MESSAGES);
     let (failed, failure) = mpsc::channel(1);

@@ -1,18 +1,30 @@
 //! A container's root: an overlay of its image's layers with a folder of its own on top.
 
 use std::{
+    ffi::CString,
+    fmt::Write as _,
     fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::chown,
+    },
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
-    fs::CWD,
+    fs::{CWD, Mode, OFlags, open},
     io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
         fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
     },
 };
+
+use crate::users::{Remap, Shifted};
+
+/// Before Linux 6.8 there is no `lowerdir+`, and each try would leave a line in the kernel's log.
+static NO_PARTS: AtomicBool = AtomicBool::new(false);
 
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path:?}")]
@@ -52,23 +64,26 @@ impl Rootfs {
     }
 
     /// Mounts the layers (bottom first) with an empty folder on top. An old mount of the same container is replaced.
-    pub(crate) fn mount(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+    pub(crate) fn mount(&self, layers: &[PathBuf], remap: Option<Remap>) -> Result<(), RootfsError> {
         self.delete()?;
-        Self { written: Written::Lost, ..self.clone() }.mount_again(layers)
+        Self { written: Written::Lost, ..self.clone() }.mount_again(layers, remap)
     }
 
     /// As [`Rootfs::mount`], with what an earlier container wrote.
-    pub(crate) fn mount_again(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+    pub(crate) fn mount_again(&self, layers: &[PathBuf], remap: Option<Remap>) -> Result<(), RootfsError> {
         self.unmount()?;
         for dir in [&self.upper, &self.work, &self.root] {
             fs::create_dir_all(dir).map_err(failed("create", dir))?;
         }
-        match self.mount_by_parts(layers) {
-            // Before Linux 6.8 there is no `lowerdir+`.
-            Err(Errno::INVAL) => self.mount_by_text(layers),
-            mounted => mounted,
-        }
-        .map_err(|e| failed("mount the container's root on", &self.root)(e.into()))
+        let Some(remap) = remap else { return self.mount_layers(layers) };
+        let shifted = Shifted::of(remap, layers.iter().map(PathBuf::as_path));
+        let shifted = shifted.map_err(failed("mount the image with the users of containers for", &self.root))?;
+        chown(&self.upper, Some(remap.uid), Some(remap.gid)).map_err(failed("change the owner of", &self.upper))?;
+        self.mount_layers(&shifted.paths())
+    }
+
+    fn mount_layers(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
+        self.mount_either_way(layers).map_err(|e| failed("mount the container's root on", &self.root)(e.into()))
     }
 
     /// Unmounts the root and keeps what the container wrote.
@@ -94,6 +109,17 @@ impl Rootfs {
         Ok(())
     }
 
+    fn mount_either_way(&self, layers: &[PathBuf]) -> Result<(), Errno> {
+        if NO_PARTS.load(Ordering::Relaxed) {
+            return self.mount_by_text(layers);
+        }
+        match self.mount_by_parts(layers) {
+            // It may also mean that something else is wrong, which the other way then finds too.
+            Err(Errno::INVAL) => self.mount_by_text(layers).inspect(|()| NO_PARTS.store(true, Ordering::Relaxed)),
+            mounted => mounted,
+        }
+    }
+
     fn mount_by_parts(&self, layers: &[PathBuf]) -> Result<(), Errno> {
         let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
         for layer in layers.iter().rev() {
@@ -110,18 +136,51 @@ impl Rootfs {
         move_mount(&mounted, "", CWD, &self.root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
     }
 
+    /// The options of mount(2) must fit into one page, which forty folders by their full names do not. Descriptors do.
     fn mount_by_text(&self, layers: &[PathBuf]) -> Result<(), Errno> {
-        let lower: Vec<String> = layers.iter().rev().map(|layer| layer.display().to_string()).collect();
-        let options =
-            format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), self.upper.display(), self.work.display());
-        let options = std::ffi::CString::new(options).map_err(|_| Errno::INVAL)?;
+        let opened = layers.iter().rev().map(|layer| folder(layer)).collect::<Result<Vec<_>, _>>()?;
+        let (upper, work) = (folder(&self.upper)?, folder(&self.work)?);
+        let mut options = String::from("lowerdir=");
+        for (i, layer) in opened.iter().enumerate() {
+            let _ = write!(options, "{}{}", if i == 0 { "" } else { ":" }, by_descriptor(layer));
+        }
+        let _ = write!(options, ",upperdir={},workdir={}", by_descriptor(&upper), by_descriptor(&work));
+        let options = CString::new(options).map_err(|_| Errno::INVAL)?;
         mount("overlay", &self.root, "overlay", MountFlags::empty(), options.as_c_str())
     }
+}
+
+fn folder(path: &Path) -> Result<OwnedFd, Errno> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn by_descriptor(folder: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", folder.as_fd().as_raw_fd())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Needs root. Images have at most 127 layers.
+    #[test]
+    fn many_layers_are_mounted_either_way() {
+        let dir = tempfile::Builder::new().prefix(&"long".repeat(20)).tempdir().unwrap();
+        let layers: Vec<PathBuf> = (0..127).map(|i| dir.path().join(format!("layer-{i:064}"))).collect();
+        for (i, layer) in layers.iter().enumerate() {
+            fs::create_dir(layer).unwrap();
+            fs::write(layer.join("which"), i.to_string()).unwrap();
+        }
+        let rootfs = Rootfs::inside(&dir.path().join("c"));
+        for folder in [&rootfs.upper, &rootfs.work, &rootfs.root] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        for mount in [Rootfs::mount_by_parts, Rootfs::mount_by_text] {
+            mount(&rootfs, &layers).unwrap();
+            assert_eq!(fs::read_to_string(rootfs.root.join("which")).unwrap(), "126");
+            rootfs.unmount().unwrap();
+        }
+    }
 
     /// Needs root.
     #[test]
@@ -135,7 +194,7 @@ mod tests {
         }
         let container = dir.path().join("c");
         let rootfs = Rootfs::inside(&container);
-        rootfs.mount(&layers).unwrap();
+        rootfs.mount(&layers, None).unwrap();
         assert_eq!(fs::read_to_string(rootfs.root.join("both")).unwrap(), "above");
         assert!(rootfs.root.join("below").exists());
         fs::write(rootfs.root.join("both"), "mine").unwrap();

@@ -8,7 +8,7 @@
 use std::{
     ffi::OsStr,
     fs::File,
-    io::{self, Read, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -27,6 +27,10 @@ use rustix::{
 use sha2::{Digest, Sha256};
 use tar::{Archive, Entry, EntryType};
 
+use crate::users::Remap;
+
+use super::room::Room;
+
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
 const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of old union file systems.
@@ -35,6 +39,8 @@ const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const XATTR_RECORD_PREFIX: &str = "SCHILY.xattr.";
 /// Longest chain of missing parents that is made for an entry.
 const MAX_DEPTH: usize = 256;
+const COPY_BYTES: u64 = 128 << 10;
+const SMALLEST_HOLE_BYTES: usize = 4096;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnpackError {
@@ -108,18 +114,38 @@ impl<R: Read> Read for HashingReader<R> {
 fn unpack_tar(tar: impl Read, root: &Path) -> Result<(), UnpackError> {
     let root = rfs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| UnpackError::Root(e.into()))?;
-    let mut layer = Layer { root, folder_times: Vec::new() };
-    let mut archive = Archive::new(tar);
-    for entry in archive.entries().map_err(UnpackError::Read)? {
-        layer.add(entry.map_err(UnpackError::Read)?)?;
-    }
-    layer.finish()
+    Layer { root, base: PathBuf::new(), purpose: Purpose::Layer, folder_times: Vec::new(), room: Room::default() }.add_all(tar)
 }
+
+/// Unpacks a tar into the folder `base` of a container's root, links resolved inside that. Names mean themselves there,
+/// and no folder makes room for a file.
+/// Owners become the node's numbers of a remapped container's.
+pub(crate) fn unpack_into(
+    tar: impl Read,
+    root: OwnedFd,
+    base: &Path,
+    remap: Option<Remap>,
+) -> Result<(), UnpackError> {
+    let base = inside(base).ok_or_else(|| UnpackError::Escape(base.to_owned()))?;
+    Layer { root, base, purpose: Purpose::Container(remap), folder_times: Vec::new(), room: Room::default() }.add_all(tar)
+}
+
+/// What a tar is unpacked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Layer,
+    Container(Option<Remap>),
+}
+
 
 struct Layer {
     root: OwnedFd,
+    /// Below the root: where the tar's names begin.
+    base: PathBuf,
+    purpose: Purpose,
     /// Set last: making files inside changes them.
     folder_times: Vec<(PathBuf, Timestamps)>,
+    room: Room,
 }
 
 /// What an entry's header says besides its kind and content.
@@ -132,20 +158,49 @@ struct Attributes {
 }
 
 impl Layer {
+    fn add_all(mut self, tar: impl Read) -> Result<(), UnpackError> {
+        let mut archive = Archive::new(tar);
+        for entry in archive.entries().map_err(UnpackError::Read)? {
+            self.add(entry.map_err(UnpackError::Read)?)?;
+        }
+        self.finish()
+    }
+
+    /// Removes what is in the way.
+    fn make_room(&self, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+        match self.purpose {
+            Purpose::Layer => make_room(parent, name),
+            Purpose::Container(_) => match rfs::unlinkat(parent, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(Errno::ISDIR) => Err(io::Error::other("cannot overwrite directory with non-directory")),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
     fn add<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), UnpackError> {
         let raw = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
         let path = inside(&raw).ok_or_else(|| UnpackError::Escape(raw.clone()))?;
+        let path = self.base.join(path);
         self.add_at(&path, &mut entry).map_err(|source| UnpackError::Entry { path, source })
     }
 
     fn add_at<R: Read>(&mut self, path: &Path, entry: &mut Entry<'_, R>) -> io::Result<()> {
-        let attributes = Attributes::of(entry)?;
+        let mut attributes = Attributes::of(entry)?;
+        if let Purpose::Container(Some(remap)) = self.purpose {
+            let shift = |id: u32, by: u32| id.checked_add(by).ok_or_else(|| invalid("the owner is not a user id"));
+            attributes.owner = Uid::from_raw(shift(attributes.owner.as_raw(), remap.uid)?);
+            attributes.group = Gid::from_raw(shift(attributes.group.as_raw(), remap.gid)?);
+        }
         let Some(name) = path.file_name() else {
             // The root folder itself.
             return self.add_folder_attributes(path, &attributes);
         };
+        self.room.entry(&self.root)?;
         let parent = open_folder(self.root.as_fd(), path.parent().unwrap_or(Path::new("")), MAX_DEPTH)?;
-        if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX) {
+        if self.purpose == Purpose::Layer
+            && let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX)
+        {
             return whiteout(parent.as_fd(), name.as_bytes(), hidden);
         }
         match entry.header().entry_type() {
@@ -154,22 +209,25 @@ impl Layer {
                 self.add_folder_attributes(path, &attributes)
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                make_room(parent.as_fd(), name)?;
-                write_file(parent.as_fd(), name, entry, &attributes)
+                Room::check(&self.root, entry.size())?;
+                self.make_room(parent.as_fd(), name)?;
+                let buffer = entry.size().clamp(1, COPY_BYTES);
+                write_file(parent.as_fd(), name, entry, &attributes, &mut Writing { room: &mut self.room, buffer })
             }
             EntryType::Link => {
                 let target = link_target(entry)?;
                 let target = inside(&target).ok_or_else(|| invalid("the hard link leaves the image"))?;
-                make_room(parent.as_fd(), name)?;
+                let target = self.base.join(target);
+                self.make_room(parent.as_fd(), name)?;
                 hard_link(self.root.as_fd(), &target, parent.as_fd(), name)
             }
             EntryType::Symlink => {
-                make_room(parent.as_fd(), name)?;
+                self.make_room(parent.as_fd(), name)?;
                 rfs::symlinkat(&link_target(entry)?, &parent, name)?;
                 attributes.set(parent.as_fd(), name, Follow::Symlink)
             }
             kind @ (EntryType::Char | EntryType::Block | EntryType::Fifo) => {
-                make_room(parent.as_fd(), name)?;
+                self.make_room(parent.as_fd(), name)?;
                 make_node(parent.as_fd(), name, kind, entry)?;
                 attributes.set(parent.as_fd(), name, Follow::Node)
             }
@@ -329,11 +387,23 @@ fn make_room(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     }
 }
 
-fn write_file(parent: BorrowedFd<'_>, name: &OsStr, content: &mut impl Read, has: &Attributes) -> io::Result<()> {
+/// How a file's content is written.
+struct Writing<'a> {
+    room: &'a mut Room,
+    /// Bytes at a time: small files need little.
+    buffer: u64,
+}
+
+fn write_file(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    content: &mut impl Read,
+    has: &Attributes,
+    writing: &mut Writing<'_>,
+) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut file = File::from(rfs::openat(parent, name, flags, Mode::from_raw_mode(0o600))?);
-    io::copy(content, &mut file)?;
-    file.flush()?;
+    write_content(content, &mut file, writing)?;
     // In this order: a change of owner clears the set-id bits and file capabilities.
     rfs::fchown(&file, Some(has.owner), Some(has.group))?;
     rfs::fchmod(&file, has.mode)?;
@@ -341,6 +411,31 @@ fn write_file(parent: BorrowedFd<'_>, name: &OsStr, content: &mut impl Read, has
         rfs::fsetxattr(&file, xattr.as_str(), value, XattrFlags::empty())?;
     }
     rfs::futimens(&file, &has.times)?;
+    Ok(())
+}
+
+/// Zeros become holes: a sparse file takes no more room than its content.
+fn write_content(content: &mut impl Read, file: &mut File, writing: &mut Writing<'_>) -> io::Result<()> {
+    let mut buffer = vec![0; usize::try_from(writing.buffer).unwrap_or(SMALLEST_HOLE_BYTES)];
+    let mut ends_in_hole = false;
+    loop {
+        let len = content.read(&mut buffer)?;
+        if len == 0 {
+            break;
+        }
+        let piece = &buffer[..len];
+        ends_in_hole = len >= SMALLEST_HOLE_BYTES && piece.iter().all(|&byte| byte == 0);
+        if ends_in_hole {
+            file.seek(SeekFrom::Current(i64::try_from(len).unwrap_or(0)))?;
+        } else {
+            writing.room.write(&*file, len)?;
+            file.write_all(piece)?;
+        }
+    }
+    if ends_in_hole {
+        let len = file.stream_position()?;
+        file.set_len(len)?;
+    }
     Ok(())
 }
 
@@ -413,5 +508,7 @@ fn pax_time(text: &str) -> Option<Timestamps> {
     Some(timestamps(seconds.parse().ok()?, digits.parse().ok()?))
 }
 
+#[cfg(test)]
+mod fuzz;
 #[cfg(test)]
 mod tests;

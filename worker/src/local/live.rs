@@ -12,8 +12,12 @@ impl Locals {
         let container = one.container().ok_or_else(|| LocalError::NotRunning(one.container_id()))?;
         let now = one.now().record.paused;
         match (now, paused) {
-            (true, true) => return Err(LocalError::Invalid(format!("Container {} is already paused", one.container_id()))),
-            (false, false) => return Err(LocalError::Invalid(format!("Container {} is not paused", one.container_id()))),
+            (true, true) => {
+                return Err(LocalError::Invalid(format!("Container {} is already paused", one.container_id())));
+            }
+            (false, false) => {
+                return Err(LocalError::Invalid(format!("Container {} is not paused", one.container_id())));
+            }
             _ => container.set_frozen(paused).await?,
         }
         self.change(one, |now| now.record.paused = paused);

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use orch_proto::wire::LocalOptions;
+use orch_proto::wire::{LocalContainer, LocalOptions};
 
-use super::{LocalError, Locals};
-use crate::runtime::{HostOptions, MoreLimits, Sharing};
+use super::{LocalError, Locals, create::HOST};
+use crate::{
+    runtime::{HostOptions, MoreLimits, Sharing},
+    users::{Remap, RemapError},
+};
 
 impl Locals {
     /// Everything that can be refused without looking at other containers.
@@ -15,12 +18,19 @@ impl Locals {
                 "" | "private" | "shareable" | "host" => {}
                 other => match other.strip_prefix("container:") {
                     Some(reference) => drop(self.find(reference)?),
-                    None => return Err(LocalError::Invalid(format!("unknown namespace mode {other:?}: private, host or container:NAME"))),
+                    None => {
+                        return Err(LocalError::Invalid(format!(
+                            "unknown namespace mode {other:?}: private, host or container:NAME"
+                        )));
+                    }
                 },
             }
         }
         if !matches!(options.userns_mode.as_str(), "" | "host") {
-            return Err(LocalError::Invalid(format!("--userns: invalid USER mode {:?}: host is the only one", options.userns_mode)));
+            return Err(LocalError::Invalid(format!(
+                "--userns: invalid USER mode {:?}: host is the only one",
+                options.userns_mode
+            )));
         }
         security(&options.security).map(drop)
     }
@@ -48,6 +58,28 @@ impl Locals {
             },
             ..base
         })
+    }
+
+    /// Whose numbers the container has on the node.
+    pub(crate) fn remap_of(&self, record: &LocalContainer) -> Option<Remap> {
+        let own = record.options.as_ref().is_some_and(|options| options.userns_mode == "host");
+        self.host.remap.filter(|_| !own)
+    }
+
+    /// What Docker refuses beside remapped users.
+    pub(super) fn check_remap(&self, record: &LocalContainer) -> Result<(), LocalError> {
+        let refused = |error: RemapError| Err(LocalError::Invalid(error.to_string()));
+        let options = record.options.clone().unwrap_or_default();
+        let privileged = record.spec.as_ref().and_then(|spec| spec.container.as_ref()).is_some_and(|c| c.privileged);
+        match self.remap_of(record) {
+            None => Ok(()),
+            Some(_) if privileged => refused(RemapError::Privileged("run the container with --userns host")),
+            Some(_) if record.network == HOST => refused(RemapError::Shared("network")),
+            Some(_) if options.pid_mode == "host" => refused(RemapError::Shared("PID")),
+            Some(_) if options.ipc_mode == "host" => refused(RemapError::Shared("IPC")),
+            Some(_) if options.uts_mode == "host" => refused(RemapError::Shared("UTS")),
+            Some(_) => Ok(()),
+        }
     }
 
     fn sharing(&self, mode: &str, namespace: &str) -> Result<Sharing, LocalError> {

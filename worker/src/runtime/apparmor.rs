@@ -31,13 +31,14 @@ fn load() -> bool {
     if loaded.lines().any(|line| line.split(' ').next() == Some(DEFAULT_PROFILE)) {
         return true;
     }
-    let outcome = Command::new("apparmor_parser").args(["-Kr"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().and_then(
-        |mut parser| {
-            let text = profile();
-            parser.stdin.take().map_or(Ok(()), |mut input| input.write_all(text.as_bytes()))?;
-            parser.wait()
-        },
-    );
+    let outcome =
+        Command::new("apparmor_parser").args(["-Kr"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().and_then(
+            |mut parser| {
+                let text = profile();
+                parser.stdin.take().map_or(Ok(()), |mut input| input.write_all(text.as_bytes()))?;
+                parser.wait()
+            },
+        );
     match outcome {
         Ok(status) if status.success() => true,
         Ok(status) => {
@@ -55,7 +56,7 @@ fn load() -> bool {
 fn profile() -> String {
     let name = DEFAULT_PROFILE;
     format!(
-        "#include <tunables/global>
+        "@{{PROC}}=/proc/
 profile {name} flags=(attach_disconnected,mediate_deleted) {{
   network,
   capability,

@@ -17,6 +17,7 @@ mod caps;
 pub(crate) mod cgroup;
 mod client;
 mod container;
+mod device_filter;
 mod error;
 mod exec;
 mod health;
@@ -57,7 +58,7 @@ pub use logs::{LogLine, LogOptions, LogSource, LogStream};
 pub use usage::{NewLimits, ProcessInfo, Usage};
 pub use plan::{
     BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit,
-    HostOptions, ImageDefaults, LogFiles, MoreLimits, Sharing,
+    HostOptions, ImageDefaults, LogFiles, MoreLimits, Sharing, UserNamespace,
 };
 
 use crate::shim::protocol::{Files, ShimConfig, VERSION};
@@ -87,6 +88,8 @@ struct Inner {
     nursery: Nursery,
     /// The first process of containers that want one.
     init: PathBuf,
+    /// On version 2 of cgroups: whether the kernel takes programs that do it.
+    filters_devices: bool,
 }
 
 /// A container that was there before this worker.
@@ -119,10 +122,11 @@ impl Runtime {
         let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
         let seccomp_dir = paths.run.join("seccomp");
         let nursery = Nursery::new(program, args);
+        let filters_devices = layout.is_v2() && device_filter::is_available();
         let worker_dir = paths.worker_dir();
         let init = fs::create_dir_all(&worker_dir).and_then(|()| init::install(&worker_dir));
         let init = init.map_err(|err| io_error("cannot write the init process of containers into", &worker_dir, err))?;
-        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery, init })))
+        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery, init, filters_devices })))
     }
 
     /// Makes the container; its program waits for [`Container::start`]. A missing program is an error here already.
@@ -135,10 +139,13 @@ impl Runtime {
         blocking(move || inner.launch(&folder, &prepared)).await?;
         match container.look().await? {
             Found::Created | Found::Running => {
-                if plan.netns.is_none() && !plan.host_network {
-                    container.raise_loopback().await?;
+                match self.finish(plan, &container).await {
+                    Ok(()) => Ok(container),
+                    Err(error) => {
+                        container.delete().await?;
+                        Err(error)
+                    }
                 }
-                Ok(container)
             }
             Found::Ended(exit) => {
                 container.delete().await?;
@@ -156,6 +163,20 @@ impl Runtime {
             Ok(())
         })
         .await;
+    }
+
+    /// What libcontainer does not do.
+    async fn finish(&self, plan: &ContainerPlan<'_>, container: &Container) -> Result<(), RuntimeError> {
+        if plan.netns.is_none() && !plan.host_network {
+            container.raise_loopback().await?;
+        }
+        let Layout::V2(mount) = &self.0.layout else { return Ok(()) };
+        if plan.spec.container.privileged || !self.0.filters_devices {
+            return Ok(());
+        }
+        let folder = mount.join(container.cgroup().trim_start_matches('/'));
+        let given = devices(&plan.spec.container)?;
+        blocking(move || device_filter::confine(&folder, &given).map_err(|err| io_error("cannot confine", folder, err))).await
     }
 
     /// Every container that an earlier worker left.
@@ -194,7 +215,8 @@ impl Inner {
         let devices = devices(container)?;
         check_sources(container)?;
         let dir = spec::working_dir(container, &plan.image)?;
-        rootfs::make_folders(&plan.rootfs, &dir)
+        let owner = plan.users.as_ref().map(|users| (users.uid, users.gid));
+        rootfs::make_folders(&plan.rootfs, &dir, owner)
             .map_err(|err| io_error("cannot make the working directory", &dir, err))?;
         let cgroup = format!("{}/{}", self.cgroup_parent.trim_end_matches('/'), plan.container_id);
         let facts = Facts {
@@ -220,7 +242,7 @@ impl Inner {
             log: (&plan.log).into(),
             tty: container.tty,
             open_stdin: container.open_stdin,
-            uid: user.uid,
+            uid: user.uid + plan.users.as_ref().map_or(0, |users| users.uid),
             caps: caps.0,
             seccomp: filter,
             netns: plan.netns.clone(),
@@ -229,8 +251,7 @@ impl Inner {
         Ok(Prepared { config, spec })
     }
 
-    /// On version 2 devices are not filtered (that takes a BPF program), so a container must not make device nodes there
-    /// unless it was asked to.
+    /// Where devices cannot be filtered, a container must not make device nodes unless it was asked to.
     fn capabilities(&self, container: &ContainerSpec) -> Result<CapSet, RuntimeError> {
         let all = if container.privileged {
             CapSet::ALL
@@ -238,7 +259,7 @@ impl Inner {
             CapSet::effective(&container.cap_add, &container.cap_drop)?
         };
         let asked = container.privileged || CapSet::effective(&container.cap_add, &["ALL".to_owned()])?.has("MKNOD");
-        let safe = if self.layout.is_v2() && !asked { all.without("MKNOD") } else { all };
+        let safe = if self.layout.is_v2() && !self.filters_devices && !asked { all.without("MKNOD") } else { all };
         Ok(safe.grantable())
     }
 

@@ -34,6 +34,18 @@ pub struct ContainerPlan<'a> {
     pub log: LogFiles,
     /// What services do not have.
     pub options: HostOptions,
+    /// `None`: the node's own users.
+    pub users: Option<UserNamespace>,
+}
+
+/// Whose users a container's are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserNamespace {
+    /// Where the namespace is pinned.
+    pub path: PathBuf,
+    /// The node's numbers of the container's user and group 0.
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// What only one-off containers ask for.

@@ -10,8 +10,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::{Mode, mkdirat},
+    unistd::{Gid, Uid, fchownat},
 };
 
 /// Larger files than this are not read from an image: they are no user databases.
@@ -31,8 +32,8 @@ pub(crate) fn read(rootfs: &Path, path: &str) -> io::Result<String> {
     }
 }
 
-/// Makes `path` and what is missing above it, as folders.
-pub(crate) fn make_folders(rootfs: &Path, path: &str) -> io::Result<()> {
+/// Makes `path` and what is missing above it, as folders of the container's root.
+pub(crate) fn make_folders(rootfs: &Path, path: &str, owner: Option<(u32, u32)>) -> io::Result<()> {
     let mut at = open_root(rootfs)?;
     let root = open_root(rootfs)?;
     let mut walked = String::new();
@@ -44,6 +45,10 @@ pub(crate) fn make_folders(rootfs: &Path, path: &str) -> io::Result<()> {
             Ok(next) => next,
             Err(Errno::ENOENT) => {
                 mkdirat(&at, name, Mode::from_bits_truncate(0o755))?;
+                if let Some((uid, gid)) = owner {
+                    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+                    fchownat(&at, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                }
                 open_in(&root, &walked, folder)?
             }
             Err(err) => return Err(err.into()),
@@ -84,8 +89,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("real")).unwrap();
         symlink("/real", dir.path().join("app")).unwrap();
-        make_folders(dir.path(), "/app/a/b").unwrap();
-        make_folders(dir.path(), "/app/a/b").unwrap();
+        make_folders(dir.path(), "/app/a/b", None).unwrap();
+        make_folders(dir.path(), "/app/a/b", None).unwrap();
         assert!(dir.path().join("real/a/b").is_dir());
     }
 }

@@ -105,6 +105,9 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         .filter_map(|(kind, sharing)| namespace(kind, sharing))
         .collect();
     namespaces.push(json!({"type": "mount"}));
+    if let Some(users) = &plan.users {
+        namespaces.push(json!({"type": "user", "path": users.path}));
+    }
     match &plan.netns {
         Some(path) => namespaces.push(json!({"type": "network", "path": path})),
         None if plan.host_network => {}
@@ -457,6 +460,7 @@ mod tests {
             binds: Vec::new(),
             log: LogFiles::at(PathBuf::from("/log")),
             options: HostOptions::default(),
+            users: None,
         };
         change(&mut plan);
         let user = User { uid: 33, gid: 33, groups: vec![33, 40], home: "/srv".to_owned() };

@@ -169,7 +169,13 @@ fn memory_v1(layout: &Layout, cgroup: &str, memory: Option<u64>, swap: Option<i6
             set(&file(""), limit)?;
             set(&file("memsw."), both)
         }
-        (Some(limit), None) => set(&file(""), limit),
+        (Some(limit), None) => {
+            if limit == "-1" {
+                // Memory alone cannot be above both together. Fails where swap is not counted.
+                let _ = set(&file("memsw."), limit.clone());
+            }
+            set(&file(""), limit)
+        }
         (None, Some(both)) => set(&file("memsw."), both),
         (None, None) => Ok(()),
     }

@@ -24,6 +24,8 @@ use rustix::fs::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::users::Remap;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
     #[error("{action} {path:?}")]
@@ -109,12 +111,19 @@ pub(crate) enum Wanted<'a> {
 pub(crate) struct Volumes {
     dir: PathBuf,
     changing: Arc<Mutex<()>>,
+    /// Whose new volumes are.
+    owner: Option<Remap>,
 }
 
 impl Volumes {
     pub(crate) fn open(dir: &Path) -> Result<Self, VolumeError> {
         fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-        Ok(Self { dir: dir.to_owned(), changing: Arc::default() })
+        Ok(Self { dir: dir.to_owned(), changing: Arc::default(), owner: None })
+    }
+
+    /// New volumes are of containers' root.
+    pub(crate) fn owned_by(self, owner: Option<Remap>) -> Self {
+        Self { owner, ..self }
     }
 
     /// Makes the volume when it is not there, fills it when it is empty, and returns its folder. `fill_from` is the
@@ -195,6 +204,9 @@ impl Volumes {
     fn describe_new(&self, name: &str, description: &Description) -> Result<(), VolumeError> {
         let data = self.dir.join(name).join("_data");
         fs::create_dir_all(&data).map_err(io_error("create", &data))?;
+        if let Some(owner) = self.owner {
+            lchown(&data, Some(owner.uid), Some(owner.gid)).map_err(io_error("change the owner of", &data))?;
+        }
         let path = self.dir.join(name).join("volume.json");
         let text = serde_json::to_vec(description).unwrap_or_default();
         crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))

@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, ffi::CString, io, path::Path};
 
 use rustix::{
     io::Errno,
-    mount::{MountFlags, UnmountFlags, mount as mount_now, mount_change, mount_remount, unmount as unmount_now, MountPropagationFlags},
+    mount::{
+        MountFlags, MountPropagationFlags, UnmountFlags, mount as mount_now, mount_change, mount_remount,
+        unmount as unmount_now,
+    },
 };
 
 use super::VolumeError;
@@ -89,7 +92,10 @@ fn addressed(device: &str, data: &str) -> String {
     }
     let name = data.split(',').find_map(|word| word.strip_prefix("addr=")).unwrap_or_default();
     let found = std::net::ToSocketAddrs::to_socket_addrs(&(name, 0)).ok().and_then(|mut all| all.next());
-    found.map_or_else(|| data.to_owned(), |address| data.replace(&format!("addr={name}"), &format!("addr={}", address.ip())))
+    found.map_or_else(
+        || data.to_owned(),
+        |address| data.replace(&format!("addr={name}"), &format!("addr={}", address.ip())),
+    )
 }
 
 #[cfg(test)]
@@ -98,7 +104,10 @@ mod tests {
 
     #[test]
     fn words_are_flags_or_the_file_systems() {
-        assert_eq!(flags("ro,size=1m,nosuid,mode=700"), (MountFlags::RDONLY | MountFlags::NOSUID, "size=1m,mode=700".to_owned()));
+        assert_eq!(
+            flags("ro,size=1m,nosuid,mode=700"),
+            (MountFlags::RDONLY | MountFlags::NOSUID, "size=1m,mode=700".to_owned())
+        );
         assert_eq!(addressed(":/export", "addr=127.0.0.1,vers=4"), "addr=127.0.0.1,vers=4");
         let options = |keys: &[&str]| keys.iter().map(|&key| (key.to_owned(), "x".to_owned())).collect();
         assert!(check(&options(&[])).is_ok() && check(&options(&["type", "device", "o"])).is_ok());

@@ -1,0 +1,312 @@
+//! What a container sees, beside what it sees when runc runs the same bundle; what `orch run` can ask of the kernel.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use orch_tests::{Lab, eventually};
+use serde_json::{Value, json};
+
+/// Prints a line `key: value` for everything that it can find out about itself.
+const PROBE: &str = include_str!("oci/probe.sh");
+
+/// Where the two differ, and why; docs/containers.md has the same table.
+const DIFFERENT: [(&str, &str); 2] = [
+    ("cgroup", "each has its own; runc also makes one in hierarchies that control nothing (systemd's, version 2)"),
+    ("fd 0", "runc reads from the test's pipe"),
+];
+
+fn lab(name: &str) -> Lab {
+    let lab = Lab::up(name, 1, 1);
+    lab.import("busybox", "busybox", &[]);
+    lab
+}
+
+fn seen(text: &str) -> BTreeMap<String, Vec<String>> {
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (key, value) in text.lines().filter_map(|line| line.split_once(": ")) {
+        all.entry(key.to_owned()).or_default().push(value.to_owned());
+    }
+    all
+}
+
+/// The bundle as runc needs it: the capabilities that the shim keeps for itself until the last moment taken away, the
+/// system call filter, which the shim loads itself, named, and another control group.
+fn for_runc(mut spec: Value, caps: u64, args: &[&str]) -> Value {
+    const NAMES: &str = "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE \
+        NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE \
+        SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE \
+        AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF \
+        CHECKPOINT_RESTORE";
+    let names = NAMES.split_whitespace().enumerate().filter(|(n, _)| caps >> n & 1 == 1);
+    let names: Vec<String> = names.map(|(_, name)| format!("CAP_{name}")).collect();
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set] = json!(names);
+    }
+    spec["process"]["args"] = json!(args);
+    let cgroup = format!("{}-runc", spec["linux"]["cgroupsPath"].as_str().expect("a cgroup"));
+    spec["linux"]["cgroupsPath"] = json!(cgroup);
+    spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_ERRNO"}],
+    });
+    for mount in spec["mounts"].as_array_mut().expect("mounts") {
+        if mount["destination"].as_str().is_some_and(|target| target.starts_with("/sys/fs/cgroup/")) {
+            mount["source"] = json!(format!("{}-runc", mount["source"].as_str().expect("a source")));
+        }
+    }
+    spec
+}
+
+#[test]
+fn a_container_sees_what_runc_shows_it() {
+    assert!(Command::new("runc").arg("--version").output().is_ok(), "runc is missing: install the package runc");
+    let lab = lab("oci");
+    let shared = Path::new("/tmp").join(format!("orch-oci-{}", std::process::id()));
+    fs::create_dir_all(shared.join("bundle")).expect("a folder");
+    fs::write(shared.join("probe.sh"), PROBE).expect("the probe");
+    let bind = format!("{}:/probe:ro", shared.display());
+    let limits = ["--memory", "64m", "--cpus", "0.5", "--pids-limit", "77", "--ulimit", "nofile=1000:2000"];
+    let rights =
+        ["--cap-add", "NET_ADMIN", "--cap-drop", "MKNOD", "--sysctl", "kernel.msgmax=9000", "--device", "/dev/fuse"];
+    let rest = ["-e", "A=b", "-w", "/tmp", "--tmpfs", "/t", "-v", "/anon", "-v", &bind, "--oom-score-adj", "100"];
+    let command = ["busybox", "sh", "-c", "exec sh /probe/probe.sh | (cat; echo end: ; sleep 1000)"];
+    let run = [&["run", "-d", "--name", "probed"][..], &limits, &rights, &rest, &command].concat();
+    let _ = lab.orch(&run).ok();
+    let ours = eventually("the probe has ended", || {
+        let text = lab.orch(&["logs", "probed"]).result()?;
+        if text.ends_with("end: \n") { Ok(text) } else { Err(text) }
+    });
+
+    // The same bundle, while the container holds its network and its root.
+    let find = "grep -l /probe/probe.sh /run/orch/shim/*/bundle/config.json";
+    let bundle = lab.exec("n1", &["sh", "-c", find]).ok();
+    let read = |path: &str| -> Value {
+        serde_json::from_str(&lab.exec("n1", &["cat", path]).ok()).expect("what the worker wrote is JSON")
+    };
+    let shim = read(&bundle.trim().replace("bundle/config.json", "config.json"));
+    let caps = shim["caps"].as_u64().expect("capabilities");
+    let spec = for_runc(read(bundle.trim()), caps, &["sh", "-c", "exec sh /probe/probe.sh | cat"]);
+    fs::write(shared.join("bundle/config.json"), spec.to_string()).expect("the bundle");
+    let cgroup = spec["linux"]["cgroupsPath"].as_str().expect("a cgroup");
+    let script = format!(
+        "cd {0}; for h in /sys/fs/cgroup/*; do mkdir -p $h/{cgroup} 2>/dev/null; done; \
+         runc --root {0}/state run -b bundle probe; code=$?; \
+         for h in /sys/fs/cgroup/*; do rmdir $h/{cgroup} 2>/dev/null; done; exit $code",
+        shared.display()
+    );
+    let theirs = lab.exec_with_input("n1", &["sh", "-c", &script], b"").ok();
+    let _ = lab.orch(&["rm", "-f", "-v", "probed"]).ok();
+    fs::remove_dir_all(&shared).expect("cleaning up");
+
+    let (ours, mut theirs) = (seen(&ours), seen(&theirs));
+    theirs.insert("end".to_owned(), vec![String::new()]);
+    assert!(ours.len() > 80, "the probe saw little: {ours:?}");
+    let keys: std::collections::BTreeSet<&String> = ours.keys().chain(theirs.keys()).collect();
+    let differ: Vec<String> = keys
+        .into_iter()
+        .filter(|key| !DIFFERENT.iter().any(|(known, _)| known == key) && ours.get(*key) != theirs.get(*key))
+        .map(|key| format!("{key}:\n  orch {:?}\n  runc {:?}", ours.get(key), theirs.get(key)))
+        .collect();
+    assert!(differ.is_empty(), "{}", differ.join("\n"));
+    // What must be so in both.
+    let one = |key: &str| ours.get(key).map(|values| values.join(" ")).unwrap_or_default();
+    assert_eq!(one("status CapEff").trim(), "00000000a00435fb");
+    assert_eq!((one("status Seccomp").trim(), one("status NoNewPrivs").trim()), ("2", "0"));
+    assert_eq!((one("oom_score_adj").as_str(), one("sysctl kernel/msgmax").as_str()), ("100", "9000"));
+}
+
+#[test]
+fn the_kernel_does_what_was_asked() {
+    let lab = lab("asked");
+    let run = |args: &[&str]| lab.orch(&[&["run", "--rm"][..], args].concat());
+    let sh = |flags: &[&str], script: &str| run(&[flags, &["busybox", "sh", "-c", script]].concat());
+    for (flags, script, want) in [
+        (
+            &["--init"][..],
+            "cat /proc/1/comm; sh -c 'sleep 0.1 & exit' & wait; sleep 0.3; ls -d /proc/[0-9]* | wc -l",
+            "init\n3\n",
+        ),
+        (&["--init"], "exit 9", ""),
+        (&["--shm-size", "1g"], "df -k /dev/shm | awk 'END {print $2}'", "1048576\n"),
+        (&["--security-opt", "no-new-privileges"], "grep NoNew /proc/self/status | cut -f2", "1\n"),
+        (&["--security-opt", "seccomp=unconfined"], "grep Seccomp: /proc/self/status | cut -f2", "0\n"),
+        (&["--privileged"], "mount -t tmpfs x /mnt && echo 1 > /proc/sys/kernel/msgmax && ls /dev/kmsg", "/dev/kmsg\n"),
+        (
+            &["--network", "none"],
+            "ip -o -4 addr | awk '{print $2, $4}'; ping -c1 -W2 127.0.0.1 > /dev/null && echo up",
+            "lo 127.0.0.1/8\nup\n",
+        ),
+        (
+            &["--tmpfs", "/t:size=64k,mode=700,exec"],
+            "grep ' /t ' /proc/mounts | cut -d' ' -f4",
+            "rw,nosuid,nodev,relatime,size=64k,mode=700\n",
+        ),
+        (&["--group-add", "55", "-u", "nobody"], "id -G", "65534 55\n"),
+        (&["--cap-drop", "ALL", "--cap-add", "KILL"], "grep CapEff /proc/self/status | cut -f2", "0000000000000020\n"),
+        (&["--device", "/dev/fuse"], "exec 3<>/dev/fuse && echo opened", "opened\n"),
+        (&["--pid", "host", "-v", "/proc:/host:ro"], "[ $$ != 1 ] && readlink /proc/self/ns/pid | grep -c pid", "1\n"),
+        (&["--uts", "host"], "[ $(hostname) = $(cat /proc/sys/kernel/hostname) ] && echo same", "same\n"),
+        (&["--ulimit", "nofile=100:200"], "ulimit -n; ulimit -Hn", "100\n200\n"),
+        (&["--cpu-shares", "512", "--memory-reservation", "8m"], "echo ok", "ok\n"),
+    ] {
+        let outcome = sh(flags, script);
+        assert_eq!(outcome.stdout, want, "{flags:?}: {}", outcome.stderr);
+    }
+    assert_eq!(sh(&["--init"], "exit 9").code, 9);
+    assert_eq!(run(&["--init", "busybox", "nosuch"]).code, 127);
+    for (flags, said) in [
+        (&["--security-opt", "nope"][..], "invalid --security-opt \"nope\""),
+        (&["--tmpfs", "/t:nope"], "invalid tmpfs option \"nope\""),
+        (&["--device", "/dev/nope"], "/dev/nope"),
+        (&["--memory", "1k"], "Minimum memory limit allowed is 6MB"),
+        (&["--sysctl", "kernel.panic=7"], "kernel.panic"),
+        (&["--pid", "container:nobody"], "No such container: nobody"),
+    ] {
+        let outcome = run(&[flags, &["busybox", "true"]].concat());
+        assert!(
+            outcome.stderr.contains(said) && outcome.code == 125 || outcome.code == 2,
+            "{flags:?}: {} {}",
+            outcome.code,
+            outcome.stderr
+        );
+    }
+
+    // Out of memory is called that.
+    let killed = lab.orch(&["run", "--name", "greedy", "--memory", "16m", "busybox", "tail", "/dev/zero"]);
+    assert_eq!(killed.code, 137);
+    let state = lab.orch(&["inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "greedy"]).ok();
+    assert_eq!(state, "true 137\n");
+
+    // The stop signal of the user; an init that passes it on.
+    let _ = lab
+        .orch(&[
+            "run",
+            "-d",
+            "--init",
+            "--name",
+            "stops",
+            "--stop-signal",
+            "USR1",
+            "busybox",
+            "sh",
+            "-c",
+            "trap 'exit 5' USR1; while :; do sleep 0.1; done",
+        ])
+        .ok();
+    let _ = lab.orch(&["stop", "stops"]).ok();
+    assert_eq!(lab.orch(&["wait", "stops"]).ok(), "5\n");
+}
+
+#[test]
+fn a_running_container_is_looked_at_and_changed() {
+    let lab = lab("live");
+    let script = "touch /new; echo changed >> /etc/passwd; rm /etc/shadow; i=0; while :; do i=$((i+1)); echo $i > /count; sleep 0.1; done";
+    let _ = lab.orch(&["run", "-d", "--name", "live", "--memory", "32m", "busybox", "sh", "-c", script]).ok();
+    let count = || lab.orch(&["exec", "live", "cat", "/count"]).result();
+    let first = eventually("it counts", count);
+    let refused = |args: &[&str]| lab.orch(args).refused();
+
+    let _ = lab.orch(&["pause", "live"]).ok();
+    assert!(refused(&["pause", "live"]).contains("is already paused"));
+    assert!(refused(&["exec", "live", "true"]).contains("is paused, unpause the container before exec"));
+    assert!(lab.orch(&["ps"]).ok().contains("(Paused)"));
+    assert_eq!(lab.orch(&["inspect", "-f", "{{.State.Status}} {{.State.Paused}}", "live"]).ok(), "paused true\n");
+    let _ = lab.orch(&["unpause", "live"]).ok();
+    assert!(refused(&["unpause", "live"]).contains("is not paused"));
+    eventually("it counts on", || count().and_then(|now| if now == first { Err(now) } else { Ok(()) }));
+
+    let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
+    let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
+    assert_eq!(lab.orch(&["exec", "live", "sh", "-c", limits]).ok(), format!("{}\n50\n50000\n", 48 << 20));
+    let shown = lab.orch(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}"]).ok();
+    assert!(shown.starts_with("live ") && shown.contains("/ 48MiB"), "{shown}");
+    let processes = lab.orch(&["top", "live"]).ok();
+    assert!(processes.starts_with("UID") && processes.contains("sh -c touch /new"), "{processes}");
+    let changed = lab.orch(&["diff", "live"]).ok();
+    for line in ["A /new", "C /etc/passwd", "D /etc/shadow"] {
+        assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");
+    }
+
+    // Files in and out, of a running container and of one that has ended; folders, names, streams.
+    let on_node = |script: &str| lab.exec("n1", &["sh", "-c", script]);
+    let copied = "mkdir -p /srv/cp/in/sub && cd /srv/cp && echo one > in/sub/file && ln -s sub/file in/link && \
+        orch cp -q in live:/opt && orch exec live cat /opt/in/link && orch cp -q in/. live:/opt/new && \
+        orch exec live cat /opt/new/sub/file && orch cp -q live:/opt/in out && cat out/sub/file && \
+        orch cp -q live:/opt/in . && readlink in/link && orch cp live:/etc/hostname - | tar -tf - && \
+        tar -cf - -C in sub | orch cp - live:/tmp && orch exec live cat /tmp/sub/file";
+    assert_eq!(on_node(copied).ok(), "one\none\none\nsub/file\nhostname\none\n");
+    assert!(on_node("orch cp live:/nope /tmp/x").refused().contains("Could not find the file /nope in container live"));
+    assert!(on_node("orch cp /srv/cp/in live:/etc/passwd").refused().contains("cannot copy directory"));
+    let _ = lab.orch(&["stop", "-t", "0", "live"]).ok();
+    let stopped = "cd /srv/cp && orch cp -q live:/opt/in/sub/file stopped && cat stopped && echo two > two && \
+        orch cp -q two live:/root/ && orch cp -q live:/root/two - | tar -xOf -";
+    assert_eq!(on_node(stopped).ok(), "one\ntwo\n");
+
+    let all = lab
+        .orch(&["events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}", "-f", "container=live"])
+        .ok();
+    let all: Vec<&str> = all.lines().collect();
+    assert_eq!(&all[..4], ["create", "start", "pause", "unpause"], "{all:?}");
+    assert!(all.contains(&"update") && all.contains(&"die") && all.contains(&"stop"), "{all:?}");
+    let used = lab.orch(&["system", "df"]).ok();
+    assert!(used.contains("Local Volumes") && used.contains("Images          1         1"), "{used}");
+}
+
+#[test]
+fn volumes_live_beside_containers() {
+    let lab = Lab::up("volumes", 1, 1);
+    lab.import("busybox", "busybox", &["VOLUME /var/data"]);
+    let run = |args: &[&str]| lab.orch(&[&["run", "--rm"][..], args].concat());
+    assert_eq!(lab.orch(&["volume", "create", "--label", "a=b", "data"]).ok(), "data\n");
+    assert_eq!(lab.orch(&["volume", "create", "data"]).ok(), "data\n");
+    assert_eq!(lab.orch(&["volume", "inspect", "-f", "{{.Labels.a}} {{.Driver}}", "data"]).ok(), "b local\n");
+    for (args, said) in [
+        (&["a/b"][..], "volume name \"a/b\" is not valid"),
+        (&["-d", "nfs4", "x1"], "plugin \"nfs4\" not found"),
+        (&["-o", "size=1", "x1"], "invalid option \"size\""),
+        (&["-o", "type=tmpfs", "x1"], "missing required option \"device\""),
+    ] {
+        assert!(lab.orch(&[&["volume", "create"][..], args].concat()).refused().contains(said), "{args:?}");
+    }
+    // Empty, named: filled from the image, with owners; what is written stays.
+    let prepared =
+        "mkdir -p /filled && echo from-image > /filled/file && chown 33:44 /filled/file /filled && chmod 750 /filled";
+    let _ = lab.orch(&["run", "--name", "maker", "busybox", "sh", "-c", prepared]).ok();
+    let exported = lab
+        .exec("n1", &["sh", "-c", "orch cp maker:/ - > /srv/filled.tar && orch image import filled /srv/filled.tar"]);
+    let _ = exported.ok();
+    let look = "stat -c '%u:%g %a' /filled; stat -c %u:%g /filled/file; cat /filled/file; echo mine > /filled/file";
+    let flags = ["-v", "kept:/filled", "filled", "sh", "-c"];
+    assert_eq!(run(&[&flags[..], &[look]].concat()).ok(), "33:44 750\n33:44\nfrom-image\n");
+    assert_eq!(run(&[&flags[..], &["cat /filled/file"]].concat()).ok(), "mine\n");
+    assert_eq!(run(&["--mount", "type=volume,src=bare,dst=/filled,volume-nocopy", "filled", "ls", "/filled"]).ok(), "");
+    // A mount of its own.
+    let options = ["-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=128k,uid=7"];
+    let _ = lab.orch(&[&["volume", "create"][..], &options, &["scratch"]].concat()).ok();
+    let seen = run(&["-v", "scratch:/s", "busybox", "sh", "-c", "grep ' /s ' /proc/mounts | cut -d' ' -f1,4"]).ok();
+    assert_eq!(seen, "tmpfs rw,relatime,size=128k,uid=7\n");
+
+    // An image's VOLUME is anonymous: gone with --rm and `rm -v`, kept by `rm`, listed as dangling then.
+    let _ = lab.orch(&["run", "-d", "--name", "user", "-v", "data:/d", "busybox", "sleep", "1000"]).ok();
+    let names = |filter: &str| lab.orch(&["volume", "ls", "-q", "-f", filter]).ok();
+    let anonymous = lab
+        .orch(&[
+            "inspect",
+            "-f",
+            "{{range .Mounts}}{{if eq .Destination \"/var/data\"}}{{.Name}}{{end}}{{end}}",
+            "user",
+        ])
+        .ok();
+    assert_eq!(anonymous.trim().len(), 64);
+    assert!(lab.orch(&["volume", "rm", "data"]).refused().contains("volume is in use - ["));
+    assert!(lab.orch(&["volume", "rm", anonymous.trim()]).refused().contains("volume is in use - ["));
+    assert!(!names("dangling=true").contains(anonymous.trim()));
+    let _ = lab.orch(&["rm", "-f", "user"]).ok();
+    assert!(names("dangling=true").contains(anonymous.trim()));
+    let pruned = lab.orch(&["volume", "prune", "-f"]).ok();
+    assert!(pruned.contains(anonymous.trim()) && pruned.contains("Total reclaimed space: "), "{pruned}");
+    assert!(names("name=data").contains("data"), "a named volume went");
+    let _ = lab.orch(&["rm", "-v", "maker"]).ok();
+    let _ = lab.orch(&["volume", "prune", "-f", "-a"]).ok();
+    assert_eq!(lab.orch(&["volume", "ls", "-q"]).ok(), "");
+    assert!(!lab.exec("n1", &["cat", "/proc/mounts"]).ok().contains("/volumes/"), "a mount stays");
+}
