@@ -21,7 +21,9 @@ use orch_netd_core::{
     flows::Standings,
     gateway::Gateway,
     ns::NsName,
+    plan::{Inputs, NodeFacts},
     resolv,
+    trace::{self, Stage, Step},
 };
 use orch_proto::{
     conv::{DecodeError, FromProto},
@@ -38,6 +40,7 @@ use crate::{
     netlink::{self, Namespaces},
     netns::{self, NetNs},
     store::{Store, StoredTask, local_task},
+    trace::Traced,
 };
 
 /// How often the kernel is compared with what should be.
@@ -59,6 +62,8 @@ pub(crate) enum Command {
     Detach(TaskId, Reply<Empty>),
     Suspects(BTreeSet<NodeId>, Reply<Empty>),
     Status(Reply<NetdStatus>),
+    /// From a task, or from any that can ask, to a name.
+    Trace(Option<TaskId>, String, Reply<Traced>),
 }
 
 /// Why a request failed.
@@ -73,6 +78,13 @@ pub(crate) enum EngineError {
     UnknownNetwork { network: NetworkId },
     #[error("the node's gateway network has no free address: too many tasks on this node")]
     NoAddress,
+    #[error(
+        "no container on this node can ask for {0}: trace on a node where one is on the same network, or name one with \
+         --from"
+    )]
+    NobodyAsks(String),
+    #[error("task {0} is not attached on this node")]
+    NotHere(TaskId),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -242,7 +254,37 @@ impl Engine {
                 Some(Waiting::Gone(reply))
             }
             Command::Status(reply) => Some(Waiting::Status(reply)),
+            Command::Trace(task, name, reply) => {
+                drop(reply.send(self.trace(task, &name)));
+                None
+            }
         }
+    }
+
+    fn trace(&self, task: Option<TaskId>, name: &str) -> Result<Traced, EngineError> {
+        let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
+        let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
+        let inputs = Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts };
+        let id = match task {
+            Some(id) => id,
+            None => trace::asker(&inputs, name).ok_or_else(|| EngineError::NobodyAsks(name.to_owned()))?.clone(),
+        };
+        let ns_name = NsName::Task(id.clone());
+        let task = self.tasks.get(&id).ok_or_else(|| EngineError::NotHere(id.clone()))?;
+        let ns = self.namespaces.get(&ns_name).ok_or_else(|| EngineError::NotHere(id))?.clone();
+        let mut trace = trace::trace(&inputs, task, name);
+        let sandboxes = task.attachments.iter().map(|a| NsName::Sandbox(a.network.clone()));
+        for place in sandboxes.chain([NsName::Host, ns_name]) {
+            if let Some(problem) = self.problems.get(&place) {
+                trace.steps.push(Step::broken(Stage::Rules, format!("{place} is not as it should be: {problem}")));
+            }
+        }
+        if !trace.steps.iter().any(|step| step.stage == Stage::Rules) {
+            let text = "links, routes and rules here are as they should be".to_owned();
+            trace.steps.push(Step::fine(Stage::Rules, text));
+        }
+        trace.steps.sort_by_key(|step| step.stage.min(Stage::Backend));
+        Ok(Traced { trace, ns })
     }
 
     fn suspect(&mut self, suspects: BTreeSet<NodeId>) {

@@ -18,6 +18,7 @@ mod nfnetlink;
 mod nft;
 mod service;
 mod store;
+mod trace;
 
 use std::{io, path::Path, sync::Arc};
 

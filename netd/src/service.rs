@@ -3,7 +3,7 @@
 use orch_model::{ParseIdError, TaskId};
 use orch_proto::wire::{
     AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse, SuspectNodes,
-    TaskRequest, netd_server,
+    TaskRequest, TraceRequest, TraceResponse, netd_server,
 };
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
@@ -13,6 +13,7 @@ use crate::{
     netlink,
     netns::NetNs,
     store::Store,
+    trace,
 };
 
 /// Answers on the socket.
@@ -48,6 +49,7 @@ impl From<EngineError> for Status {
         let text = error.to_string();
         match error {
             EngineError::Invalid(_) => Self::invalid_argument(text),
+            EngineError::NobodyAsks(_) | EngineError::NotHere(_) => Self::not_found(text),
             EngineError::UnknownNetwork { .. } => Self::failed_precondition(text),
             EngineError::NoAddress => Self::resource_exhausted(text),
             EngineError::Io { .. } => Self::internal(text),
@@ -84,6 +86,16 @@ impl netd_server::Netd for Netd {
         let parse = |id: String| id.parse().map_err(|error: ParseIdError| Status::invalid_argument(error.to_string()));
         let nodes = request.into_inner().node_ids.into_iter().map(parse).collect::<Result<_, _>>()?;
         self.ask(|done| Command::Suspects(nodes, done)).await
+    }
+
+    async fn trace(&self, request: Request<TraceRequest>) -> Result<Response<TraceResponse>, Status> {
+        let TraceRequest { task_id, name, port } = request.into_inner();
+        let parse = |id: String| id.parse().map_err(|error: ParseIdError| Status::invalid_argument(error.to_string()));
+        let task = Some(task_id).filter(|id| !id.is_empty()).map(parse).transpose()?;
+        let port = u16::try_from(port).map_err(|_| Status::invalid_argument(format!("{port} is no port")))?;
+        // Tried here, so that nobody else waits for it.
+        let traced = self.ask(|done| Command::Trace(task, name, done)).await?.into_inner();
+        Ok(Response::new(trace::walk(traced, port).await))
     }
 
     async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {

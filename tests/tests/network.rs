@@ -24,6 +24,16 @@ try:
 except socket.gaierror:
     found = set()
 print(' '.join(sorted(found)))";
+/// How many SRV records a name has, and the port in the first.
+const LOCATE: &str = "import socket, struct, sys
+name = b''.join(bytes([len(p)]) + p.encode() for p in sys.argv[1].split('.')) + b'\\0'
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(2)
+s.sendto(b'\\x12\\x34\\x01\\x00\\x00\\x01\\0\\0\\0\\0\\0\\0' + name + b'\\x00\\x21\\x00\\x01', ('127.0.0.11', 53))
+reply = s.recvfrom(4096)[0]
+count = struct.unpack('>H', reply[6:8])[0]
+at = 12 + len(name) + 4 + 2 + 10
+print(count, struct.unpack('>H', reply[at + 4:at + 6])[0] if count else 0)";
 /// A name follows a change within this.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -35,6 +45,9 @@ fn networks_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     refusals(&lab);
     names_follow_the_tasks(&lab);
     a_service_on_two_networks(&lab);
+    the_way_to_a_service_is_shown(&lab);
+    clients_are_spread_as_the_service_says(&lab);
+    what_others_change_is_put_back(&lab);
     datagrams_and_ports_of_one_node(&lab);
     an_internal_network_has_no_way_out(&lab);
     a_full_pool_is_told_and_heals(&lab);
@@ -71,7 +84,7 @@ fn refusals(lab: &Lab) {
         (&["--subnet", "10.51.0.0/24", "--gateway", "10.52.0.1", "other"], "10.52.0.1"),
         (&["--subnet", "10.51.0.0/33", "other"], "10.51.0.0/33"),
         (&["inner"], "inner already exists"),
-        (&["-d", "bridge", "other"], "overlay"),
+        (&["-d", "macvlan", "other"], "overlay"),
     ] {
         let mut all = vec!["network", "create"];
         all.extend(args);
@@ -116,6 +129,98 @@ fn a_service_on_two_networks(lab: &Lab) {
     assert_ne!(seen[0], seen[1], "by the address of its own network");
     for name in ["web", "ask"] {
         assert_eq!(resolve(lab, &apart, name), Ok(BTreeSet::new()), "{name} from the other network");
+    }
+}
+
+fn node_of(lab: &Lab, service: &str) -> String {
+    let nodes = lab.orch(&["service", "ps", "--format", "{{.Node}}", "--filter", "desired-state=running", service]).ok();
+    nodes.lines().next().unwrap_or_else(|| panic!("no node of {service}")).to_owned()
+}
+
+fn the_way_to_a_service_is_shown(lab: &Lab) {
+    let (ask, node) = (running(lab, "ask"), node_of(lab, "ask"));
+    let traced = eventually("all is well", || lab.orch_on(&node, &["network", "trace", "--from", &ask, "web:80"]).result());
+    for stage in ["from", "name", "vip", "rules", "backend", "route", "reach"] {
+        let is_fine = |line: &str| line.starts_with(&format!("ok      {stage} "));
+        assert!(traced.lines().any(is_fine), "{stage} in {traced}");
+    }
+    for (target, breaks) in [("web:81", "breaks at reach"), ("apart", "breaks at name"), ("nobody", "breaks at name")] {
+        let traced = lab.orch_on(&node, &["network", "trace", "--from", &ask, target]);
+        assert!(traced.code != 0 && traced.stderr.contains(breaks), "{target}: {}{}", traced.stdout, traced.stderr);
+    }
+    let _ = lab.orch(&["service", "scale", "-d", "web=0"]).ok();
+    eventually("without tasks it breaks at the backends", || {
+        let traced = lab.orch_on(&node, &["network", "trace", "--from", &ask, "web"]);
+        if traced.stderr.contains("breaks at backend") { Ok(()) } else { Err(traced.stderr) }
+    });
+    let _ = lab.orch(&["service", "scale", "web=2"]).ok();
+
+    let text = lab.orch(&["network", "inspect", "--verbose", "-f", "json", "inner"]).ok();
+    let seen: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let web = &seen["Services"]["web"];
+    assert_eq!(web["Tasks"].as_array().map(Vec::len), Some(2), "{text}");
+    assert_eq!(resolve(lab, &ask, "web").map(|vip| vip.contains(web["VIP"].as_str().unwrap_or("?"))), Ok(true), "{text}");
+    let backends: u64 = web["BackendsPerNode"].as_object().expect("nodes").values().filter_map(|n| n.as_u64()).sum();
+    assert_eq!(backends, 2, "{text}");
+    assert!(!seen["Peers"].as_array().expect("peers").is_empty(), "{text}");
+    // Two of web, one of ask, one of both, and a virtual address for each of the three.
+    assert_eq!(seen["Addresses"][0]["Used"], 7, "{text}");
+    assert_eq!(seen["Addresses"][0]["Free"], 246, "{text}");
+}
+
+fn clients_are_spread_as_the_service_says(lab: &Lab) {
+    let ask = running(lab, "ask");
+    let spread = |requests: usize| {
+        let fetch = ["exec", &ask, "timeout", "3", "wget", "-q", "-O", "-", "http://web/"];
+        let page = |_| lab.orch(&fetch).result().map(|page| page.split(':').next().unwrap_or_default().to_owned());
+        (0..requests).map(page).collect::<Result<BTreeSet<_>, _>>()
+    };
+    for (balance, requests, tasks) in [("source-hash", 6, 1), ("random", 24, 2), ("round-robin", 4, 2)] {
+        let _ = lab.orch(&["service", "update", "-d", "--endpoint-balance", balance, "web"]).ok();
+        eventually(balance, || match spread(requests)? {
+            seen if seen.len() == tasks => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        });
+    }
+    let shown = lab.orch(&["service", "inspect", "-f", "{{.Spec.EndpointSpec.Balance}}", "web"]).ok();
+    assert_eq!(shown, "round-robin\n");
+    let refused = lab.orch(&["service", "update", "--endpoint-mode", "dnsrr", "web"]).refused();
+    assert!(refused.contains("endpoint balance needs endpoint mode vip"), "{refused}");
+    // Both tasks, each with the port that the service says it has.
+    let _ = lab.orch(&["service", "update", "-d", "--publish-add", "published=8077,target=80,mode=host", "web"]).ok();
+    eventually("a port is located", || {
+        let seen = lab.orch(&["exec", &ask, "python3", "-c", LOCATE, "_80._tcp.web"]).result()?;
+        if seen == "2 80\n" { Ok(()) } else { Err(seen) }
+    });
+}
+
+/// Links, routes, neighbours and rules that somebody takes away are back within 5 s, and the log says so.
+fn what_others_change_is_put_back(lab: &Lab) {
+    let node = node_of(lab, "ask");
+    let ask = running(lab, "ask");
+    let network = lab.orch(&["network", "inspect", "-f", "{{.Id}}", "inner"]).ok();
+    let (task, sandbox) = (format!("--net=/run/orch/netns/{ask}"), format!("--net=/run/orch/netns/net-{}", network.trim()));
+    let fetch = || lab.orch(&["exec", &ask, "timeout", "1", "wget", "-q", "-O", "-", "http://web/"]).result();
+    for (what, damage) in [
+        ("address", vec!["nsenter", &task, "ip", "address", "flush", "dev", "eth0"]),
+        ("way out", vec!["nsenter", &task, "ip", "route", "flush", "default"]),
+        ("rules", vec!["nsenter", &task, "nft", "flush", "ruleset"]),
+        ("tunnel", vec!["nsenter", &sandbox, "ip", "link", "delete", "vx0"]),
+        ("bridge", vec!["nsenter", &sandbox, "ip", "link", "delete", "br0"]),
+        ("neighbours", vec!["nsenter", &sandbox, "ip", "neighbour", "flush", "dev", "vx0", "nud", "permanent"]),
+        ("tunnel's state", vec!["nsenter", &sandbox, "ip", "link", "set", "vx0", "down"]),
+    ] {
+        eventually("it works before", fetch);
+        let _ = lab.exec(&node, &damage).ok();
+        // netd looks every 4 s; the rest is what a busy machine takes.
+        within(Duration::from_secs(15), &format!("the {what} is back"), || {
+            (0..4).try_for_each(|_| fetch().map(drop))
+        });
+    }
+    let log = lab.exec(&node, &["sh", "-c", "cat /var/lib/orch/node/log/*"]).ok();
+    for put_back in ["address 10.50.0.", "route to 0.0.0.0/0", "nftables rules", "link vx0", "link br0"] {
+        let told = |line: &str| line.contains("someone else changed the network here") && line.contains(put_back);
+        assert!(log.lines().any(told), "{put_back} is not in the log");
     }
 }
 

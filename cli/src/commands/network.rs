@@ -3,6 +3,8 @@
 mod create;
 mod member;
 mod prune;
+mod report;
+mod trace;
 
 use clap::Subcommand;
 use orch_model::{Annotations, Kind, network::Network};
@@ -37,9 +39,14 @@ pub(crate) enum NetworkCommand {
         /// Format output: 'json' or a Go template
         #[arg(short, long)]
         format: Option<String>,
+        /// Who is on it and where: peers, services, tasks, containers, addresses that are free
+        #[arg(short, long)]
+        verbose: bool,
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
     },
+    /// Show the way from a container of this node to a service, and where it breaks
+    Trace(trace::TraceArgs),
     /// Remove one or more networks
     #[command(visible_alias = "remove")]
     Rm {
@@ -76,11 +83,19 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
     match command {
         NetworkCommand::Create(args) => create::create(args, paths).await,
         NetworkCommand::Ls(flags) => list(&flags, paths).await,
-        NetworkCommand::Inspect { format, networks } => {
+        NetworkCommand::Trace(args) => trace::trace(args, paths).await,
+        NetworkCommand::Inspect { format, verbose, networks } => {
             let known = Known::read(paths).await?;
+            let cluster = if verbose { report::Cluster::read(paths).await? } else { None };
             let mut found = Vec::new();
             let outcome = for_each(&networks, async |reference| {
-                found.push(known.inspected(reference)?);
+                let mut shown = known.inspected(reference)?;
+                if let (Some(cluster), Some(Found::OfCluster(network)), Value::Object(fields)) =
+                    (&cluster, known.find(reference), &mut shown)
+                {
+                    fields.extend(cluster.on(network));
+                }
+                found.push(shown);
                 Ok(())
             })
             .await;

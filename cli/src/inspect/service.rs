@@ -1,7 +1,7 @@
 //! Services and the task template.
 
 use orch_model::service::{
-    Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PlacementStrategy, ResourceLimits,
+    Balance, Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PlacementStrategy, ResourceLimits,
     RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
     UpdateState, UpdateStatus,
 };
@@ -146,7 +146,19 @@ fn update_config(config: &UpdateConfig) -> Value {
 }
 
 fn endpoint_spec(spec: &EndpointSpec) -> Value {
-    Fields::default().always("Mode", endpoint_mode(spec.mode)).some("Ports", port_list(&spec.ports)).done()
+    Fields::default()
+        .always("Mode", endpoint_mode(spec.mode))
+        .some("Balance", spec.balance.map(balance))
+        .some("Ports", port_list(&spec.ports))
+        .done()
+}
+
+fn balance(balance: Balance) -> &'static str {
+    match balance {
+        Balance::RoundRobin => "round-robin",
+        Balance::Random => "random",
+        Balance::SourceHash => "source-hash",
+    }
 }
 
 pub(crate) fn endpoint_mode(mode: EndpointMode) -> &'static str {

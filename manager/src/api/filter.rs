@@ -130,8 +130,8 @@ pub(super) fn shown(state: &orch_manager_core::State, kind: Kind, filter: &Filte
         (true, false) => Box::new(nodes.iter().flat_map(|id| state.tasks_on(id))),
         (true, true) => Box::new(state.tasks()),
     };
-    // One-off containers are no service's tasks: `network inspect` lists them.
-    let tasks = tasks.filter(|task| !task.is_one_off());
+    // One-off containers are no service's tasks: who wants them asks for the service that is nobody's.
+    let tasks = tasks.filter(|task| !task.is_one_off() || services.iter().any(ServiceId::is_nobody));
     tasks.map(|task| Object::Task(Arc::clone(task))).filter(|object| filter.matches(object)).collect()
 }
 

@@ -9,7 +9,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, Metadata, OpCode, ResponseCode},
     rr::{
         DNSClass, Name, RData, Record, RecordType,
-        rdata::{A, AAAA, PTR},
+        rdata::{A, AAAA, PTR, SRV},
     },
 };
 
@@ -26,6 +26,24 @@ pub struct NetworkNames {
     network: String,
     forward: BTreeMap<String, Vec<IpAddr>>,
     reverse: BTreeMap<IpAddr, String>,
+    /// `_port._proto.service` to the tasks that serve it.
+    located: BTreeMap<String, Vec<Located>>,
+}
+
+/// Where a port of a service is: on a task that has a name of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Located {
+    task: String,
+    port: u16,
+}
+
+/// A service's tasks that serve, as SRV answers need them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ports {
+    /// The port's name (empty: none), the protocol's word, the port in the tasks.
+    pub declared: Vec<(String, &'static str, u16)>,
+    /// The first name of each serving task.
+    pub tasks: Vec<String>,
 }
 
 impl NetworkNames {
@@ -44,6 +62,22 @@ impl NetworkNames {
         }
         for (vip, name) in vips.iter().zip(names.iter().cycle()) {
             self.reverse.entry(*vip).or_insert_with(|| name.to_lowercase());
+        }
+    }
+
+    /// `_http._tcp.web`, or `_80._tcp.web`, leads to each serving task and its port.
+    pub fn add_ports(&mut self, names: &[String], ports: &Ports) {
+        for (port_name, protocol, port) in &ports.declared {
+            let numbered = port.to_string();
+            let of_port = [port_name, &numbered].into_iter().filter(|name| !name.is_empty());
+            for key in of_port.flat_map(|port| names.iter().map(move |name| (port, name))) {
+                let name = format!("_{}._{protocol}.{}", key.0, key.1).to_lowercase();
+                for name in [format!("{name}.{}", self.network), name] {
+                    let located = self.located.entry(name).or_default();
+                    let tasks = ports.tasks.iter().map(|task| Located { task: task.to_lowercase(), port: *port });
+                    located.extend(tasks.filter(|task| !located.contains(task)).collect::<Vec<_>>());
+                }
+            }
         }
     }
 
@@ -110,10 +144,12 @@ pub fn answer(query: &[u8], view: &View, turn: usize, transport: Transport) -> A
     if question.query_class() == DNSClass::IN {
         let known = match question.query_type() {
             RecordType::PTR => pointer(question.name(), view),
+            RecordType::SRV => services(question.name(), view, turn),
             wanted => addresses(question.name(), wanted, view, turn),
         };
         if let Some(records) = known {
-            return reply(&request, records, ResponseCode::NoError, transport);
+            let more = records.iter().flat_map(|record| located_at(record, view)).collect();
+            return reply_with(&request, records, more, ResponseCode::NoError, transport);
         }
     }
     if view.forward { Answer::Forward } else { reply(&request, vec![], ResponseCode::ServFail, transport) }
@@ -157,7 +193,40 @@ fn pointer(name: &Name, view: &View) -> Option<Vec<Record>> {
     Some(vec![Record::from_rdata(name.clone(), TTL_S, RData::PTR(PTR(target)))])
 }
 
+/// The tasks that serve a port; `None` when it is no such name, or nobody's.
+fn services(name: &Name, view: &View, turn: usize) -> Option<Vec<Record>> {
+    let key = name.to_ascii().to_lowercase();
+    let key = key.trim_end_matches('.');
+    let Some((network, located)) = view.networks.iter().find_map(|n| Some((n, n.located.get(key)?))) else {
+        // A name that is known has no such records, which is an answer too.
+        return addresses(name, RecordType::SRV, view, turn);
+    };
+    let start = turn.checked_rem(located.len()).unwrap_or_default();
+    let (tail, head) = located.split_at(start);
+    let record = |at: &Located| {
+        let target = Name::from_ascii(format!("{}.{}.", at.task, network.network)).ok()?;
+        Some(Record::from_rdata(name.clone(), TTL_S, RData::SRV(SRV::new(0, 1, at.port, target))))
+    };
+    Some(head.iter().chain(tail).filter_map(record).collect())
+}
+
+/// Addresses of what an SRV record names, so that nobody has to ask for them too.
+fn located_at(record: &Record, view: &View) -> Vec<Record> {
+    let RData::SRV(located) = &record.data else { return Vec::new() };
+    addresses(&located.target, RecordType::ANY, view, 0).unwrap_or_default()
+}
+
 fn reply(request: &Message, answers: Vec<Record>, code: ResponseCode, transport: Transport) -> Answer {
+    reply_with(request, answers, Vec::new(), code, transport)
+}
+
+fn reply_with(
+    request: &Message,
+    answers: Vec<Record>,
+    additionals: Vec<Record>,
+    code: ResponseCode,
+    transport: Transport,
+) -> Answer {
     let mut message = Message::response(request.metadata.id, request.metadata.op_code);
     message.metadata = Metadata::response_from_request(&request.metadata);
     message.metadata.recursion_available = true;
@@ -165,6 +234,7 @@ fn reply(request: &Message, answers: Vec<Record>, code: ResponseCode, transport:
     message.metadata.response_code = code;
     message.add_queries(request.queries.iter().cloned());
     message.add_answers(answers);
+    message.add_additionals(additionals);
     if request.edns.is_some() {
         let mut edns = Edns::new();
         edns.set_max_payload(MAX_UDP_LEN);

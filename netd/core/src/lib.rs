@@ -17,3 +17,4 @@ pub mod ops;
 pub mod plan;
 pub mod resolv;
 pub mod ruleset;
+pub mod trace;

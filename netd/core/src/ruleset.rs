@@ -12,7 +12,7 @@ pub use text::word;
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::IpNetwork;
-use orch_model::service::Protocol;
+use orch_model::service::{Balance, Protocol};
 
 use crate::names::Mac;
 
@@ -201,8 +201,8 @@ pub enum Expr {
     /// Gives the packet its connection's mark.
     RestoreMark,
     SetSource(Ipv4Addr),
-    /// Gives the connection another destination: each of these in turn.
-    SendTo(Vec<Destination>),
+    /// Gives the connection another destination: one of these.
+    SendTo(Turn, Vec<Destination>),
     Masquerade,
     Accept,
     Drop,
@@ -218,6 +218,30 @@ pub enum Direction {
     Reply,
 }
 
+/// Which of several destinations a connection is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// One after the other.
+    Each,
+    Random,
+    /// By the client's address.
+    OfSource,
+}
+
+impl Turn {
+    #[must_use]
+    pub fn of(balance: Option<Balance>) -> Self {
+        match balance {
+            None | Some(Balance::RoundRobin) => Self::Each,
+            Some(Balance::Random) => Self::Random,
+            Some(Balance::SourceHash) => Self::OfSource,
+        }
+    }
+}
+
+/// Makes every node choose the same for a client, and the same again when rules are loaded anew.
+pub const HASH_SEED: u32 = 0x6f72_6368;
+
 /// Where connections are sent; all of one rule have a port or none has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Destination {
@@ -225,14 +249,22 @@ pub struct Destination {
     pub port: Option<u16>,
 }
 
-/// To `targets` in turn, starting at number `start`: clients that make few connections each should not all begin with the
-/// same backend.
+/// To one of `targets`. In turn it begins with number `start`: clients that make few connections each should not all begin
+/// with the same backend.
 #[must_use]
-pub fn send_in_turn(mut targets: Vec<Destination>, start: usize) -> Expr {
+pub fn send_in_turn(turn: Turn, mut targets: Vec<Destination>, start: usize) -> Expr {
     if targets.is_empty() {
         return Expr::Drop;
     }
-    let start = start % targets.len();
-    targets.rotate_left(start);
-    Expr::SendTo(targets)
+    if turn == Turn::Each {
+        let start = start % targets.len();
+        targets.rotate_left(start);
+    }
+    Expr::SendTo(turn, targets)
+}
+
+/// To the only one.
+#[must_use]
+pub fn send_to_one(target: Destination) -> Expr {
+    Expr::SendTo(Turn::Each, vec![target])
 }

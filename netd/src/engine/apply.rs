@@ -37,6 +37,8 @@ pub(super) struct Job {
     pub(super) plan: NsPlan,
     /// Whether to look at everything there, even if only the rules are to be changed.
     pub(super) thorough: bool,
+    /// Its links were made anew from the other end in this pass: what hangs on them is missing, and nobody's fault.
+    pub(super) made_anew: bool,
     pub(super) last: Option<Applied>,
     pub(super) peers: Namespaces,
 }
@@ -72,8 +74,13 @@ impl Job {
         let mut observed = session.observe(&self.plan)?;
         let socket = self.ns.netfilter()?;
         let generation = nft::generation(&socket)?;
+        // What was complete and is not wanted otherwise by now: no step should be needed.
+        let wanted_before = self.last.as_ref().is_some_and(|last| last.plan == self.plan) && !self.made_anew;
         observed.ruleset = self.last.filter(|last| last.generation == generation).map(|last| last.plan.ruleset);
         let ops = steps(&self.name, &self.plan, &observed);
+        if wanted_before && !ops.is_empty() {
+            tracing::warn!(ns = %self.name, put_back = summary(&ops), "someone else changed the network here");
+        }
         tracing::debug!(ns = %self.name, steps = ops.len(), "bringing up to date");
         let error = session.execute(&ops, &self.peers, &socket).err();
         let loaded = ops.iter().any(|op| matches!(op, NetOp::LoadRuleset { .. }));
@@ -81,6 +88,27 @@ impl Job {
         let applied = error.is_none().then_some(Applied { plan: self.plan, generation });
         Ok(Outcome { applied, touched: touched(&ops), error })
     }
+}
+
+/// What steps change, in words; the first few of many.
+fn summary(ops: &[NetOp]) -> String {
+    const SHOWN: usize = 6;
+    let words = ops.iter().take(SHOWN).map(|op| match op {
+        NetOp::DeleteRule(rule) | NetOp::AddRule(rule) => format!("routing rule of table {}", rule.table),
+        NetOp::DeleteRoute(route) | NetOp::AddRoute(route) => format!("route to {}", route.destination),
+        NetOp::DeleteFdb(entry) | NetOp::SetFdb(entry) => format!("fdb entry of {}", entry.mac),
+        NetOp::DeleteNeighbour(neighbour) | NetOp::SetNeighbour(neighbour) => format!("neighbour {}", neighbour.addr),
+        NetOp::DeleteAddress(link, addr) | NetOp::AddAddress(link, addr) => format!("address {addr} of {link}"),
+        NetOp::DeleteLink(name) | NetOp::CreateLink { name, .. } | NetOp::SetLink { name, .. } => format!("link {name}"),
+        NetOp::SetUp { name, .. } => format!("state of {name}"),
+        NetOp::SetSysctl { path, .. } => format!("setting {path}"),
+        // Also after a change of somebody else's rules alone: ours are the same then, and loading them harms nothing.
+        NetOp::LoadRuleset { .. } => "nftables rules".to_owned(),
+    });
+    let mut words: Vec<_> = words.collect();
+    words.dedup();
+    let more = ops.len().saturating_sub(SHOWN);
+    if more > 0 { format!("{} and {more} more", words.join(", ")) } else { words.join(", ") }
 }
 
 fn same_but_rules(a: &NsPlan, b: &NsPlan) -> bool {

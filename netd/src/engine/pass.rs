@@ -156,7 +156,8 @@ impl Engine {
                     continue;
                 }
                 let thorough = check || touched.contains(name);
-                let Some(job) = self.job(name, wanted, thorough) else { continue };
+                let Some(mut job) = self.job(name, wanted, thorough) else { continue };
+                job.made_anew = touched.contains(name);
                 let limit = limit.clone();
                 work.spawn(async move {
                     let _permit = limit.acquire_owned().await;
@@ -178,6 +179,7 @@ impl Engine {
             ns: self.namespaces.get(name)?.clone(),
             plan: wanted.clone(),
             thorough,
+            made_anew: false,
             last: self.applied.get(name).cloned(),
             peers: self.namespaces.clone(),
         })
@@ -294,7 +296,12 @@ fn is_task(name: &NsName) -> bool {
 async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16) -> io::Result<(NetNs, dns::Sockets)> {
     let ns = match known {
         Some(ns) => ns,
-        None => blocking(move || NetNs::create(&path)).await?,
+        // Where users are remapped, the worker has made it: it belongs to the container's users.
+        None => blocking(move || match NetNs::open(&path) {
+            Ok(Some(ns)) => Ok(ns),
+            Ok(None) | Err(_) => NetNs::create(&path),
+        })
+        .await?,
     };
     let sockets = dns::open(&ns, port).await?;
     Ok((ns, sockets))

@@ -7,8 +7,8 @@ use orch_model::service::Protocol;
 use orch_netd_core::{
     names::Mac,
     ruleset::{
-        Chain, Destination, Direction, Element, Expr, Family, Field, Is, Key, Point, Rule, RuleOp, Set, SetKind, Side,
-        Table, Way,
+        Chain, Destination, Direction, Element, Expr, Family, Field, HASH_SEED, Is, Key, Point, Rule, RuleOp, Set,
+        SetKind, Side, Table, Turn, Way,
     },
 };
 
@@ -239,7 +239,7 @@ impl Encoder {
         let mut writer = RuleWriter { list: Attrs::new(), protocol: None, family: table.family };
         for expr in &rule.0 {
             match expr {
-                Expr::SendTo(targets) => self.send_to(table, targets, &mut writer),
+                Expr::SendTo(turn, targets) => self.send_to(table, *turn, targets, &mut writer),
                 Expr::ZoneOf(entries) => {
                     let value = |index: u16| index.to_ne_bytes().to_vec();
                     let kind = Type { number: TYPE_INTEGER, length: 2, order: Order::Host };
@@ -277,7 +277,7 @@ impl Encoder {
         writer.look_up(id);
     }
 
-    fn send_to(&mut self, table: &Table, targets: &[Destination], writer: &mut RuleWriter) {
+    fn send_to(&mut self, table: &Table, turn: Turn, targets: &[Destination], writer: &mut RuleWriter) {
         let nat = Attrs::new().be32(1, 1).be32(2, family_number(table.family).into()).be32(3, REG);
         if let [Destination { addr, port }] = targets {
             writer.immediate(REG, &addr_bytes(addr));
@@ -291,10 +291,10 @@ impl Encoder {
         let value = if with_port { Type::several(&[(addr.number, addr.length), (TYPE_PORT, 2)]) } else { addr };
         let entries: Vec<_> =
             (0_u32..).zip(targets).map(|(turn, t)| (turn.to_ne_bytes().to_vec(), target(t))).collect();
-        let turn = Type { number: TYPE_INTEGER, length: 4, order: Order::Host };
-        let id = self.add_map(table, turn, value, &entries);
+        let number = Type { number: TYPE_INTEGER, length: 4, order: Order::Host };
+        let id = self.add_map(table, number, value, &entries);
         let modulus = u32::try_from(targets.len()).unwrap_or(u32::MAX);
-        writer.expr("numgen", Attrs::new().be32(1, REG).be32(2, modulus).be32(3, 0).be32(4, 0));
+        writer.choose(turn, modulus);
         writer.look_up(id);
         let nat = if with_port { nat.be32(5, REG32 + addr.length / 4) } else { nat };
         writer.expr("nat", nat);
@@ -313,6 +313,22 @@ impl RuleWriter {
     fn expr(&mut self, name: &str, attrs: Attrs) {
         let list = std::mem::take(&mut self.list);
         self.list = list.nested(1, Attrs::new().text(1, name).nested(2, attrs));
+    }
+
+    /// A number below `modulus`.
+    fn choose(&mut self, turn: Turn, modulus: u32) {
+        let counter = |kind| Attrs::new().be32(1, REG).be32(2, modulus).be32(3, kind).be32(4, 0);
+        match turn {
+            Turn::Each => self.expr("numgen", counter(0)),
+            Turn::Random => self.expr("numgen", counter(1)),
+            Turn::OfSource => {
+                self.load_addr(Side::Source, SECOND_REG);
+                let length = addr_type(self.family).length;
+                let hash = Attrs::new().be32(1, SECOND_REG).be32(2, REG).be32(3, length).be32(4, modulus);
+                // NFT_HASH_JENKINS
+                self.expr("hash", hash.be32(5, HASH_SEED).be32(6, 0).be32(7, 0));
+            }
+        }
     }
 
     fn meta(&mut self, key: u32) {
@@ -458,7 +474,7 @@ impl RuleWriter {
                 self.expr("reject", Attrs::new().be32(1, 0).u8(2, code));
             }
             // These need a map of their own.
-            Expr::SendTo(_) | Expr::ZoneOf(_) | Expr::MarkOf(_) => {}
+            Expr::SendTo(..) | Expr::ZoneOf(_) | Expr::MarkOf(_) => {}
         }
     }
 

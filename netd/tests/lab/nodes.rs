@@ -93,6 +93,8 @@ pub(crate) fn service(network: &str, service: u32, name: &str, vips: &[[u8; 4]])
         names: vec![name.to_owned()],
         vips: vips.iter().map(|vip| IpAddr::from(*vip)).collect(),
         ports: vec![],
+        declared: vec![],
+        balance: None,
     })
 }
 
@@ -109,6 +111,8 @@ pub(crate) fn ingress_service(service: u32, ports: &[(Protocol, u16, u16)]) -> A
         names: vec![],
         vips: vec![],
         ports: ports.iter().map(port).collect(),
+        declared: vec![],
+        balance: None,
     })
 }
 

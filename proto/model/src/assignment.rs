@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use crate::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
     secret::{Config, Secret},
-    service::PortConfig,
+    service::{Balance, PortConfig},
     task::{Task, TaskState},
 };
 
@@ -138,4 +138,8 @@ pub struct ServiceEndpointItem {
     pub vips: Vec<IpAddr>,
     /// On the ingress network: ports that every node answers on. Empty elsewhere.
     pub ports: Vec<PortConfig>,
+    /// Every port that the service says it has, published or not: what SRV is answered from. Empty on the ingress
+    /// network.
+    pub declared: Vec<PortConfig>,
+    pub balance: Option<Balance>,
 }

@@ -84,6 +84,17 @@ pub enum ServiceMode {
 pub struct EndpointSpec {
     pub mode: EndpointMode,
     pub ports: Vec<PortConfig>,
+    /// `None`: each task in turn.
+    pub balance: Option<Balance>,
+}
+
+/// Which of a service's tasks a new connection goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Balance {
+    RoundRobin,
+    Random,
+    /// The same for every connection of one client, while the tasks stay the same.
+    SourceHash,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

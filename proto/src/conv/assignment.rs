@@ -14,7 +14,7 @@ record!(NetworkItem {
     values: id, name, vni, subnets, gateways, internal, ingress, driver_options, data_path_port;
 });
 record!(EndpointItem { values: network, task, service, node, addresses, names, serving; });
-record!(ServiceEndpointItem { values: network, service, names, vips, ports; });
+record!(ServiceEndpointItem { values: network, service, names, vips, ports, declared, balance; });
 
 impl ToProto for Assignment {
     type Proto = wire::Assignment;

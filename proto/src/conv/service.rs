@@ -1,6 +1,7 @@
 //! Services and what their tasks are made from.
 
 use orch_model::service::{
+    Balance,
     ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction,
     FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement, PlacementStrategy,
     PortConfig, Protocol, PublishMode, ResourceLimits, RestartCondition, RestartPolicy, Service, ServiceMode,
@@ -14,6 +15,7 @@ use super::{
 use crate::wire;
 
 choice!(EndpointMode { Vip, DnsRoundRobin });
+choice!(Balance { RoundRobin, Random, SourceHash });
 choice!(Protocol { Tcp, Udp, Sctp });
 choice!(PublishMode { Ingress, Host });
 choice!(FailureAction { Pause, Continue, Rollback });
@@ -31,7 +33,7 @@ record!(Endpoint { values: ports, vips, problem; });
 record!(Vip { values: network, addr; });
 record!(ServiceSpec { values: update, rollback, depends_on; parts: annotations, task, mode, endpoint; });
 record!(Dependency { values: service, condition, required; });
-record!(EndpointSpec { values: mode, ports; });
+record!(EndpointSpec { values: mode, ports, balance; });
 record!(PortConfig { values: name, protocol, target_port, published_port, publish_mode; });
 record!(UpdateConfig {
     values: parallelism, failure_action, max_failure_ratio, order;

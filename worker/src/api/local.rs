@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt};
 use orch_proto::wire::{
     AttachInput, AttachStart, ConnectContainerRequest, ContainerDetails, ContainerExit, CreateContainerRequest,
     CreateContainerResponse, DisconnectContainerRequest, ExecOutput, LocalNetwork, LocalNetworkList,
-    StopContainerRequest, attach_input::Input, exec_output::Output,
+    StopContainerRequest, TraceNameRequest, TraceRequest, TraceResponse, attach_input::Input, exec_output::Output,
 };
 use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,6 +16,7 @@ use crate::{
     agent::{self, Agent},
     image::{ImageError, chain},
     local::{self, LocalError, NetworkError, One},
+    netd_client::NetdError,
     runtime::{Attachment, Container},
 };
 
@@ -77,6 +78,21 @@ pub(super) async fn connect(agent: &Agent, request: ConnectContainerRequest) -> 
     let one = find(agent, &request.container)?;
     let network = request.network.ok_or_else(|| Status::invalid_argument("the network is not named"))?;
     agent.locals.connect(&one, network).await.map_err(|error| status(&error))
+}
+
+/// From a task's container or a one-off one; from any, when none is named.
+pub(super) async fn trace(agent: &Agent, request: TraceNameRequest) -> Result<TraceResponse, Status> {
+    let TraceNameRequest { container, name, port } = request;
+    let task_id = match (container.as_str(), agent.locals.find(&container)) {
+        ("", _) => String::new(),
+        (_, Ok(one)) => one.id.to_string(),
+        (_, Err(_)) => super::tasks::find(&agent.host, &container)?.to_string(),
+    };
+    let traced = agent.host.netd.trace(TraceRequest { task_id, name, port }).await;
+    traced.map_err(|error| match error {
+        NetdError::Refused(status) => *status,
+        other => Status::unavailable(chain(&other)),
+    })
 }
 
 pub(super) async fn disconnect(agent: &Agent, request: DisconnectContainerRequest) -> Result<(), Status> {
@@ -248,7 +264,7 @@ pub(super) fn status(error: &LocalError) -> Status {
         | LocalError::OfService(_)
         | LocalError::NotRunning(_)
         | LocalError::Running(_)
-        | LocalError::Port(_)
+        | LocalError::Port { .. }
         | LocalError::NoPort(_)
         | LocalError::Prepare(_)
         | LocalError::Runtime(_) => Code::FailedPrecondition,

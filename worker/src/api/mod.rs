@@ -22,7 +22,7 @@ use orch_proto::{
         CreateContainerResponse, DisconnectContainerRequest, Empty, ExecInput, ExecOutput, FileChunk, ImageList, ImageReference, ImageReferences,
         ImportImageRequest, KillContainerRequest, LoadImagesResponse, LocalImage, LocalNetwork, LocalNetworkList, LogLine, LogsRequest, NetworkReference,
         PruneImagesRequest, PruneImagesResponse, PullImageRequest, RegistryAuth, PullProgress, RemoveContainerRequest,
-        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest, Volume,
+        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest, TraceNameRequest, TraceResponse, Volume,
         VolumeList, VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
@@ -285,6 +285,10 @@ impl WorkerLocal for Api {
 
     async fn resolve_image(&self, request: Request<PullImageRequest>) -> Answer<ImageReference> {
         images::resolve(&self.agent, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn trace_name(&self, request: Request<TraceNameRequest>) -> Answer<TraceResponse> {
+        local::trace(&self.agent, request.into_inner()).await.map(Response::new)
     }
 
     async fn check_login(&self, request: Request<PullImageRequest>) -> Answer<RegistryAuth> {

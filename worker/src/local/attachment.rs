@@ -274,10 +274,19 @@ impl Locals {
     }
 
     async fn carry_out(&self, one: &One, before: LocalContainer) -> Result<(), LocalError> {
-        if one.now().container.is_none() {
+        let runs = {
+            let now = one.now();
+            now.container.is_some() && !now.ending
+        };
+        if !runs {
             return Ok(());
         }
         let done = self.rejoin_networks(one).await;
+        if one.now().ending {
+            // It ended meanwhile: what it just got would stay with nobody.
+            self.give_back(one).await;
+            return Ok(());
+        }
         if done.is_err() {
             self.change(one, |now| now.record.networks = before.networks.clone());
             self.change(one, |now| now.record.network = before.network.clone());

@@ -16,7 +16,7 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, names, policy::Restart};
+use super::{LocalError, Locals, One, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
     image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
@@ -76,6 +76,7 @@ impl Locals {
             options: request.options,
             ..LocalContainer::default()
         };
+        self.check_remap(&record)?;
         let task = task_of(&record).map_err(invalid)?;
         if !record.networks.is_empty() {
             let checked = self.check_networks(&One::new(Arc::new(task.clone()), record.clone())).await?;
@@ -158,7 +159,8 @@ impl Locals {
             if port.published_port == 0 {
                 port.published_port = free_port(port.protocol).ok_or(LocalError::NoPort(port.target_port))?;
             } else if taken.iter().chain(&ports).any(clash) || !is_free(port.protocol, port.published_port) {
-                return Err(LocalError::Port(port.published_port));
+                let holder = port_holder::holder(port.protocol, port.published_port);
+                return Err(LocalError::port(port.published_port, holder));
             }
             ports.push(port);
         }

@@ -32,8 +32,10 @@ pub(crate) enum LocalError {
     NotRunning(String),
     #[error("You cannot remove a running container {0}. Stop the container before attempting removal or force remove")]
     Running(String),
-    #[error("driver failed programming external connectivity: Bind for 0.0.0.0:{0} failed: port is already allocated")]
-    Port(u16),
+    #[error(
+        "driver failed programming external connectivity: Bind for 0.0.0.0:{port} failed: port is already allocated{by}"
+    )]
+    Port { port: u16, by: String },
     #[error("no free port is left for {0}")]
     NoPort(u16),
     #[error("Invalid signal: {0}")]
@@ -82,6 +84,11 @@ pub(crate) enum LocalError {
 }
 
 impl LocalError {
+    /// With the program that has the port, where one is found.
+    pub(super) fn port(port: u16, holder: Option<String>) -> Self {
+        Self::Port { port, by: holder.map(|holder| format!(" by {holder}")).unwrap_or_default() }
+    }
+
     /// What `orch run` ends with: 126 or 127 when the program could not be started, else 125.
     pub(crate) fn exit_code(&self) -> i32 {
         const NOT_RUN: i32 = 125;

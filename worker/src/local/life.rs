@@ -88,6 +88,7 @@ impl Locals {
         let ground = prepare::Ground {
             keep_root: true,
             attach: has_namespace(&record).then(|| attach_request(one, &record, &attachments)),
+            remap: self.remap_of(&record),
         };
         let options = self.host_options(&record.options.unwrap_or_default())?;
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
@@ -104,6 +105,7 @@ impl Locals {
             binds: prepared.binds,
             log: self.log_files(one),
             options,
+            users: prepared.users,
         };
         let container = host.runtime.create(&plan).await?;
         // From here on the shim exists: whoever fails deletes it.
@@ -120,6 +122,7 @@ impl Locals {
         }
         self.change(one, |now| {
             now.container = Some(container.clone());
+            now.ending = false;
             now.address = address;
             now.health = container.is_checked().then_some(Health::Starting);
             now.record.ports = ports.to_proto();
@@ -167,6 +170,7 @@ impl Locals {
         exit: Exit,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
+            one.now().ending = true;
             if let Err(error) = container.delete().await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not deleted");
             }
@@ -398,7 +402,7 @@ impl Locals {
     }
 
     /// Network, mounts and files; what it wrote stays.
-    async fn give_back(&self, one: &One) {
+    pub(super) async fn give_back(&self, one: &One) {
         let has_namespace = has_namespace(&one.now().record);
         if has_namespace
             && let Err(error) = self.host.netd.detach(&one.id).await

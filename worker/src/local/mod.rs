@@ -14,6 +14,7 @@ mod names;
 mod networks;
 mod options;
 mod policy;
+mod port_holder;
 mod report;
 
 use std::{
@@ -73,6 +74,8 @@ pub(crate) struct Now {
     pub(crate) container: Option<Container>,
     pub(crate) health: Option<Health>,
     pub(crate) address: String,
+    /// Its process is gone, and what it had is being given back.
+    ending: bool,
     /// Restarts in a row.
     restarts: u32,
 }
@@ -89,7 +92,7 @@ fn invalid(error: impl std::fmt::Display) -> LocalError {
 
 impl One {
     fn new(task: Arc<Task>, record: LocalContainer) -> Self {
-        let now = Now { record, container: None, health: None, address: String::new(), restarts: 0 };
+        let now = Now { record, container: None, health: None, address: String::new(), ending: false, restarts: 0 };
         Self {
             id: task.id.clone(),
             task,

@@ -17,7 +17,8 @@ use orch_model::{NetworkId, TaskId};
 use orch_proto::{
     transport::{TransportError, unix_channel},
     wire::{
-        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, assignment, netd_client::NetdClient,
+        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, TraceRequest, TraceResponse, assignment,
+        netd_client::NetdClient,
     },
 };
 use tokio::{
@@ -137,6 +138,12 @@ impl Netd {
         let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
         let status = timeout(CALL_TIMEOUT, status).await.map_err(|_| NetdError::NotReady)??;
         Ok(status.gateway_subnet.parse().ok())
+    }
+
+    /// The way from a task of this node to a name.
+    pub(crate) async fn trace(&self, request: TraceRequest) -> Result<TraceResponse, NetdError> {
+        let traced = async { Ok::<_, NetdError>(self.client().await?.trace(request).await?.into_inner()) };
+        timeout(CALL_TIMEOUT, traced).await.map_err(|_| NetdError::NotReady)?
     }
 
     pub(crate) fn node_id(&self) -> &str {

@@ -94,10 +94,10 @@ fn refuse(args: &CreateArgs) -> anyhow::Result<()> {
     if let Some(asked) = args.scope.as_ref().filter(|asked| *asked != scope) {
         bail!("--scope {asked}: networks of the driver {} have the scope {scope}", args.driver);
     }
-    let of_cluster = [("--attachable", args.attachable), ("--ingress", args.ingress), ("--ipv6", args.ipv6)];
+    // Every container of its node can be on a bridge: --attachable is taken and changes nothing, as with Docker.
+    let of_cluster = [("--ingress", args.ingress), ("--ipv6", args.ipv6)];
     match of_cluster.into_iter().find(|(_, given)| *given && args.driver == DRIVER_BRIDGE) {
-        // Every container of its node can be on a bridge: Docker takes the flag and ignores it.
-        Some(("--attachable", _)) | None => Ok(()),
+        None => Ok(()),
         Some((flag, _)) => bail!("{flag} is for networks of the driver overlay; leave it out, or add --driver overlay"),
     }
 }
@@ -152,7 +152,7 @@ async fn on_this_node(args: CreateArgs, ipam: Vec<IpamConfig>, paths: &Paths) ->
 fn ipam(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
     let empty = |subnet: &IpNetwork| IpamConfig { subnet: *subnet, range: None, gateway: None, aux: Default::default() };
     let mut configs: Vec<IpamConfig> = args.subnet.iter().map(empty).collect();
-    let mut of = |address: IpAddr, flag: String| {
+    let of = |address: IpAddr, flag: String| {
         let config = configs.iter().position(|config| config.subnet.contains(address));
         config.ok_or_else(|| format!("{flag} is in no --subnet that was given"))
     };

@@ -4,8 +4,8 @@ use clap::{Args, ValueEnum};
 use orch_model::{
     Duration,
     service::{
-        EndpointMode, FailureAction, LogDriver, PlacementStrategy, RestartCondition, ServiceSpec, UpdateConfig,
-        UpdateOrder,
+        Balance, EndpointMode, FailureAction, LogDriver, PlacementStrategy, RestartCondition, ServiceSpec,
+        UpdateConfig, UpdateOrder,
     },
 };
 
@@ -26,6 +26,9 @@ pub(super) struct SpecFlags {
     /// Endpoint mode
     #[arg(long, value_enum, value_name = "MODE")]
     endpoint_mode: Option<EndpointModeFlag>,
+    /// Which task a new connection goes to: each in turn, any, or the same for all of one client
+    #[arg(long, value_enum, value_name = "HOW")]
+    endpoint_balance: Option<BalanceFlag>,
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND", value_parser = command_words)]
     entrypoint: Option<Words>,
@@ -173,6 +176,13 @@ enum EndpointModeFlag {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum BalanceFlag {
+    RoundRobin,
+    Random,
+    SourceHash,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum StrategyFlag {
     Spread,
     Pack,
@@ -265,6 +275,13 @@ impl SpecFlags {
             Some(EndpointModeFlag::Vip) => spec.endpoint.mode = EndpointMode::Vip,
             Some(EndpointModeFlag::Dnsrr) => spec.endpoint.mode = EndpointMode::DnsRoundRobin,
             None => {}
+        }
+        if let Some(balance) = self.endpoint_balance {
+            spec.endpoint.balance = Some(match balance {
+                BalanceFlag::RoundRobin => Balance::RoundRobin,
+                BalanceFlag::Random => Balance::Random,
+                BalanceFlag::SourceHash => Balance::SourceHash,
+            });
         }
     }
 

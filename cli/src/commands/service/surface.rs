@@ -29,6 +29,7 @@ fn good() -> Vec<(&'static str, String, Value)> {
         ("--dns 1.2.3.4", container("DNSConfig/Nameservers"), json!(["1.2.3.4"])),
         ("--dns-option use-vc", container("DNSConfig/Options"), json!(["use-vc"])),
         ("--dns-search example.org", container("DNSConfig/Search"), json!(["example.org"])),
+        ("--endpoint-balance source-hash", of("EndpointSpec/Balance"), json!("source-hash")),
         ("--endpoint-mode dnsrr", of("EndpointSpec/Mode"), json!("dnsrr")),
         ("--entrypoint 'sh -c'", container("Command"), json!(["sh", "-c"])),
         ("--env A=1", container("Env"), json!(["A=1"])),
@@ -97,9 +98,25 @@ fn good() -> Vec<(&'static str, String, Value)> {
 
 /// Where the cluster, a file or the command itself has a part: other tests show these.
 const ELSEWHERE: &[&str] = &[
-    "config", "config-add", "config-rm", "credential-spec", "detach", "env-file", "max-concurrent", "mode", "name",
-    "network", "network-add", "network-rm", "no-resolve-image", "quiet", "rollback", "secret", "secret-add",
-    "secret-rm", "with-registry-auth",
+    "config",
+    "config-add",
+    "config-rm",
+    "credential-spec",
+    "detach",
+    "env-file",
+    "max-concurrent",
+    "mode",
+    "name",
+    "network",
+    "network-add",
+    "network-rm",
+    "no-resolve-image",
+    "quiet",
+    "rollback",
+    "secret",
+    "secret-add",
+    "secret-rm",
+    "with-registry-auth",
 ];
 
 #[derive(Debug, Parser)]

@@ -128,6 +128,12 @@ fn update_config(which: &str, config: &UpdateConfig) -> Result<(), SpecError> {
 }
 
 fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
+    if endpoint.mode == EndpointMode::DnsRoundRobin && endpoint.balance.is_some() {
+        return Err(SpecError::Rule(
+            "endpoint balance needs endpoint mode vip: with dnsrr a client chooses among the tasks' addresses itself"
+                .to_owned(),
+        ));
+    }
     for (i, port) in endpoint.ports.iter().enumerate() {
         if port.target_port == 0 {
             return Err(field("target port", port.target_port, "it must be from 1 to 65535"));

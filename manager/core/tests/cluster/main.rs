@@ -1,5 +1,6 @@
 //! A cluster in virtual time: the deciding core, with agents that do what they are told.
 
+mod containers;
 mod control;
 mod depends;
 mod jobs;

@@ -17,7 +17,7 @@ use crate::{
     ns::{Link, LinkKind, Neighbour, NsName, NsPlan, Route, Target},
     ruleset::{
         Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
-        Side, Table, Way, word,
+        Side, Table, Way, send_to_one, word,
     },
 };
 
@@ -64,7 +64,7 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     let sandbox = Destination { addr: gateway.ingress_sandbox().ip().into(), port: None };
     let dnat = vec![
         Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
-        Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), Expr::SendTo(vec![sandbox])]),
+        Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), send_to_one(sandbox)]),
     ];
     chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), dnat.clone()));
     chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), dnat));
@@ -119,7 +119,7 @@ fn host_ports(context: &Context<'_>) -> (Vec<Element>, Vec<Chain>) {
             let key = Key::Port(port.protocol, port.published_port);
             elements.push(Element { key, chain: Some(name.clone()) });
             let to = Destination { addr: task.gateway_addr.into(), port: Some(port.target_port) };
-            let rule = Rule(vec![Expr::Protocol(port.protocol), Expr::SendTo(vec![to])]);
+            let rule = Rule(vec![Expr::Protocol(port.protocol), send_to_one(to)]);
             chains.push(Chain::jumped_to(name, rule));
         }
     }

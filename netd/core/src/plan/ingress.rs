@@ -21,7 +21,7 @@ use crate::{
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
     ruleset::{
         Chain, Destination, Direction, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset,
-        Set, SetKind, Side, Table, Way, send_in_turn, word,
+        Set, SetKind, Side, Table, Turn, Way, send_in_turn, word,
     },
 };
 
@@ -186,7 +186,8 @@ fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<E
         let name = format!("p_{}_{}", word(port.protocol), port.published_port);
         let key = Key::Port(port.protocol, port.published_port);
         elements.push(Element { key, chain: Some(name.clone()) });
-        let rule = Rule(vec![Expr::Protocol(port.protocol), send_in_turn(targets, usize::from(own.index))]);
+        let to = send_in_turn(Turn::of(service.balance), targets, usize::from(own.index));
+        let rule = Rule(vec![Expr::Protocol(port.protocol), to]);
         chains.push(Chain::jumped_to(name, rule));
     }
     (elements, chains)

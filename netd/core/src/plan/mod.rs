@@ -15,7 +15,7 @@ use std::{
 
 use orch_model::{
     NetworkId, NodeId, TaskId,
-    assignment::{EndpointItem, NetworkItem, Peer},
+    assignment::{EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     flows::{Standing, Standings},
     gateway::Gateway,
     ns::{NsName, NsPlan},
+    ruleset::word,
 };
 
 /// Outer headers of a tunnelled packet over IPv4: Ethernet 14, IP 20, UDP 8, VXLAN 8.
@@ -139,6 +140,7 @@ impl<'a> Context<'a> {
         for service in self.desired.services_of(&network.id) {
             let backends = self.desired.backends(&network.id, &service.service, &self.out);
             names.add_service(&service.names, &service.vips, &backends);
+            names.add_ports(&service.names, &self.ports_of(network, service, &backends));
         }
         for endpoint in self.desired.endpoints_of(&network.id) {
             if !self.out.tasks.contains(&endpoint.task) {
@@ -146,6 +148,18 @@ impl<'a> Context<'a> {
             }
         }
         names
+    }
+
+    fn ports_of(&self, network: &NetworkItem, service: &ServiceEndpointItem, backends: &[IpAddr]) -> dns::Ports {
+        if service.declared.is_empty() {
+            return dns::Ports::default();
+        }
+        let serves = |e: &&EndpointItem| e.addresses.iter().any(|addr| backends.contains(addr));
+        let of_service = self.desired.endpoints_of(&network.id).filter(|e| e.service == service.service);
+        dns::Ports {
+            declared: service.declared.iter().map(|p| (p.name.clone(), word(p.protocol), p.target_port)).collect(),
+            tasks: of_service.filter(serves).filter_map(|e| e.names.first().cloned()).collect(),
+        }
     }
 
     fn standings(&self) -> Standings {

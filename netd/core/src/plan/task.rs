@@ -17,7 +17,7 @@ use crate::{
     resolv::DNS_ADDR,
     ruleset::{
         Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
-        Side, Table, Way, send_in_turn,
+        Side, Table, Turn, Way, send_in_turn, send_to_one,
     },
 };
 
@@ -96,6 +96,7 @@ struct Balanced {
     vip: IpAddr,
     chain: String,
     backends: Vec<IpAddr>,
+    turn: Turn,
 }
 
 fn ruleset(context: &Context<'_>, task: &LocalTask) -> Ruleset {
@@ -120,6 +121,7 @@ fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
                     vip: *vip,
                     chain: format!("s{index}_{}_{number}", service.service),
                     backends: backends.iter().copied().filter(|b| b.is_ipv4() == vip.is_ipv4()).collect(),
+                    turn: Turn::of(service.balance),
                 });
             }
         }
@@ -161,7 +163,7 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
 fn to_dns_server(protocol: Protocol, port: u16) -> Rule {
     let server = Destination { addr: DNS_ADDR.into(), port: Some(port) };
     let to = Expr::Addr(Side::Destination, Is::Yes, IpAddr::V4(DNS_ADDR).into());
-    Rule(vec![to, Expr::ToPort(protocol, DNS_PORT), Expr::SendTo(vec![server])])
+    Rule(vec![to, Expr::ToPort(protocol, DNS_PORT), send_to_one(server)])
 }
 
 /// Datagrams that answer a client of a published port must come from the ingress address. A UDP server that is bound to
@@ -193,5 +195,5 @@ fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
 fn to_backends(balanced: &Balanced, task: &LocalTask) -> Expr {
     let targets = balanced.backends.iter().map(|addr| Destination { addr: *addr, port: None }).collect();
     let start = task.id.as_str().bytes().map(usize::from).sum();
-    send_in_turn(targets, start)
+    send_in_turn(balanced.turn, targets, start)
 }

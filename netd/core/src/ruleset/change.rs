@@ -94,7 +94,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::ruleset::{Destination, Expr, Hook, HookKind, Key, Point, SetKind};
+    use crate::ruleset::{Destination, Expr, Hook, HookKind, Key, Point, SetKind, Turn};
 
     /// A table with a chain per service, each with backends 10.0.0.N.
     fn ruleset(services: &[(u8, &[u8])]) -> Ruleset {
@@ -103,7 +103,7 @@ mod tests {
             |service: &u8| Element { key: Key::Addr(IpAddr::from([10, 0, 1, *service])), chain: Some(name(service)) };
         let send = |backends: &[u8]| {
             let to = |last: &u8| Destination { addr: IpAddr::from([10, 0, 0, *last]), port: None };
-            Rule(vec![Expr::SendTo(backends.iter().map(to).collect())])
+            Rule(vec![Expr::SendTo(Turn::Each, backends.iter().map(to).collect())])
         };
         let mut chains: Vec<_> = services.iter().map(|(s, b)| Chain::jumped_to(name(s), send(b))).collect();
         chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), vec![]));

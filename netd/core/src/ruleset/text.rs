@@ -5,8 +5,8 @@ use std::fmt::{self, Display, Formatter};
 use orch_model::service::Protocol;
 
 use super::{
-    Chain, Destination, Direction, Element, Expr, Family, Field, Hook, Is, Key, Point, Rule, Ruleset, Set, SetKind,
-    Side, Table, Way,
+    Chain, Destination, Direction, Element, Expr, Family, Field, HASH_SEED, Hook, Is, Key, Point, Rule, Ruleset, Set,
+    SetKind, Side, Table, Turn, Way,
 };
 use crate::names::Mac;
 
@@ -142,7 +142,7 @@ fn expr_text(expr: &Expr, family: Family) -> String {
         Expr::MarkOf(entries) => format!("ct mark set ether saddr map {{ {} }}", by_mac(entries)),
         Expr::RestoreMark => "meta mark set ct mark".to_owned(),
         Expr::SetSource(addr) => format!("ip saddr set {addr}"),
-        Expr::SendTo(targets) => send_to(targets),
+        Expr::SendTo(turn, targets) => send_to(*turn, targets, family),
         Expr::Masquerade => "masquerade".to_owned(),
         Expr::Accept => "accept".to_owned(),
         Expr::Drop => "drop".to_owned(),
@@ -179,7 +179,7 @@ fn by_mac(entries: &[(Mac, u16)]) -> String {
     entries.iter().map(|(mac, index)| format!("{mac} : {index}")).collect::<Vec<_>>().join(", ")
 }
 
-fn send_to(targets: &[Destination]) -> String {
+fn send_to(turn: Turn, targets: &[Destination], family: Family) -> String {
     let target = |Destination { addr, port }: &Destination, separator| match port {
         Some(port) => format!("{addr}{separator}{port}"),
         None => addr.to_string(),
@@ -189,7 +189,15 @@ fn send_to(targets: &[Destination]) -> String {
         _ => {
             let entries: Vec<_> =
                 targets.iter().enumerate().map(|(turn, t)| format!("{turn} : {}", target(t, " . "))).collect();
-            format!("dnat to numgen inc mod {} map {{ {} }}", targets.len(), entries.join(", "))
+            let (count, entries) = (targets.len(), entries.join(", "));
+            match turn {
+                Turn::Each => format!("dnat to numgen inc mod {count} map {{ {entries} }}"),
+                Turn::Random => format!("dnat to numgen random mod {count} map {{ {entries} }}"),
+                Turn::OfSource => {
+                    let source = field(Field::Addr(Side::Source), family);
+                    format!("dnat to jhash {source} mod {count} seed {HASH_SEED:#x} map {{ {entries} }}")
+                }
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use hickory_proto::{
     op::{Edns, Message, MessageType, OpCode, Query, ResponseCode},
     rr::{Name, RecordType},
 };
-use orch_netd_core::dns::{Answer, NetworkNames, Transport, View, answer, servfail};
+use orch_netd_core::dns::{Answer, NetworkNames, Ports, Transport, View, answer, servfail};
 
 fn v4(last: u8) -> IpAddr {
     IpAddr::from([10, 0, 1, last])
@@ -20,6 +20,8 @@ fn view() -> View {
     first.add_service(&texts(&["rr"]), &[], &[v4(21), v4(22)]);
     first.add_service(&texts(&["empty"]), &[], &[]);
     first.add_task(&texts(&["shop_web.1", "shop_web.1.abc"]), &[v4(11)]);
+    let declared = vec![("http".to_owned(), "tcp", 8080), (String::new(), "udp", 53)];
+    first.add_ports(&texts(&["shop_web", "web"]), &Ports { declared, tasks: texts(&["shop_web.1", "shop_web.2"]) });
     let mut second = NetworkNames::new("other");
     second.add_service(&texts(&["web", "db"]), &[IpAddr::from([10, 0, 2, 2])], &[]);
     View { networks: vec![Arc::new(first), Arc::new(second)], forward: true }
@@ -45,6 +47,26 @@ fn said(answer: Answer) -> String {
             format!("{:?}{truncated}{records}", message.metadata.response_code)
         }
     }
+}
+
+#[test]
+fn ports_are_located() {
+    for (name, turn, expected) in [
+        ("_http._tcp.web.", 0, "NoError 0 1 8080 shop_web.1.shop_default. 0 1 8080 shop_web.2.shop_default."),
+        ("_8080._TCP.shop_web.", 1, "NoError 0 1 8080 shop_web.2.shop_default. 0 1 8080 shop_web.1.shop_default."),
+        ("_http._tcp.web.shop_default.", 2, "NoError 0 1 8080 shop_web.1.shop_default. 0 1 8080 shop_web.2.shop_default."),
+        ("_53._udp.web.", 0, "NoError 0 1 53 shop_web.1.shop_default. 0 1 53 shop_web.2.shop_default."),
+        ("web.", 0, "NoError"),
+        ("_http._udp.web.", 0, "forward"),
+        ("_ldap._tcp.example.org.", 0, "forward"),
+    ] {
+        let query = query(name, RecordType::SRV).to_vec().unwrap();
+        assert_eq!(said(answer(&query, &view(), turn, Transport::Udp)), expected, "{name}");
+    }
+    let query = query("_http._tcp.web.", RecordType::SRV).to_vec().unwrap();
+    let Answer::Reply(bytes) = answer(&query, &view(), 0, Transport::Udp) else { panic!("no reply") };
+    let more: Vec<_> = Message::from_vec(&bytes).unwrap().additionals.iter().map(|r| r.data.to_string()).collect();
+    assert_eq!(more, ["10.0.1.11"], "the address of the task that has one");
 }
 
 #[test]

@@ -8,3 +8,4 @@ mod golden;
 mod random;
 mod scenario;
 mod suspects;
+mod trace;

@@ -8,7 +8,7 @@ use std::{
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
-    service::{PortConfig, Protocol, PublishMode},
+    service::{Balance, PortConfig, Protocol, PublishMode},
     task::TaskAttachment,
 };
 use orch_netd_core::{
@@ -81,7 +81,7 @@ impl Scenario {
         self
     }
 
-    /// Service `service` has the VIP 10.0.NETWORK.100 + service on a user network, its ports on the ingress network.
+    /// Service 2 balances by the source on network 1 and at random elsewhere, others in turn. Service `service` has the VIP 10.0.NETWORK.100 + service on a user network, its ports on the ingress network.
     pub(crate) fn service(mut self, network: u8, service: u8, ports: Vec<PortConfig>) -> Self {
         let vip = IpAddr::from([10, 0, network, 100 + service]);
         self.items.push(Assignment::ServiceEndpoint(ServiceEndpointItem {
@@ -90,8 +90,24 @@ impl Scenario {
             names: vec![format!("svc{service}")],
             vips: if network == INGRESS { vec![] } else { vec![vip] },
             ports,
+            declared: vec![],
+            balance: match (service, network) {
+                (2, 1) => Some(Balance::SourceHash),
+                (2, _) => Some(Balance::Random),
+                _ => None,
+            },
         }));
         self
+    }
+
+    /// A network of this node alone, with a smaller MTU.
+    pub(crate) fn local_network(self, network: u8) -> Self {
+        let mut scenario = self.network(network, false);
+        if let Some(Assignment::Network(item)) = scenario.items.last_mut() {
+            item.vni = 0;
+            item.driver_options.insert("com.docker.network.driver.mtu".to_owned(), "1400".to_owned());
+        }
+        scenario
     }
 
     pub(crate) fn endpoint(mut self, network: u8, task: u8, service: u8, node: u8, serving: bool) -> Self {
@@ -143,8 +159,12 @@ impl Scenario {
         Desired::new(Some(node_id(1)), self.items.clone())
     }
 
-    pub(crate) fn plan(&self) -> Plan {
+    pub(crate) fn inputs<'a>(&'a self, desired: &'a Desired) -> Inputs<'a> {
         let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500 };
-        plan(Inputs { desired: &self.desired(), tasks: &self.tasks, suspects: &self.suspects, facts })
+        Inputs { desired, tasks: &self.tasks, suspects: &self.suspects, facts }
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        plan(self.inputs(&self.desired()))
     }
 }
