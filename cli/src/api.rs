@@ -147,6 +147,8 @@ impl Api {
             rollback,
             new_version: false,
             rebalance: false,
+            unpin: false,
+            slots: Vec::new(),
         };
         Ok(self.control.update(request).await?.into_inner())
     }
@@ -166,6 +168,8 @@ impl Api {
             rollback: false,
             new_version: true,
             rebalance: false,
+            unpin: false,
+            slots: Vec::new(),
         };
         let response = self.control.update(request).await.map_err(explain)?.into_inner();
         Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))

@@ -297,6 +297,8 @@ pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()
         rollback: false,
         new_version: false,
         rebalance: false,
+        unpin: false,
+        slots: Vec::new(),
     };
     api.control.update(request).await.map_err(explain)?;
     println!("Cluster updated.");
