@@ -189,6 +189,8 @@ impl Batcher {
                 continue;
             }
             tokio::select! {
+                // In this order, so that a simulation goes the same way every time.
+                biased;
                 Some(answered) = ends.recv() => pace.ended(answered, batch.proposals.len(), Instant::now()),
                 next = self.pending.recv(), if !batch.is_full() => match next {
                     Some(next) => self.gather(next, &mut batch),
