@@ -164,7 +164,8 @@ fn registries_that_want_a_login_get_it() {
     publish(&lab, folder.path(), "nginx", &web);
 
     // Without the flag, other nodes are strangers; with it they are not, and nobody gets the password back.
-    let n2 = ["service", "create", "-d", "--restart-max-attempts", "1", "--constraint", "node.hostname==n2"];
+    // By its tag: what the digest names, a node that has it would give to the other.
+    let n2 = ["service", "create", "-d", "--no-resolve-image", "--restart-max-attempts", "1", "--constraint", "node.hostname==n2"];
     let bare = with_login(&lab, folder.path(), &[&n2[..], &["--name", "bare", &web]].concat());
     assert_eq!(bare.code, 0, "{bare:?}");
     eventually("a stranger is refused", || {

@@ -5,13 +5,14 @@ use std::io::SeekFrom;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci_client::{Reference as OciReference, RegistryOperation, errors::OciDistributionError, secrets::RegistryAuth};
+use oci_client::{Reference as OciReference, RegistryOperation, errors::OciDistributionError};
 use orch_proto::wire;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{
-    pull::{Endpoint, Progress, PullError, credentials, of_host, report},
+    pull::{Progress, PullError, report},
     reference::Reference,
+    registry::{Endpoint, login_for, of_host},
     store::{ImageStore, StoredImage},
 };
 use crate::config::RegistryConfig;
@@ -25,14 +26,14 @@ pub(crate) async fn push(
     registries: &RegistryConfig,
     reference: &Reference,
     image: &StoredImage,
-    auth: Option<&wire::RegistryAuth>,
+    login: Option<&wire::RegistryAuth>,
     progress: &Progress,
 ) -> Result<(), PullError> {
     let mut last = None;
     for endpoint in of_host(registries, &reference.registry) {
-        let auth = credentials(auth, &endpoint, reference);
+        let login = login_for(login, &endpoint, reference);
         let upload = Upload { endpoint: &endpoint, store, reference, image };
-        match upload.run(&auth, progress).await {
+        match upload.run(login, progress).await {
             Err(error @ PullError::Unreachable { .. }) => last = Some(error),
             done => return done,
         }
@@ -48,12 +49,13 @@ struct Upload<'a> {
 }
 
 impl Upload<'_> {
-    async fn run(&self, auth: &RegistryAuth, progress: &Progress) -> Result<(), PullError> {
+    async fn run(&self, login: Option<&wire::RegistryAuth>, progress: &Progress) -> Result<(), PullError> {
+        let auth = self.endpoint.auth(login, self.reference, RegistryOperation::Push).await?;
         let client = self.endpoint.client()?;
-        let (host, repository) = (self.endpoint.host().to_owned(), self.reference.repository.clone());
+        let (host, repository) = (self.endpoint.host.clone(), self.reference.repository.clone());
         let tag = self.reference.tag.clone().unwrap_or_else(|| "latest".to_owned());
         let target = OciReference::with_tag(host, repository, tag);
-        client.auth(&target, auth, RegistryOperation::Push).await.map_err(|error| self.error(error))?;
+        client.auth(&target, &auth, RegistryOperation::Push).await.map_err(|error| self.error(error))?;
 
         let record = &self.image.record;
         let blobs: Vec<&String> = record.layers.iter().chain([&record.config]).collect();
@@ -64,7 +66,7 @@ impl Upload<'_> {
         let parsed: serde_json::Value = serde_json::from_slice(&manifest).unwrap_or_default();
         let media_type = parsed["mediaType"].as_str().unwrap_or(MANIFEST_TYPE);
         let media_type = media_type.parse().map_err(|_| PullError::Registry {
-            registry: self.endpoint.host().to_owned(),
+            registry: self.endpoint.host.clone(),
             reason: format!("the manifest says that it is {media_type:?}, which is no media type"),
         })?;
         client.push_manifest_raw(&target, manifest, media_type).await.map_err(|error| self.error(error))?;
@@ -80,7 +82,7 @@ impl Upload<'_> {
     ) -> Result<(), PullError> {
         let path = self.store.blob_path(digest)?;
         let failed = |error: std::io::Error| PullError::Registry {
-            registry: self.endpoint.host().to_owned(),
+            registry: self.endpoint.host.clone(),
             reason: format!("reading {}: {error}", path.display()),
         };
         let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
@@ -109,7 +111,10 @@ impl Upload<'_> {
 
     fn error(&self, error: OciDistributionError) -> PullError {
         match error {
-            OciDistributionError::UnauthorizedError { .. } | OciDistributionError::AuthenticationFailure(_) => {
+            OciDistributionError::UnauthorizedError { .. }
+            | OciDistributionError::AuthenticationFailure(_)
+            // Where the password itself is asked for, the upload is what is refused.
+            | OciDistributionError::ServerError { code: 401 | 403, .. } => {
                 PullError::Denied { image: self.reference.familiar() }
             }
             other => self.endpoint.error(other),
