@@ -9,7 +9,15 @@ const ENTRYPOINT: &str = "ENTRYPOINT [\"/usr/local/bin/entrypoint\"]";
 /// Image, archive, and the changes that make it one.
 const IMAGES: &[(&str, &str, &[&str])] = &[
     ("nginx", "nginx", &["CMD [\"nginx\"]", "EXPOSE 80"]),
-    ("redis", "redis", &["CMD [\"redis-server\", \"--bind\", \"0.0.0.0\", \"--protected-mode\", \"no\", \"--dir\", \"/data\"]", "VOLUME /data", "EXPOSE 6379"]),
+    (
+        "redis",
+        "redis",
+        &[
+            "CMD [\"redis-server\", \"--bind\", \"0.0.0.0\", \"--protected-mode\", \"no\", \"--dir\", \"/data\"]",
+            "VOLUME /data",
+            "EXPOSE 6379",
+        ],
+    ),
     ("mariadb", "mariadb", &[ENTRYPOINT, "VOLUME /var/lib/mysql", "EXPOSE 3306"]),
     ("postgres", "postgres", &[ENTRYPOINT, "VOLUME /var/lib/postgresql/data", "EXPOSE 5432"]),
     ("wordpress", "wordpress", &[ENTRYPOINT, "EXPOSE 80"]),
@@ -39,7 +47,8 @@ fn replace(lab: &Lab, service: &str) {
 fn services_from_a_registry_keep_their_data() {
     let lab = Lab::up("databases", 2, 1);
     lab.import("registry:2", "registry", &[SERVE_REGISTRY, "EXPOSE 5000"]);
-    let registry = ["service", "create", "-d", "--name", "registry", "-p", "5000:5000", "--constraint", "node.role==manager"];
+    let registry =
+        ["service", "create", "-d", "--name", "registry", "-p", "5000:5000", "--constraint", "node.role==manager"];
     let volume = ["--mount", "type=volume,source=registry,target=/var/lib/registry", "registry:2"];
     let _ = lab.orch(&[&registry[..], &volume].concat()).ok();
     lab.wait_replicas("registry", "1/1");
@@ -58,18 +67,32 @@ fn services_from_a_registry_keep_their_data() {
     let _ = lab.exec_with_input("n1", &["orch", "secret", "create", "db", "-"], b"it's a secret").ok();
     let create = |name: &str, options: &[&str], image: &str| {
         let image = format!("127.0.0.1:5000/debian/{image}");
-        let common = ["service", "create", "-d", "--name", name, "--network", "back", "--constraint", "node.hostname==n2"];
+        let common =
+            ["service", "create", "-d", "--name", name, "--network", "back", "--constraint", "node.hostname==n2"];
         let said = lab.orch(&[&common[..], options, &[&image]].concat());
         assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{said:?}");
     };
     create("web", &["-p", "8080:80"], "nginx");
     create("cache", &["--mount", "type=volume,source=cache,target=/data"], "redis");
     let password = ["--secret", "db", "-e", "MYSQL_ROOT_PASSWORD_FILE=/run/secrets/db", "-e", "MYSQL_DATABASE=blog"];
-    create("mysql", &[&password[..], &["--mount", "type=volume,source=mysql,target=/var/lib/mysql"]].concat(), "mariadb");
+    create(
+        "mysql",
+        &[&password[..], &["--mount", "type=volume,source=mysql,target=/var/lib/mysql"]].concat(),
+        "mariadb",
+    );
     let password = ["--secret", "db", "-e", "POSTGRES_PASSWORD_FILE=/run/secrets/db", "-e", "POSTGRES_DB=shop"];
     let data = ["--mount", "type=volume,source=pg,target=/var/lib/postgresql/data"];
     create("pg", &[&password[..], &data].concat(), "postgres");
-    let blog = ["--secret", "db", "-e", "WORDPRESS_DB_PASSWORD_FILE=/run/secrets/db", "-e", "WORDPRESS_DB_NAME=blog", "-p", "8081:80"];
+    let blog = [
+        "--secret",
+        "db",
+        "-e",
+        "WORDPRESS_DB_PASSWORD_FILE=/run/secrets/db",
+        "-e",
+        "WORDPRESS_DB_NAME=blog",
+        "-p",
+        "8081:80",
+    ];
     create("blog", &blog, "wordpress");
     ["web", "cache", "mysql", "pg", "blog"].iter().for_each(|service| lab.wait_replicas(service, "1/1"));
 
@@ -95,7 +118,11 @@ fn services_from_a_registry_keep_their_data() {
             format!("{mysql} 'create table t (v text); insert into t values (\"yes\")'"),
             format!("{mysql} 'select v from t'"),
         ),
-        ("pg", format!("{psql} \"create table t (v text); insert into t values ('yes')\""), format!("{psql} 'select v from t'")),
+        (
+            "pg",
+            format!("{psql} \"create table t (v text); insert into t values ('yes')\""),
+            format!("{psql} 'select v from t'"),
+        ),
     ];
     for (service, write, _) in &statements {
         eventually("it takes data", || inside(&lab, service, write));

@@ -77,3 +77,26 @@ fn what_cannot_be_done_is_said() {
         assert!(outcome.contains(said), "{args:?}: {outcome}");
     }
 }
+
+/// By buildah, from an image that only the cluster has.
+#[test]
+fn a_dockerfile_is_built() {
+    let lab = Lab::up("image-build", 1, 1);
+    lab.import("team/base:1", "busybox", &[]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dockerfile = "ARG BASE=nosuch\nFROM ${BASE}:1\nARG WHO=nobody\nCOPY word /word\nRUN echo \"$(cat /word) $WHO\" > /said\n\
+                      HEALTHCHECK --interval=7s CMD true\nCMD [\"cat\", \"/said\"]\n";
+    fs::write(folder.path().join("Dockerfile"), dockerfile).expect("a file");
+    fs::write(folder.path().join("word"), "hello").expect("a file");
+    let context = folder.path().to_str().expect("utf-8 path");
+    let flags = ["build", "-t", "built:2", "-t", "also", "--build-arg", "BASE=team/base", "--build-arg", "WHO=you"];
+    let said = lab.orch(&[&flags[..], &[context]].concat()).ok();
+    assert!(said.ends_with("Loaded image: built:2\nLoaded image: also\n"), "{said}");
+    assert_eq!(lab.orch(&["run", "--rm", "also"]).ok(), "hello you\n");
+    let health = lab.orch(&["image", "inspect", "--format", "{{json .Config.Healthcheck}}", "built:2"]).ok();
+    assert!(health.contains("7000000000"), "{health}");
+    let names = lab.orch(&["image", "ls", "--format", "{{.Repository}}:{{.Tag}}"]).ok();
+    assert!(!names.contains("localhost/"), "{names}");
+    let broken = lab.orch(&["build", "-t", "x", "--file", "/nowhere", context]).refused();
+    assert!(broken.contains("buildah failed"), "{broken}");
+}

@@ -49,7 +49,8 @@ fn logs_are_found_again_as_they_were_written() {
     // Following what has ended ends.
     assert_eq!(logs(&["--follow"]).stdout, "out1\nout2\ntail");
 
-    let options = ["--log-opt", "labels=team", "--log-opt", "env=WHO", "--container-label", "team=a", "--env", "WHO=me"];
+    let options =
+        ["--log-opt", "labels=team", "--log-opt", "env=WHO", "--container-label", "team=a", "--env", "WHO=me"];
     service(&lab, "detailed", &options, "echo line");
     ended(&lab, "detailed");
     assert_eq!(lab.orch(&["service", "logs", "--raw", "--details", "detailed"]).stdout, "WHO=me,team=a line\n");

@@ -92,7 +92,14 @@ fn a_registry_in_a_container_serves_the_cluster() {
     assert_eq!((said.code, said.stderr.as_str()), (0, ""), "{said:?}");
     lab.wait_replicas("web", "2/2");
     let first = digest_of_service(&lab, "web");
-    let list = ["image", "ls", "--digests", "--format", "{{.Repository}}:{{.Tag}} {{.Digest}}", &format!("{address}/team/web")];
+    let list = [
+        "image",
+        "ls",
+        "--digests",
+        "--format",
+        "{{.Repository}}:{{.Tag}} {{.Digest}}",
+        &format!("{address}/team/web"),
+    ];
     assert_eq!(lab.orch_on("n2", &list).ok(), format!("{web} {first}\n"));
 
     // The tag moves: scaling does not care, naming the image again does.
@@ -125,11 +132,22 @@ fn a_registry_in_a_container_serves_the_cluster() {
     let _ = lab.orch(&from_peer).ok();
     lab.wait_replicas("peer", "1/1");
     let _ = lab.orch(&["image", "rm", "-f", &first]);
-    let move_it = ["service", "update", "-d", "--constraint-rm", "node.hostname==n2", "--constraint-add", "node.hostname==n1", "peer"];
+    let move_it = [
+        "service",
+        "update",
+        "-d",
+        "--constraint-rm",
+        "node.hostname==n2",
+        "--constraint-add",
+        "node.hostname==n1",
+        "peer",
+    ];
     let _ = lab.orch(&move_it).ok();
     eventually("n1 has the image from n2", || {
         let tasks = lab.list(&["service", "ps", "-f", "desired-state=running", "peer"])?;
-        let there = tasks.iter().any(|t| t["Node"] == "n1" && t["CurrentState"].as_str().is_some_and(|s| s.starts_with("Running")));
+        let there = tasks
+            .iter()
+            .any(|t| t["Node"] == "n1" && t["CurrentState"].as_str().is_some_and(|s| s.starts_with("Running")));
         if there { Ok(()) } else { Err(format!("{tasks:?}")) }
     });
 }
@@ -139,7 +157,8 @@ fn registries_that_want_a_login_get_it() {
     let lab = Lab::up("registry-login", 2, 1);
     let folder = tempfile::tempdir().expect("a folder");
     let config = folder.path().join("config.json");
-    let read = || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&config).expect("a file")).expect("JSON");
+    let read =
+        || serde_json::from_str::<serde_json::Value>(&fs::read_to_string(&config).expect("a file")).expect("JSON");
     import_images(&lab);
     let passwords = folder.path().join("htpasswd");
     fs::write(&passwords, HTPASSWD).expect("a file");
@@ -165,14 +184,24 @@ fn registries_that_want_a_login_get_it() {
 
     // Without the flag, other nodes are strangers; with it they are not, and nobody gets the password back.
     // By its tag: what the digest names, a node that has it would give to the other.
-    let n2 = ["service", "create", "-d", "--no-resolve-image", "--restart-max-attempts", "1", "--constraint", "node.hostname==n2"];
+    let n2 = [
+        "service",
+        "create",
+        "-d",
+        "--no-resolve-image",
+        "--restart-max-attempts",
+        "1",
+        "--constraint",
+        "node.hostname==n2",
+    ];
     let bare = with_login(&lab, folder.path(), &[&n2[..], &["--name", "bare", &web]].concat());
     assert_eq!(bare.code, 0, "{bare:?}");
     eventually("a stranger is refused", || {
         let tasks = lab.orch(&["service", "ps", "--no-trunc", "bare"]).ok();
         if tasks.contains("asks for a login") { Ok(()) } else { Err(tasks) }
     });
-    let _ = with_login(&lab, folder.path(), &[&n2[..], &["--with-registry-auth", "--name", "known", &web]].concat()).ok();
+    let _ =
+        with_login(&lab, folder.path(), &[&n2[..], &["--with-registry-auth", "--name", "known", &web]].concat()).ok();
     lab.wait_replicas("known", "1/1");
     assert_eq!(lab.orch(&["secret", "ls", "-q"]).ok(), "");
     let told: String = ["service", "secret"]
@@ -190,7 +219,11 @@ fn registries_that_want_a_login_get_it() {
     let _ = with_login(&lab, folder.path(), &["service", "update", "-d", "--with-registry-auth", "known"]).ok();
     let logins = || lab.orch(&["secret", "ls", "-q", "--filter", "label=orch.registry-login"]).ok();
     assert_eq!(logins().lines().count(), 1);
-    assert_eq!(lab.list(&["service", "ps", "known"]).expect("a list").len(), 1, "an update of the login restarts nothing");
+    assert_eq!(
+        lab.list(&["service", "ps", "known"]).expect("a list").len(),
+        1,
+        "an update of the login restarts nothing"
+    );
     let _ = lab.orch(&["service", "rm", "known", "bare"]).ok();
     eventually("the login is gone with its service", || if logins().is_empty() { Ok(()) } else { Err(logins()) });
 
@@ -250,7 +283,16 @@ fn certificates_of_their_own_and_mirrors() {
     let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
     openssl(&[&new[..], &["-subj", "/CN=Test CA", "-keyout", &path("ca.key"), "-out", &path("ca.crt")]].concat());
     let san = format!("subjectAltName=IP:{host}");
-    let of_ca = ["-CA", &path("ca.crt"), "-CAkey", &path("ca.key"), "-addext", &san, "-addext", "basicConstraints=critical,CA:FALSE"];
+    let of_ca = [
+        "-CA",
+        &path("ca.crt"),
+        "-CAkey",
+        &path("ca.key"),
+        "-addext",
+        &san,
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
     let server = ["-subj", "/CN=registry", "-keyout", &path("tls.key"), "-out", &path("tls.crt")];
     openssl(&[&new[..], &of_ca, &server].concat());
     let text = format!(

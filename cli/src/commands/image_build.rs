@@ -17,10 +17,7 @@ use orch_proto::{paths::Paths, wire};
 use serde::Deserialize;
 use tokio_stream::StreamExt as _;
 
-use super::{
-    image::registry_of,
-    image_files::send,
-};
+use super::{image::registry_of, image_files::send};
 use crate::api::{Worker, explain, worker};
 
 /// Only there when cgroups are of version 2 alone, which OCI runtimes of builders want.

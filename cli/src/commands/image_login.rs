@@ -63,11 +63,8 @@ pub(crate) async fn login(args: LoginArgs, paths: &Paths) -> anyhow::Result<()> 
         None => ask_secretly("Password: ")?,
     };
     let auth = wire::RegistryAuth { username, password, ..Default::default() };
-    let request = wire::PullImageRequest {
-        reference: host_of(&server).to_owned(),
-        auth: Some(auth),
-        ..Default::default()
-    };
+    let request =
+        wire::PullImageRequest { reference: host_of(&server).to_owned(), auth: Some(auth), ..Default::default() };
     let kept = worker(paths).await?.check_login(request).await.map_err(explain)?.into_inner();
     store(&server, &kept)?;
     println!("Login Succeeded");

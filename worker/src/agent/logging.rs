@@ -197,7 +197,10 @@ mod tests {
         let file = files("/log".into(), &task(driver("json-file", &options)));
         assert_eq!(text(&file.details), "B=2 tag=web:1! team=a");
         let journal = files("/log".into(), &task(driver("journald", &options))).journal.unwrap();
-        assert_eq!((journal["TEAM"].as_str(), journal["B"].as_str(), journal["CONTAINER_TAG"].as_str()), ("a", "2", "web:1!"));
+        assert_eq!(
+            (journal["TEAM"].as_str(), journal["B"].as_str(), journal["CONTAINER_TAG"].as_str()),
+            ("a", "2", "web:1!")
+        );
         assert_eq!(journal["CONTAINER_ID_FULL"].len(), 64);
     }
 

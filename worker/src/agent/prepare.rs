@@ -13,9 +13,9 @@ use orch_model::{
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
+pub(crate) use orch_proto::wire::AttachTaskRequest;
 use orch_proto::{conv::ToProto, wire::RegistryAuth};
 use prost::Message as _;
-pub(crate) use orch_proto::wire::AttachTaskRequest;
 
 use super::{
     Host, describe,
@@ -144,8 +144,7 @@ pub(crate) async fn prepare_on(
     logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
     let login = login_of(host, spec);
-    let image =
-        host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref(), login.as_ref()).await?;
+    let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref(), login.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;
 
     if ground.remap.is_some() && spec.privileged {
@@ -326,7 +325,12 @@ fn make_root(
         rootfs.mount(layers, remap)?;
     }
     let mut binds = volumes(host, task, &rootfs.root, image)?;
-    binds.extend(files::write_secret_files(&secrets_dir(host, &task.id), &task.spec.container, &host.items, &host.values(task))?);
+    binds.extend(files::write_secret_files(
+        &secrets_dir(host, &task.id),
+        &task.spec.container,
+        &host.items,
+        &host.values(task),
+    )?);
     if let Some(remap) = remap {
         let dir = secrets_dir(host, &task.id);
         let failed = |path: &Path| {

@@ -49,7 +49,7 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_PERIOD: Duration = Duration::from_secs(1);
 /// Without an answer to one for so long the leader is gone.
 const PONG_LIMIT: Duration = Duration::from_secs(4);
-/// A manager of which nothing was heard is not asked again for so long because of what others say.
+/// A manager of which nothing was heard is not asked again for so long, as long as there are others to ask.
 const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Statuses in one message.
 const MAX_UPDATES: usize = 500;
@@ -155,8 +155,14 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
     let mut order: Vec<String> = Vec::new();
     let mut last_session = String::new();
     loop {
+        let is_silent = |addr: &str| silent.as_ref().is_some_and(|(who, at)| who == addr && at.elapsed() < SILENT_FOR);
+        // Trying it costs seconds, in which the others may have elected the next.
+        order.retain(|addr| !is_silent(addr));
         if order.is_empty() {
             order = agent.managers();
+            if order.iter().any(|addr| !is_silent(addr)) {
+                order.retain(|addr| !is_silent(addr));
+            }
             order.shuffle(&mut rand::rng());
             // Taken from the end: those that do not answer anyway come last.
             order.sort_by_key(|addr| !agent.gossip.is_out_of_sight(addr));
@@ -176,10 +182,8 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
             silent = Some((addr.clone(), Instant::now()));
         }
         // Other managers name a leader that died for as long as they have not elected the next.
-        let is_silent = |leader: &str| {
-            let fell_silent = silent.as_ref().is_some_and(|(who, at)| who == leader && at.elapsed() < SILENT_FOR);
-            fell_silent || agent.gossip.is_out_of_sight(leader)
-        };
+        let is_silent =
+            |leader: &str| silent.as_ref().is_some_and(|(who, at)| who == leader && at.elapsed() < SILENT_FOR);
         hint = match error {
             // The same manager, at once.
             SessionError::Renewed => Some(addr.clone()),

@@ -6,9 +6,9 @@ use futures::{StreamExt, stream::BoxStream};
 use orch_model::node::Platform;
 use orch_proto::conv::ToProto;
 use orch_proto::wire::{
-    FileChunk, ForgetImageRequest, ImageReference, ImportImageRequest, ImportImageStart, LoadImagesResponse, LocalImage,
-    PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest, RegistryAuth, RemoveImageRequest,
-    RemoveImageResponse, import_image_request::Message, pull_progress,
+    FileChunk, ForgetImageRequest, ImageReference, ImportImageRequest, ImportImageStart, LoadImagesResponse,
+    LocalImage, PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest,
+    RegistryAuth, RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -316,7 +316,7 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
     for image in store.list() {
         let used =
             agent.host.user_of_image(&image.digest).is_some() || !agent.locals.users_of_image(&image.digest).is_empty();
-        let wanted = request.all || image.names.is_empty();
+        let wanted = request.all || image.names.iter().all(|name| pinned(name).is_some());
         let recent = request.until_ms > 0 && image.record.created_at_ms >= request.until_ms;
         if used || !wanted || recent {
             continue;
@@ -331,7 +331,7 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
 }
 
 /// Tells the leader that this node no longer has these names. Without a leader, others will find out when they ask.
-async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
+pub(crate) async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
     let Some(mut live) = agent.session.get() else { return };
     let kept = only.map(|only| image.names_without(only)).unwrap_or_default();
     for name in image.names.iter().filter(|name| !kept.contains(name)) {

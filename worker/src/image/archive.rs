@@ -305,7 +305,8 @@ pub(crate) fn save(store: &ImageStore, images: &[(StoredImage, Vec<String>)], to
                 written.push(digest.clone());
             }
         }
-        let references: Vec<Reference> = names.iter().filter_map(|name| Reference::parse(name).ok()).collect();
+        let references: Vec<Reference> =
+            names.iter().filter_map(|name| Reference::parse(name).ok()).filter(|name| name.digest.is_none()).collect();
         let tags: Vec<String> = references.iter().map(Reference::familiar).collect();
         docker.push(json!({
             "Config": in_layout(&record.config),

@@ -99,9 +99,8 @@ fn candidates(agent: &Agent) -> Vec<Candidate> {
 
 /// Whether it came from a registry, under each of its names, or from another node.
 fn is_elsewhere(image: &StoredImage) -> bool {
-    let repository = |name: &str| {
-        super::reference::Reference::parse(name).map(|reference| reference.name()).unwrap_or_default()
-    };
+    let repository =
+        |name: &str| super::reference::Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
     let pulled: BTreeSet<String> =
         image.names.iter().filter(|name| pinned(name).is_some()).map(|name| repository(name)).collect();
     image.record.fetched || (!pulled.is_empty() && image.names.iter().all(|name| pulled.contains(&repository(name))))

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
+use oci_client::manifest::OciManifest;
 use orch_model::{assignment::ImageSource, node::NodeRole};
 use orch_proto::{
     tls::{Identity, SharedIdentity},
@@ -13,7 +14,11 @@ use orch_proto::{
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
-use super::store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage};
+use super::{
+    arrival::Arrival,
+    pull::{bytes_of, platform_manifest},
+    store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage, UnpackedLayer},
+};
 
 const PARALLEL_BLOBS: usize = 4;
 /// Without a byte for so long, the next holder is asked.
@@ -33,15 +38,17 @@ pub(crate) enum FetchError {
     Refused { digest: String, holder: String, status: Box<tonic::Status> },
     #[error("{holder} stopped sending {digest}")]
     Stalled { digest: String, holder: String },
-    #[error("{0} is larger than a manifest or configuration may be")]
+    #[error("{0} is larger than its manifest says, or than a manifest or configuration may be")]
     TooLarge(String),
+    #[error("the index {0} has no image for this machine")]
+    Platform(String),
     #[error("store the image")]
     Store(#[from] StoreError),
     #[error("unpacking was interrupted")]
     Interrupted(#[source] tokio::task::JoinError),
 }
 
-/// Fetches the image of `from` and puts it into the store, without a name.
+/// Fetches the image of `from` and puts it into the store, without a name. The digest may be that of an index.
 pub(crate) async fn fetch(
     store: &ImageStore,
     identity: &SharedIdentity,
@@ -51,14 +58,23 @@ pub(crate) async fn fetch(
     let holders = reachable(identity, from).await?;
     let fetcher = Fetcher { store, from, holders };
     fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;
-    let manifest = store.manifest(&from.digest)?;
+    let digest = fetcher.manifest_digest().await?;
+    let manifest = store.manifest(&digest)?;
     fetcher.blob(0, &manifest.config.digest, Some(MAX_METADATA_BYTES)).await?;
+    let diff_ids = store.config(&manifest.config.digest)?.rootfs.diff_ids;
+    if diff_ids.len() != manifest.layers.len() {
+        return Err(StoreError::LayerCount(digest).into());
+    }
+    let layers = manifest.layers.iter().zip(&diff_ids).enumerate();
     let downloads: Vec<_> =
-        manifest.layers.iter().enumerate().map(|(n, layer)| fetcher.blob(n, &layer.digest, None)).collect();
-    stream::iter(downloads).buffer_unordered(PARALLEL_BLOBS).try_collect::<Vec<()>>().await?;
-    let (store, digest) = (store.clone(), from.digest.clone());
-    let image = tokio::task::spawn_blocking(move || store.add_image(&digest)).await.map_err(FetchError::Interrupted)?;
-    Ok(image?)
+        layers.map(|(n, (layer, diff_id))| fetcher.layer(n, &layer.digest, diff_id, bytes_of(layer))).collect();
+    let unpacked: Vec<_> = stream::iter(downloads).buffer_unordered(PARALLEL_BLOBS).try_collect().await?;
+    let store = store.clone();
+    let stored = tokio::task::spawn_blocking(move || {
+        store.publish(unpacked.into_iter().flatten().collect())?;
+        store.add_image(&digest)
+    });
+    Ok(stored.await.map_err(FetchError::Interrupted)??)
 }
 
 struct Holder {
@@ -105,18 +121,70 @@ struct Fetcher<'a> {
 }
 
 impl Fetcher<'_> {
-    /// Asks the `n`th holder first, then the others.
+    /// The digest of the manifest for this machine.
+    async fn manifest_digest(&self) -> Result<String, FetchError> {
+        let text = self.store.read_blob(&self.from.digest)?;
+        let read: OciManifest = serde_json::from_slice(&text).map_err(|source| StoreError::Json {
+            what: "manifest",
+            digest: self.from.digest.clone(),
+            source,
+        })?;
+        let OciManifest::ImageIndex(index) = read else { return Ok(self.from.digest.clone()) };
+        let chosen = platform_manifest(&index).ok_or_else(|| FetchError::Platform(self.from.digest.clone()))?;
+        self.blob(0, chosen, Some(MAX_METADATA_BYTES)).await?;
+        Ok(chosen.to_owned())
+    }
+
+    /// A layer, unpacked aside; `None` when it is here.
+    async fn layer(
+        &self,
+        n: usize,
+        digest: &str,
+        diff_id: &str,
+        bytes: u64,
+    ) -> Result<Option<(String, String, UnpackedLayer)>, FetchError> {
+        if self.store.has_blob(digest) {
+            return Ok(None);
+        }
+        let start = || match self.store.has_layer(diff_id) {
+            true => Arrival::of_blob(self.store),
+            false => Arrival::of_layer(self.store, digest),
+        };
+        let unpacked = self.from_any(n, digest, Some(bytes), start).await?;
+        Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
+    }
+
     async fn blob(&self, n: usize, digest: &str, limit: Option<u64>) -> Result<(), FetchError> {
         if self.store.has_blob(digest) {
             return Ok(());
         }
+        self.from_any(n, digest, limit, || Arrival::of_blob(self.store)).await.map(drop)
+    }
+
+    /// Asks the `n`th holder first, then the others; what one began the next goes on with.
+    async fn from_any(
+        &self,
+        n: usize,
+        digest: &str,
+        limit: Option<u64>,
+        start: impl Fn() -> Result<Arrival, StoreError>,
+    ) -> Result<Option<UnpackedLayer>, FetchError> {
         let mut last = FetchError::NoHolder(digest.to_owned());
+        let mut arrival = start()?;
         for turn in 0..self.holders.len() {
             let holder = &self.holders[(n + turn) % self.holders.len()];
-            match self.blob_from(holder, digest, limit).await {
-                Ok(()) => return Ok(()),
+            match self.blob_from(holder, digest, limit, &mut arrival).await {
+                Ok(()) => return Ok(arrival.finish(digest).await?),
                 Err(error) => {
-                    tracing::warn!(digest, holder = holder.addr, %error, "fetching from a node failed");
+                    tracing::warn!(
+                        digest,
+                        holder = holder.addr,
+                        error = super::chain(&error),
+                        "fetching from a node failed"
+                    );
+                    if !matches!(error, FetchError::Stalled { .. } | FetchError::Refused { .. }) {
+                        arrival = start()?;
+                    }
                     last = error;
                 }
             }
@@ -124,7 +192,13 @@ impl Fetcher<'_> {
         Err(last)
     }
 
-    async fn blob_from(&self, holder: &Holder, digest: &str, limit: Option<u64>) -> Result<(), FetchError> {
+    async fn blob_from(
+        &self,
+        holder: &Holder,
+        digest: &str,
+        limit: Option<u64>,
+        arrival: &mut Arrival,
+    ) -> Result<(), FetchError> {
         let refused = |status: tonic::Status| FetchError::Refused {
             digest: digest.to_owned(),
             holder: holder.addr.clone(),
@@ -135,23 +209,19 @@ impl Fetcher<'_> {
             digest: digest.to_owned(),
             image_digest: self.from.digest.clone(),
             grant: Bytes::copy_from_slice(&self.from.grant),
-            offset: 0,
+            offset: arrival.bytes,
         };
         let mut client = holder.client.clone();
         let answered = timeout(STALL_TIMEOUT, client.fetch_blob(request)).await.map_err(|_| stalled())?;
         let mut chunks = answered.map_err(refused)?.into_inner();
-        let mut writer = self.store.blob_writer()?;
-        let mut bytes = 0;
         while let Some(chunk) =
             timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)?
         {
-            bytes += chunk.data.len() as u64;
-            if limit.is_some_and(|limit| bytes > limit) {
+            if limit.is_some_and(|limit| arrival.bytes + chunk.data.len() as u64 > limit) {
                 return Err(FetchError::TooLarge(digest.to_owned()));
             }
-            writer.append(&chunk.data)?;
+            arrival.append(chunk.data).await?;
         }
-        tokio::task::block_in_place(|| writer.commit(Some(digest)))?;
         Ok(())
     }
 }

@@ -1,14 +1,13 @@
 //! Pulls images from registries (OCI distribution, version 2).
 //!
-//! Everything is checked by digest on arrival. Plain HTTP is used only for registries that the operator listed as
-//! insecure and, as Docker does, for this machine's own.
+//! Everything is checked by digest on arrival. A layer is unpacked while it is downloaded.
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::{
-    Client, Reference as OciReference,
-    client::{BlobResponse, ClientConfig, ClientProtocol},
+    Client, Reference as OciReference, RegistryOperation,
+    client::BlobResponse,
     errors::{OciDistributionError, OciErrorCode},
     manifest::{
         IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
@@ -20,15 +19,14 @@ use orch_proto::wire;
 use tokio::sync::mpsc;
 
 use super::{
+    arrival::Arrival,
     import::architecture,
-    reference::{DEFAULT_REGISTRY, Reference},
-    store::{BlobWriter, ImageStore, StoreError, StoredImage},
+    reference::{Reference, is_digest},
+    registry::{Endpoint, endpoints, login_for, of_host},
+    store::{ImageStore, StoreError, StoredImage, UnpackedLayer},
 };
 use crate::config::RegistryConfig;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Without a byte for so long, a download has failed.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const PARALLEL_LAYERS: usize = 3;
 /// How often a download that breaks off is gone on with.
 const DOWNLOAD_ATTEMPTS: u32 = 5;
@@ -66,183 +64,128 @@ pub(crate) enum PullError {
 /// Receives progress; may be dropped at any time.
 pub(crate) type Progress = mpsc::Sender<wire::PullProgress>;
 
-/// Pulls `reference` and puts it into the store, without a name.
+/// Pulls `reference` and puts it into the store, without a name; with it the digest of the index that it was chosen from.
 pub(crate) async fn pull(
     store: &ImageStore,
     registries: &RegistryConfig,
     reference: &Reference,
-    auth: Option<&wire::RegistryAuth>,
+    login: Option<&wire::RegistryAuth>,
     progress: &Progress,
 ) -> Result<(StoredImage, Option<String>), PullError> {
     let _arriving = store.arriving();
-    let mut last = None;
+    let mut tried = Tried::default();
     for endpoint in endpoints(registries, &reference.registry) {
-        match endpoint.pull(store, reference, &credentials(auth, &endpoint, reference), progress).await {
-            Err(error @ (PullError::Unreachable { .. } | PullError::NotFound { .. })) => {
-                // A mirror that lacks it says less than the registry itself, which comes last; but an insecure
-                // registry's refusal over TLS must not be hidden by the failure of plain HTTP.
-                if !matches!(last, Some(PullError::NotFound { .. })) || matches!(error, PullError::NotFound { .. }) {
-                    last = Some(error);
-                }
-            }
-            done => return done,
+        let pulled = match Session::open(&endpoint, store, reference, login).await {
+            Ok(session) => session.pull(progress).await,
+            Err(error) => Err(error),
+        };
+        if let Some(done) = tried.counts(&endpoint, reference, pulled) {
+            return done;
         }
     }
-    Err(last.unwrap_or_else(|| PullError::Unreachable {
-        registry: reference.registry.clone(),
-        reason: "it has no address".to_owned(),
-    }))
+    Err(tried.failure(&reference.registry))
 }
 
-/// Asks the registry's front door, which every registry has.
+/// The digest of what `reference` means at its registry now: of the index, where there is one.
+pub(crate) async fn resolve(
+    registries: &RegistryConfig,
+    reference: &Reference,
+    login: Option<&wire::RegistryAuth>,
+) -> Result<String, PullError> {
+    let mut tried = Tried::default();
+    for endpoint in endpoints(registries, &reference.registry) {
+        let resolved = resolve_at(&endpoint, reference, login).await;
+        if let Some(done) = tried.counts(&endpoint, reference, resolved) {
+            return done;
+        }
+    }
+    Err(tried.failure(&reference.registry))
+}
+
+async fn resolve_at(
+    endpoint: &Endpoint,
+    reference: &Reference,
+    login: Option<&wire::RegistryAuth>,
+) -> Result<String, PullError> {
+    let auth = endpoint.auth(login_for(login, endpoint, reference), reference, RegistryOperation::Pull).await?;
+    let target = oci_reference(endpoint, reference, None);
+    let asked = endpoint.client()?.fetch_manifest_digest(&target, &auth).await;
+    let digest = asked.map_err(|error| unless_absent(endpoint, reference, error))?;
+    if is_digest(&digest) {
+        return Ok(digest);
+    }
+    Err(PullError::Registry { registry: endpoint.host.clone(), reason: format!("it gives {digest:?} for a digest") })
+}
+
+/// Whether a registry takes the login, and what to keep of it.
 pub(crate) async fn check_login(
     registries: &RegistryConfig,
     registry: &str,
-    auth: &wire::RegistryAuth,
-) -> Result<(), PullError> {
-    let auth = RegistryAuth::Basic(auth.username.clone(), auth.password.clone());
+    login: &wire::RegistryAuth,
+) -> Result<wire::RegistryAuth, PullError> {
     let mut last = None;
     for endpoint in of_host(registries, registry) {
-        // Any name will do: what counts is whether the registry knows who asks.
-        let reference = OciReference::with_tag(endpoint.host.clone(), "library/login".to_owned(), "latest".to_owned());
-        match endpoint.client()?.fetch_manifest_digest(&reference, &auth).await {
-            Err(
-                error @ (OciDistributionError::UnauthorizedError { .. }
-                | OciDistributionError::AuthenticationFailure(_)),
-            ) => {
-                tracing::debug!(%error, registry, "the login was refused");
-                return Err(PullError::Login { registry: registry.to_owned() });
-            }
-            Err(error @ OciDistributionError::RequestError(_)) => last = Some(endpoint.error(error)),
-            // That the image is not there was to be expected.
-            Ok(_) | Err(_) => return Ok(()),
+        match endpoint.check_login(login).await {
+            Err(error @ PullError::Unreachable { .. }) => last = Some(last.unwrap_or(error)),
+            done => return done,
         }
     }
-    last.map_or(Ok(()), Err)
+    Err(last.unwrap_or_else(|| nowhere(registry)))
 }
 
-/// A mirror never sees what the user gave for the registry itself.
-pub(super) fn credentials(
-    auth: Option<&wire::RegistryAuth>,
-    endpoint: &Endpoint,
-    reference: &Reference,
-) -> RegistryAuth {
-    match auth.filter(|_| endpoint.host == reference.registry) {
-        Some(auth) => RegistryAuth::Basic(auth.username.clone(), auth.password.clone()),
-        None => RegistryAuth::Anonymous,
-    }
+/// What asking a registry's mirrors and itself in turn has come to.
+#[derive(Default)]
+struct Tried {
+    last: Option<PullError>,
 }
 
-/// Where a registry's content may be asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    /// `host[:port]`.
-    host: String,
-    plain_http: bool,
-    /// Listed as insecure: any certificate will do.
-    any_certificate: bool,
-}
-
-fn endpoints(registries: &RegistryConfig, registry: &str) -> Vec<Endpoint> {
-    let mut endpoints = Vec::new();
-    if registry == DEFAULT_REGISTRY {
-        for mirror in &registries.mirrors {
-            match mirror.trim_end_matches('/').split_once("://") {
-                Some(("http", host)) => {
-                    endpoints.push(Endpoint { host: host.to_owned(), plain_http: true, any_certificate: true });
-                }
-                Some((_, host)) => endpoints.extend(of_host(registries, host)),
-                None => endpoints.extend(of_host(registries, mirror)),
-            }
-        }
-    }
-    endpoints.extend(of_host(registries, registry));
-    endpoints
-}
-
-pub(super) fn of_host(registries: &RegistryConfig, host: &str) -> Vec<Endpoint> {
-    let insecure = registries.is_insecure(host) || is_this_machine(host);
-    let https = Endpoint { host: host.to_owned(), plain_http: false, any_certificate: insecure };
-    if insecure { vec![https.clone(), Endpoint { plain_http: true, ..https }] } else { vec![https] }
-}
-
-fn is_this_machine(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host).trim_matches(['[', ']']);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-}
-
-impl Endpoint {
-    async fn pull(
-        &self,
-        store: &ImageStore,
+impl Tried {
+    /// The result when it is the one that counts; `None`: the next is to be asked.
+    fn counts<T>(
+        &mut self,
+        endpoint: &Endpoint,
         reference: &Reference,
-        auth: &RegistryAuth,
-        progress: &Progress,
-    ) -> Result<(StoredImage, Option<String>), PullError> {
-        let client = self.client()?;
-        let session = Session { endpoint: self, client, store, reference, auth };
-        let (index_digest, digest, manifest) = session.manifest().await?;
-        session.blob(&manifest.config, &mpsc::channel(1).0).await?;
-        let downloads: Vec<_> = manifest.layers.iter().map(|layer| session.blob(layer, progress)).collect();
-        stream::iter(downloads).buffer_unordered(PARALLEL_LAYERS).try_collect::<Vec<()>>().await?;
-        let (store, digest) = (store.clone(), digest);
-        let unpacked = tokio::task::spawn_blocking(move || store.add_image(&digest)).await;
-        let image = unpacked.map_err(|error| PullError::Registry {
-            registry: self.host.clone(),
-            reason: format!("unpacking was interrupted: {error}"),
-        })??;
-        for layer in &manifest.layers {
-            report(progress, &layer.digest, bytes_of(layer), "done", bytes_of(layer));
-        }
-        Ok((image, index_digest))
-    }
-
-    pub(super) fn host(&self) -> &str {
-        &self.host
-    }
-
-    pub(super) fn client(&self) -> Result<Client, PullError> {
-        let config = ClientConfig {
-            protocol: if self.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
-            accept_invalid_certificates: self.any_certificate,
-            platform_resolver: None,
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("orch/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        Client::try_from(config).map_err(|error| self.error(error))
-    }
-
-    /// What TLS says of a registry that speaks plain HTTP tells nobody what to do.
-    fn advised(&self, reason: String) -> String {
-        if self.plain_http || !reason.contains("InvalidContentType") {
-            return reason;
-        }
-        let host = &self.host;
-        format!(
-            "it does not speak TLS; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
-             /etc/orch/orch.toml on every node"
-        )
-    }
-
-    pub(super) fn error(&self, error: OciDistributionError) -> PullError {
-        let registry = self.host.clone();
-        match error {
-            OciDistributionError::RequestError(error) if error.is_connect() || error.is_timeout() => {
-                PullError::Unreachable { registry, reason: self.advised(innermost(&error)) }
+        result: Result<T, PullError>,
+    ) -> Option<Result<T, PullError>> {
+        match result {
+            Err(error @ (PullError::Unreachable { .. } | PullError::NotFound { .. })) => {
+                // A mirror that lacks it says less than the registry itself, which comes last; but an insecure
+                // registry's refusal over TLS must not be hidden by the failure of plain HTTP.
+                if !matches!(self.last, Some(PullError::NotFound { .. })) || matches!(error, PullError::NotFound { .. })
+                {
+                    self.last = Some(error);
+                }
+                None
             }
-            OciDistributionError::RequestError(error) => PullError::Registry { registry, reason: innermost(&error) },
-            other => PullError::Registry { registry, reason: innermost(&other) },
+            // Whatever is wrong with a mirror, the registry may have it.
+            Err(error) if endpoint.host != reference.registry => {
+                tracing::warn!(error = super::chain(&error), "a registry mirror is passed over");
+                self.last = Some(error);
+                None
+            }
+            done => Some(done),
         }
     }
+
+    fn failure(self, registry: &str) -> PullError {
+        self.last.unwrap_or_else(|| nowhere(registry))
+    }
+}
+
+fn nowhere(registry: &str) -> PullError {
+    PullError::Unreachable { registry: registry.to_owned(), reason: "it has no address".to_owned() }
 }
 
 /// A blob on its way.
 struct Download {
-    writer: BlobWriter,
-    done: u64,
+    arrival: Arrival,
     reported: u64,
+}
+
+/// A layer's descriptor and the digest of what it unpacks to.
+struct Layer<'a> {
+    blob: &'a OciDescriptor,
+    diff_id: &'a str,
 }
 
 struct Session<'a> {
@@ -250,10 +193,47 @@ struct Session<'a> {
     client: Client,
     store: &'a ImageStore,
     reference: &'a Reference,
-    auth: &'a RegistryAuth,
+    auth: RegistryAuth,
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    async fn open(
+        endpoint: &'a Endpoint,
+        store: &'a ImageStore,
+        reference: &'a Reference,
+        login: Option<&wire::RegistryAuth>,
+    ) -> Result<Self, PullError> {
+        let auth = endpoint.auth(login_for(login, endpoint, reference), reference, RegistryOperation::Pull).await?;
+        Ok(Self { endpoint, client: endpoint.client()?, store, reference, auth })
+    }
+
+    async fn pull(&self, progress: &Progress) -> Result<(StoredImage, Option<String>), PullError> {
+        let (index_digest, digest, manifest) = self.manifest().await?;
+        self.blob(&manifest.config, None, &mpsc::channel(1).0).await?;
+        let config = self.store.config(&manifest.config.digest)?;
+        let diff_ids = config.rootfs.diff_ids;
+        if diff_ids.len() != manifest.layers.len() {
+            return Err(StoreError::LayerCount(digest).into());
+        }
+        for layer in &manifest.layers {
+            report(progress, &layer.digest, bytes_of(layer), "waiting", 0);
+        }
+        let layers = manifest.layers.iter().zip(&diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id });
+        let downloads: Vec<_> = layers.map(|layer| self.layer(layer, progress)).collect();
+        let unpacked: Vec<_> = stream::iter(downloads).buffer_unordered(PARALLEL_LAYERS).try_collect().await?;
+        let (store, digest) = (self.store.clone(), digest);
+        let stored = tokio::task::spawn_blocking(move || {
+            store.publish(unpacked.into_iter().flatten().collect())?;
+            // What was here packed only is unpacked now.
+            store.add_image(&digest)
+        });
+        let image = stored.await.map_err(StoreError::Interrupted)??;
+        for layer in &manifest.layers {
+            report(progress, &layer.digest, bytes_of(layer), "done", bytes_of(layer));
+        }
+        Ok((image, index_digest))
+    }
+
     /// The digest of the index, when there is one; the platform's manifest, stored, with its digest.
     async fn manifest(&self) -> Result<(Option<String>, String, OciImageManifest), PullError> {
         let (digest, manifest) = self.fetch_manifest(&self.oci_reference(None)).await?;
@@ -270,97 +250,124 @@ impl Session<'_> {
     }
 
     async fn fetch_manifest(&self, reference: &OciReference) -> Result<(String, OciManifest), PullError> {
-        let pulled = self.client.pull_manifest_raw(reference, self.auth, &ACCEPTED).await;
-        let (bytes, _) = pulled.map_err(|error| {
-            if is_absent(&error) {
-                let registry = self.endpoint.host.clone();
-                PullError::NotFound { registry, image: self.reference.familiar() }
-            } else {
-                self.endpoint.error(error)
-            }
-        })?;
+        let pulled = self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await;
+        let (bytes, _) = pulled.map_err(|error| unless_absent(self.endpoint, self.reference, error))?;
         let digest = self.store.put_bytes(&bytes, reference.digest())?;
         let manifest = serde_json::from_slice(&bytes)
             .map_err(|source| PullError::Manifest { image: self.reference.familiar(), source })?;
         Ok((digest, manifest))
     }
 
-    async fn blob(&self, blob: &OciDescriptor, progress: &Progress) -> Result<(), PullError> {
+    /// Downloads a layer and unpacks it aside; `None` when it is here already.
+    async fn layer(
+        &self,
+        layer: Layer<'_>,
+        progress: &Progress,
+    ) -> Result<Option<(String, String, UnpackedLayer)>, PullError> {
+        let Layer { blob, diff_id } = layer;
+        let unpacked = self.blob(blob, Some(diff_id), progress).await?;
+        Ok(unpacked.map(|unpacked| (blob.digest.clone(), diff_id.to_owned(), unpacked)))
+    }
+
+    /// Downloads a blob, and unpacks it on the way when it is a layer that is not here.
+    async fn blob(
+        &self,
+        blob: &OciDescriptor,
+        diff_id: Option<&str>,
+        progress: &Progress,
+    ) -> Result<Option<UnpackedLayer>, PullError> {
         if self.store.has_blob(&blob.digest) {
             report(progress, &blob.digest, bytes_of(blob), "exists", bytes_of(blob));
-            return Ok(());
+            return Ok(None);
         }
+        self.store.check_room(bytes_of(blob))?;
         report(progress, &blob.digest, bytes_of(blob), "downloading", 0);
-        let mut download = Download { writer: self.store.blob_writer()?, done: 0, reported: 0 };
+        let start = || match diff_id.filter(|diff_id| !self.store.has_layer(diff_id)) {
+            Some(_) => Arrival::of_layer(self.store, &blob.digest),
+            None => Arrival::of_blob(self.store),
+        };
+        let mut download = Download { arrival: start()?, reported: 0 };
         let mut attempt = 1;
         // What has arrived is kept: the next attempt asks for the rest.
-        while let Err(error) = self.go_on(&mut download, blob, progress).await {
-            if attempt == DOWNLOAD_ATTEMPTS || !matches!(error, PullError::BrokeOff { .. }) {
+        while let Err(error) = self.go_on(&mut download, blob, &start, progress).await {
+            if attempt == DOWNLOAD_ATTEMPTS
+                || !matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. })
+            {
                 return Err(error);
             }
             attempt += 1;
             tracing::info!(digest = blob.digest, %error, attempt, "a download is resumed");
-            tokio::time::sleep(RESUME_PAUSE).await;
+            tokio::time::sleep(RESUME_PAUSE * (attempt - 1)).await;
         }
-        let Download { writer, done, .. } = download;
-        tokio::task::block_in_place(|| writer.commit(Some(&blob.digest)))?;
-        report(progress, &blob.digest, bytes_of(blob), "unpacking", done);
-        Ok(())
+        report(progress, &blob.digest, bytes_of(blob), "unpacking", bytes_of(blob));
+        Ok(download.arrival.finish(&blob.digest).await?)
     }
 
-    async fn go_on(&self, download: &mut Download, blob: &OciDescriptor, progress: &Progress) -> Result<(), PullError> {
-        let reference = self.oci_reference(None);
-        let mut stream = if download.done == 0 {
-            let whole = self.client.pull_blob_stream(&reference, blob).await;
-            whole.map_err(|error| self.endpoint.error(error))?.stream
-        } else {
-            let rest = self.client.pull_blob_stream_partial(&reference, blob, download.done, None).await;
-            match rest.map_err(|error| self.endpoint.error(error))? {
-                BlobResponse::Partial(rest) => rest.stream,
-                BlobResponse::Full(whole) => {
-                    *download = Download { writer: self.store.blob_writer()?, done: 0, reported: 0 };
-                    whole.stream
+    async fn go_on(
+        &self,
+        download: &mut Download,
+        blob: &OciDescriptor,
+        start: &impl Fn() -> Result<Arrival, StoreError>,
+        progress: &Progress,
+    ) -> Result<(), PullError> {
+        let reference = oci_reference(self.endpoint, self.reference, None);
+        let from = download.arrival.bytes;
+        // Asked for as a part even when it is the whole: what arrives is checked once, on our side.
+        let answer = self.client.pull_blob_stream_partial(&reference, blob, from, None).await;
+        let mut stream = match answer.map_err(|error| self.endpoint.error(error))? {
+            BlobResponse::Partial(rest) => rest.stream,
+            BlobResponse::Full(whole) => {
+                if from > 0 {
+                    *download = Download { arrival: start()?, reported: 0 };
                 }
+                whole.stream
             }
         };
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| PullError::BrokeOff {
-                registry: self.endpoint.host.clone(),
-                digest: blob.digest.clone(),
-                reason: innermost(&error),
-            })?;
-            download.writer.append(&chunk)?;
-            download.done += chunk.len() as u64;
-            if download.done - download.reported >= PROGRESS_STEP_BYTES {
-                download.reported = download.done;
-                report(progress, &blob.digest, bytes_of(blob), "downloading", download.done);
+        let broke_off = |reason: String| PullError::BrokeOff {
+            registry: self.endpoint.host.clone(),
+            digest: blob.digest.clone(),
+            reason,
+        };
+        while let Some(piece) = stream.next().await {
+            download.arrival.append(piece.map_err(|error| broke_off(innermost(&error)))?).await?;
+            let done = download.arrival.bytes;
+            if done > bytes_of(blob) {
+                return Err(StoreError::TooLong { digest: blob.digest.clone(), bytes: bytes_of(blob) }.into());
+            }
+            if done - download.reported >= PROGRESS_STEP_BYTES {
+                download.reported = done;
+                report(progress, &blob.digest, bytes_of(blob), "downloading", done);
             }
         }
-        if download.done < bytes_of(blob) {
-            return Err(PullError::BrokeOff {
-                registry: self.endpoint.host.clone(),
-                digest: blob.digest.clone(),
-                reason: format!("{} of {} bytes arrived", download.done, bytes_of(blob)),
-            });
+        if download.arrival.bytes < bytes_of(blob) {
+            return Err(broke_off(format!("{} of {} bytes arrived", download.arrival.bytes, bytes_of(blob))));
         }
         Ok(())
     }
 
     fn oci_reference(&self, digest: Option<&str>) -> OciReference {
-        let (registry, repository) = (self.registry_host(), self.reference.repository.clone());
-        match (digest.or(self.reference.digest.as_deref()), &self.reference.tag) {
-            (Some(digest), _) => OciReference::with_digest(registry, repository, digest.to_owned()),
-            (None, Some(tag)) => OciReference::with_tag(registry, repository, tag.clone()),
-            (None, None) => OciReference::with_tag(registry, repository, "latest".to_owned()),
-        }
+        oci_reference(self.endpoint, self.reference, digest)
     }
 
     fn no_platform(&self) -> PullError {
         PullError::Platform { image: self.reference.familiar(), arch: architecture() }
     }
+}
 
-    fn registry_host(&self) -> String {
-        self.endpoint.host.clone()
+fn oci_reference(endpoint: &Endpoint, reference: &Reference, digest: Option<&str>) -> OciReference {
+    let (registry, repository) = (endpoint.host.clone(), reference.repository.clone());
+    match (digest.or(reference.digest.as_deref()), &reference.tag) {
+        (Some(digest), _) => OciReference::with_digest(registry, repository, digest.to_owned()),
+        (None, Some(tag)) => OciReference::with_tag(registry, repository, tag.clone()),
+        (None, None) => OciReference::with_tag(registry, repository, "latest".to_owned()),
+    }
+}
+
+fn unless_absent(endpoint: &Endpoint, reference: &Reference, error: OciDistributionError) -> PullError {
+    if is_absent(&error) {
+        PullError::NotFound { registry: endpoint.host.clone(), image: reference.familiar() }
+    } else {
+        endpoint.error(error)
     }
 }
 
@@ -372,11 +379,11 @@ pub(super) fn report(progress: &Progress, digest: &str, total_bytes: u64, state:
     let _ = progress.try_send(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Layer(layer)) });
 }
 
-fn bytes_of(blob: &OciDescriptor) -> u64 {
+pub(super) fn bytes_of(blob: &OciDescriptor) -> u64 {
     u64::try_from(blob.size).unwrap_or(0)
 }
 
-fn platform_manifest(index: &OciImageIndex) -> Option<&str> {
+pub(super) fn platform_manifest(index: &OciImageIndex) -> Option<&str> {
     let fits = |entry: &&oci_client::manifest::ImageIndexEntry| {
         entry
             .platform
@@ -408,7 +415,7 @@ fn is_absent(error: &OciDistributionError) -> bool {
 }
 
 /// The last cause: "connection refused" tells more than "error sending request".
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
         error = source;

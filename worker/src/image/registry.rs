@@ -422,7 +422,10 @@ mod tests {
         let registries = RegistryConfig { mirrors: vec!["https://mirror".to_owned()], ..Default::default() };
         let login = |registry: &str| wire::RegistryAuth { registry: registry.to_owned(), ..Default::default() };
         let shown = |login: wire::RegistryAuth| -> Vec<bool> {
-            endpoints(&registries, "docker.io").iter().map(|e| login_for(Some(&login), e, &reference).is_some()).collect()
+            endpoints(&registries, "docker.io")
+                .iter()
+                .map(|e| login_for(Some(&login), e, &reference).is_some())
+                .collect()
         };
         assert_eq!(shown(login("")), [false, true]);
         assert_eq!(shown(login("docker.io")), [false, true]);

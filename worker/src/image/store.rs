@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use super::{
     config::ImageConfig,
     reference::{Reference, is_digest},
+    room::Room,
     unpack::{UnpackError, unpack_layer},
 };
 
@@ -79,7 +80,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 }
 
 /// One image, as the index keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     pub config: String,
     /// Layer blobs, bottom first.
@@ -91,6 +92,9 @@ pub(crate) struct ImageRecord {
     /// Cluster and node under which managers know that this node holds it.
     #[serde(default)]
     pub announced_as: String,
+    /// It came from another node of the cluster.
+    #[serde(default)]
+    pub fetched: bool,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -116,7 +120,8 @@ impl StoredImage {
         let left = || self.names.iter().filter(|name| *name != gone);
         let repository = |name: &str| Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
         let has_tag = |of: &str| left().any(|name| pinned(name).is_none() && repository(name) == repository(of));
-        let lost_its_tag = |name: &str| pinned(name).is_some() && repository(name) == repository(gone) && !has_tag(name);
+        let lost_its_tag =
+            |name: &str| pinned(name).is_some() && repository(name) == repository(gone) && !has_tag(name);
         left().filter(|name| pinned(gone).is_some() || !lost_its_tag(name)).cloned().collect()
     }
 }
@@ -171,6 +176,12 @@ impl ImageStore {
     pub(crate) fn arriving(&self) -> Arriving {
         self.arriving.fetch_add(1, Ordering::SeqCst);
         Arriving(self.arriving.clone())
+    }
+
+    /// Whether so much more fits.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<()> {
+        let folder = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
+        Room::check(&folder, bytes).map_err(io_error("store an image in", &self.dir))
     }
 
     /// Starts a blob of unknown digest.
@@ -254,10 +265,12 @@ impl ImageStore {
             diff_ids,
             created_at_ms: config.created_at_ms(),
             announced_as: String::new(),
+            fetched: false,
         };
         let mut index = self.lock();
         if let Some(have) = index.images.get(digest) {
             record.announced_as = have.announced_as.clone();
+            record.fetched = have.fetched;
         }
         index.images.insert(digest.to_owned(), record);
         self.save(&index)?;
@@ -289,6 +302,19 @@ impl ImageStore {
             _ => return Ok(()),
         }
         self.save(&index)
+    }
+
+    /// The image is on another node as well; one that was here before stays what it was.
+    pub(crate) fn set_fetched(&self, digest: &str) -> Result<()> {
+        let mut index = self.lock();
+        if let Some(record) = index.images.get_mut(digest) {
+            record.fetched = true;
+        }
+        self.save(&index)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn list(&self) -> Vec<StoredImage> {

@@ -114,20 +114,17 @@ impl<R: Read> Read for HashingReader<R> {
 fn unpack_tar(tar: impl Read, root: &Path) -> Result<(), UnpackError> {
     let root = rfs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| UnpackError::Root(e.into()))?;
-    Layer { root, base: PathBuf::new(), purpose: Purpose::Layer, folder_times: Vec::new(), room: Room::default() }.add_all(tar)
+    Layer { root, base: PathBuf::new(), purpose: Purpose::Layer, folder_times: Vec::new(), room: Room::default() }
+        .add_all(tar)
 }
 
 /// Unpacks a tar into the folder `base` of a container's root, links resolved inside that. Names mean themselves there,
 /// and no folder makes room for a file.
 /// Owners become the node's numbers of a remapped container's.
-pub(crate) fn unpack_into(
-    tar: impl Read,
-    root: OwnedFd,
-    base: &Path,
-    remap: Option<Remap>,
-) -> Result<(), UnpackError> {
+pub(crate) fn unpack_into(tar: impl Read, root: OwnedFd, base: &Path, remap: Option<Remap>) -> Result<(), UnpackError> {
     let base = inside(base).ok_or_else(|| UnpackError::Escape(base.to_owned()))?;
-    Layer { root, base, purpose: Purpose::Container(remap), folder_times: Vec::new(), room: Room::default() }.add_all(tar)
+    Layer { root, base, purpose: Purpose::Container(remap), folder_times: Vec::new(), room: Room::default() }
+        .add_all(tar)
 }
 
 /// What a tar is unpacked for.
@@ -136,7 +133,6 @@ enum Purpose {
     Layer,
     Container(Option<Remap>),
 }
-
 
 struct Layer {
     root: OwnedFd,

@@ -89,7 +89,9 @@ mod tests {
         let fields = BTreeMap::from([("CONTAINER_NAME".to_owned(), "web.1".to_owned())]);
         let mut journal = Journal::at(&path, &fields).unwrap();
         journal
-            .write(b"{\"log\":\"a\\n\",\"stream\":\"stdout\",\"time\":\"x\"}\n{\"log\":\"b\\nc\",\"stream\":\"stderr\"}\n")
+            .write(
+                b"{\"log\":\"a\\n\",\"stream\":\"stdout\",\"time\":\"x\"}\n{\"log\":\"b\\nc\",\"stream\":\"stderr\"}\n",
+            )
             .unwrap();
         let mut buffer = [0; 1000];
         let mut next = || {

@@ -1,8 +1,11 @@
-//! The container's output as Docker's json-file: one JSON object per line, cut into files of a limited size.
+//! The container's output as Docker's json-file: one JSON object per line, cut into files of a limited size; or, with the
+//! driver journald, the same objects as entries of systemd's journal.
 //!
-//! A line of the program longer than [`MAX_PIECE_BYTES`] becomes several objects, all but the last without the newline.
+//! A line of the program longer than [`MAX_PIECE_BYTES`] becomes several objects, all but the last without the newline. No
+//! file is longer than its limit, unless a single object is.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
@@ -11,7 +14,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::protocol::LogConfig;
+use super::{journal::Journal, protocol::LogConfig};
 
 /// Longest piece of a line in one object.
 const MAX_PIECE_BYTES: usize = 16 * 1024;
@@ -37,11 +40,13 @@ impl Source {
 pub(crate) struct Lines {
     source: Source,
     pending: Vec<u8>,
+    /// What is between an object's stream and its time.
+    details: String,
 }
 
 impl Lines {
-    pub(crate) fn new(source: Source) -> Self {
-        Self { source, pending: Vec::new() }
+    pub(crate) fn new(source: Source, log: &LogWriter) -> Self {
+        Self { source, pending: Vec::new(), details: details_json(&log.config.details) }
     }
 
     pub(crate) fn source(&self) -> Source {
@@ -55,18 +60,27 @@ impl Lines {
             while self.pending.len() > MAX_PIECE_BYTES {
                 let rest = self.pending.split_off(whole_characters(&self.pending, MAX_PIECE_BYTES));
                 let piece = std::mem::replace(&mut self.pending, rest);
-                object(&piece, self.source, now, out);
+                self.object(&piece, now, out);
             }
             if part.ends_with(b"\n") {
-                object(&std::mem::take(&mut self.pending), self.source, now, out);
+                let line = std::mem::take(&mut self.pending);
+                self.object(&line, now, out);
             }
         }
+    }
+
+    fn object(&self, text: &[u8], now: Timestamp, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"log\":");
+        // Writing JSON into a vector cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(text));
+        let _ = writeln!(out, ",\"stream\":\"{}\",{}\"time\":\"{now}\"}}", self.source.name(), self.details);
     }
 
     /// What is left when the source ends without a newline.
     pub(crate) fn finish(&mut self, now: Timestamp, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
-            object(&std::mem::take(&mut self.pending), self.source, now, out);
+            let line = std::mem::take(&mut self.pending);
+            self.object(&line, now, out);
         }
     }
 }
@@ -77,37 +91,75 @@ fn whole_characters(bytes: &[u8], at: usize) -> usize {
     (at.saturating_sub(3)..=at).rev().find(|&i| !is_inside(i)).unwrap_or(at)
 }
 
-fn object(text: &[u8], source: Source, now: Timestamp, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"log\":");
-    // Writing JSON into a vector cannot fail.
-    let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(text));
-    let _ = writeln!(out, ",\"stream\":\"{}\",\"time\":\"{now}\"}}", source.name());
+/// `"attrs":{…},`, as Docker writes it; nothing without any.
+fn details_json(details: &BTreeMap<String, String>) -> String {
+    match serde_json::to_string(details) {
+        Ok(text) if !details.is_empty() => format!("\"attrs\":{text},"),
+        _ => String::new(),
+    }
 }
 
-/// The current log file.
+/// Where the objects go.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     config: LogConfig,
-    file: File,
-    size_bytes: u64,
+    to: To,
+}
+
+#[derive(Debug)]
+enum To {
+    /// The current file and how much is in it.
+    File(File, u64),
+    Journal(Journal),
 }
 
 impl LogWriter {
     pub(crate) fn open(config: LogConfig) -> io::Result<Self> {
-        let file = append(&config.path)?;
-        let size_bytes = file.metadata()?.len();
-        Ok(Self { config, file, size_bytes })
+        let to = match &config.journal {
+            Some(fields) => To::Journal(Journal::open(fields)?),
+            None => {
+                let file = append(&config.path)?;
+                let size_bytes = file.metadata()?.len();
+                To::File(file, size_bytes)
+            }
+        };
+        Ok(Self { config, to })
     }
 
     /// Appends whole objects. A full disk loses output rather than the container: the error is the caller's to ignore.
     pub(crate) fn write(&mut self, objects: &[u8]) -> io::Result<()> {
-        let len = objects.len() as u64;
-        if self.size_bytes > 0 && self.size_bytes + len > self.config.max_size_bytes && self.config.max_size_bytes > 0 {
-            self.rotate()?;
+        let mut rest = objects;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.fits(rest));
+            rest = later;
+            match &mut self.to {
+                To::Journal(journal) => journal.write(now)?,
+                To::File(file, size_bytes) => {
+                    file.write_all(now)?;
+                    *size_bytes += now.len() as u64;
+                }
+            }
+            if !rest.is_empty() {
+                self.rotate()?;
+            }
         }
-        self.file.write_all(objects)?;
-        self.size_bytes += len;
         Ok(())
+    }
+
+    /// How much of the objects the current file takes: whole ones, and at least one in an empty file.
+    fn fits(&self, objects: &[u8]) -> usize {
+        let To::File(_, size_bytes) = self.to else { return objects.len() };
+        let limit = self.config.max_size_bytes;
+        let room = usize::try_from(limit.saturating_sub(size_bytes)).unwrap_or(usize::MAX);
+        if limit == 0 || objects.len() <= room {
+            return objects.len();
+        }
+        let end_of_first = || objects.iter().position(|&byte| byte == b'\n').map_or(objects.len(), |end| end + 1);
+        match objects[..room].iter().rposition(|&byte| byte == b'\n') {
+            Some(end) => end + 1,
+            None if size_bytes == 0 => end_of_first(),
+            None => 0,
+        }
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -122,8 +174,7 @@ impl LogWriter {
         if kept == 1 {
             fs::remove_file(&self.config.path)?;
         }
-        self.file = append(&self.config.path)?;
-        self.size_bytes = 0;
+        self.to = To::File(append(&self.config.path)?, 0);
         Ok(())
     }
 }
@@ -143,9 +194,18 @@ fn append(path: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
 
+    fn lines(source: Source, details: &[(&str, &str)]) -> Lines {
+        let details = details.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Lines { source, pending: Vec::new(), details: details_json(&details) }
+    }
+
+    fn config(path: &Path, max_size_bytes: u64, max_files: u32) -> LogConfig {
+        LogConfig { path: path.to_owned(), max_size_bytes, max_files, details: BTreeMap::new(), journal: None }
+    }
+
     fn check(pieces: &[&[u8]], want: &str) {
         let now: Timestamp = "2026-01-02T03:04:05.000000006Z".parse().unwrap();
-        let (mut lines, mut out) = (Lines::new(Source::Stdout), Vec::new());
+        let (mut lines, mut out) = (lines(Source::Stdout, &[]), Vec::new());
         pieces.iter().for_each(|piece| lines.push(piece, now, &mut out));
         lines.finish(now, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), want);
@@ -164,7 +224,7 @@ mod tests {
     fn long_lines_are_cut_between_characters() {
         let mut line = vec![b'x'; MAX_PIECE_BYTES - 1];
         line.extend("é tail\n".bytes());
-        let (mut lines, mut out) = (Lines::new(Source::Stderr), Vec::new());
+        let (mut lines, mut out) = (lines(Source::Stderr, &[]), Vec::new());
         lines.push(&line, Timestamp::UNIX_EPOCH, &mut out);
         let logs: Vec<String> = String::from_utf8(out)
             .unwrap()
@@ -180,8 +240,7 @@ mod tests {
     fn files_are_rotated_and_the_oldest_goes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let config = LogConfig { path: path.clone(), max_size_bytes: 10, max_files: 3 };
-        let mut log = LogWriter::open(config).unwrap();
+        let mut log = LogWriter::open(config(&path, 10, 3)).unwrap();
         for text in ["1111111\n", "2222222\n", "3333333\n", "4444444\n"] {
             log.write(text.as_bytes()).unwrap();
         }
@@ -190,5 +249,40 @@ mod tests {
         assert_eq!(read(numbered(&path, 1)), "3333333\n");
         assert_eq!(read(numbered(&path, 2)), "2222222\n");
         assert!(!numbered(&path, 3).exists());
+    }
+    #[test]
+    fn details_are_part_of_each_object() {
+        let (mut lines, mut out) = (lines(Source::Stdout, &[("team", "a\"b")]), Vec::new());
+        lines.push(b"x\n", Timestamp::UNIX_EPOCH, &mut out);
+        let want = "{\"log\":\"x\\n\",\"stream\":\"stdout\",\"attrs\":{\"team\":\"a\\\"b\"},\"time\":\"1970-01-01T00:00:00Z\"}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), want);
+    }
+
+    /// However much comes at once: no file is longer than its limit, no object is cut, none is lost but the oldest.
+    #[test]
+    fn a_flood_stays_within_size_times_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogWriter::open(config(&path, 100, 3)).unwrap();
+        let number = |n: usize| format!("{n:09}\n");
+        for batch in 0..20 {
+            let objects: String = (0..37).map(|n| number(batch * 37 + n)).collect();
+            log.write(objects.as_bytes()).unwrap();
+        }
+        let kept: String = [numbered(&path, 2), numbered(&path, 1), path.clone()]
+            .into_iter()
+            .map(|path| fs::read_to_string(path).unwrap())
+            .inspect(|text| assert!(text.len() <= 100, "{}", text.len()))
+            .collect();
+        let last = 20 * 37;
+        let count = kept.lines().count();
+        assert!(count > 20, "{count}");
+        assert_eq!(kept, (last - count..last).map(number).collect::<String>());
+        // An object that fits nowhere has a file of its own.
+        let long = "x".repeat(150) + "\n";
+        log.write(long.as_bytes()).unwrap();
+        log.write(b"after\n").unwrap();
+        assert_eq!(fs::read_to_string(numbered(&path, 1)).unwrap(), long);
+        assert_eq!(fs::read_to_string(path).unwrap(), "after\n");
     }
 }

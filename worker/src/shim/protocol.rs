@@ -4,6 +4,7 @@
 //! A shim may be older than the worker that talks to it: fields are only ever added, with defaults.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -123,17 +124,25 @@ pub(crate) struct LogConfig {
     pub(crate) path: PathBuf,
     pub(crate) max_size_bytes: u64,
     pub(crate) max_files: u32,
+    /// Added to each line.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) details: BTreeMap<String, String>,
+    /// To systemd's journal instead of files, with these fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) journal: Option<BTreeMap<String, String>>,
 }
 
 impl From<&LogFiles> for LogConfig {
     fn from(log: &LogFiles) -> Self {
-        Self { path: log.path.clone(), max_size_bytes: log.max_size_bytes, max_files: log.max_files }
+        let LogFiles { path, max_size_bytes, max_files, details, journal } = log.clone();
+        Self { path, max_size_bytes, max_files, details, journal }
     }
 }
 
 impl From<LogConfig> for LogFiles {
     fn from(log: LogConfig) -> Self {
-        Self { path: log.path, max_size_bytes: log.max_size_bytes, max_files: log.max_files }
+        let LogConfig { path, max_size_bytes, max_files, details, journal } = log;
+        Self { path, max_size_bytes, max_files, details, journal }
     }
 }
 

@@ -63,8 +63,11 @@ pub(crate) async fn settle(
         name: format!("registry-login-{service}-{bits:016x}"),
         labels: [(LOGIN_LABEL.to_owned(), service.to_owned())].into(),
     };
-    let spec =
-        wire::SecretSpec { annotations: Some(annotations.to_proto()), data: login.encode_to_vec().into(), template: None };
+    let spec = wire::SecretSpec {
+        annotations: Some(annotations.to_proto()),
+        data: login.encode_to_vec().into(),
+        template: None,
+    };
     let stored = api.create::<Secret>(wire::spec::Spec::Secret(spec)).await;
     let (secret, _) = stored.context("the registry login cannot be stored")?;
     container.registry_auth = Some(secret.id.clone());

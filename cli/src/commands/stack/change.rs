@@ -121,8 +121,14 @@ pub(super) async fn rollback(args: RollbackArgs, paths: &Paths) -> anyhow::Resul
     let (record, text) = record::previous(&mut api, &args.stack).await?;
     println!("Returning stack {} to {record}", args.stack);
     let stack = files::load_text(&args.stack, &record, &text)?;
-    let options =
-        Options { prune: true, ask: false, resolve: false, image: Wanted::default(), detach: args.detach.unwrap_or(true), quiet: args.quiet };
+    let options = Options {
+        prune: true,
+        ask: false,
+        resolve: false,
+        image: Wanted::default(),
+        detach: args.detach.unwrap_or(true),
+        quiet: args.quiet,
+    };
     deploy::deploy(paths, &args.stack, &stack, &options).await
 }
 

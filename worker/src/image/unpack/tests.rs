@@ -247,3 +247,30 @@ fn compression_is_recognised_and_the_diff_id_is_of_the_plain_tar() {
         assert_eq!(place.read("f"), "content");
     }
 }
+
+#[test]
+fn huge_files_are_refused_before_they_fill_the_disk() {
+    let place = Place::new();
+    let mut header = header(EntryType::Regular, "huge", 0);
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let refused = unpack_layer(header.as_bytes().as_slice(), &place.root()).unwrap_err();
+    let UnpackError::Entry { source, .. } = refused else { panic!("{refused}") };
+    assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{source}");
+    assert!(!place.root().join("huge").exists());
+}
+
+#[test]
+fn zeros_take_no_room() {
+    let place = Place::new();
+    let mut content = vec![0; 8 << 20];
+    content[4 << 20] = b'x';
+    let mut header = header(EntryType::Regular, "sparse", content.len());
+    header.set_cksum();
+    let mut tar = Builder::new(Vec::new());
+    tar.append(&header, content.as_slice()).unwrap();
+    unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
+    let file = place.root().join("sparse");
+    assert_eq!(fs::read(&file).unwrap(), content);
+    assert!(fs::metadata(file).unwrap().blocks() * 512 < 1 << 20);
+}

@@ -87,8 +87,7 @@ pub(super) async fn copy(
 fn arguments(fields: &BTreeMap<String, String>, options: &LogOptions) -> Vec<String> {
     let id = fields.get(ID_FIELD).map_or("", String::as_str);
     let tail = options.tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-    let mut arguments: Vec<String> =
-        ["--output=json", "--quiet", "--no-pager", "--all"].map(str::to_owned).to_vec();
+    let mut arguments: Vec<String> = ["--output=json", "--quiet", "--no-pager", "--all"].map(str::to_owned).to_vec();
     arguments.push(format!("--lines={tail}"));
     arguments.extend(options.follow.then(|| "--follow".to_owned()));
     arguments.extend(options.since.map(|at| format!("--since=@{}", seconds(at))));
@@ -149,6 +148,9 @@ mod tests {
             since: Some(UNIX_EPOCH + Duration::from_millis(1500)),
             until: None,
         };
-        assert_eq!(arguments(&fields, &options)[4..], ["--lines=3", "--follow", "--since=@1.5", "CONTAINER_ID_FULL=ab"]);
+        assert_eq!(
+            arguments(&fields, &options)[4..],
+            ["--lines=3", "--follow", "--since=@1.5", "CONTAINER_ID_FULL=ab"]
+        );
     }
 }
