@@ -4,13 +4,17 @@
 //! content is fetched once, however many tasks wait for it.
 
 pub(crate) mod archive;
+pub(crate) mod arrival;
 pub(crate) mod change;
+pub(crate) mod collect;
 pub(crate) mod config;
 pub(crate) mod fetch;
 pub(crate) mod import;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod reference;
+pub(crate) mod registry;
+pub(crate) mod room;
 pub(crate) mod rootfs;
 pub(crate) mod store;
 pub(crate) mod unpack;
@@ -21,6 +25,7 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use orch_model::assignment::ImageSource;
@@ -32,7 +37,7 @@ use self::{
     reference::{Reference, ReferenceError},
     store::{ImageStore, StoreError, StoredImage},
 };
-use crate::config::Settings;
+use crate::config::{CollectConfig, Settings};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
@@ -61,11 +66,40 @@ pub(crate) struct Images {
     arrived: Arc<tokio::sync::Notify>,
     /// One fetch per reference at a time; the others wait and then find the image here.
     fetching: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    /// When an image was wanted last, by digest.
+    used: Arc<Mutex<HashMap<String, SystemTime>>>,
+    /// Whatever was wanted before is not known.
+    opened_at: SystemTime,
 }
 
 impl Images {
     pub(crate) fn new(store: ImageStore, settings: Settings, identity: SharedIdentity) -> Self {
-        Self { store, settings, identity, arrived: Arc::default(), fetching: Arc::default() }
+        Self {
+            store,
+            settings,
+            identity,
+            arrived: Arc::default(),
+            fetching: Arc::default(),
+            used: Arc::default(),
+            opened_at: SystemTime::now(),
+        }
+    }
+
+    pub(crate) fn collect_config(&self) -> CollectConfig {
+        self.settings.collect()
+    }
+
+    /// When a task or a user wanted the image last.
+    pub(crate) fn used_at(&self, digest: &str) -> SystemTime {
+        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.get(digest).copied().unwrap_or(self.opened_at)
+    }
+
+    fn note_use(&self, image: StoredImage) -> StoredImage {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(image.digest.clone(), SystemTime::now());
+        used.retain(|digest, _| self.store.by_digest(digest).is_some());
+        image
     }
 
     /// The image that a task needs: from here, else from another node, else from its registry.
@@ -77,14 +111,22 @@ impl Images {
         image: &str,
         digest: Option<&str>,
         from: Option<&ImageSource>,
+        login: Option<&wire::RegistryAuth>,
+    ) -> Result<StoredImage, ImageError> {
+        self.found_or_brought(image, digest, from, login).await.map(|image| self.note_use(image))
+    }
+
+    async fn found_or_brought(
+        &self,
+        image: &str,
+        digest: Option<&str>,
+        from: Option<&ImageSource>,
+        login: Option<&wire::RegistryAuth>,
     ) -> Result<StoredImage, ImageError> {
         let reference = Reference::parse(image)?;
         let digest = digest.or(from.map(|from| from.digest.as_str())).or(reference.digest.as_deref());
         let here = || match digest {
-            Some(digest) => self
-                .store
-                .by_digest(digest)
-                .or_else(|| self.store.find(image).filter(|_| reference.digest.as_deref() == Some(digest))),
+            Some(digest) => self.store.by_digest(digest),
             None => self.store.find(&reference.to_string()),
         };
         if let Some(found) = here() {
@@ -99,7 +141,8 @@ impl Images {
         if let Some(from) = from {
             match fetch::fetch(&self.store, &self.identity, from).await {
                 Ok(found) => {
-                    self.name_fetched(&reference, &found)?;
+                    self.name_fetched(&reference, &from.digest, &found)?;
+                    self.store.set_fetched(&found.digest)?;
                     self.arrived.notify_one();
                     return Ok(self.store.by_digest(&found.digest).unwrap_or(found));
                 }
@@ -107,7 +150,7 @@ impl Images {
             }
         }
         let wanted = Reference { digest: digest.map(str::to_owned), ..reference.clone() };
-        match self.pull_now(&wanted, None, &tokio::sync::mpsc::channel(1).0).await {
+        match self.pull_now(&wanted, login, &tokio::sync::mpsc::channel(1).0).await {
             Ok(found) => Ok(found),
             Err(error) => {
                 reasons.push(chain(&error));
@@ -125,7 +168,7 @@ impl Images {
     ) -> Result<StoredImage, ImageError> {
         let turn = self.turn(&reference.to_string());
         let _one_at_a_time = turn.lock().await;
-        self.pull_now(reference, auth, progress).await
+        self.pull_now(reference, auth, progress).await.map(|image| self.note_use(image))
     }
 
     /// Uploads an image under a name.
@@ -139,9 +182,22 @@ impl Images {
         push::push(&self.store, &self.settings.registries(), reference, image, auth, progress).await
     }
 
-    /// Whether a registry takes the login.
-    pub(crate) async fn check_login(&self, registry: &str, auth: &wire::RegistryAuth) -> Result<(), PullError> {
-        pull::check_login(&self.settings.registries(), registry, auth).await
+    /// Whether a registry takes the login, and what to keep of it.
+    pub(crate) async fn check_login(
+        &self,
+        registry: &str,
+        login: &wire::RegistryAuth,
+    ) -> Result<wire::RegistryAuth, PullError> {
+        pull::check_login(&self.settings.registries(), registry, login).await
+    }
+
+    /// What a name means at its registry now.
+    pub(crate) async fn resolve(
+        &self,
+        reference: &Reference,
+        login: Option<&wire::RegistryAuth>,
+    ) -> Result<String, PullError> {
+        pull::resolve(&self.settings.registries(), reference, login).await
     }
 
     /// Waits for the next image to arrive; may return without one.
@@ -166,10 +222,10 @@ impl Images {
         let registries = self.settings.registries();
         crate::metrics::IMAGE_PULLS.inc();
         let (image, index_digest) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
-        if let Some(index_digest) = index_digest {
-            let pinned = Reference { tag: None, digest: Some(index_digest), ..reference.clone() };
-            self.store.set_name(&pinned, &image.digest)?;
-        }
+        // By this name it is found again, here and by other nodes, whatever its tag means by then.
+        let digest = index_digest.unwrap_or_else(|| image.digest.clone());
+        let pinned = Reference { tag: None, digest: Some(digest), ..reference.clone() };
+        self.store.set_name(&pinned, &image.digest)?;
         if reference.tag.is_some() {
             self.store.set_name(&Reference { digest: None, ..reference.clone() }, &image.digest)?;
         }
@@ -178,9 +234,14 @@ impl Images {
     }
 
     /// A fetched image gets the name that brought it here, unless that name means something else on this node.
-    fn name_fetched(&self, reference: &Reference, image: &StoredImage) -> Result<(), StoreError> {
+    fn name_fetched(&self, reference: &Reference, digest: &str, image: &StoredImage) -> Result<(), StoreError> {
+        if digest != image.digest {
+            let pinned = Reference { tag: None, digest: Some(digest.to_owned()), ..reference.clone() };
+            self.store.set_name(&pinned, &image.digest)?;
+        }
         let name = Reference { digest: None, ..reference.clone() };
-        if name.tag.is_some() && self.store.find(&name.to_string()).is_none() {
+        let name = if name.tag.is_some() { name } else { reference.clone() };
+        if self.store.find_name(&name).is_none() {
             self.store.set_name(&name, &image.digest)?;
         }
         Ok(())
