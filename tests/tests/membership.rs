@@ -236,7 +236,9 @@ fn states(lab: &Lab, service: &str) -> Result<Vec<String>, String> {
 
 fn what_waits_is_placed_once_a_label_allows_it(lab: &Lab) {
     let picky = ["service", "create", "-d", "--name", "picky", "--stop-signal", "KILL"];
-    let _ = lab.orch(&[&picky[..], &["--constraint", "node.labels.disk == ssd", "busybox", "sleep", "10000"]].concat()).ok();
+    let _ = lab
+        .orch(&[&picky[..], &["--constraint", "node.labels.disk == ssd", "busybox", "sleep", "10000"]].concat())
+        .ok();
     within(AT_ONCE, "its task waits", || match states(lab, "picky")? {
         now if now.len() == 1 && now[0].starts_with("Pending") => Ok(()),
         now => Err(format!("{now:?}")),

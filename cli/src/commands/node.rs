@@ -169,7 +169,8 @@ pub(crate) fn reachability(info: &wire::ClusterInfo) -> HashMap<String, (bool, b
 
 async fn list(flags: &ListFlags, api: &mut Api) -> anyhow::Result<()> {
     let filters = flags.filters(&FILTERS)?.only("role", &["manager", "worker"]);
-    let filters = filters.and_then(|set| set.only("membership", &["accepted", "pending"])).map_err(anyhow::Error::msg)?;
+    let filters =
+        filters.and_then(|set| set.only("membership", &["accepted", "pending"])).map_err(anyhow::Error::msg)?;
     let info = api.info().await?;
     let reachable = reachability(&info);
     let mut nodes = api.all::<Node>().await?;

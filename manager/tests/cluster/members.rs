@@ -119,7 +119,10 @@ fn config(name: &str) -> wire::CreateRequest {
 }
 
 /// Whether the second manager votes, each time that changed, until it does.
-fn follow_second(consensus: orch_manager::raft::Consensus, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<bool>> {
+fn follow_second(
+    consensus: orch_manager::raft::Consensus,
+    stop: Arc<AtomicBool>,
+) -> std::thread::JoinHandle<Vec<bool>> {
     std::thread::spawn(move || {
         let mut seen = Vec::new();
         while seen.last() != Some(&true) && !stop.load(Ordering::Relaxed) {

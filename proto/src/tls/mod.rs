@@ -13,8 +13,8 @@ mod unlock;
 
 pub(crate) use config::{RAFT_ALPN, WrongRoot, client_verifier, raft_client_config, verify_server};
 pub use config::{client_config, server_config, server_name, token_client_config};
-pub use identity::{FOLLOW_INTERVAL, Identity, SharedIdentity};
 pub(crate) use identity::not_after;
+pub use identity::{FOLLOW_INTERVAL, Identity, SharedIdentity};
 pub use peer::{ConnectionInfo, PeerIdentity, peer_identity, remote_addr, require_role};
 pub use token::{JoinToken, TokenError};
 pub use unlock::{UnlockKey, UnlockKeyError};

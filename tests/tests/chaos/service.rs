@@ -170,7 +170,8 @@ impl Spell {
     /// Who is gone for so long must have been noticed, until it begins to come back: a machine that starts answers before
     /// anybody knows that nothing runs on it any more.
     fn is_noticed(&self, at: f64) -> bool {
-        self.there.is_some_and(|there| at > there + NOTICE_SECS) && self.ending.is_none_or(|ending| at < ending - IN_FLIGHT_SECS)
+        self.there.is_some_and(|there| at > there + NOTICE_SECS)
+            && self.ending.is_none_or(|ending| at < ending - IN_FLIGHT_SECS)
     }
 }
 

@@ -150,7 +150,9 @@ impl Peer for Blobs {
         check_grant(root_pem, &caller, &request, SystemTime::now())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
         if !self.members.has(&caller.node_id).await {
-            return Err(Status::permission_denied("this node is not in the cluster, as far as the one with the image knows"));
+            return Err(Status::permission_denied(
+                "this node is not in the cluster, as far as the one with the image knows",
+            ));
         }
         self.check_belongs(&request)?;
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Status::unavailable("shutting down"))?;
@@ -183,7 +185,10 @@ impl Blobs {
         }
         let image = self.store.by_digest(&request.image_digest);
         let image = image.ok_or_else(|| Status::not_found(format!("image {} is not here", request.image_digest)))?;
-        if image.digest == request.digest || image.record.config == request.digest || image.record.layers.contains(&request.digest) {
+        if image.digest == request.digest
+            || image.record.config == request.digest
+            || image.record.layers.contains(&request.digest)
+        {
             Ok(())
         } else {
             Err(Status::permission_denied("the blob does not belong to the image of the grant"))

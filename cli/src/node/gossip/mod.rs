@@ -131,7 +131,11 @@ pub(super) async fn run(supervisor: Arc<Supervisor>, gossip: Gossip) {
         Err(error) => tracing::warn!(error = format!("{error:#}"), "gossip begins when a manager has said with whom"),
     }
     let configs = gossip.config.subscribe();
-    tokio::join!(take_part(&supervisor, &gossip), tell_netd(&supervisor, gossip.view.subscribe()), keep(&supervisor, configs));
+    tokio::join!(
+        take_part(&supervisor, &gossip),
+        tell_netd(&supervisor, gossip.view.subscribe()),
+        keep(&supervisor, configs)
+    );
 }
 
 /// Writes down what managers hand out.
@@ -141,7 +145,10 @@ async fn keep(supervisor: &Supervisor, mut configs: watch::Receiver<GossipConfig
         let is_member = supervisor.member().is_some();
         let kept = if is_member { kept::save(&supervisor.paths.run, &now) } else { Ok(()) };
         if let Err(error) = kept {
-            tracing::warn!(error = format!("{error:#}"), "cannot keep what gossip needs: after a restart it waits for a manager");
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "cannot keep what gossip needs: after a restart it waits for a manager"
+            );
         }
     }
 }
