@@ -185,5 +185,6 @@ fn wire_line(task: &str, line: runtime::LogLine, stderr: bool) -> wire::LogLine 
         stderr,
         data: line.line.into_bytes().into(),
         notice: String::new(),
+        details: line.details.into_iter().collect(),
     }
 }

@@ -15,6 +15,7 @@ mod entry;
 mod executor;
 mod fork;
 mod health;
+pub(crate) mod journal;
 pub(crate) mod log;
 mod nursery;
 pub(crate) mod protocol;

@@ -106,8 +106,8 @@ impl Server {
             set_nonblocking(stdin.as_fd())?;
         }
         let attached = Attached::new(stdin, terminal.is_some());
-        let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout) };
-        let stderr = output.stderr.map(|fd| Stream { fd: fd.into(), lines: Lines::new(Source::Stderr) });
+        let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout, &log) };
+        let stderr = output.stderr.map(|fd| Stream { fd: fd.into(), lines: Lines::new(Source::Stderr, &log) });
         let streams: Vec<Stream> = [Some(stdout), stderr].into_iter().flatten().collect();
         for stream in &streams {
             set_nonblocking(stream.fd.as_fd())?;

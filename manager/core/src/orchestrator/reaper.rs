@@ -13,7 +13,10 @@ use orch_model::{
 };
 
 use super::slot::{Slot, slots_of};
-use crate::{decision::Decision, state::State};
+use crate::{
+    decision::Decision,
+    state::{State, check::unused_login},
+};
 
 /// Proposes what can be deleted now.
 #[must_use]
@@ -38,6 +41,7 @@ pub fn decide(state: &State, service: &Arc<Service>) -> Decision {
     decision.changes.extend(over.values().map(|t| remove(&Object::Task((*t).clone()))));
     if service.removing && all_gone {
         decision.changes.push(remove(&Object::Service(service.clone())));
+        decision.changes.extend(unused_login(state, service).map(|login| remove(&Object::Secret(login.clone()))));
     }
     decision
 }
