@@ -223,7 +223,7 @@ impl UserNetworks {
     pub(crate) fn list(&self, bridge_members: Vec<wire::NetworkMember>, gateway: Option<IpNetwork>) -> Vec<LocalNetwork> {
         let mut networks: Vec<_> = [(BRIDGE, DRIVER_BRIDGE), (HOST, "host"), (NONE, "null")]
             .map(|(name, driver)| LocalNetwork {
-                // The same on every node: nobody draws ids that end with a name.
+                // The same on every node: nobody draws ids that begin with a name and end with so many zeros.
                 id: predefined_id(name),
                 name: name.to_owned(),
                 driver: driver.to_owned(),
@@ -362,7 +362,7 @@ impl Bridge {
 
 /// The id that a predefined network is listed with.
 fn predefined_id(name: &str) -> String {
-    format!("{name:0>25}")
+    format!("{name:0<25}")
 }
 
 fn is_valid(name: &str) -> bool {
