@@ -63,9 +63,15 @@ pub(crate) enum StackCommand {
     /// Remove one or more stacks
     #[command(visible_aliases = ["remove", "down"])]
     Rm {
-        /// Wait until the stack's names, ports and addresses are free
+        /// Do not wait for the removal to complete (default true)
+        #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+        detach: Option<bool>,
+        /// Wait until the stack's names, ports and addresses are free (the same as --detach=false)
         #[arg(short, long)]
         wait: bool,
+        /// What an earlier removal has left to this process
+        #[arg(long, hide = true, value_name = "KIND:ID")]
+        finish: Vec<String>,
         #[arg(required = true, value_name = "STACK")]
         stacks: Vec<String>,
     },
@@ -105,7 +111,10 @@ pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<
             service::print_tasks(&mut api, &tasks, &args.list, args.no_resolve).await
         }
         StackCommand::Services { list, stack } => service::list::print(&list, Some(&stack), paths).await,
-        StackCommand::Rm { stacks, wait } => remove::run(&stacks, wait, paths).await,
+        StackCommand::Rm { finish, .. } if !finish.is_empty() => remove::finish(&finish, paths).await,
+        StackCommand::Rm { stacks, wait, detach, .. } => {
+            remove::run(&stacks, wait || detach == Some(false), paths).await
+        }
     }
     .map(|()| ExitCode::SUCCESS)
 }

@@ -13,6 +13,18 @@ pub(crate) fn short_id(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
+/// An image's name as lists show it: short, with the tag that a name without one means, and without a digest.
+pub(crate) fn image(name: &str) -> String {
+    let (named, digest) = name.split_once('@').map_or((name, None), |(named, digest)| (named, Some(digest)));
+    let has_tag = named.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    if digest.is_some() && !has_tag {
+        return name.to_owned();
+    }
+    let short = named.strip_prefix("docker.io/").unwrap_or(named);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    if has_tag { short.to_owned() } else { format!("{short}:latest") }
+}
+
 /// Cuts to `width` characters, the last of them an ellipsis.
 pub(crate) fn ellipsis(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
@@ -50,6 +62,20 @@ fn leading_number(text: &str) -> (Option<u64>, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_are_shown_as_docker_does() {
+        for (name, shown) in [
+            ("web", "web:latest"),
+            ("orch/hits", "orch/hits:latest"),
+            ("docker.io/library/web:1", "web:1"),
+            ("web:1@sha256:00", "web:1"),
+            ("web@sha256:00", "web@sha256:00"),
+            ("localhost:5000/web", "localhost:5000/web:latest"),
+        ] {
+            assert_eq!(image(name), shown, "{name}");
+        }
+    }
 
     #[test]
     fn numbers_in_names_count() {

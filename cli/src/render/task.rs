@@ -77,7 +77,7 @@ fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
     let error = error.map(|e| e.replace('\n', " "));
     let error = error.map(|e| if view.no_trunc { e } else { ellipsis(&e, ERROR_WIDTH) });
     let image = &task.spec.container.image;
-    let image = if view.no_trunc { image.as_str() } else { image.split('@').next().unwrap_or(image) };
+    let image = if view.no_trunc && image.contains('@') { image.clone() } else { super::image(image) };
     row([
         ("ID", if view.no_trunc { id } else { short_id(id) }.into()),
         ("Name", name.into()),

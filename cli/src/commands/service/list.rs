@@ -13,6 +13,7 @@ use crate::{
     api::Api,
     commands::ListFlags,
     render::{
+        self,
         listing::{Listing, Row, row},
         natural_order, ports, short_id,
     },
@@ -103,7 +104,7 @@ fn service_row(service: &Service, counts: &Counts, no_trunc: bool) -> Row {
         ("Name", spec.annotations.name.as_str().into()),
         ("Mode", mode_word(spec.mode).into()),
         ("Replicas", replicas.into()),
-        ("Image", spec.task.container.image.split('@').next().unwrap_or_default().into()),
+        ("Image", render::image(&spec.task.container.image).into()),
         ("Ports", ports::ingress(published).into()),
     ])
 }

@@ -1,7 +1,12 @@
-//! `orch stack rm`: services first, then what they used.
+//! `orch stack rm`: services first, then what they used, which is free once their last task has stopped.
 
-use std::sync::Arc;
+use std::{
+    os::unix::process::CommandExt as _,
+    process::{Command, Stdio},
+    sync::Arc,
+};
 
+use anyhow::Context as _;
 use orch_model::{
     Kind,
     network::Network,
@@ -30,7 +35,7 @@ pub(super) async fn run(stacks: &[String], wait: bool, paths: &Paths) -> anyhow:
     let mut api = Api::connect(paths).await?;
     for_each(stacks, async |stack| {
         let gone: Vec<Arc<Service>> = api.list::<Service>(in_stack(stack)).await?;
-        remove(&mut api, stack).await?;
+        remove(&mut api, stack, wait).await?;
         if wait { wait_until_gone(&mut api, stack, &gone).await } else { Ok(()) }
     })
     .await
@@ -55,7 +60,7 @@ async fn wait_until_gone(api: &mut Api, stack: &str, gone: &[Arc<Service>]) -> a
     }
 }
 
-async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
+async fn remove(api: &mut Api, stack: &str, wait: bool) -> anyhow::Result<()> {
     let mut found: Vec<(Kind, String, String)> = Vec::new();
     for service in api.list::<Service>(in_stack(stack)).await?.iter().filter(|s| !s.removing) {
         found.push((Kind::Service, service.id.to_string(), service.spec.annotations.name.clone()));
@@ -73,10 +78,13 @@ async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
         anyhow::bail!("Nothing found in stack: {stack}");
     }
     let mut failures = Vec::new();
+    let mut left = Vec::new();
     for (kind, id, name) in found {
         println!("Removing {kind} {name}");
-        match remove_when_free(api, kind, &id).await {
+        let outcome = if wait { remove_when_free(api, kind, &id).await } else { remove_if_free(api, kind, &id).await };
+        match outcome {
             Ok(Freed::Removed) => {}
+            Ok(Freed::Later) => left.push(format!("{kind}:{id}")),
             Ok(Freed::UsedBy(user)) if user.stack() == Some(stack) => {
                 println!("Keeping {kind} {name}: service {} was deployed meanwhile and uses it", user.name());
             }
@@ -87,12 +95,40 @@ async fn remove(api: &mut Api, stack: &str) -> anyhow::Result<()> {
             Err(error) => failures.push(format!("cannot remove {kind} {name}: {error:#}")),
         }
     }
+    if !left.is_empty() {
+        finish_in_background(stack, &left)?;
+    }
     if failures.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failures.join("\n"))) }
 }
+
+/// What tasks use that still stop is removed by a process of its own, so that nobody has to wait. Should it be lost with
+/// the machine, the same removal again, or a deployment, finds what is left.
+fn finish_in_background(stack: &str, left: &[String]) -> anyhow::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["stack", "rm"]).args(left.iter().map(|what| format!("--finish={what}"))).args(["--", stack]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+    command.spawn().context("cannot go on in the background with what is still in use; use --wait")?;
+    Ok(())
+}
+
+/// The part of a removal that waits for tasks to stop. What a new deployment uses stays.
+pub(super) async fn finish(left: &[String], paths: &Paths) -> anyhow::Result<()> {
+    let mut api = Api::connect(paths).await?;
+    for what in left {
+        let (word, id) = what.split_once(':').unwrap_or_default();
+        let Some(kind) = KINDS.into_iter().find(|kind| kind.to_string() == word) else { continue };
+        remove_when_free(&mut api, kind, id).await?;
+    }
+    Ok(())
+}
+
+const KINDS: [Kind; 3] = [Kind::Secret, Kind::Config, Kind::Network];
 
 /// How waiting for an object to be free ended.
 pub(super) enum Freed {
     Removed,
+    /// Tasks that still stop use it.
+    Later,
     /// By a service that stays: it will not get free.
     UsedBy(User),
 }
@@ -107,6 +143,18 @@ impl User {
 
     fn stack(&self) -> Option<&str> {
         self.0.spec.annotations.labels.get(NAMESPACE_LABEL).map(String::as_str)
+    }
+}
+
+/// Asks once.
+async fn remove_if_free(api: &mut Api, kind: Kind, id: &str) -> anyhow::Result<Freed> {
+    match api.try_remove(kind, id, false).await {
+        Ok(()) => Ok(Freed::Removed),
+        Err(status) if status.code() == Code::NotFound => Ok(Freed::Removed),
+        Err(status) if status.code() == Code::FailedPrecondition && kind != Kind::Service => {
+            Ok(user_of(api, kind, id).await?.map_or(Freed::Later, Freed::UsedBy))
+        }
+        Err(status) => Err(explain(status)),
     }
 }
 
