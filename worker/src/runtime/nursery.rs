@@ -76,8 +76,7 @@ impl Nursery {
     }
 
     fn start(&self) -> io::Result<OwnedFd> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_LIMIT_S))?;
         let mut command = Command::new(&self.program);
         command.args(&self.args).arg(" ".repeat(ROOM)).arg0("orch").env_clear();

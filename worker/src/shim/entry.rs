@@ -90,7 +90,11 @@ struct Rlimit {
 
 /// A process's standard streams.
 pub(super) enum Streams<'a> {
-    Given { stdin: BorrowedFd<'a>, stdout: BorrowedFd<'a>, stderr: BorrowedFd<'a> },
+    Given {
+        stdin: BorrowedFd<'a>,
+        stdout: BorrowedFd<'a>,
+        stderr: BorrowedFd<'a>,
+    },
     /// A new terminal of the container; its master side is sent over this socket.
     Terminal(BorrowedFd<'a>),
 }

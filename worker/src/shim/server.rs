@@ -193,7 +193,12 @@ impl Server {
             signals: ready.next().unwrap_or(false),
             listener: ready.next().unwrap_or(false),
             starting: polled[fixed + attached.len()..].iter().any(is_ready),
-            attached: attached.iter().zip(&polled[fixed..]).filter(|(_, fd)| is_ready(fd)).map(|((w, ..), _)| *w).collect(),
+            attached: attached
+                .iter()
+                .zip(&polled[fixed..])
+                .filter(|(_, fd)| is_ready(fd))
+                .map(|((w, ..), _)| *w)
+                .collect(),
             streams: ready.by_ref().take(if behind { 0 } else { self.streams.len() }).collect(),
             check: self.checks.as_ref().is_some_and(|checks| checks.output().is_some())
                 && ready.next().unwrap_or(false),

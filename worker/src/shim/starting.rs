@@ -24,7 +24,10 @@ pub(super) struct Starting {
 /// How it came out.
 pub(super) enum Started {
     /// With the master side of its terminal, when it has one.
-    Running { pid: i32, terminal: Option<OwnedFd> },
+    Running {
+        pid: i32,
+        terminal: Option<OwnedFd>,
+    },
     Failed(Failure),
 }
 
