@@ -113,7 +113,8 @@ fn draining_says_what_will_wait() {
 #[test]
 fn what_is_no_local_volume_holds_nobody() {
     let nfs = LogDriver { name: "local".into(), options: [("type".to_owned(), "nfs".to_owned())].into() };
-    let cases: [(&str, &dyn Fn(&mut ServiceSpec)); 4] = [
+    type Edit<'a> = &'a dyn Fn(&mut ServiceSpec);
+    let cases: [(&str, Edit<'_>); 4] = [
         ("an option of the driver", &|s| s.task.container.mounts[0].volume_driver = Some(nfs.clone())),
         ("anonymous", &|s| s.task.container.mounts[0].source = String::new()),
         ("a folder of the host", &|s| {
