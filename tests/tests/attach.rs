@@ -14,7 +14,6 @@ fn one_off_containers_are_on_networks() {
     let lab = Lab::up("attach", 2, 1);
     lab.import("hits", "hits", HITS);
     lab.import("busybox", "busybox", &[]);
-    let _ = lab.orch_on("n2", &["pull", "busybox"]);
     let shared = ["network", "create", "-d", "overlay", "--attachable", "--subnet", "10.60.0.0/24"];
     let _ = lab.orch(&[&shared[..], &["--aux-address", "router=10.60.0.2", "shared"]].concat()).ok();
     let _ = lab.orch(&["network", "create", "closed"]).ok();
@@ -55,7 +54,7 @@ fn gone(lab: &Lab, node: &str, container: &str, name: &str) -> Result<(), String
 
 fn containers_of_two_nodes_find_each_other(lab: &Lab) {
     run(lab, "n1", "probe", &["--network", "shared", "--network-alias", "p", "--ip", "10.60.0.77"]);
-    eventually("n2 has the image", || lab.orch_on("n2", &["pull", "busybox"]).result().or_else(|_| import_on(lab, "n2")));
+    let _ = eventually("n2 has the image", || import_on(lab, "n2"));
     run(lab, "n2", "other", &["--network", "shared"]);
     for name in ["probe", "p"] {
         let seen = eventually("the name is found on the other node", || lookup(lab, "n2", "other", name));
@@ -82,7 +81,7 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
 
 fn import_on(lab: &Lab, node: &str) -> Result<String, String> {
     let tar = orch_tests::image("busybox");
-    lab.orch_on(node, &["image", "import", tar.to_str().ok_or("utf-8")?, "busybox"]).result()
+    lab.orch_on(node, &["image", "import", "busybox", tar.to_str().ok_or("utf-8")?]).result()
 }
 
 fn what_cannot_be_is_refused(lab: &Lab) {

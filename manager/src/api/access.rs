@@ -73,8 +73,6 @@ const RULES: &[(&str, Access, Place)] = &[
     ("/orch.v1.Dispatcher/ForgetImage", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/SetContainerNetworks", ANY_NODE, Place::Here),
     ("/orch.v1.Dispatcher/KeepContainers", ANY_NODE, Place::Here),
-    ("/orch.v1.Dispatcher/SetContainerNetworks", ANY_NODE, Place::Here),
-    ("/orch.v1.Dispatcher/KeepContainers", ANY_NODE, Place::Here),
     ("/orch.v1.Streams/Attach", ANY_NODE, Place::Here),
     ("/orch.v1.Raft/AppendEntries", MANAGERS, Place::Here),
     ("/orch.v1.Raft/Vote", MANAGERS, Place::Here),
