@@ -64,6 +64,9 @@ fn stacks_change_as_their_files_do() {
     a_refusal_leaves_everything_as_it_was(&lab, &files);
     short_names_until_two_stacks_have_them(&lab, &files);
     deploying_during_a_removal(&lab, &shop);
+    a_removal_does_not_wait(&lab, &files);
+    people_are_asked_before_anything_is_pruned(&lab, &files);
+    the_exit_code_can_be_trusted(&lab, &files);
 }
 
 fn a_change_touches_only_what_changed(lab: &Lab, files: &Files, shop: &str) {
@@ -214,4 +217,96 @@ fn deploying_during_a_removal(lab: &Lab, shop: &str) {
     let _ = lab.orch(&["stack", "rm", "shop"]).ok();
     let _ = lab.orch(&["stack", "deploy", "-c", shop]).ok();
     lab.wait_replicas("shop_web", "2/2");
+}
+
+/// The tasks take their time to stop; the command does not wait for them.
+fn a_removal_does_not_wait(lab: &Lab, files: &Files) {
+    let _ = lab.orch(&["stack", "rm", "--wait", "shop"]).ok();
+    let text = "services:\n  db: {image: busybox, stop_grace_period: 8s}\n";
+    let slow = files.write("slow/compose.yml", text);
+    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &slow]).ok();
+    let services = lab.orch(&["stack", "services", "slow", "--format", "{{.Name}} {{.Mode}} {{.Image}}"]).ok();
+    assert_eq!(services, "slow_db replicated busybox:latest\n");
+    let networks = || lab.orch(&["network", "ls", "--format", "{{.Name}}"]).result();
+    let _ = lab.orch(&["stack", "rm", "slow"]).ok();
+    let left = networks().expect("the networks");
+    assert!(left.contains("slow_default"), "a task that stops is still on it: {left}");
+    eventually("what the stopping task used is gone", || {
+        let left = networks()?;
+        if left.contains("slow_default") { Err(left) } else { Ok(()) }
+    });
+    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &slow]).ok();
+    let _ = lab.orch(&["stack", "rm", "--detach=false", "slow"]).ok();
+    let left = networks().expect("the networks");
+    assert!(!left.contains("slow_default"), "everything is gone when it is waited for: {left}");
+}
+
+const MANY: &str = "services:
+  web: {image: busybox, stop_grace_period: 0s, command: [sh, -c, 'echo hello from web; sleep 100000']}
+";
+const OLD: &str =
+    "  old: {image: busybox, stop_grace_period: 0s, command: [sh, -c, 'echo hello from old; sleep 100000']}\n";
+
+fn people_are_asked_before_anything_is_pruned(lab: &Lab, files: &Files) {
+    let both = files.write("ask/both.yml", &format!("{MANY}{OLD}"));
+    let one = files.write("ask/one.yml", MANY);
+    let deploy_both = || {
+        let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &both, "ask"]).ok();
+    };
+    deploy_both();
+    eventually("the logs of both services", || {
+        let logs = lab.orch(&["stack", "logs", "ask"]).result()?;
+        let has = |service: &str| {
+            logs.lines()
+                .any(|l| l.starts_with(&format!("ask_{service}.1.")) && l.ends_with(&format!("hello from {service}")))
+        };
+        if has("web") && has("old") { Ok(()) } else { Err(logs) }
+    });
+    let on_a_terminal = |flags: &str, answer: &[u8]| {
+        let command = format!("orch stack deploy --prune {flags} -c {one} ask");
+        lab.exec_with_input("n1", &["script", "-qec", &command, "/dev/null"], answer)
+    };
+    let has_old = || lab.orch(&["stack", "services", "-q", "ask"]).ok().lines().count() == 2;
+    let no = on_a_terminal("", b"n\n");
+    assert!(no.code != 0 && no.stdout.contains("ask_old") && no.stdout.contains("Go on? [y/N]"), "{no:?}");
+    assert!(no.stdout.contains("nothing was changed") && has_old(), "{no:?}");
+    let yes = on_a_terminal("", b"y\n");
+    assert!(yes.code == 0 && yes.stdout.contains("Go on? [y/N]") && !has_old(), "{yes:?}");
+    deploy_both();
+    let unasked = on_a_terminal("--yes", b"");
+    assert!(unasked.code == 0 && !unasked.stdout.contains("Go on?") && !has_old(), "{unasked:?}");
+    deploy_both();
+    let piped = lab.orch(&["stack", "deploy", "--prune", "-c", &one, "ask"]).ok();
+    assert!(!piped.contains("Go on?") && piped.contains("Removing service ask_old") && !has_old(), "{piped}");
+    let tasks = lab.orch(&["stack", "ps", "ask", "-f", "desired-state=running"]).ok();
+    let heading: Vec<&str> = tasks.lines().next().unwrap_or_default().split("  ").map(str::trim).collect();
+    let heading: Vec<&str> = heading.into_iter().filter(|word| !word.is_empty()).collect();
+    assert_eq!(heading, ["ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"], "{tasks}");
+    assert_eq!(tasks.lines().count(), 2, "{tasks}");
+}
+
+fn the_exit_code_can_be_trusted(lab: &Lab, files: &Files) {
+    let hopeless = format!("{MANY}  never: {{image: 'nowhere.invalid/x:1', depends_on: [web]}}\n");
+    let file = files.write("ask/hopeless.yml", &hopeless);
+    let outcome = lab.orch(&["stack", "deploy", "-d=false", "-c", &file, "ask"]);
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("1 of 2 services do not run as asked for") && outcome.stderr.contains("ask_never"),
+        "{outcome:?}"
+    );
+    // Ctrl-C, before anything can be known about the service that no node can run.
+    let waits = format!(
+        "{MANY}  held: {{image: busybox, depends_on: {{job: {{condition: service_completed_successfully}}}}}}
+  job: {{image: busybox, stop_grace_period: 0s, deploy: {{mode: replicated-job}}}}\n"
+    );
+    let file = files.write("ask/waits.yml", &waits);
+    let command =
+        ["timeout", "-s", "INT", "--preserve-status", "4", "orch", "stack", "deploy", "-d=false", "-c", &file, "ask"];
+    let stopped = lab.exec("n1", &command);
+    assert_eq!(stopped.code, 1, "{stopped:?}");
+    assert!(stopped.stderr.contains("the deployment goes on in the background"), "{stopped:?}");
+    lab.wait_replicas("ask_web", "1/1");
+    let services = lab.orch(&["stack", "services", "ask", "--format", "{{.Name}}"]).ok();
+    assert!(services.contains("ask_held") && services.contains("ask_job"), "{services}");
+    let _ = lab.orch(&["stack", "rm", "--wait", "ask"]).ok();
 }
