@@ -90,7 +90,8 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     if args.interactive {
         terminal::forward_stdin(sender.clone(), args.tty.then_some(args.detach_keys), detached.clone());
     } else {
-        sender.send(FromUser::Closed.into()).await?;
+        // Refused when the command could not be started; the answer says why.
+        let _ = sender.send(FromUser::Closed.into()).await;
     }
     if args.tty {
         tokio::spawn(terminal::forward_resizes(sender.clone()));

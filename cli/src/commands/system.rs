@@ -93,7 +93,9 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         |container: &wire::Container| matches!(container.state.as_str(), "running" | "paused" | "restarting");
     let images = Sum::of(report.images.iter().map(|usage| {
         let image = usage.image.clone().unwrap_or_default();
-        (image.containers > 0, image.size_bytes)
+        let is_used = |container: &wire::Container| container.image_digest == image.digest;
+        let used = report.containers.iter().any(|usage| usage.container.as_ref().is_some_and(is_used));
+        (used, image.size_bytes)
     }));
     let containers = Sum::of(
         report.containers.iter().map(|usage| (usage.container.as_ref().is_some_and(is_running), usage.size_bytes)),

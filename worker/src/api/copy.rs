@@ -23,6 +23,8 @@ use crate::{
 
 const CHUNK_BYTES: usize = 256 << 10;
 const BUFFERED_CHUNKS: usize = 8;
+/// What every container has a place for, in an image or not.
+const PLACES_OF_MOUNTS: [&str; 6] = ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
 
 /// Where a container's files are. A stopped one's root is mounted for as long as this lives.
 struct View {
@@ -266,5 +268,9 @@ pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileC
         }
         .to_owned(),
     };
-    Ok(FileChangeList { changes: found.into_iter().map(wire).collect() })
+    // Places for what is mounted there are none of its doing.
+    let made_for_it = |change: &contents::Change| {
+        change.kind == ChangeKind::Added && PLACES_OF_MOUNTS.contains(&change.path.as_str())
+    };
+    Ok(FileChangeList { changes: found.into_iter().filter(|change| !made_for_it(change)).map(wire).collect() })
 }

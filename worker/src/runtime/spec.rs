@@ -120,7 +120,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         "namespaces": namespaces,
         "cgroupsPath": facts.cgroup,
         "resources": resources(plan.spec.limits, &options.limits, facts, container.privileged),
-        "sysctl": sysctls(container, plan.host_network),
+        "sysctl": sysctls(container, plan.host_network, plan.users.is_some()),
     });
     if !facts.devices.is_empty() {
         linux["devices"] = facts.devices.iter().map(device).collect();
@@ -310,10 +310,12 @@ fn memory(limit_bytes: u64, more: &MoreLimits, counts_swap: bool) -> Option<Valu
 }
 
 /// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
-fn sysctls(container: &ContainerSpec, host_network: bool) -> Value {
+fn sysctls(container: &ContainerSpec, host_network: bool, remapped: bool) -> Value {
     let defaults = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    // The range names groups that remapped users do not have.
+    let usable = |(key, _): &(&str, &str)| !(remapped && *key == "net.ipv4.ping_group_range");
     let mut all: serde_json::Map<String, Value> =
-        defaults.into_iter().filter(|_| !host_network).map(|(k, v)| (k.to_owned(), json!(v))).collect();
+        defaults.into_iter().filter(|_| !host_network).filter(usable).map(|(k, v)| (k.to_owned(), json!(v))).collect();
     all.extend(container.sysctls.iter().map(|(k, v)| (k.clone(), json!(v))));
     Value::Object(all)
 }
