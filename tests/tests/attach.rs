@@ -27,8 +27,13 @@ fn one_off_containers_are_on_networks() {
     networks_are_listed_and_pruned(&lab);
 }
 
+/// Each import is a content of its own, and a name means one in the whole cluster.
+fn image_on(node: &str) -> &'static str {
+    if node == "n1" { "busybox" } else { "busybox-too" }
+}
+
 fn run(lab: &Lab, node: &str, name: &str, flags: &[&str]) {
-    let all = [&["run", "-d", "--name", name][..], flags, &["busybox"], SLEEP].concat();
+    let all = [&["run", "-d", "--name", name][..], flags, &[image_on(node)], SLEEP].concat();
     let _ = lab.orch_on(node, &all).ok();
 }
 
@@ -81,7 +86,7 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
 
 fn import_on(lab: &Lab, node: &str) -> Result<String, String> {
     let tar = orch_tests::image("busybox");
-    lab.orch_on(node, &["image", "import", "busybox", tar.to_str().ok_or("utf-8")?]).result()
+    lab.orch_on(node, &["image", "import", image_on(node), tar.to_str().ok_or("utf-8")?]).result()
 }
 
 fn what_cannot_be_is_refused(lab: &Lab) {
