@@ -29,9 +29,9 @@ fn configure(lab: &Lab, node: &str, lines: &str) {
 
 /// `orch ARGS` with credential files of the test's own.
 fn with_login(lab: &Lab, folder: &Path, args: &[&str]) -> Outcome {
-    let config = format!("DOCKER_CONFIG={}", folder.display());
-    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", folder.display());
-    lab.exec("n1", &[&["env", &config, &path, "orch"], args].concat())
+    let script = "export DOCKER_CONFIG=\"$0\" PATH=\"$0:$PATH\"; exec orch \"$@\"";
+    let folder = folder.to_str().expect("utf-8 path");
+    lab.exec("n1", &[&["sh", "-c", script, folder], args].concat())
 }
 
 /// The tutorial's registry: an image of the cluster, in a container of n1, with a volume.

@@ -43,7 +43,8 @@ pub(crate) fn logs(
         follow: options.follow,
         tail: options.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
         since: options.since_ms.map(time_of),
-        until: options.until_ms.map(time_of),
+        // To the end of that millisecond: a line's own time is finer.
+        until: options.until_ms.map(|until| time_of(until) + Duration::from_nanos(999_999)),
     };
     if logging::is_none(&target.log) {
         return Err("configured logging driver does not support reading: it is \"none\"".to_owned());
