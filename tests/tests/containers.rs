@@ -30,7 +30,7 @@ fn run_in_the_foreground() {
     }
     for (flags, said) in [
         (&["--pull", "never", "nosuch"][..], "Unable to find image 'nosuch:latest' locally"),
-        (&["--network", "web", "busybox"], "network web not found"),
+        (&["--network", "web", "busybox", "true"], "network web not found"),
         (&["--name", "we b", "busybox", "true"], "Invalid container name (we b)"),
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
         (&["-p", "127.0.0.1:80:80", "busybox"], "not on 127.0.0.1 alone: write 80:80"),
