@@ -57,6 +57,7 @@ fn every_call() -> Vec<String> {
 /// What nodes may call. Whoever adds a call for nodes adds it here, too.
 const FOR_NODES: &[&str] = &[
     "/orch.v1.Dispatcher/SetContainerNetworks",
+    "/orch.v1.Dispatcher/KeepContainers",
     "/orch.v1.Ca/Renew",
     "/orch.v1.Ca/Report",
     "/orch.v1.Ca/Leave",
