@@ -169,9 +169,10 @@ mod tests {
 
     fn task(driver: LogDriver) -> Task {
         let mut task = Task::clone(&crate::agent::tests::task(1, "web:1", &[]));
-        task.spec.log_driver = Some(driver);
-        task.spec.container.labels = BTreeMap::from([("team".into(), "a".into()), ("x".into(), "y".into())]);
-        task.spec.container.env = vec!["B=1".into(), "B=2".into(), "C=3".into()];
+        let spec = std::sync::Arc::make_mut(&mut task.spec);
+        spec.log_driver = Some(driver);
+        spec.container.labels = BTreeMap::from([("team".into(), "a".into()), ("x".into(), "y".into())]);
+        spec.container.env = vec!["B=1".into(), "B=2".into(), "C=3".into()];
         task
     }
 
