@@ -57,7 +57,9 @@ async fn reach(ns: &NetNs, probe: Probe, port: Option<u16>) -> Step {
         }
         (Err(error), Some(port)) if error.kind() == io::ErrorKind::ConnectionRefused => Step::broken(
             Stage::Reach,
-            format!("{what}: {addr} refuses connections: the task is reached, but nothing listens on port {port} there"),
+            format!(
+                "{what}: {addr} refuses connections: the task is reached, but nothing listens on port {port} there"
+            ),
         ),
         (Err(error), _) if matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => Step::broken(
             Stage::Reach,

@@ -73,9 +73,8 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
     });
     let task = lab.orch(&["service", "ps", "-q", "web"]).ok();
     let ask = "import socket; print(socket.gethostbyname('probe'))";
-    let seen = eventually("a task finds the container", || {
-        lab.orch(&["exec", task.trim(), "python3", "-c", ask]).result()
-    });
+    let seen =
+        eventually("a task finds the container", || lab.orch(&["exec", task.trim(), "python3", "-c", ask]).result());
     assert_eq!(seen, "10.60.0.77\n");
     let format = "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}";
     assert_eq!(lab.orch(&["inspect", "-f", format, "probe"]).ok(), "10.60.0.77\n");
@@ -184,7 +183,9 @@ fn networks_of_one_node(lab: &Lab) {
     run(lab, "n1", "stranger", &["--network", "apart"]);
     for name in ["site", "www"] {
         let url = format!("http://{name}/");
-        let page = eventually("found by name", || lab.orch(&["exec", "visitor", "wget", "-q", "-T", "3", "-O", "-", &url]).result());
+        let page = eventually("found by name", || {
+            lab.orch(&["exec", "visitor", "wget", "-q", "-T", "3", "-O", "-", &url]).result()
+        });
         assert_eq!(page, "mine\n");
     }
     let node = lab.address("n1");

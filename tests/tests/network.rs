@@ -133,13 +133,15 @@ fn a_service_on_two_networks(lab: &Lab) {
 }
 
 fn node_of(lab: &Lab, service: &str) -> String {
-    let nodes = lab.orch(&["service", "ps", "--format", "{{.Node}}", "--filter", "desired-state=running", service]).ok();
+    let nodes =
+        lab.orch(&["service", "ps", "--format", "{{.Node}}", "--filter", "desired-state=running", service]).ok();
     nodes.lines().next().unwrap_or_else(|| panic!("no node of {service}")).to_owned()
 }
 
 fn the_way_to_a_service_is_shown(lab: &Lab) {
     let (ask, node) = (running(lab, "ask"), node_of(lab, "ask"));
-    let traced = eventually("all is well", || lab.orch_on(&node, &["network", "trace", "--from", &ask, "web:80"]).result());
+    let traced =
+        eventually("all is well", || lab.orch_on(&node, &["network", "trace", "--from", &ask, "web:80"]).result());
     for stage in ["from", "name", "vip", "rules", "backend", "route", "reach"] {
         let is_fine = |line: &str| line.starts_with(&format!("ok      {stage} "));
         assert!(traced.lines().any(is_fine), "{stage} in {traced}");
@@ -159,7 +161,11 @@ fn the_way_to_a_service_is_shown(lab: &Lab) {
     let seen: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let web = &seen["Services"]["web"];
     assert_eq!(web["Tasks"].as_array().map(Vec::len), Some(2), "{text}");
-    assert_eq!(resolve(lab, &ask, "web").map(|vip| vip.contains(web["VIP"].as_str().unwrap_or("?"))), Ok(true), "{text}");
+    assert_eq!(
+        resolve(lab, &ask, "web").map(|vip| vip.contains(web["VIP"].as_str().unwrap_or("?"))),
+        Ok(true),
+        "{text}"
+    );
     let backends: u64 = web["BackendsPerNode"].as_object().expect("nodes").values().filter_map(|n| n.as_u64()).sum();
     assert_eq!(backends, 2, "{text}");
     assert!(!seen["Peers"].as_array().expect("peers").is_empty(), "{text}");
@@ -199,7 +205,8 @@ fn what_others_change_is_put_back(lab: &Lab) {
     let node = node_of(lab, "ask");
     let ask = running(lab, "ask");
     let network = lab.orch(&["network", "inspect", "-f", "{{.Id}}", "inner"]).ok();
-    let (task, sandbox) = (format!("--net=/run/orch/netns/{ask}"), format!("--net=/run/orch/netns/net-{}", network.trim()));
+    let (task, sandbox) =
+        (format!("--net=/run/orch/netns/{ask}"), format!("--net=/run/orch/netns/net-{}", network.trim()));
     let fetch = || lab.orch(&["exec", &ask, "timeout", "1", "wget", "-q", "-O", "-", "http://web/"]).result();
     for (what, damage) in [
         ("address", vec!["nsenter", &task, "ip", "address", "flush", "dev", "eth0"]),
@@ -213,9 +220,7 @@ fn what_others_change_is_put_back(lab: &Lab) {
         eventually("it works before", fetch);
         let _ = lab.exec(&node, &damage).ok();
         // netd looks every 4 s; the rest is what a busy machine takes.
-        within(Duration::from_secs(15), &format!("the {what} is back"), || {
-            (0..4).try_for_each(|_| fetch().map(drop))
-        });
+        within(Duration::from_secs(15), &format!("the {what} is back"), || (0..4).try_for_each(|_| fetch().map(drop)));
     }
     let log = lab.exec(&node, &["sh", "-c", "cat /var/lib/orch/node/log/*"]).ok();
     for put_back in ["address 10.50.0.", "route to 0.0.0.0/0", "nftables rules", "link vx0", "link br0"] {

@@ -139,7 +139,8 @@ impl LinkNumbers {
     pub fn followed_by(&self, attachments: &[TaskAttachment]) -> Self {
         let stays = |network: &&NetworkId| attachments.iter().any(|a| a.network == **network);
         let kept = self.networks.iter().filter(|(network, _)| stays(network));
-        let mut next = Self { networks: kept.map(|(id, number)| (id.clone(), *number)).collect(), gateway: self.gateway };
+        let mut next =
+            Self { networks: kept.map(|(id, number)| (id.clone(), *number)).collect(), gateway: self.gateway };
         for attachment in attachments {
             if !next.networks.contains_key(&attachment.network) {
                 let free = |number: &usize| *number != next.gateway && !next.networks.values().any(|n| n == number);

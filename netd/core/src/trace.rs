@@ -138,7 +138,13 @@ fn find<'a>(desired: &'a Desired, task: &LocalTask, name: &str) -> Option<(&'a N
     })
 }
 
-fn of_service(inputs: &Inputs<'_>, network: &NetworkItem, service: &ServiceEndpointItem, name: &str, trace: &mut Trace) {
+fn of_service(
+    inputs: &Inputs<'_>,
+    network: &NetworkItem,
+    service: &ServiceEndpointItem,
+    name: &str,
+    trace: &mut Trace,
+) {
     let others: Vec<_> = service.names.iter().filter(|other| *other != name).cloned().collect();
     let also = if others.is_empty() { String::new() } else { format!(" (also {})", others.join(", ")) };
     let text = format!("{name} is a service of network {}{also}", network.name);
@@ -164,8 +170,11 @@ fn of_service(inputs: &Inputs<'_>, network: &NetworkItem, service: &ServiceEndpo
     }
     if serving.is_empty() {
         let text = match endpoints.len() {
-            0 => "the service has no task that is ready: connections are refused at once; see `orch service ps`".to_owned(),
-            n => format!("none of its {n} tasks takes connections now: they are refused at once; see `orch service ps`"),
+            0 => "the service has no task that is ready: connections are refused at once; see `orch service ps`"
+                .to_owned(),
+            n => {
+                format!("none of its {n} tasks takes connections now: they are refused at once; see `orch service ps`")
+            }
         };
         trace.steps.push(Step::broken(Stage::Backend, text));
     }

@@ -99,7 +99,9 @@ fn summary(ops: &[NetOp]) -> String {
         NetOp::DeleteFdb(entry) | NetOp::SetFdb(entry) => format!("fdb entry of {}", entry.mac),
         NetOp::DeleteNeighbour(neighbour) | NetOp::SetNeighbour(neighbour) => format!("neighbour {}", neighbour.addr),
         NetOp::DeleteAddress(link, addr) | NetOp::AddAddress(link, addr) => format!("address {addr} of {link}"),
-        NetOp::DeleteLink(name) | NetOp::CreateLink { name, .. } | NetOp::SetLink { name, .. } => format!("link {name}"),
+        NetOp::DeleteLink(name) | NetOp::CreateLink { name, .. } | NetOp::SetLink { name, .. } => {
+            format!("link {name}")
+        }
         NetOp::SetUp { name, .. } => format!("state of {name}"),
         NetOp::SetSysctl { path, .. } => format!("setting {path}"),
         // Also after a change of somebody else's rules alone: ours are the same then, and loading them harms nothing.

@@ -297,11 +297,13 @@ async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16) -> io::Result<(
     let ns = match known {
         Some(ns) => ns,
         // Where users are remapped, the worker has made it: it belongs to the container's users.
-        None => blocking(move || match NetNs::open(&path) {
-            Ok(Some(ns)) => Ok(ns),
-            Ok(None) | Err(_) => NetNs::create(&path),
-        })
-        .await?,
+        None => {
+            blocking(move || match NetNs::open(&path) {
+                Ok(Some(ns)) => Ok(ns),
+                Ok(None) | Err(_) => NetNs::create(&path),
+            })
+            .await?
+        }
     };
     let sockets = dns::open(&ns, port).await?;
     Ok((ns, sockets))

@@ -1,11 +1,10 @@
 //! Services and what their tasks are made from.
 
 use orch_model::service::{
-    Balance,
-    ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec, FailureAction,
-    FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement, PlacementStrategy,
-    PortConfig, Protocol, PublishMode, ResourceLimits, RestartCondition, RestartPolicy, Service, ServiceMode,
-    ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
+    Balance, ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec,
+    FailureAction, FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement,
+    PlacementStrategy, PortConfig, Protocol, PublishMode, ResourceLimits, RestartCondition, RestartPolicy, Service,
+    ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
 
 use super::{

@@ -46,7 +46,12 @@ pub(crate) struct Presence {
 
 impl Presence {
     pub(crate) fn new(session: Arc<CurrentSession>) -> Self {
-        Self { session, held: Mutex::default(), released: watch::Sender::default(), turn: tokio::sync::Mutex::default() }
+        Self {
+            session,
+            held: Mutex::default(),
+            released: watch::Sender::default(),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     async fn set(&self, one: &One, networks: Vec<WantedNetwork>) -> Result<SetContainerNetworksResponse, LocalError> {
@@ -145,7 +150,8 @@ impl Locals {
     /// Gives a container that starts, or runs, its place on each of its networks. What it has it keeps.
     pub(super) async fn join_networks(&self, one: &One) -> Result<Vec<TaskAttachment>, LocalError> {
         let mut networks = self.check_resolved(one)?;
-        let of_cluster: Vec<_> = networks.iter().filter(|network| !network.local).map(|n| self.as_wanted(one, n)).collect();
+        let of_cluster: Vec<_> =
+            networks.iter().filter(|network| !network.local).map(|n| self.as_wanted(one, n)).collect();
         let mut given = std::collections::VecDeque::new();
         if of_cluster.is_empty() {
             self.presence.release(&one.id);
@@ -168,7 +174,8 @@ impl Locals {
         let kept: Vec<_> = attachments.iter().map(|attachment| attachment.network.clone()).collect();
         self.networks.leave_but(&one.id, &kept);
         self.tell_netd();
-        let of_cluster: Vec<_> = networks.iter().filter(|n| !n.local).filter_map(|n| n.network_id.parse().ok()).collect();
+        let of_cluster: Vec<_> =
+            networks.iter().filter(|n| !n.local).filter_map(|n| n.network_id.parse().ok()).collect();
         self.host.netd.told_of(&of_cluster).await.map_err(prepare::PrepareError::from)?;
         self.change(one, |now| now.record.networks = networks);
         Ok(attachments)
@@ -264,7 +271,9 @@ impl Locals {
             }
             self.change(one, |now| NAMED.clone_into(&mut now.record.network));
         } else {
-            let is_it = |n: &ContainerNetwork| n.network == network || (network.len() >= 3 && n.network_id.starts_with(network));
+            let is_it = |n: &ContainerNetwork| {
+                n.network == network || (network.len() >= 3 && n.network_id.starts_with(network))
+            };
             if !before.networks.iter().any(is_it) {
                 return Err(not_there());
             }
@@ -303,7 +312,8 @@ impl Locals {
             host_networks().into_iter().map(|net| (net, "a network that this node is on".to_owned())).collect();
         let gateway = self.host.netd.gateway_subnet().await.map_err(prepare::PrepareError::from)?;
         taken.extend(gateway.map(|net| (net, "the node's gateway network".to_owned())));
-        let created = self.networks.create(asked, Taken(taken), rand::random(), unix_ms(std::time::SystemTime::now()))?;
+        let created =
+            self.networks.create(asked, Taken(taken), rand::random(), unix_ms(std::time::SystemTime::now()))?;
         self.tell_netd();
         Ok(created)
     }
@@ -342,7 +352,11 @@ impl Locals {
 }
 
 /// How netd attaches a one-off container.
-pub(super) fn attach_request(one: &One, record: &LocalContainer, attachments: &[TaskAttachment]) -> prepare::AttachTaskRequest {
+pub(super) fn attach_request(
+    one: &One,
+    record: &LocalContainer,
+    attachments: &[TaskAttachment],
+) -> prepare::AttachTaskRequest {
     prepare::AttachTaskRequest {
         attachments: attachments.to_vec().to_proto(),
         host_ports: record.ports.clone(),
@@ -376,7 +390,10 @@ fn names(one: &One, network: &ContainerNetwork) -> Vec<String> {
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<IpAddr>, LocalError> {
-    texts.iter().map(|text| text.parse().map_err(|_| LocalError::Invalid(format!("invalid IP address: {text}")))).collect()
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|_| LocalError::Invalid(format!("invalid IP address: {text}"))))
+        .collect()
 }
 
 /// Managers answer in the order in which they were asked.

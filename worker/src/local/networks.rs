@@ -68,7 +68,9 @@ pub(crate) enum NetworkError {
     Name(String),
     #[error("error while removing network: network {name} has active endpoints: {}", .users.join(", "))]
     InUse { name: String, users: Vec<String> },
-    #[error("could not find plugin {0} in v1 plugin registry: plugin not found: networks of a node use the driver bridge")]
+    #[error(
+        "could not find plugin {0} in v1 plugin registry: plugin not found: networks of a node use the driver bridge"
+    )]
     Driver(String),
     #[error("option {0:?} is not one that networks of a node have: only com.docker.network.driver.mtu is")]
     Option(String),
@@ -155,7 +157,13 @@ impl UserNetworks {
         found.map(|(id, bridge)| (id.clone(), bridge.record.name.clone()))
     }
 
-    pub(crate) fn create(&self, asked: LocalNetwork, taken: Taken, bits: u128, now_ms: u64) -> Result<LocalNetwork, NetworkError> {
+    pub(crate) fn create(
+        &self,
+        asked: LocalNetwork,
+        taken: Taken,
+        bits: u128,
+        now_ms: u64,
+    ) -> Result<LocalNetwork, NetworkError> {
         if !is_valid(&asked.name) {
             return Err(NetworkError::Name(asked.name));
         }
@@ -179,10 +187,14 @@ impl UserNetworks {
         taken.extend(table.values().flat_map(|bridge| {
             bridge.ipam.iter().map(|ipam| (ipam.subnet, format!("network {}", bridge.record.name)))
         }));
-        let invalid = |error: orch_proto::conv::DecodeError| NetworkError::Subnet { subnet: String::new(), why: error.to_string() };
+        let invalid = |error: orch_proto::conv::DecodeError| NetworkError::Subnet {
+            subnet: String::new(),
+            why: error.to_string(),
+        };
         let wanted = Vec::<IpamConfig>::from_proto(asked.ipam.clone()).map_err(invalid)?;
         let chosen = !wanted.is_empty();
-        let ipam = if chosen { checked(wanted, &taken)? } else { vec![free_subnet(&taken).ok_or(NetworkError::NoSubnet)?] };
+        let ipam =
+            if chosen { checked(wanted, &taken)? } else { vec![free_subnet(&taken).ok_or(NetworkError::NoSubnet)?] };
         let id = NetworkId::from_random(bits);
         let record = LocalNetwork {
             id: id.to_string(),
@@ -220,7 +232,11 @@ impl UserNetworks {
     }
 
     /// All of them, the predefined ones first; `bridge_members`: who is on the node's own network.
-    pub(crate) fn list(&self, bridge_members: Vec<wire::NetworkMember>, gateway: Option<IpNetwork>) -> Vec<LocalNetwork> {
+    pub(crate) fn list(
+        &self,
+        bridge_members: Vec<wire::NetworkMember>,
+        gateway: Option<IpNetwork>,
+    ) -> Vec<LocalNetwork> {
         let mut networks: Vec<_> = [(BRIDGE, DRIVER_BRIDGE), (HOST, "host"), (NONE, "null")]
             .map(|(name, driver)| LocalNetwork {
                 // The same on every node: nobody draws ids that begin with a name and end with so many zeros.
@@ -234,7 +250,8 @@ impl UserNetworks {
         networks[0].members = bridge_members;
         if let Some(IpNetwork::V4(net)) = gateway {
             let subnet = Ipv4Network::new(net.network(), net.prefix()).map_or(IpNetwork::V4(net), IpNetwork::V4);
-            let ipam = IpamConfig { subnet, range: None, gateway: Some(IpAddr::V4(first_of(net))), aux: BTreeMap::new() };
+            let ipam =
+                IpamConfig { subnet, range: None, gateway: Some(IpAddr::V4(first_of(net))), aux: BTreeMap::new() };
             networks[0].ipam = vec![ipam.to_proto()];
         }
         networks.extend(self.lock().values().map(|bridge| LocalNetwork {
@@ -399,7 +416,9 @@ fn checked(wanted: Vec<IpamConfig>, taken: &[(IpNetwork, String)]) -> Result<Vec
     for ipam in wanted {
         let refuse = |why: String| NetworkError::Subnet { subnet: ipam.subnet.to_string(), why };
         let IpNetwork::V4(net) = ipam.subnet else {
-            return Err(refuse("networks of a node have IPv4 addresses only; overlay networks can have both".to_owned()));
+            return Err(refuse(
+                "networks of a node have IPv4 addresses only; overlay networks can have both".to_owned(),
+            ));
         };
         if net.network() != net.ip() {
             return Err(refuse(format!("host bits are set, write {}/{}", net.network(), net.prefix())));
@@ -410,7 +429,8 @@ fn checked(wanted: Vec<IpamConfig>, taken: &[(IpNetwork, String)]) -> Result<Vec
         if net.network().is_multicast() || net.network().is_loopback() || net.network().is_unspecified() {
             return Err(refuse("it is not a range of ordinary addresses, like 192.168.7.0/24".to_owned()));
         }
-        let inside = |range: &IpNetwork| ipam.subnet.contains(range.network()) && ipam.subnet.contains(range.broadcast());
+        let inside =
+            |range: &IpNetwork| ipam.subnet.contains(range.network()) && ipam.subnet.contains(range.broadcast());
         if let Some(range) = ipam.range.filter(|range| !inside(range)) {
             return Err(refuse(format!("the ip range {range} is not inside it")));
         }
@@ -434,7 +454,12 @@ fn free_subnet(taken: &[(IpNetwork, String)]) -> Option<IpamConfig> {
     let small = small.filter_map(|third| Ipv4Network::new(Ipv4Addr::new(a, b, third, 0), SMALL_PREFIX).ok());
     let is_free = |net: &Ipv4Network| !taken.iter().any(|(other, _)| overlap(*other, IpNetwork::V4(*net)));
     let net = large.chain(small).find(is_free)?;
-    Some(IpamConfig { subnet: IpNetwork::V4(net), range: None, gateway: Some(IpAddr::V4(first_of(net))), aux: BTreeMap::new() })
+    Some(IpamConfig {
+        subnet: IpNetwork::V4(net),
+        range: None,
+        gateway: Some(IpAddr::V4(first_of(net))),
+        aux: BTreeMap::new(),
+    })
 }
 
 fn first_of(net: Ipv4Network) -> Ipv4Addr {
@@ -463,7 +488,8 @@ mod tests {
     }
 
     fn asked(name: &str, subnet: &str) -> LocalNetwork {
-        let ipam = |text: &str| IpamConfig { subnet: text.parse().unwrap(), range: None, gateway: None, aux: BTreeMap::new() };
+        let ipam =
+            |text: &str| IpamConfig { subnet: text.parse().unwrap(), range: None, gateway: None, aux: BTreeMap::new() };
         let ipam = if subnet.is_empty() { vec![] } else { vec![ipam(subnet).to_proto()] };
         LocalNetwork { name: name.to_owned(), ipam, ..LocalNetwork::default() }
     }

@@ -76,7 +76,11 @@ pub(crate) struct CreateArgs {
 pub(super) async fn create(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     refuse(&args)?;
     let ipam = ipam(&args).map_err(anyhow::Error::msg)?;
-    if args.driver == DRIVER_BRIDGE { on_this_node(args, ipam, paths).await } else { in_the_cluster(args, ipam, paths).await }
+    if args.driver == DRIVER_BRIDGE {
+        on_this_node(args, ipam, paths).await
+    } else {
+        in_the_cluster(args, ipam, paths).await
+    }
 }
 
 /// What neither kind of network can do, with the reason.
@@ -150,7 +154,8 @@ async fn on_this_node(args: CreateArgs, ipam: Vec<IpamConfig>, paths: &Paths) ->
 
 /// Ranges, gateways and reserved addresses belong to the subnet that contains them.
 fn ipam(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
-    let empty = |subnet: &IpNetwork| IpamConfig { subnet: *subnet, range: None, gateway: None, aux: Default::default() };
+    let empty =
+        |subnet: &IpNetwork| IpamConfig { subnet: *subnet, range: None, gateway: None, aux: Default::default() };
     let mut configs: Vec<IpamConfig> = args.subnet.iter().map(empty).collect();
     let of = |address: IpAddr, flag: String| {
         let config = configs.iter().position(|config| config.subnet.contains(address));
@@ -158,7 +163,11 @@ fn ipam(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
     };
     let ranges = args.ip_range.iter().map(|r| of(r.ip(), format!("--ip-range {r}"))).collect::<Result<Vec<_>, _>>()?;
     let gateways = args.gateway.iter().map(|g| of(*g, format!("--gateway {g}"))).collect::<Result<Vec<_>, _>>()?;
-    let aux = args.aux_address.iter().map(|(n, a)| of(*a, format!("--aux-address {n}={a}"))).collect::<Result<Vec<_>, _>>()?;
+    let aux = args
+        .aux_address
+        .iter()
+        .map(|(n, a)| of(*a, format!("--aux-address {n}={a}")))
+        .collect::<Result<Vec<_>, _>>()?;
     for (at, range) in ranges.into_iter().zip(&args.ip_range) {
         configs[at].range = Some(*range);
     }
@@ -174,7 +183,9 @@ fn ipam(args: &CreateArgs) -> Result<Vec<IpamConfig>, String> {
 fn driver(text: &str) -> Result<String, String> {
     match text {
         DRIVER_OVERLAY | DRIVER_BRIDGE => Ok(text.into()),
-        "host" | "null" | "none" => Err(format!("only one instance of \"{text}\" network is allowed: every node has it")),
+        "host" | "null" | "none" => {
+            Err(format!("only one instance of \"{text}\" network is allowed: every node has it"))
+        }
         other => Err(format!(
             "{other:?} is no driver of Orch's networks: overlay is for networks of the whole cluster, bridge for those of \
              one node"
@@ -189,9 +200,14 @@ fn aux_address(text: &str) -> Result<(String, IpAddr), String> {
 }
 
 fn ipam_driver(text: &str) -> Result<String, String> {
-    if text == "default" { Ok(text.into()) } else { Err("the only one is \"default\": managers give the addresses".into()) }
+    if text == "default" {
+        Ok(text.into())
+    } else {
+        Err("the only one is \"default\": managers give the addresses".into())
+    }
 }
 
 fn no_ipam_option(text: &str) -> Result<String, String> {
-    Err(anyhow!("the address management driver has no options, so {text:?} would change nothing: leave it out").to_string())
+    Err(anyhow!("the address management driver has no options, so {text:?} would change nothing: leave it out")
+        .to_string())
 }

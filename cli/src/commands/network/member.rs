@@ -40,7 +40,9 @@ pub(crate) struct DisconnectArgs {
 
 pub(super) async fn connect(args: ConnectArgs, paths: &Paths) -> anyhow::Result<()> {
     if !args.link.is_empty() {
-        bail!("--link: containers find each other by name on every network that both are on; use --alias for other names");
+        bail!(
+            "--link: containers find each other by name on every network that both are on; use --alias for other names"
+        );
     }
     if !args.driver_opt.is_empty() {
         bail!("--driver-opt: the drivers overlay and bridge have no options for one container");
@@ -116,7 +118,9 @@ impl NetworkFlags {
         match own.as_slice() {
             [] => Ok((String::new(), named)),
             [one] => Ok((one.network.clone(), named)),
-            _ => bail!("--network is given twice for the node's own networks: one of bridge, none and host is possible"),
+            _ => {
+                bail!("--network is given twice for the node's own networks: one of bridge, none and host is possible")
+            }
         }
     }
 }
@@ -134,7 +138,8 @@ fn network(text: &str) -> Result<wire::ContainerNetwork, String> {
             "name" => value.clone_into(&mut network.network),
             "alias" => network.aliases.push(value.to_owned()),
             "ip" | "ip6" => {
-                let address: std::net::IpAddr = value.parse().map_err(|_| format!("invalid {key} address: {value:?}"))?;
+                let address: std::net::IpAddr =
+                    value.parse().map_err(|_| format!("invalid {key} address: {value:?}"))?;
                 network.addresses.push(address.to_string());
             }
             other => return Err(format!("invalid field {other:?}: expected name, alias, ip or ip6")),
@@ -148,11 +153,13 @@ mod tests {
     use super::*;
 
     fn flags(networks: &[&str], ip: Option<&str>, alias: &[&str]) -> anyhow::Result<(String, Vec<(String, String)>)> {
-        let network = networks.iter().map(|text| network(text).map_err(anyhow::Error::msg)).collect::<Result<_, _>>()?;
+        let network =
+            networks.iter().map(|text| network(text).map_err(anyhow::Error::msg)).collect::<Result<_, _>>()?;
         let network_alias = alias.iter().map(|a| (*a).to_owned()).collect();
         let flags = NetworkFlags { network, network_alias, ip: ip.map(|ip| ip.parse().unwrap()), ip6: None };
         let (own, named) = flags.chosen()?;
-        let shown = named.iter().map(|n| (n.network.clone(), [n.aliases.clone(), n.addresses.clone()].concat().join(" ")));
+        let shown =
+            named.iter().map(|n| (n.network.clone(), [n.aliases.clone(), n.addresses.clone()].concat().join(" ")));
         Ok((own, shown.collect()))
     }
 

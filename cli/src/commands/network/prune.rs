@@ -40,7 +40,10 @@ pub(super) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
             Found::OfNode(network) => network.created_at_ms,
         };
         let is_wanted = used.contains(network.id()) || used.contains(network.name());
-        if is_wanted || until.is_some_and(|until| created_ms >= until) || !filters.labels("label", &network.annotations().labels) {
+        if is_wanted
+            || until.is_some_and(|until| created_ms >= until)
+            || !filters.labels("label", &network.annotations().labels)
+        {
             continue;
         }
         if remove_unused(&network, paths).await? {

@@ -64,9 +64,11 @@ impl Cluster {
             if tasks.is_empty() && vip.is_none() {
                 continue;
             }
-            let ports = service.endpoint.ports.iter().map(|port| {
-                format!("Target: {}, Publish: {}", port.target_port, port.published_port)
-            });
+            let ports = service
+                .endpoint
+                .ports
+                .iter()
+                .map(|port| format!("Target: {}, Publish: {}", port.target_port, port.published_port));
             let mut by_node: BTreeMap<String, u64> = BTreeMap::new();
             for (task, _) in tasks.iter().filter(|(task, _)| serves(task)) {
                 *by_node.entry(self.node_name(task)).or_default() += 1;
@@ -113,7 +115,8 @@ impl Cluster {
         });
         let of_nodes = self.nodes.iter().filter_map(|node| node.attachments.get(&network.id).copied());
         let held: std::collections::BTreeSet<IpAddr> = of_tasks.chain(of_services).chain(of_nodes).collect();
-        ipam.map(|config| usage(config, held.iter().filter(|address| config.subnet.contains(**address)).count())).collect()
+        ipam.map(|config| usage(config, held.iter().filter(|address| config.subnet.contains(**address)).count()))
+            .collect()
     }
 
     fn on_network<'a>(&'a self, network: &'a NetworkId) -> impl Iterator<Item = (&'a Arc<Task>, Option<IpNetwork>)> {
@@ -131,7 +134,8 @@ impl Cluster {
 
 /// As managers tell the nodes.
 fn serves(task: &Task) -> bool {
-    let unhealthy = task.status.container.as_ref().is_some_and(|c| c.health == Some(orch_model::task::Health::Unhealthy));
+    let unhealthy =
+        task.status.container.as_ref().is_some_and(|c| c.health == Some(orch_model::task::Health::Unhealthy));
     task.status.state == TaskState::Running && task.desired_state <= TaskState::Running && !unhealthy
 }
 

@@ -45,8 +45,7 @@ pub(super) fn plan(context: &Context<'_>) -> NsPlan {
 
 fn add_gateway_link(task: &LocalTask, router: IpAddr, ns: &mut NsPlan) {
     let (name, addr) = (names::gateway_port(&task.id), IpAddr::V4(task.gateway_addr));
-    let kind =
-        LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: task.gateway_link() };
+    let kind = LinkKind::Veth { peer_ns: NsName::Task(task.id.clone()), peer_name: task.gateway_link() };
     ns.links.insert(name.clone(), Link { up: !task.down, ..Link::up(kind) });
     ns.addresses.insert((name.clone(), router.into()));
     ns.routes.insert(Route { table: MAIN_TABLE, destination: addr.into(), target: Target::Link(name.clone()) });

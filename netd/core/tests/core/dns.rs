@@ -54,7 +54,11 @@ fn ports_are_located() {
     for (name, turn, expected) in [
         ("_http._tcp.web.", 0, "NoError 0 1 8080 shop_web.1.shop_default. 0 1 8080 shop_web.2.shop_default."),
         ("_8080._TCP.shop_web.", 1, "NoError 0 1 8080 shop_web.2.shop_default. 0 1 8080 shop_web.1.shop_default."),
-        ("_http._tcp.web.shop_default.", 2, "NoError 0 1 8080 shop_web.1.shop_default. 0 1 8080 shop_web.2.shop_default."),
+        (
+            "_http._tcp.web.shop_default.",
+            2,
+            "NoError 0 1 8080 shop_web.1.shop_default. 0 1 8080 shop_web.2.shop_default.",
+        ),
         ("_53._udp.web.", 0, "NoError 0 1 53 shop_web.1.shop_default. 0 1 53 shop_web.2.shop_default."),
         ("web.", 0, "NoError"),
         ("_http._udp.web.", 0, "forward"),

@@ -12,7 +12,7 @@ use orch_model::{
     task::TaskAttachment,
 };
 use orch_netd_core::{
-    desired::{LinkNumbers, Desired, LocalTask},
+    desired::{Desired, LinkNumbers, LocalTask},
     gateway::Gateway,
     plan::{Inputs, NodeFacts, Plan, plan},
 };

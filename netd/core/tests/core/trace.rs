@@ -46,7 +46,10 @@ fn the_way_is_told_up_to_where_it_breaks() {
             "try svc1.2 10.0.1.12",
         ]
     );
-    assert_eq!(said(&scenario, "svc1.2")[1..3], ["name: svc1.2 is a container of network net1", "route: to svc1.2: through the tunnel 4097 to 192.168.9.2"]);
+    assert_eq!(
+        said(&scenario, "svc1.2")[1..3],
+        ["name: svc1.2 is a container of network net1", "route: to svc1.2: through the tunnel 4097 to 192.168.9.2"]
+    );
     assert_eq!(said(&scenario, "tasks.svc1.net1")[2], "vip: none: the name leads to the tasks themselves");
     let idle = said(&scenario, "svc2");
     assert!(idle[3].starts_with("broken backend: the service has no task that is ready"), "{idle:?}");
@@ -67,10 +70,17 @@ fn who_can_ask_is_found() {
 fn a_network_of_one_node_needs_no_tunnel() {
     let scenario = Scenario::new(0).local_network(5).task(1, &[5], vec![], false);
     let plan = scenario.plan();
-    let links: Vec<_> = plan.namespaces[&NsName::Sandbox(net_id(5))].links.iter().map(|(name, link)| {
-        assert!(!matches!(link.kind, LinkKind::Vxlan(_)), "{name}");
-        (name.as_str(), link.mtu)
-    }).collect();
-    assert_eq!(links, [("br0", Some(1_400)), ("lo", None), (orch_netd_core::names::task_port(&task_id(1)).as_str(), Some(1_400))]);
+    let links: Vec<_> = plan.namespaces[&NsName::Sandbox(net_id(5))]
+        .links
+        .iter()
+        .map(|(name, link)| {
+            assert!(!matches!(link.kind, LinkKind::Vxlan(_)), "{name}");
+            (name.as_str(), link.mtu)
+        })
+        .collect();
+    assert_eq!(
+        links,
+        [("br0", Some(1_400)), ("lo", None), (orch_netd_core::names::task_port(&task_id(1)).as_str(), Some(1_400))]
+    );
     assert_eq!(plan.namespaces[&NsName::Task(task_id(1))].links["eth0"].mtu, Some(1_400), "the option's");
 }
