@@ -8,8 +8,8 @@ use orch_proto::paths::Paths;
 
 use crate::{
     commands::{
-        ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image, image_build, image_login, info,
-        inspect, logs, network, node, run, service, stack, system, volume,
+        ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image,
+        image_build, image_login, info, inspect, logs, network, node, run, service, stack, system, volume,
     },
     daemons::{self, Daemon},
 };

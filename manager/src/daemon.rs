@@ -28,7 +28,7 @@ use tonic::transport::Server;
 
 use crate::{
     ailing,
-    api::{Budget, CaService, ControlService, Forwarder, GateLayer, Origin},
+    api::{Budget, CaService, ControlService, Forwarder, GateLayer, Origin, Register},
     autolock::{self, Unlocked},
     dispatcher::DispatcherService,
     home::Home,
@@ -261,9 +261,10 @@ impl Manager {
         let Self { identity, node, fence, consensus, proposer, throne, listener, socket, .. } = self;
         let forwarder = Forwarder::new(identity.clone());
         let budget = Budget::default();
+        let register = Register::new(consensus.clone(), node, fence);
         let gate = |origin| {
             let (consensus, throne) = (consensus.clone(), Arc::clone(&throne));
-            GateLayer::new(origin, consensus, throne, forwarder.clone(), node.clone(), fence, budget.clone())
+            GateLayer::new(origin, consensus, throne, forwarder.clone(), register.clone(), budget.clone())
         };
         let times = CallTimes::new();
         let control = ControlService::new(consensus.clone(), Arc::clone(&throne), identity.clone());
@@ -305,7 +306,8 @@ impl Manager {
             .add_service(ControlServer::new(control))
             .add_service(CaServer::new(CaService::new(consensus.clone(), Arc::clone(&throne))))
             .add_service(LockServer::new(Unlocked));
-        let incoming = transport::tls_incoming(listener, identity);
+        let (connections, incoming) = transport::tls_doors(listener, identity);
+        tasks.spawn(async move { match register.show_out(connections).await {} });
         let (for_raft, incoming) = lanes::split(incoming, consensus.runtime().clone());
         let (network_stop, local_stop, raft_stop) = (until_true(stopped), until_true(stopped), until_true(stopped));
         let serve_raft = async move { between_managers.serve_with_incoming_shutdown(for_raft, raft_stop).await };

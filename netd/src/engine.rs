@@ -271,7 +271,7 @@ impl Engine {
         };
         let ns_name = NsName::Task(id.clone());
         let task = self.tasks.get(&id).ok_or_else(|| EngineError::NotHere(id.clone()))?;
-        let ns = self.namespaces.get(&ns_name).ok_or_else(|| EngineError::NotHere(id))?.clone();
+        let ns = self.namespaces.get(&ns_name).ok_or(EngineError::NotHere(id))?.clone();
         let mut trace = trace::trace(&inputs, task, name);
         let sandboxes = task.attachments.iter().map(|a| NsName::Sandbox(a.network.clone()));
         for place in sandboxes.chain([NsName::Host, ns_name]) {

@@ -17,7 +17,7 @@ use orch_model::{
     service::{ContainerSpec, TaskSpec},
 };
 use orch_proto::paths::Paths;
-use orch_worker::runtime::{Container, ContainerPlan, ImageDefaults, LogFiles, Runtime};
+use orch_worker::runtime::{Container, ContainerPlan, HostOptions, ImageDefaults, LogFiles, Runtime};
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -88,6 +88,8 @@ impl Bench {
             host_network: false,
             binds: Vec::new(),
             log: LogFiles::at(self.dir.join(format!("{number}.log"))),
+            options: HostOptions::default(),
+            users: None,
             task_id: task_id.clone(),
         };
         let container = self.runtime.create(&plan).await?;

@@ -19,8 +19,8 @@ use orch_model::{
 };
 use orch_proto::paths::Paths;
 use orch_worker::runtime::{
-    BindMount, Container, ContainerPlan, Exec, ExecRequest, HostOptions, ImageDefaults, LogFiles, LogOptions, LogSource, Recovered,
-    Runtime, RuntimeError,
+    BindMount, Container, ContainerPlan, Exec, ExecRequest, HostOptions, ImageDefaults, LogFiles, LogOptions,
+    LogSource, Recovered, Runtime, RuntimeError,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

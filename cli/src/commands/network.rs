@@ -104,14 +104,12 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
         }
         NetworkCommand::Rm { force, networks } => {
             let known = Known::read(paths).await?;
-            for_each(&networks, async |reference| {
-                match remove(&known, reference, paths).await {
-                    Err(_) if force && known.find(reference).is_none() => Ok(()),
-                    Err(error) => Err(error),
-                    Ok(()) => {
-                        println!("{reference}");
-                        Ok(())
-                    }
+            for_each(&networks, async |reference| match remove(&known, reference, paths).await {
+                Err(_) if force && known.find(reference).is_none() => Ok(()),
+                Err(error) => Err(error),
+                Ok(()) => {
+                    println!("{reference}");
+                    Ok(())
                 }
             })
             .await

@@ -63,7 +63,8 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
     };
     let members = network.members.iter().map(|member| {
         let address = member.addresses.first().cloned().unwrap_or_default();
-        let shown = json!({"Name": member.name, "EndpointID": "", "MacAddress": "", "IPv4Address": address, "IPv6Address": ""});
+        let shown =
+            json!({"Name": member.name, "EndpointID": "", "MacAddress": "", "IPv4Address": address, "IPv6Address": ""});
         (member.container_id.clone(), shown)
     });
     Fields::default()

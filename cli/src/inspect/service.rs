@@ -1,9 +1,9 @@
 //! Services and the task template.
 
 use orch_model::service::{
-    Balance, Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PlacementStrategy, ResourceLimits,
-    RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
-    UpdateState, UpdateStatus,
+    Balance, Endpoint, EndpointMode, EndpointSpec, FailureAction, LogDriver, Placement, PlacementStrategy,
+    ResourceLimits, RestartCondition, RestartPolicy, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
+    UpdateOrder, UpdateState, UpdateStatus,
 };
 use orch_model::{
     Timestamp,

@@ -46,11 +46,7 @@ pub enum SpecError {
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn secret(
-    annotations: &Annotations,
-    data: &[u8],
-    template: Option<TemplateDriver>,
-) -> Result<(), SpecError> {
+pub fn secret(annotations: &Annotations, data: &[u8], template: Option<TemplateDriver>) -> Result<(), SpecError> {
     object_name("secret name", &annotations.name)?;
     labels(annotations)?;
     content("secret", data, MAX_SECRET_BYTES)?;
@@ -61,11 +57,7 @@ pub fn secret(
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn config(
-    annotations: &Annotations,
-    data: &[u8],
-    template: Option<TemplateDriver>,
-) -> Result<(), SpecError> {
+pub fn config(annotations: &Annotations, data: &[u8], template: Option<TemplateDriver>) -> Result<(), SpecError> {
     object_name("config name", &annotations.name)?;
     labels(annotations)?;
     content("config", data, MAX_CONFIG_BYTES)?;

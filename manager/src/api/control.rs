@@ -307,6 +307,13 @@ fn update(
         };
         return control::rebalance_service(state, now, id).map_err(|e| Box::new(status::from_control(&e)));
     }
+    if request.unpin {
+        let ObjectId::Service(id) = &id else {
+            return Err(Box::new(Status::invalid_argument(format!("volumes do not hold a {kind}"))));
+        };
+        let slots = request.slots.iter().copied().collect();
+        return control::unpin_service(state, now, id, &slots).map_err(|e| Box::new(status::from_control(&e)));
+    }
     let proposal = match (&id, spec::decode(state, request.spec.clone())?) {
         (ObjectId::Service(id), Spec::Service(service)) => control::update_service(state, now, id, version, *service),
         (ObjectId::Secret(id), Spec::Secret(annotations, data, _)) if request.new_version => {

@@ -2,7 +2,8 @@
 
 use orch_manager_core::{State, resolve};
 use orch_model::{
-    Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, secret::TemplateDriver, service::ServiceSpec,
+    Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, secret::TemplateDriver,
+    service::ServiceSpec,
 };
 use orch_proto::{
     conv::{FromProto, required},

@@ -4,8 +4,8 @@
 //! register there.
 
 mod assigner;
-mod grants;
 mod containers;
+mod grants;
 mod guide;
 mod reign;
 mod service;

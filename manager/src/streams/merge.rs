@@ -109,9 +109,13 @@ mod tests {
     #[test]
     fn lines_come_in_the_order_of_their_times() {
         let mut merger = two(false);
-        [1, 4, 6].map(|at| merger.put(1, at, at));
+        for at in [1, 4, 6] {
+            merger.put(1, at, at);
+        }
         assert_eq!(all(&mut merger, START), [0; 0], "the second may have an earlier one");
-        [2, 3].map(|at| merger.put(2, at, at));
+        for at in [2, 3] {
+            merger.put(2, at, at);
+        }
         assert_eq!(all(&mut merger, START), [1, 2, 3], "and then one between");
         merger.end(2);
         assert_eq!(all(&mut merger, START), [4, 6]);

@@ -17,13 +17,13 @@ use orch_proto::{
     tls::role_word,
     transport::{TransportError, UnixIncoming, unix_incoming},
     wire::{
-        self,
-        AttachInput, ConnectContainerRequest, ContainerDetails, ContainerExit, ContainerList, ContainerReference, CreateContainerRequest,
-        CreateContainerResponse, DisconnectContainerRequest, Empty, ExecInput, ExecOutput, FileChunk, ImageList, ImageReference, ImageReferences,
-        ImportImageRequest, KillContainerRequest, LoadImagesResponse, LocalImage, LocalNetwork, LocalNetworkList, LogLine, LogsRequest, NetworkReference,
-        PruneImagesRequest, PruneImagesResponse, PullImageRequest, RegistryAuth, PullProgress, RemoveContainerRequest,
-        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest, TraceNameRequest, TraceResponse, Volume,
-        VolumeList, VolumeReference, WorkerInfo,
+        self, AttachInput, ConnectContainerRequest, ContainerDetails, ContainerExit, ContainerList, ContainerReference,
+        CreateContainerRequest, CreateContainerResponse, DisconnectContainerRequest, Empty, ExecInput, ExecOutput,
+        FileChunk, ImageList, ImageReference, ImageReferences, ImportImageRequest, KillContainerRequest,
+        LoadImagesResponse, LocalImage, LocalNetwork, LocalNetworkList, LogLine, LogsRequest, NetworkReference,
+        PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegistryAuth, RemoveContainerRequest,
+        RemoveImageRequest, RemoveImageResponse, RenameContainerRequest, StopContainerRequest, TagImageRequest,
+        TraceNameRequest, TraceResponse, Volume, VolumeList, VolumeReference, WorkerInfo,
         worker_local_server::{WorkerLocal, WorkerLocalServer},
     },
 };
@@ -113,7 +113,9 @@ impl WorkerLocal for Api {
     async fn list_volumes(&self, _: Request<Empty>) -> Answer<VolumeList> {
         let volumes = self.agent.host.volumes.list().map_err(|error| Status::internal(chain(&error)))?;
         let users = live::volume_users(&self.agent);
-        Ok(Response::new(VolumeList { volumes: volumes.into_iter().map(|volume| wire_volume(volume, &users)).collect() }))
+        Ok(Response::new(VolumeList {
+            volumes: volumes.into_iter().map(|volume| wire_volume(volume, &users)).collect(),
+        }))
     }
 
     async fn remove_volume(&self, request: Request<VolumeReference>) -> Answer<Empty> {
@@ -128,7 +130,12 @@ impl WorkerLocal for Api {
             Err(error @ VolumeError::Name(_)) => Err(Status::invalid_argument(error.to_string())),
             Err(error) => Err(Status::internal(chain(&error))),
             Ok(()) => {
-                self.agent.locals.events.tell("volume", "destroy", name, [("driver".to_owned(), "local".to_owned())].into());
+                self.agent.locals.events.tell(
+                    "volume",
+                    "destroy",
+                    name,
+                    [("driver".to_owned(), "local".to_owned())].into(),
+                );
                 Ok(Response::new(Empty {}))
             }
         }
@@ -247,7 +254,10 @@ impl WorkerLocal for Api {
         copy::changes(&self.agent, &request.into_inner().reference).await.map(Response::new)
     }
 
-    async fn copy_from_container(&self, request: Request<wire::CopyFromRequest>) -> Answer<Self::CopyFromContainerStream> {
+    async fn copy_from_container(
+        &self,
+        request: Request<wire::CopyFromRequest>,
+    ) -> Answer<Self::CopyFromContainerStream> {
         Ok(Response::new(copy::copy_from(&self.agent, request.into_inner())))
     }
 

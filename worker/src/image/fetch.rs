@@ -150,7 +150,7 @@ impl Fetcher<'_> {
             true => Arrival::of_blob(self.store),
             false => Arrival::of_layer(self.store, digest),
         };
-        let unpacked = self.from_any(n, digest, Some(bytes), start).await?;
+        let unpacked = self.one_after_another(n, digest, Some(bytes), start).await?;
         Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
     }
 
@@ -158,11 +158,11 @@ impl Fetcher<'_> {
         if self.store.has_blob(digest) {
             return Ok(());
         }
-        self.from_any(n, digest, limit, || Arrival::of_blob(self.store)).await.map(drop)
+        self.one_after_another(n, digest, limit, || Arrival::of_blob(self.store)).await.map(drop)
     }
 
     /// Asks the `n`th holder first, then the others; what one began the next goes on with.
-    async fn from_any(
+    async fn one_after_another(
         &self,
         n: usize,
         digest: &str,

@@ -37,7 +37,7 @@ impl Room {
             let text = format!("it has more than {MAX_ENTRIES} entries: this is no image but a tar bomb");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        if self.entries % LOOK_EVERY_ENTRIES != 0 {
+        if !self.entries.is_multiple_of(LOOK_EVERY_ENTRIES) {
             return Ok(());
         }
         let disk = fstatvfs(disk)?;

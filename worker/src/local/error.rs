@@ -46,11 +46,11 @@ pub(crate) enum LocalError {
     Twice(String),
     #[error("network {0} is one that every node has: name it alone, with --network {0}")]
     Predefined(String),
-    #[error("container sharing network namespace with another container or host cannot be connected to any other network")]
-    HostMode,
     #[error(
-        "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+        "container sharing network namespace with another container or host cannot be connected to any other network"
     )]
+    HostMode,
+    #[error("container cannot be connected to multiple networks with one of the networks in private (none) mode")]
     NoneMode,
     #[error("endpoint with name {container} already exists in network {network}")]
     Connected { container: String, network: String },

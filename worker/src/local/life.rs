@@ -7,7 +7,10 @@ use std::{
 };
 
 use orch_model::task::Health;
-use orch_proto::{conv::ToProto, wire::{LocalContainer, LocalState}};
+use orch_proto::{
+    conv::ToProto,
+    wire::{LocalContainer, LocalState},
+};
 use tokio::time::{sleep, timeout};
 
 use super::{
@@ -404,9 +407,7 @@ impl Locals {
     /// Network, mounts and files; what it wrote stays.
     pub(super) async fn give_back(&self, one: &One) {
         let has_namespace = has_namespace(&one.now().record);
-        if has_namespace
-            && let Err(error) = self.host.netd.detach(&one.id).await
-        {
+        if has_namespace && let Err(error) = self.host.netd.detach(&one.id).await {
             tracing::warn!(task = %one.id, error = chain(&error), "the network namespace stays");
         }
         self.leave_networks(one);

@@ -132,7 +132,13 @@ impl One {
 impl Locals {
     pub(crate) fn new(host: Arc<Host>, session: Arc<CurrentSession>) -> Arc<Self> {
         let networks = UserNetworks::new(host.store.clone());
-        Arc::new(Self { host, networks, presence: Presence::new(session), events: Events::default(), table: Mutex::default() })
+        Arc::new(Self {
+            host,
+            networks,
+            presence: Presence::new(session),
+            events: Events::default(),
+            table: Mutex::default(),
+        })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<One>> {

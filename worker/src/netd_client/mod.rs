@@ -17,8 +17,8 @@ use orch_model::{NetworkId, TaskId};
 use orch_proto::{
     transport::{TransportError, unix_channel},
     wire::{
-        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, TraceRequest, TraceResponse, assignment,
-        netd_client::NetdClient,
+        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, TraceRequest,
+        TraceResponse, assignment, netd_client::NetdClient,
     },
 };
 use tokio::{
@@ -112,8 +112,7 @@ impl Netd {
         self.inner.desired.send_if_modified(|desired| {
             let changed = *desired.own != own;
             if changed {
-                *desired =
-                    Desired { revision: desired.revision + 1, items: desired.items.clone(), own: Arc::new(own) };
+                *desired = Desired { revision: desired.revision + 1, items: desired.items.clone(), own: Arc::new(own) };
             }
             changed
         });

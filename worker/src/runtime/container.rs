@@ -24,8 +24,8 @@ use super::{
     error::RuntimeError,
     exec::{Attachment, Exec, Pipes, attach_terminal},
     health::{HealthState, HealthWatch},
-    loopback,
     logs::{LogOptions, LogStream},
+    loopback,
     plan::{ExecRequest, Exit, LogFiles},
     spec::{capabilities, merge_env, user_value},
     usage::{self, NewLimits, ProcessInfo, Usage},
@@ -186,7 +186,8 @@ impl Container {
         let inner = Arc::clone(&self.0);
         blocking(move || {
             let cgroup = inner.config.cgroup.as_str();
-            usage::set_frozen(&inner.layout, cgroup, frozen).map_err(|err| io_error("cannot freeze or thaw", cgroup, err))
+            usage::set_frozen(&inner.layout, cgroup, frozen)
+                .map_err(|err| io_error("cannot freeze or thaw", cgroup, err))
         })
         .await
     }

@@ -55,11 +55,11 @@ pub use error::RuntimeError;
 pub use exec::{Attachment, Exec, ExecExit, ExecInput, ExecOutput, Terminal};
 pub use health::{HealthCheck, HealthState, HealthWatch};
 pub use logs::{LogLine, LogOptions, LogSource, LogStream};
-pub use usage::{NewLimits, ProcessInfo, Usage};
 pub use plan::{
-    BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit,
-    HostOptions, ImageDefaults, LogFiles, MoreLimits, Sharing, UserNamespace,
+    BindMount, ContainerPlan, DEFAULT_LOG_FILES, DEFAULT_LOG_SIZE_BYTES, ExecRequest, Exit, HostOptions, ImageDefaults,
+    LogFiles, MoreLimits, Sharing, UserNamespace,
 };
+pub use usage::{NewLimits, ProcessInfo, Usage};
 
 use crate::shim::protocol::{Files, ShimConfig, VERSION};
 use caps::CapSet;
@@ -125,7 +125,8 @@ impl Runtime {
         let filters_devices = layout.is_v2() && device_filter::is_available();
         let worker_dir = paths.worker_dir();
         let init = fs::create_dir_all(&worker_dir).and_then(|()| init::install(&worker_dir));
-        let init = init.map_err(|err| io_error("cannot write the init process of containers into", &worker_dir, err))?;
+        let init =
+            init.map_err(|err| io_error("cannot write the init process of containers into", &worker_dir, err))?;
         Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery, init, filters_devices })))
     }
 
@@ -138,15 +139,13 @@ impl Runtime {
         let container = Container::new(task_id, folder.clone(), prepared.config.clone(), inner.layout.clone());
         blocking(move || inner.launch(&folder, &prepared)).await?;
         match container.look().await? {
-            Found::Created | Found::Running => {
-                match self.finish(plan, &container).await {
-                    Ok(()) => Ok(container),
-                    Err(error) => {
-                        container.delete().await?;
-                        Err(error)
-                    }
+            Found::Created | Found::Running => match self.finish(plan, &container).await {
+                Ok(()) => Ok(container),
+                Err(error) => {
+                    container.delete().await?;
+                    Err(error)
                 }
-            }
+            },
             Found::Ended(exit) => {
                 container.delete().await?;
                 let message = exit.error.unwrap_or_else(|| "the container could not be made".to_owned());
@@ -176,7 +175,8 @@ impl Runtime {
         }
         let folder = mount.join(container.cgroup().trim_start_matches('/'));
         let given = devices(&plan.spec.container)?;
-        blocking(move || device_filter::confine(&folder, &given).map_err(|err| io_error("cannot confine", folder, err))).await
+        blocking(move || device_filter::confine(&folder, &given).map_err(|err| io_error("cannot confine", folder, err)))
+            .await
     }
 
     /// Every container that an earlier worker left.

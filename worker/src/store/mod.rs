@@ -64,7 +64,9 @@ pub(crate) struct Store {
 
 impl Store {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        for folder in [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local"), dir.join("networks")] {
+        for folder in
+            [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local"), dir.join("networks")]
+        {
             fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
         }
         // Images bring set-id programs: no user of this machine may reach them.

@@ -122,7 +122,8 @@ impl Data for Secret {
 
     /// A secret's content never leaves the managers, so they are asked: an update takes no other content.
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {
-        let spec = wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
+        let spec =
+            wire::SecretSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Secret(spec)).await
     }
 
@@ -152,7 +153,8 @@ impl Data for Config {
         if stored.annotations == *wanted {
             return Ok(true);
         }
-        let spec = wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
+        let spec =
+            wire::ConfigSpec { annotations: Some(wanted.to_proto()), data: content.to_vec().into(), template: None };
         update::<Self>(api, stored.id.as_str(), stored.meta.version, wire::spec::Spec::Config(spec)).await
     }
 

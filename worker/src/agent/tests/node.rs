@@ -22,9 +22,10 @@ use orch_proto::{
     transport::{tls_incoming, unix_incoming},
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, AttachTaskRequest, AttachTaskResponse, DesiredNetworks,
-        Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, NetdStatus, Ping, Pong,
-        RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest, SetDesiredResponse,
-        StreamAnnouncement, SuspectNodes, TaskRequest, ToNode, UpdateTaskStatusRequest,
+        Empty, ExecOutput, ForgetImageRequest, FromNode, HeartbeatRequest, HeartbeatResponse, KeepContainersRequest,
+        NetdStatus, Ping, Pong, RegisterImageRequest, RegisterImageResponse, SessionMessage, SessionRequest,
+        SetContainerNetworksRequest, SetContainerNetworksResponse, SetDesiredResponse, StreamAnnouncement,
+        SuspectNodes, TaskRequest, ToNode, TraceRequest, TraceResponse, UpdateTaskStatusRequest,
         dispatcher_server::{Dispatcher, DispatcherServer},
         exec_output, from_node,
         netd_server::{Netd as NetdService, NetdServer},
@@ -151,6 +152,17 @@ impl Dispatcher for FakeManager {
     async fn forget_image(&self, _: Request<ForgetImageRequest>) -> Result<Response<Empty>, Status> {
         Ok(Response::new(Empty {}))
     }
+
+    async fn set_container_networks(
+        &self,
+        _: Request<SetContainerNetworksRequest>,
+    ) -> Result<Response<SetContainerNetworksResponse>, Status> {
+        Err(Status::unimplemented("no container of these tests is on a network of the cluster"))
+    }
+
+    async fn keep_containers(&self, _: Request<KeepContainersRequest>) -> Result<Response<Empty>, Status> {
+        Ok(Response::new(Empty {}))
+    }
 }
 
 #[tonic::async_trait]
@@ -220,6 +232,10 @@ impl NetdService for FakeNetd {
         remove_netns(&self.paths.netns(&task.parse().unwrap()));
         self.heard.note(format!("detach {task}"));
         Ok(Response::new(Empty {}))
+    }
+
+    async fn trace(&self, _: Request<TraceRequest>) -> Result<Response<TraceResponse>, Status> {
+        Err(Status::unimplemented("nobody traces here"))
     }
 
     async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {
