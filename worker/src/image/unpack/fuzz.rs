@@ -15,6 +15,10 @@ const INPUTS: u64 = 600;
 /// No small layer may take longer, however slow the machine.
 const SLOWEST: Duration = Duration::from_secs(5);
 
+/// A layer of nothing but oddities would be refused at its first entry: most entries are of the first kinds and names.
+const USUAL_NAMES: usize = 7;
+const USUAL_KINDS: usize = 3;
+
 /// Names that lead elsewhere, hide something, or meet what another entry made.
 const NAMES: &[&str] = &[
     "a",
@@ -103,13 +107,18 @@ impl Random {
     fn pick<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
         all[self.below(all.len())]
     }
+
+    /// Mostly one of the first `usual`.
+    fn mostly(&mut self, usual: usize, all: usize) -> usize {
+        if self.below(6) > 0 { self.below(usual) } else { self.below(all) }
+    }
 }
 
 /// Names go into the header as they are: the tar crate would refuse some.
 fn raw_entry(random: &mut Random) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
-    let kind = KINDS[random.below(KINDS.len())];
-    let name = random.pick(NAMES).as_bytes();
+    let kind = KINDS[random.mostly(USUAL_KINDS, KINDS.len())];
+    let name = NAMES[random.mostly(USUAL_NAMES, NAMES.len())].as_bytes();
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     let target = random.pick(TARGETS).as_bytes();
     header.as_old_mut().linkname[..target.len()].copy_from_slice(target);
@@ -133,7 +142,7 @@ fn raw_entry(random: &mut Random) -> Vec<u8> {
         Vec::new()
     };
     // Now and then a length that is not true.
-    let length = if random.below(20) == 0 { random.next() >> random.below(64) } else { content.len() as u64 };
+    let length = if random.below(60) == 0 { random.next() >> random.below(64) } else { content.len() as u64 };
     header.set_size(length);
     header.set_cksum();
     let mut bytes = header.as_bytes().to_vec();
@@ -149,7 +158,7 @@ fn layer(seed: u64) -> Vec<u8> {
     if random.below(4) > 0 {
         tar.extend([0; 1024]);
     }
-    for _ in 0..random.below(3) {
+    for _ in 0..random.below(6).saturating_sub(3) {
         let at = random.below(tar.len());
         tar[at] ^= 1 << random.below(8);
     }
