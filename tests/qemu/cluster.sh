@@ -36,7 +36,7 @@ for i in 1 2 3; do
 done
 user=$(on n1 service ps -q --no-trunc user)
 where=$(on n1 service ps --format '{{.Node}}' user)
-within 30 "the name leads to all tasks" all_answer on "$where" exec "$user" wget -q -T 5 -O - http://web/
+within 30 "the name leads to all tasks" all_answer on "$where" exec "$user" timeout 5 wget -q -O - http://web/
 within 60 "scaling down" on n1 service scale -d web=2
 within 60 "one task less" running "web 2/2"
 # The leader's node is lost; the others go on.

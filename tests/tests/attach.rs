@@ -69,7 +69,7 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
     eventually("and back", || ping(lab, "n1", "probe", "other"));
     lab.wait_replicas("web", "1/1");
     eventually("a container reaches a service", || {
-        lab.orch_on("n2", &["exec", "other", "wget", "-q", "-T", "3", "-O", "-", "http://web/"]).result()
+        lab.orch_on("n2", &["exec", "other", "timeout", "3", "wget", "-q", "-O", "-", "http://web/"]).result()
     });
     let task = lab.orch(&["service", "ps", "-q", "web"]).ok();
     let ask = "import socket; print(socket.gethostbyname('probe'))";
@@ -125,7 +125,7 @@ fn networks_change_while_a_container_runs(lab: &Lab) {
     let own = eventually("it has an address there", || lookup(lab, "n2", "other", "changed"));
     assert_eq!(lookup(lab, "n2", "other", "plain"), Ok(own));
     eventually("it reaches the service", || {
-        lab.orch(&["exec", "plain", "wget", "-q", "-T", "3", "-O", "-", "http://web/"]).result()
+        lab.orch(&["exec", "plain", "timeout", "3", "wget", "-q", "-O", "-", "http://web/"]).result()
     });
     let said = lab.orch(&["network", "connect", "shared", "plain"]).refused();
     assert!(said.contains("endpoint with name plain already exists in network shared"), "{said}");
@@ -184,7 +184,7 @@ fn networks_of_one_node(lab: &Lab) {
     for name in ["site", "www"] {
         let url = format!("http://{name}/");
         let page = eventually("found by name", || {
-            lab.orch(&["exec", "visitor", "wget", "-q", "-T", "3", "-O", "-", &url]).result()
+            lab.orch(&["exec", "visitor", "timeout", "3", "wget", "-q", "-O", "-", &url]).result()
         });
         assert_eq!(page, "mine\n");
     }

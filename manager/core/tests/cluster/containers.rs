@@ -105,6 +105,7 @@ fn nodes_hear_of_containers_but_are_not_told_to_run_them() {
     sim.run(secs(5));
     let n2 = node_id(2);
     set(&mut sim, &n2, 1, &[("shared", "")]).expect("given");
+    sim.step();
     let id = TaskId::from_random(1);
     for node in [1, 2] {
         let set = sim.set_of(node);

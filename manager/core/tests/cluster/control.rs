@@ -300,11 +300,11 @@ fn a_cluster_holds_so_many_tasks_and_no_more() {
     }
     let refused = sim.create(web("more", "nginx", 1)).expect_err("full").to_string();
     assert_eq!(refused, "all services together would want 500001 tasks: a cluster can hold 500000");
-    let everywhere = |s: &mut ServiceSpec| s.mode = ServiceMode::Global;
+    let everywhere = || ServiceSpec { mode: ServiceMode::Global, ..web("everywhere", "nginx", 0) };
     sim.scale("s0", 99_998);
-    sim.create(web("more", "nginx", 1)).expect("one place is free");
-    let refused = sim.update("more", everywhere).expect_err("there are two nodes").to_string();
+    sim.create(web("more", "nginx", 1)).expect("two places are free");
+    let refused = sim.create(everywhere()).expect_err("there are two nodes, and one place").to_string();
     assert!(refused.starts_with("all services together"), "{refused}");
     sim.scale("s0", 1);
-    sim.update("more", everywhere).expect("there is room");
+    sim.create(everywhere()).expect("there is room");
 }

@@ -422,7 +422,7 @@ impl Sim {
                 assert!(given <= *count, "{name} gave out {given} of {count} {kind}");
             }
             let mut of_service: BTreeMap<&ServiceId, u64> = BTreeMap::new();
-            for task in tasks.iter().filter(|t| t.desired_state <= TaskState::Running) {
+            for task in tasks.iter().filter(|t| !t.is_one_off() && t.desired_state <= TaskState::Running) {
                 *of_service.entry(&task.service).or_default() += 1;
             }
             for (service, count) in of_service {
