@@ -1,6 +1,10 @@
 //! `orch image …` and `orch images`: this node's images.
 
-use std::{collections::HashMap, io::IsTerminal as _, path::PathBuf};
+use std::{
+    collections::HashMap,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, anyhow};
 use clap::{Args, Subcommand};
@@ -83,7 +87,7 @@ pub(crate) struct ImportArgs {
     /// Let the name mean another content than it does now
     #[arg(long)]
     replace: bool,
-    /// Name of the image
+    /// Name of the image; it may also come after the file
     #[arg(value_name = "NAME[:TAG]")]
     name: String,
     /// A file, or - for STDIN
@@ -165,32 +169,27 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
 }
 
 async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
-    // `docker image import FILE NAME` has them the other way round: say so instead of importing the wrong thing.
-    if !args.file.exists() && args.file.as_os_str() != "-" && (args.name == "-" || PathBuf::from(&args.name).is_file())
-    {
-        return Err(anyhow!(
-            "{} is not a file: the name comes first. Write `orch image import {} {}`",
-            args.file.display(),
-            args.file.display(),
-            args.name
-        ));
-    }
-    let source: Box<dyn AsyncRead + Send + Unpin> = if args.file.as_os_str() == "-" {
+    // `docker import FILE NAME` has them the other way round, which can be told from what is a file.
+    let is_source = |text: &Path| text.as_os_str() == "-" || text.is_file();
+    let (name, file) = match (args.name, args.file) {
+        (name, file) if !is_source(&file) && is_source(Path::new(&name)) => (file.display().to_string(), name.into()),
+        as_written => as_written,
+    };
+    let source: Box<dyn AsyncRead + Send + Unpin> = if file.as_os_str() == "-" {
         Box::new(tokio::io::stdin())
     } else {
-        let file = tokio::fs::File::open(&args.file).await;
-        Box::new(file.with_context(|| format!("cannot read {}", args.file.display()))?)
+        let opened = tokio::fs::File::open(&file).await;
+        Box::new(opened.with_context(|| format!("cannot read {}", file.display()))?)
     };
     let mut worker = worker(paths).await?;
-    let start =
-        wire::ImportImageStart { name: args.name, changes: args.change, replace: args.replace, message: args.message };
+    let start = wire::ImportImageStart { name, changes: args.change, replace: args.replace, message: args.message };
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     let feeder = tokio::spawn(feed(start, source, sender));
     let outcome = worker.import_image(ReceiverStream::new(receiver)).await;
     // The worker's answer is what counts; a read error explains it better.
     feeder.abort();
     if let Ok(Err(error)) = feeder.await {
-        return Err(error.context(format!("cannot read {}", args.file.display())));
+        return Err(error.context(format!("cannot read {}", file.display())));
     }
     println!("{}", outcome.map_err(explain)?.into_inner().config_digest);
     Ok(())
