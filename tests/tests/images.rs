@@ -51,7 +51,7 @@ fn what_nothing_uses_can_go() {
     let old = ids(&lab, &["busybox"]);
     let tar = orch_tests::image("busybox");
     let tar = tar.to_str().expect("utf-8 path");
-    let _ = lab.orch(&["image", "import", "--replace", "--change", "LABEL n=2", "busybox", tar]).ok();
+    let _ = lab.orch(&["image", "import", "--replace", "--change", "LABEL n=2", tar, "busybox"]).ok();
     assert_eq!(ids(&lab, &["--filter", "dangling=true"]), old);
     let _ = lab.orch(&["run", "-d", "--name", "user", &old[0], "sleep", "1000"]).ok();
     assert!(lab.orch(&["image", "prune"]).refused().contains("add --force"));
