@@ -119,7 +119,11 @@ impl Gossip {
 
 /// Gossips while this node is in a cluster, for as long as the supervisor runs.
 pub(super) async fn run(supervisor: Arc<Supervisor>, gossip: Gossip) {
-    match kept::load(&supervisor.paths.run) {
+    let known = match supervisor.member() {
+        Some(_) => kept::load(&supervisor.paths.run),
+        None => kept::forget(&supervisor.paths.run).map(|()| GossipConfig::default()),
+    };
+    match known {
         // What a manager said meanwhile is newer.
         Ok(known) => drop(gossip.config.send_if_modified(|config| {
             let is_first = config.keys.is_empty();
@@ -158,16 +162,8 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
     let mut complained = false;
     loop {
         let known = configs.borrow_and_update().clone();
-        let member = supervisor.member();
-        if member.is_none() && !known.keys.is_empty() {
-            // Of a cluster that this node has left.
-            gossip.config.send_replace(GossipConfig::default());
-            if let Err(error) = kept::forget(&supervisor.paths.run) {
-                tracing::warn!(error = format!("{error:#}"), "keys of gossip stay on this machine until it stops");
-            }
-            continue;
-        }
-        let member = member.filter(|_| !known.keys.is_empty());
+        // While it joins, a node may hear of the keys before it is a member.
+        let member = supervisor.member().filter(|_| !known.keys.is_empty());
         let Some((cluster, Ok(own))) = member.map(|m| (m.cluster_id, m.node_id.parse())) else {
             // Whether there is news or not: look again.
             let _ = timeout(MEMBER_CHECK, configs.changed()).await;
@@ -179,6 +175,7 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
                 let mut session = Session::new(socket, &cluster, own, &known);
                 session.run(supervisor, gossip, &mut configs).await;
                 gossip.see(View::default());
+                forget(supervisor, gossip, &session.keys);
             }
             Err(error) => {
                 if !std::mem::replace(&mut complained, true) {
@@ -191,6 +188,23 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
                 sleep(RETRY).await;
             }
         }
+    }
+}
+
+/// This node is not that member any more. What it may have heard of another cluster meanwhile stays.
+fn forget(supervisor: &Supervisor, gossip: &Gossip, keys: &Handed) {
+    let is_forgotten = gossip.config.send_if_modified(|config| {
+        let is_former = keys.are(&config.keys);
+        if is_former {
+            *config = GossipConfig::default();
+        }
+        is_former
+    });
+    if !is_forgotten {
+        return;
+    }
+    if let Err(error) = kept::forget(&supervisor.paths.run) {
+        tracing::warn!(error = format!("{error:#}"), "keys of gossip stay on this machine until it stops");
     }
 }
 

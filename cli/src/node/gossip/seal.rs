@@ -31,6 +31,10 @@ impl Handed {
         Self { keys: keys.to_vec(), former: Vec::new(), former_until: Duration::ZERO }
     }
 
+    pub(super) fn are(&self, keys: &[wire::GossipKey]) -> bool {
+        self.keys == keys
+    }
+
     pub(super) fn replace(&mut self, keys: &[wire::GossipKey], now: Duration) {
         if self.keys == keys {
             return;
