@@ -60,7 +60,7 @@ fn create(lab: &Lab, name: &str, args: &[&str]) {
 }
 
 fn running(lab: &Lab, service: &str) -> String {
-    let ids = lab.orch(&["service", "ps", "-q", "--filter", "desired-state=running", service]).ok();
+    let ids = lab.orch(&["service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service]).ok();
     ids.lines().next().unwrap_or_else(|| panic!("no task of {service}")).to_owned()
 }
 
