@@ -122,6 +122,10 @@ fn with_no_manager_up_a_dead_nodes_tasks_leave_the_balancing_within_two_seconds(
     }
     settle(&lab, 4);
     let _ = lab.command("pause", &["n1", "manager"]).ok();
+    // Its supervisor has nobody to ask: what it was told is kept for the next one.
+    let _ = lab.command("kill", &["n2", "node"]).ok();
+    let _ = lab.command("start", &["n2"]).ok();
+    sleep(Duration::from_secs(4));
     let url = format!("http://{}:8000/", lab.address("n2"));
     let load = Load::start(&lab, "client", &url, Duration::from_millis(25), Duration::from_secs(60));
     eventually("the load runs", || if load.so_far() > 100 { Ok(()) } else { Err(load.so_far().to_string()) });
