@@ -230,7 +230,8 @@ impl Lab {
             let services = self.list(&["service", "ls"])?;
             let found =
                 services.iter().find(|s| s["Name"] == service).ok_or(format!("no {service} in {services:?}"))?;
-            if found["Replicas"] == replicas {
+            // More may follow: "2/2 (max 1 per node)".
+            if found["Replicas"].as_str().is_some_and(|now| now.split(' ').next() == Some(replicas)) {
                 return Ok(());
             }
             let tasks = self.orch(&["service", "ps", "--no-trunc", service]);
