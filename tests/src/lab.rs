@@ -230,8 +230,9 @@ impl Lab {
             let services = self.list(&["service", "ls"])?;
             let found =
                 services.iter().find(|s| s["Name"] == service).ok_or(format!("no {service} in {services:?}"))?;
-            // More may follow: "2/2 (max 1 per node)".
-            if found["Replicas"].as_str().is_some_and(|now| now.split(' ').next() == Some(replicas)) {
+            // More may follow, which a test may leave out or ask for: "2/2 (max 1 per node)", "0/2 (5/5 completed)".
+            let now = found["Replicas"].as_str().unwrap_or_default();
+            if now == replicas || now.split(' ').next() == Some(replicas) {
                 return Ok(());
             }
             let tasks = self.orch(&["service", "ps", "--no-trunc", service]);

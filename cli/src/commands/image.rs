@@ -168,11 +168,16 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
     Ok(())
 }
 
+/// How the names of root filesystem archives end.
+const ARCHIVES: &[&str] = &[".tar", ".tgz", ".gz", ".zst"];
+
 async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
-    // `docker import FILE NAME` has them the other way round, which can be told from what is a file.
+    // `docker import FILE NAME` has them the other way round, which can be told from what is a file. An archive that is
+    // missing is no name, even where a file is called like the image.
     let is_source = |text: &Path| text.as_os_str() == "-" || text.is_file();
+    let is_name = |text: &Path| !is_source(text) && !ARCHIVES.iter().any(|end| text.to_string_lossy().ends_with(end));
     let (name, file) = match (args.name, args.file) {
-        (name, file) if !is_source(&file) && is_source(Path::new(&name)) => (file.display().to_string(), name.into()),
+        (name, file) if is_name(&file) && is_source(Path::new(&name)) => (file.display().to_string(), name.into()),
         as_written => as_written,
     };
     let source: Box<dyn AsyncRead + Send + Unpin> = if file.as_os_str() == "-" {

@@ -39,7 +39,7 @@ pub(crate) fn start(lab: &Lab) {
     let size = ["--replicas", REPLICAS, "--replicas-max-per-node", MAX_PER_NODE];
     let args = [&["service", "create", "-d", "--name", NAME, "-p", &port, "--restart-delay", "1s"], &size[..]].concat();
     let _ = lab.orch(&[&args[..], &["busybox", "httpd", "-f", "-p", "80", "-h", "/etc"]].concat()).ok();
-    lab.wait_replicas(NAME, &format!("{REPLICAS}/{REPLICAS} (max {MAX_PER_NODE} per node)"));
+    lab.wait_replicas(NAME, &format!("{REPLICAS}/{REPLICAS}"));
 }
 
 /// What really runs, on all nodes.
