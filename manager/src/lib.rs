@@ -18,6 +18,7 @@ mod lanes;
 pub mod leader;
 pub mod log;
 pub mod membership;
+mod memory;
 mod metrics;
 pub mod raft;
 mod random;

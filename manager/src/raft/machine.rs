@@ -16,6 +16,8 @@ use orch_proto::{conv::FromProto, wire};
 use parking::Shelf;
 use prost::Message;
 
+use crate::memory::{self, Churn};
+
 use super::{
     blocking::{blocking, in_background},
     snapshot::SnapshotFolder,
@@ -39,12 +41,13 @@ pub(crate) struct StateMachine {
     current: Shelf<CurrentSnapshot>,
     last_applied: Option<LogId>,
     membership: StoredMembership,
+    churn: Churn,
 }
 
 impl StateMachine {
     pub(crate) fn new(store: Arc<Store>, folder: SnapshotFolder) -> Self {
         let membership = StoredMembership::default();
-        Self { store, folder, current: Shelf::default(), last_applied: None, membership }
+        Self { store, folder, current: Shelf::default(), last_applied: None, membership, churn: Churn::default() }
     }
 
     fn apply_proposal(&self, log_id: LogId, proposal: &Proposal) -> io::Result<Applied> {
@@ -56,6 +59,7 @@ impl StateMachine {
             )
         })?;
         let (state, committed, applied) = apply_all(&self.store.view().state, log_id.index, &transactions);
+        self.churn.count(committed.iter().map(|events| events.len()).sum());
         self.store.publish(log_id.index, state, Committed::Transactions(committed));
         Ok(applied)
     }
@@ -162,19 +166,9 @@ async fn save(folder: &SnapshotFolder, meta: &SnapshotMeta, image: &Image) -> io
         saved
     });
     let saved = saved.await?.map_err(io::Error::other);
-    // Not in the background: it holds what every thread that asks for memory waits for.
-    blocking(give_memory_back).await?;
+    // Not in the background, where it would hold up those who ask for memory for longer.
+    blocking(memory::give_back).await?;
     saved
-}
-
-/// What much churn has freed lies in pieces between what is in use, and the C library keeps it. A snapshot comes after
-/// churn, and off the threads that serve.
-fn give_memory_back() {
-    // SAFETY: it takes a number, locks what it looks at, and moves nothing that is in use.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::malloc_trim(0);
-    }
 }
 
 fn decode(proposal: &Proposal) -> Result<Vec<Transaction>, String> {

@@ -33,6 +33,7 @@ pub(crate) struct Managers {
     binary: PathBuf,
     cluster: ClusterId,
     root: RootCa,
+    tokens: wire::JoinTokens,
     pub(crate) members: Vec<Member>,
 }
 
@@ -76,7 +77,9 @@ impl Managers {
             let node = NodeId::from_random(rand::random()).to_string();
             members.push(Member { dir: dir.join(format!("m{number}")), node, addr: port.to_string(), process: None });
         }
-        let mut managers = Self { binary: binary.into(), cluster, root, members };
+        let token = || JoinToken::generate(&root.cert_pem, rand::random());
+        let tokens = wire::JoinTokens { worker: token()?, manager: token()? };
+        let mut managers = Self { binary: binary.into(), cluster, root, tokens, members };
         managers.prepare_first(heartbeat)?;
         managers.launch(0)?;
         managers.serving(0).await?;
@@ -167,13 +170,12 @@ impl Managers {
     }
 
     fn prepare_first(&self, heartbeat: Duration) -> anyhow::Result<()> {
-        let token = || JoinToken::generate(&self.root.cert_pem, rand::random());
         let mut spec = orch_manager_core::bootstrap::default_cluster_spec();
         spec.heartbeat_period = heartbeat;
         let material = wire::BootstrapConfig {
             spec: Some(spec.to_proto()),
             root_ca: Some(self.root.to_proto()),
-            join_tokens: Some(wire::JoinTokens { worker: token()?, manager: token()? }),
+            join_tokens: Some(self.tokens.clone()),
             // No worker runs here.
             availability: "drain".to_owned(),
         };
@@ -197,8 +199,7 @@ impl Managers {
         addr: &str,
         as_manager: bool,
     ) -> anyhow::Result<(wire::JoinResponse, ca::KeyAndCsr, ca::KeyAndCsr)> {
-        let info = self.members[0].info().await.context("the first manager does not answer")?;
-        let text = if as_manager { info.manager_token } else { info.worker_token };
+        let text = if as_manager { &self.tokens.manager } else { &self.tokens.worker }.clone();
         let (worker, manager) = (ca::new_key_and_csr()?, ca::new_key_and_csr()?);
         let channel = transport::token_channel(&self.members[0].addr, &JoinToken::parse(&text)?).await?;
         let request = wire::JoinRequest {

@@ -29,6 +29,7 @@ const CREATORS: usize = 16;
 const LOAD_LIMIT: Duration = Duration::from_secs(1200);
 const LISTS: usize = 50;
 const VALUE_BYTES: usize = 512;
+const SETTLE: Duration = Duration::from_secs(3);
 /// Writes go on until a snapshot was made, but not for ever.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(300);
 const MESSAGE_BYTES: usize = 256 << 20;
@@ -73,6 +74,8 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     println!("| writes, one client: p50, p99, worst | {} |", summary(&quiet));
     let during = during_snapshot(&channel, dir.path(), leader).await?;
     println!("| the same while a snapshot is made | {} |", summary(&during));
+    // The state of the snapshot before is let go when this one is on the disk.
+    sleep(SETTLE).await;
     print_memory("resident memory of the leader, after the snapshot", &managers, leader)?;
     let restart = restart(&mut managers, leader, options).await?;
     println!("| kill -9 of the leader, started again: until it serves the whole state | {restart:.1?} |");
