@@ -225,8 +225,8 @@ impl Entrance {
     }
 
     async fn ask_one(&self, addr: &str) -> Result<Result<(), Status>, String> {
-        let identity = self.identity.current();
-        let channel = transport::tls_channel(addr, &identity, NodeRole::Manager).await.map_err(|e| e.to_string())?;
+        let channel =
+            transport::shared_channel(addr, &self.identity, NodeRole::Manager).await.map_err(|e| e.to_string())?;
         let Member { node_id, addr } = self.own_member();
         let request = wire::AddMemberRequest { raft_id: self.consensus.raft_id(), node_id, addr };
         let mut client = RaftClient::new(channel);

@@ -5,6 +5,7 @@
 //! admitted for; a failure says which daemon or address, and what to do.
 
 mod doors;
+mod faith;
 mod gather;
 mod pace;
 mod seats;
@@ -37,10 +38,11 @@ use tonic::transport::{
 use tower::service_fn;
 
 pub use self::doors::{Connections, TlsConnection, tls_doors, tls_incoming};
+use self::faith::Faithful;
 use self::gather::Gathering;
 use self::pace::{Pace, Rate};
 use self::seats::{Limit, Seat, Seats};
-use crate::tls::{self, Identity, JoinToken, TlsError, WrongRoot, role_word};
+use crate::tls::{self, Identity, JoinToken, SharedIdentity, TlsError, WrongRoot, role_word};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -115,44 +117,32 @@ pub async fn unix_channel(path: &Path) -> Result<Channel, TransportError> {
 /// A mutually authenticated connection to the node at `addr` (`host:port`), which must have `peer_role` in the same
 /// cluster. It reconnects by itself, with the same identity.
 pub async fn tls_channel(addr: &str, identity: &Identity, peer_role: NodeRole) -> Result<Channel, TransportError> {
-    mutual(addr, identity, peer_role, tls::client_config).await
+    shared_channel(addr, &SharedIdentity::new(identity.clone()), peer_role).await
 }
 
-/// As [`tls_channel`], to the manager at `addr` and for raft's messages alone: see [`TlsConnection::is_for_raft`].
-pub async fn raft_channel(addr: &str, identity: &Identity) -> Result<Channel, TransportError> {
-    mutual(addr, identity, NodeRole::Manager, tls::raft_client_config).await
-}
-
-async fn mutual(
+/// As [`tls_channel`], with an identity that is renewed: it reconnects with the one of then, and ends when the roots of
+/// now say nothing good of what the other end showed.
+pub async fn shared_channel(
     addr: &str,
-    identity: &Identity,
+    identity: &SharedIdentity,
     peer_role: NodeRole,
-    config: fn(&Identity) -> Result<ClientConfig, TlsError>,
 ) -> Result<Channel, TransportError> {
-    let not_after = identity.not_after();
-    if not_after <= SystemTime::now() {
-        return Err(TlsError::OwnCertificateExpired { not_after }.into());
-    }
-    let dialer = Dialer {
-        addr: checked(addr)?,
-        role: peer_role,
-        name: tls::server_name(identity, peer_role)?,
-        config: Arc::new(config(identity)?),
-    };
-    dialer.channel().await
+    let trust = Trust::Cluster { identity: identity.clone(), role: peer_role, config: tls::client_config };
+    Dialer { addr: checked(addr)?, trust }.channel().await
+}
+
+/// As [`shared_channel`], to the manager at `addr` and for raft's messages alone: see [`TlsConnection::is_for_raft`].
+pub async fn raft_channel(addr: &str, identity: &SharedIdentity) -> Result<Channel, TransportError> {
+    let config = tls::raft_client_config;
+    let trust = Trust::Cluster { identity: identity.clone(), role: NodeRole::Manager, config };
+    Dialer { addr: checked(addr)?, trust }.channel().await
 }
 
 /// A connection without a certificate to a manager of the token's cluster. Nothing is sent before the server has shown
 /// the root certificate that the token names.
 pub async fn token_channel(addr: &str, token: &JoinToken) -> Result<Channel, TransportError> {
-    let dialer = Dialer {
-        addr: checked(addr)?,
-        role: NodeRole::Manager,
-        // Only announced; the verifier derives the name that counts from the root certificate.
-        name: ServerName::try_from("manager.orch").map_err(|error| TlsError::Verifier(error.to_string()))?,
-        config: Arc::new(tls::token_client_config(token)?),
-    };
-    dialer.channel().await
+    let trust = Trust::Token(Arc::new(tls::token_client_config(token)?));
+    Dialer { addr: checked(addr)?, trust }.channel().await
 }
 
 /// Listens on a local socket with this file mode. A socket that nobody listens on any more is replaced.
@@ -296,9 +286,25 @@ use leased;
 #[derive(Clone)]
 struct Dialer {
     addr: String,
-    role: NodeRole,
-    name: ServerName<'static>,
-    config: Arc<ClientConfig>,
+    trust: Trust,
+}
+
+/// Who is believed to be who.
+#[derive(Clone)]
+enum Trust {
+    /// The roots of the identity, each time as it is then.
+    Cluster { identity: SharedIdentity, role: NodeRole, config: fn(&Identity) -> Result<ClientConfig, TlsError> },
+    /// Managers of the cluster that a join token names.
+    Token(Arc<ClientConfig>),
+}
+
+impl Trust {
+    fn role(&self) -> NodeRole {
+        match self {
+            Self::Cluster { role, .. } => *role,
+            Self::Token(_) => NodeRole::Manager,
+        }
+    }
 }
 
 impl Dialer {
@@ -320,7 +326,34 @@ impl Dialer {
         endpoint.connect_with_connector(connector).await.map_err(|source| TransportError::Http { addr, source })
     }
 
-    async fn dial(&self) -> Result<client::TlsStream<TcpStream>, TransportError> {
+    async fn dial(&self) -> Result<Faithful, TransportError> {
+        match &self.trust {
+            Trust::Cluster { identity, role, config } => {
+                let mut renewals = identity.renewals();
+                let current = renewals.borrow_and_update().clone();
+                let not_after = current.not_after();
+                if not_after <= SystemTime::now() {
+                    return Err(TlsError::OwnCertificateExpired { not_after }.into());
+                }
+                // Another one each time: no session of before is resumed, so the server always shows its certificate.
+                let config = Arc::new(config(&current)?);
+                let stream = self.handshake(config, tls::server_name(&current, *role)?).await?;
+                Ok(Faithful::new(stream, *role, identity.clone(), renewals))
+            }
+            Trust::Token(config) => {
+                // Only announced; the verifier derives the name that counts from the root certificate.
+                let name =
+                    ServerName::try_from("manager.orch").map_err(|error| TlsError::Verifier(error.to_string()))?;
+                Ok(Faithful::brief(self.handshake(Arc::clone(config), name).await?))
+            }
+        }
+    }
+
+    async fn handshake(
+        &self,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<client::TlsStream<TcpStream>, TransportError> {
         let addr = self.addr.clone();
         let tcp = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&addr)).await {
             Ok(Ok(stream)) => stream,
@@ -328,8 +361,8 @@ impl Dialer {
             Err(_) => return Err(TransportError::TimedOut { addr, limit: CONNECT_TIMEOUT }),
         };
         tcp.set_nodelay(true).map_err(|source| TransportError::NoAnswer { addr: addr.clone(), source })?;
-        let connector = TlsConnector::from(self.config.clone());
-        match timeout(CONNECT_TIMEOUT, connector.connect(self.name.clone(), tcp)).await {
+        let connector = TlsConnector::from(config);
+        match timeout(CONNECT_TIMEOUT, connector.connect(name, tcp)).await {
             Ok(Ok(stream)) => Ok(stream),
             Ok(Err(source)) => Err(self.refusal(source)),
             Err(_) => Err(TransportError::TimedOut { addr, limit: CONNECT_TIMEOUT }),
@@ -350,7 +383,7 @@ impl Dialer {
             }
             CertificateError::UnknownIssuer | CertificateError::BadSignature => TransportError::AnotherCluster { addr },
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                TransportError::AnotherRole { addr, role: role_word(self.role) }
+                TransportError::AnotherRole { addr, role: role_word(self.trust.role()) }
             }
             CertificateError::Other(other) if other.0.is::<WrongRoot>() => TransportError::WrongToken { addr },
             _ => TransportError::Handshake { addr, source },

@@ -59,8 +59,7 @@ impl Forwarder {
         {
             return Ok(known.channel);
         }
-        let identity = self.identity.current();
-        let connecting = transport::tls_channel(addr, &identity, NodeRole::Manager);
+        let connecting = transport::shared_channel(addr, &self.identity, NodeRole::Manager);
         let channel = tokio::time::timeout(CONNECT_LIMIT, connecting)
             .await
             .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;

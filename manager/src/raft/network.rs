@@ -68,7 +68,7 @@ pub struct TlsDial(pub SharedIdentity);
 
 impl Dial for TlsDial {
     fn dial(&self, addr: &str) -> BoxFuture<'static, Result<Link, TransportError>> {
-        let (identity, addr) = (self.0.current(), addr.to_owned());
+        let (identity, addr) = (self.0.clone(), addr.to_owned());
         Box::pin(async move {
             let channel = transport::raft_channel(&addr, &identity).await?;
             Ok(BoxCloneSyncService::new(channel.map_err(|error| Broken(error.into()))))

@@ -11,7 +11,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::TLS13,
 };
 use sha2::{Digest, Sha256};
@@ -30,6 +30,9 @@ pub fn server_config(identity: &Identity) -> Result<ServerConfig, TlsError> {
         .with_client_cert_verifier(client_verifier(identity)?)
         .with_single_cert(chain(identity)?, key(identity)?)?;
     config.alpn_protocols = vec![RAFT_ALPN.to_vec(), ALPN.to_vec()];
+    // Who resumes a session is not asked for a certificate again, however long ago it expired.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
     Ok(config)
 }
 
@@ -66,12 +69,22 @@ pub fn server_name(identity: &Identity, role: NodeRole) -> Result<ServerName<'st
 
 /// Checks this identity's own certificate as another node would that trusts the same roots.
 pub(crate) fn verify_server(identity: &Identity, now: UnixTime) -> Result<(), TlsError> {
+    let chain = certificates(&identity.cert_pem, "the node's certificate")?;
+    verify_chain(identity, identity.role, &chain, now)
+}
+
+/// Checks what a server showed: its certificate, then what leads to a root.
+pub(crate) fn verify_chain(
+    identity: &Identity,
+    role: NodeRole,
+    chain: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<(), TlsError> {
     let verifier = WebPkiServerVerifier::builder_with_provider(roots(identity)?, provider())
         .build()
         .map_err(|error| TlsError::Verifier(error.to_string()))?;
-    let chain = certificates(&identity.cert_pem, "the node's certificate")?;
     let Some((own, between)) = chain.split_first() else { return Ok(()) };
-    let name = server_name(identity, identity.role)?;
+    let name = server_name(identity, role)?;
     verifier.verify_server_cert(own, between, &name, &[], now).map(drop).map_err(TlsError::Config)
 }
 

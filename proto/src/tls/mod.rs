@@ -11,7 +11,7 @@ mod peer;
 mod token;
 mod unlock;
 
-pub(crate) use config::{RAFT_ALPN, WrongRoot, client_verifier, raft_client_config, verify_server};
+pub(crate) use config::{RAFT_ALPN, WrongRoot, client_verifier, raft_client_config, verify_chain, verify_server};
 pub use config::{client_config, server_config, server_name, token_client_config};
 pub(crate) use identity::not_after;
 pub use identity::{FOLLOW_INTERVAL, Identity, SharedIdentity};

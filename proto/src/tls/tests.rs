@@ -11,7 +11,7 @@ use tonic::{Code, Request};
 use super::*;
 use crate::{
     ca::{generate_root, new_key_and_csr, sign_csr},
-    transport::{Connections, TransportError, tls_channel, tls_doors, tls_incoming, token_channel},
+    transport::{Connections, TransportError, shared_channel, tls_channel, tls_doors, tls_incoming, token_channel},
     wire::{self, node_control_client::NodeControlClient, node_control_server as node},
 };
 
@@ -368,4 +368,79 @@ async fn a_connection_ends_when_its_node_is_not_welcome_any_more() {
     connections.retain(|peer| peer.role == NodeRole::Manager);
     assert!(is_cut(&mut worker, SOON).await);
     assert!(!is_cut(&mut manager, A_MOMENT).await);
+}
+
+type Client = NodeControlClient<tonic::transport::Channel>;
+
+/// Waits until calls fail for this reason; what is cut in the middle of a call says less.
+async fn until_refused(client: &mut Client, why: &str) {
+    let mut last = None;
+    let failing = async {
+        loop {
+            last = client.info(wire::Empty {}).await.err().map(|status| crate::report::chain(&status));
+            if last.as_ref().is_some_and(|said| said.contains(why)) {
+                return;
+            }
+            tokio::time::sleep(A_MOMENT).await;
+        }
+    };
+    let outcome = tokio::time::timeout(SOON, failing).await;
+    assert!(outcome.is_ok(), "the server is still believed: {last:?}");
+}
+
+#[tokio::test]
+async fn a_client_leaves_a_server_whose_certificate_has_expired() {
+    let cluster = TestCluster::new(1);
+    let brief = cluster.identity_until(NodeRole::Manager, SystemTime::now() + Duration::from_secs(3));
+    let server = SharedIdentity::new(brief);
+    let (addr, _) = serve_shared(&server).await;
+    let us = cluster.identity(NodeRole::Worker);
+    let mut client = NodeControlClient::new(tls_channel(&addr, &us, NodeRole::Manager).await.unwrap());
+    client.info(wire::Empty {}).await.unwrap();
+    until_refused(&mut client, "has expired").await;
+    // Renewed, it is believed again.
+    server.replace(cluster.identity(NodeRole::Manager));
+    client.info(wire::Empty {}).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_leaves_a_server_whose_root_was_dropped_and_reconnects_as_who_it_is_by_then() {
+    let (old, new) = (TestCluster::new(1), TestCluster::new(1));
+    let both = |mut identity: Identity| {
+        identity.root_pem = format!("{}{}", old.root.cert_pem, new.root.cert_pem);
+        identity
+    };
+    let server = SharedIdentity::new(both(old.identity(NodeRole::Manager)));
+    let (addr, _) = serve_shared(&server).await;
+    let (ours, others) = (both(old.identity(NodeRole::Worker)), both(new.identity(NodeRole::Worker)));
+    let (ours, others) = (SharedIdentity::new(ours), SharedIdentity::new(others));
+    let connect = |identity: SharedIdentity| {
+        let addr = addr.clone();
+        async move { NodeControlClient::new(shared_channel(&addr, &identity, NodeRole::Manager).await.unwrap()) }
+    };
+    let (mut client, mut other) = (connect(ours.clone()).await, connect(others).await);
+    for client in [&mut client, &mut other] {
+        client.info(wire::Empty {}).await.unwrap();
+    }
+    ours.replace(new.identity(NodeRole::Worker));
+    until_refused(&mut client, "belongs to another cluster").await;
+    other.info(wire::Empty {}).await.unwrap();
+    server.replace(new.identity(NodeRole::Manager));
+    client.info(wire::Empty {}).await.unwrap();
+}
+
+/// Who resumed a session would not be asked for its certificate, which may have expired since.
+#[tokio::test]
+async fn no_session_is_resumed() {
+    let cluster = TestCluster::new(1);
+    let addr = serve(cluster.identity(NodeRole::Manager)).await;
+    let us = cluster.identity(NodeRole::Worker);
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(client_config(&us).unwrap()));
+    for _ in 0..2 {
+        let tcp = tokio::net::TcpStream::connect(&addr).await.unwrap();
+        let mut stream = connector.connect(server_name(&us, NodeRole::Manager).unwrap(), tcp).await.unwrap();
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
+        // Tickets would come after the handshake.
+        assert!(!is_cut(&mut stream, A_MOMENT).await);
+    }
 }

@@ -14,7 +14,7 @@ use orch_model::{Object, node::NodeRole};
 use orch_proto::{
     conv::{FromProto, ToProto},
     tls::Identity,
-    transport::{TransportError, tls_channel},
+    transport::{TransportError, shared_channel},
     wire::{
         AckRequest, AssignmentsMessage, AssignmentsRequest, HeartbeatRequest, Ping, RegisterImageRequest,
         SessionMessage, SessionRequest, TaskStatusUpdate, UpdateTaskStatusRequest, dispatcher_client::DispatcherClient,
@@ -259,8 +259,8 @@ async fn renewed(mut renewals: watch::Receiver<Arc<Identity>>) -> SessionError {
 
 async fn open(agent: &Arc<Agent>, addr: &str, last_session: &str) -> Result<Opened, SessionError> {
     let mut renewals = agent.host.identity.renewals();
-    let identity = renewals.borrow_and_update().clone();
-    let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
+    renewals.mark_unchanged();
+    let channel = shared_channel(addr, &agent.host.identity, NodeRole::Manager).await?;
     let mut dispatcher = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let description = agent.describe()?.to_proto();
     let request = SessionRequest { description: Some(description), session_id: last_session.to_owned() };

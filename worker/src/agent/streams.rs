@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::StreamExt;
 use orch_model::{TaskId, node::NodeRole};
 use orch_proto::{
-    transport::{TransportError, tls_channel},
+    transport::{TransportError, shared_channel},
     wire::{
         FromNode, StreamAnnouncement, StreamHello, ToNode, exec_input, from_node, stream_announcement::What,
         streams_client::StreamsClient, to_node,
@@ -31,7 +31,7 @@ pub(crate) enum StreamError {
 
 /// Serves one announcement of the manager at `addr` to its end.
 pub(crate) async fn serve(host: Arc<Host>, addr: String, announced: StreamAnnouncement) -> Result<(), StreamError> {
-    let channel = tls_channel(&addr, &host.identity.current(), NodeRole::Manager).await?;
+    let channel = shared_channel(&addr, &host.identity, NodeRole::Manager).await?;
     let (to_manager, messages) = mpsc::channel(BUFFERED_MESSAGES);
     let hello = from_node::Message::Hello(StreamHello { stream_id: announced.stream_id.clone() });
     // The channel is new and has room.
