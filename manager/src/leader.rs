@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use orch_manager_core::plan::Planner;
 use orch_model::{Timestamp, change::Transaction};
 use tokio::{
-    sync::broadcast::{self, error::TryRecvError},
+    sync::broadcast::error::TryRecvError,
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -20,7 +20,7 @@ use tokio::{
 use crate::{
     authority,
     dispatcher::Reign,
-    raft::{Commit, Committed, Consensus, ProposeError, Proposer, Store, View},
+    raft::{Commit, Commits, Committed, Consensus, ProposeError, Proposer, Store, View},
     random, roles,
 };
 
@@ -165,7 +165,7 @@ fn note(planner: &mut Planner, view: &View, commit: Option<&Commit>) {
     }
 }
 
-async fn wait(commits: &mut broadcast::Receiver<Arc<Commit>>, planner: &mut Planner, store: &Store, now: Timestamp) {
+async fn wait(commits: &mut Commits, planner: &mut Planner, store: &Store, now: Timestamp) {
     let pause = planner.next_wake().map_or(LONGEST_SLEEP, |at| at.since(now)).min(LONGEST_SLEEP);
     tokio::select! {
         commit = commits.recv() => note(planner, &store.view(), commit.ok().as_deref()),

@@ -14,7 +14,7 @@ use orch_proto::{
     wire::{self, watch_event},
 };
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::broadcast::error::RecvError,
     time::{Instant, timeout_at},
 };
 use tonic::{Code, Status};
@@ -23,7 +23,7 @@ use super::{
     filter::{Filter, of_kind},
     outgoing, status,
 };
-use crate::raft::{Commit, Committed, Consensus, Store};
+use crate::raft::{Commit, Commits, Committed, Consensus, Store};
 
 /// Objects in one message of the initial set.
 const OBJECTS_PER_MESSAGE: usize = 100;
@@ -56,6 +56,7 @@ pub(super) fn watch(consensus: Consensus, kinds: Vec<Kind>, filter: Filter, afte
         let mut shown = index;
         let mut future = Future { consensus, commits };
         for commit in past {
+            let commit = commit.upgrade().ok_or_else(resync)?;
             index = commit.index;
             if let Some(message) = message(&commit, &kinds, &filter)? {
                 shown = index;
@@ -94,7 +95,7 @@ fn beginning(store: &Store, kinds: &[Kind], filter: &Filter) -> (u64, Vec<wire::
 /// Commits as they come, from a manager that knows that it hears of them.
 struct Future {
     consensus: Consensus,
-    commits: broadcast::Receiver<Arc<Commit>>,
+    commits: Commits,
 }
 
 impl Future {

@@ -105,7 +105,7 @@ pub(super) async fn keep(consensus: Consensus, proposer: Proposer, guide: watch:
         }
         // Nodes that come together are one change.
         sleep(GATHER).await;
-        commits = commits.resubscribe();
+        commits.skip_to_now();
     }
 }
 

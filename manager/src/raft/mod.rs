@@ -5,6 +5,7 @@
 //! its own, so that a busy API cannot delay a heartbeat.
 
 mod blocking;
+mod commits;
 mod consensus;
 mod leader_line;
 mod log_store;
@@ -21,6 +22,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use commits::Commits;
 pub use consensus::{Compaction, Consensus, ConsensusError, Leadership, Settings, WallClock};
 #[cfg(test)]
 pub(crate) use log_store::META_VOTE;

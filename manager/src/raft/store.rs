@@ -4,22 +4,21 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use arc_swap::ArcSwap;
-use orch_manager_core::{Event, State};
-use tokio::sync::{broadcast, watch};
+use orch_manager_core::{Event, State, state::limits};
+use tokio::sync::watch;
 
-/// Commits that a slow watcher may lag behind before it has to start over.
-const COMMIT_BACKLOG: usize = 1024;
+use super::commits::{Commits, Post};
+
 /// What is kept for watchers that were away for a moment.
 const HISTORY_COMMITS: usize = 1024;
-/// An event holds an object as it was: this bounds what the history weighs.
-const HISTORY_EVENTS: usize = 8192;
-
-/// Commits as they are made.
-pub(crate) type Commits = broadcast::Receiver<Arc<Commit>>;
+/// The same, in what it holds beside the state.
+const HISTORY_BYTES: u64 = 8 * 1024 * 1024;
+/// About what an object takes beside what users gave.
+const OBJECT_BYTES: u64 = 1024;
 
 /// The state after a raft index.
 #[derive(Debug, Clone, Default)]
@@ -44,9 +43,19 @@ pub enum Committed {
 }
 
 impl Commit {
-    fn events(&self) -> usize {
+    /// About what it holds in memory beside the state: objects as they were. A new one is in the state as well.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let of_event = |event: &Event| {
+            let old = match event {
+                Event::Created(_) => None,
+                Event::Updated { old, .. } | Event::Removed(old) => Some(old),
+            };
+            size_of::<Event>() as u64 + old.map_or(0, |old| OBJECT_BYTES + limits::content_bytes(old))
+        };
         match &self.change {
-            Committed::Transactions(transactions) => transactions.iter().map(|events| events.len()).sum(),
+            Committed::Transactions(transactions) => {
+                transactions.iter().flat_map(|events| events.iter()).map(of_event).sum()
+            }
             Committed::Replaced => 0,
         }
     }
@@ -55,7 +64,7 @@ impl Commit {
 /// The current state and its changes.
 pub struct Store {
     view: ArcSwap<View>,
-    commits: broadcast::Sender<Arc<Commit>>,
+    post: Post,
     index: watch::Sender<u64>,
     history: Mutex<History>,
 }
@@ -65,7 +74,7 @@ pub struct Store {
 struct History {
     floor: u64,
     commits: VecDeque<Arc<Commit>>,
-    events: usize,
+    bytes: u64,
 }
 
 impl History {
@@ -74,11 +83,11 @@ impl History {
             *self = Self { floor: commit.index, ..Self::default() };
             return;
         }
-        self.events += commit.events();
+        self.bytes += commit.held_bytes();
         self.commits.push_back(Arc::clone(commit));
-        while self.commits.len() > HISTORY_COMMITS || self.events > HISTORY_EVENTS {
+        while self.commits.len() > HISTORY_COMMITS || self.bytes > HISTORY_BYTES {
             let Some(oldest) = self.commits.pop_front() else { return };
-            self.events -= oldest.events();
+            self.bytes -= oldest.held_bytes();
             self.floor = oldest.index;
         }
     }
@@ -88,7 +97,7 @@ impl Store {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             view: ArcSwap::default(),
-            commits: broadcast::Sender::new(COMMIT_BACKLOG),
+            post: Post::new(),
             index: watch::Sender::new(0),
             history: Mutex::default(),
         })
@@ -102,19 +111,19 @@ impl Store {
 
     /// Every commit from now on. Subscribe before taking a [`Store::view`] to miss none.
     #[must_use]
-    pub fn commits(&self) -> broadcast::Receiver<Arc<Commit>> {
-        self.commits.subscribe()
+    pub fn commits(&self) -> Commits {
+        self.post.subscribe()
     }
 
     /// The commits after `index`, and every commit from now on; `None` when some of them are forgotten, or when this
-    /// manager has not come that far.
+    /// manager has not come that far. One that is gone by the time it is looked at was forgotten meanwhile.
     #[must_use]
-    pub fn commits_after(&self, index: u64) -> Option<(Vec<Arc<Commit>>, Commits)> {
+    pub fn commits_after(&self, index: u64) -> Option<(Vec<Weak<Commit>>, Commits)> {
         let history = self.history();
         let is_known = index >= history.floor && index <= self.view().index;
         is_known.then(|| {
-            let since = history.commits.iter().filter(|commit| commit.index > index).cloned().collect();
-            (since, self.commits.subscribe())
+            let since = history.commits.iter().filter(|commit| commit.index > index).map(Arc::downgrade).collect();
+            (since, self.post.subscribe())
         })
     }
 
@@ -130,8 +139,7 @@ impl Store {
         let mut history = self.history();
         self.view.store(Arc::new(View { index, state }));
         history.push(&commit);
-        // Nobody may be listening.
-        let _ = self.commits.send(commit);
+        self.post.send(&commit);
         drop(history);
         self.index.send_replace(index);
     }
@@ -154,7 +162,8 @@ mod tests {
     }
 
     fn since(store: &Store, index: u64) -> Option<Vec<u64>> {
-        store.commits_after(index).map(|(commits, _)| commits.iter().map(|commit| commit.index).collect())
+        let (commits, _) = store.commits_after(index)?;
+        Some(commits.iter().map(|commit| commit.upgrade().expect("it is remembered").index).collect())
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use orch_model::{ClusterId, NodeId, Timestamp};
-use tokio::{sync::broadcast, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     disk::{Disk, Durability},
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     log::{KeyRing, Sealer},
-    raft::{Commit, Compaction, Consensus, Member, Proposer, RaftService, Settings, WallClock},
+    raft::{Commits, Compaction, Consensus, Member, Proposer, RaftService, Settings, WallClock},
 };
 
 /// When the simulated world begins.
@@ -49,7 +49,7 @@ pub(super) struct Running {
     pub(super) life: Life,
     pub(super) consensus: Consensus,
     pub(super) proposer: Proposer,
-    commits: Arc<Mutex<broadcast::Receiver<Arc<Commit>>>>,
+    commits: Arc<Mutex<Commits>>,
 }
 
 impl Host {

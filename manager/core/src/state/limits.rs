@@ -24,6 +24,12 @@ pub const CONTENT_BYTES: u64 = 1024 * 1024 * 1024;
 /// Tasks on a node, ended ones included, beyond which it may not report further containers of its own.
 pub const NODE_TASKS: usize = 10_000;
 
+/// What users gave of an object, as [`CONTENT_BYTES`] counts it.
+#[must_use]
+pub fn content_bytes(object: &Object) -> u64 {
+    weight(object).content_bytes
+}
+
 /// Whether the state has room for `new` in place of `old`.
 pub(super) fn has_room(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
     if old.is_none() {
