@@ -197,7 +197,15 @@ impl Api {
 
     /// As [`Api::remove`], for callers that tell refusals apart.
     pub(crate) async fn try_remove(&mut self, kind: Kind, reference: &str, force: bool) -> Result<(), Status> {
-        let request = wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force };
+        let request = wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force, when_free: false };
+        self.control.remove(request).await.map(drop)
+    }
+
+    /// As [`Api::try_remove`], but tasks that stop may still have a network, secret or config: the managers remove it after
+    /// the last of them.
+    pub(crate) async fn remove_when_free(&mut self, kind: Kind, reference: &str) -> Result<(), Status> {
+        let (kind, reference) = (kind.to_proto(), reference.into());
+        let request = wire::RemoveRequest { kind, reference, force: false, when_free: true };
         self.control.remove(request).await.map(drop)
     }
 

@@ -54,7 +54,12 @@ fn one_manager_keeps_its_state_over_a_crash_and_a_stop() {
         let error = manager.control().await.create(service("web", 1)).await.unwrap_err();
         assert_eq!(error.code(), Code::AlreadyExists, "{error}");
         assert!(error.metadata().contains_key("orch-code"));
-        let remove = wire::RemoveRequest { kind: Kind::Service.into(), reference: "web".to_owned(), force: false };
+        let remove = wire::RemoveRequest {
+            kind: Kind::Service.into(),
+            reference: "web".to_owned(),
+            force: false,
+            when_free: false,
+        };
         manager.control().await.remove(remove).await.unwrap();
         lab::eventually("no tasks", LIMIT, async || manager.list(Kind::Task).await.is_empty()).await;
         let gone = manager.get(Kind::Service, &id).await.unwrap_err();

@@ -241,11 +241,11 @@ async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()
     let mut items: Vec<(String, Meta, Annotations)> = match kind {
         Kind::Secret => {
             let all = api.all::<Secret>().await?;
-            all.iter().map(|s| (s.id.to_string(), s.meta.clone(), s.annotations.clone())).collect()
+            all.iter().filter(|s| !s.removing).map(|s| (s.id.to_string(), s.meta.clone(), s.annotations.clone())).collect()
         }
         _ => {
             let all = api.all::<Config>().await?;
-            all.iter().map(|c| (c.id.to_string(), c.meta.clone(), c.annotations.clone())).collect()
+            all.iter().filter(|c| !c.removing).map(|c| (c.id.to_string(), c.meta.clone(), c.annotations.clone())).collect()
         }
     };
     items.sort_by(|a, b| natural_order(&a.2.name, &b.2.name));

@@ -141,7 +141,8 @@ impl Known {
             Err(_) => Vec::new(),
         };
         let of_cluster = match Api::connect(paths).await {
-            Ok(mut api) => api.all::<Network>().await?,
+            // What is being removed is no longer anybody's, as with services.
+            Ok(mut api) => api.all::<Network>().await?.into_iter().filter(|network| !network.removing).collect(),
             // Docker's workers list their own networks only.
             Err(_) if worker.is_ok() => Vec::new(),
             Err(error) => return Err(error),

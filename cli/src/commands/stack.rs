@@ -69,9 +69,6 @@ pub(crate) enum StackCommand {
         /// Wait until the stack's names, ports and addresses are free (the same as --detach=false)
         #[arg(short, long)]
         wait: bool,
-        /// What an earlier removal has left to this process
-        #[arg(long, hide = true, value_name = "KIND:ID")]
-        finish: Vec<String>,
         #[arg(required = true, value_name = "STACK")]
         stacks: Vec<String>,
     },
@@ -111,10 +108,7 @@ pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<
             service::print_tasks(&mut api, &tasks, &args.list, args.no_resolve).await
         }
         StackCommand::Services { list, stack } => service::list::print(&list, Some(&stack), paths).await,
-        StackCommand::Rm { finish, .. } if !finish.is_empty() => remove::finish(&finish, paths).await,
-        StackCommand::Rm { stacks, wait, detach, .. } => {
-            remove::run(&stacks, wait || detach == Some(false), paths).await
-        }
+        StackCommand::Rm { stacks, wait, detach } => remove::run(&stacks, wait || detach == Some(false), paths).await,
     }
     .map(|()| ExitCode::SUCCESS)
 }

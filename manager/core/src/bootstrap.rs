@@ -96,5 +96,6 @@ fn ingress_network(id: NetworkId, spec: &ClusterSpec, underlay: &[IpNetwork]) ->
         },
         allocation: None,
         problem: None,
+        removing: false,
     }
 }

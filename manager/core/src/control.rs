@@ -13,9 +13,13 @@ mod secret;
 mod service;
 mod version;
 
+use std::sync::Arc;
+
 use orch_model::{
     Object, ObjectId, Timestamp,
     change::{Change, Transaction},
+    network::Network,
+    secret::{Config, Secret},
 };
 
 pub use cluster::{NewRoot, finish_rotation, rotate_root, set_join_tokens, set_unlock_key, update_cluster};
@@ -58,6 +62,27 @@ pub fn remove(state: &State, now: Timestamp, id: &ObjectId, force: bool) -> Resu
             Err(ControlError::invalid(format!("a {} cannot be removed by a request", id.kind())))
         }
     }
+}
+
+/// As [`remove`], but tasks that stop may still have the object: the managers remove it after the last of them, and its
+/// name is free at once.
+///
+/// # Errors
+/// See [`ControlError`].
+pub fn remove_when_free(state: &State, now: Timestamp, id: &ObjectId, force: bool) -> Result<Proposal, ControlError> {
+    let refused = match remove(state, now, id, force) {
+        Err(refused) if refused.code == Code::FailedPrecondition => refused,
+        outcome => return outcome,
+    };
+    let marked = match state.get(id) {
+        Some(Object::Network(network)) if !network.spec.ingress => {
+            Object::Network(Arc::new(Network { removing: true, ..Network::clone(&network) }))
+        }
+        Some(Object::Secret(secret)) => Object::Secret(Arc::new(Secret { removing: true, ..Secret::clone(&secret) })),
+        Some(Object::Config(config)) => Object::Config(Arc::new(Config { removing: true, ..Config::clone(&config) })),
+        _ => return Err(refused),
+    };
+    propose(state, now, id.clone(), vec![Change::Update(marked)])
 }
 
 /// Tries the changes on the state, so that the user hears of a broken rule at once.

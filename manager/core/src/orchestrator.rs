@@ -11,6 +11,7 @@ pub mod reaper;
 pub mod replicated;
 pub mod restart;
 pub mod slot;
+pub mod sweeper;
 pub mod update;
 
 use std::sync::Arc;

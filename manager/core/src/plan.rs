@@ -25,7 +25,7 @@ use scope::Scope;
 use crate::{
     allocator,
     decision::{Decision, Ids, earliest},
-    orchestrator::{global, job, orphan, reaper, replicated, restart, update},
+    orchestrator::{global, job, orphan, reaper, replicated, restart, sweeper, update},
     scheduler,
     state::{Event, State, UNCOMMITTED},
 };
@@ -112,7 +112,7 @@ enum Stage {
 }
 
 /// Stops and removals first, then what is new, so that freed room can be used.
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     Stage::Whole(orphan::decide),
     Stage::Each(|state, service, now, ids| restart::decide(state, service, now, ids)),
     Stage::Each(|state, service, now, ids| update::decide(state, service, now, ids)),
@@ -120,6 +120,7 @@ const STAGES: [Stage; 12] = [
     Stage::Each(|state, service, now, ids| global::decide(state, service, now, ids)),
     Stage::Each(|state, service, now, ids| job::decide(state, service, now, ids)),
     Stage::Each(|state, service, _, _| reaper::decide(state, service)),
+    Stage::Whole(|state, _| sweeper::decide(state)),
     Stage::Whole(|state, _| allocator::networks(state)),
     Stage::Whole(|state, _| allocator::nodes(state)),
     Stage::Each(|state, service, _, _| allocator::service(state, service)),

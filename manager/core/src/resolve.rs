@@ -1,6 +1,7 @@
 //! Finding an object by what the user typed: id, name, short stack name, unique id prefix.
 //!
-//! Names win over id prefixes: a name is what somebody chose, and no random identifier may take it over.
+//! Names win over id prefixes: a name is what somebody chose, and no random identifier may take it over. What is being
+//! removed is no longer found.
 
 use std::sync::Arc;
 
@@ -47,8 +48,8 @@ pub fn service(state: &State, text: &str) -> Result<Arc<Service>, ResolveError> 
 /// # Errors
 /// When nothing or more than one thing has that name.
 pub fn network(state: &State, text: &str) -> Result<Arc<Network>, ResolveError> {
-    let all: Vec<_> = state.networks().collect();
-    find(Kind::Network, text, &all, |n| (n.id.as_str(), &n.spec.annotations.name, stack(&n.spec.annotations.labels)))
+    let live: Vec<_> = state.networks().filter(|n| !n.removing).collect();
+    find(Kind::Network, text, &live, |n| (n.id.as_str(), &n.spec.annotations.name, stack(&n.spec.annotations.labels)))
 }
 
 /// Finds a secret.
@@ -56,8 +57,8 @@ pub fn network(state: &State, text: &str) -> Result<Arc<Network>, ResolveError> 
 /// # Errors
 /// When nothing or more than one thing has that name.
 pub fn secret(state: &State, text: &str) -> Result<Arc<Secret>, ResolveError> {
-    let all: Vec<_> = state.secrets().collect();
-    find(Kind::Secret, text, &all, |s| (s.id.as_str(), &s.annotations.name, stack(&s.annotations.labels)))
+    let live: Vec<_> = state.secrets().filter(|s| !s.removing).collect();
+    find(Kind::Secret, text, &live, |s| (s.id.as_str(), &s.annotations.name, stack(&s.annotations.labels)))
 }
 
 /// Finds a config.
@@ -65,8 +66,8 @@ pub fn secret(state: &State, text: &str) -> Result<Arc<Secret>, ResolveError> {
 /// # Errors
 /// When nothing or more than one thing has that name.
 pub fn config(state: &State, text: &str) -> Result<Arc<Config>, ResolveError> {
-    let all: Vec<_> = state.configs().collect();
-    find(Kind::Config, text, &all, |c| (c.id.as_str(), &c.annotations.name, stack(&c.annotations.labels)))
+    let live: Vec<_> = state.configs().filter(|c| !c.removing).collect();
+    find(Kind::Config, text, &live, |c| (c.id.as_str(), &c.annotations.name, stack(&c.annotations.labels)))
 }
 
 /// Finds a node by id, hostname (or the name it was given) or unique id prefix.

@@ -10,6 +10,7 @@ mod board;
 mod class;
 mod dependency;
 pub mod filter;
+mod predecessor;
 mod run;
 pub mod spread;
 
@@ -38,7 +39,8 @@ pub fn decide(state: &State, now: Timestamp) -> Decision {
     let mut board = Board::new(state, now);
     for tasks in groups {
         let Some(service) = tasks.first().and_then(|task| state.service(&task.service)) else { continue };
-        if let Some(why) = dependency::waits_for(state, service) {
+        let waits_for = dependency::waits_for(state, service).or_else(|| predecessor::waits_for(state, service));
+        if let Some(why) = waits_for {
             for task in tasks {
                 let next = waiting(task, why.clone());
                 if next != **task {

@@ -215,10 +215,15 @@ impl State {
         }
     }
 
-    /// The object that has this unique name. A service that is being removed has given its name back.
+    /// The object that has this unique name. What is being removed has given its name back.
     #[must_use]
     pub fn named(&self, kind: Kind, name: &str) -> Option<ObjectId> {
         self.indexes.names.get(&(kind, name.into())).cloned()
+    }
+
+    /// The objects that are on their way out and still there.
+    pub fn removing(&self) -> impl Iterator<Item = &ObjectId> + '_ {
+        self.indexes.removing.iter()
     }
 
     /// A service's tasks, in the order of their ids.

@@ -99,11 +99,12 @@ impl control_server::Control for ControlService {
 
     async fn remove(&self, request: Request<wire::RemoveRequest>) -> Result<Response<wire::RemoveResponse>, Status> {
         let reign = self.reign()?;
-        let wire::RemoveRequest { kind, reference, force } = request.into_inner();
+        let wire::RemoveRequest { kind, reference, force, when_free } = request.into_inner();
+        let remove = if when_free { control::remove_when_free } else { control::remove };
         let kind = kind_from(kind)?;
         let proposal = propose(&reign, |state, now| {
             let id = resolve::id(state, kind, &reference).map_err(|e| status::from_resolve(&e))?;
-            control::remove(state, now, &id, force).map_err(|e| status::from_control(&e))
+            remove(state, now, &id, force).map_err(|e| status::from_control(&e))
         })
         .await?;
         if let ObjectId::Node(node) = &proposal.id {

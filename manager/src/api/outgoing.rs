@@ -15,6 +15,7 @@ pub(super) fn object(object: &Object) -> wire::Object {
                 annotations: secret.annotations.clone(),
                 data: Vec::new(),
                 template: secret.template,
+                removing: secret.removing,
             };
             Object::Secret(Arc::new(blank)).to_proto()
         }

@@ -313,6 +313,7 @@ mod tests {
                 annotations: Annotations { name: format!("c{number}"), ..Annotations::default() },
                 data: vec![7; 700_000],
                 template: None,
+                removing: false,
             };
             let changes = vec![Change::Create(Object::Config(Arc::new(config)))];
             let at = Timestamp::from_unix_ms(1000 + u64::try_from(number).unwrap());

@@ -239,6 +239,7 @@ mod tests {
                 annotations: Annotations { name: key.to_string(), ..Annotations::default() },
                 data: mark.to_be_bytes().to_vec(),
                 template: None,
+                removing: false,
             })))
         };
         Commit { index, change: Committed::Transactions(vec![writes.iter().map(event).collect()]) }

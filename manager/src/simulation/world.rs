@@ -501,6 +501,7 @@ fn first_value(key: usize, mark: Mark) -> Config {
         annotations: Annotations { name: key.to_string(), ..Annotations::default() },
         data: value(mark),
         template: None,
+        removing: false,
     }
 }
 

@@ -181,7 +181,8 @@ fn a_removed_nodes_connection_is_cut() {
         let early = timeout(Duration::from_secs(3), idle.read_to_end(&mut rest)).await;
         assert!(early.is_err(), "a member's connection is cut");
         agent.leave().await;
-        let removal = wire::RemoveRequest { kind: Kind::Node.into(), reference: agent.id.clone(), force: true };
+        let removal =
+            wire::RemoveRequest { kind: Kind::Node.into(), reference: agent.id.clone(), force: true, when_free: false };
         // Unless it went with leaving.
         let _ = manager.control().await.remove(removal).await;
         lab::eventually("it is removed", LIMIT, async || manager.get(Kind::Node, &agent.id).await.is_err()).await;

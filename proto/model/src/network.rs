@@ -18,6 +18,8 @@ pub struct Network {
     pub allocation: Option<NetworkAllocation>,
     /// Why `allocation` is missing, for the operator.
     pub problem: Option<String>,
+    /// Goes once nobody is on it any more; its name is free.
+    pub removing: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -22,6 +22,8 @@ pub struct Secret {
     pub data: Vec<u8>,
     /// The content is filled in for each task that gets it.
     pub template: Option<TemplateDriver>,
+    /// Goes once no task has it any more; its name is free.
+    pub removing: bool,
 }
 
 impl std::fmt::Debug for Secret {
@@ -38,4 +40,6 @@ pub struct Config {
     pub data: Vec<u8>,
     /// The content is filled in for each task that gets it.
     pub template: Option<TemplateDriver>,
+    /// Goes once no task has it any more; its name is free.
+    pub removing: bool,
 }

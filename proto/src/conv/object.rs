@@ -20,8 +20,8 @@ choice!(TemplateDriver { Golang });
 
 record!(Meta { values: version, created_at, updated_at; });
 record!(Annotations { values: name, labels; });
-record!(Secret { values: id, template; parts: meta, annotations; blobs: data; });
-record!(Config { values: id, template; parts: meta, annotations; blobs: data; });
+record!(Secret { values: id, template, removing; parts: meta, annotations; blobs: data; });
+record!(Config { values: id, template, removing; parts: meta, annotations; blobs: data; });
 record!(Image { values: id, name, digest, size_bytes, holders, platform; parts: meta; });
 
 impl ToProto for Object {

@@ -19,7 +19,7 @@ use orch_proto::{conv::ToProto, paths::Paths, wire};
 use super::{
     files::{self, FileArgs},
     in_stack, record,
-    remove::remove_when_free,
+    remove::give_up,
     rotate::{self, Current},
 };
 use crate::{
@@ -202,7 +202,7 @@ impl Deployment<'_> {
             let outcome = match &done {
                 Done::Created(kind, name) => {
                     println!("Removing {kind} {name} (the deployment failed)");
-                    remove_when_free(api, *kind, name).await.map(drop)
+                    give_up(api, *kind, name).await.map(drop)
                 }
                 Done::Updated(id, before) => {
                     println!("Restoring service {} (the deployment failed)", before.annotations.name);

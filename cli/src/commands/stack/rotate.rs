@@ -65,7 +65,7 @@ pub(super) fn renamed(current: &Current, kind: Kind, files: &[NamedFile]) -> Vec
 /// Newest first.
 async fn versions<T: Data>(api: &mut Api, base: &str) -> anyhow::Result<Vec<(u64, Arc<T>)>> {
     let mut versions: Vec<(u64, Arc<T>)> = Vec::new();
-    for stored in api.all::<T>().await? {
+    for stored in api.all::<T>().await?.into_iter().filter(|stored| !stored.is_going()) {
         versions.extend(number(base, stored.annotations()).map(|number| (number, stored)));
     }
     versions.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
@@ -109,6 +109,8 @@ fn number(base: &str, stored: &Annotations) -> Option<u64> {
 /// What secrets and configs have in common.
 trait Data: Stored {
     fn annotations(&self) -> &Annotations;
+    /// Whether it goes when the last task that has it stops: nobody may use it any more.
+    fn is_going(&self) -> bool;
     /// Whether the stored object has this content; its labels become those given.
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool>;
     /// The same, and nothing changes.
@@ -118,6 +120,10 @@ trait Data: Stored {
 impl Data for Secret {
     fn annotations(&self) -> &Annotations {
         &self.annotations
+    }
+
+    fn is_going(&self) -> bool {
+        self.removing
     }
 
     /// A secret's content never leaves the managers, so they are asked: an update takes no other content.
@@ -144,6 +150,10 @@ impl Data for Secret {
 impl Data for Config {
     fn annotations(&self) -> &Annotations {
         &self.annotations
+    }
+
+    fn is_going(&self) -> bool {
+        self.removing
     }
 
     async fn is_same(api: &mut Api, stored: &Arc<Self>, wanted: &Annotations, content: &[u8]) -> anyhow::Result<bool> {

@@ -20,6 +20,9 @@ use crate::state::State;
 /// Prefix length of an IPv6 subnet cut from a pool.
 const IPV6_SUBNET_PREFIX_LEN: u8 = 64;
 
+/// Said of a network whose last tasks stop.
+const GOES: &str = ", which is being removed";
+
 /// Whether two networks have an address in common.
 #[must_use]
 pub fn overlaps(a: IpNetwork, b: IpNetwork) -> bool {
@@ -54,7 +57,8 @@ impl Subnets {
         for network in state.networks() {
             let allocated = network.allocation.iter().flat_map(|a| &a.ipam);
             let name = &network.spec.annotations.name;
-            taken.extend(allocated.map(|i| (i.subnet, format!("network {name}"))));
+            let goes = if network.removing { GOES } else { "" };
+            taken.extend(allocated.map(|i| (i.subnet, format!("network {name}{goes}"))));
         }
         for node in state.nodes() {
             let name = &node.description.hostname;
@@ -75,10 +79,11 @@ impl Subnets {
         let mut ipam = Vec::new();
         for asked in &spec.ipam {
             if let Some((other, whose)) = self.taken.iter().find(|(other, _)| overlaps(*other, asked.subnet)) {
-                return Err(format!(
-                    "subnet {} overlaps {other} of {whose}: remove this network and create it with another subnet",
-                    asked.subnet
-                ));
+                let advice = match whose.ends_with(GOES) {
+                    true => "this network gets it when that is gone",
+                    false => "remove this network and create it with another subnet",
+                };
+                return Err(format!("subnet {} overlaps {other} of {whose}: {advice}", asked.subnet));
             }
             let gateway = asked.gateway.or(Some(first_address(asked.subnet)));
             ipam.push(IpamConfig { gateway, ..asked.clone() });

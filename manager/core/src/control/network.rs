@@ -36,7 +36,8 @@ pub fn create_network(
     }
     let id = NetworkId::from_random(ids());
     let is_ingress = spec.ingress;
-    let network = Network { id: id.clone(), meta: Meta::default(), spec, allocation: None, problem: None };
+    let network =
+        Network { id: id.clone(), meta: Meta::default(), spec, allocation: None, problem: None, removing: false };
     let mut changes = vec![Change::Create(Object::Network(Arc::new(network)))];
     changes.extend(is_ingress.then(|| set_ingress(state, Some(id.clone()))).flatten());
     propose(state, now, ObjectId::Network(id), changes)
@@ -67,7 +68,8 @@ pub fn remove_network(state: &State, now: Timestamp, id: &NetworkId) -> Result<P
 
 fn keeps_out_of_others(state: &State, spec: &NetworkSpec) -> Result<(), ControlError> {
     for asked in &spec.ipam {
-        let allocated = state.networks().flat_map(|n| {
+        // What a network that goes still has is waited for.
+        let allocated = state.networks().filter(|n| !n.removing).flat_map(|n| {
             let subnets = n.allocation.iter().flat_map(|a| &a.ipam).chain(&n.spec.ipam);
             subnets.map(|i| (i.subnet, format!("network {}", n.spec.annotations.name)))
         });

@@ -25,7 +25,7 @@ pub fn create_secret(
 ) -> Result<Proposal, ControlError> {
     validate::secret(&annotations, &data, template)?;
     let id = SecretId::from_random(ids());
-    let secret = Secret { id: id.clone(), meta: Meta::default(), annotations, data, template };
+    let secret = Secret { id: id.clone(), meta: Meta::default(), annotations, data, template, removing: false };
     propose(state, now, ObjectId::Secret(id), vec![Change::Create(Object::Secret(Arc::new(secret)))])
 }
 
@@ -43,7 +43,7 @@ pub fn create_config(
 ) -> Result<Proposal, ControlError> {
     validate::config(&annotations, &data, template)?;
     let id = ConfigId::from_random(ids());
-    let config = Config { id: id.clone(), meta: Meta::default(), annotations, data, template };
+    let config = Config { id: id.clone(), meta: Meta::default(), annotations, data, template, removing: false };
     propose(state, now, ObjectId::Config(id), vec![Change::Create(Object::Config(Arc::new(config)))])
 }
 

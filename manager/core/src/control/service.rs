@@ -233,7 +233,8 @@ fn live<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Arc<Service>, Contro
 /// Networks that may be joined, ports that nobody else has.
 fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), ControlError> {
     for attachment in &spec.task.networks {
-        let network = state.network(&attachment.network).ok_or_else(|| missing(&attachment.network))?;
+        let network =
+            state.network(&attachment.network).filter(|n| !n.removing).ok_or_else(|| missing(&attachment.network))?;
         if network.spec.ingress {
             return Err(ControlError::invalid(format!(
                 "Service cannot be explicitly attached to the ingress network {:?}: publish a port instead",
@@ -242,13 +243,13 @@ fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
         }
     }
     for file in &spec.task.container.secrets {
-        state.secret(&file.id).ok_or_else(|| missing(&file.id))?;
+        state.secret(&file.id).filter(|s| !s.removing).ok_or_else(|| missing(&file.id))?;
     }
     if let Some(login) = &spec.task.container.registry_auth {
         state.secret(login).ok_or_else(|| missing(login))?;
     }
     for file in &spec.task.container.configs {
-        state.config(&file.id).ok_or_else(|| missing(&file.id))?;
+        state.config(&file.id).filter(|c| !c.removing).ok_or_else(|| missing(&file.id))?;
     }
     for port in spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress) {
         let holder = state.port_holder(port.protocol, port.published_port).filter(|h| Some(*h) != own);

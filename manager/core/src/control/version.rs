@@ -113,7 +113,7 @@ macro_rules! data {
             type Id = $id;
 
             fn with(&self, id: $id, annotations: Annotations, data: Vec<u8>) -> Self {
-                Self { id, meta: Meta::default(), annotations, data, template: self.template }
+                Self { id, meta: Meta::default(), annotations, data, template: self.template, removing: false }
             }
 
             fn new_id(bits: u128) -> $id {
@@ -141,7 +141,7 @@ macro_rules! data {
             }
 
             fn all(state: &State) -> Vec<Arc<Self>> {
-                state.$all().cloned().collect()
+                state.$all().filter(|object| !object.removing).cloned().collect()
             }
 
             fn files(container: &ContainerSpec) -> &[FileRef<$id>] {

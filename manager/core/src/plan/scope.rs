@@ -42,8 +42,10 @@ impl Scope {
             Event::Created(object) | Event::Removed(object) | Event::Updated { new: object, .. } => object,
         };
         match object {
-            // Nothing is decided about these.
-            Object::Secret(_) | Object::Config(_) => return,
+            // Nothing is decided about these, except when they go.
+            Object::Secret(secret) if !secret.removing => return,
+            Object::Config(config) if !config.removing => return,
+            Object::Secret(_) | Object::Config(_) => {}
             // It may say where tasks that wait can run.
             Object::Image(_) => {}
             Object::Cluster(_) | Object::Network(_) => self.everything = true,

@@ -21,7 +21,7 @@ pub(super) fn waits_for(state: &State, service: &Service) -> Option<String> {
     service.spec.depends_on.iter().find_map(|dependency| unmet(state, dependency))
 }
 
-fn had_a_node(task: &Task) -> bool {
+pub(super) fn had_a_node(task: &Task) -> bool {
     task.status.state >= TaskState::Assigned
 }
 

@@ -8,15 +8,15 @@
 use std::sync::Arc;
 
 use orch_model::{
-    NetworkId, Object, ObjectId, SecretId,
+    ConfigId, NetworkId, Object, ObjectId, SecretId, ServiceId,
     secret::Secret,
-    service::{Protocol, Service},
+    service::{Protocol, Service, TaskSpec},
     task::{Task, TaskState},
 };
 
 use super::{
     AddressHolder, ApplyError, State,
-    index::{claimed_ports, held_addresses, holder_of, unique_name},
+    index::{claimed_ports, held_addresses, holder_of, is_removing, name_of, unique_name},
     limits,
 };
 
@@ -24,6 +24,9 @@ pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Resu
     limits::has_room(state, old, new)?;
     name_is_free(state, new)?;
     addresses_are_free(state, old, new)?;
+    if is_removing(new) && !old.is_some_and(is_removing) {
+        is_given_up(state, new)?;
+    }
     match new {
         Object::Cluster(new) => match state.cluster() {
             Some(cluster) if cluster.id != new.id => Err(ApplyError::AnotherCluster),
@@ -59,61 +62,67 @@ pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Resu
 }
 
 pub(super) fn may_remove(state: &State, object: &Object) -> Result<(), ApplyError> {
-    match object {
+    is_given_up(state, object)?;
+    let user = match object {
         Object::Cluster(_) => return Err(ApplyError::Permanent(object.id())),
-        Object::Service(service) => {
-            if let Some(task) = state.tasks_of(&service.id).next() {
-                return Err(in_use(object, &service.spec.annotations.name, format!("task {}", task.name())));
-            }
-        }
+        Object::Service(service) => state.tasks_of(&service.id).next().map(|task| format!("task {}", task.name())),
         Object::Network(network) => {
-            if let Some(user) = network_user(state, &network.id) {
-                return Err(in_use(object, &network.spec.annotations.name, user));
-            }
+            let on_it = |t: &Task| t.networks.iter().any(|n| n.network == network.id);
+            stopping_task(state, &on_it)
         }
+        Object::Secret(secret) => stopping_task(state, &|t| has_secret(&t.spec, &secret.id)),
+        Object::Config(config) => stopping_task(state, &|t| has_config(&t.spec, &config.id)),
+        Object::Node(_) | Object::Task(_) | Object::Image(_) => None,
+    };
+    user.map_or(Ok(()), |user| Err(in_use(object, user)))
+}
+
+/// Whether nobody who stays uses the object; tasks that stop may.
+fn is_given_up(state: &State, object: &Object) -> Result<(), ApplyError> {
+    let user = match object {
+        Object::Network(network) => network_keeper(state, &network.id),
         Object::Secret(secret) => {
-            let uses = |t: &orch_model::service::TaskSpec| t.container.secrets.iter().any(|s| s.id == secret.id);
-            let pulls = login_users(state, &secret.id).next().map(|s| format!("service {}", s.spec.annotations.name));
-            if let Some(user) = spec_user(state, &uses).or(pulls) {
-                return Err(in_use(object, &secret.annotations.name, user));
-            }
+            let pulls =
+                || login_users(state, &secret.id).next().map(|s| format!("service {}", s.spec.annotations.name));
+            services_with(state, &|spec| has_secret(spec, &secret.id)).or_else(pulls)
         }
-        Object::Config(config) => {
-            let uses = |t: &orch_model::service::TaskSpec| t.container.configs.iter().any(|c| c.id == config.id);
-            if let Some(user) = spec_user(state, &uses) {
-                return Err(in_use(object, &config.annotations.name, user));
-            }
-        }
-        Object::Node(_) | Object::Task(_) | Object::Image(_) => {}
-    }
-    Ok(())
+        Object::Config(config) => services_with(state, &|spec| has_config(spec, &config.id)),
+        Object::Service(_) | Object::Cluster(_) | Object::Node(_) | Object::Task(_) | Object::Image(_) => None,
+    };
+    user.map_or(Ok(()), |user| Err(in_use(object, user)))
 }
 
-/// Who keeps a network from being removed: a service that names it, or a task that is still on it.
-pub(crate) fn network_user(state: &State, network: &NetworkId) -> Option<String> {
-    let named = |s: &Service| s.spec.task.networks.iter().any(|n| n.network == *network);
-    let service = state.services().find(|s| !s.removing && named(s));
-    if let Some(service) = service {
-        return Some(format!("service {}", service.spec.annotations.name));
-    }
-    let attached = |t: &Task| !t.status.state.is_terminal() && t.networks.iter().any(|n| n.network == *network);
-    state.tasks().find(|t| attached(t)).map(|t| match t.is_one_off() {
-        true => format!("container {} (an active endpoint)", t.name()),
-        false => format!("task {} (which is stopping)", t.name()),
-    })
+fn has_secret(spec: &TaskSpec, id: &SecretId) -> bool {
+    spec.container.secrets.iter().any(|s| s.id == *id)
 }
 
-/// Who keeps a secret or config: the services that name it, or a task that still runs with it.
-pub(crate) fn spec_user(state: &State, uses: &dyn Fn(&orch_model::service::TaskSpec) -> bool) -> Option<String> {
+fn has_config(spec: &TaskSpec, id: &ConfigId) -> bool {
+    spec.container.configs.iter().any(|c| c.id == *id)
+}
+
+/// Who stays on a network: a service that names it, or a container of no service.
+fn network_keeper(state: &State, network: &NetworkId) -> Option<String> {
+    let names_it = |s: &&Arc<Service>| !s.removing && s.spec.task.networks.iter().any(|n| n.network == *network);
+    let named = state.services().find(names_it).map(|s| format!("service {}", s.spec.annotations.name));
+    let attached = |t: &&Arc<Task>| !t.status.state.is_terminal() && t.networks.iter().any(|n| n.network == *network);
+    let container = || state.tasks_of(&ServiceId::nobody()).find(attached);
+    named.or_else(|| container().map(|t| format!("container {} (an active endpoint)", t.name())))
+}
+
+/// The services, none of which is on its way out, whose tasks use something.
+fn services_with(state: &State, uses: &dyn Fn(&TaskSpec) -> bool) -> Option<String> {
     let users = state.services().filter(|s| !s.removing && uses(&s.spec.task));
     let mut names: Vec<&str> = users.map(|s| s.spec.annotations.name.as_str()).collect();
     names.sort_unstable();
     match &names[..] {
-        [] => {}
-        [one] => return Some(format!("service {one}")),
-        [some @ .., last] => return Some(format!("services {} and {last}", some.join(", "))),
+        [] => None,
+        [one] => Some(format!("service {one}")),
+        [some @ .., last] => Some(format!("services {} and {last}", some.join(", "))),
     }
-    let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(&t.spec));
+}
+
+fn stopping_task(state: &State, uses: &dyn Fn(&Task) -> bool) -> Option<String> {
+    let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(t));
     task.map(|t| format!("task {} (which is stopping)", t.name()))
 }
 
@@ -129,8 +138,8 @@ pub(crate) fn unused_login<'a>(state: &'a State, service: &Service) -> Option<&'
     state.secret(login).filter(|_| !is_shared)
 }
 
-fn in_use(object: &Object, name: &str, user: String) -> ApplyError {
-    ApplyError::InUse { kind: object.kind(), name: name.to_owned(), user }
+fn in_use(object: &Object, user: String) -> ApplyError {
+    ApplyError::InUse { kind: object.kind(), name: name_of(object).unwrap_or_default().to_owned(), user }
 }
 
 fn name_is_free(state: &State, new: &Object) -> Result<(), ApplyError> {
@@ -179,16 +188,21 @@ fn references_exist(state: &State, new: &Service) -> Result<(), ApplyError> {
     let secrets = container.secrets.iter().map(|s| ObjectId::Secret(s.id.clone()));
     let configs = container.configs.iter().map(|c| ObjectId::Config(c.id.clone()));
     let login = container.registry_auth.iter().map(|id| ObjectId::Secret(id.clone()));
-    match networks.chain(secrets).chain(configs).chain(login).find(|id| state.get(id).is_none()) {
+    match networks.chain(secrets).chain(configs).chain(login).find(|id| !stays(state, id)) {
         Some(missing) => Err(ApplyError::Dangling { what: ObjectId::Service(new.id.clone()), missing }),
         None => Ok(()),
     }
 }
 
+/// Whether there is such an object, and will be.
+fn stays(state: &State, id: &ObjectId) -> bool {
+    state.get(id).is_some_and(|object| !is_removing(&object))
+}
+
 /// A one-off container is there for its networks.
 fn attachments_exist(state: &State, new: &Task) -> Result<(), ApplyError> {
     let networks = new.networks.iter().map(|n| ObjectId::Network(n.network.clone()));
-    match networks.filter(|_| !new.status.state.is_terminal()).find(|id| state.get(id).is_none()) {
+    match networks.filter(|_| !new.status.state.is_terminal()).find(|id| !stays(state, id)) {
         Some(missing) => Err(ApplyError::Dangling { what: ObjectId::Task(new.id.clone()), missing }),
         None => Ok(()),
     }

@@ -39,6 +39,8 @@ pub(super) struct Indexes {
     pub(super) cursors: OrdMap<(NetworkId, bool), IpAddr>,
     pub(super) node_indexes: OrdMap<u16, NodeId>,
     pub(super) shared: OrdMap<ServiceId, Shared>,
+    /// What is on its way out.
+    pub(super) removing: OrdSet<ObjectId>,
 }
 
 /// What a service's tasks have in common, in one copy.
@@ -107,17 +109,32 @@ impl State {
     }
 }
 
-/// The unique name of an object, if its kind has one.
+/// The unique name of an object, if its kind has one. What is on its way out has given its name back, so that the same
+/// stack can be deployed again at once.
 pub(super) fn unique_name(object: &Object) -> Option<&str> {
+    name_of(object).filter(|_| !is_removing(object))
+}
+
+/// What an object is called, if its kind's names are unique.
+pub(super) fn name_of(object: &Object) -> Option<&str> {
     match object {
-        // A service on its way out has given its name back, so that the same stack can be deployed again at once.
-        Object::Service(o) if o.removing => None,
         Object::Service(o) => Some(&o.spec.annotations.name),
         Object::Network(o) => Some(&o.spec.annotations.name),
         Object::Secret(o) => Some(&o.annotations.name),
         Object::Config(o) => Some(&o.annotations.name),
         Object::Image(o) => Some(&o.name),
         Object::Cluster(_) | Object::Node(_) | Object::Task(_) => None,
+    }
+}
+
+/// Whether an object is on its way out.
+pub(super) fn is_removing(object: &Object) -> bool {
+    match object {
+        Object::Service(o) => o.removing,
+        Object::Network(o) => o.removing,
+        Object::Secret(o) => o.removing,
+        Object::Config(o) => o.removing,
+        Object::Cluster(_) | Object::Node(_) | Object::Task(_) | Object::Image(_) => false,
     }
 }
 
@@ -164,6 +181,9 @@ impl Indexes {
         if let Some(name) = unique_name(object) {
             self.names.insert((object.kind(), name.into()), object.id());
         }
+        if is_removing(object) {
+            self.removing.insert(object.id());
+        }
         if let Some(holder) = holder_of(object) {
             for (network, address) in held_addresses(object) {
                 let held = self.addresses.entry(network.clone()).or_default();
@@ -190,6 +210,9 @@ impl Indexes {
         };
         if let Some(name) = unique_name(object) {
             self.names.remove(&(object.kind(), name.into()));
+        }
+        if is_removing(object) {
+            self.removing.remove(&object.id());
         }
         for (network, address) in held_addresses(object) {
             if let Some(held) = self.addresses.get_mut(&network) {

@@ -8,6 +8,7 @@ mod lifecycle;
 mod network;
 mod plan;
 mod properties;
+mod removal;
 mod restart;
 mod roles;
 mod rotation;

@@ -165,6 +165,7 @@ async fn secrets_are_files_in_memory_and_go_with_the_container() {
         annotations: Annotations { name: "key".to_owned(), ..Default::default() },
         data: b"hush-hush".to_vec(),
         template: None,
+        removing: false,
     };
     let mut spec = task(1, "box", &["sh", "-c", "cat /run/secrets/key; echo; sleep 1000"]).spec.container.clone();
     let file = FileRef {
