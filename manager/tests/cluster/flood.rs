@@ -1,10 +1,14 @@
 //! Clients that flood, stall or send garbage: what they cost the manager in memory, and that others are still served.
+//!
+//! Each attack is a process of its own that runs when nobody else wants the processor, as if it were on another machine:
+//! what the others wait for is what the manager does, not what its attacker does.
 
 use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -15,7 +19,7 @@ use std::{
 
 use orch_model::ClusterId;
 use orch_proto::{
-    tls::Identity,
+    tls::{self, Identity},
     transport,
     wire::{self, Kind, control_client::ControlClient},
 };
@@ -88,6 +92,21 @@ struct Target {
 }
 
 impl Target {
+    /// Leaves it to another process.
+    fn save(&self, dir: &Path) {
+        self.worker.save(&dir.join("worker")).unwrap();
+        let words = format!("{}\n{}\n{}", self.addr, self.cluster, self.socket.display());
+        fs::write(dir.join("target"), words).unwrap();
+    }
+
+    fn load(dir: &Path) -> Self {
+        let worker = Identity::load(&dir.join("worker")).unwrap();
+        let words = fs::read_to_string(dir.join("target")).unwrap();
+        let [addr, cluster, socket] = words.lines().collect::<Vec<_>>().try_into().unwrap();
+        let (addr, cluster, socket) = (addr.to_owned(), cluster.parse().unwrap(), socket.into());
+        Self { addr, cluster, root_pem: worker.root_pem.clone(), worker, socket }
+    }
+
     async fn tls(&self) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let hello = Hello::with(raw::of_identity(&self.worker));
         hello.connect(&self.addr, &self.root_pem, &self.cluster).await
@@ -113,13 +132,15 @@ fn whoever_floods_or_stalls_costs_little_and_others_are_served() {
             worker: joined,
             socket: lab.paths(0).manager_sock(),
         };
+        let dir = tempfile::tempdir().unwrap();
+        target.save(dir.path());
         let quiet = Bystander::start(process.pid(), &target.socket);
         tokio::time::sleep(ATTACK).await;
         let (quiet_p99, before) = quiet.stop();
         row("nobody", quiet_p99, quiet_p99, 0);
-        for (what, attack) in ATTACKS {
+        for (number, (what, _)) in ATTACKS.iter().enumerate() {
             let bystander = Bystander::start(process.pid(), &target.socket);
-            attack(&target).await;
+            attack_from_afar(number, dir.path()).await;
             let (p99, peak) = bystander.stop();
             let added = peak.saturating_sub(before);
             row(what, quiet_p99, p99, added);
@@ -143,10 +164,38 @@ const ATTACKS: &[(&str, Attack)] = &[
     ("connections that are kept idle", |t| Box::pin(idle_connections(t))),
     ("a worker that floods with calls", |t| Box::pin(calls(t))),
     ("a worker that stalls in its requests", |t| Box::pin(stalled_requests(t))),
-    ("local connections", |t| Box::pin(in_a_process_of_its_own(t, "connections"))),
-    ("long lists that nobody reads", |t| Box::pin(in_a_process_of_its_own(t, "lists"))),
-    ("watches that nobody reads", |t| Box::pin(in_a_process_of_its_own(t, "watches"))),
+    ("local connections", |t| Box::pin(async { local_connections(&t.socket) })),
+    ("long lists that nobody reads", |t| Box::pin(async { lists(&t.socket) })),
+    ("watches that nobody reads", |t| Box::pin(async { watches(&t.socket) })),
 ];
+
+/// Set for a child process that attacks: the number of the attack, and the folder that tells of the target.
+const FLOODER_VAR: &str = "ORCH_TEST_FLOODER";
+
+async fn attack_from_afar(number: usize, dir: &Path) {
+    let mut child = Command::new("chrt")
+        .args(["--idle", "0"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "flood::flooder", "--nocapture"])
+        .env(FLOODER_VAR, format!("{number} {}", dir.display()))
+        .spawn()
+        .unwrap();
+    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
+    assert!(status.success(), "{}", ATTACKS[number].0);
+}
+
+/// An attack when [`FLOODER_VAR`] says so, else nothing.
+#[test]
+fn flooder() {
+    let Ok(wanted) = std::env::var(FLOODER_VAR) else { return };
+    raise_descriptor_limit();
+    tls::install_crypto_provider();
+    let (number, dir) = wanted.split_once(' ').unwrap();
+    let target = Target::load(Path::new(dir));
+    let (_, attack) = ATTACKS[number.parse::<usize>().unwrap()];
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(attack(&target));
+}
 
 async fn half_open(target: &Target) {
     let mut open = Vec::new();
@@ -238,39 +287,17 @@ async fn stalled_requests(target: &Target) {
     open.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// Set for a child process that floods: limits on the local socket count by process.
-const FLOODER_VAR: &str = "ORCH_TEST_FLOODER";
-
-async fn in_a_process_of_its_own(target: &Target, what: &str) {
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "flood::flooder", "--nocapture"])
-        .env(FLOODER_VAR, format!("{what} {}", target.socket.display()))
-        .spawn()
-        .unwrap();
-    let status = tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap();
-    assert!(status.success(), "{what}");
+fn lists(socket: &Path) {
+    let request = wire::ListRequest { kind: Kind::Task.into(), ..wire::ListRequest::default() };
+    unread(socket, "/orch.v1.Control/List", &raw::encoded(&request));
 }
 
-/// A local attack when [`FLOODER_VAR`] says so, else nothing.
-#[test]
-fn flooder() {
-    let Ok(wanted) = std::env::var(FLOODER_VAR) else { return };
-    match wanted.split_once(' ').unwrap() {
-        ("connections", socket) => local_connections(Path::new(socket)),
-        ("lists", socket) => {
-            let request = wire::ListRequest { kind: Kind::Task.into(), ..wire::ListRequest::default() };
-            unread(Path::new(socket), "/orch.v1.Control/List", &raw::encoded(&request));
-        }
-        ("watches", socket) => {
-            let request = wire::WatchRequest { kinds: vec![Kind::Task.into()], ..wire::WatchRequest::default() };
-            unread(Path::new(socket), "/orch.v1.Control/Watch", &raw::encoded(&request));
-        }
-        (other, _) => panic!("{other}"),
-    }
+fn watches(socket: &Path) {
+    let request = wire::WatchRequest { kinds: vec![Kind::Task.into()], ..wire::WatchRequest::default() };
+    unread(socket, "/orch.v1.Control/Watch", &raw::encoded(&request));
 }
 
 fn local_connections(socket: &Path) {
-    raise_descriptor_limit();
     let mut open = Vec::new();
     for _ in 0..4000 {
         let Ok(mut stream) = UnixStream::connect(socket) else { continue };
