@@ -36,7 +36,6 @@ use crate::{
     leader::{self, Throne},
     log::{KeyRing, SealError, Sealer, SledEngine},
     membership::Entrance,
-    memory,
     metrics::{self, CallTimes},
     raft::{self, Compaction, Consensus, Member, Proposer, RaftService, Settings, TlsDial, WallClock},
     streams::StreamsService,
@@ -62,7 +61,6 @@ pub struct Config {
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging();
     raise_descriptor_limit();
-    memory::bound_arenas();
     tls::install_crypto_provider();
     let main = runtime("manager", 2)?;
     // Raft's parts wait for each other in turn: on one thread they do so without waking anybody.

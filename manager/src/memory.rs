@@ -4,20 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::task::spawn_blocking;
 
-/// Each arena keeps its own free pieces. A manager has few threads that work at the same time.
-const ARENAS: libc::c_int = 2;
 /// So many changed objects leave enough behind to look for it.
 const CHURN_EVENTS: usize = 50_000;
-
-/// Bounds in how many places freed memory may lie. Before the first thread of the runtime.
-pub(crate) fn bound_arenas() {
-    // SAFETY: it takes two numbers; what it refuses stays as it was.
-    #[allow(unsafe_code)]
-    let is_set = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) } == 1;
-    if !is_set {
-        tracing::debug!("the allocator keeps its own number of arenas");
-    }
-}
 
 /// What much churn has freed lies in pieces between what is in use, and the C library keeps it until it is told. Holds
 /// what every thread that asks for memory waits for, some milliseconds.
