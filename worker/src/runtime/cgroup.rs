@@ -74,6 +74,12 @@ impl Layout {
         }
     }
 
+    /// The folders of `cgroup` where its processes are counted (and listed), and the others.
+    pub(crate) fn counted_apart(&self, cgroup: &str) -> (Vec<PathBuf>, Vec<PathBuf>) {
+        let counted = self.folder_of(cgroup, "pids");
+        self.folders(cgroup).into_iter().partition(|folder| Some(folder) == counted.as_ref())
+    }
+
     /// The folder of `cgroup` with the files of `controller`; `None` where this machine has no such controller.
     pub(crate) fn folder_of(&self, cgroup: &str, controller: &str) -> Option<PathBuf> {
         let relative = cgroup.trim_start_matches('/');
@@ -227,6 +233,11 @@ mod tests {
             folders,
             [Path::new("/sys/fs/cgroup/cpu,cpuacct/orch.slice/x"), Path::new("/sys/fs/cgroup/memory/orch.slice/x")]
         );
+        assert_eq!(layout.counted_apart("/x"), (Vec::new(), layout.folders("/x")));
+        let counting = HYBRID.replace("rw,memory", "rw,pids").replace("/memory", "/pids");
+        let (counted, others) = Layout::parse(&counting).counted_apart("/x");
+        assert_eq!(counted, [Path::new("/sys/fs/cgroup/pids/x")]);
+        assert_eq!(others, [Path::new("/sys/fs/cgroup/cpu,cpuacct/x")]);
         let Layout::V1(hierarchies) = layout else { panic!("not version 1") };
         assert!(hierarchies[0].has("cpuacct") && !hierarchies[0].has("memory"));
     }
@@ -236,5 +247,6 @@ mod tests {
         let layout = Layout::parse("30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate");
         assert!(layout.is_v2());
         assert_eq!(layout.folders("/a"), [Path::new("/sys/fs/cgroup/a")]);
+        assert_eq!(layout.counted_apart("/a"), (layout.folders("/a"), Vec::new()));
     }
 }

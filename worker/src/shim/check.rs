@@ -1,27 +1,26 @@
-//! Runs a container's health check: a process in its namespaces and its control group, with its rights, made by one
-//! fork of the shim.
-//!
-//! What the process needs is looked up once; a check is a fork, a handful of system calls and the program's own work.
+//! Runs a container's health checks: processes in its namespaces and its control group, with its rights, started by the
+//! [`Runner`]. This side says when, takes their output, and ends those that take too long.
 
 use std::{
     fs::File,
-    io::{self, Read, Write},
-    os::fd::AsFd,
+    io::{self, Read},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     rc::Rc,
     time::{Duration, Instant},
 };
 
 use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
-    sys::signal::{Signal, killpg},
+    sys::signal::{Signal, kill, killpg},
     unistd::{Pid, pipe2},
 };
 use seccompiler::sock_filter;
 
 use super::{
-    entry::{Entry, Process, Program, Streams},
+    entry::{Entry, Process, Program},
     health::{MAX_OUTPUT_BYTES, Monitor},
     protocol::{Failure, HealthPlan, HealthRecord, HealthResult, HealthWord, to_ns},
+    runner::Runner,
 };
 
 /// What a check that could not be run at all returns.
@@ -32,17 +31,24 @@ pub(super) struct Checks {
     monitor: Monitor,
     subject: Subject,
     began: Instant,
+    /// Made for the first check, and again when it is gone.
+    runner: Option<Runner>,
     running: Option<Running>,
 }
 
 /// A check under way.
 struct Running {
-    pid: i32,
-    /// Until it ends.
-    output: Option<File>,
+    output: Output,
     text: Vec<u8>,
     began: Instant,
     began_ns: u64,
+}
+
+/// A pipe that a check prints to. The shim has both ends: it is told of a check's end as of any child's, and need not hear
+/// a second time that the output has ended.
+struct Output {
+    ours: File,
+    theirs: OwnedFd,
 }
 
 /// What is checked: the container's own program, as far as its rights go.
@@ -57,7 +63,7 @@ impl Checks {
     /// For a container that runs from now on.
     pub(super) fn new(plan: HealthPlan, mut subject: Subject) -> Self {
         subject.process.args.clone_from(&plan.test);
-        Self { monitor: Monitor::new(plan), subject, began: Instant::now(), running: None }
+        Self { monitor: Monitor::new(plan), subject, began: Instant::now(), runner: None, running: None }
     }
 
     pub(super) fn health(&self) -> HealthWord {
@@ -77,14 +83,23 @@ impl Checks {
         until.saturating_duration_since(Instant::now())
     }
 
-    /// What a running check prints.
-    pub(super) fn output(&self) -> Option<&File> {
-        self.running.as_ref()?.output.as_ref()
+    /// What is worth a call of [`Checks::hear`] when it becomes readable.
+    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let output = self.running.as_ref().map(|running| running.output.ours.as_fd());
+        output.into_iter().chain(self.runner.as_ref().and_then(Runner::socket))
     }
 
-    pub(super) fn read_output(&mut self) {
+    /// Takes output, and complaints of the runner. Whether the health changed.
+    pub(super) fn hear(&mut self) -> bool {
         if let Some(running) = &mut self.running {
             running.read();
+        }
+        let Some(complaint) = self.runner.as_mut().and_then(Runner::complaint) else { return false };
+        let has_started = self.runner.as_ref().is_some_and(|runner| runner.check().is_some());
+        // One that has started ends by itself, and is collected.
+        match self.running.take_if(|_| !has_started) {
+            Some(running) => self.not_run(&complaint, running.began, running.began_ns),
+            None => false,
         }
     }
 
@@ -95,27 +110,53 @@ impl Checks {
     /// What is due: starts a check, or ends one that takes too long. Whether the health changed.
     pub(super) fn tick(&mut self, entry: io::Result<&Entry>) -> bool {
         if let Some(running) = self.running.take() {
-            // Gone already, or about to be: its end is collected like any other.
-            let _ = killpg(Pid::from_raw(running.pid), Signal::SIGKILL);
+            // With the runner, which may hang with it: the program may lie on a volume that does not answer.
+            if let Some(pid) = self.runner.take().and_then(|runner| runner.check()) {
+                kill_group(pid);
+            }
             let text = format!("Health check exceeded timeout ({})", go_duration(self.monitor.timeout()));
             return self.end(CODE_NOT_RUN, text, running.began, running.began_ns);
         }
         let (began, began_ns) = (Instant::now(), now_ns());
-        match self.subject.check(entry) {
-            Ok((pid, output)) => {
-                self.running = Some(Running { pid, output: Some(output), text: Vec::new(), began, began_ns });
+        match self.start(entry) {
+            Ok(output) => {
+                self.running = Some(Running { output, text: Vec::new(), began, began_ns });
                 false
             }
-            Err(err) => self.end(CODE_NOT_RUN, format!("the check cannot be run: {err}"), began, began_ns),
+            Err(err) => self.not_run(&Failure { message: err.to_string(), code: None }, began, began_ns),
         }
     }
 
-    /// Whether the process is a check, and whether its end changed the health.
+    /// Whether the process is a check or their runner, and whether its end changed the health.
     pub(super) fn reaped(&mut self, pid: i32, code: i32) -> Option<bool> {
-        let mut running = self.running.take_if(|running| running.pid == pid)?;
+        let runner = self.runner.as_mut()?;
+        if runner.reaped(pid) {
+            // What it had to say waits on its socket.
+            return Some(false);
+        }
+        runner.check().filter(|&check| check == pid)?;
+        let mut running = self.running.take()?;
         running.read();
         let text = String::from_utf8_lossy(&running.text).into_owned();
         Some(self.end(code, text, running.began, running.began_ns))
+    }
+
+    /// Orders a check, of a new runner if need be.
+    fn start(&mut self, entry: io::Result<&Entry>) -> io::Result<Output> {
+        let output = Output::open()?;
+        if self.runner.as_ref().is_some_and(|runner| runner.order(output.theirs.as_fd()).is_ok()) {
+            return Ok(output);
+        }
+        let subject = &self.subject;
+        let filter = subject.filter.as_ref().map(|filter| filter.as_slice());
+        let program = Program { args: &subject.process.args, process: &subject.process, caps: subject.caps, filter };
+        let runner = self.runner.insert(Runner::start(entry?, &program)?);
+        runner.order(output.theirs.as_fd())?;
+        Ok(output)
+    }
+
+    fn not_run(&mut self, failure: &Failure, began: Instant, start_ns: u64) -> bool {
+        self.end(CODE_NOT_RUN, format!("the check cannot be run: {}", failure.message), began, start_ns)
     }
 
     fn end(&mut self, exit_code: i32, output: String, began: Instant, start_ns: u64) -> bool {
@@ -124,42 +165,31 @@ impl Checks {
     }
 }
 
+impl Output {
+    fn open() -> io::Result<Self> {
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        Ok(Self { ours: ours.into(), theirs })
+    }
+}
+
 impl Running {
     /// What is there now.
     fn read(&mut self) {
         let mut buffer = [0; MAX_OUTPUT_BYTES];
-        while let Some(output) = &mut self.output {
-            match output.read(&mut buffer) {
-                Ok(0) => self.output = None,
-                Ok(len) => {
-                    let room = MAX_OUTPUT_BYTES.saturating_sub(self.text.len());
-                    self.text.extend_from_slice(&buffer[..len.min(room)]);
-                }
-                Err(_) => return,
-            }
+        while let Ok(len @ 1..) = self.output.ours.read(&mut buffer) {
+            let room = MAX_OUTPUT_BYTES.saturating_sub(self.text.len());
+            self.text.extend_from_slice(&buffer[..len.min(room)]);
         }
     }
 }
 
-impl Subject {
-    /// The process's number and its output.
-    fn check(&self, entry: io::Result<&Entry>) -> io::Result<(i32, File)> {
-        let entry = entry?;
-        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-        let flags = OFlag::from_bits_retain(fcntl(&ours, FcntlArg::F_GETFL)?);
-        fcntl(&ours, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        let theirs = File::from(theirs);
-        let null = File::open("/dev/null")?;
-        let streams = Streams::Given { stdin: null.as_fd(), stdout: theirs.as_fd(), stderr: theirs.as_fd() };
-        let filter = self.filter.as_ref().map(|filter| filter.as_slice());
-        let program = Program { args: &self.process.args, process: &self.process, caps: self.caps, filter };
-        // Said where the program would have printed.
-        let failed = |failure: &Failure| {
-            let _ = (&theirs).write_all(failure.message.as_bytes());
-            failure.code.unwrap_or(CODE_NOT_RUN)
-        };
-        Ok((entry.run(&program, &streams, failed)?, ours.into()))
-    }
+/// A check with what it started. It is a child that was not collected yet: the number is its.
+fn kill_group(pid: i32) {
+    let pid = Pid::from_raw(pid);
+    let _ = killpg(pid, Signal::SIGKILL);
+    // It may not have got as far as to lead a group.
+    let _ = kill(pid, Signal::SIGKILL);
 }
 
 /// As Go prints it: `3s`, `1m30s`, `500ms`.

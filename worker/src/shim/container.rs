@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     io::{self, BufRead, BufReader, Read, Write},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -30,7 +30,7 @@ use super::{
     check::Subject,
     entry::{Entry, Process, Program, Streams},
     executor::ContainerExecutor,
-    fork::in_child,
+    fork::{close_all_but, in_child},
     protocol::{ExecOrder, Failure, Files, STDIO_FDS, ShimConfig},
     starting::Starting,
     trace::{self, Mark},
@@ -233,23 +233,6 @@ fn remove(folder: &Path, layout: &Layout, cgroup: &str) {
         eprintln!("cannot remove the cgroup {cgroup}: {err}");
     }
     let _ = fs::remove_dir_all(Files(folder).state());
-}
-
-/// What the child has of ours it must not hold: as long as the container is not started its first process has copies, and
-/// whoever asks the socket of a killed shim would wait for an answer.
-#[allow(unsafe_code)]
-fn close_all_but(kept: &mut [RawFd]) {
-    kept.sort_unstable();
-    let mut first = libc::STDERR_FILENO + 1;
-    for &fd in kept.iter() {
-        if fd > first {
-            // SAFETY: takes numbers. Owners of these descriptors are never dropped: the child ends without.
-            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
-        }
-        first = first.max(fd + 1);
-    }
-    // SAFETY: as above.
-    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
 }
 
 /// What the process said before it executed its program or gave up; nothing when all went well.

@@ -28,7 +28,9 @@ use seccompiler::sock_filter;
 use serde::Deserialize;
 
 use super::{
-    executor::{cannot_execute, drop_capabilities, find, load_filter, raise_capabilities, reset_signals},
+    executor::{
+        bound_capabilities, cannot_execute, find, keep_capabilities, load_filter, raise_capabilities, reset_signals,
+    },
     fork::in_child,
     protocol::Failure,
 };
@@ -55,7 +57,7 @@ pub(super) struct Process {
     #[serde(default)]
     pub(super) args: Vec<String>,
     #[serde(default)]
-    env: Vec<String>,
+    pub(super) env: Vec<String>,
     cwd: PathBuf,
     #[serde(default)]
     pub(super) user: User,
@@ -115,6 +117,8 @@ pub(super) struct Entry {
     namespaces: CloneFlags,
     /// Of each hierarchy, to write oneself into.
     cgroups: Vec<PathBuf>,
+    /// Of those in which the container's processes are counted and listed.
+    counted: Vec<PathBuf>,
     /// The host's number of the container's user 0, with the numbers of those after it.
     users: Option<Vec<Mapping>>,
 }
@@ -133,11 +137,14 @@ impl Entry {
         let of_container = pid.to_string();
         let remapped = user_namespace(&of_container)? != user_namespace("self")?;
         let users = remapped.then(|| mappings(&fs::read_to_string(format!("/proc/{pid}/uid_map"))?)).transpose()?;
+        let procs = |folders: Vec<PathBuf>| folders.into_iter().map(|folder| folder.join("cgroup.procs")).collect();
+        let (counted, others) = layout.counted_apart(cgroup);
         Ok(Self {
             container: open_process(pid)?,
             own_pids: File::open("/proc/self/ns/pid")?,
             namespaces: if remapped { NAMESPACES | CloneFlags::CLONE_NEWUSER } else { NAMESPACES },
-            cgroups: layout.folders(cgroup).into_iter().map(|folder| folder.join("cgroup.procs")).collect(),
+            cgroups: procs(others),
+            counted: procs(counted),
             users,
         })
     }
@@ -167,30 +174,31 @@ impl Entry {
         forked
     }
 
+    /// The container's first process.
+    pub(super) fn process(&self) -> BorrowedFd<'_> {
+        self.container.as_fd()
+    }
+
+    /// For a process that stays and starts others: makes it what they all are, as far as that leaves it the rights to do
+    /// so. Its children are in the container. What is left for each is to write `0` to the files that come back, and what
+    /// [`take_place`] does.
+    pub(super) fn settle(&self, program: &Program<'_>) -> Result<Vec<File>, Failure> {
+        setns(&self.container, CloneFlags::CLONE_NEWPID).map_err(step("enter the container's process numbers"))?;
+        self.cgroups.iter().filter_map(|procs| open_procs(procs)).for_each(join);
+        let counted = self.counted.iter().filter_map(|procs| open_procs(procs)).collect();
+        self.enter(program.process)?;
+        restrict(program)?;
+        bound_capabilities(program.caps).map_err(step("bound capabilities"))?;
+        Ok(counted)
+    }
+
     fn become_program(&self, program: &Program<'_>, streams: &Streams<'_>) -> Result<Infallible, Failure> {
         let process = program.process;
         setsid().map_err(step("new session"))?;
-        self.enter_cgroups();
-        if let Some(score) = process.oom_score_adj {
-            let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
-        }
-        let profile = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty());
-        // Opened outside: what the container has mounted as /proc is not to be trusted.
-        let confinement = profile.map(|profile| open_confinement().map(|file| (file, profile))).transpose();
-        let confinement = confinement.map_err(|err| failure(format!("find AppArmor: {err}")))?;
-        setns(&self.container, self.namespaces).map_err(step("enter the container"))?;
+        self.cgroups.iter().chain(&self.counted).filter_map(|procs| open_procs(procs)).for_each(join);
+        self.enter(process)?;
         connect(streams)?;
-        // SAFETY: closes descriptors at the time of exec; no memory involved.
-        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-        // Before the change of user: the folder may be closed to that one.
-        chdir(&process.cwd).map_err(step("change to the working directory"))?;
-        limit(&process.rlimits).map_err(step("set limits"))?;
-        if let Some((mut file, profile)) = confinement {
-            file.write_all(format!("exec {profile}").as_bytes())
-                .map_err(|err| failure(format!("apply the AppArmor profile {profile}: {err}")))?;
-        }
-        umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
-        change_user(&process.user).map_err(step("change the user"))?;
+        take_place(process)?;
         let path = find(program.args, &process.env)?;
         let c_strings = |texts: &[String]| texts.iter().map(|text| CString::new(text.as_bytes())).collect();
         let argv: Result<Vec<_>, _> = c_strings(program.args);
@@ -199,32 +207,66 @@ impl Entry {
         else {
             return Err(failure("an argument has a zero byte in it".to_owned()));
         };
-        reset_signals();
-        if process.no_new_privileges {
-            nix::sys::prctl::set_no_new_privs().map_err(step("renounce new privileges"))?;
-        }
-        if let Some(filter) = program.filter {
-            load_filter(filter).map_err(step("load the system call filter"))?;
-        }
-        drop_capabilities(program.caps).map_err(step("drop capabilities"))?;
+        restrict(program)?;
+        bound_capabilities(program.caps).map_err(step("bound capabilities"))?;
+        keep_capabilities(program.caps).map_err(step("drop capabilities"))?;
         let Err(err) = nix::unistd::execve(&path, &argv, &envp);
         Err(cannot_execute(&program.args[0], err))
     }
 
-    /// Where a hierarchy takes no process (cpuset without CPUs), nothing is limited either.
-    fn enter_cgroups(&self) {
-        for procs in &self.cgroups {
-            // Not `fs::write`, which would make the file where the cgroup is gone.
-            let _ = OpenOptions::new().write(true).open(procs).and_then(|mut file| file.write_all(b"0"));
+    /// The container's namespaces, and what is set from outside of them.
+    fn enter(&self, process: &Process) -> Result<(), Failure> {
+        if let Some(score) = process.oom_score_adj {
+            let _ = fs::write("/proc/self/oom_score_adj", score.to_string());
         }
+        let profile = process.apparmor_profile.as_deref().filter(|profile| !profile.is_empty());
+        // Opened outside: what the container has mounted as /proc is not to be trusted.
+        let confinement = profile.map(|profile| open_confinement().map(|file| (file, profile))).transpose();
+        let confinement = confinement.map_err(|err| failure(format!("find AppArmor: {err}")))?;
+        setns(&self.container, self.namespaces).map_err(step("enter the container"))?;
+        if let Some((mut file, profile)) = confinement {
+            file.write_all(format!("exec {profile}").as_bytes())
+                .map_err(|err| failure(format!("apply the AppArmor profile {profile}: {err}")))?;
+        }
+        umask(Mode::from_bits_truncate(process.user.umask.unwrap_or(0o022)));
+        // SAFETY: closes descriptors at the time of exec; no memory involved.
+        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        Ok(())
     }
 }
 
-fn failure(message: String) -> Failure {
+/// The last of what is the process's own: its folder, its limits, its user.
+pub(super) fn take_place(process: &Process) -> Result<(), Failure> {
+    // Before the change of user: the folder may be closed to that one.
+    chdir(&process.cwd).map_err(step("change to the working directory"))?;
+    limit(&process.rlimits).map_err(step("set limits"))?;
+    change_user(&process.user).map_err(step("change the user"))
+}
+
+/// What is inherited and cannot be undone, with signals as programs expect them.
+fn restrict(program: &Program<'_>) -> Result<(), Failure> {
+    reset_signals();
+    if program.process.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().map_err(step("renounce new privileges"))?;
+    }
+    program.filter.map_or(Ok(()), load_filter).map_err(step("load the system call filter"))
+}
+
+/// Not created: that would make a file where the cgroup is gone.
+fn open_procs(procs: &PathBuf) -> Option<File> {
+    OpenOptions::new().write(true).open(procs).ok()
+}
+
+/// Where a hierarchy takes no process (cpuset without CPUs), nothing is limited either.
+fn join(mut procs: File) {
+    let _ = procs.write_all(b"0");
+}
+
+pub(super) fn failure(message: String) -> Failure {
     Failure { message, code: Some(CODE_NOT_STARTED) }
 }
 
-fn step(what: &'static str) -> impl Fn(Errno) -> Failure {
+pub(super) fn step(what: &'static str) -> impl Fn(Errno) -> Failure {
     move |err| failure(format!("{what}: {}", err.desc()))
 }
 
@@ -347,6 +389,7 @@ mod tests {
                 own_pids: File::open("/dev/null").unwrap(),
                 namespaces: NAMESPACES,
                 cgroups: Vec::new(),
+                counted: Vec::new(),
                 users: map.map(|text| mappings(text).unwrap()),
             };
             assert_eq!(entry.host_uid(uid), want);

@@ -78,7 +78,8 @@ impl ContainerExecutor {
         if let Some(filter) = &self.filter {
             load_filter(filter).map_err(|err| failed("loading the system call filter", &err))?;
         }
-        drop_capabilities(self.caps).map_err(|err| failed("dropping capabilities", &err))?;
+        bound_capabilities(self.caps).map_err(|err| failed("bounding capabilities", &err))?;
+        keep_capabilities(self.caps).map_err(|err| failed("dropping capabilities", &err))?;
         die_with_the_shim();
         let Err(err) = unistd::execve(&path, &argv, &envp);
         Err(cannot_execute(&args[0], err))
@@ -182,7 +183,7 @@ fn own_terminal(uid: u32) -> Result<(), Errno> {
 /// for last, because a change of rights cancels it, as does a program with the setuid bit; then the worker does it. Where
 /// the container's filter forbids the call, too.
 #[allow(unsafe_code)]
-fn die_with_the_shim() {
+pub(super) fn die_with_the_shim() {
     // SAFETY: prctl takes integers here.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
@@ -245,9 +246,26 @@ pub(super) fn raise_capabilities() -> Result<(), Errno> {
     }
 }
 
-/// Leaves `wanted` in the bounding, permitted and effective sets, and nothing in the inheritable and ambient ones.
+/// Leaves `wanted` in the bounding set, and nothing in the ambient one. What is permitted stays so until a program is
+/// executed.
 #[allow(unsafe_code)]
-pub(super) fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
+pub(super) fn bound_capabilities(wanted: u64) -> Result<(), Errno> {
+    // SAFETY: prctl takes integers here.
+    unsafe {
+        for cap in (0..=LAST_CAP).filter(|cap| wanted & (1 << cap) == 0) {
+            // Fails for numbers that the kernel does not have.
+            if libc::prctl(libc::PR_CAPBSET_READ, cap, 0, 0, 0) == 1 {
+                Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0))?;
+            }
+        }
+        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    }
+    Ok(())
+}
+
+/// Leaves `wanted` in the permitted and effective sets, and nothing in the inheritable and ambient ones.
+#[allow(unsafe_code)]
+pub(super) fn keep_capabilities(wanted: u64) -> Result<(), Errno> {
     #[repr(C)]
     struct Header {
         version: u32,
@@ -265,17 +283,8 @@ pub(super) fn drop_capabilities(wanted: u64) -> Result<(), Errno> {
     let halves =
         [wanted as u32, (wanted >> 32) as u32].map(|half| Sets { effective: half, permitted: half, inheritable: 0 });
     let header = Header { version: VERSION_3, pid: 0 };
-    // SAFETY: prctl takes integers here; capset reads a header and two elements, as version 3 prescribes.
-    unsafe {
-        for cap in (0..=LAST_CAP).filter(|cap| wanted & (1 << cap) == 0) {
-            // Fails for numbers that the kernel does not have.
-            if libc::prctl(libc::PR_CAPBSET_READ, cap, 0, 0, 0) == 1 {
-                Errno::result(libc::prctl(libc::PR_CAPBSET_DROP, cap, 0, 0, 0))?;
-            }
-        }
-        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-        Errno::result(libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr())).map(drop)
-    }
+    // SAFETY: capset reads a header and two elements, as version 3 prescribes.
+    unsafe { Errno::result(libc::syscall(libc::SYS_capset, &raw const header, halves.as_ptr())).map(drop) }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::io;
+use std::{io, os::fd::RawFd};
 
 use nix::unistd::{ForkResult, fork};
 
@@ -22,6 +22,23 @@ pub(super) fn in_child(body: impl FnOnce() -> i32) -> io::Result<i32> {
             Err(io::Error::other("a child that went on"))
         }
     }
+}
+
+/// In a child that lives on: of the shim's descriptors it must hold only those that it uses. Else who asks the socket of a
+/// killed shim would wait for an answer, and who reads to the end what the shim wrote to would wait for the end. Owners of
+/// these descriptors are never dropped: the child ends without.
+pub(super) fn close_all_but(kept: &mut [RawFd]) {
+    kept.sort_unstable();
+    let mut first = libc::STDERR_FILENO + 1;
+    for &fd in kept.iter() {
+        if fd > first {
+            // SAFETY: takes numbers.
+            unsafe { libc::syscall(libc::SYS_close_range, first, fd - 1, 0) };
+        }
+        first = first.max(fd + 1);
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, 0) };
 }
 
 /// Ends the process when it is dropped, without running what the shim had registered.

@@ -19,6 +19,7 @@ pub(crate) mod journal;
 pub(crate) mod log;
 mod nursery;
 pub(crate) mod protocol;
+mod runner;
 mod server;
 mod silence;
 mod starting;

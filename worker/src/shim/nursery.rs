@@ -107,14 +107,14 @@ fn leave_home(messages: OwnedFd) -> io::Result<()> {
 
 /// The memory of the process's arguments, which is what lists of processes show.
 #[derive(Clone, Copy)]
-struct Arguments {
+pub(super) struct Arguments {
     start: usize,
     len: usize,
 }
 
 impl Arguments {
     /// Nothing where it cannot be found: names are for humans.
-    fn find() -> Self {
+    pub(super) fn find() -> Self {
         let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
         // The name in parentheses may have spaces; start and end are the 48th and 49th field, and it is the second.
         let mut after_name = stat.rsplit(") ").next().unwrap_or_default().split(' ').skip(45).map(str::parse);
@@ -125,7 +125,7 @@ impl Arguments {
     }
 
     /// What does not fit is cut off; the worker leaves room ([`ROOM`]).
-    fn rename(self, words: &[&[u8]]) {
+    pub(super) fn rename(self, words: &[&[u8]]) {
         let mut name = words.join(&0);
         name.resize(self.len, 0);
         if let Some(last) = name.last_mut() {

@@ -154,10 +154,14 @@ impl Server {
             if ready.signals {
                 while let Ok(Some(_)) = self.signals.read_signal() {}
             }
+            let mut heard = false;
             if ready.check
                 && let Some(checks) = &mut self.checks
             {
-                checks.read_output();
+                heard = checks.hear();
+            }
+            if heard {
+                self.tell_health();
             }
             self.tick();
             // Also without a signal: one may have arrived while libcontainer waited for its own children.
@@ -173,7 +177,7 @@ impl Server {
         let fds = [self.signals.as_fd(), self.listener.as_fd()]
             .into_iter()
             .chain(self.streams.iter().filter(|_| !behind).map(|stream| stream.fd.as_fd()))
-            .chain(self.checks.as_ref().and_then(Checks::output).map(AsFd::as_fd))
+            .chain(self.checks.iter().flat_map(Checks::sources))
             .chain(self.connections.iter().map(|connection| connection.stream.as_fd()));
         let mut polled: Vec<PollFd<'_>> = fds.map(|fd: BorrowedFd<'_>| PollFd::new(fd, PollFlags::POLLIN)).collect();
         let fixed = polled.len();
@@ -187,6 +191,7 @@ impl Server {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(err) => return Err(err.into()),
         }
+        let check_sources = self.checks.as_ref().map_or(0, |checks| checks.sources().count());
         let is_ready = |fd: &PollFd<'_>| fd.any().unwrap_or(true);
         let mut ready = polled[..fixed].iter().map(is_ready);
         Ok(Ready {
@@ -200,8 +205,7 @@ impl Server {
                 .map(|((w, ..), _)| *w)
                 .collect(),
             streams: ready.by_ref().take(if behind { 0 } else { self.streams.len() }).collect(),
-            check: self.checks.as_ref().is_some_and(|checks| checks.output().is_some())
-                && ready.next().unwrap_or(false),
+            check: ready.by_ref().take(check_sources).fold(false, |any, ready| any || ready),
             connections: ready.collect(),
         })
     }
@@ -430,6 +434,8 @@ impl Server {
     /// file is what a worker believes, and removal takes time.
     fn finish(mut self, status: WaitStatus) -> io::Result<()> {
         self.silence_if_killed(status);
+        // They are in nobody's way, and would be found in the cgroup.
+        self.checks = None;
         self.drain_output();
         let (code, signal) = code_of(status);
         let failure = self.start_failure.take();
