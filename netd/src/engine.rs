@@ -37,6 +37,7 @@ use tokio::{
 use crate::{
     dns::{self, Resolvers},
     engine::apply::Applied,
+    memory,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
     store::{Store, StoredTask, local_task},
@@ -122,6 +123,8 @@ pub(crate) struct Engine {
     plan_problems: Vec<String>,
     /// What of the node's firewall is in the way.
     firewall: Option<String>,
+    /// Much was made or removed: what that took and freed again is to be given back.
+    churned: bool,
 }
 
 impl Engine {
@@ -157,6 +160,7 @@ impl Engine {
             problems: BTreeMap::new(),
             plan_problems: Vec::new(),
             firewall: None,
+            churned: false,
         };
         engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;
         engine.pass(true).await;
@@ -180,7 +184,12 @@ impl Engine {
                     self.pass(false).await;
                     waiting.into_iter().for_each(|waiting| self.answer(waiting));
                 }
-                _ = check.tick() => self.pass(true).await,
+                _ = check.tick() => {
+                    self.pass(true).await;
+                    if std::mem::take(&mut self.churned) {
+                        drop(tokio::task::spawn_blocking(memory::give_back));
+                    }
+                }
             }
         }
     }

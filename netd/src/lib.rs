@@ -11,6 +11,7 @@ mod conntrack;
 mod dns;
 mod engine;
 mod firewall;
+mod memory;
 mod metrics;
 mod netlink;
 mod netns;
@@ -47,6 +48,7 @@ pub struct Config {
 /// Serves `Netd` until SIGTERM or a fatal error. What it made stays: containers keep their networks.
 pub fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    memory::bound_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(serve(config))
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -103,16 +103,16 @@ impl Shared {
 }
 
 async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
-    let mut buffer = vec![0; MAX_UDP_QUERY_LEN];
     loop {
-        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
-        let query = &buffer[..length];
+        // Waited for without a buffer: most tasks ask rarely, and there are many.
+        let Ok(()) = socket.readable().await else { continue };
+        let Ok((query, from)) = receive(&socket) else { continue };
         let view = shared.view();
-        match shared.local(query, &view, Transport::Udp) {
+        match shared.local(&query, &view, Transport::Udp) {
             Answer::Reply(reply) => drop(socket.send_to(&reply, from).await),
             Answer::Malformed => {}
             Answer::Forward => {
-                let (shared, socket, query) = (shared.clone(), socket.clone(), query.to_vec());
+                let (shared, socket) = (shared.clone(), socket.clone());
                 // Bounded by the resolvers' limit: past it, the question is refused without waiting.
                 tokio::spawn(async move {
                     if let Some(reply) = shared.forward(&query, &view, Transport::Udp).await {
@@ -122,6 +122,12 @@ async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
             }
         }
     }
+}
+
+fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
+    let mut buffer = [0; MAX_UDP_QUERY_LEN];
+    let (length, from) = socket.try_recv_from(&mut buffer)?;
+    Ok((buffer[..length].to_vec(), from))
 }
 
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {

@@ -1,6 +1,6 @@
 //! Bringing one namespace up to date, on a thread inside it.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use orch_netd_core::{
     ns::{LinkKind, NsName, NsPlan},
@@ -17,7 +17,7 @@ use crate::{
 /// What was last carried out in a namespace.
 #[derive(Debug, Clone)]
 pub(super) struct Applied {
-    pub(super) plan: NsPlan,
+    pub(super) plan: Arc<NsPlan>,
     /// The ruleset's generation after it was loaded: as long as it stays, nobody has changed it.
     pub(super) generation: u32,
 }
@@ -34,13 +34,13 @@ pub(super) struct Outcome {
 pub(super) struct Job {
     pub(super) name: NsName,
     pub(super) ns: NetNs,
-    pub(super) plan: NsPlan,
+    pub(super) plan: Arc<NsPlan>,
     /// Whether to look at everything there, even if only the rules are to be changed.
     pub(super) thorough: bool,
     /// Its links were made anew from the other end in this pass: what hangs on them is missing, and nobody's fault.
     pub(super) made_anew: bool,
     pub(super) last: Option<Applied>,
-    pub(super) peers: Namespaces,
+    pub(super) peers: Arc<Namespaces>,
 }
 
 impl Job {
@@ -76,7 +76,8 @@ impl Job {
         let generation = nft::generation(&socket)?;
         // What was complete and is not wanted otherwise by now: no step should be needed.
         let wanted_before = self.last.as_ref().is_some_and(|last| last.plan == self.plan) && !self.made_anew;
-        observed.ruleset = self.last.filter(|last| last.generation == generation).map(|last| last.plan.ruleset);
+        let unchanged = self.last.filter(|last| last.generation == generation);
+        observed.ruleset = unchanged.map(|last| last.plan.ruleset.clone());
         let ops = steps(&self.name, &self.plan, &observed);
         if wanted_before && !ops.is_empty() {
             tracing::warn!(ns = %self.name, put_back = summary(&ops), "someone else changed the network here");

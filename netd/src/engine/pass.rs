@@ -27,7 +27,8 @@ use super::{
 use crate::{
     conntrack,
     dns::{self, Server, TaskView},
-    firewall, netlink,
+    firewall,
+    netlink::{self, Namespaces},
     netns::{self, NetNs},
     store::StoredTask,
 };
@@ -147,16 +148,19 @@ impl Engine {
     /// In three rounds, since links between namespaces are made from the earlier one.
     async fn apply_all(&mut self, plan: &Plan, check: bool) {
         let mut touched = BTreeSet::new();
+        // One for all: as many copies as namespaces would be much memory.
+        let peers = Arc::new(self.namespaces.clone());
         for round in [is_host, is_sandbox, is_task] {
             let mut work = JoinSet::new();
             let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
             for (name, wanted) in plan.namespaces.iter().filter(|(name, _)| round(name)) {
-                let changed = self.applied.get(name).is_none_or(|applied| applied.plan != *wanted);
+                let changed = self.applied.get(name).is_none_or(|applied| *applied.plan != *wanted);
                 if !(check || changed || touched.contains(name)) {
                     continue;
                 }
+                self.churned |= changed;
                 let thorough = check || touched.contains(name);
-                let Some(mut job) = self.job(name, wanted, thorough) else { continue };
+                let Some(mut job) = self.job(name, wanted, thorough, &peers) else { continue };
                 job.made_anew = touched.contains(name);
                 let limit = limit.clone();
                 work.spawn(async move {
@@ -173,15 +177,17 @@ impl Engine {
         }
     }
 
-    fn job(&self, name: &NsName, wanted: &NsPlan, thorough: bool) -> Option<Job> {
+    fn job(&self, name: &NsName, wanted: &NsPlan, thorough: bool, peers: &Arc<Namespaces>) -> Option<Job> {
+        let last = self.applied.get(name).cloned();
+        let known = last.as_ref().map(|last| last.plan.clone()).filter(|plan| **plan == *wanted);
         Some(Job {
             name: name.clone(),
             ns: self.namespaces.get(name)?.clone(),
-            plan: wanted.clone(),
+            plan: known.unwrap_or_else(|| Arc::new(wanted.clone())),
             thorough,
             made_anew: false,
-            last: self.applied.get(name).cloned(),
-            peers: self.namespaces.clone(),
+            last,
+            peers: peers.clone(),
         })
     }
 
@@ -202,6 +208,7 @@ impl Engine {
     /// Takes away namespaces that nobody wants; several at once, since each waits for a grace period of the kernel.
     async fn remove_unwanted(&mut self, plan: &Plan) {
         let unwanted: Vec<_> = self.namespaces.keys().filter(|n| !plan.namespaces.contains_key(n)).cloned().collect();
+        self.churned |= !unwanted.is_empty();
         let mut work = JoinSet::new();
         let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
         for name in unwanted {
