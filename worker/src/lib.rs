@@ -14,6 +14,8 @@ mod api;
 mod cleanup;
 mod config;
 mod contents;
+#[cfg(test)]
+mod fuzz;
 mod image;
 mod local;
 mod metrics;

@@ -22,7 +22,7 @@ use crate::{
         chain, import,
         pull::PullError,
         reference::Reference,
-        store::{ImageStore, StoreError, StoredImage, pinned},
+        store::{ImageStore, Removed, StoreError, StoredImage, pinned},
     },
 };
 
@@ -77,9 +77,9 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
 
     if let Err(refused) = register(live, &name, &image, store.platform(&image), &start).await {
         if image.names.is_empty()
-            && let Err(error) = store.remove(&image.digest, None)
+            && let Err(error) = delete(&store, &image.digest, None).await
         {
-            tracing::warn!(error = chain(&error), "an image whose name was refused stays");
+            tracing::warn!(%error, "an image whose name was refused stays");
         }
         return Err(refused);
     }
@@ -184,8 +184,17 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
         )));
     }
     forget(agent, &image, only.as_deref()).await;
-    let removed = store.remove(&image.digest, only.as_deref()).map_err(|error| Status::internal(chain(&error)))?;
+    let removed = delete(store, &image.digest, only).await?;
     Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
+}
+
+/// On a thread of its own: a large image has many files.
+async fn delete(store: &ImageStore, digest: &str, only: Option<String>) -> Result<Removed, Status> {
+    let (store, digest) = (store.clone(), digest.to_owned());
+    let removed = tokio::task::spawn_blocking(move || store.remove(&digest, only.as_deref())).await;
+    removed
+        .map_err(|error| Status::internal(chain(&error)))?
+        .map_err(|error| Status::internal(chain(&error)))
 }
 
 /// Makes another name for an image, here and in the cluster.
@@ -322,7 +331,7 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
             continue;
         }
         forget(agent, &image, None).await;
-        let removed = store.remove(&image.digest, None).map_err(|error| Status::internal(chain(&error)))?;
+        let removed = delete(store, &image.digest, None).await?;
         pruned.untagged.extend(removed.untagged);
         pruned.deleted.extend(removed.deleted);
         pruned.freed_bytes += image.record.size_bytes;

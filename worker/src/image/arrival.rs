@@ -1,5 +1,5 @@
 //! A blob on its way into the store. A layer is unpacked while it arrives, so that a pull takes as long as the slower of the
-//! two and not as long as both.
+//! two and not as long as both. What an earlier try has left of it is taken up first.
 
 use std::io::{self, Read};
 
@@ -11,7 +11,7 @@ use super::store::{BlobWriter, ImageStore, StoreError, UnpackedLayer};
 /// Pieces that the network may be ahead of unpacking.
 const PIECES_AHEAD: usize = 64;
 
-/// Dropped, it leaves nothing.
+/// Dropped, it leaves nothing but, of a layer, what the next try begins with.
 pub(crate) struct Arrival {
     writer: BlobWriter,
     unpacking: Option<Unpacking>,
@@ -29,19 +29,52 @@ impl Arrival {
         Ok(Self { writer: store.blob_writer()?, unpacking: None, bytes: 0 })
     }
 
-    /// A layer that is not here yet.
-    pub(crate) fn of_layer(store: &ImageStore, digest: &str) -> Result<Self, StoreError> {
+    /// A layer that is not here yet, or not all of it.
+    pub(crate) async fn of_layer(store: &ImageStore, digest: &str) -> Result<Self, StoreError> {
+        let mut arrival = Self::begin(store, digest)?;
+        match arrival.take_up().await {
+            Ok(()) => Ok(arrival),
+            Err(error) => {
+                tracing::info!(digest, %error, "what an earlier download has left is of no use");
+                arrival.spoil();
+                drop(arrival);
+                Self::begin(store, digest)
+            }
+        }
+    }
+
+    fn begin(store: &ImageStore, digest: &str) -> Result<Self, StoreError> {
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
         let (store, digest) = (store.clone(), digest.to_owned());
-        let writer = store.blob_writer()?;
+        let writer = store.layer_writer(&digest)?;
         let thread = tokio::task::spawn_blocking(move || {
             store.unpack_aside(&digest, Pieces { receiver, current: Bytes::new() })
         });
         Ok(Self { writer, unpacking: Some(Unpacking { pieces, thread }), bytes: 0 })
     }
 
+    async fn take_up(&mut self) -> Result<(), StoreError> {
+        while let Some(piece) = self.writer.take_up()? {
+            self.pass_on(piece.into()).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn append(&mut self, piece: Bytes) -> Result<(), StoreError> {
-        self.writer.append(&piece)?;
+        let appended = match self.writer.append(&piece) {
+            Ok(()) => self.pass_on(piece).await,
+            Err(error) => Err(error),
+        };
+        // Neither a full disk nor a layer that cannot be unpacked is helped by keeping it.
+        appended.inspect_err(|_| self.writer.spoil())
+    }
+
+    /// What has arrived is not what was asked for.
+    pub(crate) fn spoil(&mut self) {
+        self.writer.spoil();
+    }
+
+    async fn pass_on(&mut self, piece: Bytes) -> Result<(), StoreError> {
         self.bytes += piece.len() as u64;
         if let Some(unpacking) = &self.unpacking
             && unpacking.pieces.send(piece).await.is_err()

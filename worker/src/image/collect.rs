@@ -39,6 +39,10 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         let config = agent.host.images.collect_config();
         let dir = agent.host.images.store.dir().to_owned();
         if used_percent(&dir).is_some_and(|used| used > config.high_percent) {
+            // What broke off is the first to go: no one misses it.
+            if let Err(error) = agent.host.images.store.forget_partials(config.minimum_age) {
+                tracing::warn!(error = chain(&error), "downloads that broke off could not be removed");
+            }
             free(&agent, &config, &dir).await;
         }
     }

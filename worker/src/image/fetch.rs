@@ -1,14 +1,14 @@
 //! Fetches images from other nodes of the cluster, by digest only.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::manifest::OciManifest;
 use orch_model::{assignment::ImageSource, node::NodeRole};
 use orch_proto::{
-    tls::{Identity, SharedIdentity},
-    transport::{TransportError, tls_channel},
+    tls::SharedIdentity,
+    transport::{TransportError, shared_channel},
     wire::{FetchBlobRequest, peer_client::PeerClient},
 };
 use tokio::time::{Instant, timeout, timeout_at};
@@ -84,7 +84,6 @@ struct Holder {
 
 /// Connects to all holders at once, so that a dead one costs no waiting while another answers.
 async fn reachable(identity: &SharedIdentity, from: &ImageSource) -> Result<Vec<Holder>, FetchError> {
-    let identity = identity.current();
     let connects: Vec<_> = from.holders.iter().map(|addr| connect(addr.clone(), identity.clone())).collect();
     let (mut holders, mut last) = (Vec::new(), FetchError::NoHolder(from.digest.clone()));
     let mut tries = stream::iter(connects).buffer_unordered(from.holders.len().max(1));
@@ -105,14 +104,22 @@ async fn reachable(identity: &SharedIdentity, from: &ImageSource) -> Result<Vec<
     Err(last)
 }
 
-async fn connect(addr: String, identity: Arc<Identity>) -> Result<Holder, FetchError> {
-    match tls_channel(&addr, &identity, NodeRole::Worker).await {
+async fn connect(addr: String, identity: SharedIdentity) -> Result<Holder, FetchError> {
+    match shared_channel(&addr, &identity, NodeRole::Worker).await {
         Ok(channel) => Ok(Holder { addr, client: PeerClient::new(channel) }),
         Err(source) => Err(FetchError::Connect { holder: addr, source }),
     }
 }
 
 const HOLDER_GRACE: Duration = Duration::from_millis(50);
+
+/// What becomes of what arrives.
+#[derive(Debug, Clone, Copy)]
+enum What {
+    Blob,
+    /// It is unpacked, too.
+    NewLayer,
+}
 
 struct Fetcher<'a> {
     store: &'a ImageStore,
@@ -146,11 +153,15 @@ impl Fetcher<'_> {
         if self.store.has_blob(digest) {
             return Ok(None);
         }
-        let start = || match self.store.has_layer(diff_id) {
-            true => Arrival::of_blob(self.store),
-            false => Arrival::of_layer(self.store, digest),
+        let what = if self.store.has_layer(diff_id) { What::Blob } else { What::NewLayer };
+        let is_resumed = self.store.partial_bytes(digest) > 0;
+        let unpacked = match self.one_after_another(n, digest, Some(bytes), what).await {
+            Err(FetchError::Store(error)) if is_resumed => {
+                tracing::info!(digest, %error, "a transfer that was gone on with begins anew");
+                self.one_after_another(n, digest, Some(bytes), what).await?
+            }
+            done => done?,
         };
-        let unpacked = self.one_after_another(n, digest, Some(bytes), start).await?;
         Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
     }
 
@@ -158,7 +169,7 @@ impl Fetcher<'_> {
         if self.store.has_blob(digest) {
             return Ok(());
         }
-        self.one_after_another(n, digest, limit, || Arrival::of_blob(self.store)).await.map(drop)
+        self.one_after_another(n, digest, limit, What::Blob).await.map(drop)
     }
 
     /// Asks the `n`th holder first, then the others; what one began the next goes on with.
@@ -167,10 +178,10 @@ impl Fetcher<'_> {
         n: usize,
         digest: &str,
         limit: Option<u64>,
-        start: impl Fn() -> Result<Arrival, StoreError>,
+        what: What,
     ) -> Result<Option<UnpackedLayer>, FetchError> {
         let mut last = FetchError::NoHolder(digest.to_owned());
-        let mut arrival = start()?;
+        let mut arrival = self.start(digest, what).await?;
         for turn in 0..self.holders.len() {
             let holder = &self.holders[(n + turn) % self.holders.len()];
             match self.blob_from(holder, digest, limit, &mut arrival).await {
@@ -183,13 +194,21 @@ impl Fetcher<'_> {
                         "fetching from a node failed"
                     );
                     if !matches!(error, FetchError::Stalled { .. } | FetchError::Refused { .. }) {
-                        arrival = start()?;
+                        arrival.spoil();
+                        arrival = self.start(digest, what).await?;
                     }
                     last = error;
                 }
             }
         }
         Err(last)
+    }
+
+    async fn start(&self, digest: &str, what: What) -> Result<Arrival, StoreError> {
+        match what {
+            What::Blob => Arrival::of_blob(self.store),
+            What::NewLayer => Arrival::of_layer(self.store, digest).await,
+        }
     }
 
     async fn blob_from(

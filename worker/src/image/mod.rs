@@ -9,7 +9,10 @@ pub(crate) mod change;
 pub(crate) mod collect;
 pub(crate) mod config;
 pub(crate) mod fetch;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod import;
+mod partial;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod reference;

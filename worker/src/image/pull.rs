@@ -2,7 +2,7 @@
 //!
 //! Everything is checked by digest on arrival. A layer is unpacked while it is downloaded.
 
-use std::time::Duration;
+use std::{cmp::Ordering, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::{
@@ -280,19 +280,34 @@ impl<'a> Session<'a> {
             report(progress, &blob.digest, bytes_of(blob), "exists", bytes_of(blob));
             return Ok(None);
         }
-        self.store.check_room(bytes_of(blob))?;
-        report(progress, &blob.digest, bytes_of(blob), "downloading", 0);
-        let start = || match diff_id.filter(|diff_id| !self.store.has_layer(diff_id)) {
-            Some(_) => Arrival::of_layer(self.store, &blob.digest),
-            None => Arrival::of_blob(self.store),
-        };
-        let mut download = Download { arrival: start()?, reported: 0 };
+        let is_resumed = self.store.partial_bytes(&blob.digest) > 0;
+        match self.download(blob, diff_id, progress).await {
+            Err(error @ (PullError::Store(_) | PullError::Registry { .. })) if is_resumed => {
+                tracing::info!(digest = blob.digest, %error, "a download that was gone on with begins anew");
+                self.download(blob, diff_id, progress).await
+            }
+            done => done,
+        }
+    }
+
+    async fn download(
+        &self,
+        blob: &OciDescriptor,
+        diff_id: Option<&str>,
+        progress: &Progress,
+    ) -> Result<Option<UnpackedLayer>, PullError> {
+        let is_new_layer = diff_id.is_some_and(|diff_id| !self.store.has_layer(diff_id));
+        let mut download = Download { arrival: self.start(blob, is_new_layer).await?, reported: 0 };
+        self.store.check_room(bytes_of(blob).saturating_sub(download.arrival.bytes))?;
+        report(progress, &blob.digest, bytes_of(blob), "downloading", download.arrival.bytes);
         let mut attempt = 1;
         // What has arrived is kept: the next attempt asks for the rest.
-        while let Err(error) = self.go_on(&mut download, blob, &start, progress).await {
-            if attempt == DOWNLOAD_ATTEMPTS
-                || !matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. })
-            {
+        while let Err(error) = self.go_on(&mut download, blob, is_new_layer, progress).await {
+            let broke_off = matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. });
+            if !broke_off {
+                download.arrival.spoil();
+            }
+            if !broke_off || attempt == DOWNLOAD_ATTEMPTS {
                 return Err(error);
             }
             attempt += 1;
@@ -303,22 +318,38 @@ impl<'a> Session<'a> {
         Ok(download.arrival.finish(&blob.digest).await?)
     }
 
+    async fn start(&self, blob: &OciDescriptor, is_new_layer: bool) -> Result<Arrival, StoreError> {
+        match is_new_layer {
+            true => Arrival::of_layer(self.store, &blob.digest).await,
+            false => Arrival::of_blob(self.store),
+        }
+    }
+
     async fn go_on(
         &self,
         download: &mut Download,
         blob: &OciDescriptor,
-        start: &impl Fn() -> Result<Arrival, StoreError>,
+        is_new_layer: bool,
         progress: &Progress,
     ) -> Result<(), PullError> {
         let reference = oci_reference(self.endpoint, self.reference, None);
         let from = download.arrival.bytes;
+        match from.cmp(&bytes_of(blob)) {
+            Ordering::Equal if from > 0 => return Ok(()),
+            Ordering::Greater => {
+                return Err(StoreError::TooLong { digest: blob.digest.clone(), bytes: bytes_of(blob) }.into());
+            }
+            Ordering::Equal | Ordering::Less => {}
+        }
         // Asked for as a part even when it is the whole: what arrives is checked once, on our side.
         let answer = self.client.pull_blob_stream_partial(&reference, blob, from, None).await;
         let mut stream = match answer.map_err(|error| self.endpoint.error(error))? {
             BlobResponse::Partial(rest) => rest.stream,
             BlobResponse::Full(whole) => {
                 if from > 0 {
-                    *download = Download { arrival: start()?, reported: 0 };
+                    // A registry that knows no parts.
+                    download.arrival.spoil();
+                    *download = Download { arrival: self.start(blob, is_new_layer).await?, reported: 0 };
                 }
                 whole.stream
             }

@@ -1,7 +1,7 @@
 //! The node's images: blobs by digest, unpacked layers by diff id, and an index of names.
 //!
 //! Layout of the folder: `blobs/sha256/<hex>`, `layers/<hex of the diff id>/`, `ingest/` for what is being written,
-//! `index.json`. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
+//! `partial/<hex>` for what broke off, `index.json`. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
 //! renamed); an image is in the index only when all its blobs and layers are there; no path is made from a digest that
 //! [`is_digest`] has not seen.
 
@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, SystemTime},
 };
 
 use oci_client::manifest::OciImageManifest;
@@ -23,6 +24,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     config::ImageConfig,
+    partial::{self, Partial},
     reference::{Reference, is_digest},
     room::Room,
     unpack::{UnpackError, unpack_layer},
@@ -30,6 +32,8 @@ use super::{
 
 /// Largest manifest or configuration that is read into memory.
 pub(crate) const MAX_METADATA_BYTES: u64 = 8 << 20;
+/// What is read at once of a layer that is gone on with.
+const TAKE_UP_BYTES: usize = 256 << 10;
 /// Shortest prefix of an image id that is looked up.
 const MIN_ID_PREFIX: usize = 4;
 
@@ -151,9 +155,11 @@ impl ImageStore {
         if ingest.exists() {
             fs::remove_dir_all(&ingest).map_err(io_error("empty", &ingest))?;
         }
-        for folder in [dir.join("blobs/sha256"), dir.join("layers"), ingest] {
-            fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        let partial = dir.join("partial");
+        for folder in [&dir.join("blobs/sha256"), &dir.join("layers"), &ingest, &partial] {
+            fs::create_dir_all(folder).map_err(io_error("create", folder))?;
         }
+        partial::clean(&partial, SystemTime::now(), partial::KEPT_FOR).map_err(io_error("clean", &partial))?;
         let path = dir.join("index.json");
         let index = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|source| StoreError::Json {
@@ -188,7 +194,30 @@ impl ImageStore {
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
         let ingest = self.dir.join("ingest");
         let file = tempfile::NamedTempFile::new_in(&ingest).map_err(io_error("create a file in", &ingest))?;
-        Ok(BlobWriter { store: self.clone(), file, hash: Sha256::new(), bytes: 0 })
+        Ok(BlobWriter { store: self.clone(), aside: Aside::Temporary(file), hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Goes on with a layer: what an earlier try has left of it is there, but not [taken up](BlobWriter::take_up) yet.
+    pub(super) fn layer_writer(&self, digest: &str) -> Result<BlobWriter> {
+        let folder = self.partial_dir();
+        let partial = Partial::take(&folder, hex_of(digest)?).map_err(io_error("go on with a layer in", &folder))?;
+        let Some(partial) = partial else { return self.blob_writer() };
+        Ok(BlobWriter { store: self.clone(), aside: Aside::Partial(partial), hash: Sha256::new(), bytes: 0 })
+    }
+
+    /// Bytes that an earlier try has left of a layer.
+    pub(super) fn partial_bytes(&self, digest: &str) -> u64 {
+        hex_of(digest).map_or(0, |hex| partial::bytes(&self.partial_dir(), hex))
+    }
+
+    /// Deletes what broke off and was not gone on with for so long.
+    pub(crate) fn forget_partials(&self, age: Duration) -> Result<()> {
+        let folder = self.partial_dir();
+        partial::clean(&folder, SystemTime::now(), age).map_err(io_error("clean", &folder))
+    }
+
+    fn partial_dir(&self) -> PathBuf {
+        self.dir.join("partial")
     }
 
     pub(crate) fn put_bytes(&self, bytes: &[u8], expected: Option<&str>) -> Result<String> {
@@ -358,7 +387,13 @@ impl ImageStore {
 
     /// Takes away names of an image; without names left, the image goes too, with the blobs and layers that no other
     /// image has. With `only`, just that name.
+    ///
+    /// Deleting takes as long as the image has files: not for a thread that others wait for.
     pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
+        // What goes leaves its place first, so that nobody waits for the index meanwhile.
+        let ingest = self.dir.join("ingest");
+        let gone = tempfile::Builder::new().prefix("gone-").tempdir_in(&ingest);
+        let gone = gone.map_err(io_error("create a folder in", &ingest))?;
         let mut index = self.lock();
         let mut removed = Removed::default();
         let kept = match (only, index.stored(digest)) {
@@ -377,7 +412,9 @@ impl ImageStore {
             removed.deleted.push(digest.to_owned());
         }
         self.save(&index)?;
-        removed.deleted.extend(self.sweep(&index)?);
+        removed.deleted.extend(self.sweep(&index, gone.path())?);
+        drop(index);
+        gone.close().map_err(io_error("delete what was removed from", &self.dir))?;
         Ok(removed)
     }
 
@@ -468,8 +505,8 @@ impl ImageStore {
         Ok(total)
     }
 
-    /// Deletes what no image of the index uses; left to the next removal while something arrives.
-    fn sweep(&self, index: &Index) -> Result<Vec<String>> {
+    /// Moves what no image of the index uses to `gone`; left to the next removal while something arrives.
+    fn sweep(&self, index: &Index, gone: &Path) -> Result<Vec<String>> {
         if self.arriving.load(Ordering::SeqCst) > 0 {
             return Ok(Vec::new());
         }
@@ -487,8 +524,8 @@ impl ImageStore {
             }
         }
         let mut deleted = Vec::new();
-        for (folder, used, is_layer) in [("layers", &layers, true), ("blobs/sha256", &blobs, false)] {
-            let folder = self.dir.join(folder);
+        for (kind, used) in [("layers", &layers), ("blobs/sha256", &blobs)] {
+            let folder = self.dir.join(kind);
             for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
                 let entry = entry.map_err(io_error("list", &folder))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
@@ -496,11 +533,11 @@ impl ImageStore {
                     continue;
                 }
                 let path = entry.path();
-                if is_layer {
-                    fs::remove_dir_all(&path).map_err(io_error("delete", &path))?;
+                // A blob that is not packed has the name of its layer.
+                let to = if kind == "layers" { format!("layer-{name}") } else { name.clone() };
+                fs::rename(&path, gone.join(to)).map_err(io_error("delete", &path))?;
+                if kind == "layers" {
                     deleted.push(format!("sha256:{name}"));
-                } else {
-                    fs::remove_file(&path).map_err(io_error("delete", &path))?;
                 }
             }
         }
@@ -571,34 +608,86 @@ impl Drop for Arriving {
     }
 }
 
-/// A blob on its way into the store; dropped, it leaves nothing.
+/// A blob on its way into the store; dropped, it leaves nothing, or what the next try begins with.
 pub(crate) struct BlobWriter {
     store: ImageStore,
-    file: tempfile::NamedTempFile,
+    aside: Aside,
     hash: Sha256,
+    /// That went into the hash.
     bytes: u64,
+}
+
+/// Where a blob is written.
+enum Aside {
+    Temporary(tempfile::NamedTempFile),
+    Partial(Partial),
 }
 
 impl BlobWriter {
     pub(crate) fn append(&mut self, data: &[u8]) -> Result<()> {
-        self.file.write_all(data).map_err(io_error("write", self.file.path()))?;
+        self.file().write_all(data).map_err(io_error("write", self.path()))?;
         self.hash.update(data);
         self.bytes += data.len() as u64;
         Ok(())
     }
 
+    /// The next piece of what was there before; `None` when all of it has been taken up.
+    pub(super) fn take_up(&mut self) -> Result<Option<Vec<u8>>> {
+        let Aside::Partial(partial) = &self.aside else { return Ok(None) };
+        let mut piece = Vec::with_capacity(TAKE_UP_BYTES);
+        let read = partial.file().take(TAKE_UP_BYTES as u64).read_to_end(&mut piece);
+        if read.map_err(io_error("read", partial.path()))? == 0 {
+            return Ok(None);
+        }
+        self.hash.update(&piece);
+        self.bytes += piece.len() as u64;
+        Ok(Some(piece))
+    }
+
+    /// The next try begins anew.
+    pub(super) fn spoil(&mut self) {
+        if let Aside::Partial(partial) = &mut self.aside {
+            partial.spoil();
+        }
+    }
+
     /// Checks the digest, when one is expected, and makes the blob part of the store.
-    pub(crate) fn commit(self, expected: Option<&str>) -> Result<String> {
-        let actual = format!("sha256:{}", hex::encode(self.hash.finalize()));
+    pub(crate) fn commit(mut self, expected: Option<&str>) -> Result<String> {
+        let actual = format!("sha256:{}", hex::encode(self.hash.clone().finalize()));
         if let Some(expected) = expected
             && expected != actual
         {
+            self.spoil();
             return Err(StoreError::DigestMismatch { expected: expected.to_owned(), actual });
         }
         let path = self.store.blob_path(&actual)?;
-        self.file.as_file().sync_all().map_err(io_error("sync", &path))?;
-        self.file.persist(&path).map_err(|e| io_error("rename a blob to", &path)(e.error))?;
+        let length = self.file().metadata().map_err(io_error("read the size of", &path))?.len();
+        if length != self.bytes {
+            self.spoil();
+            let other = io::Error::other(format!("{length} bytes are there, {} were written", self.bytes));
+            return Err(io_error("store", &path)(other));
+        }
+        self.file().sync_all().map_err(io_error("sync", &path))?;
+        let persisted = match self.aside {
+            Aside::Temporary(file) => file.persist(&path).map(drop).map_err(|error| error.error),
+            Aside::Partial(partial) => partial.persist(&path),
+        };
+        persisted.map_err(io_error("rename a blob to", &path))?;
         Ok(actual)
+    }
+
+    fn file(&self) -> &File {
+        match &self.aside {
+            Aside::Temporary(file) => file.as_file(),
+            Aside::Partial(partial) => partial.file(),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match &self.aside {
+            Aside::Temporary(file) => file.path(),
+            Aside::Partial(partial) => partial.path(),
+        }
     }
 }
 

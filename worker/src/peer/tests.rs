@@ -7,7 +7,12 @@ use orch_proto::{
 };
 
 use super::*;
-use crate::image::{config::ImageConfig, fetch, import};
+use crate::image::{
+    config::ImageConfig,
+    fetch, import,
+    reference::Reference,
+    store::{ImageStore, StoredImage},
+};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -58,7 +63,11 @@ fn a_grant_is_for_one_node_one_image_and_some_time() {
     check(&ours, &me, "image", now - HOUR, Err(GrantError::Expired));
 }
 
-fn imported(store: &ImageStore) -> crate::image::store::StoredImage {
+fn imported(store: &ImageStore) -> StoredImage {
+    imported_for(store, import::architecture())
+}
+
+fn imported_for(store: &ImageStore, architecture: &str) -> StoredImage {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
     // More than one chunk.
@@ -70,7 +79,8 @@ fn imported(store: &ImageStore) -> crate::image::store::StoredImage {
     header.set_mtime(0);
     tar.append_data(&mut header, "data", content.as_slice()).unwrap();
     let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
-    import::import(store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap()
+    let config = ImageConfig { architecture: architecture.to_owned(), os: "linux".to_owned(), ..Default::default() };
+    import::import(store, &layer, config, "", jiff::Timestamp::UNIX_EPOCH).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,4 +126,81 @@ async fn a_node_fetches_an_image_from_another() {
     assert_eq!(fetched.record.diff_ids, image.record.diff_ids);
     let data = wants.layer_path(&fetched.record.diff_ids[0]).unwrap().join("data");
     assert_eq!(std::fs::metadata(data).unwrap().len(), 3 * CHUNK_BYTES as u64 + 1);
+}
+
+/// A node of a cluster with an image store, and its blobs to be had.
+struct Node {
+    store: ImageStore,
+    identity: SharedIdentity,
+    id: NodeId,
+    addr: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Node {
+    async fn start(ca: &RootCa, cluster: &ClusterId, n: u128) -> Self {
+        let (id, dir) = (NodeId::from_random(n), tempfile::tempdir().unwrap());
+        let store = ImageStore::open(dir.path()).unwrap();
+        let identity = SharedIdentity::new(identity(ca, cluster, &id));
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        tokio::spawn(serve(listener, identity.clone(), store.clone(), Members::default()));
+        Self { store, identity, id, addr, _dir: dir }
+    }
+
+    /// Fetches what `digest` names from others.
+    async fn fetch(&self, ca: &RootCa, digest: &str, holders: &[&Self]) -> Result<StoredImage, fetch::FetchError> {
+        let source = ImageSource {
+            task: TaskId::from_random(9),
+            name: "docker.io/library/x:latest".to_owned(),
+            digest: digest.to_owned(),
+            holders: holders.iter().map(|holder| holder.addr.clone()).collect(),
+            grant: grant(ca, &self.id, digest, SystemTime::now() + HOUR),
+        };
+        fetch::fetch(&self.store, &self.identity, &source).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_gets_its_own_platforms_image_of_an_index() {
+    const ELSEWHERE: &str = "pdp11";
+    let cluster = ClusterId::from_random(1);
+    let ca = root(&cluster);
+    let [other, same, asker, last] = [2, 3, 4, 5].map(|n| Node::start(&ca, &cluster, n));
+    let (other, same, asker, last) = tokio::join!(other, same, asker, last);
+    let theirs = imported_for(&other.store, ELSEWHERE);
+    let ours = imported(&same.store);
+    assert_ne!(theirs.digest, ours.digest);
+    let entry = |image: &StoredImage, architecture: &str| {
+        serde_json::json!({
+            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": image.digest, "size": 1,
+            "platform": { "architecture": architecture, "os": "linux" },
+        })
+    };
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [entry(&theirs, ELSEWHERE), entry(&ours, import::architecture())],
+    });
+    let index = index.to_string();
+    let pinned = |digest: &str| Reference::parse(&format!("x@{digest}")).unwrap();
+    let mut digest = String::new();
+    for (node, image) in [(&other, &theirs), (&same, &ours)] {
+        digest = node.store.put_bytes(index.as_bytes(), None).unwrap();
+        node.store.set_name(&pinned(&digest), &image.digest).unwrap();
+    }
+
+    // A node of another platform has the index, but nothing that would run here: the registry is asked then.
+    let refused = asker.fetch(&ca, &digest, &[&other]).await.unwrap_err();
+    assert!(crate::image::chain(&refused).contains("does not belong to the image"), "{refused:?}");
+    assert!(asker.store.list().is_empty());
+
+    // One of the same platform is found behind it.
+    let fetched = asker.fetch(&ca, &digest, &[&other, &same]).await.unwrap();
+    assert_eq!(fetched.digest, ours.digest);
+    asker.store.set_name(&pinned(&digest), &fetched.digest).unwrap();
+    // The index stays as long as its name does, and goes on to others.
+    let gone = imported_for(&asker.store, ELSEWHERE);
+    let _ = asker.store.remove(&gone.digest, None).unwrap();
+    assert_eq!(asker.store.read_blob(&digest).unwrap(), index.as_bytes());
+    assert_eq!(last.fetch(&ca, &digest, &[&asker]).await.unwrap().digest, ours.digest);
 }

@@ -1,6 +1,14 @@
 //! Where images are asked for, and a pull from a real registry (Debian's docker-registry must be installed).
 
-use std::{fs, net::TcpListener, process::Child};
+use std::{
+    fs,
+    net::TcpListener,
+    process::Child,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
 
 use oci_client::{
     client::{ClientConfig, ClientProtocol},
@@ -52,16 +60,21 @@ async fn registry() -> Registry {
 
 /// Imports an image into a store of its own and uploads it; returns the manifest's digest.
 async fn push(registry: &Registry, repository: &str) -> String {
+    push_with(registry, repository, b"hello").await
+}
+
+/// The same with another content of its one file.
+async fn push_with(registry: &Registry, repository: &str, content: &[u8]) -> String {
     let dir = tempfile::tempdir().unwrap();
     let store = ImageStore::open(dir.path()).unwrap();
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
-    header.set_size(5);
+    header.set_size(content.len() as u64);
     header.set_mode(0o644);
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
-    tar.append_data(&mut header, "hello", &b"hello"[..]).unwrap();
+    tar.append_data(&mut header, "hello", content).unwrap();
     let plain = tar.into_inner().unwrap();
     let layer = store.put_bytes(&zstd::encode_all(plain.as_slice(), 1).unwrap(), None).unwrap();
     let image = import::import(&store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap();
@@ -130,4 +143,146 @@ async fn images_come_from_a_registry_on_this_machine() {
     let dead = Reference::parse("127.0.0.1:1/web").unwrap();
     let unreachable = pull(&store, &registries, &dead, None, &none).await.unwrap_err();
     assert!(unreachable.to_string().starts_with("no route to registry 127.0.0.1:1: "), "{unreachable}");
+}
+
+/// Between a registry and us: counts what the registry sends, and holds it back or cuts it off at some number of bytes.
+struct Between {
+    host: String,
+    sent: Arc<AtomicU64>,
+    /// Once so much was sent, every connection is cut, once.
+    cut_at: Arc<AtomicU64>,
+    /// Once so much was sent, nothing more is.
+    hold_at: Arc<AtomicU64>,
+}
+
+impl Between {
+    async fn start(registry: &Registry) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let [sent, cut_at, hold_at] = [0, u64::MAX, u64::MAX].map(|n| Arc::new(AtomicU64::new(n)));
+        let between = Self { host, sent, cut_at, hold_at };
+        let (upstream, shared) = (registry.host.clone(), between.shared());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = tokio::net::TcpStream::connect(&upstream).await.unwrap();
+                tokio::spawn(shared.shared().carry(client, server));
+            }
+        });
+        between
+    }
+
+    fn shared(&self) -> Self {
+        let Self { host, sent, cut_at, hold_at } = self;
+        Self { host: host.clone(), sent: sent.clone(), cut_at: cut_at.clone(), hold_at: hold_at.clone() }
+    }
+
+    async fn carry(self, client: tokio::net::TcpStream, server: tokio::net::TcpStream) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_server, mut to_server) = server.into_split();
+        let asking = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            while self.sent.load(SeqCst) >= self.hold_at.load(SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let Ok(read @ 1..) = from_server.read(&mut buffer).await else { break };
+            if to_client.write_all(&buffer[..read]).await.is_err() {
+                break;
+            }
+            if self.sent.fetch_add(read as u64, SeqCst) + read as u64 >= self.cut_at.load(SeqCst) {
+                self.cut_at.store(u64::MAX, SeqCst);
+                break;
+            }
+        }
+        asking.abort();
+    }
+}
+
+const LAYER_BYTES: u64 = 6 << 20;
+/// Beside the layer: manifest, configuration, headers; and what was on its way when a connection was cut.
+const BESIDE_BYTES: u64 = 1 << 20;
+
+/// Bytes that do not get smaller by packing.
+fn incompressible() -> Vec<u8> {
+    let mut state = 0x9e37_79b9_u32;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        state.to_le_bytes()[0]
+    };
+    std::iter::repeat_with(next).take(usize::try_from(LAYER_BYTES).unwrap()).collect()
+}
+
+fn partials(store: &ImageStore) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(store.dir().join("partial")).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+fn check_pulled(store: &ImageStore, image: &StoredImage, content: &[u8]) {
+    let file = store.layer_path(&image.record.diff_ids[0]).unwrap().join("hello");
+    assert!(fs::read(file).unwrap() == content, "the layer has another content");
+    assert_eq!(partials(store), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_download_that_breaks_off_goes_on_where_it_was() {
+    orch_proto::tls::install_crypto_provider();
+    let registry = registry().await;
+    let content = incompressible();
+    let _ = push_with(&registry, "team/large", &content).await;
+    let between = Between::start(&registry).await;
+    let registries = RegistryConfig::default();
+    let reference = Reference::parse(&format!("{}/team/large:1", between.host)).unwrap();
+    let none = mpsc::channel(1).0;
+
+    // Cut in the middle.
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    between.cut_at.store(LAYER_BYTES / 2, SeqCst);
+    let (image, _) = pull(&store, &registries, &reference, None, &none).await.unwrap();
+    check_pulled(&store, &image, &content);
+    let sent = between.sent.swap(0, SeqCst);
+    assert!((LAYER_BYTES..LAYER_BYTES + BESIDE_BYTES).contains(&sent), "{sent} bytes were sent");
+
+    // The worker ends in the middle; the next one goes on.
+    let dir = tempfile::tempdir().unwrap();
+    let first = ImageStore::open(dir.path()).unwrap();
+    between.hold_at.store(LAYER_BYTES / 2, SeqCst);
+    let pulling = tokio::spawn({
+        let (store, reference) = (first.clone(), reference.clone());
+        async move { pull(&store, &RegistryConfig::default(), &reference, None, &mpsc::channel(1).0).await.map(drop) }
+    });
+    let kept = || partials(&first).iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+    let arrived = async {
+        while kept() < LAYER_BYTES / 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), arrived).await.expect("half of the layer arrives");
+    pulling.abort();
+    assert!(pulling.await.unwrap_err().is_cancelled());
+    let kept = kept();
+    drop(first);
+    between.sent.store(0, SeqCst);
+    between.hold_at.store(u64::MAX, SeqCst);
+    let second = ImageStore::open(dir.path()).unwrap();
+    let (image, _) = pull(&second, &registries, &reference, None, &none).await.unwrap();
+    check_pulled(&second, &image, &content);
+    let sent = between.sent.swap(0, SeqCst);
+    assert!(sent < LAYER_BYTES - kept + BESIDE_BYTES, "{sent} bytes were sent again, {kept} were here");
+
+    // What was kept may be damaged, too long, or all of it.
+    let layer = fs::read(second.blob_path(&image.record.layers[0]).unwrap()).unwrap();
+    let name = image.record.layers[0].strip_prefix("sha256:").unwrap();
+    let mut damaged = layer[..layer.len() / 2].to_vec();
+    damaged[1000] ^= 1;
+    for left in [&damaged[..], b"no layer at all", &[&layer[..], b"more"].concat(), &layer] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        fs::write(store.dir().join("partial").join(name), left).unwrap();
+        let (image, _) = pull(&store, &registries, &reference, None, &none).await.unwrap();
+        check_pulled(&store, &image, &content);
+    }
 }

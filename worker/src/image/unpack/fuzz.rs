@@ -5,15 +5,13 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use super::*;
+use crate::fuzz::{Random, each_seed};
 
 /// How many layers a run tries; `ORCH_FUZZ_INPUTS` says another number.
 const INPUTS: u64 = 600;
-/// No small layer may take longer, however slow the machine.
-const SLOWEST: Duration = Duration::from_secs(5);
 
 /// A layer of nothing but oddities would be refused at its first entry: most entries are of the first kinds and names.
 const USUAL_NAMES: usize = 7;
@@ -84,35 +82,6 @@ const KINDS: &[EntryType] = &[
     EntryType::XHeader,
     EntryType::GNULongName,
 ];
-
-/// xorshift: the same numbers on every machine.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
-        all[self.below(all.len())]
-    }
-
-    /// Mostly one of the first `usual`.
-    fn mostly(&mut self, usual: usize, all: usize) -> usize {
-        if self.below(6) > 0 { self.below(usual) } else { self.below(all) }
-    }
-}
 
 /// Names go into the header as they are: the tar crate would refuse some.
 fn raw_entry(random: &mut Random) -> Vec<u8> {
@@ -203,28 +172,25 @@ fn outside(dir: &Path, layer: &Path) -> BTreeMap<PathBuf, (u32, u32, u64, i64)> 
 /// Needs root, as unpacking does.
 #[test]
 fn no_layer_reaches_outside_its_folder() {
-    let inputs = std::env::var("ORCH_FUZZ_INPUTS").ok().and_then(|text| text.parse().ok()).unwrap_or(INPUTS);
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("outside"), "mine").unwrap();
     fs::create_dir(dir.path().join("x")).unwrap();
     fs::set_permissions(dir.path().join("x"), fs::Permissions::from_mode(0o711)).unwrap();
     let (mut unpacked, mut refused) = (0, 0);
-    for seed in 0..inputs {
+    let inputs = each_seed(INPUTS, |seed| {
         let root = dir.path().join("layer");
         fs::create_dir(&root).unwrap();
         let before = outside(dir.path(), &root);
         let passwd = fs::read("/etc/passwd").unwrap();
-        let started = Instant::now();
         match unpack_layer(layer(seed).as_slice(), &root) {
             Ok(_) => unpacked += 1,
             Err(_) => refused += 1,
         }
-        assert!(started.elapsed() < SLOWEST, "seed {seed} took {:?}", started.elapsed());
         assert_eq!(outside(dir.path(), &root), before, "seed {seed} reached outside");
         assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "mine", "seed {seed}");
         assert_eq!(fs::read("/etc/passwd").unwrap(), passwd, "seed {seed}");
         fs::remove_dir_all(&root).unwrap();
-    }
+    });
     // Inputs that are all refused at once would show nothing.
     assert!(unpacked > inputs / 20 && refused > inputs / 20, "{unpacked} unpacked, {refused} refused");
 }
