@@ -180,10 +180,12 @@ pub(crate) fn main() -> ExitCode {
     let line = match Line::command().try_get_matches().and_then(|matches| Line::from_arg_matches(&matches)) {
         Ok(line) => line,
         Err(error) => {
-            // Help and version are not errors; everything else is one, with Docker's exit code.
-            let code = if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
             let _ = error.print();
-            return code;
+            // Help and version are not errors; everything else is one, with Docker's exit code.
+            return match error.use_stderr() {
+                true => usage_error(std::env::args().skip(1)),
+                false => ExitCode::SUCCESS,
+            };
         }
     };
     let outcome = match line.command {
@@ -202,6 +204,15 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Where a command ends with another program's code, our own mistakes have one that programs seldom use.
+fn usage_error(words: impl Iterator<Item = String>) -> ExitCode {
+    let mut words = words.skip_while(|word| word == "container");
+    match words.next().as_deref() {
+        Some("run" | "create" | "exec") => ExitCode::from(run::NOT_RUN),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {

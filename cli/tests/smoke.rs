@@ -17,9 +17,13 @@ fn orch(arguments: &[&str]) -> Output {
 }
 
 fn refused(arguments: &[&str], fragments: &[&str]) {
+    refused_with(1, arguments, fragments);
+}
+
+fn refused_with(code: i32, arguments: &[&str], fragments: &[&str]) {
     let output = orch(arguments);
     let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
     for fragment in fragments {
         assert!(error.contains(fragment), "{arguments:?}: {fragment:?} is not in {error}");
     }
@@ -64,6 +68,10 @@ fn bad_input_is_refused_before_anything_else() {
     refused(&["service", "ls", "--filter", "colour=red"], &["colour", "name"]);
     refused(&["stack", "deploy", "-c", "/nonexistent.yml", "s"], &["/nonexistent.yml"]);
     refused(&["bogus"], &["bogus"]);
+    for command in [&["run"][..], &["container", "run"], &["create"], &["exec"], &["container", "exec"]] {
+        refused_with(125, &[command, &["--bogus", "x"]].concat(), &["--bogus"]);
+    }
+    refused_with(125, &["run", "--memory", "lots", "busybox"], &["--memory", "lots"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `orch exec TASK COMMAND…`: the terminal, the signals and the exit code of a command in a task's container.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
@@ -22,10 +22,15 @@ use crate::{
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 16;
+/// How long the node may take to let go of a command that the user leaves.
+const DETACH_LIMIT: Duration = Duration::from_secs(3);
 
 #[derive(Debug, Args)]
 #[command(override_usage = "orch exec [OPTIONS] TASK COMMAND [ARG...]")]
 pub(crate) struct ExecArgs {
+    /// Detached mode: run command in the background
+    #[arg(short, long)]
+    detach: bool,
     /// Keep STDIN open even if not attached
     #[arg(short, long)]
     interactive: bool,
@@ -56,7 +61,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     let Some((task, argv)) = args.task_and_command.split_first().filter(|(_, argv)| !argv.is_empty()) else {
         bail!("a command is required: orch exec [OPTIONS] TASK COMMAND [ARG...]");
     };
-    if args.tty && args.interactive && !terminal::is_terminal() {
+    if args.tty && args.interactive && !args.detach && !terminal::is_terminal() {
         bail!("the input device is not a TTY: leave out -t when standard input is a pipe or a file");
     }
     let start = wire::ExecStart {
@@ -66,9 +71,10 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
         dir: args.workdir.clone(),
         user: args.user.clone(),
         tty: args.tty,
-        stdin: args.interactive,
+        stdin: args.interactive && !args.detach,
         size: args.tty.then(terminal::size).flatten(),
         privileged: args.privileged,
+        detach: args.detach,
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
     sender.send(wire::ExecInput { input: Some(Input::Start(start)) }).await?;
@@ -85,6 +91,10 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     };
     let outputs = outputs.map_err(explain)?.into_inner();
 
+    if args.detach {
+        // Says only whether it could be started.
+        return copy_output(outputs).await.map(exit_code).map_err(explain);
+    }
     let raw = if args.tty && args.interactive { RawTerminal::enter() } else { None };
     let (detached, mut detach) = mpsc::channel(1);
     if args.interactive {
@@ -98,10 +108,16 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     } else {
         tokio::spawn(terminal::forward_signals(sender.clone()));
     }
+    let copying = copy_output(outputs);
+    tokio::pin!(copying);
     let outcome = tokio::select! {
-        code = copy_output(outputs) => code.map_err(explain),
-        // The command goes on, as with Docker; its terminal is gone.
-        Some(()) = detach.recv() => Ok(0),
+        code = &mut copying => code.map_err(explain),
+        Some(()) = detach.recv() => {
+            // The command goes on, as with Docker, once its node knows that nobody has gone by accident.
+            let _ = sender.send(wire::ExecInput { input: Some(Input::Detach(wire::Empty {})) }).await;
+            let _ = tokio::time::timeout(DETACH_LIMIT, &mut copying).await;
+            Ok(0)
+        }
     };
     drop(raw);
     outcome.map(exit_code)

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What Docker's client ends with when the container could not even be started.
-const NOT_RUN: i32 = 125;
+pub(crate) const NOT_RUN: u8 = 125;
 
 #[derive(Debug, Clone, Args)]
 #[command(override_usage = "orch run [OPTIONS] IMAGE [COMMAND] [ARG...]", disable_help_flag = true)]
@@ -260,7 +260,7 @@ struct Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self { error, code: NOT_RUN }
+        Self { error, code: NOT_RUN.into() }
     }
 }
 
@@ -268,7 +268,7 @@ impl From<tonic::Status> for Failure {
     /// The worker says in the metadata when it was the program that could not be started.
     fn from(status: tonic::Status) -> Self {
         let code = status.metadata().get("orch-exit-code").and_then(|code| code.to_str().ok()?.parse().ok());
-        Self { code: code.unwrap_or(NOT_RUN), error: explain(status) }
+        Self { code: code.unwrap_or(NOT_RUN.into()), error: explain(status) }
     }
 }
 

@@ -1,6 +1,9 @@
 //! Logs of and commands in the containers of this node, whoever asks: a manager's stream or the local socket.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use futures::{Stream, StreamExt, stream::BoxStream};
 use orch_model::TaskId;
@@ -13,7 +16,7 @@ use tokio::{
 use super::{Host, executor::log_files, logging};
 use crate::{
     image::chain,
-    runtime::{self, Container, ExecRequest, LogFiles, LogSource, Runtime},
+    runtime::{self, Container, Exec, ExecInput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal},
 };
 
 /// Output is passed on in pieces of at most this size.
@@ -73,7 +76,7 @@ pub(crate) fn logs(
 pub(crate) async fn exec(
     target: Target,
     start: &wire::ExecStart,
-    mut inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
+    inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
     outputs: mpsc::Sender<Output>,
 ) -> Result<(), String> {
     let not_running = || format!("container of task {} is not running", target.id);
@@ -86,9 +89,10 @@ pub(crate) async fn exec(
         tty: start.tty,
         stdin: start.stdin,
         privileged: start.privileged,
+        detach: start.detach,
         size: start.size.as_ref().map(terminal_size),
     };
-    let running = match container.exec(&request).await {
+    let mut running = match container.exec(&request).await {
         Ok(running) => running,
         Err(error) => {
             // As a shell does: say why and end with 126 or 127.
@@ -99,50 +103,135 @@ pub(crate) async fn exec(
             return Ok(());
         }
     };
-    let resizer = running.resizer();
-    let pid = running.pid;
-    let feed = tokio::spawn({
-        let mut stdin = running.stdin;
-        async move {
-            while let Some(input) = inputs.next().await {
-                match input {
-                    Input::Stdin(data) => {
-                        let Some(to) = &mut stdin else { continue };
-                        if to.write_all(&data).await.is_err() {
-                            stdin = None;
-                        }
-                    }
-                    Input::StdinClosed(_) => stdin = None,
-                    Input::Resize(size) => {
-                        if let Some(resizer) = &resizer {
-                            let (rows, columns) = terminal_size(&size);
-                            // The terminal may be gone with its process.
-                            let _ = resizer.resize(rows, columns);
-                        }
-                    }
-                    Input::Signal(number) => signal(pid, number),
-                    Input::Start(_) => {}
+    if start.detach {
+        let _ = outputs.send(Output::ExitCode(0)).await;
+        tokio::spawn(Session::of(running).drain());
+        return Ok(());
+    }
+    let (pid, resizer, stdin) = (running.pid, running.resizer(), running.stdin.take());
+    let (detach, mut detached) = mpsc::channel(1);
+    let mut session = Session::of(running);
+    let feed = AbortOnDrop(tokio::spawn(feed(inputs, stdin, resizer, pid, detach)));
+    loop {
+        tokio::select! {
+            said = session.next() => match said {
+                Said::Output(output) => drop(outputs.send(output).await),
+                Said::Ended(code) => {
+                    let _ = outputs.send(Output::ExitCode(code.map_err(|error| chain(&error))?)).await;
+                    return Ok(());
                 }
+            },
+            Some(stdin) = detached.recv() => {
+                let _ = outputs.send(Output::ExitCode(0)).await;
+                tokio::spawn(async move {
+                    // Open, as the user left it.
+                    let _stdin = stdin;
+                    session.drain().await;
+                });
+                return Ok(());
+            }
+            () = outputs.closed() => {
+                signal(pid, HANG_UP);
+                drop(feed);
+                return Ok(());
             }
         }
-    });
-    let out = pass_on(running.stdout, outputs.clone(), Output::Stdout);
-    let err = async {
-        if let Some(stderr) = running.stderr {
-            pass_on(stderr, outputs.clone(), Output::Stderr).await;
+    }
+}
+
+/// What the user does, to the command.
+async fn feed(
+    mut inputs: impl Stream<Item = Input> + Send + Unpin,
+    mut stdin: Option<ExecInput>,
+    resizer: Option<Terminal>,
+    pid: u32,
+    detach: mpsc::Sender<Option<ExecInput>>,
+) {
+    while let Some(input) = inputs.next().await {
+        match input {
+            Input::Stdin(data) => {
+                let Some(to) = &mut stdin else { continue };
+                if to.write_all(&data).await.is_err() {
+                    stdin = None;
+                }
+            }
+            Input::StdinClosed(_) => stdin = None,
+            Input::Resize(size) => {
+                if let Some(resizer) = &resizer {
+                    let (rows, columns) = terminal_size(&size);
+                    // The terminal may be gone with its process.
+                    let _ = resizer.resize(rows, columns);
+                }
+            }
+            Input::Signal(number) => signal(pid, number),
+            Input::Detach(_) => {
+                // The command may have ended meanwhile.
+                let _ = detach.send(stdin).await;
+                return;
+            }
+            Input::Start(_) => {}
         }
-    };
-    let code = tokio::select! {
-        (code, (), ()) = async { tokio::join!(running.exit.wait(), out, err) } => code,
-        () = outputs.closed() => {
-            signal(pid, HANG_UP);
-            feed.abort();
-            return Ok(());
+    }
+}
+
+/// A command's output and end. Dropped, it closes the command's streams.
+struct Session {
+    outputs: mpsc::Receiver<Output>,
+    /// Reads what the command prints, and waits for its end.
+    work: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
+    code: Option<Result<i32, RuntimeError>>,
+}
+
+enum Said {
+    Output(Output),
+    Ended(Result<i32, RuntimeError>),
+}
+
+impl Session {
+    fn of(running: Exec) -> Self {
+        let (to, outputs) = mpsc::channel(1);
+        let work = async move {
+            let out = pass_on(running.stdout, to.clone(), Output::Stdout);
+            let err = async {
+                if let Some(stderr) = running.stderr {
+                    pass_on(stderr, to.clone(), Output::Stderr).await;
+                }
+            };
+            let (code, (), ()) = tokio::join!(running.exit.wait(), out, err);
+            code
+        };
+        Self { outputs, work: Box::pin(work), code: None }
+    }
+
+    /// May be cancelled. The end comes after all output, and once.
+    async fn next(&mut self) -> Said {
+        loop {
+            tokio::select! {
+                output = self.outputs.recv() => match (output, self.code.take()) {
+                    (Some(output), code) => {
+                        self.code = code;
+                        return Said::Output(output);
+                    }
+                    (None, Some(code)) => return Said::Ended(code),
+                    (None, None) => return Said::Ended((&mut self.work).await),
+                },
+                code = &mut self.work, if self.code.is_none() => self.code = Some(code),
+            }
         }
-    };
-    feed.abort();
-    let _ = outputs.send(Output::ExitCode(code.map_err(|error| chain(&error))?)).await;
-    Ok(())
+    }
+
+    /// Nobody listens any more; the command must not notice.
+    async fn drain(mut self) {
+        while matches!(self.next().await, Said::Output(_)) {}
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 const HANG_UP: i32 = 1;

@@ -134,7 +134,8 @@ impl Container {
     pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, RuntimeError> {
         let order = self.exec_order(request)?;
         let io_error = |source| RuntimeError::Io { what: "cannot make the streams of", path: "exec".into(), source };
-        let pipes = (!request.tty).then(|| Pipes::open(request.stdin)).transpose().map_err(io_error)?;
+        let open = || if request.detach { Pipes::nowhere() } else { Pipes::open(request.stdin) };
+        let pipes = (!request.tty).then(open).transpose().map_err(io_error)?;
         let mut connection = Connection::open(&self.0.folder).await?.ok_or(RuntimeError::Ended)?;
         let theirs = pipes.as_ref().map_or(&[][..], Pipes::theirs);
         if !connection.send(Request::Exec(Box::new(order)), theirs).await {

@@ -107,6 +107,15 @@ impl Pipes {
         })
     }
 
+    /// For a process that nobody listens to.
+    pub(super) fn nowhere() -> io::Result<Self> {
+        let mut pipes = Self::open(false)?;
+        for output in &mut pipes.theirs[1..] {
+            *output = OpenOptions::new().write(true).open("/dev/null")?.into();
+        }
+        Ok(pipes)
+    }
+
     pub(super) fn theirs(&self) -> &[OwnedFd] {
         &self.theirs
     }

@@ -180,6 +180,8 @@ pub struct ExecRequest {
     pub tty: bool,
     pub stdin: bool,
     pub privileged: bool,
+    /// Without a terminal, what it prints goes nowhere: it outlives whoever asked for it.
+    pub detach: bool,
     /// Size of the terminal when `tty`: rows, columns.
     pub size: Option<(u16, u16)>,
 }
