@@ -53,13 +53,12 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> File
 pub(crate) fn write_network_files(
     dir: &Path,
     hostname: &str,
-    address: &str,
     resolv_conf: &str,
-    hosts: &[String],
+    hosts: String,
 ) -> Result<Vec<BindMount>, FilesError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
     let files = [
-        ("hosts", "/etc/hosts", hosts_file(hostname, address, hosts)),
+        ("hosts", "/etc/hosts", hosts),
         ("hostname", "/etc/hostname", format!("{hostname}\n")),
         ("resolv.conf", "/etc/resolv.conf", resolv_conf.to_owned()),
     ];
@@ -73,7 +72,17 @@ pub(crate) fn write_network_files(
     files.into_iter().map(write).collect()
 }
 
-fn hosts_file(hostname: &str, address: &str, extra: &[String]) -> String {
+/// The names that a container in the node's network knows: the node's own, and its own extra ones.
+pub(crate) fn hosts_file_of_node(own: &str, extra: &[String]) -> String {
+    let mut text = own.to_owned();
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    extra.iter().for_each(|line| text.extend([line.as_str(), "\n"]));
+    text
+}
+
+pub(crate) fn hosts_file(hostname: &str, address: &str, extra: &[String]) -> String {
     let mut text = String::from(
         "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
          ff00::0\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",

@@ -168,13 +168,21 @@ pub(crate) async fn prepare_on(
     let (attached, root) = tokio::join!(attach, root);
     let (rootfs, mut binds) = root??;
     let attached = attached?;
-    let own_resolvers = || fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let (netns, address, resolv_conf) = match attached {
-        Some(attached) => (Some(attached.netns_path.into()), attached.primary_address, attached.resolv_conf),
-        None => (None, String::new(), own_resolvers()),
+    let hostname = hostname(task);
+    // Without a network of its own it has the node's, as the node's programs see it.
+    let own = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let (netns, address, resolv_conf, hosts) = match attached {
+        Some(attached) => {
+            let hosts = files::hosts_file(&hostname, &attached.primary_address, &spec.hosts);
+            (Some(attached.netns_path.into()), attached.primary_address, attached.resolv_conf, hosts)
+        }
+        None => {
+            let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &spec.hosts);
+            (None, String::new(), own("/etc/resolv.conf"), hosts)
+        }
     };
     let files_dir = host.store.container_dir(&task.id).join("files");
-    let network_files = files::write_network_files(&files_dir, &hostname(task), &address, &resolv_conf, &spec.hosts)?;
+    let network_files = files::write_network_files(&files_dir, &hostname, &resolv_conf, hosts)?;
     if let Some(remap) = remap {
         for path in network_files.iter().map(|bind| &bind.source) {
             remap.own(path).map_err(|source| PrepareError::Users { path: path.clone(), source })?;

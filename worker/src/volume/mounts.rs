@@ -41,7 +41,10 @@ pub(super) fn mount(name: &str, options: &BTreeMap<String, String>, at: &Path) -
     let done = || -> io::Result<()> {
         let data = CString::new(addressed(device, &data))?;
         if flags.contains(MountFlags::BIND) {
-            rustix::mount::mount_bind(device, at)?;
+            match option("o").split(',').any(|word| word == "rbind") {
+                true => rustix::mount::mount_bind_recursive(device, at)?,
+                false => rustix::mount::mount_bind(device, at)?,
+            }
             if flags.contains(MountFlags::RDONLY) {
                 mount_remount(at, MountFlags::BIND | MountFlags::RDONLY, c"")?;
             }
