@@ -24,8 +24,9 @@ use rcgen::{
     SerialNumber, SigningKey,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::tls::{role_dns_name, role_unit};
+use crate::tls::{self, role_dns_name, role_unit};
 
 /// A serial number is positive and has no leading zero byte.
 const SERIAL_MARK: u64 = 0b11 << 62;
@@ -119,7 +120,9 @@ pub fn sign_csr(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(serial(now));
-    set_validity(&mut params, now, lifetime);
+    // It is worth nothing without its root. With one that is over already, the certificate says so.
+    let left = root_not_after(root)?.duration_since(now).unwrap_or_default();
+    set_validity(&mut params, now, lifetime.min(left));
     let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key(root)?).map_err(CaError::Root)?;
     Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
 }
@@ -168,6 +171,11 @@ fn set_validity(params: &mut CertificateParams, now: SystemTime, lifetime: Durat
     params.not_after = (now + lifetime).into();
 }
 
+fn root_not_after(root: &RootCa) -> Result<SystemTime, CaError> {
+    let der = CertificateDer::from_pem_slice(root.cert_pem.as_bytes());
+    der.map(|der| tls::not_after(&der)).map_err(|error| CaError::RootCertificate(error.to_string()))
+}
+
 /// The time of issue in milliseconds, then random bits.
 fn serial(now: SystemTime) -> SerialNumber {
     let ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -194,6 +202,21 @@ mod tests {
         verify_blob(&ours.cert_pem, b"grant", &signature).unwrap();
         assert!(matches!(verify_blob(&ours.cert_pem, b"Grant", &signature), Err(CaError::Signature)));
         assert!(matches!(verify_blob(&theirs.cert_pem, b"grant", &signature), Err(CaError::Signature)));
+    }
+
+    #[test]
+    fn no_certificate_outlives_its_root() {
+        let now = SystemTime::now();
+        let (cluster, node) = (ClusterId::from_random(1), NodeId::from_random(2));
+        let root = generate_root(&cluster, now).unwrap();
+        let key = new_key_and_csr().unwrap();
+        let ends = |lifetime| {
+            let cert = sign_csr(&root, &key.csr_pem, &node, &cluster, NodeRole::Worker, lifetime, now).unwrap();
+            tls::not_after(&CertificateDer::from_pem_slice(cert.as_bytes()).unwrap())
+        };
+        let root_ends = root_not_after(&root).unwrap();
+        assert_eq!((ends(2 * ROOT_LIFETIME), ends(Duration::MAX)), (root_ends, root_ends));
+        assert!(ends(Duration::from_secs(3600)) < now + Duration::from_secs(3601));
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use anyhow::{Context as _, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::termios;
-use orch_model::{Duration, cluster::ClusterSpec};
+use orch_model::{
+    Duration,
+    cluster::{ClusterSpec, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD},
+};
 use orch_proto::{
     conv::{FromProto, ToProto},
     paths::Paths,
@@ -63,7 +66,7 @@ pub(crate) struct InitArgs {
     #[arg(long, value_name = "DURATION", value_parser = cert_expiry)]
     cert_expiry: Option<Duration>,
     /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = heartbeat)]
     dispatcher_heartbeat: Option<Duration>,
     /// Task history retention limit
     #[arg(long, value_name = "N")]
@@ -123,7 +126,7 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "DURATION", value_parser = cert_expiry)]
     cert_expiry: Option<Duration>,
     /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = heartbeat)]
     dispatcher_heartbeat: Option<Duration>,
     /// Task history retention limit
     #[arg(long, value_name = "N")]
@@ -387,7 +390,16 @@ pub(super) fn millis(length: Duration) -> u64 {
 
 pub(super) fn cert_expiry(text: &str) -> Result<Duration, String> {
     let expiry = duration::parse(text)?;
-    if expiry < orch_proto::ca::min_cert_expiry() { Err("expected at least 1h".into()) } else { Ok(expiry) }
+    if expiry < orch_proto::ca::min_cert_expiry() {
+        return Err("expected at least 1h".into());
+    }
+    if expiry > MAX_CERT_EXPIRY { Err("expected at most 876000h".into()) } else { Ok(expiry) }
+}
+
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let period = duration::parse(text)?;
+    let is_good = (MIN_HEARTBEAT_PERIOD..=MAX_HEARTBEAT_PERIOD).contains(&period);
+    if is_good { Ok(period) } else { Err("expected from 1s to 24h".into()) }
 }
 
 fn data_path_port(text: &str) -> Result<u32, String> {

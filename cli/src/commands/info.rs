@@ -109,8 +109,8 @@ impl Facts {
                 "ID": c.cluster_id,
                 "CreatedAt": time::rfc3339(orch_model::Timestamp::from_unix_ms(c.created_at_ms)),
                 "Spec": {
-                    "Dispatcher": {"HeartbeatPeriod": spec.heartbeat_period_ms * 1_000_000},
-                    "CAConfig": {"NodeCertExpiry": spec.cert_expiry_ms * 1_000_000, "ForceRotate": root.rotations},
+                    "Dispatcher": {"HeartbeatPeriod": spec.heartbeat_period_ms.saturating_mul(1_000_000)},
+                    "CAConfig": {"NodeCertExpiry": spec.cert_expiry_ms.saturating_mul(1_000_000), "ForceRotate": root.rotations},
                     "EncryptionConfig": {"AutoLockManagers": spec.autolock},
                 },
                 "TLSInfo": {"TrustRoot": c.root_cert_pem},

@@ -356,8 +356,11 @@ async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow
             return Ok(());
         }
         change(api, reference, |spec| spec.role = role).await?;
-        let verb = if role == NodeRole::Manager { "promoted to a manager" } else { "demoted" };
-        println!("Node {reference} {verb} in the cluster.");
+        let (noun, verb) = match role {
+            NodeRole::Manager => ("Node", "promoted to a manager"),
+            NodeRole::Worker => ("Manager", "demoted"),
+        };
+        println!("{noun} {reference} {verb} in the cluster.");
         Ok(())
     })
     .await

@@ -11,7 +11,7 @@ use orch_model::{
     Annotations, ClusterId, NodeId,
     cluster::{
         ClusterSpec, DEFAULT_ADDRESS_POOL, DEFAULT_CERT_EXPIRY, DEFAULT_HEARTBEAT_PERIOD, DEFAULT_SUBNET_PREFIX_LEN,
-        DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, RootCa,
+        DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD, RootCa,
     },
     node::NodeRole,
 };
@@ -184,15 +184,19 @@ pub(super) fn hostname() -> Result<String> {
 fn cluster_spec(request: &wire::InitRequest) -> Result<ClusterSpec> {
     let or_default = |ms: u64, default| if ms == 0 { default } else { Duration::from_millis(ms) };
     let cert_expiry = or_default(request.cert_expiry_ms, DEFAULT_CERT_EXPIRY);
-    if cert_expiry < min_cert_expiry() {
-        return Err(NodeError::Invalid("--cert-expiry must be one hour or more".to_owned()));
+    if !(min_cert_expiry()..=MAX_CERT_EXPIRY).contains(&cert_expiry) {
+        return Err(NodeError::Invalid("--cert-expiry must be from 1h to 876000h".to_owned()));
+    }
+    let heartbeat_period = or_default(request.heartbeat_period_ms, DEFAULT_HEARTBEAT_PERIOD);
+    if !(MIN_HEARTBEAT_PERIOD..=MAX_HEARTBEAT_PERIOD).contains(&heartbeat_period) {
+        return Err(NodeError::Invalid("--dispatcher-heartbeat must be from 1s to 24h".to_owned()));
     }
     let history = if request.task_history_limit_set { request.task_history_limit } else { DEFAULT_TASK_HISTORY_LIMIT };
     let address_pools = address_pools(&request.address_pools)?;
     Ok(ClusterSpec {
         annotations: Annotations { name: "default".to_owned(), ..Annotations::default() },
         task_history_limit: history,
-        heartbeat_period: or_default(request.heartbeat_period_ms, DEFAULT_HEARTBEAT_PERIOD),
+        heartbeat_period,
         cert_expiry,
         subnet_prefix_len: subnet_prefix_len(request.subnet_prefix_len, &address_pools)?,
         address_pools,

@@ -13,6 +13,10 @@ pub const DEFAULT_TASK_HISTORY_LIMIT: u64 = 5;
 pub const DEFAULT_HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
 pub const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
+/// A hundred years. No certificate outlives the root that signed it, whatever is asked for.
+pub const MAX_CERT_EXPIRY: Duration = Duration::from_secs(876_000 * 3600);
+pub const MIN_HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+pub const MAX_HEARTBEAT_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
