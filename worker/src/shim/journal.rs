@@ -2,7 +2,12 @@
 //!
 //! The journal drops what it cannot take; a program never waits for it.
 
-use std::{collections::BTreeMap, io, os::unix::net::UnixDatagram, path::Path};
+use std::{
+    collections::BTreeMap,
+    io::{self, ErrorKind},
+    os::unix::net::UnixDatagram,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
@@ -16,6 +21,7 @@ const PRIORITY_ERR: &str = "3";
 #[derive(Debug)]
 pub(crate) struct Journal {
     socket: UnixDatagram,
+    path: PathBuf,
     /// Encoded; the same in every entry.
     fields: Vec<u8>,
 }
@@ -40,7 +46,7 @@ impl Journal {
         for (name, value) in fields {
             field(&mut encoded, name, value.as_bytes());
         }
-        Ok(Self { socket, fields: encoded })
+        Ok(Self { socket, path: path.to_owned(), fields: encoded })
     }
 
     /// Writes log objects, one per line.
@@ -56,7 +62,12 @@ impl Journal {
             field(&mut entry, "PRIORITY", priority.as_bytes());
             field(&mut entry, "MESSAGE", text.unwrap_or(&object.log).as_bytes());
             match self.socket.send(&entry) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                // Another journal listens there by now, or will.
+                Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotConnected) => {
+                    self.socket.connect(&self.path)?;
+                    self.socket.send(&entry)?;
+                }
                 sent => drop(sent?),
             }
         }
@@ -105,5 +116,22 @@ mod tests {
             b"b\nc\n",
         ];
         assert_eq!(next(), second.concat());
+    }
+
+    #[test]
+    fn a_journal_that_comes_back_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let line = |text: &str| format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\"}}\n").into_bytes();
+        let first = UnixDatagram::bind(&path).unwrap();
+        let mut journal = Journal::at(&path, &BTreeMap::new()).unwrap();
+        drop(first);
+        std::fs::remove_file(&path).unwrap();
+        assert!(journal.write(&line("lost")).is_err());
+        let second = UnixDatagram::bind(&path).unwrap();
+        journal.write(&line("found")).unwrap();
+        let mut buffer = [0; 100];
+        let len = second.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"PRIORITY=6\nMESSAGE=found\n");
     }
 }
