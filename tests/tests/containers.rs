@@ -52,7 +52,53 @@ fn run_in_the_foreground() {
     assert_eq!(counted.trim(), (3 << 20).to_string());
     let printed = run(&["busybox", "sh", "-c", "dd if=/dev/zero bs=1M count=8 2>/dev/null"]).ok();
     assert_eq!(printed.len(), 8 << 20);
+    // The node's network comes with the names that the node knows.
+    let own = lab.exec("n1", &["cat", "/etc/hosts"]).ok();
+    let seen = run(&["--network", "host", "--add-host", "db:1.2.3.4", "busybox", "cat", "/etc/hosts"]).ok();
+    assert!(seen.starts_with(own.trim_end()) && seen.ends_with("1.2.3.4 db\n"), "{own} became {seen}");
+    assert_eq!(run(&["--nosuch", "busybox"]).code, 125);
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "", "--rm left something");
+    commands_go_on_without_their_user(&lab);
+}
+
+/// What a command that counts has come to.
+fn count(lab: &Lab, file: &str) -> Result<u32, String> {
+    let text = lab.orch(&["exec", "keeper", "cat", file]).result()?;
+    text.trim().parse().map_err(|error| format!("{text:?}: {error}"))
+}
+
+fn goes_on(lab: &Lab, file: &str) {
+    let before = eventually("it counts", || count(lab, file));
+    eventually("it counts on", || match count(lab, file)? {
+        now if now > before + 5 => Ok(()),
+        now => Err(format!("{now} after {before}")),
+    });
+}
+
+fn commands_go_on_without_their_user(lab: &Lab) {
+    let _ = lab.orch(&["run", "-d", "--name", "keeper", "busybox", "sleep", "1000"]).ok();
+    let counting = |file: &str| {
+        format!(
+            "trap \"echo > /hung-up\" HUP PIPE; \
+             i=0; while :; do i=$((i+1)); echo $i; echo $i >&2; echo $i > /new; mv /new {file}; sleep 0.1; done"
+        )
+    };
+    let detached = lab.orch(&["exec", "-d", "keeper", "sh", "-c", &counting("/detached")]);
+    assert_eq!((detached.code, detached.stdout.as_str(), detached.stderr.as_str()), (0, "", ""));
+    goes_on(lab, "/detached");
+    // Neither does it need the worker.
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    goes_on(lab, "/detached");
+    let missing = lab.orch(&["exec", "-d", "keeper", "nosuch"]);
+    assert_eq!(missing.code, 127, "{missing:?}");
+
+    // At a terminal, until the keys that leave it.
+    let exec = format!("orch exec -it --detach-keys a,b keeper sh -c '{}'", counting("/left"));
+    let left = lab.exec_with_input("n1", &["script", "-qec", &exec, "/dev/null"], b"ab");
+    assert_eq!(left.code, 0, "{left:?}");
+    goes_on(lab, "/left");
+    assert!(lab.orch(&["exec", "keeper", "ls", "/hung-up"]).refused().contains("No such file"));
+    let _ = lab.orch(&["rm", "-f", "keeper"]).ok();
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::net::UnixDatagram,
     path::Path,
     time::{Duration, Instant},
 };
 
-use orch_tests::{Lab, eventually};
+use orch_tests::{Lab, PATIENCE, eventually};
 
 /// A service of one task on n1.
 fn service(lab: &Lab, name: &str, options: &[&str], script: &str) {
@@ -69,6 +70,39 @@ fn logs_are_found_again_as_they_were_written() {
         refused_because(&lab, "journal", "this node has no systemd journal");
     }
     refused_because(&lab, "other", "logging driver \"syslog\" is not known");
+    the_journal_gets_lines_with_fields(&lab);
+}
+
+/// With a socket of ours where systemd's is.
+fn the_journal_gets_lines_with_fields(lab: &Lab) {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::create_dir(folder.path().join("journal")).expect("a folder");
+    let journal = UnixDatagram::bind(folder.path().join("journal/socket")).expect("a socket");
+    journal.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    // The node's mounts are its own.
+    let bind = format!("mkdir -p /run/systemd && mount --bind {} /run/systemd", folder.path().display());
+    let _ = lab.exec("n1", &["sh", "-c", &bind]).ok();
+    let options = ["--log-driver", "journald", "--log-opt", "tag=t/{{.ImageName}}", "--log-opt", "labels=team"];
+    let script = "echo out; echo err >&2; printf half";
+    service(lab, "heard", &[&options[..], &["--container-label", "team=a"]].concat(), script);
+    ended(lab, "heard");
+    let mut buffer = vec![0; 1 << 16];
+    let mut next = || {
+        let len = journal.recv(&mut buffer).expect("an entry");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let entries = [next(), next(), next()];
+    let id = task_id(lab, "heard");
+    for (message, priority, partial) in [("out", 6, false), ("err", 3, false), ("half", 6, true)] {
+        let own = |entry: &&String| entry.lines().any(|line| line == format!("MESSAGE={message}"));
+        let entry = entries.iter().find(own).unwrap_or_else(|| panic!("{message}: {entries:?}"));
+        let name = format!("CONTAINER_NAME=heard.1.{id}");
+        let priority = format!("PRIORITY={priority}");
+        for field in [name.as_str(), "CONTAINER_TAG=t/busybox", "TEAM=a", priority.as_str()] {
+            assert!(entry.lines().any(|line| line == field), "{field}: {entry}");
+        }
+        assert_eq!(entry.contains("CONTAINER_PARTIAL_MESSAGE=true\n"), partial, "{entry}");
+    }
 }
 
 fn refused_because(lab: &Lab, service: &str, why: &str) {

@@ -282,6 +282,18 @@ fn volumes_live_beside_containers() {
     let _ = lab.orch(&[&["volume", "create"][..], &options, &["scratch"]].concat()).ok();
     let seen = run(&["-v", "scratch:/s", "busybox", "sh", "-c", "grep ' /s ' /proc/mounts | cut -d' ' -f1,4"]).ok();
     assert_eq!(seen, "tmpfs rw,relatime,size=128k,uid=7\n");
+    // A folder of the node, in the words of Docker's own example.
+    let _ = lab.exec("n1", &["sh", "-c", "mkdir -p /srv/bound && echo given > /srv/bound/file"]).ok();
+    let options = ["-o", "type=none", "-o", "o=bind,ro", "-o", "device=/srv/bound"];
+    let _ = lab.orch(&[&["volume", "create"][..], &options, &["bound"]].concat()).ok();
+    let seen = run(&["-v", "bound:/b", "busybox", "sh", "-c", "cat /b/file; touch /b/x"]);
+    assert!(seen.stdout == "given\n" && seen.stderr.contains("Read-only file system"), "{seen:?}");
+    let absent = ["-o", "type=none", "-o", "o=bind", "-o", "device=/srv/absent"];
+    let _ = lab.orch(&[&["volume", "create"][..], &absent, &["absent"]].concat()).ok();
+    let refused = run(&["-v", "absent:/b", "busybox", "true"]);
+    assert!(refused.code == 125 && refused.stderr.contains("/srv/absent"), "{refused:?}");
+    let _ = lab.orch(&["volume", "rm", "absent", "bound"]).ok();
+    assert_eq!(lab.exec("n1", &["cat", "/srv/bound/file"]).ok(), "given\n", "removing the volume reached through it");
 
     // An image's VOLUME is anonymous: gone with --rm and `rm -v`, kept by `rm`, listed as dangling then.
     let _ = lab.orch(&["run", "-d", "--name", "user", "-v", "data:/d", "busybox", "sleep", "1000"]).ok();
@@ -339,5 +351,20 @@ fn root_of_a_container_can_be_nobody_on_its_node() {
         lab.orch(&["run", "--rm", "--privileged", "--userns", "host", "busybox", "cat", "/proc/self/uid_map"]).ok();
     assert!(own.contains("4294967295"), "{own}");
     let _ = lab.orch(&["rm", "-f", "nobody"]).ok();
-    assert_eq!(on_node("ls /run/orch/users").ok(), "");
+
+    // A task's user can read the secrets that are meant for it, and those for all; their numbers are the container's.
+    let _ = lab.exec_with_input("n1", &["orch", "secret", "create", "key", "-"], b"told").ok();
+    let secrets = ["--secret", "source=key,uid=99,gid=98,mode=0400", "--secret", "source=key,target=open"];
+    let script = "cd /run/secrets; cat key open; stat -c ' %u:%g' key; exec sleep 1000";
+    let create = ["service", "create", "-d", "--name", "reader", "--user", "99"];
+    let _ = lab.orch(&[&create[..], &secrets, &["busybox", "sh", "-c", script]].concat()).ok();
+    eventually("it reads its secrets", || match lab.orch(&["service", "logs", "--raw", "reader"]).result()? {
+        read if read == "toldtold 99:98\n" => Ok(()),
+        other => Err(other),
+    });
+    let _ = lab.orch(&["service", "rm", "reader"]).ok();
+    eventually("no namespace of users is left", || match on_node("ls /run/orch/users").result()? {
+        left if left.is_empty() => Ok(()),
+        left => Err(left),
+    });
 }
