@@ -5,13 +5,13 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use http::{HeaderMap, HeaderValue, Request, Response};
 use orch_model::node::NodeRole;
 use orch_proto::{
-    tls::{PeerIdentity, SharedIdentity},
+    tls::{Identity, PeerIdentity, SharedIdentity},
     transport::{self, TransportError},
 };
 use tonic::{body::Body, transport::Channel};
@@ -29,6 +29,9 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 /// A connection is tried before it gets a call: a call that was lost on the way cannot be repeated, because nobody knows
 /// whether it was carried out.
 const TRIAL_LIMIT: Duration = Duration::from_secs(1);
+/// A connection is cut when a certificate or root that it was made with is not good any more. Calls under way would end
+/// with it, so another one is made well before.
+const MAX_AGE: Duration = Duration::from_secs(600);
 /// No service has it; any answer shows that somebody is there.
 const TRIAL_PATH: &str = "/orch.v1.Control/Nothing";
 
@@ -43,6 +46,9 @@ pub struct Forwarder {
 struct Connection {
     addr: String,
     channel: Channel,
+    /// What it was made with, and when.
+    identity: Arc<Identity>,
+    since: Instant,
 }
 
 impl Forwarder {
@@ -53,7 +59,9 @@ impl Forwarder {
 
     /// A connection to the leader at `addr`.
     pub(super) async fn channel(&self, addr: &str) -> Result<Channel, TransportError> {
-        let known = self.lock().clone().filter(|known| known.addr == addr);
+        let identity = self.identity.current();
+        let is_fresh = |known: &Connection| Arc::ptr_eq(&known.identity, &identity) && known.since.elapsed() < MAX_AGE;
+        let known = self.lock().clone().filter(|known| known.addr == addr && is_fresh(known));
         if let Some(known) = known
             && is_alive(known.channel.clone()).await
         {
@@ -63,7 +71,8 @@ impl Forwarder {
         let channel = tokio::time::timeout(CONNECT_LIMIT, connecting)
             .await
             .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;
-        *self.lock() = Some(Connection { addr: addr.to_owned(), channel: channel.clone() });
+        let since = Instant::now();
+        *self.lock() = Some(Connection { addr: addr.to_owned(), channel: channel.clone(), identity, since });
         Ok(channel)
     }
 

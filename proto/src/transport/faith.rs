@@ -26,6 +26,8 @@ use crate::tls::{self, Identity, SharedIdentity};
 
 /// The clock may be set, and a machine may sleep: then it is noticed so late.
 const LONGEST_SLEEP: Duration = Duration::from_secs(10);
+/// When a root is dropped, whoever has calls under way takes another connection for the next ones, and finishes those.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A connection that a client made.
 #[derive(Debug)]
@@ -102,6 +104,7 @@ async fn until_lost(
             () = sleep(left.min(LONGEST_SLEEP)) => {}
             _ = renewals.changed() => {
                 if let Err(error) = tls::verify_chain(&identity.current(), role, chain, UnixTime::now()) {
+                    sleep(GRACE).await;
                     return crate::report::chain(&error);
                 }
             }
