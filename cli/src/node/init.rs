@@ -39,7 +39,7 @@ const MAX_DATA_PATH_PORT: u32 = 49151;
 
 /// Makes the cluster, or leaves the machine as it was.
 pub(super) async fn init(supervisor: &Supervisor, request: wire::InitRequest) -> Result<wire::InitResponse> {
-    let _operation = supervisor.begin()?;
+    let _operation = supervisor.turn().await?;
     if request.force_new_cluster {
         return force::go_on_alone(supervisor, &request).await;
     }

@@ -33,7 +33,7 @@ pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
 /// Joins, or leaves the machine as it was.
 pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest) -> Result<wire::JoinNodeResponse> {
-    let _operation = supervisor.begin()?;
+    let _operation = supervisor.turn().await?;
     let expired = rejoin::expired(supervisor);
     if expired.is_none() {
         supervisor.refuse_member()?;

@@ -22,7 +22,7 @@ const TELL_LIMIT: Duration = Duration::from_secs(5);
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
 
 pub(super) async fn leave(supervisor: &Supervisor, request: wire::LeaveNodeRequest) -> Result<wire::Empty> {
-    let _operation = supervisor.begin()?;
+    let _operation = supervisor.turn().await?;
     let Some(member) = supervisor.member() else {
         return Err(NodeError::Refused("This node is not part of a cluster".to_owned()));
     };

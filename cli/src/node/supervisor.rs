@@ -1,11 +1,14 @@
 //! What init, join, leave and the start of the supervisor share: the membership and the running daemons.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::PoisonError};
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::PoisonError, time::Duration};
 
 use anyhow::{Context as _, Result};
 use orch_proto::{paths::Paths, wire};
 use prost::Message as _;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
 
 use super::{
     daemon::{Daemon, Role, manager_user},
@@ -15,6 +18,8 @@ use super::{
 };
 
 const DAEMON_CONFIG: &str = "daemon.pb";
+/// How long a person's init, join or leave waits for what is under way.
+const TURN_LIMIT: Duration = Duration::from_secs(20);
 
 /// This machine's part in a cluster.
 #[derive(Debug)]
@@ -41,11 +46,14 @@ impl Supervisor {
         })
     }
 
-    /// Only one init, join or leave at a time; the next one is told instead of left waiting.
+    /// Only one change of the membership at a time. For what this node does by itself: it tries again later.
     pub(super) fn begin(&self) -> NodeResult<MutexGuard<'_, ()>> {
-        self.operation.try_lock().map_err(|_| {
-            NodeError::Refused("another init, join or leave is under way on this node; try again later".to_owned())
-        })
+        self.operation.try_lock().map_err(|_| under_way())
+    }
+
+    /// As [`Supervisor::begin`], for what a person asked for: a renewal or a change of the role takes seconds at most.
+    pub(super) async fn turn(&self) -> NodeResult<MutexGuard<'_, ()>> {
+        timeout(TURN_LIMIT, self.operation.lock()).await.map_err(|_| under_way())
     }
 
     pub(super) fn member(&self) -> Option<Member> {
@@ -190,4 +198,27 @@ fn chown_all(path: &Path, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> Resul
         }
     }
     Ok(())
+}
+
+fn under_way() -> NodeError {
+    NodeError::Refused("another init, join or leave is under way on this node; try again later".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_person_waits_for_a_renewal_and_a_renewal_for_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+        let renewing = supervisor.begin().unwrap();
+        assert!(supervisor.begin().is_err());
+        let (turn, ()) = tokio::join!(supervisor.turn(), async {
+            tokio::task::yield_now().await;
+            drop(renewing);
+        });
+        drop(turn.unwrap());
+        supervisor.begin().unwrap();
+    }
 }
