@@ -180,23 +180,31 @@ async fn update(kind: Kind, args: UpdateArgs, paths: &Paths) -> anyhow::Result<(
 }
 
 fn content(kind: Kind, file: &Path) -> anyhow::Result<Vec<u8>> {
-    let data = if file.as_os_str() == "-" {
-        let mut data = Vec::new();
-        std::io::stdin().read_to_end(&mut data).context("cannot read standard input")?;
-        data
+    // One byte too many is enough to know; it may be endless.
+    let limit = max_bytes(kind) as u64 + 1;
+    let mut data = Vec::new();
+    if file.as_os_str() == "-" {
+        std::io::stdin().take(limit).read_to_end(&mut data).context("cannot read standard input")?;
     } else {
-        std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?
-    };
+        let opened = std::fs::File::open(file);
+        let read = opened.and_then(|opened| opened.take(limit).read_to_end(&mut data));
+        read.with_context(|| format!("cannot read {}", file.display()))?;
+    }
     check_size(kind, data.len())?;
     Ok(data)
 }
 
+fn max_bytes(kind: Kind) -> usize {
+    if kind == Kind::Secret { MAX_SECRET_BYTES } else { MAX_CONFIG_BYTES }
+}
+
 pub(crate) fn check_size(kind: Kind, bytes: usize) -> anyhow::Result<()> {
-    let max = if kind == Kind::Secret { MAX_SECRET_BYTES } else { MAX_CONFIG_BYTES };
-    if bytes == 0 || bytes > max {
-        bail!("a {kind} holds from 1 to {max} bytes; this content has {bytes}");
+    let max = max_bytes(kind);
+    match bytes {
+        0 => bail!("a {kind} holds from 1 to {max} bytes; this content is empty"),
+        _ if bytes > max => bail!("a {kind} holds from 1 to {max} bytes; this content has more"),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The new object's id.
@@ -241,11 +249,17 @@ async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()
     let mut items: Vec<(String, Meta, Annotations)> = match kind {
         Kind::Secret => {
             let all = api.all::<Secret>().await?;
-            all.iter().filter(|s| !s.removing).map(|s| (s.id.to_string(), s.meta.clone(), s.annotations.clone())).collect()
+            all.iter()
+                .filter(|s| !s.removing)
+                .map(|s| (s.id.to_string(), s.meta.clone(), s.annotations.clone()))
+                .collect()
         }
         _ => {
             let all = api.all::<Config>().await?;
-            all.iter().filter(|c| !c.removing).map(|c| (c.id.to_string(), c.meta.clone(), c.annotations.clone())).collect()
+            all.iter()
+                .filter(|c| !c.removing)
+                .map(|c| (c.id.to_string(), c.meta.clone(), c.annotations.clone()))
+                .collect()
         }
     };
     items.sort_by(|a, b| natural_order(&a.2.name, &b.2.name));
