@@ -208,10 +208,22 @@ fn read_all(texts: &[String], strict: bool) {
     }
 }
 
+/// Files that hold everything there is, line by line.
+fn fixtures() -> Vec<Vec<&'static str>> {
+    let sources = [tests::SHOP, tests::FULL, include_str!("fixtures/every-form.yml")];
+    sources.iter().map(|source| source.lines().collect()).collect()
+}
+
+/// As many texts as a run tries.
+pub(super) fn for_each_odd_text(mut check: impl FnMut(&str)) {
+    let fixtures = fixtures();
+    let mut random = Random(0x6a09_e667_f3bc_c909);
+    (0..inputs()).for_each(|_| check(&mutated(&mut random, &fixtures)));
+}
+
 #[test]
 fn odd_files_are_read_or_refused() {
-    let sources = [tests::SHOP, tests::FULL, include_str!("fixtures/every-form.yml")];
-    let fixtures: Vec<Vec<&str>> = sources.iter().map(|source| source.lines().collect()).collect();
+    let fixtures = fixtures();
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for _ in 0..inputs() {
         let count = if random.below(8) == 0 { 2 } else { 1 };

@@ -17,6 +17,7 @@ mod merge;
 mod nanos;
 mod output;
 mod ports;
+mod quick;
 mod scalar;
 mod schema;
 mod service;

@@ -45,6 +45,15 @@ pub(super) fn parse(source: &Source, file: usize) -> Result<Node, ComposeError> 
         let message = format!("this file has {} bytes; a stack file has at most {MAX_FILE_BYTES}", text.len());
         return Err(source.error(Place { file, ..Place::default() }, message));
     }
+    match super::quick::read(first_document(text), file) {
+        Some(node) => Ok(node),
+        None => slow(source, file),
+    }
+}
+
+/// As [`parse`], for every file.
+pub(super) fn slow(source: &Source, file: usize) -> Result<Node, ComposeError> {
+    let text = source.files.get(file).map(|f| f.text.as_str()).unwrap_or_default();
     let text = first_document(text);
     let reader = Reader { text, file };
     let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
@@ -68,7 +77,7 @@ fn options() -> serde_saphyr::Options {
 }
 
 /// A file may hold several documents; Docker's client reads the first.
-fn first_document(text: &str) -> &str {
+pub(super) fn first_document(text: &str) -> &str {
     let mut at = 0;
     let mut begun = false;
     for line in text.split_inclusive('\n') {
