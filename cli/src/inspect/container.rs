@@ -6,12 +6,8 @@ use serde_json::{Value, json};
 use super::{Fields, nanos};
 
 pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
-    let image = match &spec.image_digest {
-        Some(digest) if !spec.image.contains('@') => format!("{}@{digest}", spec.image),
-        _ => spec.image.clone(),
-    };
     Fields::default()
-        .always("Image", image)
+        .always("Image", image(spec))
         .some("Labels", json!(spec.labels))
         .some("Command", json!(spec.command))
         .some("Args", json!(spec.args))
@@ -41,6 +37,17 @@ pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
         .some("OomScoreAdj", spec.oom_score_adj)
         .always("Isolation", "default")
         .done()
+}
+
+/// With its tag, and what that meant when it was asked: `web:latest@sha256:…`.
+fn image(spec: &ContainerSpec) -> String {
+    match &spec.image_digest {
+        Some(digest) if !spec.image.contains('@') => {
+            let has_tag = spec.image.rsplit('/').next().is_some_and(|last| last.contains(':'));
+            format!("{}{}@{digest}", spec.image, if has_tag { "" } else { ":latest" })
+        }
+        _ => spec.image.clone(),
+    }
 }
 
 fn ulimits(spec: &ContainerSpec) -> Value {
@@ -97,4 +104,27 @@ fn file<Id>(file: &FileRef<Id>, id: &str, word: &str) -> Value {
         .always(&format!("{word}ID"), id)
         .always(&format!("{word}Name"), file.name.as_str())
         .done()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_keeps_its_tag_beside_the_digest() {
+        for (name, digest, shown) in [
+            ("web", Some("sha256:ab"), "web:latest@sha256:ab"),
+            ("web:1", Some("sha256:ab"), "web:1@sha256:ab"),
+            ("host:5000/web", Some("sha256:ab"), "host:5000/web:latest@sha256:ab"),
+            ("web@sha256:cd", Some("sha256:cd"), "web@sha256:cd"),
+            ("web", None, "web"),
+        ] {
+            let spec = ContainerSpec {
+                image: name.into(),
+                image_digest: digest.map(str::to_owned),
+                ..ContainerSpec::default()
+            };
+            assert_eq!(image(&spec), shown);
+        }
+    }
 }
