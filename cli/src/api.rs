@@ -197,7 +197,8 @@ impl Api {
 
     /// As [`Api::remove`], for callers that tell refusals apart.
     pub(crate) async fn try_remove(&mut self, kind: Kind, reference: &str, force: bool) -> Result<(), Status> {
-        let request = wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force, when_free: false };
+        let request =
+            wire::RemoveRequest { kind: kind.to_proto(), reference: reference.into(), force, when_free: false };
         self.control.remove(request).await.map(drop)
     }
 

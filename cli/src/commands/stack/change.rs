@@ -55,12 +55,13 @@ fn exit_code(changes: bool) -> ExitCode {
 
 async fn existing(api: &mut Api, name: &str) -> anyhow::Result<Existing> {
     let stack = current::stack(api, name).await?;
-    let networks: BTreeSet<String> =
-        api.all::<Network>().await?
-            .iter()
-            .filter(|network| !network.removing)
-            .map(|network| network.spec.annotations.name.clone())
-            .collect();
+    let networks: BTreeSet<String> = api
+        .all::<Network>()
+        .await?
+        .iter()
+        .filter(|network| !network.removing)
+        .map(|network| network.spec.annotations.name.clone())
+        .collect();
     Ok(Existing { stack, networks })
 }
 

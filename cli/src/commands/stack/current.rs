@@ -30,7 +30,8 @@ pub(super) async fn stack(api: &mut Api, name: &str) -> anyhow::Result<Stack> {
         };
         stack.services.iter().any(attached)
     };
-    let of_stack = networks.iter().filter(|network| !network.removing && (is_own(&network.spec.annotations) || used(network)));
+    let of_stack =
+        networks.iter().filter(|network| !network.removing && (is_own(&network.spec.annotations) || used(network)));
     stack.networks = of_stack
         .map(|network| StackNetwork { external: !is_own(&network.spec.annotations), spec: network.spec.clone() })
         .collect();

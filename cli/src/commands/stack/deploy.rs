@@ -132,8 +132,8 @@ struct Deployment<'a> {
     done: Vec<Done>,
 }
 
-/// How often a deployment starts over because a removal took a network away under it.
-const ATTEMPTS: usize = 3;
+/// How often a deployment starts over because a removal took something away under it: it meets each kind of object once.
+const ATTEMPTS: usize = 5;
 
 /// A refused deployment leaves nothing half done.
 async fn apply_or_undo(
@@ -151,7 +151,7 @@ async fn apply_or_undo(
             Ok(watched) => return Ok(watched),
             Err(error) => error,
         };
-        let start_over = attempt < ATTEMPTS && lost_network(api, stack).await;
+        let start_over = attempt < ATTEMPTS && lost_something(api, &deployment).await;
         deployment.undo(api).await;
         if !start_over {
             return Err(error);
@@ -160,10 +160,19 @@ async fn apply_or_undo(
     }
 }
 
-/// Whether a network of the stack is gone although it was there, or made, a moment ago.
-async fn lost_network(api: &mut Api, stack: &Stack) -> bool {
-    for network in stack.networks.iter().filter(|n| !n.external) {
+/// Whether something of the stack is gone although it was there, or made, a moment ago.
+async fn lost_something(api: &mut Api, deployment: &Deployment<'_>) -> bool {
+    for network in deployment.stack.networks.iter().filter(|n| !n.external) {
         if matches!(find_named_network(api, &network.spec.annotations.name).await, Ok(false)) {
+            return true;
+        }
+    }
+    for ((kind, _), name) in &deployment.current {
+        let is_gone = match kind {
+            Kind::Secret => api.get_optional::<Secret>(name).await.is_ok_and(|found| found.is_none()),
+            _ => api.get_optional::<Config>(name).await.is_ok_and(|found| found.is_none()),
+        };
+        if is_gone {
             return true;
         }
     }

@@ -65,7 +65,8 @@ pub(super) async fn previous(api: &mut Api, stack: &str) -> anyhow::Result<(Stri
 async fn records(api: &mut Api, stack: &str) -> anyhow::Result<Vec<(u64, Arc<Config>)>> {
     let configs = api.list::<Config>(in_stack(stack)).await?;
     let number = |config: &Config| config.annotations.labels.get(NUMBER_LABEL)?.parse::<u64>().ok();
-    let mut records: Vec<_> = configs.into_iter().filter(|c| !c.removing).filter_map(|config| Some((number(&config)?, config))).collect();
+    let mut records: Vec<_> =
+        configs.into_iter().filter(|c| !c.removing).filter_map(|config| Some((number(&config)?, config))).collect();
     records.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
     Ok(records)
 }
