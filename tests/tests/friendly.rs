@@ -1,4 +1,4 @@
-//! The tutorial's five friendly replicas behind one published port.
+//! The tutorial's five friendly replicas behind one published port, and its stack with a balancer of its own.
 
 use std::{collections::BTreeSet, fs, time::Duration};
 
@@ -31,6 +31,8 @@ fn five_replicas_answer_on_every_node_and_scaling_down_loses_no_request() {
     limits_are_in_the_cgroups(&lab);
     deploying_again_restarts_nothing(&lab);
     scaling_down_loses_no_request(&lab);
+    let _ = lab.orch(&["stack", "rm", "hello"]).ok();
+    a_balancer_in_a_container_finds_every_task(&lab);
 }
 
 fn spread_over_three_nodes(lab: &Lab) {
@@ -81,6 +83,40 @@ fn scaling_down_loses_no_request(lab: &Lab) {
     lab.wait_replicas("hello_web", "2/2");
     let names: BTreeSet<_> = (0..20).map(|_| hostname(&lab.get("client", &url).expect("an answer"))).collect();
     assert_eq!(names.len(), 2, "{names:?}");
+}
+
+/// What was built in place and linked is taken with warnings; the balancer finds the tasks by `tasks.web`.
+fn a_balancer_in_a_container_finds_every_task(lab: &Lab) {
+    let redis = "CMD [\"redis-server\", \"--bind\", \"0.0.0.0\", \"--protected-mode\", \"no\", \"--save\", \"\"]";
+    lab.import("redis", "redis", &[redis]);
+    lab.import("hits", "hits", &["CMD [\"python3\", \"/app/hits.py\"]"]);
+    let haproxy = "CMD [\"haproxy\", \"-db\", \"-f\", \"/etc/haproxy/haproxy.cfg\"]";
+    lab.import("dockercloud/haproxy", "haproxy", &[haproxy]);
+    let file = fixture("balanced.yml");
+    let deployed = lab.orch(&["stack", "deploy", "-c", file.to_str().expect("utf-8"), "balanced"]);
+    assert_eq!(deployed.code, 0, "{deployed:?}");
+    assert!(deployed.stderr.contains("Ignoring unsupported options: build, links"), "{deployed:?}");
+    for service in ["redis", "web", "lb"] {
+        lab.wait_replicas(&format!("balanced_{service}"), "1/1");
+    }
+    let url = format!("http://{}:8088/", lab.address("n3"));
+    eventually("the balancer answers", || lab.get("client", &url));
+    let _ = lab.orch(&["service", "scale", "-d", "web=4"]).ok();
+    lab.wait_replicas("balanced_web", "4/4");
+    eventually("40 requests reach 4 tasks and count without a gap", || {
+        let mut names = BTreeSet::new();
+        let mut counts = Vec::new();
+        for _ in 0..40 {
+            let page = lab.get("client", &url)?;
+            let said = page.trim().strip_prefix("Hello from ").and_then(|rest| rest.strip_suffix(" times"));
+            let (name, count) = said.and_then(|said| said.split_once(": seen ")).ok_or(&page)?;
+            names.insert(name.to_owned());
+            counts.push(count.parse::<u64>().map_err(|_| &page)?);
+        }
+        let has_gap = counts.windows(2).any(|pair| pair[1] != pair[0] + 1);
+        if names.len() == 4 && !has_gap { Ok(()) } else { Err(format!("{names:?} {counts:?}")) }
+    });
+    let _ = lab.orch(&["stack", "rm", "balanced"]).ok();
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn publish(lab: &Lab, folder: &Path, source: &str, target: &str) {
 fn digest_of_service(lab: &Lab, service: &str) -> String {
     let format = "{{.Spec.TaskTemplate.ContainerSpec.Image}}";
     let image = lab.orch(&["service", "inspect", "--format", format, service]).ok();
-    image.trim().rsplit_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or(image)
+    image.trim().rsplit_once('@').map(|(_, digest)| digest.to_owned()).unwrap_or_else(|| image.trim().to_owned())
 }
 
 #[test]
@@ -115,6 +115,8 @@ fn a_registry_in_a_container_serves_the_cluster() {
     assert_ne!(second, first);
     lab.wait_replicas("web", "4/4");
 
+    stacks_ask_what_a_tag_means_as_they_are_told(&lab, folder.path(), &web);
+
     // By digest.
     let by_digest = format!("{address}/team/web@{first}");
     let _ = lab.orch_on("n2", &["image", "rm", "-f", &first]);
@@ -150,6 +152,31 @@ fn a_registry_in_a_container_serves_the_cluster() {
             .any(|t| t["Node"] == "n1" && t["CurrentState"].as_str().is_some_and(|s| s.starts_with("Running")));
         if there { Ok(()) } else { Err(format!("{tasks:?}")) }
     });
+}
+
+/// `stack deploy --resolve-image`, while the tag moves.
+fn stacks_ask_what_a_tag_means_as_they_are_told(lab: &Lab, folder: &Path, web: &str) {
+    let file = folder.join("stack.yml");
+    fs::write(&file, format!("services:\n  web:\n    image: {web}\n    stop_grace_period: 0s\n")).expect("a file");
+    let file = file.to_str().expect("utf-8 path");
+    let deploy = |stack: &str, when: &[&str]| {
+        let command = ["stack", "deploy", "--detach=false", "-q", "-c", file];
+        let _ = lab.orch(&[&command[..], when, &[stack]].concat()).ok();
+        digest_of_service(lab, &format!("{stack}_web"))
+    };
+    let asked = deploy("tags", &[]);
+    assert!(asked.starts_with("sha256:"), "{asked}");
+    assert_eq!(deploy("unasked", &["--resolve-image", "never"]), web, "nobody asked what it means");
+
+    let tar = orch_tests::image("nginx");
+    let change = ["image", "import", "--change", "CMD [\"nginx\"]", "--change", "LABEL n=3", "third"];
+    let _ = lab.orch(&[&change[..], &[tar.to_str().expect("utf-8")]].concat()).ok();
+    publish(lab, folder, "third", web);
+    for when in ["changed", "never"] {
+        assert_eq!(deploy("tags", &["--resolve-image", when]), asked, "{when}: the name is the same");
+    }
+    assert_ne!(deploy("tags", &["--resolve-image", "always"]), asked);
+    let _ = lab.orch(&["stack", "rm", "--wait", "tags", "unasked"]).ok();
 }
 
 #[test]
@@ -226,6 +253,7 @@ fn registries_that_want_a_login_get_it() {
     );
     let _ = lab.orch(&["service", "rm", "known", "bare"]).ok();
     eventually("the login is gone with its service", || if logins().is_empty() { Ok(()) } else { Err(logins()) });
+    a_stack_takes_its_login_along(&lab, folder.path(), &web);
 
     // A credential helper instead of the file.
     let helper = folder.path().join("docker-credential-test");
@@ -241,6 +269,30 @@ fn registries_that_want_a_login_get_it() {
     assert!(said.ends_with(&format!("{web}\n")), "{said}");
     fs::remove_file(&config).expect("a file");
     token_server(&lab, folder.path(), &config);
+}
+
+/// Only with `--with-registry-auth`; the login goes with the stack.
+fn a_stack_takes_its_login_along(lab: &Lab, folder: &Path, web: &str) {
+    let file = folder.join("stack.yml");
+    let place = "deploy: {placement: {constraints: [node.hostname == n2]}, restart_policy: {max_attempts: 1}}";
+    fs::write(&file, format!("services:\n  web:\n    image: {web}\n    {place}\n")).expect("a file");
+    let deploy = |stack: &str, more: &[&str]| {
+        let command = ["stack", "deploy", "--resolve-image", "never", "-c", file.to_str().expect("utf-8 path")];
+        let _ = with_login(lab, folder, &[&command[..], more, &[stack]].concat()).ok();
+    };
+    let logins = || lab.orch(&["secret", "ls", "-q", "--filter", "label=orch.registry-login"]).ok();
+    let _ = lab.orch_on("n2", &["image", "rm", "-f", web]);
+    deploy("bare", &[]);
+    eventually("a stranger is refused", || {
+        let tasks = lab.orch(&["service", "ps", "--no-trunc", "bare_web"]).ok();
+        if tasks.contains("asks for a login") { Ok(()) } else { Err(tasks) }
+    });
+    assert_eq!(logins(), "");
+    deploy("known", &["--with-registry-auth"]);
+    lab.wait_replicas("known_web", "1/1");
+    assert_eq!(logins().lines().count(), 1);
+    let _ = lab.orch(&["stack", "rm", "--wait", "bare", "known"]).ok();
+    assert_eq!(logins(), "", "the login is gone with its stack");
 }
 
 /// A token server gives an identity token for the password, which is what is kept and used from then on.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use orch_tests::{Lab, eventually};
+use orch_tests::{Lab, eventually, fixture};
 
 const CHANGES: &[&str] = &["CMD [\"sleep\", \"100000\"]"];
 
@@ -48,7 +48,7 @@ configs:
 
 #[test]
 fn stacks_change_as_their_files_do() {
-    let lab = Lab::up("stacks", 2, 1);
+    let lab = Lab::up("stacks", 3, 3);
     lab.import("busybox", "busybox", CHANGES);
     let files = Files::new();
     let _ = files.write("shop/pw.txt", "one");
@@ -62,9 +62,10 @@ fn stacks_change_as_their_files_do() {
     a_change_touches_only_what_changed(&lab, &files, &shop);
     changed_content_reaches_the_tasks(&lab, &files, &shop);
     a_refusal_leaves_everything_as_it_was(&lab, &files);
+    files_that_must_fail_say_what_to_write(&lab);
     short_names_until_two_stacks_have_them(&lab, &files);
     deploying_during_a_removal(&lab, &shop);
-    a_removal_does_not_wait(&lab, &files);
+    a_deployment_queues_behind_a_removal(&lab, &files);
     people_are_asked_before_anything_is_pruned(&lab, &files);
     the_exit_code_can_be_trusted(&lab, &files);
 }
@@ -104,6 +105,28 @@ fn a_refusal_leaves_everything_as_it_was(lab: &Lab, files: &Files) {
     assert!(spec.contains("LEVEL=debug") && spec.contains("9001") && !spec.contains("9003"), "{spec}");
     let services = lab.orch(&["stack", "services", "shop", "--format", "{{.Name}}"]).ok();
     assert_eq!(services.lines().collect::<BTreeSet<_>>(), ["shop_db", "shop_web"].into());
+}
+
+fn files_that_must_fail_say_what_to_write(lab: &Lab) {
+    let early = ["8:5: services.web Additional property secrets is not allowed", "13:1:", "write version: \"3.1\""];
+    let ancient = ["1:1:", "this is the version 1 format", "put every service under `services:`"];
+    for (file, words) in [("secrets-too-early.yml", early), ("before-versions.yml", ancient)] {
+        let file = fixture(file);
+        let refused = lab.orch(&["stack", "deploy", "-c", file.to_str().expect("utf-8"), "bad"]).refused();
+        words.iter().for_each(|word| assert!(refused.contains(word), "{word:?} is not in {refused}"));
+    }
+    let file = lab.exec_with_input(
+        "n1",
+        &["orch", "stack", "config", "--skip-interpolation", "-c", "-"],
+        b"services:\n  web:\n    image: web:${TAG:?which}\n    environment: {LEVEL: '${LEVEL}'}\n",
+    );
+    let file = file.ok();
+    assert!(file.contains("web:${TAG:?which}") && file.contains("${LEVEL}"), "as it is written: {file}");
+    let networks = lab.orch(&["network", "ls", "--format", "{{.Name}}"]).ok();
+    assert!(!networks.contains("bad_"), "nothing was made: {networks}");
+    let bare = fs::read_to_string(fixture("secrets-too-early.yml")).expect("the fixture").replace("'3.0'", "'3'");
+    let said = lab.exec_with_input("n1", &["orch", "stack", "config", "-c", "-"], bare.as_bytes()).ok();
+    assert!(said.contains("password"), "a bare 3 is the newest: {said}");
 }
 
 fn short_names_until_two_stacks_have_them(lab: &Lab, files: &Files) {
@@ -219,26 +242,60 @@ fn deploying_during_a_removal(lab: &Lab, shop: &str) {
     lab.wait_replicas("shop_web", "2/2");
 }
 
-/// The tasks take their time to stop; the command does not wait for them.
-fn a_removal_does_not_wait(lab: &Lab, files: &Files) {
+/// Its one task is not the leader's, takes its time to stop, and has what only one can have: a subnet, a volume, names.
+const SLOW: &str = "
+services:
+  db:
+    image: busybox
+    stop_grace_period: 8s
+    volumes: ['data:/data']
+    secrets: [pw]
+    deploy: {placement: {constraints: [node.hostname == n2]}}
+networks: {default: {ipam: {config: [{subnet: 10.77.0.0/24}]}}}
+secrets: {pw: {file: pw.txt}}
+volumes: {data: }
+";
+
+/// The command does not wait for tasks to stop; managers finish the removal, whoever of them leads, and what is deployed
+/// meanwhile waits for it.
+fn a_deployment_queues_behind_a_removal(lab: &Lab, files: &Files) {
     let _ = lab.orch(&["stack", "rm", "--wait", "shop"]).ok();
-    let text = "services:\n  db: {image: busybox, stop_grace_period: 8s}\n";
-    let slow = files.write("slow/compose.yml", text);
+    let _ = files.write("slow/pw.txt", "secret");
+    let slow = files.write("slow/compose.yml", SLOW);
     let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &slow]).ok();
     let services = lab.orch(&["stack", "services", "slow", "--format", "{{.Name}} {{.Mode}} {{.Image}}"]).ok();
     assert_eq!(services, "slow_db replicated busybox:latest\n");
-    let networks = || lab.orch(&["network", "ls", "--format", "{{.Name}}"]).result();
+    let before = task_ids(lab, "slow_db");
+
     let _ = lab.orch(&["stack", "rm", "slow"]).ok();
-    let left = networks().expect("the networks");
-    assert!(left.contains("slow_default"), "a task that stops is still on it: {left}");
-    eventually("what the stopping task used is gone", || {
-        let left = networks()?;
-        if left.contains("slow_default") { Err(left) } else { Ok(()) }
+    let names = || {
+        let networks = lab.orch(&["network", "ls", "--format", "{{.Name}}"]).ok();
+        networks + &lab.orch(&["secret", "ls", "--format", "{{.Name}}"]).ok()
+    };
+    assert!(!names().contains("slow_"), "the names are free: {}", names());
+    let again = lab.orch(&["stack", "deploy", "-c", &slow]).ok();
+    for made in ["Creating network slow_default", "Creating secret slow_pw\n", "Creating service slow_db"] {
+        assert!(again.contains(made), "{again}");
+    }
+    eventually("the new task waits", || {
+        let tasks = lab.orch(&["service", "ps", "--no-trunc", "slow_db"]).result()?;
+        if tasks.contains("of network slow_default, which is being removed") { Ok(()) } else { Err(tasks) }
     });
-    let _ = lab.orch(&["stack", "deploy", "-d=false", "-q", "-c", &slow]).ok();
+    let _ = lab.command("kill", &["n1", "node"]).ok();
+    eventually("another manager has finished the removal, and the deployment goes on", || {
+        let services = lab.orch_on("n2", &["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]).result()?;
+        if services.lines().any(|line| line == "slow_db 1/1") { Ok(()) } else { Err(services) }
+    });
+    let _ = lab.command("start", &["n1"]).ok();
+    eventually("n1 is a manager again", || lab.orch(&["stack", "ls"]).result());
+    assert!(task_ids(lab, "slow_db").is_disjoint(&before), "it is another task");
+
     let _ = lab.orch(&["stack", "rm", "--detach=false", "slow"]).ok();
-    let left = networks().expect("the networks");
-    assert!(!left.contains("slow_default"), "everything is gone when it is waited for: {left}");
+    let network = ["network", "create", "-d", "overlay", "--subnet", "10.77.0.0/24", "after"];
+    let _ = lab.orch(&network).ok();
+    let described = lab.orch(&["network", "inspect", "after"]).ok();
+    assert!(described.contains("10.77.0.0/24") && !described.contains("being removed"), "{described}");
+    let _ = lab.orch(&["network", "rm", "after"]).ok();
 }
 
 const MANY: &str = "services:

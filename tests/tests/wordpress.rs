@@ -65,15 +65,38 @@ fn the_install_page_loads_through_any_node() {
         let script = "f=/etc/orch/orch.toml; { cat; grep -v -e ^registry-mirrors -e ^insecure-registries $f; } > /tmp/orch.toml.$$ && cat /tmp/orch.toml.$$ > $f; rm /tmp/orch.toml.$$";
         let _ = lab.exec_with_input(node, &["sh", "-c", script], keys.as_bytes()).ok();
     }
-    let file = fixture("blog.yml");
-    let _ = lab.orch(&["stack", "deploy", "-c", file.to_str().expect("utf-8"), "blog"]).ok();
-    lab.wait_replicas("blog_mysql", "1/1");
-    lab.wait_replicas("blog_web", "3/3");
+    install_page_loads(&lab, "blog.yml", "blog", 8080);
+    let _ = lab.orch(&["stack", "rm", "blog"]).ok();
+    install_page_loads(&lab, "blog-secret.yml", "safe", 8081);
+    the_password_is_in_the_secret_only(&lab);
+}
+
+fn install_page_loads(lab: &Lab, file: &str, stack: &str, port: u16) {
+    let file = fixture(file);
+    let _ = lab.orch(&["stack", "deploy", "-c", file.to_str().expect("utf-8"), stack]).ok();
+    lab.wait_replicas(&format!("{stack}_mysql"), "1/1");
+    lab.wait_replicas(&format!("{stack}_web"), "3/3");
     for node in ["n1", "n2", "n3"] {
-        let url = format!("http://{}:8080/wp-admin/install.php", lab.address(node));
+        let url = format!("http://{}:{port}/wp-admin/install.php", lab.address(node));
         eventually("the install page loads", || {
             let page = lab.get("client", &url)?;
             if page.contains("WordPress") && page.contains("language") { Ok(()) } else { Err(page) }
         });
+    }
+}
+
+/// Neither what is asked for nor the container's environment has it.
+fn the_password_is_in_the_secret_only(lab: &Lab) {
+    let password = fs::read_to_string(fixture("root-password.txt")).expect("the fixture");
+    let password = password.trim();
+    let inside = |script: &str| lab.orch(&["exec", "safe_web.1", "sh", "-c", script]).ok();
+    assert_eq!(inside("cat /run/secrets/root-password").trim(), password);
+    assert!(inside("grep /run/secrets /proc/mounts").contains("tmpfs"), "it is in memory");
+    let environment = inside("tr '\\0' '\\n' < /proc/1/environ");
+    assert!(environment.contains("WORDPRESS_DB_PASSWORD_FILE=/run/secrets/root-password"), "{environment}");
+    let asked = lab.orch(&["service", "inspect", "safe_web", "safe_mysql"]).ok();
+    let secret = lab.orch(&["secret", "inspect", "safe_root-password"]).ok();
+    for text in [environment, asked, secret] {
+        assert!(!text.contains(password), "{text}");
     }
 }
