@@ -134,9 +134,9 @@ fn kill_something(lab: &Lab, dice: &mut Dice) {
             let _ = lab.command("start", &["n1"]).ok();
         }
         // The last one may have been killed just now, and the next may not be there yet.
-        1..=3 => drop(within(RESTART_LIMIT, "there is a worker to kill", || {
-            lab.command("kill", &["n1", "worker"]).result()
-        })),
+        1..=3 => {
+            drop(within(RESTART_LIMIT, "there is a worker to kill", || lab.command("kill", &["n1", "worker"]).result()))
+        }
         _ => {
             let shims = within(RESTART_LIMIT, "there is a shim to kill", || shims(lab));
             let shim = dice.pick(&shims).as_str();

@@ -192,9 +192,7 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
 async fn delete(store: &ImageStore, digest: &str, only: Option<String>) -> Result<Removed, Status> {
     let (store, digest) = (store.clone(), digest.to_owned());
     let removed = tokio::task::spawn_blocking(move || store.remove(&digest, only.as_deref())).await;
-    removed
-        .map_err(|error| Status::internal(chain(&error)))?
-        .map_err(|error| Status::internal(chain(&error)))
+    removed.map_err(|error| Status::internal(chain(&error)))?.map_err(|error| Status::internal(chain(&error)))
 }
 
 /// Makes another name for an image, here and in the cluster.

@@ -130,7 +130,8 @@ fn damaged_logs_lose_lines_and_no_more() {
 fn a_line_without_end_does_not_take_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     let files = LogFiles::at(dir.path().join("log"));
-    let object = |text: &str| format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:00Z\"}}\n");
+    let object =
+        |text: &str| format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:00Z\"}}\n");
     let junk = vec![0; 3 * MAX_OBJECT_BYTES + 5];
     fs::write(&files.path, [object("before").as_bytes(), &junk, b"\n", object("after").as_bytes()].concat()).unwrap();
     let mut reader = Reader::open(&files).unwrap();
