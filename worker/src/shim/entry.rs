@@ -184,8 +184,8 @@ impl Entry {
     /// [`take_place`] does.
     pub(super) fn settle(&self, program: &Program<'_>) -> Result<Vec<File>, Failure> {
         setns(&self.container, CloneFlags::CLONE_NEWPID).map_err(step("enter the container's process numbers"))?;
-        self.cgroups.iter().filter_map(|procs| open_procs(procs)).for_each(join);
-        let counted = self.counted.iter().filter_map(|procs| open_procs(procs)).collect();
+        self.cgroups.iter().filter_map(open_procs).for_each(join);
+        let counted = self.counted.iter().filter_map(open_procs).collect();
         self.enter(program.process)?;
         restrict(program)?;
         bound_capabilities(program.caps).map_err(step("bound capabilities"))?;
@@ -195,7 +195,7 @@ impl Entry {
     fn become_program(&self, program: &Program<'_>, streams: &Streams<'_>) -> Result<Infallible, Failure> {
         let process = program.process;
         setsid().map_err(step("new session"))?;
-        self.cgroups.iter().chain(&self.counted).filter_map(|procs| open_procs(procs)).for_each(join);
+        self.cgroups.iter().chain(&self.counted).filter_map(open_procs).for_each(join);
         self.enter(process)?;
         connect(streams)?;
         take_place(process)?;

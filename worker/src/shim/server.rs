@@ -205,7 +205,8 @@ impl Server {
                 .map(|((w, ..), _)| *w)
                 .collect(),
             streams: ready.by_ref().take(if behind { 0 } else { self.streams.len() }).collect(),
-            check: ready.by_ref().take(check_sources).fold(false, |any, ready| any || ready),
+            // All of them: what follows is the connections'.
+            check: ready.by_ref().take(check_sources).filter(|&ready| ready).count() > 0,
             connections: ready.collect(),
         })
     }
