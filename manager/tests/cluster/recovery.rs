@@ -38,7 +38,8 @@ fn a_damaged_snapshot_is_named_and_nothing_is_made_up() {
     lab.block_on(async {
         let manager = lab.start(0).await;
         for number in 0..20 {
-            manager.control().await.create(service(&format!("s{number}"), 1)).await.unwrap();
+            // Without tasks: those are made when the leader gets to it, also after what is compared was read.
+            manager.control().await.create(service(&format!("s{number}"), 0)).await.unwrap();
         }
         manager.consensus().compact().await.unwrap();
         let before = manager.objects().await;
