@@ -219,6 +219,6 @@ mod tests {
             drop(renewing);
         });
         drop(turn.unwrap());
-        supervisor.begin().unwrap();
+        drop(supervisor.begin().unwrap());
     }
 }
