@@ -26,6 +26,14 @@ pub(crate) async fn reconcile(reign: Arc<Reign>) {
             next_step(&view.state, &reign.consensus().seats())
         };
         let Some(step) = step else {
+            if reign.consensus().is_between_members() {
+                tracing::info!("ending a change of the managers that was begun before");
+                if let Err(error) = reign.consensus().settle_members().await {
+                    tracing::warn!(%error, "cannot change the managers now; trying again");
+                    sleep(RETRY).await;
+                }
+                continue;
+            }
             // The store outlives this task.
             let _ = timeout(LOOK, changes.changed()).await;
             continue;

@@ -372,7 +372,7 @@ impl Consensus {
             self.change_members(ChangeMembers::RemoveNodes(former), false).await?;
         }
         if is_voter && same {
-            return Ok(());
+            return self.settle().await;
         }
         if is_voter {
             // It has moved.
@@ -387,13 +387,44 @@ impl Consensus {
     pub async fn remove_member(&self, raft_id: u64, force: bool) -> Result<(), ConsensusError> {
         let _changing = self.changing_members.lock().await;
         if self.members().iter().all(|(id, _)| *id != raft_id) {
-            return Ok(());
+            return self.settle().await;
         }
         if !self.voters().0.contains(&raft_id) {
             return self.change_members(ChangeMembers::RemoveNodes(BTreeSet::from([raft_id])), false).await;
         }
         self.may_remove(raft_id, force)?;
         self.change_members(ChangeMembers::RemoveVoters(BTreeSet::from([raft_id])), false).await
+    }
+
+    /// Whether a change of the members was begun and not ended. Until then the old ones and the new ones have to agree: the
+    /// loss of one manager may be the loss of a quorum.
+    #[must_use]
+    pub fn is_between_members(&self) -> bool {
+        self.raft.metrics().borrow_watched().membership_config.membership().get_joint_config().len() > 1
+    }
+
+    /// Ends what another leader, or an impatient caller, left between two memberships. On the leader only.
+    pub async fn settle_members(&self) -> Result<(), ConsensusError> {
+        let _changing = self.changing_members.lock().await;
+        self.settle().await
+    }
+
+    /// What this leader has as the membership is the one that holds, and it is one.
+    async fn settle(&self) -> Result<(), ConsensusError> {
+        let mut metrics = self.raft.metrics();
+        let holds = metrics.wait_until(|m| m.last_applied.is_some() && m.last_applied >= *m.membership_config.log_id());
+        match timeout(MEMBER_LIMIT, holds).await {
+            Err(_) => return Err(ConsensusError::NoQuorum),
+            Ok(Err(error)) => return Err(ConsensusError::Stopped(chain(&error))),
+            Ok(Ok(_)) => {}
+        }
+        if !self.is_leader() {
+            return Err(ConsensusError::NotLeader);
+        }
+        match self.is_between_members() {
+            true => self.change_members(ChangeMembers::AddVoterIds(BTreeSet::new()), false).await,
+            false => Ok(()),
+        }
     }
 
     /// Whether the managers that would remain could still decide.

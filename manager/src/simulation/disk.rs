@@ -40,10 +40,17 @@ struct Inner {
     /// What lies between the two.
     unsafe_writes: VecDeque<Write>,
     writes: u64,
-    /// When the last flush that was asked for will be done.
-    busy_until: Option<Instant>,
+    /// The flush that is under way, and the one that waits for it and takes in everybody who comes meanwhile.
+    flushes: VecDeque<Flush>,
     flush_ms: u64,
     is_failing: bool,
+}
+
+struct Flush {
+    ends: Instant,
+    /// The last write that it makes safe.
+    upto: u64,
+    waiters: Vec<Flushed>,
 }
 
 #[derive(Default, Clone)]
@@ -86,7 +93,7 @@ impl Disk {
             seen: Content::default(),
             unsafe_writes: VecDeque::new(),
             writes: 0,
-            busy_until: None,
+            flushes: VecDeque::new(),
             flush_ms,
             is_failing: false,
         };
@@ -109,7 +116,7 @@ impl Disk {
         let survivors: Vec<_> = inner.unsafe_writes.drain(..).take(survive).collect();
         survivors.into_iter().for_each(|write| inner.persist(write));
         inner.seen = inner.safe.clone();
-        inner.busy_until = None;
+        inner.flushes.clear();
     }
 
     /// How many log entries it holds.
@@ -225,26 +232,38 @@ impl LogEngine for Engine {
                 source: std::io::Error::other("the drive fails"),
             }));
         }
+        let done = match inner.durability {
+            Durability::AcknowledgesEarly => {
+                drop(inner);
+                done(Ok(()));
+                inner = self.disk.lock();
+                None
+            }
+            _ => Some(done),
+        };
         let (upto, longest) = (inner.writes, inner.flush_ms);
-        let takes = Duration::from_micros(inner.random.random_range(0..=longest * 1000));
-        let finished = inner.busy_until.unwrap_or_else(Instant::now).max(Instant::now()) + takes;
-        inner.busy_until = Some(finished);
-        let mut done = Some(done);
-        if inner.durability == Durability::AcknowledgesEarly {
-            drop(inner);
-            done.take().into_iter().for_each(|done| done(Ok(())));
-        } else {
-            drop(inner);
+        if inner.flushes.len() > 1
+            && let Some(next) = inner.flushes.back_mut()
+        {
+            next.upto = upto;
+            next.waiters.extend(done);
+            return;
         }
+        let takes = Duration::from_micros(inner.random.random_range(0..=longest * 1000));
+        let ends = inner.flushes.back().map_or_else(Instant::now, |flush| flush.ends) + takes;
+        inner.flushes.push_back(Flush { ends, upto, waiters: done.into_iter().collect() });
+        drop(inner);
         let (disk, mount) = (self.disk.clone(), self.mount);
         tokio::spawn(async move {
-            sleep_until(finished).await;
+            sleep_until(ends).await;
             let mut inner = disk.lock();
-            if inner.mount == mount {
-                inner.flushed(upto);
-                drop(inner);
-                done.into_iter().for_each(|done| done(Ok(())));
+            if inner.mount != mount {
+                return;
             }
+            let Some(flush) = inner.flushes.pop_front() else { return };
+            inner.flushed(flush.upto);
+            drop(inner);
+            flush.waiters.into_iter().for_each(|done| done(Ok(())));
         });
     }
 }

@@ -104,6 +104,35 @@ fn leadership_is_handed_over_without_a_pause() {
     });
 }
 
+/// A leader dies between the two halves of a change: until somebody ends it, both memberships have to agree.
+#[test]
+fn the_next_leader_ends_a_change_of_the_members() {
+    with_managers(|world| async move {
+        let (former, leader) = world.leader().unwrap();
+        let (stays, leaves) = ((former + 1) % 3, (former + 2) % 3);
+        let raft_id = world.lock().hosts[leaves].raft_id;
+        let removing = leader.consensus.clone();
+        leader.life.spawn(async move { removing.remove_member(raft_id, false).await });
+        let other = world.running(stays).unwrap();
+        let begun = async {
+            while !other.consensus.is_between_members() {
+                sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(ELECTION, begun).await.unwrap();
+        world.crash(former).unwrap();
+        world.start(former).await.unwrap();
+        isolate(&world, leaves);
+        // Nobody but these two can lead, and both have to vote.
+        let (_, next) = leader_after(&world, leaves).await;
+        assert!(next.consensus.is_between_members());
+        next.consensus.settle_members().await.unwrap();
+        assert!(!next.consensus.is_between_members());
+        assert!(!next.consensus.voters().0.contains(&raft_id));
+        write(&world, &next).await;
+    });
+}
+
 /// The batcher: what waits for the disk shares entries, and each transaction has an answer of its own.
 #[test]
 fn proposals_share_entries_and_each_gets_its_own_answer() {

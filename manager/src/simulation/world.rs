@@ -411,6 +411,9 @@ impl World {
                 }
             }
         }
+        if leader.consensus.is_between_members() {
+            return Ok(Some("a change of the members has not ended".to_owned()));
+        }
         self.lock().replacing = None;
         let started = self.now();
         let (mark, keys) = (self.next_mark(), vec![0]);
