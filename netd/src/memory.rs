@@ -1,7 +1,7 @@
 //! What the C library's allocator keeps of what was freed.
 //!
 //! Every look into a namespace is a thread's, and a thread that asks for memory gets an arena of its own, up to eight for
-//! each processor, which keeps what was freed in it: that was most of the daemon's memory per container.
+//! each processor, which keeps what was freed in it.
 
 #![allow(unsafe_code)]
 
