@@ -7,6 +7,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{net::Weather, record::Violation, world::World};
 
+/// How long a leader may take to say that it leads.
+const CERTAINTY_LIMIT: Duration = Duration::from_secs(1);
 const MEMBER_PATIENCE: Duration = Duration::from_secs(6);
 const HOUR_MS: i64 = 3_600_000;
 
@@ -282,6 +284,7 @@ impl World {
         };
         if !timeout(MEMBER_PATIENCE, removing).await.unwrap_or(false) {
             self.tell(|| format!("m{} has not left", number + 1));
+            self.lock().may_lack_members = true;
             return Ok(());
         }
         self.lock().summary.membership_changes += 1;
@@ -293,9 +296,25 @@ impl World {
         if self.lock().replacing.is_some() {
             return Ok(());
         }
+        // A removal without an answer may have gone through: of two managers, none can be spared.
+        if self.lock().may_lack_members && !self.are_all_members().await {
+            return Ok(());
+        }
+        self.lock().may_lack_members = false;
         let Some(number) = self.victim() else { return Ok(()) };
         self.tell(|| format!("m{} loses its disk", number + 1));
         self.replace(number).await
+    }
+
+    /// Whether every machine is a voter for sure.
+    async fn are_all_members(&self) -> bool {
+        let Some((_, leader)) = self.leader() else { return false };
+        if !matches!(timeout(CERTAINTY_LIMIT, leader.consensus.read_barrier()).await, Ok(Ok(()))) {
+            return false;
+        }
+        let (voters, _) = leader.consensus.voters();
+        let are_voters = self.lock().hosts.iter().all(|host| voters.contains(&host.raft_id));
+        are_voters && !leader.consensus.is_between_members()
     }
 
     async fn replace(&self, number: usize) -> Result<(), Violation> {

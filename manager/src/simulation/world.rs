@@ -114,6 +114,8 @@ pub(super) struct State {
     pub(super) summary: Summary,
     /// A machine that lost its disk, until it is a member again.
     pub(super) replacing: Option<usize>,
+    /// A manager was to leave, and nobody knows whether it did.
+    pub(super) may_lack_members: bool,
     pub(super) next_raft_id: u64,
     next_mark: Mark,
     is_over: bool,
@@ -132,6 +134,7 @@ impl World {
             story: Vec::new(),
             summary: Summary::default(),
             replacing: None,
+            may_lack_members: false,
             next_raft_id: 100,
             next_mark: 1,
             is_over: false,
