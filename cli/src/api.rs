@@ -126,8 +126,7 @@ impl Api {
         version: Version,
         spec: Option<wire::spec::Spec>,
     ) -> anyhow::Result<(Arc<T>, Vec<String>)> {
-        let response = self.try_update(T::KIND, id, version, spec).await.map_err(explain)?;
-        Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
+        updated(self.try_update(T::KIND, id, version, spec).await.map_err(explain)?)
     }
 
     /// As [`Api::update`], for callers that tell refusals apart.
@@ -236,6 +235,11 @@ pub(crate) fn watch_events(response: wire::WatchResponse) -> anyhow::Result<Vec<
             })
         })
         .collect()
+}
+
+/// The object as it is after an update, and what its users are warned of.
+pub(crate) fn updated<T: Stored>(response: wire::UpdateResponse) -> anyhow::Result<(Arc<T>, Vec<String>)> {
+    Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
 }
 
 /// What the manager said, without gRPC's words around it.

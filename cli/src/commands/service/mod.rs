@@ -24,11 +24,19 @@ use orch_model::{
     service::{Service, ServiceMode},
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
+use tonic::Code;
 
 use super::{ListFlags, for_each, print_inspected, warn};
-use crate::{api::Api, inspect, progress, render::time};
+use crate::{
+    api::{Api, explain, updated},
+    inspect, progress,
+    render::time,
+};
 
 pub(crate) use ps::print_tasks;
+
+/// How often a change is sent to a service to which the managers write meanwhile.
+const STORE_ATTEMPTS: usize = 5;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ServiceCommand {
@@ -178,15 +186,34 @@ async fn scale_one(api: &mut Api, reference: &str, replicas: u64) -> anyhow::Res
 }
 
 /// Sends a changed spec; what the progress display needs afterwards.
+///
+/// The managers write to a service, too, for example when an update of it ends. Only what another person changed meanwhile is
+/// a conflict.
 async fn store(
     api: &mut Api,
     before: &Service,
     spec: &orch_model::service::ServiceSpec,
 ) -> anyhow::Result<progress::Watched> {
-    let wire = wire::spec::Spec::Service(spec.to_proto());
-    let (after, warnings) = api.update::<Service>(before.id.as_str(), before.meta.version, Some(wire)).await?;
-    warn(&warnings);
-    Ok(progress::Watched::after_update(before, &after))
+    let (id, mut version, mut attempts) = (before.id.as_str(), before.meta.version, 1..STORE_ATTEMPTS);
+    loop {
+        let wire = wire::spec::Spec::Service(spec.to_proto());
+        let status = match api.try_update(Kind::Service, id, version, Some(wire)).await {
+            Ok(response) => {
+                let (after, warnings) = updated::<Service>(response)?;
+                warn(&warnings);
+                return Ok(progress::Watched::after_update(before, &after));
+            }
+            Err(status) => status,
+        };
+        if status.code() != Code::Aborted || attempts.next().is_none() {
+            return Err(explain(status));
+        }
+        let now = api.get::<Service>(id).await?;
+        if now.spec != before.spec {
+            return Err(explain(status));
+        }
+        version = now.meta.version;
+    }
 }
 
 async fn rollback(args: RollbackArgs, paths: &Paths) -> anyhow::Result<()> {
