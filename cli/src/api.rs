@@ -119,17 +119,7 @@ impl Api {
         Ok((decode::<T>(response.object.context("the manager sent no object")?)?, response.warnings))
     }
 
-    /// `spec: None` rolls a service back.
-    pub(crate) async fn update<T: Stored>(
-        &mut self,
-        id: &str,
-        version: Version,
-        spec: Option<wire::spec::Spec>,
-    ) -> anyhow::Result<(Arc<T>, Vec<String>)> {
-        updated(self.try_update(T::KIND, id, version, spec).await.map_err(explain)?)
-    }
-
-    /// As [`Api::update`], for callers that tell refusals apart.
+    /// Changes the object at this version; without a spec, to what it was before. See [`updated`] for the answer.
     pub(crate) async fn try_update(
         &mut self,
         kind: Kind,

@@ -17,11 +17,13 @@ pub(crate) mod resolve;
 mod surface;
 mod update;
 
+use std::sync::Arc;
+
 use clap::{Args, Subcommand};
 use orch_model::{
     Kind,
     network::Network,
-    service::{Service, ServiceMode},
+    service::{Service, ServiceMode, ServiceSpec},
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 use tonic::Code;
@@ -186,22 +188,30 @@ async fn scale_one(api: &mut Api, reference: &str, replicas: u64) -> anyhow::Res
 }
 
 /// Sends a changed spec; what the progress display needs afterwards.
+async fn store(api: &mut Api, before: &Service, spec: &ServiceSpec) -> anyhow::Result<progress::Watched> {
+    let after = send(api, before, Some(spec)).await?;
+    Ok(progress::Watched::after_update(before, &after))
+}
+
+/// Returns to the spec before the last change; what the progress display needs afterwards.
+async fn roll_back(api: &mut Api, before: &Service) -> anyhow::Result<progress::Watched> {
+    let after = send(api, before, None).await?;
+    Ok(progress::Watched::after_rollback(before, &after))
+}
+
+/// The service after the change: this spec, or without one the spec before.
 ///
 /// The managers write to a service, too, for example when an update of it ends. Only what another person changed meanwhile is
 /// a conflict.
-async fn store(
-    api: &mut Api,
-    before: &Service,
-    spec: &orch_model::service::ServiceSpec,
-) -> anyhow::Result<progress::Watched> {
+pub(crate) async fn send(api: &mut Api, before: &Service, spec: Option<&ServiceSpec>) -> anyhow::Result<Arc<Service>> {
     let (id, mut version, mut attempts) = (before.id.as_str(), before.meta.version, 1..STORE_ATTEMPTS);
     loop {
-        let wire = wire::spec::Spec::Service(spec.to_proto());
-        let status = match api.try_update(Kind::Service, id, version, Some(wire)).await {
+        let wire = spec.map(|spec| wire::spec::Spec::Service(spec.to_proto()));
+        let status = match api.try_update(Kind::Service, id, version, wire).await {
             Ok(response) => {
                 let (after, warnings) = updated::<Service>(response)?;
                 warn(&warnings);
-                return Ok(progress::Watched::after_update(before, &after));
+                return Ok(after);
             }
             Err(status) => status,
         };
@@ -219,13 +229,12 @@ async fn store(
 async fn rollback(args: RollbackArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
     let before = api.get::<Service>(&args.service).await?;
-    let (after, warnings) = api.update::<Service>(before.id.as_str(), before.meta.version, None).await?;
-    warn(&warnings);
+    let watched = roll_back(&mut api, &before).await?;
     println!("{}", args.service);
     if args.detach.unwrap_or(false) {
         return Ok(());
     }
-    progress::wait(&mut api, &progress::Watched::after_rollback(&before, &after), args.quiet).await
+    progress::wait(&mut api, &watched, args.quiet).await
 }
 
 async fn rebalance(services: &[String], paths: &Paths) -> anyhow::Result<()> {

@@ -151,9 +151,7 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
     let before = api.get::<Service>(&args.service).await?;
     let watched = if args.rollback {
         only_rollback(&args, &before.spec).map_err(anyhow::Error::msg)?;
-        let (after, warnings) = api.update::<Service>(before.id.as_str(), before.meta.version, None).await?;
-        super::warn(&warnings);
-        progress::Watched::after_rollback(&before, &after)
+        super::roll_back(&mut api, &before).await?
     } else {
         let mut spec = before.spec.clone();
         change_spec(&args, &mut spec, |name| std::env::var(name).ok()).map_err(anyhow::Error::msg)?;

@@ -27,6 +27,7 @@ use crate::{
     commands::{
         data,
         service::{
+            self,
             registry::{self, Wanted},
             resolve,
         },
@@ -273,9 +274,8 @@ impl Deployment<'_> {
         if spec == before.spec {
             return Ok(progress::Watched::after_update(&before, &before));
         }
-        let wire = wire::spec::Spec::Service(spec.to_proto());
-        let updated = api.update::<Service>(before.id.as_str(), before.meta.version, Some(wire)).await;
-        let (after, warnings) = match updated.with_context(|| format!("failed to update service {name}")) {
+        let updated = service::send(api, &before, Some(&spec)).await;
+        let after = match updated.with_context(|| format!("failed to update service {name}")) {
             Ok(updated) => updated,
             Err(error) => {
                 login.take_back(api).await;
@@ -283,15 +283,13 @@ impl Deployment<'_> {
             }
         };
         self.done.push(Done::Updated(before.id.clone(), Box::new(before.spec.clone())));
-        warn(&warnings);
         Ok(progress::Watched::after_update(&before, &after))
     }
 }
 
 async fn restore(api: &mut Api, id: &ServiceId, before: &ServiceSpec) -> anyhow::Result<()> {
     let now = api.get::<Service>(id.as_str()).await?;
-    let spec = wire::spec::Spec::Service(before.to_proto());
-    api.update::<Service>(id.as_str(), now.meta.version, Some(spec)).await.map(drop)
+    service::send(api, &now, Some(before)).await.map(drop)
 }
 
 pub(super) fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
