@@ -7,7 +7,7 @@
 mod doors;
 mod faith;
 mod gather;
-mod pace;
+pub mod pace;
 mod seats;
 
 use std::{

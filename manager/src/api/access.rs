@@ -87,6 +87,14 @@ const RULES: &[(&str, Access, Place)] = &[
 const STREAMED: &[&str] =
     &["/orch.v1.Control/Exec", "/orch.v1.Dispatcher/Pings", "/orch.v1.Streams/Attach", "/orch.v1.Raft/Snapshot"];
 
+/// Calls that the leader answers and that change nothing.
+const READS: &[&str] = &["/orch.v1.Control/Info", "/orch.v1.Control/GetUnlockKey", "/orch.v1.Control/Logs"];
+
+/// Whether a call that got no answer may have changed something.
+pub(super) fn may_change(path: &str) -> bool {
+    !READS.contains(&path)
+}
+
 /// Whether a request has to arrive whole, soon and within its caller's budget. Streams are bounded message by message, and
 /// raft's messages by their number.
 pub(super) fn is_metered(path: &str) -> bool {

@@ -9,19 +9,24 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use orch_model::NodeId;
-use tokio::time::{Sleep, sleep};
+use orch_proto::transport::pace::{Pace, Rate};
+use tokio::time::{Sleep, sleep, sleep_until};
 use tonic::{Code, Status, body::Body};
 
 use super::status;
 
 /// For a request that is not a stream to arrive.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// Calls of one worker, or of a stranger at one address. A busy worker gathers what it has to say into some ten a second.
+const CALLS: Rate = Rate { burst: 256, per_second: 256 };
+/// No call waits longer for its turn.
+const LONGEST_TURN: Duration = Duration::from_secs(1);
 /// Lists of one caller that are put together or not read yet.
 const LISTS_PER_CALLER: usize = 16;
 /// Bytes of requests of all callers together.
@@ -49,6 +54,14 @@ struct Limit {
 }
 
 impl Payer {
+    /// Managers speak for others as well, and whoever may use the local socket is no stranger.
+    fn has_a_pace(&self) -> bool {
+        match self {
+            Self::Process(_) | Self::Manager(_) => false,
+            Self::Worker(_) | Self::Stranger(_) => true,
+        }
+    }
+
     fn limit(&self) -> Limit {
         match self {
             Self::Process(_) | Self::Manager(_) => {
@@ -61,13 +74,20 @@ impl Payer {
 }
 
 /// The accounts of all callers of a manager. Clones share them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Budget(Arc<Mutex<Accounts>>);
 
-#[derive(Default)]
 struct Accounts {
     by_payer: HashMap<Payer, Use>,
     all: Use,
+    pace: Pace<Payer>,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        let accounts = Accounts { by_payer: HashMap::new(), all: Use::default(), pace: Pace::new(CALLS) };
+        Self(Arc::new(Mutex::new(accounts)))
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -80,6 +100,18 @@ struct Use {
 }
 
 impl Budget {
+    /// Lets a caller who calls faster than anybody needs to wait for its turn.
+    pub(super) async fn turn(&self, payer: &Payer) {
+        if !payer.has_a_pace() {
+            return;
+        }
+        let now = Instant::now();
+        let turn = self.lock().pace.turn(payer.clone(), now, LONGEST_TURN);
+        if turn > now {
+            sleep_until(turn.into()).await;
+        }
+    }
+
     /// Opens the tab of a call.
     pub(super) fn open(&self, payer: Payer) -> Result<Tab, Box<Status>> {
         let limit = payer.limit();

@@ -68,7 +68,7 @@ impl ControlService {
     /// The reign, once this manager is sure that nobody has taken over meanwhile.
     async fn reader(&self) -> Result<Arc<Reign>, Status> {
         let reign = self.reign()?;
-        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
+        self.consensus.read_barrier().await.map_err(|e| status::from_catch_up(&e))?;
         Ok(reign)
     }
 }

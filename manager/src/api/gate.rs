@@ -22,7 +22,7 @@ use tonic::{
 use tower::{Layer, Service};
 
 use super::{
-    access::{Access, Origin, Place, Rule, is_metered, rule},
+    access::{Access, Origin, Place, Rule, is_metered, may_change, rule},
     budget::{Answer, Budget, Metered, Payer, Tab},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
     register::Register,
@@ -134,7 +134,9 @@ impl Gate {
             rule(request.uri().path()).ok_or_else(|| Box::new(Status::unimplemented("there is no such call")))?;
         let caller = self.caller(&request, rule)?;
         check(rule, &caller)?;
-        let tab = self.budget.open(payer(&request, &caller))?;
+        let payer = payer(&request, &caller);
+        self.budget.turn(&payer).await;
+        let tab = self.budget.open(payer)?;
         if is_metered(request.uri().path()) {
             let metered = tab.clone();
             request = request.map(|body| Metered::wrap(body, metered));
@@ -150,11 +152,12 @@ impl Gate {
         match self.destination(rule.place, caller.was_forwarded).await? {
             Destination::Here => Ok(Passed::Here(request, tab)),
             Destination::Leader(channel) => {
+                let may_change = may_change(request.uri().path());
                 let origin = if caller.is_admin { Origin::LocalSocket } else { Origin::Network };
                 let answer = self.forwarder.forward(channel, request, origin, caller.peer.as_ref()).await;
                 answer.map(|answer| Passed::Answered(answer, tab)).map_err(|error| {
                     tracing::debug!(%error, "passing a call on to the leader failed");
-                    Box::new(status::leader_lost())
+                    Box::new(status::leader_lost(may_change))
                 })
             }
         }

@@ -123,12 +123,13 @@ pub fn from_apply(error: &ApplyError) -> Status {
 
 /// The connection to the leader broke while it had the call.
 #[must_use]
-pub fn leader_lost() -> Status {
-    with_code(
-        Code::Unavailable,
-        "leader-lost",
-        "the leader went away before it answered; whether the change was made is not known: look, and try again",
-    )
+pub fn leader_lost(may_have_changed: bool) -> Status {
+    let message = if may_have_changed {
+        "the leader went away before it answered; whether the change was made is not known: look, and try again"
+    } else {
+        "the leader went away before it answered: try again"
+    };
+    with_code(Code::Unavailable, "leader-lost", message)
 }
 
 #[must_use]

@@ -94,6 +94,15 @@ impl Hello {
         root_pem: &str,
         cluster: &ClusterId,
     ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.over(TcpStream::connect(addr).await?, root_pem, cluster).await
+    }
+
+    pub(crate) async fn over(
+        self,
+        tcp: TcpStream,
+        root_pem: &str,
+        cluster: &ClusterId,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(der(root_pem)).unwrap();
@@ -110,7 +119,6 @@ impl Hello {
             }
         };
         config.alpn_protocols = vec![self.alpn.to_vec()];
-        let tcp = TcpStream::connect(addr).await?;
         let name = format!("manager.{cluster}.orch").try_into().unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await
     }

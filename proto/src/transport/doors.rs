@@ -9,9 +9,9 @@ use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::AsFd,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::Stream;
@@ -29,12 +29,15 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::{
-    ACCEPT_PAUSE, Lease, leased,
+    ACCEPT_PAUSE, Lease, REFUSED_AT_ONCE, REFUSED_PAUSE, leased,
+    pace::{Pace, Rate},
     seats::{Limit, Seats},
 };
 use crate::tls::{self, ConnectionInfo, Identity, PeerIdentity, SharedIdentity};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// New connections of one address that have not shown a certificate. One that does is forgotten here.
+const NEWCOMERS: Rate = Rate { burst: 512, per_second: 256 };
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
 /// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
@@ -61,6 +64,7 @@ pub fn tls_doors(
 ) -> (Connections, impl Stream<Item = io::Result<TlsConnection>>) {
     let (ready, incoming) = mpsc::channel(MAX_READY);
     let doors = Doors {
+        newcomers: Arc::new(Mutex::new(Pace::new(NEWCOMERS))),
         handshakes: Seats::new(HANDSHAKES),
         nodes: Seats::new(NODE_CONNECTIONS),
         strangers: Seats::new(STRANGERS),
@@ -171,6 +175,7 @@ async fn accept_loop(listener: TcpListener, doors: Doors, ready: mpsc::Sender<io
     let mut renewals = doors.identity.renewals();
     let mut checks = interval(EXPIRY_CHECK);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut refused = 0;
     loop {
         let accepted = tokio::select! {
             () = ready.closed() => return,
@@ -194,9 +199,19 @@ async fn accept_loop(listener: TcpListener, doors: Doors, ready: mpsc::Sender<io
                 continue;
             }
         };
+        let owner = Owner::address(remote_addr);
+        if !doors.newcomers().admit(owner.clone(), Instant::now()) {
+            refused += 1;
+            if refused >= REFUSED_AT_ONCE {
+                tracing::debug!(%remote_addr, "an address makes too many connections");
+                refused = 0;
+                sleep(REFUSED_PAUSE).await;
+            }
+            continue;
+        }
         let Some(current) = acceptor.current() else { continue };
         let (ready, doors) = (ready.clone(), doors.clone());
-        let mut seat = doors.handshakes.take(Owner::address(remote_addr), ());
+        let mut seat = doors.handshakes.take(owner, ());
         tokio::spawn(async move {
             let finished = async {
                 match handshake(current, tcp, remote_addr, &doors).await {
@@ -216,6 +231,7 @@ async fn accept_loop(listener: TcpListener, doors: Doors, ready: mpsc::Sender<io
 /// Who may be in at once.
 #[derive(Clone)]
 struct Doors {
+    newcomers: Arc<Mutex<Pace<Owner>>>,
     handshakes: Seats<Owner>,
     nodes: Seats<Owner, Arc<Shown>>,
     strangers: Seats<Owner>,
@@ -223,6 +239,10 @@ struct Doors {
 }
 
 impl Doors {
+    fn newcomers(&self) -> MutexGuard<'_, Pace<Owner>> {
+        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn cut_expired(&self, now: SystemTime) {
         self.nodes.retain(|shown| {
             let is_valid = now <= shown.not_after;
@@ -307,6 +327,7 @@ async fn handshake(
         return Ok(TlsConnection { stream, info: ConnectionInfo { remote_addr, peer: None }, lease });
     };
     let peer = PeerIdentity::from_certificate(leaf).map_err(io::Error::other)?;
+    doors.newcomers().forgive(&Owner::address(remote_addr));
     let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
     let shown = Shown { peer: peer.clone(), not_after: tls::not_after(leaf), chain };
     let seat = doors.nodes.take(Owner::Node(peer.node_id.to_string()), Arc::new(shown));
