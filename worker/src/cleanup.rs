@@ -28,6 +28,7 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
         let _ = unmount(&dir, UnmountFlags::DETACH);
     }
     problems.note(delete_dir(&secrets));
+    problems.note(delete_dir(&paths.run.join("files")));
     problems.note(delete_dir(&paths.shims_dir()));
     for records in ["tasks", "local"] {
         problems.note(delete_dir(&paths.worker_dir().join(records)));

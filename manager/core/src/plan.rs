@@ -237,7 +237,16 @@ fn with_version(object: Object, version: Version) -> Object {
     with!(Cluster, Node, Service, Task, Network, Secret, Config, Image)
 }
 
-/// Cuts into transactions; the changes of one slot stay in one.
+/// The node of a group that only makes tasks.
+fn new_on(group: &[Change]) -> Option<Option<&NodeId>> {
+    match group {
+        [Change::Create(Object::Task(task))] => Some(task.node.as_ref()),
+        _ => None,
+    }
+}
+
+/// Cuts into transactions; the changes of one slot stay in one. Tasks that are only made, and stop none, are last and go
+/// node by node: a node is told of many at once, not of one with each transaction.
 fn batch(changes: Vec<(Rank, Change)>) -> Vec<Vec<Change>> {
     let mut batches: Vec<Vec<Change>> = Vec::new();
     let mut groups: Vec<(Rank, Vec<Change>)> = Vec::new();
@@ -247,6 +256,7 @@ fn batch(changes: Vec<(Rank, Change)>) -> Vec<Vec<Change>> {
             _ => groups.push((rank, vec![change])),
         }
     }
+    groups.sort_by(|(_, a), (_, b)| new_on(a).cmp(&new_on(b)));
     for (_, group) in groups {
         match batches.last_mut() {
             Some(batch) if batch.len() + group.len() <= MAX_CHANGES => batch.extend(group),

@@ -1,7 +1,8 @@
 //! Every task of this node: what is wanted, what was last seen, and whether the manager knows it.
 //!
-//! Each change is written to the task's record before anyone is told. A status stays here until the manager has
-//! acknowledged exactly that one.
+//! A status stays here until the manager has acknowledged exactly that one. What the next worker could not find out or do
+//! again is written to the task's record before anyone is told: the assignment, and statuses from *starting* on. What comes
+//! before is done again, and a new session tells the manager everything anyway.
 
 use std::{
     collections::BTreeMap,
@@ -82,7 +83,7 @@ impl Book {
     }
 
     pub(crate) fn add(&self, entry: Entry) {
-        self.save(&entry);
+        self.save(&entry, false);
         self.lock().insert(entry.task.id.clone(), entry);
         self.changed.notify_one();
     }
@@ -110,7 +111,7 @@ impl Book {
             entry.desired = desired;
             let entry = entry.clone();
             drop(entries);
-            self.save(&entry);
+            self.save(&entry, false);
             entry.news.send_modify(|news| news.desired = desired);
         }
     }
@@ -125,7 +126,9 @@ impl Book {
             })
         };
         if let Some(entry) = changed {
-            self.save(&entry);
+            if entry.status.state >= TaskState::Starting {
+                self.save(&entry, is_milestone(entry.status.state));
+            }
             self.changed.notify_one();
         }
     }
@@ -139,16 +142,10 @@ impl Book {
 
     /// The manager has these; a status that changed since stays pending.
     pub(crate) fn acknowledge(&self, sent: &[(TaskId, TaskStatus)]) {
+        let mut entries = self.lock();
         for (task, status) in sent {
-            let acknowledged = {
-                let mut entries = self.lock();
-                entries.get_mut(task).filter(|entry| entry.status == *status).map(|entry| {
-                    entry.acknowledged = true;
-                    entry.clone()
-                })
-            };
-            if let Some(entry) = acknowledged {
-                self.save(&entry);
+            if let Some(entry) = entries.get_mut(task).filter(|entry| entry.status == *status) {
+                entry.acknowledged = true;
             }
         }
     }
@@ -178,18 +175,18 @@ impl Book {
         self.lock().values().find(|entry| entry.image.as_deref() == Some(digest)).cloned()
     }
 
-    fn save(&self, entry: &Entry) {
+    /// With `durable`, it outlives a power cut.
+    fn save(&self, entry: &Entry, durable: bool) {
         let assignment =
             Assignment::Task(TaskAssignment { task: entry.task.clone(), desired_state: entry.desired }).to_proto();
         let record = wire::WorkerTaskRecord {
             assignment: Some(assignment),
             status: Some(entry.status.to_proto()),
-            acknowledged: entry.acknowledged,
             image_digest: entry.image.clone().unwrap_or_default(),
             command: entry.command.clone(),
         };
         // Without its record, a task is not found again after a restart, but it can run: go on.
-        if let Err(error) = self.store.save_task(&entry.task.id, &record, is_milestone(entry)) {
+        if let Err(error) = self.store.save_task(&entry.task.id, &record, durable) {
             tracing::error!(task = %entry.task.id, error = crate::image::chain(&error), "the task's record is not saved");
         }
     }
@@ -201,8 +198,8 @@ impl Book {
 }
 
 /// What must outlive a power cut: that a container was started, and how it ended. The rest can be done again.
-fn is_milestone(entry: &Entry) -> bool {
-    !entry.acknowledged && (entry.status.state == TaskState::Starting || entry.status.state.is_terminal())
+fn is_milestone(state: TaskState) -> bool {
+    state == TaskState::Starting || state.is_terminal()
 }
 
 #[cfg(test)]

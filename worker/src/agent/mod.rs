@@ -23,6 +23,8 @@ mod task;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs::DirBuilder,
+    os::unix::fs::DirBuilderExt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -141,12 +143,14 @@ impl Host {
         Self { paths, store, book, items, facts, images, volumes, netd, runtime, identity, remap }
     }
 
-    /// Remapped containers reach their files through folders of the worker's.
+    /// Remapped containers reach their files through folders of the worker's, which are nobody else's.
     pub(crate) fn open_folders(&self) -> std::io::Result<()> {
+        let files = prepare::network_files(self);
+        DirBuilder::new().recursive(true).mode(0o700).create(&files)?;
         let Some(remap) = self.remap else { return Ok(()) };
         let users = prepare::users_dir(self);
         std::fs::create_dir_all(&users)?;
-        [self.paths.worker_dir(), self.paths.shims_dir(), users].iter().try_for_each(|folder| remap.open_folder(folder))
+        [self.paths.worker_dir(), self.paths.shims_dir(), users, files].iter().try_for_each(|folder| remap.open_folder(folder))
     }
 
     /// What a task's placeholders stand for here.
@@ -444,7 +448,7 @@ fn decode_record(record: wire::WorkerTaskRecord) -> Option<Known> {
     Some(Known {
         assignment,
         status: TaskStatus::from_proto(record.status?).ok()?,
-        acknowledged: record.acknowledged,
+        acknowledged: false,
         image: Some(record.image_digest).filter(|digest| !digest.is_empty()),
         command: record.command,
     })

@@ -140,7 +140,9 @@ pub(crate) async fn prepare_on(
 ) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
     check_mounts(&spec.mounts)?;
-    check_cpus(task.spec.limits.nano_cpus, describe::cpus())?;
+    if task.spec.limits.nano_cpus > 0 {
+        check_cpus(task.spec.limits.nano_cpus, describe::cpus())?;
+    }
     logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
     let login = login_of(host, spec);
@@ -181,8 +183,7 @@ pub(crate) async fn prepare_on(
             (None, String::new(), own("/etc/resolv.conf"), hosts)
         }
     };
-    let files_dir = host.store.container_dir(&task.id).join("files");
-    let network_files = files::write_network_files(&files_dir, &hostname, &resolv_conf, hosts)?;
+    let network_files = files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?;
     if let Some(remap) = remap {
         for path in network_files.iter().map(|bind| &bind.source) {
             remap.own(path).map_err(|source| PrepareError::Users { path: path.clone(), source })?;
@@ -214,6 +215,15 @@ pub(crate) fn users_dir(host: &Host) -> PathBuf {
     host.paths.run.join("users")
 }
 
+/// Where containers' /etc/hosts, /etc/hostname and /etc/resolv.conf are: in memory, as they are written anew for each start.
+pub(crate) fn network_files(host: &Host) -> PathBuf {
+    host.paths.run.join("files")
+}
+
+fn network_files_dir(host: &Host, task: &TaskId) -> PathBuf {
+    network_files(host).join(task.as_str())
+}
+
 fn users_path(host: &Host, task: &TaskId) -> PathBuf {
     users_dir(host).join(task.as_str())
 }
@@ -243,7 +253,7 @@ pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     remove_users(host, task)?;
     let unmounted = Rootfs::inside(&dir).delete();
     let secrets = files::remove_secret_files(&secrets_dir(host, task));
-    delete(&dir.join("files"))?;
+    delete(&network_files_dir(host, task))?;
     unmounted?;
     Ok(secrets?)
 }
@@ -251,6 +261,7 @@ pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
 /// Gives back what a one-off container that has ended does not need; what it wrote stays.
 pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     remove_users(host, task)?;
+    delete(&network_files_dir(host, task))?;
     Ok(Rootfs::inside(&host.store.container_dir(task)).unmount()?)
 }
 
@@ -258,6 +269,7 @@ pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareErr
 pub(crate) fn delete_local(host: &Host, task: &TaskId, volumes: bool) -> Result<(), PrepareError> {
     let dir = host.store.container_dir(task);
     Rootfs::inside(&dir).delete()?;
+    delete(&network_files_dir(host, task))?;
     if volumes {
         host.volumes.remove_of_task(task)?;
     }

@@ -414,7 +414,7 @@ async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -
             .collect();
         let request = UpdateTaskStatusRequest { session_id: session.to_owned(), updates };
         timeout(UPDATE_TIMEOUT, dispatcher.update_task_status(request)).await??;
-        tokio::task::block_in_place(|| book.acknowledge(&pending));
+        book.acknowledge(&pending);
     }
 }
 

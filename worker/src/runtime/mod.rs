@@ -292,7 +292,7 @@ impl Inner {
             .append(true)
             .open(files.messages())
             .map_err(|err| io_error("cannot write", files.messages(), err))?;
-        let born = self.nursery.bear(folder, &listener.into(), &messages.into());
+        let born = self.nursery.bear(folder, &prepared.config.shim_cgroup, &listener.into(), &messages.into());
         born.map_err(|source| RuntimeError::Spawn { program: self.nursery.program().to_owned(), source })
     }
 

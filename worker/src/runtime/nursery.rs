@@ -51,11 +51,13 @@ impl Nursery {
         Ok(())
     }
 
-    /// A new shim for the container of that folder, with its listening socket and the file of its messages.
-    pub(super) fn bear(&self, folder: &Path, listener: &OwnedFd, messages: &OwnedFd) -> io::Result<()> {
+    /// A new shim for the container of that folder, in that control group, with its listening socket and the file of its
+    /// messages.
+    pub(super) fn bear(&self, folder: &Path, cgroup: &str, listener: &OwnedFd, messages: &OwnedFd) -> io::Result<()> {
+        let request = [folder.as_os_str().as_bytes(), cgroup.as_bytes()].join(&0);
         let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
         let fds = [listener.as_raw_fd(), messages.as_raw_fd()];
-        let ask = |nursery: &OwnedFd| wire::send(nursery, folder.as_os_str().as_bytes(), &fds).map(drop);
+        let ask = |nursery: &OwnedFd| wire::send(nursery, &request, &fds).map(drop);
         let nursery = match socket.take() {
             Some(nursery) if ask(&nursery).is_ok() => nursery,
             // None yet, or it has been killed.

@@ -61,13 +61,13 @@ pub fn main() -> i32 {
 }
 
 fn serve(birth: Birth) -> io::Result<()> {
-    let Birth { folder, listener, layout } = birth;
+    let Birth { folder, listener, layout, is_home } = birth;
     let files = Files(&folder);
     let _ = fs::write("/proc/self/oom_score_adj", OOM_SCORE);
     let config: ShimConfig = serde_json::from_slice(&fs::read(files.config())?)?;
     // The worker takes a closed socket for the end, and looks for the exit file then: the file comes first.
     let open_until_written = listener.try_clone()?;
-    let server = match prepare(&folder, listener, &config, layout) {
+    let server = match prepare(&folder, listener, &config, layout, is_home) {
         Ok(server) => server,
         Err(failure) => return server::write_exit(&files, &not_created(failure)),
     };
@@ -80,13 +80,16 @@ fn prepare(
     listener: UnixListener,
     config: &ShimConfig,
     layout: Layout,
+    is_home: bool,
 ) -> Result<server::Server, Failure> {
     let failure = |what: &str| {
         let what = what.to_owned();
         move |err: io::Error| Failure { message: format!("{what}: {err}"), code: None }
     };
-    let cgroup = &config.shim_cgroup;
-    layout.enter(cgroup).map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
+    if !is_home {
+        let cgroup = &config.shim_cgroup;
+        layout.enter(cgroup).map_err(failure(&format!("cannot enter the cgroup {cgroup}")))?;
+    }
     let log = log::LogWriter::open(config.log.clone())
         .map_err(failure(&format!("cannot open the log {}", config.log.path.display())))?;
     let signals = block_signals().map_err(failure("cannot block signals"))?;

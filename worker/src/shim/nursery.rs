@@ -1,7 +1,11 @@
 //! Where shims come from: a process that does nothing but fork them, one for each request of the worker.
 //!
-//! A request is the shim's folder, with its listening socket and its message file; the answer is the shim's number. The
-//! nursery ends with the worker that started it; its shims stay. An upgraded worker starts a nursery of its own version.
+//! A request is the shim's folder and, after a zero byte, its control group, with its listening socket and its message file;
+//! the answer is the shim's number. The nursery ends with the worker that started it; its shims stay. An upgraded worker
+//! starts a nursery of its own version.
+//!
+//! It moves to the shims' control group itself: what it forks is there from the start. To move each shim would take the
+//! kernel's lock on all groups once per hierarchy, which everything that forks on the machine waits for.
 
 #![allow(unsafe_code)]
 
@@ -28,8 +32,8 @@ use nix::{
 use super::wire;
 use crate::runtime::cgroup::Layout;
 
-/// Longest path of a shim's folder.
-const MAX_FOLDER_BYTES: usize = 4096;
+/// Longest request.
+const MAX_REQUEST_BYTES: usize = 8192;
 
 /// The worker's last argument: room for the folder's name in the list of processes.
 pub(crate) const ROOM: usize = 256;
@@ -37,6 +41,8 @@ pub(crate) const ROOM: usize = 256;
 pub(super) struct Nursery {
     worker: OwnedFd,
     layout: Layout,
+    /// Where it is, once it has moved.
+    cgroup: Option<String>,
     arguments: Arguments,
 }
 
@@ -45,6 +51,8 @@ pub(super) struct Birth {
     pub(super) folder: PathBuf,
     pub(super) listener: UnixListener,
     pub(super) layout: Layout,
+    /// Whether it is in its control group already.
+    pub(super) is_home: bool,
 }
 
 impl Nursery {
@@ -59,12 +67,12 @@ impl Nursery {
         unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }?;
         let arguments = Arguments::find();
         arguments.rename(&[b"orch", b"shims"]);
-        Ok(Self { worker, layout: Layout::detect()?, arguments })
+        Ok(Self { worker, layout: Layout::detect()?, cgroup: None, arguments })
     }
 
     /// Nothing in the nursery, once the worker is gone; a birth in each shim.
-    pub(super) fn run(self) -> io::Result<Option<Birth>> {
-        let mut buffer = [0; MAX_FOLDER_BYTES];
+    pub(super) fn run(mut self) -> io::Result<Option<Birth>> {
+        let mut buffer = [0; MAX_REQUEST_BYTES];
         loop {
             let (len, fds) = match wire::receive(&self.worker, &mut buffer) {
                 Ok((0, _)) => return Ok(None),
@@ -72,13 +80,15 @@ impl Nursery {
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
                 Err(err) => return Err(err),
             };
-            let folder = Path::new(OsStr::from_bytes(&buffer[..len]));
+            let (folder, cgroup) = parse(&buffer[..len])?;
             let [listener, messages] = <[OwnedFd; 2]>::try_from(fds)
                 .map_err(|_| io::Error::other("the request came without socket and message file"))?;
+            let is_home = self.move_to(cgroup);
             // SAFETY: there is one thread, so the child's memory is whole.
             match unsafe { fork() }? {
                 ForkResult::Child => {
-                    let birth = Birth { folder: folder.to_owned(), listener: listener.into(), layout: self.layout };
+                    let (folder, listener) = (folder.to_owned(), listener.into());
+                    let birth = Birth { folder, listener, layout: self.layout, is_home };
                     drop(self.worker);
                     leave_home(messages)?;
                     self.arguments.rename(&[b"orch", b"shim", birth.folder.as_os_str().as_bytes()]);
@@ -90,6 +100,21 @@ impl Nursery {
             }
         }
     }
+
+    /// Whether it is there. Where it is not, a shim tries for itself and says why that fails.
+    fn move_to(&mut self, cgroup: &str) -> bool {
+        if self.cgroup.as_deref() != Some(cgroup) {
+            self.cgroup = self.layout.enter(cgroup).is_ok().then(|| cgroup.to_owned());
+        }
+        self.cgroup.is_some()
+    }
+}
+
+fn parse(request: &[u8]) -> io::Result<(&Path, &str)> {
+    let incomplete = || io::Error::other("the request has no folder and control group");
+    let end = request.iter().position(|&byte| byte == 0).ok_or_else(incomplete)?;
+    let cgroup = str::from_utf8(&request[end + 1..]).map_err(io::Error::other)?;
+    Ok((Path::new(OsStr::from_bytes(&request[..end])), cgroup))
 }
 
 /// In a new shim: nothing of the nursery's concerns it any more.

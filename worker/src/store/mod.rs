@@ -213,7 +213,7 @@ mod tests {
     fn records_survive_and_a_second_worker_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let task = TaskId::from_random(1);
-        let record = wire::WorkerTaskRecord { acknowledged: true, ..Default::default() };
+        let record = wire::WorkerTaskRecord { image_digest: "sha256:1".to_owned(), ..Default::default() };
         let store = Store::open(dir.path()).unwrap();
         store.save_task(&task, &record, true).unwrap();
         assert!(matches!(Store::open(dir.path()), Err(StoreError::Locked(_))));

@@ -49,7 +49,7 @@ fn shown(sim: &Sim, object: &Object) -> String {
 }
 
 #[test]
-fn a_new_service_is_one_transaction_and_each_task_one_change() {
+fn a_new_service_is_one_transaction_and_each_task_one_change_node_by_node() {
     let mut sim = Sim::new(2);
     let mut spec = web("web", "nginx", 3);
     spec.endpoint.ports = vec![port(80, 80, PublishMode::Ingress)];
@@ -59,8 +59,8 @@ fn a_new_service_is_one_transaction_and_each_task_one_change() {
         "transaction
          update service web 10.0.0.4/24
          create web.1 n1 Running Assigned 10.0.0.5/24
-         create web.2 n2 Running Assigned 10.0.0.6/24
-         create web.3 n1 Running Assigned 10.0.0.7/24",
+         create web.3 n1 Running Assigned 10.0.0.7/24
+         create web.2 n2 Running Assigned 10.0.0.6/24",
     );
 }
 
