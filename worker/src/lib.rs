@@ -11,6 +11,7 @@ pub mod shim;
 
 mod agent;
 mod api;
+mod arriving;
 mod cleanup;
 mod config;
 mod contents;
@@ -46,6 +47,7 @@ use crate::{
     volume::Volumes,
 };
 
+pub use arriving::Arriving;
 pub use cleanup::cleanup;
 
 /// What [`run`] needs to know.

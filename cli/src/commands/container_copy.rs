@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_proto::{paths::Paths, wire};
+use orch_worker::Arriving;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use wire::{copy_from_response::Message as From, copy_to_request::Message as To};
@@ -156,32 +157,6 @@ impl Target {
             written.with_context(|| format!("cannot write {}", target.display()))?;
         }
         Ok(())
-    }
-}
-
-/// Reads what arrives.
-struct Arriving {
-    receiver: mpsc::Receiver<bytes::Bytes>,
-    chunk: bytes::Bytes,
-}
-
-impl Arriving {
-    fn new(receiver: mpsc::Receiver<bytes::Bytes>) -> Self {
-        Self { receiver, chunk: bytes::Bytes::new() }
-    }
-}
-
-impl Read for Arriving {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let len = self.chunk.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&self.chunk.split_to(len));
-        Ok(len)
     }
 }
 

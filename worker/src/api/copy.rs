@@ -14,6 +14,7 @@ use tonic::{Status, Streaming};
 use super::live;
 use crate::{
     agent::Agent,
+    arriving::Arriving,
     contents::{self, ChangeKind, Found},
     image::{chain, rootfs::Rootfs, unpack},
     local::One,
@@ -196,7 +197,7 @@ pub(super) async fn copy_to(agent: &Arc<Agent>, mut messages: Streaming<CopyToRe
     let work = {
         let reference = reference.clone();
         let path = path.clone();
-        move |view: &View| receive(view, &reference, &path, Arriving { receiver, chunk: bytes::Bytes::new() })
+        move |view: &View| receive(view, &reference, &path, Arriving::new(receiver))
     };
     let feed = async move {
         while let Ok(Some(message)) = messages.message().await {
@@ -220,26 +221,6 @@ fn receive(view: &View, reference: &str, path: &str, tar: Arriving) -> Result<()
     }
     unpack::unpack_into(tar, root, std::path::Path::new(inside), view.remap)
         .map_err(|error| Status::internal(chain(&error)))
-}
-
-/// Reads from a stream of messages.
-struct Arriving {
-    receiver: mpsc::Receiver<bytes::Bytes>,
-    chunk: bytes::Bytes,
-}
-
-impl io::Read for Arriving {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let len = self.chunk.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&self.chunk.split_to(len));
-        Ok(len)
-    }
 }
 
 pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileChangeList, Status> {
