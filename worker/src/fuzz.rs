@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use serde_json::{Map, Value, json};
 
 /// No small input may take longer, however slow the machine.
@@ -32,23 +33,20 @@ const TEXTS: &[&str] = &[
     "8080/nope",
 ];
 
-/// xorshift: the same numbers on every machine.
-pub(crate) struct Random(u64);
+/// The same numbers for the same seed.
+pub(crate) struct Random(StdRng);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self(StdRng::seed_from_u64(seed))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
+        self.0.random()
     }
 
     pub(crate) fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
+        self.0.random_range(0..limit)
     }
 
     pub(crate) fn pick<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
