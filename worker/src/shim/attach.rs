@@ -69,6 +69,11 @@ impl Attached {
         Ok(())
     }
 
+    /// Whether nobody is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
     /// Whether somebody has not read what was sent: then the container's output is left where it is.
     pub(super) fn is_behind(&self) -> bool {
         self.peers.iter().any(|peer| !peer.stdout.pending.is_empty() || !peer.stderr.pending.is_empty())

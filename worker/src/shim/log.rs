@@ -55,34 +55,44 @@ impl Lines {
 
     /// Appends an object to `out` for each line that `bytes` complete.
     pub(crate) fn push(&mut self, bytes: &[u8], now: Timestamp, out: &mut Vec<u8>) {
+        let tail = self.tail(now);
         for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            if self.pending.is_empty() && part.len() <= MAX_PIECE_BYTES && part.ends_with(b"\n") {
+                object(part, &tail, out);
+                continue;
+            }
             self.pending.extend_from_slice(part);
             while self.pending.len() > MAX_PIECE_BYTES {
                 let rest = self.pending.split_off(whole_characters(&self.pending, MAX_PIECE_BYTES));
                 let piece = std::mem::replace(&mut self.pending, rest);
-                self.object(&piece, now, out);
+                object(&piece, &tail, out);
             }
             if part.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.pending);
-                self.object(&line, now, out);
+                object(&line, &tail, out);
             }
         }
     }
 
-    fn object(&self, text: &[u8], now: Timestamp, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"{\"log\":");
-        // Writing JSON into a vector cannot fail.
-        let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(text));
-        let _ = writeln!(out, ",\"stream\":\"{}\",{}\"time\":\"{now}\"}}", self.source.name(), self.details);
+    /// What all objects of one moment end with.
+    fn tail(&self, now: Timestamp) -> String {
+        format!(",\"stream\":\"{}\",{}\"time\":\"{now}\"}}\n", self.source.name(), self.details)
     }
 
     /// What is left when the source ends without a newline.
     pub(crate) fn finish(&mut self, now: Timestamp, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
             let line = std::mem::take(&mut self.pending);
-            self.object(&line, now, out);
+            object(&line, &self.tail(now), out);
         }
     }
+}
+
+fn object(text: &[u8], tail: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"log\":");
+    // Writing JSON into a vector cannot fail.
+    let _ = serde_json::to_writer(&mut *out, &String::from_utf8_lossy(text));
+    out.extend_from_slice(tail.as_bytes());
 }
 
 /// The largest cut at or before `at` that does not split a UTF-8 character.

@@ -18,6 +18,7 @@ mod health;
 pub(crate) mod journal;
 pub(crate) mod log;
 mod nursery;
+mod pace;
 pub(crate) mod protocol;
 mod runner;
 mod server;

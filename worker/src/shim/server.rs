@@ -8,7 +8,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use jiff::Timestamp;
@@ -29,6 +29,7 @@ use super::{
     check::Checks,
     container::{Instance, Output},
     log::{Lines, LogWriter, Source},
+    pace::Pace,
     protocol::{
         ExecOrder, ExitRecord, Failure, Files, HealthPlan, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns,
     },
@@ -55,6 +56,7 @@ pub(super) struct Server {
     /// The worker sent a signal: what ends then was meant to end.
     signalled: bool,
     streams: Vec<Stream>,
+    pace: Pace,
     attached: Attached,
     terminal: Option<OwnedFd>,
     connections: Vec<Connection>,
@@ -121,6 +123,7 @@ impl Server {
             network,
             signalled: false,
             streams,
+            pace: Pace::new(Instant::now()),
             attached,
             terminal,
             connections: Vec::new(),
@@ -172,7 +175,8 @@ impl Server {
     }
 
     fn wait_ready(&self) -> io::Result<Ready> {
-        let behind = self.attached.is_behind();
+        let pause = self.output_pause();
+        let behind = pause.is_some() || self.attached.is_behind();
         let attached = self.attached.poll_fds();
         let fds = [self.signals.as_fd(), self.listener.as_fd()]
             .into_iter()
@@ -185,7 +189,8 @@ impl Server {
         let starting = self.connections.iter().filter_map(|connection| connection.starting.as_ref());
         polled.extend(starting.map(|starting| PollFd::new(starting.socket(), PollFlags::POLLIN)));
         // Rounded up: waking before something is due would be in vain.
-        let patience = self.checks.as_ref().map(|checks| checks.patience().as_millis() + 1);
+        let patience = self.checks.as_ref().map(Checks::patience).into_iter().chain(pause).min();
+        let patience = patience.map(|patience| patience.as_millis() + 1);
         let timeout = patience.map_or(PollTimeout::NONE, |ms| PollTimeout::try_from(ms).unwrap_or(PollTimeout::MAX));
         match poll(&mut polled, timeout) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -211,15 +216,26 @@ impl Server {
         })
     }
 
+    /// How long output is left where it is. Whoever is attached takes it as fast as it comes.
+    fn output_pause(&self) -> Option<Duration> {
+        self.pace.pause(Instant::now()).filter(|_| self.attached.is_empty())
+    }
+
     /// Reads once from each ready stream; streams that have ended go.
     fn read_output(&mut self, ready: &[bool]) {
         let mut objects = Vec::new();
         let now = Timestamp::now();
         let mut ready = ready.iter();
-        let (buffer, attached) = (&mut self.buffer, &mut self.attached);
+        let (buffer, attached, pace) = (&mut self.buffer, &mut self.attached, &mut self.pace);
         self.streams.retain_mut(|stream| {
-            !ready.next().is_some_and(|&ready| ready)
-                || stream.read(buffer, now, &mut objects, attached) != Progress::Ended
+            let progress = match ready.next() {
+                Some(true) => stream.read(buffer, now, &mut objects, attached),
+                Some(false) | None => Progress::Nothing,
+            };
+            if let Progress::Read(bytes) = progress {
+                pace.took(bytes, Instant::now());
+            }
+            progress != Progress::Ended
         });
         self.write_log(&objects);
     }
@@ -462,7 +478,7 @@ impl Server {
         let now = Timestamp::now();
         let mut objects = Vec::new();
         for mut stream in std::mem::take(&mut self.streams) {
-            while stream.read(&mut self.buffer, now, &mut objects, &mut self.attached) == Progress::Read {
+            while let Progress::Read(_) = stream.read(&mut self.buffer, now, &mut objects, &mut self.attached) {
                 self.write_log(&std::mem::take(&mut objects));
                 self.attached.finish();
             }
@@ -484,7 +500,8 @@ struct Ready {
 
 #[derive(PartialEq, Eq)]
 enum Progress {
-    Read,
+    /// So many bytes.
+    Read(usize),
     Nothing,
     Ended,
 }
@@ -497,7 +514,7 @@ impl Stream {
             Ok(len) => {
                 self.lines.push(&buffer[..len], now, objects);
                 attached.output(self.lines.source(), &buffer[..len]);
-                Progress::Read
+                Progress::Read(len)
             }
             Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                 Progress::Nothing
