@@ -172,11 +172,18 @@ fn become_check(
     dup2_stdout(output).map_err(step("standard output"))?;
     dup2_stderr(output).map_err(step("standard error"))?;
     take_place(program.process)?;
-    let found = find(program.args, &program.process.env)?.into_os_string().into_encoded_bytes();
-    let path = path.insert(CString::new(found).map_err(|_| failure("its path has a zero byte in it".to_owned()))?);
+    let path = match call.argv_pointers.first() {
+        // A path needs no search, and what is wrong with it the kernel says.
+        Some(&name) if program.args.first().is_some_and(|name| name.contains('/')) => name,
+        _ => {
+            let found = find(program.args, &program.process.env)?.into_os_string().into_encoded_bytes();
+            let found = CString::new(found).map_err(|_| failure("its path has a zero byte in it".to_owned()))?;
+            path.insert(found).as_ptr()
+        }
+    };
     keep_capabilities(program.caps).map_err(step("drop capabilities"))?;
     // SAFETY: texts and lists of them end with zeros, and live until the program has taken this memory's place.
-    unsafe { libc::execve(path.as_ptr(), call.argv_pointers.as_ptr(), call.envp_pointers.as_ptr()) };
+    unsafe { libc::execve(path, call.argv_pointers.as_ptr(), call.envp_pointers.as_ptr()) };
     Err(cannot_execute(&program.args[0], Errno::last()))
 }
 
