@@ -38,6 +38,19 @@ orch run -d --name greedy --memory 16m busybox sh -c 'exec tail /dev/zero' >/dev
 within 60 "it is killed for its memory" sh -c "orch inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' greedy | grep -x 'true 137'"
 orch rm greedy
 
+# Checks run in the container's own group, and count there.
+id=$(orch run -d --name checked --pids-limit 20 --health-cmd 'cat /proc/self/cgroup; [ -e /well ]' --health-interval 1s \
+  --health-retries 2 busybox sh -c 'touch /well; exec sleep 1000')
+health() { orch inspect --format '{{.State.Health.Status}}' checked | grep -qx "$1"; }
+within 60 "its check passes" health healthy
+orch inspect --format '{{json .State.Health.Log}}' checked >/tmp/checks
+grep -qF '"Output":"0::/\n"' /tmp/checks || { cat /tmp/checks; fail "a check is not in its container's control group"; }
+orch exec checked rm /well
+within 60 "its check fails" health unhealthy
+[ "$(cat /sys/fs/cgroup/orch.slice/"$id"/pids.current)" -le 3 ] || fail "checks leave processes behind"
+orch rm -f checked >/dev/null
+[ ! -e /sys/fs/cgroup/orch.slice/"$id" ] || fail "the control group of a container with checks is left"
+
 orch service create -d --name web --replicas 2 --limit-memory 32m --limit-cpu 0.25 --limit-pids 20 -p 8080:80 \
   busybox sh -c 'hostname >/index.html; exec httpd -f -p 80' >/dev/null
 within 120 "both tasks run" running "web 2/2"
