@@ -36,6 +36,8 @@ use crate::raft::{Commit, Committed, Consensus, Proposer};
 
 /// Changes that arrive this close together travel together.
 const COALESCE: Duration = Duration::from_millis(10);
+/// While much happens nodes are told no more often than this: each increment is a pass over a node's namespaces.
+const SHORTEST_BETWEEN: Duration = Duration::from_millis(30);
 /// Increments that may wait for a slow node before it has to start over with a complete set.
 const INCREMENTS_AHEAD: usize = 64;
 /// Bytes of one message; a set that is larger takes several.
@@ -87,6 +89,8 @@ pub(super) struct Assigner {
     released: Vec<TaskId>,
     shared: SharedItems,
     grants: RefCell<Grants>,
+    /// When nodes were told the last time.
+    told: Instant,
 }
 
 struct Subscriber {
@@ -119,6 +123,7 @@ impl Assigner {
             released: Vec::new(),
             shared: SharedItems::default(),
             grants: RefCell::default(),
+            told: Instant::now(),
         };
         (assigner, AssignerHandle(sender))
     }
@@ -139,7 +144,7 @@ impl Assigner {
                 continue;
             }
             // More often comes together: a commit per task, acknowledgements of many nodes.
-            let gathered = Instant::now() + COALESCE;
+            let gathered = (Instant::now() + COALESCE).max(self.told + SHORTEST_BETWEEN);
             loop {
                 tokio::select! {
                     command = self.commands.recv() => match command {
@@ -200,6 +205,7 @@ impl Assigner {
 
     /// Sends everyone what changed, again when that released tasks which waited to stop.
     fn send_all(&mut self) {
+        self.told = Instant::now();
         let view = self.consensus.store().view();
         let now = self.proposer.now();
         self.released.extend(self.drain.on_time(now));
