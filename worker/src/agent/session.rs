@@ -53,6 +53,8 @@ const PONG_LIMIT: Duration = Duration::from_secs(4);
 const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Statuses in one message.
 const MAX_UPDATES: usize = 500;
+/// Between two of them: what changes meanwhile travels together, and takes the managers one write to their disks.
+const UPDATE_PAUSE: Duration = Duration::from_millis(10);
 /// Announced streams that are served at once.
 const MAX_STREAMS: usize = 256;
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -415,6 +417,7 @@ async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -
         let request = UpdateTaskStatusRequest { session_id: session.to_owned(), updates };
         timeout(UPDATE_TIMEOUT, dispatcher.update_task_status(request)).await??;
         book.acknowledge(&pending);
+        sleep(UPDATE_PAUSE).await;
     }
 }
 
