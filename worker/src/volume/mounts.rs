@@ -118,6 +118,16 @@ mod tests {
         assert!(check(&options(&["o", "type"])).unwrap_err().to_string().contains("\"device\""));
     }
 
+    /// As in Docker's examples: `--opt type=nfs --opt device=:/export --opt o=addr=SERVER,rw,nfsvers=4,soft`.
+    #[test]
+    fn nfs_is_asked_for_as_the_kernel_wants_it() {
+        let (found, data) = flags("addr=localhost,rw,noatime,nfsvers=4,soft");
+        assert_eq!((found, data.as_str()), (MountFlags::NOATIME, "addr=localhost,nfsvers=4,soft"));
+        let data = addressed(":/export", &data);
+        let address = data.strip_prefix("addr=").and_then(|rest| rest.strip_suffix(",nfsvers=4,soft")).unwrap();
+        assert!(address.parse::<std::net::IpAddr>().unwrap().is_loopback(), "{data}");
+    }
+
     /// Needs root.
     #[test]
     fn a_tmpfs_is_mounted_once_and_goes() {
