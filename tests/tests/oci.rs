@@ -329,11 +329,16 @@ fn root_of_a_container_can_be_nobody_on_its_node() {
     let _ = lab.command("kill", &["n1", "worker"]).ok();
     eventually("the worker is back", || lab.orch(&["ps", "-q"]).result());
     let script = "id -u; cat /proc/self/uid_map | tr -s ' '; stat -c %u / /bin/busybox /etc/hosts; echo hi > /v/f; exec httpd -f -p 80 -h /v";
-    let _ = lab
-        .orch(&["run", "-d", "--name", "nobody", "-v", "vol:/v", "-p", "8080:80", "busybox", "sh", "-c", script])
-        .ok();
+    let run = ["run", "-d", "--name", "nobody", "-v", "vol:/v", "-p", "8080:80"];
+    let check = ["--health-cmd", "cat /proc/self/uid_map; test -O /v/f", "--health-interval", "1s"];
+    let _ = lab.orch(&[&run[..], &check, &["busybox", "sh", "-c", script]].concat()).ok();
     let address = lab.address("n1");
     eventually("it answers", || lab.get("client", &format!("http://{address}:8080/f")));
+    eventually("its checks run as its own root", || {
+        let said = lab.orch(&["inspect", "--format", "{{.State.Health.Status}} {{json .State.Health.Log}}", "nobody"]);
+        let said = said.result()?;
+        if said.starts_with("healthy ") && said.contains("1000000") { Ok(()) } else { Err(said) }
+    });
     assert_eq!(lab.orch(&["logs", "nobody"]).ok(), "0\n 0 1000000 65536\n0\n0\n0\n");
     assert_eq!(lab.orch(&["exec", "nobody", "sh", "-c", "id -u; ls /sys/class/net"]).ok(), "0\neth0\nlo\n");
     let seen = "stat -c %u:%g /var/lib/orch/worker/volumes/vol/_data/f; orch top nobody | awk 'NR == 2 {print $1}'; \
