@@ -8,6 +8,7 @@ use std::{
 use orch_model::{
     Annotations, Kind,
     network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
+    secret::TemplateDriver,
 };
 
 use super::{
@@ -263,11 +264,15 @@ fn ipam(reader: &Reader<'_>, node: Option<&Node>, path: &str) -> Result<Vec<Ipam
         let Some(subnet) = item.get("subnet") else { continue };
         let cidr = |text: &str| text.parse().map_err(|_| "expected ADDRESS/BITS, such as 10.5.0.0/24".to_owned());
         let address = |text: &str| text.parse().map_err(|_| "expected an address".to_owned());
+        let mut auxiliary = BTreeMap::new();
+        for (name, node) in item.get("aux_addresses").map(Node::entries).unwrap_or_default() {
+            auxiliary.insert(name.text.clone(), reader.parsed(node, &format!("{path}.aux_addresses"), address)?);
+        }
         configs.push(IpamConfig {
             subnet: reader.parsed(subnet, &format!("{path}.subnet"), cidr)?,
             range: item.get("ip_range").map(|n| reader.parsed(n, &path, cidr)).transpose()?,
             gateway: item.get("gateway").map(|n| reader.parsed(n, &path, address)).transpose()?,
-            aux: std::collections::BTreeMap::new(),
+            aux: auxiliary,
         });
     }
     Ok(configs)
@@ -294,5 +299,11 @@ fn data(reader: &Reader<'_>, section: &str, kind: Kind, key: &Key, node: &Node) 
         let message = format!("{path} has no content: write `file: PATH`, or `external: true` when it exists already");
         return Err(reader.source.error(key.place, message));
     };
-    Ok(StackData { kind, annotations: Annotations { name, labels }, content })
+    let template = |name: &str| match name {
+        "golang" => Ok(TemplateDriver::Golang),
+        _ => Err("expected golang".to_owned()),
+    };
+    let driver = node.get("template_driver").filter(|_| content != Content::External);
+    let template = driver.map(|n| reader.parsed(n, &format!("{path}.template_driver"), template)).transpose()?;
+    Ok(StackData { kind, annotations: Annotations { name, labels }, content, template })
 }

@@ -1,11 +1,14 @@
 //! `deploy:` of a service.
 
+use std::collections::BTreeMap;
+
 use orch_model::service::{
     EndpointMode, FailureAction, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
 };
 
 use super::{convert::Reader, error::ComposeError, yaml::Node};
 use crate::flags::{duration, quantity};
+
 pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
     if node.get("mode").or(node.get("replicas")).is_some() {
         spec.mode = mode(reader, node, path)?;
@@ -102,9 +105,29 @@ fn apply_resources(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Serv
             let reservations = &mut spec.task.reservations;
             reservations.nano_cpus = cpus.unwrap_or(reservations.nano_cpus);
             reservations.memory_bytes = memory.unwrap_or(reservations.memory_bytes);
+            spec.task.generic.extend(generic_resources(reader, inner, &path)?);
         }
     }
     Ok(())
+}
+
+/// How many of each kind a task is to have to itself.
+fn generic_resources(
+    reader: &Reader<'_>,
+    reservations: &Node,
+    path: &str,
+) -> Result<BTreeMap<String, u64>, ComposeError> {
+    let path = format!("{path}.generic_resources");
+    let mut found = BTreeMap::new();
+    for item in reservations.get("generic_resources").map(Node::items).unwrap_or_default() {
+        let Some(discrete) = item.get("discrete_resource_spec") else { continue };
+        let (Some(kind), Some(value)) = (discrete.get("kind"), discrete.get("value")) else {
+            let message = format!("{path}: write both `kind` and `value`, such as kind: GPU, value: 2");
+            return Err(reader.error(discrete, message));
+        };
+        found.insert(reader.text(kind, &path)?, reader.number(value, &path)?);
+    }
+    Ok(found)
 }
 
 /// Limits and a number of replicas outside `deploy:`, which goes before them.

@@ -2,6 +2,7 @@
 
 use orch_model::{
     network::{DRIVER_OVERLAY, NetworkSpec},
+    secret::TemplateDriver,
     service::{
         ContainerSpec, DependencyCondition, EndpointMode, FailureAction, HealthConfig, LogDriver, Mount, MountKind,
         PlacementStrategy, RestartCondition, ServiceMode, TaskSpec, UpdateConfig, UpdateOrder,
@@ -181,6 +182,9 @@ impl Exporter<'_> {
         put(&mut entry, "dns", container.dns.nameservers.iter().map(|server| json!(server.to_string())).collect());
         put(&mut entry, "extra_hosts", container.hosts.iter().flat_map(|line| host(line)).map(Value::String).collect());
         put(&mut entry, "sysctls", json!(container.sysctls));
+        if container.oom_score_adj != 0 {
+            entry.insert("oom_score_adj".into(), container.oom_score_adj.into());
+        }
         let ulimits = container.ulimits.iter().map(|l| (l.name.clone(), json!({"soft": l.soft, "hard": l.hard})));
         put(&mut entry, "ulimits", Value::Object(ulimits.collect()));
         put(&mut entry, "healthcheck", container.health.as_ref().map_or(Value::Null, health));
@@ -256,6 +260,7 @@ impl Exporter<'_> {
             let mut item = Map::new();
             item.insert("subnet".into(), pool.subnet.to_string().into());
             put(&mut item, "ip_range", pool.range.map_or(Value::Null, |range| range.to_string().into()));
+            put(&mut item, "aux_addresses", json!(pool.aux));
             put(&mut item, "gateway", pool.gateway.map_or(Value::Null, |gateway| gateway.to_string().into()));
             Value::Object(item)
         });
@@ -272,6 +277,9 @@ impl Exporter<'_> {
             Content::External => return json!({"external": true, "name": data.annotations.name}),
             Content::File(file) => put(&mut entry, "file", file.clone().into()),
             Content::Text(text) => put(&mut entry, "content", text.clone().into()),
+        }
+        if let Some(TemplateDriver::Golang) = data.template {
+            entry.insert("template_driver".into(), "golang".into());
         }
         self.named(&mut entry, &data.annotations.name);
         put(&mut entry, "labels", self.labels(&data.annotations.labels));
@@ -311,7 +319,10 @@ fn task(entry: &mut Map<String, Value>, spec: &TaskSpec) {
         limits.insert("pids".into(), spec.limits.pids.into());
     }
     put(&mut resources, "limits", Value::Object(limits));
-    let reservations = amounts(spec.reservations.nano_cpus, spec.reservations.memory_bytes);
+    let mut reservations = amounts(spec.reservations.nano_cpus, spec.reservations.memory_bytes);
+    let generic =
+        spec.generic.iter().map(|(kind, value)| json!({"discrete_resource_spec": {"kind": kind, "value": value}}));
+    put(&mut reservations, "generic_resources", generic.collect());
     put(&mut resources, "reservations", Value::Object(reservations));
     put(entry, "resources", Value::Object(resources));
     let policy = &spec.restart;

@@ -24,7 +24,7 @@ mod service;
 mod volumes;
 mod yaml;
 
-use orch_model::{Kind, network::NetworkSpec, service::ServiceSpec};
+use orch_model::{Kind, network::NetworkSpec, secret::TemplateDriver, service::ServiceSpec};
 
 pub(crate) use error::ComposeError;
 
@@ -85,6 +85,8 @@ pub(crate) struct StackData {
     pub(crate) kind: Kind,
     pub(crate) annotations: orch_model::Annotations,
     pub(crate) content: Content,
+    /// The content is filled in for each task that gets it.
+    pub(crate) template: Option<TemplateDriver>,
 }
 
 /// Where a secret's or config's content is.

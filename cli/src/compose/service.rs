@@ -18,7 +18,7 @@ use super::{
     export, keys, ports, volumes,
     yaml::{Key, Node, Yaml},
 };
-use crate::flags::{duration, file_ref::NamedFile, key_value, mount, network::NamedAttachment, quantity, words};
+use crate::flags::{duration, file_ref::NamedFile, key_value, linux, mount, network::NamedAttachment, quantity, words};
 
 /// Collects in `used` the networks that the service is on.
 pub(super) fn service(
@@ -116,6 +116,9 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         ulimits: ulimits(reader, node, path)?,
         ..ContainerSpec::default()
     };
+    if let Some(score) = node.get("oom_score_adj") {
+        container.oom_score_adj = reader.parsed(score, &format!("{path}.oom_score_adj"), linux::oom_score)?;
+    }
     if let Some(grace) = node.get("stop_grace_period") {
         let grace = reader.parsed(grace, &format!("{path}.stop_grace_period"), duration::parse)?;
         container.stop_grace_period = Some(grace);

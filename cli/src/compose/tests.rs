@@ -337,6 +337,7 @@ services:
     privileged: true
     stop_signal: SIGINT
     stop_grace_period: 1m30s
+    oom_score_adj: -500
     volumes:
       - data:/d
       - kept:/k:ro
@@ -366,7 +367,8 @@ services:
       endpoint_mode: vip
       update_config: {parallelism: 0, delay: 1s, failure_action: rollback, monitor: 2s, max_failure_ratio: 0.1, order: start-first}
       rollback_config: {parallelism: 2, failure_action: continue}
-      resources: {limits: {cpus: "0.25", memory: 50M, pids: 9}, reservations: {cpus: "0.1", memory: 1k}}
+      resources: {limits: {cpus: "0.25", memory: 50M, pids: 9}, reservations: {cpus: "0.1", memory: 1k,
+        generic_resources: [{discrete_resource_spec: {kind: GPU, value: 2}}]}}
       restart_policy: {condition: on-failure, delay: 3s, max_attempts: 4, window: 5s}
       placement: {constraints: [node.role==manager], preferences: [{spread: node.labels.z}], max_replicas_per_node: 1}
     x-orch: {image-digest: "sha256:00", placement-strategy: pack}
@@ -374,14 +376,30 @@ services:
   job: {image: j, deploy: {mode: replicated-job, replicas: 5}, x-orch: {max-concurrent: 2}}
 networks:
   front: {attachable: true, internal: true, enable_ipv6: true, labels: {a: b}, driver_opts: {o: p},
-    ipam: {config: [{subnet: 10.5.0.0/24, gateway: 10.5.0.1, ip_range: 10.5.0.128/25}]}}
+    ipam: {config: [{subnet: 10.5.0.0/24, gateway: 10.5.0.1, ip_range: 10.5.0.128/25, aux_addresses: {router: 10.5.0.9}}]}}
   other: {external: true, name: theirs}
 volumes:
   data: {driver: local, driver_opts: {type: nfs}, labels: {x: y}, name: fixed}
   kept: {external: true}
 secrets: {pw: {external: true, name: shop_pw.2}}
-configs: {site: {content: "a$$b"}}
+configs: {site: {content: "a$$b", template_driver: golang}}
 "#;
+
+#[test]
+fn what_is_reserved_kept_back_and_filled_in_is_not_forgotten() {
+    let stack = load(FULL).unwrap();
+    let web = &stack.services.iter().find(|s| s.spec.annotations.name == "shop_web").unwrap().spec;
+    assert_eq!(web.task.generic, [("GPU".to_owned(), 2)].into());
+    assert_eq!(web.task.container.oom_score_adj, -500);
+    let front = stack.networks.iter().find(|n| n.spec.annotations.name == "shop_front").unwrap();
+    assert_eq!(front.spec.ipam[0].aux, [("router".to_owned(), "10.5.0.9".parse().unwrap())].into());
+    let site = stack.data.iter().find(|d| d.annotations.name == "shop_site").unwrap();
+    assert_eq!(site.template, Some(TemplateDriver::Golang));
+    let with = |more: &str| load(&format!("services: {{a: {{image: a, {more}}}}}\n")).unwrap_err();
+    let half = "deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: GPU}}]}}}";
+    assert!(with(half).contains("write both `kind` and `value`"), "{}", with(half));
+    assert!(with("oom_score_adj: 2000").contains("-1000 to 1000"));
+}
 
 #[test]
 fn an_export_means_the_same_again() {

@@ -81,6 +81,7 @@ fn data(services: &[StackService]) -> Vec<StackData> {
         kind,
         annotations: Annotations { name: name.to_owned(), ..Annotations::default() },
         content: Content::External,
+        template: None,
     };
     found.into_iter().map(external).collect()
 }

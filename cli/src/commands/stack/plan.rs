@@ -91,6 +91,7 @@ pub(super) fn align(existing: &Stack, wanted: &mut Stack) {
             kind,
             annotations: Annotations { name, ..Annotations::default() },
             content: Content::External,
+            template: None,
         })
         .collect();
 }

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::Context as _;
 use orch_model::{
     Annotations, Kind, Version,
-    secret::{Config, Secret},
+    secret::{Config, Secret, TemplateDriver},
 };
 use orch_proto::{conv::ToProto, wire};
 
@@ -45,7 +45,7 @@ pub(super) async fn preview(api: &mut Api, item: &StackData, content: &[u8]) -> 
 async fn preview_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
     let versions = versions::<T>(api, &item.annotations.name).await?;
     for (_, stored) in &versions {
-        if T::has(api, stored, content).await? {
+        if stored.template() == item.template && T::has(api, stored, content).await? {
             return Ok((stored.annotations().name.clone(), true));
         }
     }
@@ -75,14 +75,14 @@ async fn versions<T: Data>(api: &mut Api, base: &str) -> anyhow::Result<Vec<(u64
 async fn ensure_kind<T: Data>(api: &mut Api, item: &StackData, content: &[u8]) -> anyhow::Result<(String, bool)> {
     let versions = versions::<T>(api, &item.annotations.name).await?;
     for (number, stored) in &versions {
-        if T::is_same(api, stored, &annotations(item, *number), content).await? {
+        if stored.template() == item.template && T::is_same(api, stored, &annotations(item, *number), content).await? {
             return Ok((stored.annotations().name.clone(), false));
         }
     }
     let next = versions.first().map_or(1, |(number, _)| number + 1);
     let annotations = annotations(item, next);
     println!("Creating {} {}", item.kind, annotations.name);
-    data::store(api, item.kind, &annotations, content.to_vec(), None).await?;
+    data::store(api, item.kind, &annotations, content.to_vec(), item.template).await?;
     Ok((annotations.name, true))
 }
 
@@ -109,6 +109,7 @@ fn number(base: &str, stored: &Annotations) -> Option<u64> {
 /// What secrets and configs have in common.
 trait Data: Stored {
     fn annotations(&self) -> &Annotations;
+    fn template(&self) -> Option<TemplateDriver>;
     /// Whether it goes when the last task that has it stops: nobody may use it any more.
     fn is_going(&self) -> bool;
     /// Whether the stored object has this content; its labels become those given.
@@ -120,6 +121,10 @@ trait Data: Stored {
 impl Data for Secret {
     fn annotations(&self) -> &Annotations {
         &self.annotations
+    }
+
+    fn template(&self) -> Option<TemplateDriver> {
+        self.template
     }
 
     fn is_going(&self) -> bool {
@@ -150,6 +155,10 @@ impl Data for Secret {
 impl Data for Config {
     fn annotations(&self) -> &Annotations {
         &self.annotations
+    }
+
+    fn template(&self) -> Option<TemplateDriver> {
+        self.template
     }
 
     fn is_going(&self) -> bool {
