@@ -24,8 +24,14 @@ use orch_model::{
 pub const MISSED_BEATS: u32 = 3;
 /// Everyone has to find the new leader first.
 pub const AFTER_CHANGE_OF_LEADER: u32 = 2;
-/// A node is silent after this long without a sign of life; pings come every second.
-pub const SILENCE: Duration = Duration::from_secs(2);
+/// How often a node gives a sign of life; in a large cluster less often, so that all of them together give about
+/// [`PINGS_PER_SECOND`].
+pub const PING_PERIOD: Duration = Duration::from_secs(1);
+const PINGS_PER_SECOND: u32 = 1000;
+/// A node is silent when its sign of life is so late.
+const LATENESS: Duration = Duration::from_secs(1);
+/// A node is silent, too, when it was asked for a sign of life and gave none for so long.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// The same for a node that a new leader has never heard: those that live find their way to it within this.
 const FIRST_SILENCE: Duration = Duration::from_secs(1);
 /// How many others watch each node. Enough for a majority that means something, few enough that what a node does for it
@@ -99,6 +105,18 @@ impl Ring {
         self.place(node).into_iter().flat_map(behind)
     }
 
+    /// How often each member gives a sign of life: never less often than `heartbeat`, the period that operators set.
+    #[must_use]
+    pub fn ping_period(&self, heartbeat: Duration) -> Duration {
+        let members = u32::try_from(self.members.len()).unwrap_or(u32::MAX);
+        (PING_PERIOD * members / PINGS_PER_SECOND).max(PING_PERIOD).min(heartbeat)
+    }
+
+    /// After how long without a sign of life a member is silent.
+    fn silence(&self, heartbeat: Duration) -> Duration {
+        self.ping_period(heartbeat) + LATENESS
+    }
+
     fn place(&self, node: &NodeId) -> Option<usize> {
         self.members.binary_search_by(|(id, _)| id.cmp(node)).ok()
     }
@@ -121,6 +139,8 @@ fn distances(members: usize) -> Vec<usize> {
 #[derive(Debug, Default)]
 pub struct Liveness {
     known: BTreeMap<NodeId, Known>,
+    /// Who is out of whose sight: the nodes that [`Known::unreachable`] of others names.
+    accused: BTreeMap<NodeId, BTreeSet<NodeId>>,
     /// The reign counts from here; later than zero when this manager stood still.
     started: Duration,
 }
@@ -128,6 +148,8 @@ pub struct Liveness {
 #[derive(Debug)]
 struct Known {
     heard: Duration,
+    /// When it was last asked for a sign of life.
+    asked: Option<Duration>,
     connected: bool,
     unreachable: BTreeSet<NodeId>,
     deaf: bool,
@@ -136,7 +158,8 @@ struct Known {
 impl Liveness {
     /// The node opened a session.
     pub fn connected(&mut self, node: NodeId, now: Duration) {
-        let fresh = Known { heard: now, connected: true, unreachable: BTreeSet::new(), deaf: false };
+        self.accuse(&node, BTreeSet::new());
+        let fresh = Known { heard: now, asked: None, connected: true, unreachable: BTreeSet::new(), deaf: false };
         self.known.insert(node, fresh);
     }
 
@@ -149,9 +172,46 @@ impl Liveness {
 
     /// What the node sees of its peers.
     pub fn reported(&mut self, node: &NodeId, unreachable: BTreeSet<NodeId>, deaf: bool) {
+        self.accuse(node, unreachable);
         if let Some(known) = self.known.get_mut(node) {
-            (known.unreachable, known.deaf) = (unreachable, deaf);
+            known.deaf = deaf;
         }
+    }
+
+    /// Replaces what `observer` says.
+    fn accuse(&mut self, observer: &NodeId, unreachable: BTreeSet<NodeId>) {
+        let Some(known) = self.known.get_mut(observer) else { return };
+        for gone in known.unreachable.difference(&unreachable) {
+            if let Some(observers) = self.accused.get_mut(gone) {
+                observers.remove(observer);
+                if observers.is_empty() {
+                    self.accused.remove(gone);
+                }
+            }
+        }
+        for accused in unreachable.difference(&known.unreachable) {
+            self.accused.entry(accused.clone()).or_default().insert(observer.clone());
+        }
+        known.unreachable = unreachable;
+    }
+
+    /// Connected nodes that are out of most others' sight and were not heard lately: they are to give a sign of life now,
+    /// not when their time comes. Each is named once per [`ANSWER_TIME`].
+    pub fn to_ask(&mut self, ring: &Ring, heartbeat: Duration, now: Duration) -> Vec<NodeId> {
+        let is_due = |known: &Known| {
+            known.connected
+                && now.saturating_sub(known.heard) >= ANSWER_TIME
+                && known.asked.is_none_or(|asked| asked <= known.heard || now.saturating_sub(asked) >= ANSWER_TIME)
+        };
+        let suspects = self.accused.keys().filter(|node| self.known.get(*node).is_some_and(is_due));
+        let due: Vec<_> = suspects.filter(|node| self.is_out_of_sight(node, ring, heartbeat, now)).cloned().collect();
+        for node in &due {
+            if let Some(known) = self.known.get_mut(node) {
+                // The first question counts until it is answered.
+                known.asked = known.asked.filter(|asked| *asked > known.heard).or(Some(now));
+            }
+        }
+        due
     }
 
     /// The node's session broke. When it was last heard stays known: an agent that comes back in time was never down.
@@ -162,6 +222,7 @@ impl Liveness {
     }
 
     pub fn forget(&mut self, node: &NodeId) {
+        self.accuse(node, BTreeSet::new());
         self.known.remove(node);
     }
 
@@ -170,6 +231,7 @@ impl Liveness {
     pub fn forgive(&mut self, stall: Duration, now: Duration) {
         for known in self.known.values_mut() {
             known.heard = (known.heard + stall).min(now);
+            known.asked = None;
         }
         self.started = (self.started + stall).min(now);
     }
@@ -187,7 +249,12 @@ impl Liveness {
     ) -> Option<Cause> {
         let grace = period * MISSED_BEATS;
         let (silent_for, grace, patience) = match self.known.get(node) {
-            Some(known) if known.connected => (now.saturating_sub(known.heard), grace, SILENCE),
+            Some(known) if known.connected => {
+                let unanswered = known.asked.filter(|asked| *asked > known.heard);
+                let is_silent = unanswered.is_some_and(|asked| now.saturating_sub(asked) >= ANSWER_TIME);
+                let patience = if is_silent { Duration::ZERO } else { ring.silence(period) };
+                (now.saturating_sub(known.heard), grace, patience)
+            }
             Some(known) => (now.saturating_sub(known.heard), grace, Duration::ZERO),
             None => {
                 let silent_for = now.saturating_sub(self.started).min(known_for);
@@ -197,29 +264,28 @@ impl Liveness {
         if silent_for > grace {
             return Some(Cause::MissedHeartbeats);
         }
-        (silent_for >= patience && self.is_out_of_sight(node, ring, now)).then_some(Cause::UnreachableForPeers)
+        (silent_for >= patience && self.is_out_of_sight(node, ring, period, now)).then_some(Cause::UnreachableForPeers)
     }
 
     /// Whether gossip does not reach the node although there is somebody to hear.
     #[must_use]
-    pub fn is_deaf(&self, node: &NodeId, ring: &Ring, now: Duration) -> bool {
+    pub fn is_deaf(&self, node: &NodeId, ring: &Ring, heartbeat: Duration, now: Duration) -> bool {
         let says_so = self.known.get(node).is_some_and(|known| known.deaf);
-        let heard = |other: &NodeId| self.is_heard(other, now);
+        let heard = |other: &NodeId| self.is_heard(other, ring.silence(heartbeat), now);
         says_so && ring.watchers_of(node).any(heard)
     }
 
     /// Whether the majority of all that watch it say that they cannot reach it.
-    fn is_out_of_sight(&self, node: &NodeId, ring: &Ring, now: Duration) -> bool {
-        let says_so = |observer: &&NodeId| {
-            self.is_heard(observer, now)
-                && self.known.get(*observer).is_some_and(|known| known.unreachable.contains(node))
-        };
+    fn is_out_of_sight(&self, node: &NodeId, ring: &Ring, heartbeat: Duration, now: Duration) -> bool {
+        let Some(observers) = self.accused.get(node) else { return false };
+        let silence = ring.silence(heartbeat);
+        let says_so = |observer: &&NodeId| observers.contains(*observer) && self.is_heard(observer, silence, now);
         let against = ring.watchers_of(node).filter(says_so).count();
         ring.watchers() >= MIN_WATCHERS && against * 2 > ring.watchers()
     }
 
-    fn is_heard(&self, node: &NodeId, now: Duration) -> bool {
-        self.known.get(node).is_some_and(|known| known.connected && now.saturating_sub(known.heard) < SILENCE)
+    fn is_heard(&self, node: &NodeId, silence: Duration, now: Duration) -> bool {
+        self.known.get(node).is_some_and(|known| known.connected && now.saturating_sub(known.heard) < silence)
     }
 }
 

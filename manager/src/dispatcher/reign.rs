@@ -186,10 +186,11 @@ impl Reign {
         let view = self.consensus.store().view();
         let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { return };
         let (now, guide) = (self.proposer.now(), self.guide.borrow().clone());
+        self.sessions.ask_suspects(&guide.ring, period);
         for node in view.state.nodes().filter(|node| node.status.state != NodeState::Down) {
             match self.sessions.verdict(&node.id, &guide.ring, now.since(node.status.since), period) {
                 Some(cause) => self.declare_down(&node.id, cause).await,
-                None => self.note_hearing(node, &guide.ring).await,
+                None => self.note_hearing(node, &guide.ring, period).await,
             }
         }
     }
@@ -216,8 +217,8 @@ impl Reign {
     }
 
     /// Keeps the node's status at whether gossip reaches it.
-    async fn note_hearing(&self, node: &Node, ring: &Ring) {
-        let message = if self.sessions.is_deaf(&node.id, ring) { DEAF_MESSAGE } else { "" };
+    async fn note_hearing(&self, node: &Node, ring: &Ring, period: Duration) {
+        let message = if self.sessions.is_deaf(&node.id, ring, period) { DEAF_MESSAGE } else { "" };
         if node.status.state != NodeState::Ready || node.status.message == message {
             return;
         }

@@ -127,7 +127,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
                 if let Some(view) = ping.view {
                     reign.sessions.reported(&node, peers_out_of_sight(&view), view.deaf);
                 }
-                yield wire::Pong {};
+                yield wire::Pong { period_ms: ping_ms(&reign) };
             }
         };
         Ok(Response::new(Box::pin(stream)))
@@ -284,7 +284,7 @@ fn host_of(addr: &str) -> Option<IpAddr> {
 }
 
 fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Outgoing<wire::SessionMessage> {
-    let (mut announcements, of_node) = reign.sessions.open(node.id.clone(), session.clone());
+    let (mut announcements, calls) = reign.sessions.open(node.id.clone(), session.clone());
     let mut guides = reign.guide.subscribe();
     let mut ended = reign.ended();
     let weak = Arc::downgrade(&reign);
@@ -308,7 +308,8 @@ fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Out
             let news = tokio::select! {
                 () = ended.over() => News::Ended,
                 announcement = announcements.recv() => announcement.map_or(News::Replaced, News::Stream),
-                () = of_node.notified() => News::State,
+                () = calls.news.notified() => News::State,
+                () = calls.ping.notified() => News::Ping,
                 _ = guides.changed() => News::State,
             };
             let message = match news {
@@ -319,6 +320,7 @@ fn session_stream(reign: Arc<Reign>, node: Arc<Node>, session: SessionId) -> Out
                 News::Stream(announcement) => {
                     Ok(Some(wire::SessionMessage { streams: vec![announcement], ..wire::SessionMessage::default() }))
                 }
+                News::Ping => Ok(Some(wire::SessionMessage { ping: true, ..wire::SessionMessage::default() })),
                 News::State => told.update(&reign, &session),
             };
             let Some(mut message) = message? else { continue };
@@ -333,6 +335,7 @@ enum News {
     Ended,
     Replaced,
     Stream(wire::StreamAnnouncement),
+    Ping,
     State,
 }
 
@@ -382,8 +385,18 @@ impl Told {
     }
 }
 
+fn heartbeat_period(view: &View) -> Duration {
+    view.state.cluster().map_or(Duration::from_secs(5), |cluster| cluster.spec.heartbeat_period)
+}
+
+/// When a node's next sign of life is due.
+fn ping_ms(reign: &Reign) -> u64 {
+    let period = reign.guide.borrow().ring.ping_period(heartbeat_period(&reign.consensus.store().view()));
+    u64::try_from(period.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn heartbeat_ms(view: &View) -> u64 {
-    let period = view.state.cluster().map_or(Duration::from_secs(5), |c| c.spec.heartbeat_period);
+    let period = heartbeat_period(view);
     let period = u64::try_from(period.as_millis()).unwrap_or(u64::MAX);
     let spread = HEARTBEAT_SPREAD_MS.min(period / 10);
     period - spread + rand::rng().random_range(0..=2 * spread)

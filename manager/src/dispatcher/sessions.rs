@@ -29,7 +29,16 @@ struct Inner {
 struct Session {
     id: SessionId,
     announcements: mpsc::Sender<StreamAnnouncement>,
-    news: Arc<Notify>,
+    calls: Calls,
+}
+
+/// What wakes a session's stream up.
+#[derive(Clone, Default)]
+pub(super) struct Calls {
+    /// Something of the node itself has changed.
+    pub(super) news: Arc<Notify>,
+    /// The node is to give a sign of life.
+    pub(super) ping: Arc<Notify>,
 }
 
 impl Sessions {
@@ -38,27 +47,26 @@ impl Sessions {
     }
 
     /// Replaces the node's session: its old stream ends, because the channel behind it closes.
-    /// The second tells when something of the node itself has changed.
-    pub(super) fn open(&self, node: NodeId, id: SessionId) -> (mpsc::Receiver<StreamAnnouncement>, Arc<Notify>) {
+    pub(super) fn open(&self, node: NodeId, id: SessionId) -> (mpsc::Receiver<StreamAnnouncement>, Calls) {
         let (announcements, receiver) = mpsc::channel(ANNOUNCEMENTS);
-        let news = Arc::new(Notify::new());
+        let calls = Calls::default();
         let now = self.now();
         let mut inner = self.lock();
         inner.liveness.connected(node.clone(), now);
-        inner.open.insert(node, Session { id, announcements, news: Arc::clone(&news) });
-        (receiver, news)
+        inner.open.insert(node, Session { id, announcements, calls: calls.clone() });
+        (receiver, calls)
     }
 
     /// Something of the node itself has changed.
     pub(super) fn nudge(&self, node: &NodeId) {
         if let Some(session) = self.lock().open.get(node) {
-            session.news.notify_one();
+            session.calls.news.notify_one();
         }
     }
 
     /// Something may have changed of any node.
     pub(super) fn nudge_all(&self) {
-        self.lock().open.values().for_each(|session| session.news.notify_one());
+        self.lock().open.values().for_each(|session| session.calls.news.notify_one());
     }
 
     /// Notes a sign of life; says whether the session is still the node's.
@@ -99,6 +107,17 @@ impl Sessions {
         inner.liveness.forget(node);
     }
 
+    /// Asks nodes that may be down for a sign of life.
+    pub(super) fn ask_suspects(&self, ring: &Ring, period: Duration) {
+        let now = self.now();
+        let mut inner = self.lock();
+        for node in inner.liveness.to_ask(ring, period, now) {
+            if let Some(session) = inner.open.get(&node) {
+                session.calls.ping.notify_one();
+            }
+        }
+    }
+
     /// Passes an announcement to the node; `false` when it is not connected.
     pub(super) fn announce(&self, node: &NodeId, announcement: StreamAnnouncement) -> bool {
         let inner = self.lock();
@@ -117,9 +136,9 @@ impl Sessions {
         self.lock().liveness.verdict(node, ring, known_for, period, now)
     }
 
-    pub(super) fn is_deaf(&self, node: &NodeId, ring: &Ring) -> bool {
+    pub(super) fn is_deaf(&self, node: &NodeId, ring: &Ring, period: Duration) -> bool {
         let now = self.now();
-        self.lock().liveness.is_deaf(node, ring, now)
+        self.lock().liveness.is_deaf(node, ring, period, now)
     }
 
     fn now(&self) -> Duration {

@@ -41,6 +41,8 @@ const MEMORY_LIMIT_BYTES: u64 = 64 << 20;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const HALF_OPEN: usize = 10_000;
 const ATTACK: Duration = Duration::from_secs(4);
+/// Between two calls of the bystander.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What the process has of its own in memory.
 fn resident_bytes(pid: u32) -> u64 {
@@ -72,7 +74,7 @@ impl Bystander {
                 answer.expect("an answer in time").unwrap();
                 times.push(start.elapsed());
                 peak = peak.max(resident_bytes(pid));
-                thread::sleep(Duration::from_millis(5));
+                thread::sleep(PAUSE);
             }
             (times, peak)
         });

@@ -22,7 +22,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     runtime::Handle,
     sync::mpsc,
-    task::yield_now,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server};
@@ -39,6 +38,8 @@ use crate::tls::{self, ConnectionInfo, Identity, PeerIdentity, SharedIdentity};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// New connections of one address that have not shown a certificate. One that does is forgotten here.
 const NEWCOMERS: Rate = Rate { burst: 512, per_second: 256 };
+/// After [`REFUSED_AT_ONCE`] of them.
+const BREATH: Duration = Duration::from_millis(1);
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
 /// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
@@ -206,8 +207,9 @@ async fn accept_loop(listener: TcpListener, doors: Doors, ready: mpsc::Sender<io
             if refused >= REFUSED_AT_ONCE {
                 tracing::debug!(%remote_addr, "an address makes too many connections");
                 refused = 0;
-                // No pause: the kernel's queue would fill, and others would not get in.
-                yield_now().await;
+                // The connections that are in have their turn. Longer, and the kernel's queue would fill up, which would keep
+                // others out.
+                sleep(BREATH).await;
             }
             continue;
         }

@@ -10,13 +10,14 @@ use std::{
 };
 
 use anyhow::Context;
-use futures::future::try_join_all;
+use futures::{SinkExt, channel::mpsc, future::try_join_all};
 use orch_model::node::NodeRole;
 use orch_proto::{
     tls::Identity,
     transport,
     wire::{self, dispatcher_client::DispatcherClient},
 };
+use rand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 use tonic::transport::Channel;
 
@@ -93,7 +94,7 @@ async fn session(
     let first = messages.message().await?.context("no session")?;
     let session_id = first.session_id;
     let mut beats = JoinSet::new();
-    beats.spawn(beat(client.clone(), session_id.clone(), Duration::from_millis(first.heartbeat_period_ms)));
+    beats.spawn(ping(client.clone(), session_id.clone()));
     let mut sets = client.assignments(wire::AssignmentsRequest { session_id: session_id.clone() }).await?.into_inner();
     loop {
         let message = tokio::select! {
@@ -121,12 +122,16 @@ async fn session(
     }
 }
 
-async fn beat(mut client: DispatcherClient<Channel>, session_id: String, period: Duration) {
+/// Signs of life as a worker gives them: as often as the leader wants.
+async fn ping(mut client: DispatcherClient<Channel>, mut session_id: String) -> anyhow::Result<()> {
+    let (mut pings, waiting) = mpsc::channel(1);
+    let mut pongs = client.pings(waiting).await?.into_inner();
     loop {
-        sleep(period).await;
-        if client.heartbeat(wire::HeartbeatRequest { session_id: session_id.clone() }).await.is_err() {
-            return;
-        }
+        let view = Some(wire::GossipView::default());
+        pings.send(wire::Ping { session_id: std::mem::take(&mut session_id), view }).await?;
+        let pong = pongs.message().await?.context("the pings ended")?;
+        let jitter = rand::rng().random_range(0.9..1.0);
+        sleep(Duration::from_millis(pong.period_ms).mul_f64(jitter)).await;
     }
 }
 

@@ -15,7 +15,7 @@ use orch_proto::{
     wire::{GossipConfig, GossipView, node_control_client::NodeControlClient},
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{sleep, timeout},
 };
 use tokio_stream::{StreamExt, wrappers::WatchStream};
@@ -28,6 +28,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct Gossip {
     config: watch::Sender<GossipConfig>,
     view: watch::Sender<GossipView>,
+    ping: Notify,
 }
 
 impl Gossip {
@@ -39,6 +40,16 @@ impl Gossip {
     /// What the node sees, to follow.
     pub(super) fn view(&self) -> watch::Receiver<GossipView> {
         self.view.subscribe()
+    }
+
+    /// The leader wants a sign of life now.
+    pub(super) fn ask_for_ping(&self) {
+        self.ping.notify_one();
+    }
+
+    /// Completes when the leader wants one.
+    pub(super) async fn asked_for_ping(&self) {
+        self.ping.notified().await;
     }
 
     /// Whether the node that has `addr` (`host:port`) is out of sight.

@@ -6,7 +6,10 @@
 use std::{
     convert::Infallible,
     ops::Range,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -45,7 +48,7 @@ const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
-/// A sign of life for the leader, so that it notices soon when this node is gone.
+/// A sign of life for a leader that does not say how often it wants one.
 const PING_PERIOD: Duration = Duration::from_secs(1);
 /// Without an answer to one for so long the leader is gone.
 const PONG_LIMIT: Duration = Duration::from_secs(4);
@@ -222,12 +225,13 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
     // Whoever acknowledges a sequence has those before it: only the latest counts.
     let (acks, to_acknowledge) = watch::channel(None);
     let dispatcher = &opened.dispatcher;
+    let pings_suffice = AtomicBool::new(false);
     let ended = tokio::select! {
         Err(e) = listen(agent, addr, opened.messages) => e,
         Err(e) = follow_assignments(agent, dispatcher.clone(), &id, acks) => e,
         Err(e) = acknowledge(agent, dispatcher.clone(), &id, to_acknowledge) => e,
-        Err(e) = heartbeat(dispatcher.clone(), &id, opened.period) => e,
-        Err(e) = ping(agent, dispatcher.clone(), &id) => e,
+        Err(e) = heartbeat(dispatcher.clone(), &id, opened.period, &pings_suffice) => e,
+        Err(e) = ping(agent, dispatcher.clone(), &id, &pings_suffice) => e,
         Err(e) = lose_sight(agent, addr) => e,
         Err(e) = report(agent, dispatcher.clone(), &id) => e,
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
@@ -297,6 +301,9 @@ fn take_message(agent: &Arc<Agent>, addr: &str, message: SessionMessage) {
     }
     if let Some(Ok(Object::Node(node))) = message.node.map(Object::from_proto) {
         agent.set_node_role(node.role);
+    }
+    if message.ping {
+        agent.gossip.ask_for_ping();
     }
     if !message.root_cert_pem.is_empty() {
         agent.set_trust(Trust { roots_pem: message.root_cert_pem, issuer: message.certificate_issuer });
@@ -369,16 +376,30 @@ async fn acknowledge(
     }
 }
 
-async fn heartbeat(mut dispatcher: Dispatcher, session: &str, mut every: Duration) -> Result<Infallible, SessionError> {
+/// For leaders of earlier versions; others take pings for it.
+async fn heartbeat(
+    mut dispatcher: Dispatcher,
+    session: &str,
+    mut every: Duration,
+    pings_suffice: &AtomicBool,
+) -> Result<Infallible, SessionError> {
     loop {
         sleep(jittered(every, 0.9..1.0)).await;
+        if pings_suffice.load(Ordering::Relaxed) {
+            continue;
+        }
         let request = HeartbeatRequest { session_id: session.to_owned() };
         every = period(timeout(every, dispatcher.heartbeat(request)).await??.into_inner().period_ms);
     }
 }
 
-/// Says every second that this node lives, and at once what it sees of its peers.
-async fn ping(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> Result<Infallible, SessionError> {
+/// Says as often as the leader wants, and when it asks, that this node lives; and at once what it sees of its peers.
+async fn ping(
+    agent: &Arc<Agent>,
+    mut dispatcher: Dispatcher,
+    session: &str,
+    pings_suffice: &AtomicBool,
+) -> Result<Infallible, SessionError> {
     let mut view = agent.gossip.view();
     let (pings, waiting) = mpsc::channel(1);
     let mut session_id = session.to_owned();
@@ -387,9 +408,15 @@ async fn ping(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> 
         let ping = Ping { session_id: std::mem::take(&mut session_id), view: Some(view.borrow_and_update().clone()) };
         // The receiver ends with the call, which then says why.
         let _ = pings.send(ping).await;
-        timeout(PONG_LIMIT, pongs.message()).await??.ok_or(SessionError::Ended)?;
-        // The sender lives as long as the agent.
-        let _ = timeout(jittered(PING_PERIOD, 0.9..1.0), view.changed()).await;
+        let pong = timeout(PONG_LIMIT, pongs.message()).await??.ok_or(SessionError::Ended)?;
+        pings_suffice.store(pong.period_ms > 0, Ordering::Relaxed);
+        let every = if pong.period_ms == 0 { PING_PERIOD } else { Duration::from_millis(pong.period_ms) };
+        tokio::select! {
+            // The sender lives as long as the agent.
+            _ = view.changed() => {}
+            () = agent.gossip.asked_for_ping() => {}
+            () = sleep(jittered(every, 0.9..1.0)) => {}
+        }
     }
 }
 

@@ -97,10 +97,10 @@ fn gossip_that_does_not_arrive_is_said_only_while_there_is_somebody_to_hear() {
     let mut liveness = Liveness::default();
     (1..=2).for_each(|n| liveness.connected(id(n), ms(0)));
     liveness.reported(&id(1), BTreeSet::new(), true);
-    assert!(liveness.is_deaf(&id(1), &ring(2), ms(100)));
-    assert!(!liveness.is_deaf(&id(2), &ring(2), ms(100)));
+    assert!(liveness.is_deaf(&id(1), &ring(2), PERIOD, ms(100)));
+    assert!(!liveness.is_deaf(&id(2), &ring(2), PERIOD, ms(100)));
     liveness.heard(&id(1), ms(3_000));
-    assert!(!liveness.is_deaf(&id(1), &ring(2), ms(3_000)), "the other one is silent: it may be dead");
+    assert!(!liveness.is_deaf(&id(1), &ring(2), PERIOD, ms(3_000)), "the other one is silent: it may be dead");
 }
 
 #[test]
@@ -143,4 +143,54 @@ fn news_from_watcher_to_watched_reach_everyone_in_a_few_steps() {
     assert_eq!(steps(9), (true, 2));
     assert_eq!(steps(250), (true, 7));
     assert_eq!(steps(5_000), (true, 14));
+}
+
+#[test]
+fn a_large_cluster_gives_signs_of_life_less_often_but_never_less_often_than_the_operator_set() {
+    let period = |members: usize, heartbeat| {
+        let ring = Ring { members: vec![(id(1), IpAddr::from([192, 0, 2, 1])); members], distances: Vec::new() };
+        ring.ping_period(heartbeat).as_millis()
+    };
+    let rows = [3, 1_000, 2_500, 5_000, 10_000].map(|members| period(members, PERIOD));
+    assert_eq!(rows, [1_000, 1_000, 2_500, 5_000, 5_000]);
+    assert_eq!(period(3, ms(500)), 500);
+}
+
+/// Signs of life are due every five seconds here.
+#[test]
+fn a_suspect_is_asked_and_is_down_when_it_does_not_answer() {
+    let large = {
+        let mut members: Vec<_> = (1..=5_000).map(|n| (NodeId::from_random(n), IpAddr::from([192, 0, 2, 1]))).collect();
+        members.sort_unstable();
+        Ring::of(members)
+    };
+    let suspect = id(3);
+    let watchers: Vec<_> = large.watchers_of(&suspect).cloned().collect();
+    let mut liveness = Liveness::default();
+    watchers.iter().chain([&suspect]).for_each(|node| liveness.connected(node.clone(), ms(0)));
+    let accuse = |liveness: &mut Liveness, count: usize, at| {
+        for watcher in &watchers[..count] {
+            liveness.heard(watcher, ms(at));
+            liveness.reported(watcher, BTreeSet::from([suspect.clone()]), false);
+        }
+    };
+    accuse(&mut liveness, 3, 1_500);
+    assert!(liveness.to_ask(&large, PERIOD, ms(1_600)).is_empty(), "three of seven are no majority");
+    accuse(&mut liveness, 4, 1_700);
+    let asked = |liveness: &mut Liveness, at| liveness.to_ask(&large, PERIOD, ms(at)) == [suspect.clone()];
+    let verdict = |liveness: &Liveness, at| liveness.verdict(&suspect, &large, LONG, PERIOD, ms(at));
+    assert!(asked(&mut liveness, 1_700) && !asked(&mut liveness, 1_900), "once a second is enough");
+    assert_eq!(verdict(&liveness, 2_699), None, "it is given a second");
+    assert_eq!(verdict(&liveness, 2_700), Some(Cause::UnreachableForPeers));
+    // It answers: only its gossip is blocked. A second later it is asked again.
+    liveness.heard(&suspect, ms(2_650));
+    assert_eq!(verdict(&liveness, 3_600), None);
+    assert!(!asked(&mut liveness, 3_600) && asked(&mut liveness, 3_700));
+    // Asking again does not start the time anew.
+    assert!(asked(&mut liveness, 4_700));
+    assert_eq!(verdict(&liveness, 4_700), Some(Cause::UnreachableForPeers));
+    // The others see it again.
+    watchers.iter().for_each(|watcher| liveness.reported(watcher, BTreeSet::new(), false));
+    assert_eq!(verdict(&liveness, 6_000), None);
+    assert!(liveness.accused.is_empty());
 }

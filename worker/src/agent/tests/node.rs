@@ -112,7 +112,7 @@ impl Dispatcher for FakeManager {
         let pongs = request.into_inner().map(move |ping| {
             let Ping { session_id, view } = ping?;
             heard.note(format!("ping {session_id} {:?}", view.unwrap().unreachable));
-            Ok(Pong {})
+            Ok(Pong::default())
         });
         Ok(Response::new(pongs.boxed()))
     }
