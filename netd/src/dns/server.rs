@@ -47,6 +47,8 @@ struct Shared {
     resolvers: Arc<Resolvers>,
     turn: AtomicUsize,
     malformed: AtomicU64,
+    /// Not told yet.
+    queries: AtomicU64,
 }
 
 impl Drop for Server {
@@ -64,6 +66,7 @@ impl Server {
             resolvers,
             turn: AtomicUsize::new(0),
             malformed: AtomicU64::new(0),
+            queries: AtomicU64::new(0),
         });
         let tasks = [tokio::spawn(serve_udp(shared.clone(), udp)), tokio::spawn(serve_tcp(shared.clone(), tcp))];
         Ok(Self { shared, tasks })
@@ -74,6 +77,11 @@ impl Server {
         if **current != view {
             *current = Arc::new(view);
         }
+    }
+
+    /// Questions since this was asked last.
+    pub(crate) fn take_queries(&self) -> u64 {
+        self.shared.queries.swap(0, Ordering::Relaxed)
     }
 
     /// Datagrams that were no queries.
@@ -89,6 +97,7 @@ impl Shared {
 
     fn local(&self, query: &[u8], view: &TaskView, transport: Transport) -> Answer {
         crate::metrics::DNS_QUERIES.inc();
+        self.queries.fetch_add(1, Ordering::Relaxed);
         let answer = answer(query, &view.view, self.turn.fetch_add(1, Ordering::Relaxed), transport);
         if answer == Answer::Malformed {
             self.malformed.fetch_add(1, Ordering::Relaxed);

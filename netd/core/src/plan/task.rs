@@ -115,7 +115,7 @@ fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
     for (index, attachment) in task.attachments.iter().enumerate() {
         let Some(network) = context.desired.networks.get(&attachment.network).filter(|n| !n.ingress) else { continue };
         for service in context.desired.services_of(&network.id) {
-            let backends = context.desired.backends(&network.id, &service.service, &context.out);
+            let backends = context.desired.targets(service, &context.out);
             for (number, vip) in service.vips.iter().enumerate() {
                 all.push(Balanced {
                     vip: *vip,
@@ -134,12 +134,8 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     let (busy, idle): (Vec<_>, Vec<_>) = of_family().partition(|b| !b.backends.is_empty());
     let chain_of = |b: &&Balanced| Element { key: Key::Addr(b.vip), chain: Some(b.chain.clone()) };
     let sets = vec![
-        Set { name: "vips", kind: SetKind::AddrChains, elements: busy.iter().map(chain_of).collect() },
-        Set {
-            name: "idle_vips",
-            kind: SetKind::Addrs,
-            elements: idle.iter().map(|b| Element { key: Key::Addr(b.vip), chain: None }).collect(),
-        },
+        Set::new("vips", SetKind::AddrChains, busy.iter().map(chain_of).collect()).counted(),
+        Set::new("idle_vips", SetKind::Addrs, idle.iter().map(|b| Element::of(Key::Addr(b.vip))).collect()),
     ];
     let mut chains: Vec<_> =
         busy.iter().map(|b| Chain::jumped_to(b.chain.clone(), Rule(vec![to_backends(b, task)]))).collect();
@@ -184,7 +180,7 @@ fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
         Expr::In(flow(Side::Destination, Side::Source), "clients"),
         Expr::SetSource(addr),
     ]);
-    let clients = Set { name: "clients", kind: SetKind::Clients, elements: vec![] };
+    let clients = Set::new("clients", SetKind::Clients, vec![]);
     let chains = vec![
         Chain::at("remember", Hook::new(HookKind::Filter, Point::Prerouting, -300), vec![remember]),
         Chain::at("answer", Hook::new(HookKind::Route, Point::Output, -300), vec![answer]),
