@@ -252,6 +252,8 @@ pub enum Expr {
     Ip(Version),
     /// It is a well-formed ARP packet about IPv4 on Ethernet.
     Arp,
+    /// It is an ICMP message of this type; in a table of IPv4.
+    Icmp(u8),
     /// It is an ICMPv6 message of this type.
     Icmp6(u8),
     /// The address that a neighbour advertisement is about.

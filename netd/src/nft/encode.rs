@@ -80,6 +80,7 @@ const ARPHRD_ETHER: u16 = 1;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 /// Ethernet with addresses of 6 bytes, IPv4 with addresses of 4.
 const ARP_KINDS: [u8; 4] = [0, 1, 8, 0];
@@ -478,6 +479,12 @@ impl RuleWriter {
                 self.compare(EQUAL, &ARP_KINDS);
                 self.payload(NETWORK_HEADER, 4, 2, REG);
                 self.compare(EQUAL, &ARP_LENGTHS);
+            }
+            Expr::Icmp(kind) => {
+                self.meta(META_PROTOCOL);
+                self.compare(EQUAL, &[ICMP]);
+                self.payload(TRANSPORT_HEADER, 0, 1, REG);
+                self.compare(EQUAL, &[*kind]);
             }
             Expr::Icmp6(kind) => {
                 self.payload(LINK_HEADER, 12, 2, REG);

@@ -214,7 +214,10 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
     check(&mut vip);
     check(&mut port);
     assert_eq!(who(&asker, (VIP_WEB, 80), 6), ["t1", "t2"], "balancing needs no daemon");
+    let asked = dns::Asked::send(&asker, "web");
+    assert!(asked.is_silent(), "a client that asks meanwhile is not refused");
     lab.start(1);
+    assert_eq!(asked.again(), Some(vec![VIP_WEB.into()]), "it asks again");
     check(&mut vip);
     check(&mut port);
     assert_eq!(dns::ask(&asker, "web"), Some(vec![VIP_WEB.into()]), "it serves before anyone tells it anything");

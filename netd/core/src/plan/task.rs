@@ -24,6 +24,8 @@ use crate::{
 /// Routing table of what answers clients of published ports.
 const INGRESS_TABLE: u32 = 100;
 const INGRESS_PRIORITY: u32 = 1_000;
+/// The ICMP message for a port without a listener.
+const UNREACHABLE: u8 = 3;
 /// Where resolvers ask.
 const DNS_PORT: u16 = 53;
 
@@ -142,10 +144,16 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     let destination = || vec![Field::Addr(Side::Destination)];
     // A service without backends says so at once; connections that exist (to a draining task) are none of its business.
     let idle = || [Expr::NewFlow, Expr::In(destination(), "idle_vips")].into_iter();
-    let refuse = vec![
+    let mut refuse = vec![
         Rule(idle().chain([Expr::Protocol(Protocol::Tcp), Expr::Reset]).collect()),
         Rule(idle().chain([Expr::Reject]).collect()),
     ];
+    if family == Family::V4 {
+        // While the daemon is started again nobody listens there. A client that is told so fails at once; one that is
+        // not asks again, and is answered.
+        let silent = Expr::Addr(Side::Source, Is::Yes, IpAddr::V4(DNS_ADDR).into());
+        refuse.push(Rule(vec![silent, Expr::Icmp(UNREACHABLE), Expr::Drop]));
+    }
     chains.push(Chain::at("refuse", Hook::new(HookKind::Filter, Point::Output, -150), refuse));
     let mut rules = Vec::new();
     if family == Family::V4 && task.dns_port != 0 {

@@ -169,6 +169,7 @@ fn expr_text(expr: &Expr, family: Family) -> String {
         }
         Expr::Ip(version) => format!("meta protocol {}", version.word()),
         Expr::Arp => "meta protocol arp arp htype 1 arp ptype ip arp hlen 6 arp plen 4".to_owned(),
+        Expr::Icmp(kind) => format!("icmp type {kind}"),
         Expr::Icmp6(kind) => format!("icmpv6 type {kind}"),
         Expr::Advertises(addr) => format!("@th,64,128 {:#x}", addr.to_bits()),
         Expr::Vni(vni) => format!("@th,96,24 {vni:#x}"),
