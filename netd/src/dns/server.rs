@@ -4,7 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use orch_netd_core::dns::{Answer, Transport, View, answer, servfail};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -43,7 +43,8 @@ pub(crate) struct Server {
 }
 
 struct Shared {
-    view: RwLock<Arc<TaskView>>,
+    /// `None` at the start: questions wait until it is known what there is, where an answer would say that there is nothing.
+    view: watch::Sender<Option<Arc<TaskView>>>,
     resolvers: Arc<Resolvers>,
     turn: AtomicUsize,
     malformed: AtomicU64,
@@ -62,7 +63,7 @@ impl Server {
         let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let shared = Arc::new(Shared {
-            view: RwLock::default(),
+            view: watch::Sender::new(None),
             resolvers,
             turn: AtomicUsize::new(0),
             malformed: AtomicU64::new(0),
@@ -73,10 +74,13 @@ impl Server {
     }
 
     pub(crate) fn set_view(&self, view: TaskView) {
-        let mut current = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
-        if **current != view {
-            *current = Arc::new(view);
-        }
+        self.shared.view.send_if_modified(|current| {
+            let changed = current.as_deref() != Some(&view);
+            if changed {
+                *current = Some(Arc::new(view));
+            }
+            changed
+        });
     }
 
     /// Questions since this was asked last.
@@ -92,7 +96,13 @@ impl Server {
 
 impl Shared {
     fn view(&self) -> Arc<TaskView> {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.view.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits for the first view.
+    async fn ready(&self) {
+        // The sender lives as long as this: there is no other end of the wait.
+        let _ = self.view.subscribe().wait_for(Option::is_some).await;
     }
 
     fn local(&self, query: &[u8], view: &TaskView, transport: Transport) -> Answer {
@@ -112,6 +122,7 @@ impl Shared {
 }
 
 async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+    shared.ready().await;
     loop {
         // Waited for without a buffer: most tasks ask rarely, and there are many.
         let Ok(()) = socket.readable().await else { continue };
@@ -140,6 +151,7 @@ fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
 }
 
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
+    shared.ready().await;
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };

@@ -334,6 +334,8 @@ fn ports_of_one_address_hidden_clients_and_local_tasks_first() {
         if service.ports.len() == 2 {
             let hidden = PortConfig::new(Protocol::Tcp, 8082, 80, PublishMode::Ingress);
             service.ports.push(PortConfig { masquerade: true, ..hidden });
+            let hidden = PortConfig::new(Protocol::Udp, 5354, 5000, PublishMode::Ingress);
+            service.ports.push(PortConfig { masquerade: true, ..hidden });
         }
     });
     lab.set_all(&items);
@@ -343,7 +345,9 @@ fn ports_of_one_address_hidden_clients_and_local_tasks_first() {
         assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "node {node} answers on 127.0.0.1 only");
         for _ in 0..4 {
             let said = sockets::ask(&lab.client(), (lab.addr(node), 8082).into()).unwrap();
-            assert_eq!(said.peer, IpAddr::from([10, 0, 0, 100 + node]), "{} sees node {node}", said.name);
+            assert_eq!(said.peer, lab.addr(node), "{} sees node {node}", said.name);
+            let answered = sockets::ask_udp(&sockets::udp(&lab.client(), (lab.addr(node), 5354).into()));
+            assert!(["t1", "t2"].contains(&answered.as_str()), "{answered}");
         }
     }
     change(&mut items, &|service| service.prefer_local = true);

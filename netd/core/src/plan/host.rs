@@ -112,11 +112,14 @@ fn masquerade(context: &Context<'_>, gateway: Gateway) -> Vec<Rule> {
         Rule(vec![itself(), to_task(Is::Yes), Expr::Masquerade]),
         Rule(vec![itself(), to_sandbox, Expr::Masquerade]),
     ];
+    let as_node = match context.desired.own_peer().map(|peer| peer.data_addr) {
+        Some(IpAddr::V4(addr)) => Expr::SendFrom(addr),
+        Some(IpAddr::V6(_)) | None => Expr::Masquerade,
+    };
     for (_, port) in on_this_node(context).filter(|(_, port)| port.masquerade) {
         let came_by = [Expr::Protocol(port.protocol), Expr::FirstPort(port.published_port)];
-        rules.push(Rule(
-            [to_task(Is::Yes), Expr::Translated].into_iter().chain(came_by).chain([Expr::Masquerade]).collect(),
-        ));
+        let to_task = [to_task(Is::Yes), Expr::Translated].into_iter();
+        rules.push(Rule(to_task.chain(came_by).chain([as_node.clone()]).collect()));
     }
     rules
 }

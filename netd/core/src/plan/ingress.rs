@@ -151,9 +151,14 @@ fn ruleset(
     chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), vec![from_host]));
     // Also without a port that wants it the chain makes the kernel choose another source port when two nodes pass on the
     // same one.
+    // Not the address here: a datagram's answer would look for it on the task's own link.
+    let node_addr = match own.data_addr {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(_) => own_addr,
+    };
     let as_node = |(_, port): (&ServiceEndpointItem, &PortConfig)| {
         let came_by = [Expr::Translated, Expr::Protocol(port.protocol), Expr::FirstPort(port.published_port)];
-        port.masquerade.then(|| Rule(came_by.into_iter().chain([Expr::SendFrom(own_addr)]).collect()))
+        port.masquerade.then(|| Rule(came_by.into_iter().chain([Expr::SendFrom(node_addr)]).collect()))
     };
     let hidden = ports(context, network).into_iter().filter_map(as_node).collect();
     chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), hidden));
