@@ -64,14 +64,21 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     let port = || vec![Field::Protocol, Field::Port];
     let at = || vec![Field::Addr(Side::Destination), Field::Protocol, Field::Port];
     let sandbox = Destination { addr: gateway.ingress_sandbox().ip().into(), port: None };
-    let dnat = vec![
-        Rule(vec![Expr::ToHere, Expr::Jump(at(), "bound_host_ports")]),
-        Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
-        Rule(vec![Expr::ToHere, Expr::In(at(), "bound_ingress_ports"), send_to_one(sandbox)]),
-        Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), send_to_one(sandbox)]),
-    ];
-    chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), dnat.clone()));
-    chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), dnat));
+    let dnat = |bound: &[Expr]| {
+        let to_bound = |rest: &[Expr]| Rule([&[Expr::ToHere], bound, rest].concat());
+        vec![
+            to_bound(&[Expr::Jump(at(), "bound_host_ports")]),
+            Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
+            to_bound(&[Expr::In(at(), "bound_ingress_ports"), send_to_one(sandbox)]),
+            Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), send_to_one(sandbox)]),
+        ]
+    };
+    // What comes from outside for 127.0.0.1 is dropped by routing, but this comes before: a port that is bound to it must
+    // not be opened to the node's neighbours.
+    let not_loopback = Expr::Addr(Side::Destination, Is::No, loopback());
+    let hook = |point| Hook::new(HookKind::Nat, point, -100);
+    chains.push(Chain::at("prerouting", hook(Point::Prerouting), dnat(&[not_loopback])));
+    chains.push(Chain::at("output", hook(Point::Output), dnat(&[])));
     chains.push(Chain::at(
         "postrouting",
         Hook::new(HookKind::Nat, Point::Postrouting, 100),
@@ -99,12 +106,17 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_host", sets, chains }] }
 }
 
+fn loopback() -> IpNetwork {
+    // Prefix 8 is valid for every address.
+    Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into()
+}
+
 fn masquerade(context: &Context<'_>, gateway: Gateway) -> Vec<Rule> {
     let subnet = gateway.router();
     let from = |net: IpNetwork| Expr::Addr(Side::Source, Is::Yes, net);
     let tasks = || from(Ipv4Network::new(subnet.network(), subnet.prefix()).unwrap_or(subnet).into());
     let to_task = |is| Expr::Link(Way::Out, is, format!("{GATEWAY_PREFIX}*"));
-    let itself = || from(Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into());
+    let itself = || from(loopback());
     let to_sandbox = Expr::Link(Way::Out, Is::Yes, INGRESS_HOST_LINK.to_owned());
     let mut rules = vec![
         Rule(vec![tasks(), to_task(Is::No), Expr::Masquerade]),
