@@ -56,7 +56,9 @@ impl Counts {
             let known = before.get(&(set, key.clone())).copied().unwrap_or_default();
             // Less than before: the counter was made anew meanwhile.
             let more = packets.checked_sub(known).unwrap_or(packets);
-            if let Some(counted) = meaning(desired, ns, set, &key).filter(|_| more > 0) {
+            if more > 0
+                && let Some(counted) = meaning(desired, ns, set, &key)
+            {
                 *totals.entry(counted).or_default() += more;
             }
             if let (OFFENDERS, Key::Link(link), 1..) = (set, &key, more) {
