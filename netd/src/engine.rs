@@ -35,6 +35,7 @@ use tokio::{
 };
 
 use crate::{
+    counts::Counts,
     dns::{self, Resolvers},
     engine::apply::Applied,
     memory,
@@ -123,6 +124,9 @@ pub(crate) struct Engine {
     plan_problems: Vec<String>,
     /// What of the node's firewall is in the way.
     firewall: Option<String>,
+    counts: Counts,
+    /// How often all was looked at.
+    checks: u32,
     /// Much was made or removed: what that took and freed again is to be given back.
     churned: bool,
 }
@@ -160,6 +164,8 @@ impl Engine {
             problems: BTreeMap::new(),
             plan_problems: Vec::new(),
             firewall: None,
+            counts: Counts::default(),
+            checks: 0,
             churned: false,
         };
         engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;

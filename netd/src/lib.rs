@@ -8,6 +8,7 @@
 //! Must not know containers, images or managers: only the worker talks to it.
 
 mod conntrack;
+mod counts;
 mod dns;
 mod engine;
 mod firewall;

@@ -7,13 +7,22 @@ mod tests;
 
 use std::io;
 
-use orch_netd_core::ruleset::{Family, RuleOp, Ruleset, changes};
+use orch_netd_core::ruleset::{Family, Key, RuleOp, Ruleset, Set, Table, changes};
 
-use crate::nfnetlink::{Batched, Mode, Socket, attribute};
+use crate::nfnetlink::{Batched, Mode, Socket, attribute, attributes};
 
 const SUBSYSTEM: u8 = 10;
 const NFT_MSG_GETGEN: u16 = ((SUBSYSTEM as u16) << 8) | 16;
 const NFTA_GEN_ID: u16 = 1;
+const NFT_MSG_GETSETELEM: u16 = ((SUBSYSTEM as u16) << 8) | 13;
+/// Of a message about elements.
+const ELEMENTS: u16 = 3;
+/// Of an element.
+const ELEMENT_KEY: u16 = 1;
+const ELEMENT_EXPRESSION: u16 = 7;
+const DATA_VALUE: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const COUNTER_PACKETS: u16 = 2;
 
 /// Makes what is loaded in the socket's namespace `wanted`, where `known` is what is there (`None`: anything may be). All
 /// of it or nothing: there is no moment without rules.
@@ -49,6 +58,30 @@ fn carry_out(socket: &Socket, ops: &[RuleOp<'_>]) -> io::Result<()> {
         let about = refusal.message.and_then(|index| messages.get(index)).map_or("all", |message| &message.about);
         io::Error::new(refusal.error.kind(), format!("the kernel refused {about}: {}", refusal.error))
     })
+}
+
+/// How often each element of a counted set was found.
+pub(crate) fn counters(socket: &Socket, table: &Table, set: &Set) -> io::Result<Vec<(Key, u64)>> {
+    let mut wanted = Vec::new();
+    for (kind, name) in [(1, table.name), (2, set.name)] {
+        crate::nfnetlink::push(&mut wanted, kind, format!("{name}\0").as_bytes());
+    }
+    let mut seen = Vec::new();
+    let family = encode::family_number(table.family);
+    socket.request(NFT_MSG_GETSETELEM, Mode::Dump, family, &wanted, |reply| {
+        let elements = attribute(reply, ELEMENTS).unwrap_or_default();
+        seen.extend(attributes(elements).filter_map(|(_, element)| counter(element)));
+    })?;
+    let keys: std::collections::BTreeMap<_, _> =
+        set.elements.iter().map(|element| (encode::key_bytes(&element.key), &element.key)).collect();
+    Ok(seen.into_iter().filter_map(|(key, packets)| Some(((*keys.get(&key)?).clone(), packets))).collect())
+}
+
+fn counter(element: &[u8]) -> Option<(Vec<u8>, u64)> {
+    let key = attribute(attribute(element, ELEMENT_KEY)?, DATA_VALUE)?;
+    let counter = attribute(attribute(element, ELEMENT_EXPRESSION)?, EXPRESSION_DATA)?;
+    let packets = attribute(counter, COUNTER_PACKETS)?.first_chunk()?;
+    Some((key.to_vec(), u64::from_be_bytes(*packets)))
 }
 
 /// The number of the last change to any ruleset of the socket's namespace, whoever made it.

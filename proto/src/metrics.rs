@@ -60,6 +60,20 @@ impl Page {
         self.0.register(name, help, counter.clone());
     }
 
+    /// One value per combination of labels.
+    pub fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (Vec<(&'static str, String)>, u64)>,
+    ) {
+        let family = Family::<Vec<(&'static str, String)>, Counter>::default();
+        for (labels, value) in values {
+            family.get_or_create(&labels).inc_by(value);
+        }
+        self.0.register(name, help, family);
+    }
+
     pub fn histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
         self.0.register(name, help, histogram.clone());
     }

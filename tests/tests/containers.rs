@@ -33,7 +33,7 @@ fn run_in_the_foreground() {
         (&["--network", "web", "busybox", "true"], "network web not found"),
         (&["--name", "we b", "busybox", "true"], "Invalid container name (we b)"),
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
-        (&["-p", "127.0.0.1:80:80", "busybox"], "not on 127.0.0.1 alone: write 80:80"),
+        (&["-p", "192.0.2.1:80:80", "busybox", "true"], "no address 192.0.2.1"),
     ] {
         let outcome = run(flags);
         assert!(outcome.stderr.contains(said), "{flags:?}: {}", outcome.stderr);

@@ -188,6 +188,25 @@ fn clients_are_spread_as_the_service_says(lab: &Lab) {
             seen => Err(format!("{seen:?}")),
         });
     }
+    let seen = |what: &str, tasks: usize| {
+        eventually(what, || match spread(6)? {
+            seen if seen.len() == tasks => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        });
+    };
+    let update = |flag: &str| lab.orch(&["service", "update", "-d", flag, "web"]).ok();
+    let _ = update("--endpoint-prefer-local");
+    seen("only the task beside it", 1);
+    let _ = update("--endpoint-prefer-local=false");
+    seen("both tasks", 2);
+    let _ = lab.orch(&["node", "update", "--label-add", "orch.balance.weight=0", "n1"]).ok();
+    let _ = update("--endpoint-balance=weighted");
+    seen("none on a node without weight", 1);
+    let _ = lab.orch(&["node", "update", "--label-add", "orch.balance.weight=2", "n1"]).ok();
+    seen("both have a weight", 2);
+    let refused = lab.orch(&["node", "update", "--label-add", "orch.balance.weight=11", "n1"]).refused();
+    assert!(refused.contains("from 0 to 10"), "{refused}");
+    let _ = update("--endpoint-balance=round-robin");
     let shown = lab.orch(&["service", "inspect", "-f", "{{.Spec.EndpointSpec.Balance}}", "web"]).ok();
     assert_eq!(shown, "round-robin\n");
     let refused = lab.orch(&["service", "update", "--endpoint-mode", "dnsrr", "web"]).refused();
@@ -246,6 +265,20 @@ fn datagrams_and_ports_of_one_node(lab: &Lab) {
     }
     eventually("n2 answers", || lab.get("client", &format!("http://{}:8088/", lab.address("n2"))));
     eventually("n2 itself", || lab.get("n2", "http://127.0.0.1:8088/"));
+    let hidden = "published=5354,target=5000,protocol=udp,source=masquerade";
+    let bound = "127.0.0.1:5355:5000/udp";
+    create(lab, "shy", &["--publish", hidden, "--publish", bound, "hits", "python3", "-c", UDP_SERVER]);
+    lab.wait_replicas("shy", "1/1");
+    for node in ["n1", "n2"] {
+        let ask = |from: &str, address: &str, port: &str| {
+            lab.exec(from, &["python3", "-c", UDP_CLIENT, address, port]).result()
+        };
+        let address = lab.address(node);
+        let answer = eventually("the node asks for its client", || ask("client", &address, "5354"));
+        assert!(answer.trim_end().ends_with(&format!(" {address}")), "{answer}: the node's address");
+        eventually("127.0.0.1 answers", || ask(node, "127.0.0.1", "5355"));
+        assert!(ask("client", &address, "5355").is_err(), "{node} answers on 127.0.0.1 only");
+    }
     let elsewhere = lab.get("client", &format!("http://{}:8088/", lab.address("n1")));
     assert!(elsewhere.is_err(), "n1 answers for a port of n2: {elsewhere:?}");
 }

@@ -220,9 +220,9 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     for port in published.iter().filter(|_| running) {
         let key = format!("{}/{}", port.target_port, ports::protocol_word(port.protocol));
         match &args.port {
-            None => println!("{key} -> 0.0.0.0:{}", port.published_port),
+            None => println!("{key} -> {}:{}", inspect::host_ip(port), port.published_port),
             Some(wanted) if *wanted == key || format!("{wanted}/tcp") == key => {
-                println!("0.0.0.0:{}", port.published_port);
+                println!("{}:{}", inspect::host_ip(port), port.published_port);
             }
             Some(_) => continue,
         }

@@ -58,7 +58,7 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     tty: bool,
     /// Publish a container's port(s) to the host
-    #[arg(short, long, value_name = "PORT", value_parser = published)]
+    #[arg(short, long, value_name = "PORT", value_parser = port::parse_flag)]
     publish: Vec<port::PortList>,
     /// Publish all exposed ports to free ports
     #[arg(short = 'P', long)]
@@ -499,25 +499,6 @@ fn volume(text: &str, here: &Path) -> Result<Mount, String> {
     mount::check(mount)
 }
 
-/// All addresses of the node answer: one of them alone cannot be chosen.
-fn published(text: &str) -> Result<port::PortList, String> {
-    let (ip, rest) = match text.strip_prefix('[').and_then(|text| text.split_once("]:")) {
-        Some((ip, rest)) => (ip, rest),
-        None => match text.split_once(':') {
-            Some((ip, rest)) if ip.parse::<std::net::Ipv4Addr>().is_ok() => (ip, rest),
-            _ => return port::parse_flag(text),
-        },
-    };
-    match ip {
-        // `0.0.0.0::80` leaves the port to us.
-        "0.0.0.0" | "::" => port::parse_flag(rest.strip_prefix(':').unwrap_or(rest)),
-        other => Err(format!(
-            "a port is published on all of the node's addresses, not on {other} alone: write {rest}, and let a firewall \
-             keep others out"
-        )),
-    }
-}
-
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() { Err("expected KEY or KEY=VALUE".into()) } else { Ok((key.into(), value.into())) }
@@ -591,15 +572,6 @@ pub(super) fn swap(text: &str) -> Result<i64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_for_all_addresses() {
-        for good in ["8080:80", "0.0.0.0:8080:80/tcp", "80", "[::]:53:53/udp", "0.0.0.0::80"] {
-            assert!(published(good).is_ok(), "{good}");
-        }
-        let said = published("127.0.0.1:8080:80").unwrap_err();
-        assert!(said.contains("not on 127.0.0.1 alone: write 8080:80"), "{said}");
-    }
 
     #[test]
     fn volumes_are_named_anonymous_or_folders() {

@@ -11,7 +11,10 @@ use orch_model::{
 use serde_json::{Map, Value, json};
 
 use super::{Content, IMAGE_LABEL, NAMESPACE_LABEL, Stack, StackData, StackService};
-use crate::flags::{duration, file_ref::NamedFile};
+use crate::{
+    flags::{duration, file_ref::NamedFile},
+    inspect,
+};
 
 /// What the Compose specification has no key for.
 pub(super) const OWN_KEY: &str = "x-orch";
@@ -112,6 +115,10 @@ impl Exporter<'_> {
         }
         if spec.task.placement.strategy == PlacementStrategy::Pack {
             own.insert("placement-strategy".into(), "pack".into());
+        }
+        put(&mut own, "endpoint-balance", spec.endpoint.balance.map_or(Value::Null, |b| inspect::balance(b).into()));
+        if spec.endpoint.prefer_local {
+            own.insert("endpoint-prefer-local".into(), true.into());
         }
         put(&mut entry, OWN_KEY, Value::Object(own));
         Value::Object(entry)
@@ -389,6 +396,8 @@ fn port(port: &orch_model::service::PortConfig) -> Value {
     }
     entry.insert("protocol".into(), format!("{:?}", port.protocol).to_lowercase().into());
     entry.insert("mode".into(), format!("{:?}", port.publish_mode).to_lowercase().into());
+    put(&mut entry, "x-host-ip", port.host_ip.map_or(Value::Null, |addr| addr.to_string().into()));
+    put(&mut entry, "x-source", if port.masquerade { "masquerade".into() } else { Value::Null });
     Value::Object(entry)
 }
 

@@ -27,13 +27,7 @@ pub(super) fn parse(item: &Node) -> Result<Parsed, String> {
     });
     let config = |port: Short| match port.target {
         0 => Err(format!("{text:?}: the container's port is missing: write PUBLISHED:TARGET, such as 8080:80")),
-        target_port => Ok(PortConfig {
-            name: String::new(),
-            protocol: port.protocol,
-            target_port,
-            published_port: port.published,
-            publish_mode: PublishMode::Ingress,
-        }),
+        target_port => Ok(PortConfig::new(port.protocol, port.published, target_port, PublishMode::Ingress)),
     };
     Ok(Parsed { ports: ports.into_iter().map(config).collect::<Result<_, _>>()?, warning })
 }
@@ -80,12 +74,15 @@ fn range(text: &str) -> Option<(u16, u16)> {
 fn long(item: &Node) -> Result<Parsed, String> {
     let mut long = Vec::new();
     for (key, value) in item.entries() {
-        // The last two say nothing that a cluster's port could keep.
-        if key.text.starts_with("x-") || ["host_ip", "app_protocol"].contains(&key.text.as_str()) {
-            continue;
-        }
+        // Docker takes the last two and does nothing with them.
+        let name = match key.text.as_str() {
+            "x-host-ip" => "host_ip",
+            "x-source" => "source",
+            text if text.starts_with("x-") || ["host_ip", "app_protocol"].contains(&text) => continue,
+            text => text,
+        };
         let text = value.text().ok_or_else(|| format!("{} of a port must be a text or a number", key.text))?;
-        long.push(format!("{}={text}", key.text));
+        long.push(format!("{name}={text}"));
     }
     Ok(Parsed { ports: port::parse(&long.join(","))?, warning: None })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use orch_model::{
     Annotations,
     service::{
-        ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PlacementStrategy, PortConfig,
+        Balance, ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PlacementStrategy, PortConfig,
         ServiceMode, ServiceSpec, TaskSpec, Ulimit,
     },
 };
@@ -76,6 +76,18 @@ fn own_keys(reader: &Reader<'_>, node: &Node, spec: &mut ServiceSpec) -> Result<
             "pack" => Ok(PlacementStrategy::Pack),
             _ => Err("expected spread or pack".into()),
         })?;
+    }
+    if let Some(balance) = own.get("endpoint-balance") {
+        spec.endpoint.balance = Some(reader.parsed(balance, export::OWN_KEY, |text| match text {
+            "round-robin" => Ok(Balance::RoundRobin),
+            "random" => Ok(Balance::Random),
+            "source-hash" => Ok(Balance::SourceHash),
+            "weighted" => Ok(Balance::Weighted),
+            _ => Err("expected round-robin, random, source-hash or weighted".into()),
+        })?);
+    }
+    if let Some(prefer) = own.get("endpoint-prefer-local") {
+        spec.endpoint.prefer_local = reader.boolean(prefer, export::OWN_KEY)?;
     }
     if let (Some(most), ServiceMode::ReplicatedJob { max_concurrent, .. }) = (own.get("max-concurrent"), &mut spec.mode)
     {

@@ -1,11 +1,14 @@
 //! `--publish 8080:80/tcp` and `--publish published=8080,target=80,mode=host`.
 
+use std::net::IpAddr;
+
 use orch_model::service::{PortConfig, Protocol, PublishMode};
 
 use super::{Refusal, long_form};
 
-const FORMS: &str = "expected [PUBLISHED:]TARGET[/PROTOCOL], such as 8080:80 or 53:53/udp, or \
-                     published=8080,target=80[,protocol=tcp|udp|sctp][,mode=ingress|host]";
+const FORMS: &str = "expected [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], such as 8080:80 or 53:53/udp, or \
+                     published=8080,target=80[,protocol=tcp|udp|sctp][,mode=ingress|host][,host_ip=ADDRESS]\
+                     [,source=keep|masquerade]";
 
 /// One flag may stand for several ports: `8000-8002:80-82`.
 pub(crate) fn parse(text: &str) -> Result<Vec<PortConfig>, Refusal> {
@@ -44,13 +47,7 @@ pub(crate) fn publish_mode(text: &str) -> Result<PublishMode, Refusal> {
 }
 
 fn long(text: &str) -> Result<PortConfig, Refusal> {
-    let mut port = PortConfig {
-        name: String::new(),
-        protocol: Protocol::Tcp,
-        target_port: 0,
-        published_port: 0,
-        publish_mode: PublishMode::Ingress,
-    };
+    let mut port = PortConfig::new(Protocol::Tcp, 0, 0, PublishMode::Ingress);
     for (key, value) in long_form(text)? {
         let value = value.ok_or_else(|| format!("{key:?} has no value; {FORMS}"))?;
         match key.as_str() {
@@ -59,36 +56,53 @@ fn long(text: &str) -> Result<PortConfig, Refusal> {
             "protocol" => port.protocol = protocol(&value)?,
             "mode" => port.publish_mode = publish_mode(&value)?,
             "name" => port.name = value,
+            "host_ip" | "host-ip" => port.host_ip = address(&value)?,
+            "source" => port.masquerade = masquerade(&value)?,
             _ => return Err(format!("unknown key {key:?}; {FORMS}")),
         }
     }
     if port.target_port == 0 { Err(format!("target is missing; {FORMS}")) } else { Ok(port) }
 }
 
+/// What the program in the container sees as its client.
+pub(crate) fn masquerade(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "keep" => Ok(false),
+        "masquerade" => Ok(true),
+        other => Err(format!("{other:?} is not a source: keep (the client's address) or masquerade (the node's)")),
+    }
+}
+
+/// The one address that answers; `None`: it stands for all.
+pub(crate) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
+    let addr: IpAddr = text
+        .trim_matches(['[', ']'])
+        .parse()
+        .map_err(|_| format!("{text:?} is not an address of a node, such as 127.0.0.1; {FORMS}"))?;
+    Ok(Some(addr).filter(|addr| !addr.is_unspecified()))
+}
+
 fn short(text: &str) -> Result<Vec<PortConfig>, Refusal> {
     let (ports, proto) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol(proto)?;
-    let (published, target) = match ports.rsplit_once(':') {
-        Some((published, _)) if published.contains(':') || published.contains('.') => {
-            return Err("a host address cannot be given: every node answers on its published ports; write \
-                        PUBLISHED:TARGET, or use mode=host"
-                .into());
-        }
-        Some((published, target)) => (Some(range(published)?), range(target)?),
-        None => (None, range(ports)?),
+    let (before, target) = ports.rsplit_once(':').map_or((None, ports), |(before, target)| (Some(before), target));
+    let (host, published) = match before.map(|before| before.rsplit_once(':').ok_or(before)) {
+        Some(Ok((host, published))) => (Some(host), Some(published).filter(|text| !text.is_empty())),
+        Some(Err(published)) => (None, Some(published)),
+        None => (None, None),
     };
+    let host_ip = host.map(address).transpose()?.flatten();
+    let (published, target) = (published.map(range).transpose()?, range(target)?);
     let count = target.1 - target.0;
     if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
         return Err(format!("both ranges must have the same length; {FORMS}"));
     }
     let total = published.map_or(count, |p| p.1 - p.0);
     Ok((0..=total)
-        .map(|step| PortConfig {
-            name: String::new(),
-            protocol,
-            target_port: if count == 0 { target.0 } else { target.0 + step },
-            published_port: published.map_or(0, |p| p.0 + step),
-            publish_mode: PublishMode::Ingress,
+        .map(|step| {
+            let (published, target) =
+                (published.map_or(0, |p| p.0 + step), if count == 0 { target.0 } else { target.0 + step });
+            PortConfig { host_ip, ..PortConfig::new(protocol, published, target, PublishMode::Ingress) }
         })
         .collect())
 }
@@ -112,8 +126,10 @@ mod tests {
             Ok(ports) => ports
                 .iter()
                 .map(|p| {
-                    format!("{}:{}/{:?}/{:?}", p.published_port, p.target_port, p.protocol, p.publish_mode)
-                        .to_lowercase()
+                    let addr = p.host_ip.map_or_else(String::new, |addr| format!("{addr} "));
+                    let source = if p.masquerade { "/masquerade" } else { "" };
+                    let (protocol, mode) = (p.protocol, p.publish_mode);
+                    format!("{addr}{}:{}/{protocol:?}/{mode:?}{source}", p.published_port, p.target_port).to_lowercase()
                 })
                 .collect::<Vec<_>>()
                 .join(" "),
@@ -130,12 +146,30 @@ mod tests {
             ("8000-8001:80-81", "8000:80/tcp/ingress 8001:81/tcp/ingress"),
             ("published=8080,target=80,mode=host,protocol=udp", "8080:80/udp/host"),
             ("target=80", "0:80/tcp/ingress"),
+            ("127.0.0.1:8080:80", "127.0.0.1 8080:80/tcp/ingress"),
+            ("10.0.0.5:8000-8001:80-81", "10.0.0.5 8000:80/tcp/ingress 10.0.0.5 8001:81/tcp/ingress"),
+            ("127.0.0.1::80/udp", "127.0.0.1 0:80/udp/ingress"),
+            ("0.0.0.0:8080:80", "8080:80/tcp/ingress"),
+            ("[::]:53:53/udp", "53:53/udp/ingress"),
+            ("target=80,host_ip=10.0.0.5,source=masquerade", "10.0.0.5 0:80/tcp/ingress/masquerade"),
+            ("target=80,source=keep", "0:80/tcp/ingress"),
         ] {
             assert_eq!(shown(text), expected, "{text}");
         }
-        for text in
-            ["", "x:80", "80:0", "1:2/icmp", "127.0.0.1:80:80", "target=80,mode=x", "published=1", "1-3:5-6", "99999:1"]
-        {
+        for text in [
+            "",
+            "x:80",
+            "80:0",
+            "1:2/icmp",
+            "127.0.0.1:80",
+            "a:80:80",
+            "target=80,mode=x",
+            "target=80,source=x",
+            "target=80,host_ip=x",
+            "published=1",
+            "1-3:5-6",
+            "99999:1",
+        ] {
             assert!(shown(text).starts_with("refused"), "{text}: {}", shown(text));
         }
     }

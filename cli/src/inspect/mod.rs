@@ -11,8 +11,8 @@ mod state;
 
 pub(crate) use node::{availability_word, node, role_word, state_word};
 pub(crate) use objects::{config, image, local_network, network, secret, task, volume};
-pub(crate) use service::{endpoint_mode, service, update_state_word};
-pub(crate) use state::local_container;
+pub(crate) use service::{balance, endpoint_mode, service, update_state_word};
+pub(crate) use state::{host_ip, local_container};
 
 use orch_model::{Meta, service::PortConfig};
 use serde_json::{Map, Value, json};
@@ -64,6 +64,8 @@ fn port_list(list: &[PortConfig]) -> Value {
             .always("TargetPort", p.target_port)
             .some("PublishedPort", p.published_port)
             .always("PublishMode", ports::mode_word(p.publish_mode))
+            .some("HostIP", p.host_ip.map_or_else(String::new, |addr| addr.to_string()))
+            .some("Source", if p.masquerade { "masquerade" } else { "" })
             .done()
     };
     list.iter().map(port).collect()

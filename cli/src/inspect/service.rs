@@ -149,15 +149,17 @@ fn endpoint_spec(spec: &EndpointSpec) -> Value {
     Fields::default()
         .always("Mode", endpoint_mode(spec.mode))
         .some("Balance", spec.balance.map(balance))
+        .some("PreferLocal", spec.prefer_local)
         .some("Ports", port_list(&spec.ports))
         .done()
 }
 
-fn balance(balance: Balance) -> &'static str {
+pub(crate) fn balance(balance: Balance) -> &'static str {
     match balance {
         Balance::RoundRobin => "round-robin",
         Balance::Random => "random",
         Balance::SourceHash => "source-hash",
+        Balance::Weighted => "weighted",
     }
 }
 

@@ -242,12 +242,17 @@ fn published(details: &wire::ContainerDetails) -> Vec<PortConfig> {
 fn bindings(published: &[PortConfig], wanted: impl Fn(&PortConfig) -> bool) -> Value {
     let mut bound: Map<String, Value> = Map::new();
     for port in published.iter().filter(|port| wanted(port)) {
-        let binding = json!({"HostIp": "0.0.0.0", "HostPort": port.published_port.to_string()});
+        let binding = json!({"HostIp": host_ip(port), "HostPort": port.published_port.to_string()});
         if let Value::Array(list) = bound.entry(port_key(port)).or_insert_with(|| json!([])) {
             list.push(binding);
         }
     }
     Value::Object(bound)
+}
+
+/// As Docker has it: all addresses are one.
+pub(crate) fn host_ip(port: &PortConfig) -> String {
+    port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string())
 }
 
 fn port_key(port: &PortConfig) -> String {

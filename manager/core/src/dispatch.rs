@@ -18,7 +18,7 @@ use orch_model::{
     },
     network::Network,
     node::Node,
-    service::{ContainerSpec, PublishMode, Service},
+    service::{ContainerSpec, MAX_WEIGHT, PublishMode, Service, WEIGHT_LABEL},
     task::{Health, Task, TaskState},
 };
 
@@ -281,7 +281,14 @@ fn peer(node: &Node, ingress: Option<&NetworkId>) -> Option<Peer> {
         index: node.index,
         data_addr: node.description.data_addr?,
         ingress_addr: ingress.and_then(|id| node.attachments.get(id)).copied(),
+        weight: node.spec.annotations.labels.get(WEIGHT_LABEL).and_then(|text| weight(text)),
     })
+}
+
+/// What the label says; `None` where it says nothing that is a weight.
+#[must_use]
+pub fn weight(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|weight| *weight <= MAX_WEIGHT)
 }
 
 fn is_reachable(task: &Task) -> bool {
@@ -327,9 +334,9 @@ fn service_endpoints(service: &Service, ingress: Option<&NetworkId>) -> Vec<Serv
         let ports = service.endpoint.ports.iter().filter(|p| answers && p.publish_mode == PublishMode::Ingress);
         let ports = ports.filter(|p| p.published_port != 0).cloned().collect();
         let declared = if ingress == Some(network) { Vec::new() } else { service.endpoint.ports.clone() };
-        let balance = service.spec.endpoint.balance;
+        let (balance, prefer_local) = (service.spec.endpoint.balance, service.spec.endpoint.prefer_local);
         let (network, service) = (network.clone(), service.id.clone());
-        items.push(ServiceEndpointItem { network, service, names, vips, ports, declared, balance });
+        items.push(ServiceEndpointItem { network, service, names, vips, ports, declared, balance, prefer_local });
     }
     items
 }

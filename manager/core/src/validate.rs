@@ -12,9 +12,12 @@ use orch_model::{
     Annotations,
     node::NodeSpec,
     secret::{MAX_CONFIG_BYTES, MAX_SECRET_BYTES, TemplateDriver},
+    service::{MAX_WEIGHT, WEIGHT_LABEL},
 };
 
 use orch_template::files;
+
+use crate::dispatch;
 
 pub use cluster::cluster_spec;
 pub use network::network_spec;
@@ -71,6 +74,13 @@ pub fn config(annotations: &Annotations, data: &[u8], template: Option<TemplateD
 pub fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
     if !spec.annotations.name.is_empty() {
         object_name("node name", &spec.annotations.name)?;
+    }
+    if let Some(text) = spec.annotations.labels.get(WEIGHT_LABEL).filter(|text| dispatch::weight(text).is_none()) {
+        return Err(field(
+            "label orch.balance.weight",
+            text,
+            format!("expected a whole number from 0 to {MAX_WEIGHT}"),
+        ));
     }
     labels(&spec.annotations)
 }

@@ -8,7 +8,7 @@ use std::{
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
-    service::PortConfig,
+    service::{Balance, PortConfig},
     task::TaskAttachment,
 };
 
@@ -90,14 +90,38 @@ impl Desired {
     /// Addresses that answer for `service` on `network` now, in order, without those `out` of balancing.
     #[must_use]
     pub fn backends(&self, network: &NetworkId, service: &ServiceId, out: &Out) -> Vec<IpAddr> {
+        let mut addrs: Vec<_> =
+            self.answering(network, service, out).into_iter().flat_map(|e| e.addresses.iter().copied()).collect();
+        addrs.sort_unstable();
+        addrs
+    }
+
+    fn answering(&self, network: &NetworkId, service: &ServiceId, out: &Out) -> Vec<&EndpointItem> {
         let serving = |e: &&EndpointItem| e.serving && e.service == *service && !out.tasks.contains(&e.task);
         let serving: Vec<_> = self.endpoints_of(network).filter(serving).collect();
         let trusted: Vec<_> = serving.iter().filter(|e| !out.nodes.contains(&e.node)).copied().collect();
         // Suspicion may be wrong; an empty service certainly is.
-        let backends = if trusted.is_empty() { serving } else { trusted };
-        let mut addrs: Vec<_> = backends.into_iter().flat_map(|e| e.addresses.iter().copied()).collect();
-        addrs.sort_unstable();
-        addrs
+        if trusted.is_empty() { serving } else { trusted }
+    }
+
+    /// Where this node sends connections to a service: its backends or, as the service wishes, only those on this node
+    /// while there are any, and each as often as its node's weight says.
+    #[must_use]
+    pub fn targets(&self, service: &ServiceEndpointItem, out: &Out) -> Vec<IpAddr> {
+        let mut answering = self.answering(&service.network, &service.service, out);
+        let is_local = |e: &&EndpointItem| Some(&e.node) == self.node.as_ref();
+        if service.prefer_local && answering.iter().any(is_local) {
+            answering.retain(is_local);
+        }
+        answering.sort_unstable_by(|a, b| a.addresses.cmp(&b.addresses));
+        if service.balance != Some(Balance::Weighted) {
+            let mut addrs: Vec<_> = answering.into_iter().flat_map(|e| e.addresses.iter().copied()).collect();
+            addrs.sort_unstable();
+            return addrs;
+        }
+        let weight = |e: &EndpointItem| self.peers.get(&e.node).and_then(|peer| peer.weight).unwrap_or(1);
+        let weights: Vec<_> = answering.iter().map(|e| weight(e)).collect();
+        turns(&weights).into_iter().flat_map(|turn| answering[turn].addresses.iter().copied()).collect()
     }
 
     /// Those of `suspects` whose tasks are no backends: nobody's when they are more than half of the other nodes, because
@@ -108,6 +132,29 @@ impl Desired {
         let known: BTreeSet<_> = suspects.iter().filter(|node| others.contains(node)).cloned().collect();
         if known.len() * 2 > others.len() { BTreeSet::new() } else { known }
     }
+}
+
+/// In which order whoever has a weight has its turns, spread as evenly as they can be: each time the turn goes to the
+/// one that has waited most for its share. All have one where none has any weight: a service that works is never emptied.
+fn turns(weights: &[u16]) -> Vec<usize> {
+    let divisor = weights.iter().fold(0, |a, b| gcd(a, u32::from(*b)));
+    let Some(total) = weights.iter().map(|w| u32::from(*w)).sum::<u32>().checked_div(divisor) else {
+        return (0..weights.len()).collect();
+    };
+    let shares: Vec<i64> = weights.iter().map(|w| i64::from(u32::from(*w) / divisor)).collect();
+    let mut waited = vec![0_i64; weights.len()];
+    let turn = |_| {
+        waited.iter_mut().zip(&shares).for_each(|(waited, share)| *waited += share);
+        // The first of those that have waited most.
+        let next = (0..waited.len()).rev().max_by_key(|n| waited[*n]).unwrap_or_default();
+        waited[next] -= i64::from(total);
+        next
+    };
+    (0..total).map(turn).collect()
+}
+
+fn gcd(a: u32, b: u32) -> u32 {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// What this node takes out of balancing on its own.
@@ -229,6 +276,21 @@ mod tests {
             aliases: Vec::new(),
         };
         networks.iter().map(attachment).collect()
+    }
+
+    #[test]
+    fn turns_are_spread_by_weight() {
+        for (weights, expected) in [
+            (&[][..], &[][..]),
+            (&[1], &[0]),
+            (&[4, 4], &[0, 1]),
+            (&[3, 1], &[0, 0, 1, 0]),
+            (&[5, 1, 1], &[0, 0, 1, 0, 2, 0, 0]),
+            (&[0, 2], &[1]),
+            (&[0, 0], &[0, 1]),
+        ] {
+            assert_eq!(turns(weights), expected, "{weights:?}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 //! Invariants: carrying out `ops::steps(plan, observed)` leads to a state for which `steps` is empty; a ruleset only names
 //! tables that start with `orch_`; nothing is removed that the daemon did not make.
 
+pub mod counts;
 pub mod desired;
 pub mod dns;
 pub mod flows;

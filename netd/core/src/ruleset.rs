@@ -9,7 +9,7 @@ mod text;
 pub use change::{RuleOp, changes};
 pub use text::word;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use orch_model::service::{Balance, Protocol};
@@ -26,6 +26,21 @@ pub struct Ruleset {
 pub enum Family {
     V4,
     V6,
+    /// What passes a bridge, before it is anybody's IP packet.
+    Bridge,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    V4,
+    V6,
+}
+
+impl Version {
+    #[must_use]
+    pub fn of(addr: IpAddr) -> Self {
+        if addr.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +56,21 @@ pub struct Table {
 pub struct Set {
     pub name: &'static str,
     pub kind: SetKind,
+    /// Whether the kernel counts what each element is found for.
+    pub counted: bool,
     pub elements: Vec<Element>,
+}
+
+impl Set {
+    #[must_use]
+    pub fn new(name: &'static str, kind: SetKind, elements: Vec<Element>) -> Self {
+        Self { name, kind, counted: false, elements }
+    }
+
+    #[must_use]
+    pub fn counted(self) -> Self {
+        Self { counted: true, ..self }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,18 +79,30 @@ pub enum SetKind {
     Ports,
     /// Protocol and port to the chain that is jumped to.
     PortChains,
+    /// Address, protocol and port.
+    AddrPorts,
+    /// Address, protocol and port to the chain that is jumped to.
+    AddrPortChains,
     /// Addresses of the table's family.
     Addrs,
     /// Addresses to the chain that is jumped to.
     AddrChains,
     /// Address, port there and port here of who sent a datagram lately; filled by rules.
     Clients,
+    /// Links.
+    Links,
+    /// Link and link address.
+    LinkMacs,
+    /// Link and address.
+    LinkAddrs(Version),
+    /// Link, link address and address.
+    LinkMacAddrs(Version),
 }
 
 impl SetKind {
     #[must_use]
     pub fn is_map(self) -> bool {
-        matches!(self, Self::PortChains | Self::AddrChains)
+        matches!(self, Self::PortChains | Self::AddrPortChains | Self::AddrChains)
     }
 }
 
@@ -72,10 +113,23 @@ pub struct Element {
     pub chain: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+impl Element {
+    /// One of a set.
+    #[must_use]
+    pub fn of(key: Key) -> Self {
+        Self { key, chain: None }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Key {
     Addr(IpAddr),
     Port(Protocol, u16),
+    AddrPort(IpAddr, Protocol, u16),
+    Link(String),
+    LinkMac(String, Mac),
+    LinkAddr(String, IpAddr),
+    LinkMacAddr(String, Mac, IpAddr),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +224,16 @@ pub enum Field {
     /// An address of the table's family.
     Addr(Side),
     UdpPort(Side),
+    /// The name of the link that it came by.
+    LinkIn,
+    /// The link address that it comes from.
+    SourceMac,
+    /// The address that it comes from, of one version whatever the table's family is.
+    Source(Version),
+    /// The link address that an ARP packet tells.
+    ArpMac,
+    /// The address that an ARP packet tells.
+    ArpAddr,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,9 +243,23 @@ pub enum Expr {
     Protocol(Protocol),
     /// The port that it is for, of one protocol.
     ToPort(Protocol, u16),
+    /// The destination port that its connection began with; of a known protocol only.
+    FirstPort(u16),
     /// The link that it came or goes by; a name that ends with `*` stands for all that start so.
     Link(Way, Is, String),
     Addr(Side, Is, IpNetwork),
+    /// It is an IP packet of this version, as its Ethernet header says.
+    Ip(Version),
+    /// It is a well-formed ARP packet about IPv4 on Ethernet.
+    Arp,
+    /// It is an ICMP message of this type; in a table of IPv4.
+    Icmp(u8),
+    /// It is an ICMPv6 message of this type.
+    Icmp6(u8),
+    /// The address that a neighbour advertisement is about.
+    Advertises(Ipv6Addr),
+    /// The number of the tunnel that it is in; of a datagram only.
+    Vni(u32),
     /// It begins a connection.
     NewFlow,
     /// It belongs to a connection that was given another destination.
@@ -192,6 +270,8 @@ pub enum Expr {
     In(Vec<Field>, &'static str),
     /// Jumps to where a map says.
     Jump(Vec<Field>, &'static str),
+    /// Jumps to a chain.
+    JumpTo(&'static str),
     /// Puts it into a set, or renews it there.
     Remember(&'static str, Vec<Field>),
     /// By the sender's link address.
@@ -204,7 +284,11 @@ pub enum Expr {
     /// Gives the connection another destination: one of these.
     SendTo(Turn, Vec<Destination>),
     Masquerade,
+    /// Gives the connection another source.
+    SendFrom(Ipv4Addr),
     Accept,
+    /// Goes on where the chain was jumped to from.
+    Return,
     Drop,
     /// An ICMP error.
     Reject,
@@ -235,6 +319,8 @@ impl Turn {
             None | Some(Balance::RoundRobin) => Self::Each,
             Some(Balance::Random) => Self::Random,
             Some(Balance::SourceHash) => Self::OfSource,
+            // Weights are in how often each destination has its turn.
+            Some(Balance::Weighted) => Self::Each,
         }
     }
 }

@@ -17,14 +17,18 @@ use tokio::{
 };
 
 const DNS_PORT: u16 = 53;
-/// How long one server may take before the next is asked.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one server may take before the next is asked, in the first round and in the second: a lost datagram costs a
+/// second, and with one server all is over before a client's resolver gives up (5 s).
+const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 /// Questions under way at once, of all tasks; more are answered with SERVFAIL.
 const MAX_UNDER_WAY: usize = 512;
 const MAX_MESSAGE_LEN: usize = 65_535;
 /// Bit of the header's third byte: the answer did not fit.
 const TRUNCATED: u8 = 0x02;
 const HEADER_LEN: usize = 12;
+const CODE_MASK: u8 = 0x0f;
+const SERVER_FAILURE: u8 = 2;
+const REFUSED: u8 = 5;
 
 /// The node's resolv.conf, read again when it changes, and the limit on questions under way.
 pub(crate) struct Resolvers {
@@ -49,19 +53,34 @@ impl Resolvers {
         read.1.clone()
     }
 
-    /// Asks `servers` (else the node's) one after the other; `None` when none answers.
+    /// Asks `servers` (else the node's) one after the other, and once more those that said nothing. A server that cannot
+    /// tell is believed only when no other can; `None` when none answers.
     pub(crate) async fn ask(&self, query: &[u8], servers: &[IpAddr], transport: Transport) -> Option<Vec<u8>> {
         let _permit = self.under_way.try_acquire().ok()?;
-        let servers = if servers.is_empty() { self.node().nameservers } else { servers.to_vec() };
-        for server in servers {
-            match timeout(SERVER_TIMEOUT, ask_one(query, server, transport)).await {
-                Ok(Ok(reply)) => return Some(reply),
-                Ok(Err(error)) => tracing::debug!(%server, %error, "a resolver failed"),
-                Err(_) => tracing::debug!(%server, "a resolver did not answer in time"),
+        let mut silent = if servers.is_empty() { self.node().nameservers } else { servers.to_vec() };
+        let mut failure = None;
+        for limit in ROUNDS {
+            for server in std::mem::take(&mut silent) {
+                match timeout(limit, ask_one(query, server, transport)).await {
+                    Ok(Ok(reply)) if cannot_tell(&reply) => failure = Some(reply),
+                    Ok(Ok(reply)) => return Some(reply),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%server, %error, "a resolver failed");
+                        silent.push(server);
+                    }
+                    Err(_) => {
+                        tracing::debug!(%server, "a resolver did not answer in time");
+                        silent.push(server);
+                    }
+                }
             }
         }
-        None
+        failure
     }
+}
+
+fn cannot_tell(reply: &[u8]) -> bool {
+    matches!(reply[3] & CODE_MASK, SERVER_FAILURE | REFUSED)
 }
 
 /// By UDP; a truncated reply is passed on to a client that came by UDP (it asks again by TCP), and asked for again by TCP
@@ -123,9 +142,46 @@ fn answers(reply: &[u8], query: &[u8]) -> bool {
 mod tests {
     use super::*;
 
+    const QUERY: &[u8] = b"\x12\x34\x01\x00\x00\x01\0\0\0\0\0\0\x03foo\x00\x00\x01\x00\x01";
+
+    /// A resolver at 127.0.0.`last` that does not hear the first `deaf` datagrams and answers the others with `code`.
+    async fn resolver(last: u8, deaf: usize, code: u8) -> IpAddr {
+        let addr = IpAddr::from([127, 0, 53, last]);
+        let socket = UdpSocket::bind((addr, DNS_PORT)).await.unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            for heard in 0.. {
+                let (length, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let mut reply = buffer[..length].to_vec();
+                (reply[2], reply[3]) = (reply[2] | 0x80, code);
+                if heard >= deaf {
+                    socket.send_to(&reply, from).await.unwrap();
+                }
+            }
+        });
+        addr
+    }
+
+    #[tokio::test]
+    async fn who_is_silent_is_asked_again_and_who_cannot_tell_is_believed_last() {
+        let resolvers = Resolvers::new(PathBuf::from("/nonexistent"));
+        let (lossy, failing, good) = (resolver(1, 1, 0).await, resolver(2, 0, 2).await, resolver(3, 0, 3).await);
+        let dead = resolver(4, usize::MAX, 0).await;
+        for (servers, code) in [
+            (vec![lossy], Some(0)),
+            (vec![failing, good], Some(3)),
+            (vec![failing], Some(2)),
+            (vec![dead, failing], Some(2)),
+            (vec![dead], None),
+        ] {
+            let reply = resolvers.ask(QUERY, &servers, Transport::Udp).await;
+            assert_eq!(reply.map(|reply| reply[3] & CODE_MASK), code, "{servers:?}");
+        }
+    }
+
     #[test]
     fn a_reply_must_repeat_the_question() {
-        let query = b"\x12\x34\x01\x00\x00\x01\0\0\0\0\0\0\x03foo\x00\x00\x01\x00\x01";
+        let query = QUERY;
         let mut reply = query.to_vec();
         reply[2] |= 0x80;
         assert!(answers(&reply, query));

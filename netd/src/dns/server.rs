@@ -4,7 +4,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -14,7 +14,7 @@ use orch_netd_core::dns::{Answer, Transport, View, answer, servfail};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UdpSocket},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinHandle,
     time::timeout,
 };
@@ -43,10 +43,13 @@ pub(crate) struct Server {
 }
 
 struct Shared {
-    view: RwLock<Arc<TaskView>>,
+    /// `None` at the start: questions wait until it is known what there is, where an answer would say that there is nothing.
+    view: watch::Sender<Option<Arc<TaskView>>>,
     resolvers: Arc<Resolvers>,
     turn: AtomicUsize,
     malformed: AtomicU64,
+    /// Not told yet.
+    queries: AtomicU64,
 }
 
 impl Drop for Server {
@@ -60,20 +63,29 @@ impl Server {
         let udp = Arc::new(UdpSocket::from_std(sockets.udp)?);
         let tcp = TcpListener::from_std(sockets.tcp)?;
         let shared = Arc::new(Shared {
-            view: RwLock::default(),
+            view: watch::Sender::new(None),
             resolvers,
             turn: AtomicUsize::new(0),
             malformed: AtomicU64::new(0),
+            queries: AtomicU64::new(0),
         });
         let tasks = [tokio::spawn(serve_udp(shared.clone(), udp)), tokio::spawn(serve_tcp(shared.clone(), tcp))];
         Ok(Self { shared, tasks })
     }
 
     pub(crate) fn set_view(&self, view: TaskView) {
-        let mut current = self.shared.view.write().unwrap_or_else(PoisonError::into_inner);
-        if **current != view {
-            *current = Arc::new(view);
-        }
+        self.shared.view.send_if_modified(|current| {
+            let changed = current.as_deref() != Some(&view);
+            if changed {
+                *current = Some(Arc::new(view));
+            }
+            changed
+        });
+    }
+
+    /// Questions since this was asked last.
+    pub(crate) fn take_queries(&self) -> u64 {
+        self.shared.queries.swap(0, Ordering::Relaxed)
     }
 
     /// Datagrams that were no queries.
@@ -84,11 +96,18 @@ impl Server {
 
 impl Shared {
     fn view(&self) -> Arc<TaskView> {
-        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.view.borrow().clone().unwrap_or_default()
+    }
+
+    /// Waits for the first view.
+    async fn ready(&self) {
+        // The sender lives as long as this: there is no other end of the wait.
+        let _ = self.view.subscribe().wait_for(Option::is_some).await;
     }
 
     fn local(&self, query: &[u8], view: &TaskView, transport: Transport) -> Answer {
         crate::metrics::DNS_QUERIES.inc();
+        self.queries.fetch_add(1, Ordering::Relaxed);
         let answer = answer(query, &view.view, self.turn.fetch_add(1, Ordering::Relaxed), transport);
         if answer == Answer::Malformed {
             self.malformed.fetch_add(1, Ordering::Relaxed);
@@ -103,6 +122,7 @@ impl Shared {
 }
 
 async fn serve_udp(shared: Arc<Shared>, socket: Arc<UdpSocket>) {
+    shared.ready().await;
     loop {
         // Waited for without a buffer: most tasks ask rarely, and there are many.
         let Ok(()) = socket.readable().await else { continue };
@@ -131,6 +151,7 @@ fn receive(socket: &UdpSocket) -> io::Result<(Vec<u8>, SocketAddr)> {
 }
 
 async fn serve_tcp(shared: Arc<Shared>, listener: TcpListener) {
+    shared.ready().await;
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };

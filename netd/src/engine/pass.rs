@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     conntrack,
+    counts::{self, Counts},
     dns::{self, Server, TaskView},
     firewall,
     netlink::{self, Namespaces},
@@ -33,6 +34,8 @@ use crate::{
     store::StoredTask,
 };
 
+/// Every how many checks the tasks' counters are read.
+const TASK_COUNT_PERIOD: u32 = 4;
 /// Namespaces worked on at once.
 const MAX_PARALLEL: usize = 8;
 
@@ -50,6 +53,7 @@ impl Engine {
         let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts });
         self.open_sandboxes(&plan).await;
         self.apply_all(&plan, check).await;
+        self.count(&plan, check).await;
         self.remove_unwanted(&plan).await;
         self.forget_flows(&plan).await;
         for (id, view) in plan.views {
@@ -205,6 +209,38 @@ impl Engine {
         }
     }
 
+    /// Reads counters: with `check` those that are few every time, those of tasks (one for each service that each may ask)
+    /// now and then; else those that are about to go.
+    async fn count(&mut self, plan: &Plan, check: bool) {
+        self.checks += u32::from(check);
+        let tasks_too = self.checks.is_multiple_of(TASK_COUNT_PERIOD);
+        let goes = |name: &NsName| !plan.namespaces.contains_key(name);
+        let is_due = |name: &NsName| goes(name) || (check && (tasks_too || !is_task(name)));
+        let mut work = JoinSet::new();
+        let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
+        for (id, server) in self.servers.iter().filter(|_| check) {
+            let service = self.requests.get(id).and_then(|request| request.service_id.parse().ok());
+            if let (Some(service), questions @ 1..) = (service, server.take_queries()) {
+                Counts::add_questions(&service, questions, &self.desired);
+            }
+        }
+        for (name, applied) in self.applied.iter().filter(|(name, _)| is_due(name)) {
+            let Some(socket) = self.namespaces.get(name).and_then(NetNs::opened_netfilter) else { continue };
+            let (name, applied, limit) = (name.clone(), applied.plan.clone(), limit.clone());
+            work.spawn(async move {
+                let _permit = limit.acquire_owned().await;
+                (name, blocking(move || counts::read(&socket, &applied.ruleset)).await)
+            });
+        }
+        while let Some(done) = work.join_next().await {
+            match done {
+                Ok((name, Ok(readings))) => self.counts.add(&name, readings, &self.desired, self.tasks.keys()),
+                Ok((name, Err(error))) => tracing::debug!(ns = %name, %error, "cannot read counters"),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Takes away namespaces that nobody wants; several at once, since each waits for a grace period of the kernel.
     async fn remove_unwanted(&mut self, plan: &Plan) {
         let unwanted: Vec<_> = self.namespaces.keys().filter(|n| !plan.namespaces.contains_key(n)).cloned().collect();
@@ -214,6 +250,7 @@ impl Engine {
         for name in unwanted {
             let Some(ns) = self.namespaces.remove(&name) else { continue };
             self.applied.remove(&name);
+            self.counts.forget(&name);
             self.problems.remove(&name);
             let path = match &name {
                 NsName::Host => continue,

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
 };
 
 use futures::TryStreamExt as _;
@@ -26,6 +27,8 @@ use rtnetlink::{
 
 use super::{Session, io_error, protocol};
 
+const V6_SETTINGS: &str = "/proc/sys/net/ipv6";
+
 /// Link names by index.
 pub(super) type LinkNames = BTreeMap<u32, String>;
 
@@ -33,9 +36,13 @@ impl Session {
     /// Everything that `plan` may be compared with, but the ruleset.
     pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
         let mut observed = self.runtime.block_on(observe(&self.here)).map_err(io_error)?;
-        for path in plan.sysctls.keys() {
+        let without_v6 = !Path::new(V6_SETTINGS).exists();
+        for (path, wanted) in &plan.sysctls {
             if let Ok(value) = fs::read_to_string(format!("/proc/sys/{path}")) {
                 observed.sysctls.insert(path.clone(), value.trim().to_owned());
+            } else if without_v6 && path.starts_with("net/ipv6/") {
+                // A kernel without it has nothing to be set.
+                observed.sysctls.insert(path.clone(), wanted.clone());
             }
         }
         Ok(observed)

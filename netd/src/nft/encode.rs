@@ -8,7 +8,7 @@ use orch_netd_core::{
     names::Mac,
     ruleset::{
         Chain, Destination, Direction, Element, Expr, Family, Field, HASH_SEED, Is, Key, Point, Rule, RuleOp, Set,
-        SetKind, Side, Table, Turn, Way,
+        SetKind, Side, Table, Turn, Version, Way,
     },
 };
 
@@ -40,6 +40,7 @@ const TYPE_MAC: u32 = 9;
 const TYPE_PROTOCOL: u32 = 12;
 const TYPE_PORT: u32 = 13;
 const TYPE_MARK: u32 = 19;
+const TYPE_LINK: u32 = 41;
 const TYPE_VERDICT: u32 = 0xffff_ff00;
 /// Bits of each part in the type of several parts.
 const TYPE_BITS: u32 = 6;
@@ -57,6 +58,7 @@ const CLIENT_TIMEOUT_MS: u64 = 180_000;
 /// Elements of one message: an attribute cannot be longer than 64 KiB, and an element is some 100 bytes.
 const MAX_ELEMENTS: usize = 400;
 
+const META_ETHERTYPE: u32 = 1;
 const META_MARK: u32 = 3;
 const META_LINK_IN: u32 = 6;
 const META_LINK_OUT: u32 = 7;
@@ -66,16 +68,26 @@ const CT_STATE: u32 = 0;
 const CT_DIRECTION: u32 = 1;
 const CT_STATUS: u32 = 2;
 const CT_MARK: u32 = 3;
+const CT_PORT_TO: u32 = 12;
 const CT_ZONE: u32 = 17;
 const CT_STATE_NEW: u32 = 8;
 const CT_STATUS_DNAT: u32 = 1 << 5;
 const LINK_HEADER: u32 = 0;
 const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
-const LINK_NAME_LEN: usize = 16;
+const LINK_NAME_LEN: u32 = 16;
 const ARPHRD_ETHER: u16 = 1;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ICMP: u8 = 1;
+const ICMP6: u8 = 58;
+/// Ethernet with addresses of 6 bytes, IPv4 with addresses of 4.
+const ARP_KINDS: [u8; 4] = [0, 1, 8, 0];
+const ARP_LENGTHS: [u8; 2] = [6, 4];
 const RTN_LOCAL: u32 = 2;
 const JUMP: u32 = -3_i32 as u32;
+const RETURN: u32 = -5_i32 as u32;
 const NF_DROP: u32 = 0;
 const NF_ACCEPT: u32 = 1;
 const EQUAL: u32 = 0;
@@ -103,10 +115,11 @@ struct Encoder {
     sets: u32,
 }
 
-fn family_number(family: Family) -> u8 {
+pub(super) fn family_number(family: Family) -> u8 {
     let number = match family {
         Family::V4 => libc::AF_INET,
         Family::V6 => libc::AF_INET6,
+        Family::Bridge => libc::AF_BRIDGE,
     };
     u8::try_from(number).unwrap_or_default()
 }
@@ -182,11 +195,18 @@ impl Encoder {
         let map_flag = if set.kind.is_map() { SET_MAP } else { 0 };
         let (flags, key) = match set.kind {
             SetKind::Ports | SetKind::PortChains => (map_flag, Type::several(&[(TYPE_PROTOCOL, 1), (TYPE_PORT, 2)])),
+            SetKind::AddrPorts | SetKind::AddrPortChains => {
+                (map_flag, Type::several(&[(addr.number, addr.length), (TYPE_PROTOCOL, 1), (TYPE_PORT, 2)]))
+            }
             SetKind::Addrs | SetKind::AddrChains => (map_flag, addr),
             SetKind::Clients => {
                 let port = (TYPE_PORT, 2);
                 (SET_TIMEOUT | SET_DYNAMIC, Type::several(&[(addr.number, addr.length), port, port]))
             }
+            SetKind::Links => (0, Type { number: TYPE_LINK, length: LINK_NAME_LEN, order: Order::Host }),
+            SetKind::LinkMacs => (0, Type::several(&[LINK_PART, MAC_PART])),
+            SetKind::LinkAddrs(version) => (0, Type::several(&[LINK_PART, addr_part(version)])),
+            SetKind::LinkMacAddrs(version) => (0, Type::several(&[LINK_PART, MAC_PART, addr_part(version)])),
         };
         let mut attrs = Attrs::new().text(1, table.name).text(2, set.name).be32(3, flags);
         attrs = attrs.be32(4, key.number).be32(5, key.length);
@@ -198,6 +218,9 @@ impl Encoder {
             attrs = attrs.nested(9, Attrs::new().be32(1, MAX_CLIENTS)).be64(11, CLIENT_TIMEOUT_MS);
         }
         attrs = attrs.bytes(13, &byte_orders(key.order, None));
+        if set.counted {
+            attrs = attrs.nested(17, counter());
+        }
         self.push(NEW_SET, table.family, attrs, || format!("set {}", set.name));
     }
 
@@ -322,7 +345,7 @@ impl RuleWriter {
             Turn::Each => self.expr("numgen", counter(0)),
             Turn::Random => self.expr("numgen", counter(1)),
             Turn::OfSource => {
-                self.load_addr(Side::Source, SECOND_REG);
+                self.load_addr(version_of(self.family), Side::Source, SECOND_REG);
                 let length = addr_type(self.family).length;
                 let hash = Attrs::new().be32(1, SECOND_REG).be32(2, REG).be32(3, length).be32(4, modulus);
                 // NFT_HASH_JENKINS
@@ -387,23 +410,36 @@ impl RuleWriter {
                 Field::Protocol => self.expr("meta", Attrs::new().be32(2, META_PROTOCOL).be32(1, register)),
                 Field::Port | Field::UdpPort(Side::Destination) => self.payload(TRANSPORT_HEADER, 2, 2, register),
                 Field::UdpPort(Side::Source) => self.payload(TRANSPORT_HEADER, 0, 2, register),
-                Field::Addr(side) => self.load_addr(*side, register),
+                Field::Addr(side) => self.load_addr(version_of(self.family), *side, register),
+                Field::LinkIn => self.expr("meta", Attrs::new().be32(2, META_LINK_IN).be32(1, register)),
+                Field::SourceMac => self.payload(LINK_HEADER, 6, MAC_LEN, register),
+                Field::Source(version) => self.load_addr(*version, Side::Source, register),
+                Field::ArpMac => self.payload(NETWORK_HEADER, 8, MAC_LEN, register),
+                Field::ArpAddr => self.payload(NETWORK_HEADER, 14, 4, register),
             }
             offset += match field {
                 Field::Addr(_) => addr_type(self.family).length,
-                Field::Protocol | Field::Port | Field::UdpPort(_) => 4,
+                Field::Source(version) => addr_part(*version).1,
+                Field::Protocol | Field::Port | Field::UdpPort(_) | Field::ArpAddr => 4,
+                Field::LinkIn => LINK_PART.1,
+                Field::SourceMac | Field::ArpMac => MAC_LEN.next_multiple_of(4),
             };
         }
     }
 
-    fn load_addr(&mut self, side: Side, register: u32) {
-        let offset = match (self.family, side) {
-            (Family::V4, Side::Source) => 12,
-            (Family::V4, Side::Destination) => 16,
-            (Family::V6, Side::Source) => 8,
-            (Family::V6, Side::Destination) => 24,
+    fn load_addr(&mut self, version: Version, side: Side, register: u32) {
+        let offset = match (version, side) {
+            (Version::V4, Side::Source) => 12,
+            (Version::V4, Side::Destination) => 16,
+            (Version::V6, Side::Source) => 8,
+            (Version::V6, Side::Destination) => 24,
         };
-        self.payload(NETWORK_HEADER, offset, addr_type(self.family).length, register);
+        self.payload(NETWORK_HEADER, offset, addr_part(version).1, register);
+    }
+
+    fn ethertype(&mut self, wanted: u16) {
+        self.meta(META_ETHERTYPE);
+        self.compare(EQUAL, &wanted.to_be_bytes());
     }
 
     fn simple(&mut self, expr: &Expr) {
@@ -419,17 +455,52 @@ impl RuleWriter {
                 self.payload(TRANSPORT_HEADER, 2, 2, REG);
                 self.compare(EQUAL, &port.to_be_bytes());
             }
+            Expr::FirstPort(port) => {
+                self.expr("ct", Attrs::new().be32(2, CT_PORT_TO).be32(1, REG).u8(3, 0));
+                self.compare(EQUAL, &port.to_be_bytes());
+            }
             Expr::Link(way, is, name) => {
                 self.meta(if *way == Way::In { META_LINK_IN } else { META_LINK_OUT });
                 self.compare(how(*is), &link_name(name));
             }
             Expr::Addr(side, is, net) => {
-                self.load_addr(*side, REG);
+                self.load_addr(Version::of(net.ip()), *side, REG);
                 let mask = addr_bytes(&net.mask());
                 if mask.iter().any(|byte| *byte != 0xff) {
                     self.mask(&mask);
                 }
                 self.compare(how(*is), &addr_bytes(&net.network()));
+            }
+            Expr::Ip(Version::V4) => self.ethertype(ETHERTYPE_IPV4),
+            Expr::Ip(Version::V6) => self.ethertype(ETHERTYPE_IPV6),
+            Expr::Arp => {
+                self.ethertype(ETHERTYPE_ARP);
+                self.payload(NETWORK_HEADER, 0, 4, REG);
+                self.compare(EQUAL, &ARP_KINDS);
+                self.payload(NETWORK_HEADER, 4, 2, REG);
+                self.compare(EQUAL, &ARP_LENGTHS);
+            }
+            Expr::Icmp(kind) => {
+                self.meta(META_PROTOCOL);
+                self.compare(EQUAL, &[ICMP]);
+                self.payload(TRANSPORT_HEADER, 0, 1, REG);
+                self.compare(EQUAL, &[*kind]);
+            }
+            Expr::Icmp6(kind) => {
+                self.payload(LINK_HEADER, 12, 2, REG);
+                self.compare(EQUAL, &ETHERTYPE_IPV6.to_be_bytes());
+                self.meta(META_PROTOCOL);
+                self.compare(EQUAL, &[ICMP6]);
+                self.payload(TRANSPORT_HEADER, 0, 1, REG);
+                self.compare(EQUAL, &[*kind]);
+            }
+            Expr::Advertises(addr) => {
+                self.payload(TRANSPORT_HEADER, 8, 16, REG);
+                self.compare(EQUAL, &addr.octets());
+            }
+            Expr::Vni(vni) => {
+                self.payload(TRANSPORT_HEADER, 12, 3, REG);
+                self.compare(EQUAL, &vni.to_be_bytes()[1..]);
             }
             Expr::NewFlow => self.has_bits(CT_STATE, CT_STATE_NEW),
             Expr::Translated => self.has_bits(CT_STATUS, CT_STATUS_DNAT),
@@ -449,6 +520,10 @@ impl RuleWriter {
                 self.load(key);
                 self.expr("lookup", Attrs::new().be32(2, REG).be32(3, VERDICT_REG).text(1, map));
             }
+            Expr::JumpTo(chain) => {
+                let verdict = Attrs::new().nested(2, Attrs::new().be32(1, JUMP).text(2, chain));
+                self.expr("immediate", Attrs::new().be32(1, VERDICT_REG).nested(2, verdict));
+            }
             Expr::Remember(set, key) => {
                 self.load(key);
                 // NFT_DYNSET_OP_UPDATE
@@ -465,7 +540,14 @@ impl RuleWriter {
                 self.expr("payload", place.be32(6, 1).be32(7, 10).be32(8, 1));
             }
             Expr::Masquerade => self.expr("masq", Attrs::new()),
+            Expr::SendFrom(addr) => {
+                self.immediate(REG, &addr.octets());
+                // NFT_NAT_SNAT
+                let family = family_number(self.family).into();
+                self.expr("nat", Attrs::new().be32(1, 0).be32(2, family).be32(3, REG));
+            }
             Expr::Accept => self.verdict(NF_ACCEPT),
+            Expr::Return => self.verdict(RETURN),
             Expr::Drop => self.verdict(NF_DROP),
             Expr::Reset => self.expr("reject", Attrs::new().be32(1, 1).u8(2, 0)),
             Expr::Reject => {
@@ -495,7 +577,7 @@ fn link_name(name: &str) -> Vec<u8> {
         Some(beginning) => beginning.as_bytes().to_vec(),
         None => {
             let mut whole = name.as_bytes().to_vec();
-            whole.resize(LINK_NAME_LEN, 0);
+            whole.resize(LINK_NAME_LEN as usize, 0);
             whole
         }
     }
@@ -526,11 +608,34 @@ impl Type {
     }
 }
 
-fn addr_type(family: Family) -> Type {
-    match family {
-        Family::V4 => Type { number: TYPE_IPV4, length: 4, order: Order::Big },
-        Family::V6 => Type { number: TYPE_IPV6, length: 16, order: Order::Big },
+const MAC_LEN: u32 = 6;
+/// The type and the length of a part of a key.
+const LINK_PART: (u32, u32) = (TYPE_LINK, LINK_NAME_LEN);
+const MAC_PART: (u32, u32) = (TYPE_MAC, MAC_LEN);
+
+fn addr_part(version: Version) -> (u32, u32) {
+    match version {
+        Version::V4 => (TYPE_IPV4, 4),
+        Version::V6 => (TYPE_IPV6, 16),
     }
+}
+
+/// Of the addresses that a table's sets have and its rules look at by default.
+fn version_of(family: Family) -> Version {
+    match family {
+        Family::V4 | Family::Bridge => Version::V4,
+        Family::V6 => Version::V6,
+    }
+}
+
+fn addr_type(family: Family) -> Type {
+    let (number, length) = addr_part(version_of(family));
+    Type { number, length, order: Order::Big }
+}
+
+/// A counter of each element's own.
+fn counter() -> Attrs {
+    Attrs::new().text(1, "counter").nested(2, Attrs::new())
 }
 
 /// For `nft list`: the kernel stores it and does not look at it.
@@ -556,14 +661,26 @@ fn element(element: &Element) -> Attrs {
     }
 }
 
-fn key_bytes(key: &Key) -> Vec<u8> {
+pub(super) fn key_bytes(key: &Key) -> Vec<u8> {
     match key {
         Key::Addr(addr) => addr_bytes(addr),
         Key::Port(protocol, port) => {
             let [high, low] = port.to_be_bytes();
             vec![protocol_number(*protocol), 0, 0, 0, high, low, 0, 0]
         }
+        Key::AddrPort(addr, protocol, port) => [addr_bytes(addr), key_bytes(&Key::Port(*protocol, *port))].concat(),
+        Key::Link(link) => link_name(link),
+        Key::LinkMac(link, mac) => [link_name(link), mac_bytes(mac)].concat(),
+        Key::LinkAddr(link, addr) => [link_name(link), addr_bytes(addr)].concat(),
+        Key::LinkMacAddr(link, mac, addr) => [link_name(link), mac_bytes(mac), addr_bytes(addr)].concat(),
     }
+}
+
+/// Filled up to a multiple of four.
+fn mac_bytes(mac: &Mac) -> Vec<u8> {
+    let mut bytes = mac.0.to_vec();
+    bytes.extend([0; 2]);
+    bytes
 }
 
 fn target(target: &Destination) -> Vec<u8> {

@@ -23,6 +23,34 @@ fn query(name: &str) -> Vec<u8> {
     message.to_vec().unwrap()
 }
 
+/// A question by a socket that hears when it is refused.
+pub(crate) struct Asked(UdpSocket, Vec<u8>);
+
+impl Asked {
+    pub(crate) fn send(ns: &Path, name: &str) -> Self {
+        let socket = in_ns(ns, || UdpSocket::bind(("127.0.0.1", 0)).unwrap());
+        socket.connect(SocketAddr::from(SERVER)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let query = query(name);
+        socket.send(&query).unwrap();
+        Self(socket, query)
+    }
+
+    /// Neither an answer nor a refusal.
+    pub(crate) fn is_silent(&self) -> bool {
+        let heard = self.0.recv(&mut [0; 512]);
+        heard.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    pub(crate) fn again(&self) -> Option<Vec<IpAddr>> {
+        self.0.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        self.0.send(&self.1).unwrap();
+        let mut buffer = [0; 512];
+        let length = self.0.recv(&mut buffer).unwrap();
+        addresses(&buffer[..length])
+    }
+}
+
 /// The addresses, sorted; `None`: no such name.
 fn addresses(reply: &[u8]) -> Option<Vec<IpAddr>> {
     let message = Message::from_vec(reply).unwrap();

@@ -7,6 +7,7 @@
 mod dns;
 mod nodes;
 mod sockets;
+mod spoof;
 
 use std::{
     io::{Read as _, Write as _},
@@ -15,7 +16,10 @@ use std::{
 };
 
 use nodes::{INGRESS, Lab, Sent, USER_A, USER_B, endpoint, ingress_service, network, service, task_id};
-use orch_model::{assignment::Assignment, service::Protocol};
+use orch_model::{
+    assignment::{Assignment, ServiceEndpointItem},
+    service::{PortConfig, Protocol, PublishMode},
+};
 
 const VIP_WEB: [u8; 4] = [10, 0, 1, 2];
 const VIP_IDLE: [u8; 4] = [10, 0, 1, 3];
@@ -210,7 +214,10 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
     check(&mut vip);
     check(&mut port);
     assert_eq!(who(&asker, (VIP_WEB, 80), 6), ["t1", "t2"], "balancing needs no daemon");
+    let asked = dns::Asked::send(&asker, "web");
+    assert!(asked.is_silent(), "a client that asks meanwhile is not refused");
     lab.start(1);
+    assert_eq!(asked.again(), Some(vec![VIP_WEB.into()]), "it asks again");
     check(&mut vip);
     check(&mut port);
     assert_eq!(dns::ask(&asker, "web"), Some(vec![VIP_WEB.into()]), "it serves before anyone tells it anything");
@@ -306,4 +313,54 @@ fn many_tasks_attach_together_and_hear_of_a_change() {
     assert!(lab.netns(1, 121).exists() && task_id(121).as_str().len() == 25);
     let rules = sockets::command(&lab.netns(1, 121), "nft", &["list", "chain", "ip", "orch_task", "output"]);
     assert!(rules.contains("vmap @vips"), "{rules}");
+}
+
+#[test]
+fn ports_of_one_address_hidden_clients_and_local_tasks_first() {
+    let mut lab = started();
+    let mut items = items(&[1, 2]);
+    let change = |items: &mut Vec<Assignment>, change: &dyn Fn(&mut ServiceEndpointItem)| {
+        for item in items {
+            if let Assignment::ServiceEndpoint(service) = item {
+                change(service);
+            }
+        }
+    };
+    let lo = IpAddr::from([127, 0, 0, 1]);
+    change(&mut items, &|service| {
+        for port in &mut service.ports {
+            port.host_ip = (port.protocol == Protocol::Tcp && port.published_port == 8080).then_some(lo);
+        }
+        if service.ports.len() == 2 {
+            let hidden = PortConfig::new(Protocol::Tcp, 8082, 80, PublishMode::Ingress);
+            service.ports.push(PortConfig { masquerade: true, ..hidden });
+            let hidden = PortConfig::new(Protocol::Udp, 5354, 5000, PublishMode::Ingress);
+            service.ports.push(PortConfig { masquerade: true, ..hidden });
+        }
+    });
+    lab.set_all(&items);
+    for node in 1..=3 {
+        assert_eq!(who(&lab.host(node), (lo, 8080), 6), ["t1", "t2"], "127.0.0.1 of node {node}");
+        let refused = sockets::ask(&lab.client(), (lab.addr(node), 8080).into()).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "node {node} answers on 127.0.0.1 only");
+        for _ in 0..4 {
+            let said = sockets::ask(&lab.client(), (lab.addr(node), 8082).into()).unwrap();
+            assert_eq!(said.peer, lab.addr(node), "{} sees node {node}", said.name);
+            let answered = sockets::ask_udp(&sockets::udp(&lab.client(), (lab.addr(node), 5354).into()));
+            assert!(["t1", "t2"].contains(&answered.as_str()), "{answered}");
+        }
+    }
+    change(&mut items, &|service| service.prefer_local = true);
+    lab.set_all(&items);
+    assert_eq!(who(&lab.netns(1, 3), (VIP_WEB, 80), 6), ["t1"], "the task beside it");
+    assert_eq!(who(&lab.client(), (lab.addr(2), 8082), 6), ["t2"], "the task of the node that was asked");
+    assert_eq!(who(&lab.client(), (lab.addr(3), 8082), 6), ["t1", "t2"], "a node without tasks asks the others");
+    for item in &mut items {
+        match item {
+            Assignment::Endpoint(endpoint) if endpoint.task == task_id(1) => endpoint.serving = false,
+            _ => {}
+        }
+    }
+    lab.set_all(&items);
+    assert_eq!(who(&lab.netns(1, 3), (VIP_WEB, 80), 6), ["t2"], "no task here serves");
 }

@@ -95,11 +95,12 @@ pub(crate) fn service(network: &str, service: u32, name: &str, vips: &[[u8; 4]])
         ports: vec![],
         declared: vec![],
         balance: None,
+        prefer_local: false,
     })
 }
 
 fn port(protocol: Protocol, published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
-    PortConfig { name: String::new(), protocol, target_port, published_port, publish_mode }
+    PortConfig::new(protocol, published_port, target_port, publish_mode)
 }
 
 /// Ports as (protocol, published, in the task).
@@ -113,6 +114,7 @@ pub(crate) fn ingress_service(service: u32, ports: &[(Protocol, u16, u16)]) -> A
         ports: ports.iter().map(port).collect(),
         declared: vec![],
         balance: None,
+        prefer_local: false,
     })
 }
 
@@ -135,6 +137,7 @@ fn peer(node: u8) -> Assignment {
         index: u16::from(node) + 300,
         data_addr: IpAddr::from([10, 77, 0, node]),
         ingress_addr: Some(IpAddr::from([10, 0, 0, 100 + node])),
+        weight: None,
     })
 }
 
@@ -248,6 +251,14 @@ impl Lab {
 
     pub(crate) fn addr(&self, node: u8) -> IpAddr {
         IpAddr::from([10, 77, 0, node])
+    }
+
+    pub(crate) fn client_octets(&self) -> [u8; 4] {
+        [10, 77, 0, 9]
+    }
+
+    pub(crate) fn socket(&self, node: u8) -> PathBuf {
+        self.nodes[&node].paths.netd_sock()
     }
 
     pub(crate) fn client_addr(&self) -> IpAddr {

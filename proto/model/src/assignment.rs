@@ -88,6 +88,8 @@ pub struct Peer {
     pub data_addr: IpAddr,
     /// Its address on the ingress network.
     pub ingress_addr: Option<IpAddr>,
+    /// How much its tasks take of a weighted service's connections; `None`: 1.
+    pub weight: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,4 +144,6 @@ pub struct ServiceEndpointItem {
     /// network.
     pub declared: Vec<PortConfig>,
     pub balance: Option<Balance>,
+    /// A node's own tasks serve before others'.
+    pub prefer_local: bool,
 }

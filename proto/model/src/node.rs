@@ -79,6 +79,13 @@ pub struct NodeDescription {
     pub generic: GenericResources,
 }
 
+/// What a node's version knows, among [`NodeDescription::features`]: managers ask for it before they give nodes what older
+/// ones would ignore.
+pub mod features {
+    /// Ports on one address, hidden clients, local tasks first, weights.
+    pub const PUBLISH_OPTIONS: &str = "publish-options";
+}
+
 /// Things of the operator's own that tasks reserve: GPUs, licences, disks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GenericResources {

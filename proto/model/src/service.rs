@@ -86,6 +86,8 @@ pub struct EndpointSpec {
     pub ports: Vec<PortConfig>,
     /// `None`: each task in turn.
     pub balance: Option<Balance>,
+    /// Tasks on the node where a connection begins or comes in serve before those on others.
+    pub prefer_local: bool,
 }
 
 /// Which of a service's tasks a new connection goes to.
@@ -95,7 +97,14 @@ pub enum Balance {
     Random,
     /// The same for every connection of one client, while the tasks stay the same.
     SourceHash,
+    /// In turn, by the weights of the tasks' nodes: [`WEIGHT_LABEL`].
+    Weighted,
 }
+
+/// The label of a node that says how much of a weighted service's connections its tasks take, against others with 1.
+pub const WEIGHT_LABEL: &str = "orch.balance.weight";
+/// The greatest weight.
+pub const MAX_WEIGHT: u16 = 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EndpointMode {
@@ -112,6 +121,19 @@ pub struct PortConfig {
     /// 0: the allocator picks one of [`DYNAMIC_PORTS`].
     pub published_port: u16,
     pub publish_mode: PublishMode,
+    /// Whether tasks see the node's address in place of the client's.
+    pub masquerade: bool,
+    /// The only address that answers; `None`: all of a node's.
+    pub host_ip: Option<IpAddr>,
+}
+
+impl PortConfig {
+    /// On all addresses, with the client's address kept.
+    #[must_use]
+    pub fn new(protocol: Protocol, published_port: u16, target_port: u16, publish_mode: PublishMode) -> Self {
+        let name = String::new();
+        Self { name, protocol, target_port, published_port, publish_mode, masquerade: false, host_ip: None }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,12 +9,12 @@ use crate::wire;
 
 record!(TaskAssignment { values: desired_state; parts: task; });
 record!(ImageSource { values: task, name, digest, holders; blobs: grant; });
-record!(Peer as PeerItem { values: node, index, data_addr, ingress_addr; });
+record!(Peer as PeerItem { values: node, index, data_addr, ingress_addr, weight; });
 record!(NetworkItem {
     values: id, name, vni, subnets, gateways, internal, ingress, driver_options, data_path_port;
 });
 record!(EndpointItem { values: network, task, service, node, addresses, names, serving; });
-record!(ServiceEndpointItem { values: network, service, names, vips, ports, declared, balance; });
+record!(ServiceEndpointItem { values: network, service, names, vips, ports, declared, balance, prefer_local; });
 
 impl ToProto for Assignment {
     type Proto = wire::Assignment;

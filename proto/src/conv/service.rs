@@ -14,7 +14,7 @@ use super::{
 use crate::wire;
 
 choice!(EndpointMode { Vip, DnsRoundRobin });
-choice!(Balance { RoundRobin, Random, SourceHash });
+choice!(Balance { RoundRobin, Random, SourceHash, Weighted });
 choice!(Protocol { Tcp, Udp, Sctp });
 choice!(PublishMode { Ingress, Host });
 choice!(FailureAction { Pause, Continue, Rollback });
@@ -32,8 +32,8 @@ record!(Endpoint { values: ports, vips, problem; });
 record!(Vip { values: network, addr; });
 record!(ServiceSpec { values: update, rollback, depends_on; parts: annotations, task, mode, endpoint; });
 record!(Dependency { values: service, condition, required; });
-record!(EndpointSpec { values: mode, ports, balance; });
-record!(PortConfig { values: name, protocol, target_port, published_port, publish_mode; });
+record!(EndpointSpec { values: mode, ports, balance, prefer_local; });
+record!(PortConfig { values: name, protocol, target_port, published_port, publish_mode, masquerade, host_ip; });
 record!(UpdateConfig {
     values: parallelism, failure_action, max_failure_ratio, order;
     renamed: delay => delay_ms, monitor => monitor_ms;

@@ -4,7 +4,7 @@ use std::{fs, net::IpAddr, path::Path};
 
 use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
-use orch_model::node::{NodeDescription, Platform, Resources};
+use orch_model::node::{NodeDescription, Platform, Resources, features::PUBLISH_OPTIONS};
 use orch_proto::wire::DaemonConfig;
 
 use crate::config::{ConfigError, Settings};
@@ -60,6 +60,7 @@ fn features() -> Vec<String> {
     let mut features: Vec<String> =
         found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
     features.push(format!("cgroup-v{}", cgroup_version()));
+    features.push(PUBLISH_OPTIONS.to_owned());
     features
 }
 

@@ -246,6 +246,7 @@ pub(super) fn status(error: &LocalError) -> Status {
             | NetworkError::NoUserSubnet,
         )
         | LocalError::PortsOn(_)
+        | LocalError::NoAddress(_)
         | LocalError::Invalid(_)
         | LocalError::Policy(_)
         | LocalError::Reference(_) => Code::InvalidArgument,

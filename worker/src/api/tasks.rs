@@ -162,5 +162,6 @@ pub(crate) fn port_words(port: &PortConfig) -> String {
         Protocol::Udp => "udp",
         Protocol::Sctp => "sctp",
     };
-    format!("0.0.0.0:{}->{}/{protocol}", port.published_port, port.target_port)
+    let addr = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string());
+    format!("{addr}:{}->{}/{protocol}", port.published_port, port.target_port)
 }

@@ -154,11 +154,16 @@ impl Locals {
         );
         let mut ports = Vec::new();
         for mut port in wanted {
-            let clash =
-                |other: &PortConfig| other.published_port == port.published_port && other.protocol == port.protocol;
+            let elsewhere = |other: &PortConfig| matches!((other.host_ip, port.host_ip), (Some(theirs), Some(ours)) if theirs != ours);
+            let clash = |other: &PortConfig| {
+                other.published_port == port.published_port && other.protocol == port.protocol && !elsewhere(other)
+            };
+            if let Some(addr) = port.host_ip.filter(|addr| UdpSocket::bind((*addr, 0)).is_err()) {
+                return Err(LocalError::NoAddress(addr));
+            }
             if port.published_port == 0 {
                 port.published_port = free_port(port.protocol).ok_or(LocalError::NoPort(port.target_port))?;
-            } else if taken.iter().chain(&ports).any(clash) || !is_free(port.protocol, port.published_port) {
+            } else if taken.iter().chain(&ports).any(clash) || !is_free(&port) {
                 let holder = port_holder::holder(port.protocol, port.published_port);
                 return Err(LocalError::port(port.published_port, holder));
             }
@@ -219,7 +224,7 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
         };
         let target_port = port.parse().ok()?;
         let publish_mode = PublishMode::Host;
-        Some(PortConfig { name: String::new(), protocol, target_port, published_port: 0, publish_mode })
+        Some(PortConfig::new(protocol, 0, target_port, publish_mode))
     });
     ports
         .filter(|port| !published.iter().any(|p| p.target_port == port.target_port && p.protocol == port.protocol))
@@ -252,12 +257,13 @@ fn free_port(protocol: Protocol) -> Option<u16> {
 }
 
 /// Whether a program of the node has it.
-fn is_free(protocol: Protocol, port: u16) -> bool {
-    let addr = (Ipv4Addr::UNSPECIFIED, port);
-    let bound = match protocol {
+fn is_free(port: &PortConfig) -> bool {
+    let addr = (port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
+    let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(addr).map(drop),
         Protocol::Udp => UdpSocket::bind(addr).map(drop),
         Protocol::Sctp => Ok(()),
     };
+    let port = port.published_port;
     bound.map_err(|error| tracing::debug!(port, error = chain(&error), "a port is taken")).is_ok()
 }

@@ -21,6 +21,8 @@ pub(crate) enum LocalError {
          that container to be able to reuse that name."
     )]
     NameTaken { name: String, id: String },
+    #[error("this node has no address {0} to publish a port on: choose one that `ip address` shows, or none for all")]
+    NoAddress(std::net::IpAddr),
     #[error("Unable to find image '{0}' locally")]
     NoImage(String),
     #[error(

@@ -26,9 +26,12 @@ pub(super) struct SpecFlags {
     /// Endpoint mode
     #[arg(long, value_enum, value_name = "MODE")]
     endpoint_mode: Option<EndpointModeFlag>,
-    /// Which task a new connection goes to: each in turn, any, or the same for all of one client
+    /// Which task a new connection goes to: each in turn, any, the same for all of one client, or by the nodes' weights
     #[arg(long, value_enum, value_name = "HOW")]
     endpoint_balance: Option<BalanceFlag>,
+    /// Tasks on the node where a connection begins or comes in serve before those on others
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    endpoint_prefer_local: Option<bool>,
     /// Overwrite the default ENTRYPOINT of the image
     #[arg(long, value_name = "COMMAND", value_parser = command_words)]
     entrypoint: Option<Words>,
@@ -180,6 +183,7 @@ enum BalanceFlag {
     RoundRobin,
     Random,
     SourceHash,
+    Weighted,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -281,8 +285,10 @@ impl SpecFlags {
                 BalanceFlag::RoundRobin => Balance::RoundRobin,
                 BalanceFlag::Random => Balance::Random,
                 BalanceFlag::SourceHash => Balance::SourceHash,
+                BalanceFlag::Weighted => Balance::Weighted,
             });
         }
+        set(&mut spec.endpoint.prefer_local, &self.endpoint_prefer_local);
     }
 
     fn apply_updates(&self, spec: &mut ServiceSpec) {

@@ -67,6 +67,12 @@ fn write(out: &mut String, service: &Service, now: Timestamp, network: &dyn Fn(&
             port.target_port,
             ports::mode_word(port.publish_mode)
         )?;
+        if let Some(addr) = port.host_ip {
+            writeln!(out, "  HostIP = {addr}")?;
+        }
+        if port.masquerade {
+            writeln!(out, "  Source = masquerade")?;
+        }
     }
     if let Some(problem) = &service.endpoint.problem {
         writeln!(out, "Problem:\t{problem}")?;

@@ -30,6 +30,7 @@ fn good() -> Vec<(&'static str, String, Value)> {
         ("--dns-option use-vc", container("DNSConfig/Options"), json!(["use-vc"])),
         ("--dns-search example.org", container("DNSConfig/Search"), json!(["example.org"])),
         ("--endpoint-balance source-hash", of("EndpointSpec/Balance"), json!("source-hash")),
+        ("--endpoint-prefer-local", of("EndpointSpec/PreferLocal"), json!(true)),
         ("--endpoint-mode dnsrr", of("EndpointSpec/Mode"), json!("dnsrr")),
         ("--entrypoint 'sh -c'", container("Command"), json!(["sh", "-c"])),
         ("--env A=1", container("Env"), json!(["A=1"])),

@@ -29,8 +29,8 @@ impl<'a> Ports<'a> {
             let mut port = asked.clone();
             if asked.publish_mode == PublishMode::Ingress && asked.published_port == 0 {
                 let same = |p: &&PortConfig| {
-                    PortConfig { published_port: 0, ..(*p).clone() } == *asked
-                        && DYNAMIC_PORTS.contains(&p.published_port)
+                    let asks = |p: &PortConfig| (p.name.clone(), p.protocol, p.target_port, p.publish_mode);
+                    asks(p) == asks(asked) && DYNAMIC_PORTS.contains(&p.published_port)
                 };
                 port.published_port = match before.iter().position(same) {
                     Some(at) => before.swap_remove(at).published_port,

@@ -12,6 +12,7 @@ use orch_model::{
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
     decision::Ids,
+    features,
     image_name::{digest_of, normalise_image_name},
     orchestrator::{fits, slot::is_replicated, update::rolled_back},
     plan::MAX_CHANGES,
@@ -232,6 +233,9 @@ fn live<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Arc<Service>, Contro
 
 /// Networks that may be joined, ports that nobody else has.
 fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), ControlError> {
+    if let Some(older) = features::missing(state, spec) {
+        return Err(ControlError::invalid(older));
+    }
     for attachment in &spec.task.networks {
         let network =
             state.network(&attachment.network).filter(|n| !n.removing).ok_or_else(|| missing(&attachment.network))?;

@@ -162,6 +162,7 @@ fn same_host_ports(service: &Service, task: &Task) -> bool {
             let automatic = a.published_port == 0;
             a.protocol == b.protocol
                 && a.target_port == b.target_port
+                && (a.masquerade, a.host_ip) == (b.masquerade, b.host_ip)
                 && (automatic || a.published_port == b.published_port)
         })
 }

@@ -134,9 +134,23 @@ fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
                 .to_owned(),
         ));
     }
+    if endpoint.mode == EndpointMode::DnsRoundRobin && endpoint.prefer_local {
+        return Err(SpecError::Rule(
+            "to prefer local tasks needs endpoint mode vip: with dnsrr a client chooses among the tasks' addresses itself"
+                .to_owned(),
+        ));
+    }
     for (i, port) in endpoint.ports.iter().enumerate() {
         if port.target_port == 0 {
             return Err(field("target port", port.target_port, "it must be from 1 to 65535"));
+        }
+        if let Some(addr) = port.host_ip.filter(|addr| !addr.is_ipv4() || addr.is_unspecified() || addr.is_multicast())
+        {
+            return Err(field(
+                "address of a published port",
+                addr,
+                "expected an IPv4 address of a node, such as 127.0.0.1",
+            ));
         }
         if endpoint.mode == EndpointMode::DnsRoundRobin && port.publish_mode == PublishMode::Ingress {
             return Err(SpecError::Rule(

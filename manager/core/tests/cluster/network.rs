@@ -9,7 +9,8 @@ use orch_model::{
     assignment::{Assignment, AssignmentKey},
     cluster::ClusterSpec,
     network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
-    service::{NetworkAttachmentSpec, PublishMode, ServiceSpec},
+    node::features::PUBLISH_OPTIONS,
+    service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceSpec, WEIGHT_LABEL},
     task::TaskState,
 };
 
@@ -171,6 +172,61 @@ fn ports_are_published_once_and_automatic_ones_stay() {
     sim.update("a", |s| s.task.force_update = 1).expect("accepted");
     sim.run(secs(10));
     assert_eq!(sim.service("a").endpoint.vips, vips, "the address stays across an update");
+}
+
+/// Services as the options make them, and what the refusal begins with.
+#[test]
+fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
+    type Option = fn(&mut ServiceSpec);
+    let options: [(&str, Option); 4] = [
+        ("a port that answers on one address", |s| s.endpoint.ports[0].host_ip = Some([127, 0, 0, 1].into())),
+        ("a port with source=masquerade", |s| s.endpoint.ports[0].masquerade = true),
+        ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
+        ("endpoint balance weighted", |s| s.endpoint.balance = Some(Balance::Weighted)),
+    ];
+    for (what, option) in options {
+        let mut sim = Sim::new(2);
+        let knows = |sim: &mut Sim, node, knows: bool| {
+            sim.edit_node(node, |node| {
+                node.description.engine_version = "0.1.0".into();
+                node.description.features = knows.then(|| PUBLISH_OPTIONS.to_owned()).into_iter().collect();
+            });
+        };
+        knows(&mut sim, 1, true);
+        knows(&mut sim, 2, false);
+        let mut spec = web("a", "nginx", 1);
+        spec.endpoint.ports = vec![port(8080, 80, PublishMode::Ingress)];
+        sim.create(spec.clone()).expect("nothing that older nodes do not know");
+        let refused = sim.update("a", option).expect_err(what).to_string();
+        assert!(refused.starts_with(what) && refused.contains("and n2 would ignore it"), "{refused}");
+        option(&mut spec);
+        spec.annotations.name = "b".into();
+        spec.endpoint.ports[0].published_port = 8081;
+        sim.create(spec.clone()).expect_err(what);
+        knows(&mut sim, 2, true);
+        sim.update("a", option).expect("accepted");
+        sim.create(spec).expect("accepted");
+    }
+}
+
+#[test]
+fn weights_are_labels_of_nodes() {
+    let mut sim = Sim::new(1);
+    let weight = |sim: &mut Sim, label: Option<&str>| {
+        let labels = label.map(|text| (WEIGHT_LABEL.to_owned(), text.to_owned())).into_iter().collect();
+        sim.edit_node(1, |node| node.spec.annotations.labels = labels);
+        sim.run(secs(1));
+        let peer = sim.set_of(1).into_values().find_map(|item| match item {
+            Assignment::Peer(peer) => Some(peer),
+            _ => None,
+        });
+        peer.expect("itself").weight
+    };
+    for (label, expected) in
+        [(None, None), (Some("3"), Some(3)), (Some("0"), Some(0)), (Some("11"), None), (Some("x"), None)]
+    {
+        assert_eq!(weight(&mut sim, label), expected, "{label:?}");
+    }
 }
 
 #[test]

@@ -514,7 +514,7 @@ pub(crate) fn web(name: &str, image: &str, replicas: u64) -> ServiceSpec {
 }
 
 pub(crate) fn port(published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
-    PortConfig { name: String::new(), protocol: Protocol::Tcp, target_port, published_port, publish_mode }
+    PortConfig::new(Protocol::Tcp, published_port, target_port, publish_mode)
 }
 
 pub(crate) fn secs(n: u64) -> Duration {

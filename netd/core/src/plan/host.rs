@@ -7,9 +7,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use orch_model::service::PublishMode;
+use orch_model::service::{PortConfig, PublishMode};
 
-use super::{Context, MAIN_TABLE, ingress};
+use super::{Context, MAIN_TABLE, guard, ingress};
 use crate::{
     desired::LocalTask,
     gateway::Gateway,
@@ -54,20 +54,36 @@ fn add_gateway_link(task: &LocalTask, router: IpAddr, ns: &mut NsPlan) {
     }
     // Ports published on this node answer on 127.0.0.1 too.
     ns.sysctls.insert(format!("net/ipv4/conf/{name}/route_localnet"), "1".to_owned());
+    // Else a task could advertise itself to the node as a router.
+    ns.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "1".to_owned());
 }
 
 fn ruleset(context: &Context<'_>) -> Ruleset {
     let gateway = context.inputs.facts.gateway;
-    let (elements, mut chains) = host_ports(context);
+    let (host_ports, mut chains) = host_ports(context);
     let port = || vec![Field::Protocol, Field::Port];
+    let at = || vec![Field::Addr(Side::Destination), Field::Protocol, Field::Port];
     let sandbox = Destination { addr: gateway.ingress_sandbox().ip().into(), port: None };
-    let dnat = vec![
-        Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
-        Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), send_to_one(sandbox)]),
-    ];
-    chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), dnat.clone()));
-    chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), dnat));
-    chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), masquerade(gateway)));
+    let dnat = |bound: &[Expr]| {
+        let to_bound = |rest: &[Expr]| Rule([&[Expr::ToHere], bound, rest].concat());
+        vec![
+            to_bound(&[Expr::Jump(at(), "bound_host_ports")]),
+            Rule(vec![Expr::ToHere, Expr::Jump(port(), "host_ports")]),
+            to_bound(&[Expr::In(at(), "bound_ingress_ports"), send_to_one(sandbox)]),
+            Rule(vec![Expr::ToHere, Expr::In(port(), "ingress_ports"), send_to_one(sandbox)]),
+        ]
+    };
+    // What comes from outside for 127.0.0.1 is dropped by routing, but this comes before: a port that is bound to it must
+    // not be opened to the node's neighbours.
+    let not_loopback = Expr::Addr(Side::Destination, Is::No, loopback());
+    let hook = |point| Hook::new(HookKind::Nat, point, -100);
+    chains.push(Chain::at("prerouting", hook(Point::Prerouting), dnat(&[not_loopback])));
+    chains.push(Chain::at("output", hook(Point::Output), dnat(&[])));
+    chains.push(Chain::at(
+        "postrouting",
+        Hook::new(HookKind::Nat, Point::Postrouting, 100),
+        masquerade(context, gateway),
+    ));
     // The gateway network must not be a way around the isolation of networks.
     let between_tasks = |rest: &[Expr]| {
         let links = [Way::In, Way::Out].map(|way| Expr::Link(way, Is::Yes, format!("{GATEWAY_PREFIX}*")));
@@ -75,52 +91,95 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     };
     let forward = vec![between_tasks(&[Expr::Translated, Expr::Accept]), between_tasks(&[Expr::Drop])];
     chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), forward));
-    let sets = vec![
-        Set { name: "host_ports", kind: SetKind::PortChains, elements },
-        Set { name: "ingress_ports", kind: SetKind::Ports, elements: ingress_ports(context) },
+    let tasks = context.inputs.tasks.values().filter(|task| task.has_gateway_link(context.desired));
+    let owned: Vec<_> = tasks.map(|task| (names::gateway_port(&task.id), task.gateway_addr.into())).collect();
+    let (guards, guard) = guard::host(context, &owned);
+    let ingress_ports = ingress_ports(context);
+    chains.push(guard);
+    let mut sets = vec![
+        Set::new("host_ports", SetKind::PortChains, host_ports.anywhere).counted(),
+        Set::new("bound_host_ports", SetKind::AddrPortChains, host_ports.bound).counted(),
+        Set::new("ingress_ports", SetKind::Ports, ingress_ports.anywhere),
+        Set::new("bound_ingress_ports", SetKind::AddrPorts, ingress_ports.bound),
     ];
+    sets.extend(guards);
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_host", sets, chains }] }
 }
 
-fn masquerade(gateway: Gateway) -> Vec<Rule> {
+fn loopback() -> IpNetwork {
+    // Prefix 8 is valid for every address.
+    Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into()
+}
+
+fn masquerade(context: &Context<'_>, gateway: Gateway) -> Vec<Rule> {
     let subnet = gateway.router();
     let from = |net: IpNetwork| Expr::Addr(Side::Source, Is::Yes, net);
     let tasks = || from(Ipv4Network::new(subnet.network(), subnet.prefix()).unwrap_or(subnet).into());
     let to_task = |is| Expr::Link(Way::Out, is, format!("{GATEWAY_PREFIX}*"));
-    let itself = || from(Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into());
+    let itself = || from(loopback());
     let to_sandbox = Expr::Link(Way::Out, Is::Yes, INGRESS_HOST_LINK.to_owned());
-    vec![
+    let mut rules = vec![
         Rule(vec![tasks(), to_task(Is::No), Expr::Masquerade]),
         Rule(vec![tasks(), to_task(Is::Yes), Expr::Translated, Expr::Masquerade]),
         Rule(vec![itself(), to_task(Is::Yes), Expr::Masquerade]),
         Rule(vec![itself(), to_sandbox, Expr::Masquerade]),
-    ]
+    ];
+    let as_node = match context.desired.own_peer().map(|peer| peer.data_addr) {
+        Some(IpAddr::V4(addr)) => Expr::SendFrom(addr),
+        Some(IpAddr::V6(_)) | None => Expr::Masquerade,
+    };
+    for (_, port) in on_this_node(context).filter(|(_, port)| port.masquerade) {
+        let came_by = [Expr::Protocol(port.protocol), Expr::FirstPort(port.published_port)];
+        let to_task = [to_task(Is::Yes), Expr::Translated].into_iter();
+        rules.push(Rule(to_task.chain(came_by).chain([as_node.clone()]).collect()));
+    }
+    rules
 }
 
-fn ingress_ports(context: &Context<'_>) -> Vec<Element> {
-    let Some((network, ..)) = context.desired.ingress() else { return Vec::new() };
-    ingress::ports(context, network)
-        .iter()
-        .map(|(_, port)| Element { key: Key::Port(port.protocol, port.published_port), chain: None })
-        .collect()
+/// Elements by what they are looked up by.
+#[derive(Default)]
+struct Ports {
+    anywhere: Vec<Element>,
+    /// Of ports that answer on one address only.
+    bound: Vec<Element>,
 }
 
-/// Ports published on this node only. A dead task's are free for its replacement.
-fn host_ports(context: &Context<'_>) -> (Vec<Element>, Vec<Chain>) {
-    let (mut elements, mut chains) = (Vec::new(), Vec::new());
-    let mut seen = std::collections::BTreeSet::new();
-    for task in context.inputs.tasks.values().filter(|task| !task.down) {
-        for port in task.host_ports.iter().filter(|p| p.publish_mode == PublishMode::Host && p.published_port != 0) {
-            if !seen.insert((port.protocol, port.published_port)) {
-                continue;
-            }
-            let name = format!("h_{}_{}", word(port.protocol), port.published_port);
-            let key = Key::Port(port.protocol, port.published_port);
-            elements.push(Element { key, chain: Some(name.clone()) });
-            let to = Destination { addr: task.gateway_addr.into(), port: Some(port.target_port) };
-            let rule = Rule(vec![Expr::Protocol(port.protocol), send_to_one(to)]);
-            chains.push(Chain::jumped_to(name, rule));
+impl Ports {
+    fn push(&mut self, port: &PortConfig, chain: Option<String>) {
+        let (protocol, number) = (port.protocol, port.published_port);
+        match port.host_ip {
+            Some(addr) => self.bound.push(Element { key: Key::AddrPort(addr, protocol, number), chain }),
+            None => self.anywhere.push(Element { key: Key::Port(protocol, number), chain }),
         }
     }
-    (elements, chains)
+}
+
+fn ingress_ports(context: &Context<'_>) -> Ports {
+    let mut ports = Ports::default();
+    if let Some((network, ..)) = context.desired.ingress() {
+        ingress::ports(context, network).iter().for_each(|(_, port)| ports.push(port, None));
+    }
+    ports
+}
+
+/// Ports published on this node only, with the task that has each. A dead task's are free for its replacement.
+fn on_this_node<'a>(context: &Context<'a>) -> impl Iterator<Item = (&'a LocalTask, &'a PortConfig)> {
+    let tasks = context.inputs.tasks.values().filter(|task| !task.down);
+    let ports = tasks.flat_map(|task| task.host_ports.iter().map(move |port| (task, port)));
+    let is_here = |port: &PortConfig| port.publish_mode == PublishMode::Host && port.published_port != 0;
+    let mut seen = std::collections::BTreeSet::new();
+    ports.filter(move |(_, p)| is_here(p) && seen.insert((p.protocol, p.published_port, p.host_ip)))
+}
+
+fn host_ports(context: &Context<'_>) -> (Ports, Vec<Chain>) {
+    let (mut ports, mut chains) = (Ports::default(), Vec::new());
+    for (task, port) in on_this_node(context) {
+        let at = port.host_ip.map_or_else(String::new, |addr| format!("_{addr}"));
+        let name = format!("h_{}_{}{at}", word(port.protocol), port.published_port);
+        ports.push(port, Some(name.clone()));
+        let to = Destination { addr: task.gateway_addr.into(), port: Some(port.target_port) };
+        let rule = Rule(vec![Expr::Protocol(port.protocol), send_to_one(to)]);
+        chains.push(Chain::jumped_to(name, rule));
+    }
+    (ports, chains)
 }

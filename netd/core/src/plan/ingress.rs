@@ -15,7 +15,7 @@ use orch_model::{
     service::{PortConfig, PublishMode},
 };
 
-use super::{Context, MAIN_TABLE};
+use super::{Context, MAIN_TABLE, guard};
 use crate::{
     names::{self, Mac},
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
@@ -48,7 +48,7 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
         add_peer(peer, *addr, &mut ns);
     }
     add_tasks(context, network, own, &mut ns);
-    ns.ruleset = ruleset(context, network, own, &peers);
+    ns.ruleset = ruleset(context, network, (own, own_addr), &peers);
     Some(ns)
 }
 
@@ -94,6 +94,8 @@ fn base(context: &Context<'_>, network: &NetworkItem, own: &Peer, own_addr: Ipv4
     ] {
         ns.sysctls.insert(format!("net/ipv4/{key}"), value.to_owned());
     }
+    // Nothing here speaks it, and a task could tell the sandbox routes.
+    ns.sysctls.insert("net/ipv6/conf/all/disable_ipv6".to_owned(), "1".to_owned());
 }
 
 fn add_peer(peer: &Peer, addr: Ipv4Addr, ns: &mut NsPlan) {
@@ -128,26 +130,47 @@ fn add_tasks(context: &Context<'_>, network: &NetworkItem, own: &Peer, ns: &mut 
     }
 }
 
-fn ruleset(context: &Context<'_>, network: &NetworkItem, own: &Peer, peers: &[(&Peer, Ipv4Addr)]) -> Ruleset {
+fn ruleset(
+    context: &Context<'_>,
+    network: &NetworkItem,
+    (own, own_addr): (&Peer, Ipv4Addr),
+    peers: &[(&Peer, Ipv4Addr)],
+) -> Ruleset {
     let entries: Vec<_> = peers.iter().map(|(peer, addr)| (Mac::of(IpAddr::V4(*addr)), peer.index)).collect();
-    let local = context.local_ports(&network.id).filter_map(|(task, _)| task.addr_on(&network.id));
+    let local = context.local_ports(&network.id);
+    let local: Vec<_> =
+        local.filter_map(|(task, _)| Some((names::task_port(&task.id), task.addr_on(&network.id)?.into()))).collect();
+    let (guards, guard) = guard::routed(names::PORT_PREFIX, &local, Vec::new());
     let (elements, mut chains) = published(context, network, own);
+    chains.push(guard);
     chains.extend(keep_entry(&entries));
     let from_host = Rule(vec![
         Expr::Link(Way::In, Is::Yes, names::INGRESS_SANDBOX_LINK.to_owned()),
         Expr::Jump(vec![Field::Protocol, Field::Port], "ports"),
     ]);
     chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), vec![from_host]));
-    // Without rules, but it makes the kernel choose another source port when two nodes pass on the same one.
-    chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), vec![]));
+    // Also without a port that wants it the chain makes the kernel choose another source port when two nodes pass on the
+    // same one.
+    // Not the address here: a datagram's answer would look for it on the task's own link.
+    let node_addr = match own.data_addr {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(_) => own_addr,
+    };
+    let as_node = |(_, port): (&ServiceEndpointItem, &PortConfig)| {
+        let came_by = [Expr::Translated, Expr::Protocol(port.protocol), Expr::FirstPort(port.published_port)];
+        port.masquerade.then(|| Rule(came_by.into_iter().chain([Expr::SendFrom(node_addr)]).collect()))
+    };
+    let hidden = ports(context, network).into_iter().filter_map(as_node).collect();
+    chains.push(Chain::at("postrouting", Hook::new(HookKind::Nat, Point::Postrouting, 100), hidden));
     // Tasks answer here and ask nothing: the ingress network is no way around the isolation of networks.
     let isolate = Rule(vec![from_a_task(), Expr::Direction(Direction::Original), Expr::Drop]);
     chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), vec![isolate]));
-    let local = local.map(|addr| Element { key: Key::Addr(addr.into()), chain: None }).collect();
-    let sets = vec![
-        Set { name: "ports", kind: SetKind::PortChains, elements },
-        Set { name: "local_tasks", kind: SetKind::Addrs, elements: local },
+    let local = local.iter().map(|(_, addr)| Element::of(Key::Addr(*addr))).collect();
+    let mut sets = vec![
+        Set::new("ports", SetKind::PortChains, elements).counted(),
+        Set::new("local_tasks", SetKind::Addrs, local),
     ];
+    sets.extend(guards);
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_ingress", sets, chains }] }
 }
 
@@ -177,7 +200,7 @@ fn keep_entry(entries: &[(Mac, u16)]) -> Vec<Chain> {
 fn published(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> (Vec<Element>, Vec<Chain>) {
     let (mut elements, mut chains) = (Vec::new(), Vec::new());
     for (service, port) in ports(context, network) {
-        let backends = context.desired.backends(&network.id, &service.service, &context.out);
+        let backends = context.desired.targets(service, &context.out);
         let target = |addr| Destination { addr, port: Some(port.target_port) };
         let targets: Vec<_> = backends.into_iter().filter(IpAddr::is_ipv4).map(target).collect();
         if targets.is_empty() {

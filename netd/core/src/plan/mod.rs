@@ -2,6 +2,7 @@
 //!
 //! The whole plan is made anew each time: it is cheap, and nothing can drift.
 
+pub mod guard;
 mod host;
 mod ingress;
 mod overlay;

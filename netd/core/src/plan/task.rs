@@ -24,6 +24,8 @@ use crate::{
 /// Routing table of what answers clients of published ports.
 const INGRESS_TABLE: u32 = 100;
 const INGRESS_PRIORITY: u32 = 1_000;
+/// The ICMP message for a port without a listener.
+const UNREACHABLE: u8 = 3;
 /// Where resolvers ask.
 const DNS_PORT: u16 = 53;
 
@@ -115,7 +117,7 @@ fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
     for (index, attachment) in task.attachments.iter().enumerate() {
         let Some(network) = context.desired.networks.get(&attachment.network).filter(|n| !n.ingress) else { continue };
         for service in context.desired.services_of(&network.id) {
-            let backends = context.desired.backends(&network.id, &service.service, &context.out);
+            let backends = context.desired.targets(service, &context.out);
             for (number, vip) in service.vips.iter().enumerate() {
                 all.push(Balanced {
                     vip: *vip,
@@ -134,22 +136,24 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     let (busy, idle): (Vec<_>, Vec<_>) = of_family().partition(|b| !b.backends.is_empty());
     let chain_of = |b: &&Balanced| Element { key: Key::Addr(b.vip), chain: Some(b.chain.clone()) };
     let sets = vec![
-        Set { name: "vips", kind: SetKind::AddrChains, elements: busy.iter().map(chain_of).collect() },
-        Set {
-            name: "idle_vips",
-            kind: SetKind::Addrs,
-            elements: idle.iter().map(|b| Element { key: Key::Addr(b.vip), chain: None }).collect(),
-        },
+        Set::new("vips", SetKind::AddrChains, busy.iter().map(chain_of).collect()).counted(),
+        Set::new("idle_vips", SetKind::Addrs, idle.iter().map(|b| Element::of(Key::Addr(b.vip))).collect()),
     ];
     let mut chains: Vec<_> =
         busy.iter().map(|b| Chain::jumped_to(b.chain.clone(), Rule(vec![to_backends(b, task)]))).collect();
     let destination = || vec![Field::Addr(Side::Destination)];
     // A service without backends says so at once; connections that exist (to a draining task) are none of its business.
     let idle = || [Expr::NewFlow, Expr::In(destination(), "idle_vips")].into_iter();
-    let refuse = vec![
+    let mut refuse = vec![
         Rule(idle().chain([Expr::Protocol(Protocol::Tcp), Expr::Reset]).collect()),
         Rule(idle().chain([Expr::Reject]).collect()),
     ];
+    if family == Family::V4 {
+        // While the daemon is started again nobody listens there. A client that is told so fails at once; one that is
+        // not asks again, and is answered.
+        let silent = Expr::Addr(Side::Source, Is::Yes, IpAddr::V4(DNS_ADDR).into());
+        refuse.push(Rule(vec![silent, Expr::Icmp(UNREACHABLE), Expr::Drop]));
+    }
     chains.push(Chain::at("refuse", Hook::new(HookKind::Filter, Point::Output, -150), refuse));
     let mut rules = Vec::new();
     if family == Family::V4 && task.dns_port != 0 {
@@ -184,7 +188,7 @@ fn ingress_answers(context: &Context<'_>, task: &LocalTask) -> Option<Table> {
         Expr::In(flow(Side::Destination, Side::Source), "clients"),
         Expr::SetSource(addr),
     ]);
-    let clients = Set { name: "clients", kind: SetKind::Clients, elements: vec![] };
+    let clients = Set::new("clients", SetKind::Clients, vec![]);
     let chains = vec![
         Chain::at("remember", Hook::new(HookKind::Filter, Point::Prerouting, -300), vec![remember]),
         Chain::at("answer", Hook::new(HookKind::Route, Point::Output, -300), vec![answer]),

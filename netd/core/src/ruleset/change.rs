@@ -59,7 +59,7 @@ fn add_rules<'a>(table: &'a Table, chain: &'a Chain, ops: &mut Vec<RuleOp<'a>>) 
 
 /// Whether both have the same sets and the same places where packets come in.
 fn can_amend(old: &Table, new: &Table) -> bool {
-    let sets = |table: &Table| table.sets.iter().map(|set| (set.name, set.kind)).collect::<Vec<_>>();
+    let sets = |table: &Table| table.sets.iter().map(|set| (set.name, set.kind, set.counted)).collect::<Vec<_>>();
     let hooks = |table: &Table| {
         let hooked = table.chains.iter().filter(|chain| chain.hook.is_some());
         hooked.map(|chain| (chain.name.clone(), chain.hook)).collect::<Vec<_>>()
@@ -108,7 +108,7 @@ mod tests {
         let mut chains: Vec<_> = services.iter().map(|(s, b)| Chain::jumped_to(name(s), send(b))).collect();
         chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), vec![]));
         let elements = services.iter().map(|(service, _)| element(service)).collect();
-        let sets = vec![Set { name: "vips", kind: SetKind::AddrChains, elements }];
+        let sets = vec![Set::new("vips", SetKind::AddrChains, elements)];
         Ruleset { tables: vec![Table { family: Family::V4, name: "orch_task", sets, chains }] }
     }
 

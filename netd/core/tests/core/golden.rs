@@ -1,8 +1,11 @@
 //! Whole plans as text. `UPDATE_GOLDEN=1 cargo test` writes them anew; read the difference before you commit it.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, net::IpAddr, path::Path};
 
-use orch_model::service::PublishMode;
+use orch_model::{
+    assignment::Assignment,
+    service::{Balance, PortConfig, PublishMode},
+};
 use orch_netd_core::{
     ns::{LinkKind, NsPlan, Target},
     plan::Plan,
@@ -110,10 +113,38 @@ fn a_dead_task_an_internal_network_and_host_ports() {
     );
 }
 
+/// Task 1 here, tasks 2 and 3 elsewhere; node 3 takes three times as much.
+#[test]
+fn local_tasks_first_weights_and_ports_of_one_address() {
+    let bound = |port: PortConfig| PortConfig { host_ip: Some(IpAddr::from([127, 0, 0, 1])), ..port };
+    let hidden = |port: PortConfig| PortConfig { masquerade: true, ..port };
+    let mut scenario = Scenario::new(3)
+        .network(INGRESS, false)
+        .network(1, false)
+        .service(1, 1, vec![])
+        .service(1, 3, vec![])
+        .service(INGRESS, 1, vec![bound(port(8080, 80, PublishMode::Ingress))])
+        .service(INGRESS, 3, vec![hidden(port(9090, 90, PublishMode::Ingress))]);
+    for (task, service) in [(1, 1), (2, 1), (2, 3), (3, 3)] {
+        let number = 10 * service + task;
+        scenario = scenario.endpoint(1, number, service, task, true).endpoint(INGRESS, number, service, task, true);
+    }
+    for item in &mut scenario.items {
+        match item {
+            Assignment::Peer(peer) => peer.weight = (peer.index == 3).then_some(3),
+            Assignment::ServiceEndpoint(service) if service.names == ["svc1"] => service.prefer_local = true,
+            Assignment::ServiceEndpoint(service) => service.balance = Some(Balance::Weighted),
+            _ => {}
+        }
+    }
+    let on_node = vec![bound(port(8000, 80, PublishMode::Host)), hidden(port(8001, 81, PublishMode::Host))];
+    check("local_first_and_weights", &scenario.task(11, &[INGRESS, 1], on_node, false));
+}
+
 #[test]
 fn a_network_in_the_way_of_the_gateway_is_a_problem() {
     let mut scenario = Scenario::new(1).network(1, false);
-    if let orch_model::assignment::Assignment::Network(network) = &mut scenario.items[1] {
+    if let Assignment::Network(network) = &mut scenario.items[1] {
         network.subnets = vec!["172.18.3.0/24".parse().unwrap()];
     }
     let problems = scenario.plan().problems;

@@ -1,6 +1,8 @@
 //! States of a node made from seeds.
 
-use orch_model::service::PublishMode;
+use std::net::IpAddr;
+
+use orch_model::service::{PortConfig, PublishMode};
 use orch_netd_core::desired::LocalTask;
 
 use super::scenario::{INGRESS, Scenario, port};
@@ -28,7 +30,7 @@ fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario 
             scenario = scenario.network(network, network == 2 && is_internal);
             for service in 1..=numbers.below(3) {
                 let ports = if network == INGRESS {
-                    vec![port(8000 + u16::from(service), 80, PublishMode::Ingress)]
+                    vec![odd(numbers, port(8000 + u16::from(service), 80, PublishMode::Ingress))]
                 } else {
                     vec![]
                 };
@@ -42,10 +44,17 @@ fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario 
     }
     for task in first_task..=first_task + numbers.below(4) {
         let networks: Vec<_> = (0..3).filter(|_| numbers.coin()).collect();
-        let ports = if numbers.coin() { vec![port(9000 + u16::from(task), 80, PublishMode::Host)] } else { vec![] };
+        let on_node = port(9000 + u16::from(task), 80, PublishMode::Host);
+        let ports = if numbers.coin() { vec![odd(numbers, on_node)] } else { vec![] };
         scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
     }
     scenario
+}
+
+/// Perhaps on one address, perhaps with the client hidden.
+fn odd(numbers: &mut Numbers, port: PortConfig) -> PortConfig {
+    let host_ip = numbers.coin().then_some(IpAddr::from([127, 0, 0, 1]));
+    PortConfig { masquerade: numbers.coin(), host_ip, ..port }
 }
 
 /// Two states of one node. A task never changes what it is attached to; it may die, and networks may come and go.

@@ -48,7 +48,7 @@ pub(crate) fn addr(network: u8, task: u8) -> IpAddr {
 }
 
 pub(crate) fn port(published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
-    PortConfig { name: String::new(), protocol: Protocol::Tcp, target_port, published_port, publish_mode }
+    PortConfig::new(Protocol::Tcp, published_port, target_port, publish_mode)
 }
 
 impl Scenario {
@@ -60,6 +60,7 @@ impl Scenario {
                 index: node.into(),
                 data_addr: IpAddr::from([192, 168, 9, node]),
                 ingress_addr: Some(IpAddr::from([10, 0, 0, 200 + node])),
+                weight: None,
             })
         };
         Self { items: (1..=nodes).map(peer).collect(), tasks: BTreeMap::new(), suspects: BTreeSet::new() }
@@ -96,6 +97,7 @@ impl Scenario {
                 (2, _) => Some(Balance::Random),
                 _ => None,
             },
+            prefer_local: false,
         }));
         self
     }

@@ -1,0 +1,49 @@
+//! What a spec asks of the versions that nodes run. A node (or a manager, which is one) that is older would carry out the
+//! spec without what it does not know: a port that should answer on 127.0.0.1 only would answer everywhere. So such a
+//! spec is refused until every node says that it knows.
+
+use orch_model::{
+    node::features::PUBLISH_OPTIONS,
+    service::{Balance, ServiceSpec},
+};
+
+use crate::state::State;
+
+/// Nodes named in a refusal at most.
+const MAX_NAMED: usize = 3;
+
+/// Why `spec` cannot be carried out by all nodes yet, for the operator; `None`: it can.
+#[must_use]
+pub fn missing(state: &State, spec: &ServiceSpec) -> Option<String> {
+    let (feature, what) = needed(spec)?;
+    let knows = |features: &[String]| features.iter().any(|known| known == feature);
+    // A node that has only just joined has said nothing of itself yet.
+    let told = state.nodes().filter(|node| !node.description.engine_version.is_empty());
+    let older: Vec<&str> =
+        told.filter(|n| !knows(&n.description.features)).map(|n| n.description.hostname.as_str()).collect();
+    let more = match older.len() {
+        0 => return None,
+        count if count > MAX_NAMED => format!(" and {} more", count - MAX_NAMED),
+        _ => String::new(),
+    };
+    let named = older.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ");
+    Some(format!(
+        "{what} needs every node to run a version that knows it, and {named}{more} would ignore it: upgrade or remove \
+         these nodes first, or leave the option out"
+    ))
+}
+
+/// The feature that the spec needs, and what of the spec needs it.
+fn needed(spec: &ServiceSpec) -> Option<(&'static str, &'static str)> {
+    let endpoint = &spec.endpoint;
+    if endpoint.ports.iter().any(|port| port.host_ip.is_some()) {
+        return Some((PUBLISH_OPTIONS, "a port that answers on one address only"));
+    }
+    if endpoint.ports.iter().any(|port| port.masquerade) {
+        return Some((PUBLISH_OPTIONS, "a port with source=masquerade"));
+    }
+    if endpoint.prefer_local {
+        return Some((PUBLISH_OPTIONS, "to prefer local tasks"));
+    }
+    (endpoint.balance == Some(Balance::Weighted)).then_some((PUBLISH_OPTIONS, "endpoint balance weighted"))
+}

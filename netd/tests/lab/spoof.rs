@@ -1,0 +1,151 @@
+//! Tasks and strangers that send in others' names, with packets made by hand.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddrV4, UdpSocket},
+    os::{fd::AsRawFd as _, unix::net::UnixStream},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket};
+
+use crate::{
+    VIP_WEB,
+    nodes::Lab,
+    sockets::{command, in_ns},
+    started, who,
+};
+
+const PORT: u16 = 7_000;
+/// Network B's number in the lab.
+const VNI_B: u32 = 4_096 + b'b' as u32;
+/// The daemon looks every 4 s at what others changed and what was counted.
+const NOTICED: Duration = Duration::from_secs(20);
+
+/// An IPv4 packet with a datagram, without the checksums that may be left out or are filled in by the kernel.
+fn datagram(from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let udp_len = u16::try_from(8 + payload.len()).unwrap();
+    let mut packet = vec![0x45, 0];
+    packet.extend((20 + udp_len).to_be_bytes());
+    packet.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    packet.extend([from, to].concat());
+    let sum = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum::<u32>();
+    let folded = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+    packet[10..12].copy_from_slice(&(!folded).to_be_bytes());
+    for field in [PORT, PORT, udp_len, 0] {
+        packet.extend(field.to_be_bytes());
+    }
+    packet.extend(payload);
+    packet
+}
+
+/// Sends it as it is.
+fn send_raw(ns: &Path, from: [u8; 4], to: [u8; 4], payload: &'static [u8]) {
+    in_ns(ns, move || {
+        let fd = socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw).unwrap();
+        let target = SockaddrIn::from(SocketAddrV4::new(to.into(), 0));
+        sendto(fd.as_raw_fd(), &datagram(from, to, payload), &target, MsgFlags::empty()).unwrap();
+    });
+}
+
+/// A frame of network B in a tunnel's datagram, for task 4.
+fn send_tunnelled(ns: &Path, node: IpAddr, payload: &[u8]) {
+    let mac = |last: u8| [0x02, 0x42, 10, 0, 2, last];
+    let mut packet = vec![0x08, 0, 0, 0];
+    packet.extend(&VNI_B.to_be_bytes()[1..]);
+    packet.push(0);
+    packet.extend([mac(14), mac(99)].concat());
+    packet.extend([0x08, 0x00]);
+    packet.extend(datagram([10, 0, 2, 99], [10, 0, 2, 14], payload));
+    let socket = in_ns(ns, || UdpSocket::bind(("0.0.0.0", 0)).unwrap());
+    socket.send_to(&packet, (node, 4_789)).unwrap();
+}
+
+fn listener(ns: &Path) -> UdpSocket {
+    let socket = in_ns(ns, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+fn received(socket: &UdpSocket) -> String {
+    let mut buffer = [0; 64];
+    let length = socket.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+fn metrics(lab: &Lab, node: u8) -> String {
+    let mut stream = UnixStream::connect(lab.socket(node)).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: netd\r\nConnection: close\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+/// Waits until a line of the metrics begins with `name` and counts something.
+fn counted(lab: &Lab, node: u8, name: &str) {
+    let deadline = Instant::now() + NOTICED;
+    let is_counted = |line: &str| line.starts_with(name) && !line.ends_with(" 0");
+    while !metrics(lab, node).lines().any(is_counted) {
+        assert!(Instant::now() < deadline, "{name} is not counted:\n{}", metrics(lab, node));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn nobody_sends_in_anothers_name() {
+    let mut lab = started();
+    let thief = lab.netns(1, 3);
+    let on_web = listener(&lab.netns(2, 2));
+    let (own, victim, web) = ([10, 0, 1, 13], [10, 0, 1, 11], [10, 0, 1, 12]);
+
+    send_raw(&thief, own, web, b"mine");
+    send_raw(&thief, victim, web, b"not mine");
+    send_raw(&thief, [10, 0, 1, 200], web, b"nobody's");
+    send_raw(&thief, own, web, b"mine again");
+    assert_eq!([received(&on_web), received(&on_web)], ["mine", "mine again"]);
+    // By the way out: the node itself drops what is not from the address there.
+    send_raw(&thief, [172, 18, 9, 9], lab.client_octets(), b"x");
+    // What answers clients of published ports has an address of its own.
+    command(&lab.netns(1, 1), "ip", &["route", "add", "192.0.2.1/32", "via", "10.0.0.1", "dev", "eth0"]);
+    send_raw(&lab.netns(1, 1), [10, 0, 0, 22], [192, 0, 2, 1], b"x");
+
+    // With the victim's address on its own interface, it would answer who asks for the victim.
+    command(&thief, "ip", &["address", "add", "10.0.1.11/32", "dev", "eth0"]);
+    lab.attach(1, 6, &[(crate::USER_A, "10.0.1.16/24")]);
+    let asker = lab.netns(1, 6);
+    for _ in 0..5 {
+        command(&asker, "ip", &["neighbour", "flush", "dev", "eth0"]);
+        assert_eq!(who(&asker, ([10, 0, 1, 11], 80), 1), ["t1"]);
+    }
+    for network in ["net_a", "ingress", "gateway"] {
+        counted(&lab, 1, &format!("orch_spoofed_packets_total{{network=\"{network}\"}}"));
+    }
+    assert_eq!(who(&lab.netns(1, 1), (VIP_WEB, 80), 4), ["t1", "t2"]);
+    counted(&lab, 1, "orch_service_connections_total{service=\"web\",network=\"net_a\"}");
+}
+
+#[test]
+fn no_task_and_no_stranger_is_taken_for_a_node() {
+    let mut lab = started();
+    let inside = listener(&lab.netns(2, 4));
+    let node = lab.addr(2);
+    let (task, stranger) = (lab.netns(1, 3), lab.client());
+    // Nothing is wrong with the packets: without the rules they arrive.
+    lab.kill(2);
+    command(&lab.host(2), "nft", &["flush", "chain", "ip", "orch_host", "guard"]);
+    send_tunnelled(&stranger, node, b"unguarded");
+    assert_eq!(received(&inside), "unguarded");
+    lab.start(2);
+    send_tunnelled(&stranger, node, b"from a stranger");
+    send_tunnelled(&task, node, b"from a task");
+    counted(&lab, 2, "orch_tunnel_packets_refused_total{port=\"4789\"}");
+    counted(&lab, 1, "orch_spoofed_packets_total{network=\"gateway\"}");
+    // A node's own are heard.
+    lab.attach(1, 7, &[(crate::USER_B, "10.0.2.17/24")]);
+    let mut items = crate::items(&[1, 2]);
+    items.push(crate::endpoint(crate::USER_B, 7, 4, 1, [10, 0, 2, 17], true));
+    lab.set_all(&items);
+    send_raw(&lab.netns(1, 7), [10, 0, 2, 17], [10, 0, 2, 14], b"from a node");
+    assert_eq!(received(&inside), "from a node");
+}
