@@ -41,6 +41,7 @@ use crate::{
     memory,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
+    nft,
     store::{Store, StoredTask, local_task},
     trace::Traced,
 };
@@ -108,6 +109,7 @@ pub(crate) struct Engine {
     last_addr: Option<Ipv4Addr>,
     /// The tunnel address, and the MTU of the link that has it.
     underlay: Option<(IpAddr, u32)>,
+    filters_bridges: bool,
     tasks: BTreeMap<TaskId, LocalTask>,
     /// What the worker sent, for the task's file.
     requests: BTreeMap<TaskId, AttachTaskRequest>,
@@ -142,6 +144,7 @@ impl Engine {
             None => choose_gateway(&host, &desired).await?,
         };
         store.save_gateway(gateway).map_err(failed("saving the gateway network"))?;
+        let filters_bridges = nft::filters_bridges().map_err(failed("asking the kernel for its packet filter"))?;
         let mut engine = Self {
             store,
             resolvers,
@@ -152,6 +155,7 @@ impl Engine {
             gateway,
             last_addr: None,
             underlay: None,
+            filters_bridges,
             tasks: BTreeMap::new(),
             requests: BTreeMap::new(),
             unsaved: BTreeSet::new(),
@@ -276,9 +280,13 @@ impl Engine {
         }
     }
 
-    fn trace(&self, task: Option<TaskId>, name: &str) -> Result<Traced, EngineError> {
+    fn facts(&self) -> NodeFacts {
         let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
-        let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
+        NodeFacts { gateway: self.gateway, underlay_mtu, filters_bridges: self.filters_bridges }
+    }
+
+    fn trace(&self, task: Option<TaskId>, name: &str) -> Result<Traced, EngineError> {
+        let facts = self.facts();
         let inputs = Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts };
         let id = match task {
             Some(id) => id,

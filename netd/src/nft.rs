@@ -30,6 +30,22 @@ pub(crate) fn load(socket: &Socket, known: Option<&Ruleset>, wanted: &Ruleset) -
     carry_out(socket, &changes(known, wanted))
 }
 
+/// Whether the kernel has rules for what passes a bridge. Without them (`CONFIG_NF_TABLES_BRIDGE`) networks work, and
+/// tasks can send in each other's names.
+pub(crate) fn filters_bridges() -> io::Result<bool> {
+    match delete_tables(&Socket::open()?, &[(Family::Bridge, "orch_probe")]) {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "the kernel does not filter bridges (nf_tables bridge family): a task of a network can send in the name of \
+                 another one there"
+            );
+            Ok(false)
+        }
+    }
+}
+
 /// Deletes tables, those that are there.
 pub(crate) fn delete_tables(socket: &Socket, tables: &[(Family, &'static str)]) -> io::Result<()> {
     let tables = tables.iter().map(|(family, name)| orch_netd_core::ruleset::Table {

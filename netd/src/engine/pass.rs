@@ -15,12 +15,12 @@ use orch_model::TaskId;
 use orch_netd_core::{
     flows::{self, Cut},
     ns::{NsName, NsPlan},
-    plan::{Inputs, NodeFacts, Plan, plan},
+    plan::{Inputs, Plan, plan},
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    DEFAULT_MTU, Engine,
+    Engine,
     apply::{Job, Outcome},
     choose_gateway, underlay_mtu,
 };
@@ -48,8 +48,7 @@ impl Engine {
         if check {
             self.look_at_firewall().await;
         }
-        let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
-        let facts = NodeFacts { gateway: self.gateway, underlay_mtu };
+        let facts = self.facts();
         let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts });
         self.open_sandboxes(&plan).await;
         self.apply_all(&plan, check).await;

@@ -47,6 +47,8 @@ pub struct NodeFacts {
     pub gateway: Gateway,
     /// MTU of the link that has the tunnel endpoint's address.
     pub underlay_mtu: u32,
+    /// Whether the kernel has rules for what passes a bridge.
+    pub filters_bridges: bool,
 }
 
 /// Everything that the plan follows from.

@@ -14,7 +14,10 @@ use crate::{
 pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPlan> {
     context.local_ports(&network.id).next()?;
     let mtu = Some(context.mtu_of(network));
-    let mut ns = NsPlan { ruleset: guard::bridge(context, network), ..NsPlan::default() };
+    let mut ns = NsPlan::default();
+    if context.inputs.facts.filters_bridges {
+        ns.ruleset = guard::bridge(context, network);
+    }
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
     ns.links.insert(names::BRIDGE.to_owned(), Link { mtu, ..Link::up(LinkKind::Bridge) });
     for (task, peer_name) in context.local_ports(&network.id) {

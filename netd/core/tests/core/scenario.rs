@@ -162,7 +162,7 @@ impl Scenario {
     }
 
     pub(crate) fn inputs<'a>(&'a self, desired: &'a Desired) -> Inputs<'a> {
-        let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500 };
+        let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500, filters_bridges: true };
         Inputs { desired, tasks: &self.tasks, suspects: &self.suspects, facts }
     }
 
