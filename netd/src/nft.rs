@@ -35,7 +35,8 @@ pub(crate) fn load(socket: &Socket, known: Option<&Ruleset>, wanted: &Ruleset) -
 pub(crate) fn filters_bridges() -> io::Result<bool> {
     match delete_tables(&Socket::open()?, &[(Family::Bridge, "orch_probe")]) {
         Ok(()) => Ok(true),
-        Err(error) => {
+        // Only that: whatever else goes wrong must not leave tasks without the guard.
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => {
             tracing::warn!(
                 %error,
                 "the kernel does not filter bridges (nf_tables bridge family): a task of a network can send in the name of \
@@ -43,6 +44,7 @@ pub(crate) fn filters_bridges() -> io::Result<bool> {
             );
             Ok(false)
         }
+        Err(error) => Err(error),
     }
 }
 
