@@ -113,12 +113,12 @@ impl Desired {
         if service.prefer_local && answering.iter().any(is_local) {
             answering.retain(is_local);
         }
-        answering.sort_unstable_by(|a, b| a.addresses.cmp(&b.addresses));
         if service.balance != Some(Balance::Weighted) {
             let mut addrs: Vec<_> = answering.into_iter().flat_map(|e| e.addresses.iter().copied()).collect();
             addrs.sort_unstable();
             return addrs;
         }
+        answering.sort_unstable_by(|a, b| a.addresses.cmp(&b.addresses));
         let weight = |e: &EndpointItem| self.peers.get(&e.node).and_then(|peer| peer.weight).unwrap_or(1);
         let weights: Vec<_> = answering.iter().map(|e| weight(e)).collect();
         turns(&weights).into_iter().flat_map(|turn| answering[turn].addresses.iter().copied()).collect()
