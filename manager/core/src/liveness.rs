@@ -32,7 +32,7 @@ const PINGS_PER_SECOND: u32 = 1000;
 const LATENESS: Duration = Duration::from_secs(1);
 /// A node is silent, too, when it was asked for a sign of life and gave none for so long.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
-/// The same for a node that a new leader has never heard: those that live find their way to it within this.
+/// A node that a new leader has never heard is silent after this long: those that live find their way to it sooner.
 const FIRST_SILENCE: Duration = Duration::from_secs(1);
 /// How many others watch each node. Enough for a majority that means something, few enough that what a node does for it
 /// does not grow with the cluster.
