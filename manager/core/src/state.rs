@@ -65,6 +65,16 @@ pub enum AddressHolder {
     Node(NodeId),
 }
 
+/// The nodes of one moment. Two are equal when nothing was written to any node between them.
+#[derive(Debug, Clone, Default)]
+pub struct NodesMark(OrdMap<NodeId, Arc<Node>>);
+
+impl PartialEq for NodesMark {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
 /// All objects of a cluster.
 #[derive(Debug, Clone, Default)]
 pub struct State {
@@ -93,7 +103,9 @@ impl State {
     pub fn from_objects(objects: Vec<Object>, last_stamp: Timestamp) -> Self {
         let mut state = Self { last_stamp, ..Self::default() };
         // Services first: the tasks share what they have in common.
-        let (services, others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|o| o.kind() == Kind::Service);
+        let (services, mut others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|o| o.kind() == Kind::Service);
+        // The newest last: behind its addresses the next are looked for.
+        others.sort_by_key(|object| object.meta().created_at);
         for object in services.into_iter().chain(others) {
             state.last_index = state.last_index.max(object.meta().version.0);
             let object = state.interned(object);
@@ -139,6 +151,12 @@ impl State {
 
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> + '_ {
         self.nodes.values()
+    }
+
+    /// What tells at no cost that no node has changed.
+    #[must_use]
+    pub fn nodes_mark(&self) -> NodesMark {
+        NodesMark(self.nodes.clone())
     }
 
     #[must_use]

@@ -161,19 +161,11 @@ impl State {
         Some(Event::Updated { old: Object::Task(old), new })
     }
 
-    /// The same object. A task shares with its service, its node and its earlier self what is the same, instead of
-    /// carrying copies.
+    /// The same object. A task shares with its service what is the same, instead of carrying copies.
     pub(super) fn interned(&self, object: Object) -> Object {
         let Object::Task(mut task) = object else { return object };
         let own = Arc::make_mut(&mut task);
-        if let Some(earlier) = self.tasks.get(&own.id) {
-            own.id = earlier.id.clone();
-        }
-        if let Some(node) = own.node.as_ref().and_then(|id| self.nodes.get(id)) {
-            own.node = Some(node.id.clone());
-        }
         if let Some(shared) = self.indexes.shared.get(&own.service) {
-            own.service = shared.id.clone();
             if *shared.spec == *own.spec {
                 own.spec = shared.spec.clone();
             }

@@ -46,8 +46,6 @@ pub(super) struct Indexes {
 /// What a service's tasks have in common, in one copy.
 #[derive(Debug, Clone)]
 pub(super) struct Shared {
-    /// The service's own.
-    pub(super) id: ServiceId,
     pub(super) spec: Arc<TaskSpec>,
     pub(super) annotations: Arc<Annotations>,
 }
@@ -56,7 +54,6 @@ impl Shared {
     /// What has not changed stays the same copy.
     fn of(service: &Service, before: Option<&Self>) -> Self {
         Self {
-            id: before.map_or_else(|| service.id.clone(), |before| before.id.clone()),
             spec: one_copy(&service.spec.task, before.map(|before| &before.spec)),
             annotations: one_copy(&service.spec.annotations, before.map(|before| &before.annotations)),
         }
@@ -70,10 +67,14 @@ fn one_copy<T: Clone + PartialEq>(value: &T, before: Option<&Arc<T>>) -> Arc<T> 
 impl State {
     /// Stores an object that has been checked, in place of the one with its id.
     pub(super) fn put(&mut self, object: Object) {
-        if let Some(old) = self.get(&object.id()) {
-            self.indexes.forget(&old);
+        match self.get(&object.id()) {
+            Some(old) if is_filed_alike(&old, &object) => {}
+            Some(old) => {
+                self.indexes.forget(&old);
+                self.indexes.learn(&object, &held_addresses(&old));
+            }
+            None => self.indexes.learn(&object, &[]),
         }
-        self.indexes.learn(&object);
         match object {
             Object::Cluster(o) => self.cluster = Some(o),
             Object::Node(o) => drop(self.nodes.insert(o.id.clone(), o)),
@@ -107,6 +108,20 @@ impl State {
             Object::Image(o) => drop(self.images.remove(&o.id)),
         }
     }
+}
+
+/// Whether the indexes have both in the same places: so it is with most of what becomes of a task.
+fn is_filed_alike(old: &Object, new: &Object) -> bool {
+    let (Object::Task(old), Object::Task(new)) = (old, new) else { return false };
+    let has_ended = |task: &Task| task.status.state > TaskState::Running;
+    waits_for_place(old) == waits_for_place(new)
+        && (&old.service, old.slot, &old.node) == (&new.service, new.slot, &new.node)
+        && has_ended(old) == has_ended(new)
+        && old.networks == new.networks
+}
+
+fn waits_for_place(task: &Task) -> bool {
+    task.status.state < TaskState::Assigned && task.desired_state <= TaskState::Running
 }
 
 /// The unique name of an object, if its kind has one. What is on its way out has given its name back, so that the same
@@ -171,7 +186,9 @@ pub(super) fn holder_of(object: &Object) -> Option<AddressHolder> {
 }
 
 impl Indexes {
-    fn learn(&mut self, object: &Object) {
+    /// `held_before`: the addresses that the object had before. Only those that are new move the place from which the next are
+    /// looked for, or one that was just given back would be handed out at once.
+    fn learn(&mut self, object: &Object, held_before: &[(NetworkId, IpAddr)]) {
         let more = limits::weight(object);
         self.weight = Weight {
             content_bytes: self.weight.content_bytes + more.content_bytes,
@@ -187,8 +204,10 @@ impl Indexes {
         if let Some(holder) = holder_of(object) {
             for (network, address) in held_addresses(object) {
                 let held = self.addresses.entry(network.clone()).or_default();
-                if held.insert(address, holder.clone()).is_none() {
-                    self.cursors.insert((network, address.is_ipv6()), address);
+                let is_free = held.insert(address, holder.clone()).is_none();
+                let key = (network, address);
+                if is_free && !held_before.contains(&key) {
+                    self.cursors.insert((key.0, address.is_ipv6()), address);
                 }
             }
         }
@@ -244,11 +263,11 @@ impl Indexes {
             self.ports.insert(claim, service.id.clone());
         }
         let shared = Shared::of(service, self.shared.get(&service.id));
-        self.shared.insert(shared.id.clone(), shared);
+        self.shared.insert(service.id.clone(), shared);
     }
 
     fn learn_task(&mut self, task: &Task) {
-        if task.status.state < TaskState::Assigned && task.desired_state <= TaskState::Running {
+        if waits_for_place(task) {
             self.without_place.insert(task.id.clone());
         }
         self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());

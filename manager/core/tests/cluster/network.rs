@@ -1,17 +1,18 @@
 //! Subnets, addresses, ports, and what nodes are told of them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use orch_manager_core::{bootstrap, control};
 use orch_model::{
-    Annotations, NetworkId, ObjectId,
+    Annotations, NetworkId, Object, ObjectId,
     assignment::{Assignment, AssignmentKey},
+    change::Change,
     cluster::ClusterSpec,
     network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
     node::features::PUBLISH_OPTIONS,
     service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceSpec, WEIGHT_LABEL},
-    task::TaskState,
+    task::{Task, TaskState, TaskStatus},
 };
 
 use crate::sim::{Sim, port, secs, web};
@@ -147,6 +148,40 @@ fn a_freed_address_rests_before_it_is_used_again() {
         sim.fail("web.1");
     }
     assert_eq!(seen, ["10.0.1.3/24", "10.0.1.4/24", "10.0.1.5/24", "10.0.1.6/24"]);
+}
+
+#[test]
+fn what_becomes_of_another_task_does_not_bring_a_freed_address_back() {
+    let mut sim = Sim::new(1);
+    let id = network(&mut sim, "net", None).expect("accepted");
+    sim.create(on("web", 3, &id)).expect("accepted");
+    sim.run(secs(1));
+    let task = |sim: &Sim, slot: u64| {
+        let found = sim.state.tasks().find(|t| t.slot == slot && t.is_wanted());
+        found.map(|t| (**t).clone()).expect("a task")
+    };
+    let address = |sim: &Sim, slot: u64| task(sim, slot).networks[0].addresses[0].to_string();
+    assert_eq!([1, 2, 3].map(|slot| address(&sim, slot)), ["10.0.1.3/24", "10.0.1.4/24", "10.0.1.5/24"]);
+    // Each kind of change of the first task, while the second has just given its address back.
+    let changes: [fn(Task) -> Change; 2] = [
+        |task| {
+            let status = TaskStatus { message: "healthy".into(), ..task.status };
+            Change::TaskStatus { task: task.id, node: task.node.expect("a node"), status }
+        },
+        |mut task| {
+            task.desired_state = TaskState::Shutdown;
+            Change::Update(Object::Task(Arc::new(task)))
+        },
+    ];
+    let mut seen = Vec::new();
+    for change in changes {
+        sim.fail("web.2");
+        sim.commit_changes(vec![change(task(&sim, 1))]);
+        sim.run(secs(12));
+        seen.push(address(&sim, 2));
+    }
+    assert!(seen.iter().all(|address| address != "10.0.1.4/24"), "{seen:?}");
+    assert_eq!(seen[0], "10.0.1.6/24");
 }
 
 #[test]
