@@ -387,6 +387,7 @@ fn a_manager_without_its_log_joins_anew_and_harms_nobody() {
     };
     let before = restarts("n1");
     let _ = lab.command("kill", &["n2", "all"]).ok();
+    wait_managers(&lab, "n1", &["n1 Leader", "n2 Unreachable", "n3 Reachable"]);
     let hosts = lab.hosts();
     let n2 = hosts.iter().find(|host| host["name"] == "n2").unwrap_or_else(|| panic!("no n2: {hosts:?}"));
     let raft = std::path::Path::new(n2["data_dir"].as_str().expect("data_dir")).join("manager/raft");

@@ -26,7 +26,7 @@ use super::{
     leader_line::LeaderLine,
     log_store::LogStore,
     machine::StateMachine,
-    network::{Dial, Network},
+    network::{Dial, Network, Refusals},
     snapshot::SnapshotFolder,
     store::Store,
     types::{Applied, LogId, Member, Proposal, Raft, TypeConfig},
@@ -161,6 +161,7 @@ pub struct Consensus {
     clock: WallClock,
     line: Arc<LeaderLine>,
     leadership: watch::Receiver<Leadership>,
+    refusals: Refusals,
     /// Held while the membership is changed: what was checked must still hold when it is done.
     changing_members: Arc<tokio::sync::Mutex<()>>,
     compacting: Arc<tokio::sync::Mutex<()>>,
@@ -190,7 +191,14 @@ impl Consensus {
         let machine = StateMachine::new(Arc::clone(&store), folder);
         let Settings { raft_id, cluster, dial, clock, .. } = settings;
         let chunk_bytes = settings.compaction.chunk_bytes;
-        let network = Network { own_id: raft_id, cluster: cluster.clone(), dial: Arc::clone(&dial), chunk_bytes };
+        let refusals = Refusals::default();
+        let network = Network {
+            own_id: raft_id,
+            cluster: cluster.clone(),
+            dial: Arc::clone(&dial),
+            chunk_bytes,
+            refusals: refusals.clone(),
+        };
         let config = config(&cluster, settings.compaction).map_err(|e| failed(&e))?;
         let raft = Raft::new(raft_id, config, network, log, machine).await.map_err(|e| failed(&e))?;
         let alone = raft.voter_ids().eq([raft_id]);
@@ -209,6 +217,7 @@ impl Consensus {
             clock,
             line: Arc::new(LeaderLine::new(dial)),
             leadership,
+            refusals,
             changing_members: Arc::default(),
             compacting: Arc::default(),
             disk,
@@ -439,19 +448,22 @@ impl Consensus {
         Ok(())
     }
 
-    /// The voters, and those of them that answered this leader lately (itself included).
+    /// The voters, and those of them that this leader can count on (itself included): they answered lately, and a change
+    /// of the members that has not ended is not about them.
     #[must_use]
     pub fn voters(&self) -> (BTreeSet<u64>, BTreeSet<u64>) {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let voters: BTreeSet<u64> = metrics.membership_config.membership().voter_ids().collect();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let mut reachable = BTreeSet::from([self.raft_id]);
         for (id, answered) in metrics.heartbeat.iter().flatten() {
             if answered.as_ref().is_some_and(|at| at.elapsed() < REACHABLE_WITHIN) {
                 reachable.insert(*id);
             }
         }
-        reachable.retain(|id| voters.contains(id));
+        let is_settled = |id: &u64| membership.get_joint_config().iter().all(|voters| voters.contains(id));
+        reachable.retain(|id| is_settled(id) && !self.refusals.contains(*id));
         (voters, reachable)
     }
 

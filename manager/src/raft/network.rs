@@ -3,7 +3,12 @@
 //! Every call has a time limit, and the connections probe their peer: without both, a manager that vanished without a
 //! word would hold up replication for ever.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    future::Future,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use futures::{StreamExt, future::BoxFuture, stream};
 use openraft::{
@@ -92,12 +97,38 @@ pub(super) fn addressed<T>(target: u64, message: T) -> tonic::Request<T> {
     request
 }
 
+/// The managers that refused the last word of this one, or could not be given it: known before the time is up after which
+/// a silent one counts as gone. A dead process refuses connections, a locked manager or one that lost its log says so.
+#[derive(Clone, Default)]
+pub(super) struct Refusals(Arc<RwLock<BTreeSet<u64>>>);
+
+impl Refusals {
+    pub(super) fn contains(&self, raft_id: u64) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&raft_id)
+    }
+
+    /// What came of a message. Silence is none: it may be a slow network.
+    fn note<T>(&self, raft_id: u64, outcome: &Result<T, RpcError>) {
+        let refused = match outcome {
+            Ok(_) => false,
+            Err(RPCError::Unreachable(_)) => true,
+            Err(_) => return,
+        };
+        if self.contains(raft_id) == refused {
+            return;
+        }
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let _ = if refused { all.insert(raft_id) } else { all.remove(&raft_id) };
+    }
+}
+
 /// Makes the connections of this manager.
 pub(crate) struct Network {
     pub(crate) own_id: u64,
     pub(crate) cluster: ClusterId,
     pub(crate) dial: Arc<dyn Dial>,
     pub(crate) chunk_bytes: usize,
+    pub(super) refusals: Refusals,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -111,6 +142,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
             cluster: self.cluster.clone(),
             dial: Arc::clone(&self.dial),
             chunk_bytes: self.chunk_bytes,
+            refusals: self.refusals.clone(),
             client: None,
         }
     }
@@ -124,6 +156,7 @@ pub(crate) struct Peer {
     cluster: ClusterId,
     dial: Arc<dyn Dial>,
     chunk_bytes: usize,
+    refusals: Refusals,
     client: Option<RaftClient<Link>>,
 }
 
@@ -184,6 +217,16 @@ impl Peer {
         })
     }
 
+    async fn append(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        limit: Duration,
+    ) -> Result<wire::AppendEntriesResponse, RpcError> {
+        let mut client = self.client().await?;
+        let message = self.addressed(convert::append_request(&request, request.entries.len()));
+        self.call(RPCTypes::AppendEntries, limit, client.append_entries(message)).await
+    }
+
     async fn ask_vote(
         &mut self,
         request: VoteRequest<TypeConfig>,
@@ -205,11 +248,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        let mut client = self.client().await?;
         let limit = if request.entries.is_empty() { option.hard_ttl().max(VOTE_LIMIT) } else { APPEND_LIMIT };
-        let message = self.addressed(convert::append_request(&request, request.entries.len()));
-        let response = self.call(RPCTypes::AppendEntries, limit, client.append_entries(message)).await?;
-        convert::append_response_from(response).map_err(|e| RPCError::Network(NetworkError::new(&e)))
+        let appended = self.append(request, limit).await;
+        self.refusals.note(self.target, &appended);
+        convert::append_response_from(appended?).map_err(|e| RPCError::Network(NetworkError::new(&e)))
     }
 
     async fn vote(
@@ -301,6 +343,24 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+
+    #[test]
+    fn who_refused_counts_until_it_answers_and_silence_changes_nothing() {
+        let refusals = Refusals::default();
+        let timeout = Duration::from_secs(1);
+        let silence = || Err(RPCError::Timeout(Timeout { action: RPCTypes::AppendEntries, id: 1, target: 2, timeout }));
+        let refusal = || Err(status_error(&Status::failed_precondition("locked")));
+        let after = |outcome: Result<(), RpcError>| {
+            refusals.note(2, &outcome);
+            assert!(!refusals.contains(3));
+            refusals.contains(2)
+        };
+        assert!(!after(silence()));
+        assert!(after(refusal()));
+        assert!(after(silence()));
+        assert!(!after(Ok(())));
+        assert!(!after(silence()));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_snapshot_that_stalls_is_given_up_before_one_that_is_installed() {
