@@ -19,11 +19,20 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Works for as long as the reign.
 pub(crate) async fn reconcile(reign: Arc<Reign>) {
     let mut changes = reign.consensus().store().changes();
+    // Nothing is to be done as long as these are the same.
+    let mut settled = None;
     loop {
         changes.mark_unchanged();
         let step = {
             let view = reign.consensus().store().view();
-            next_step(&view.state, &reign.consensus().seats())
+            let now = (view.state.nodes_mark(), reign.consensus().seats());
+            if settled.as_ref() == Some(&now) {
+                None
+            } else {
+                let step = next_step(&view.state, &now.1);
+                settled = step.is_none().then_some(now);
+                step
+            }
         };
         let Some(step) = step else {
             if reign.consensus().is_between_members() {

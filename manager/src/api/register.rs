@@ -9,7 +9,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use orch_manager_core::roles::{Standing, standing};
+use orch_manager_core::{
+    roles::{Standing, standing},
+    state::NodesMark,
+};
 use orch_model::{NodeId, Timestamp, node::NodeRole};
 use orch_proto::{tls::PeerIdentity, transport::Connections};
 use tokio::time::sleep;
@@ -18,6 +21,8 @@ use crate::raft::Consensus;
 
 /// How often connections are looked at. One that is bad twice in a row is cut: a node gets the answer to its own leaving.
 const PERIOD: Duration = Duration::from_secs(1);
+/// While no node has changed, who is in may stay; who came in since is looked at this often. Calls are checked each by itself.
+const PERIODS_AT_REST: u32 = 10;
 
 /// Knows the cluster's nodes.
 #[derive(Clone)]
@@ -52,8 +57,15 @@ impl Register {
     /// Cuts the connections of nodes that were removed or demoted, for as long as the manager runs.
     pub async fn show_out(self, connections: Connections) -> Infallible {
         let mut noticed = HashSet::new();
+        let (mut seen, mut at_rest) = (NodesMark::default(), 0);
         loop {
             sleep(PERIOD).await;
+            let now = self.consensus.store().view().state.nodes_mark();
+            at_rest += 1;
+            if now == seen && noticed.is_empty() && at_rest < PERIODS_AT_REST {
+                continue;
+            }
+            (seen, at_rest) = (now, 0);
             let mut bad = HashSet::new();
             connections.retain(|peer| {
                 if self.standing(peer) == Standing::Good {

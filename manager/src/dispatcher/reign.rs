@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orch_manager_core::liveness::{Cause, DEAF_MESSAGE, Ring};
+use orch_manager_core::liveness::Cause;
 use orch_model::{
     NodeId, Object, ObjectId,
     change::Change,
@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     assigner::{Assigner, AssignerHandle},
     guide::{self, Guide},
-    sessions::Sessions,
+    sessions::{Finding, Sessions},
 };
 use crate::{
     raft::{Committed, Consensus, ProposeError, Proposer},
@@ -187,10 +187,11 @@ impl Reign {
         let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { return };
         let (now, guide) = (self.proposer.now(), self.guide.borrow().clone());
         self.sessions.ask_suspects(&guide.ring, period);
-        for node in view.state.nodes().filter(|node| node.status.state != NodeState::Down) {
-            match self.sessions.verdict(&node.id, &guide.ring, now.since(node.status.since), period) {
-                Some(cause) => self.declare_down(&node.id, cause).await,
-                None => self.note_hearing(node, &guide.ring, period).await,
+        let nodes = view.state.nodes().filter(|node| node.status.state != NodeState::Down);
+        for (node, finding) in self.sessions.review(nodes, &guide.ring, period, now) {
+            match finding {
+                Finding::Down(cause) => self.declare_down(&node, cause).await,
+                Finding::Hearing(message) => self.note_hearing(&node, message).await,
             }
         }
     }
@@ -216,21 +217,17 @@ impl Reign {
         }
     }
 
-    /// Keeps the node's status at whether gossip reaches it.
-    async fn note_hearing(&self, node: &Node, ring: &Ring, period: Duration) {
-        let message = if self.sessions.is_deaf(&node.id, ring, period) { DEAF_MESSAGE } else { "" };
-        if node.status.state != NodeState::Ready || node.status.message == message {
-            return;
-        }
-        let edited = self.edit_node(&node.id, |node| {
+    /// Puts into the node's status whether gossip reaches it.
+    async fn note_hearing(&self, id: &NodeId, message: &'static str) {
+        let edited = self.edit_node(id, |node| {
             if node.status.state == NodeState::Ready {
                 message.clone_into(&mut node.status.message);
             }
         });
         match edited.await {
-            Ok(_) if message.is_empty() => tracing::info!(node = %node.id, "gossip reaches this node again"),
-            Ok(_) => tracing::warn!(node = %node.id, "{message}"),
-            Err(error) => tracing::debug!(node = %node.id, %error, "cannot note whether gossip reaches a node"),
+            Ok(_) if message.is_empty() => tracing::info!(node = %id, "gossip reaches this node again"),
+            Ok(_) => tracing::warn!(node = %id, "{message}"),
+            Err(error) => tracing::debug!(node = %id, %error, "cannot note whether gossip reaches a node"),
         }
     }
 }

@@ -6,8 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orch_manager_core::liveness::{Cause, Liveness, Ring};
-use orch_model::{NodeId, SessionId};
+use orch_manager_core::liveness::{Cause, DEAF_MESSAGE, Liveness, Ring};
+use orch_model::{
+    NodeId, SessionId, Timestamp,
+    node::{Node, NodeState},
+};
 use orch_proto::wire::StreamAnnouncement;
 use tokio::sync::{Notify, mpsc};
 
@@ -30,6 +33,14 @@ struct Session {
     id: SessionId,
     announcements: mpsc::Sender<StreamAnnouncement>,
     calls: Calls,
+}
+
+/// What is to be noted of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Finding {
+    Down(Cause),
+    /// What a ready node's status is to say of whether gossip reaches it.
+    Hearing(&'static str),
 }
 
 /// What wakes a session's stream up.
@@ -130,15 +141,25 @@ impl Sessions {
         self.lock().liveness.forgive(stall, now);
     }
 
-    /// Why a node that should be there counts as down; see [`Liveness::verdict`].
-    pub(super) fn verdict(&self, node: &NodeId, ring: &Ring, known_for: Duration, period: Duration) -> Option<Cause> {
-        let now = self.now();
-        self.lock().liveness.verdict(node, ring, known_for, period, now)
-    }
-
-    pub(super) fn is_deaf(&self, node: &NodeId, ring: &Ring, period: Duration) -> bool {
-        let now = self.now();
-        self.lock().liveness.is_deaf(node, ring, period, now)
+    /// What is to be noted of which of these nodes, that are not down.
+    pub(super) fn review<'a>(
+        &self,
+        nodes: impl Iterator<Item = &'a Arc<Node>>,
+        ring: &Ring,
+        period: Duration,
+        now: Timestamp,
+    ) -> Vec<(NodeId, Finding)> {
+        let elapsed = self.now();
+        let liveness = &self.lock().liveness;
+        let finding = |node: &Node| {
+            if let Some(cause) = liveness.verdict(&node.id, ring, now.since(node.status.since), period, elapsed) {
+                return Some(Finding::Down(cause));
+            }
+            let message = if liveness.is_deaf(&node.id, ring, period, elapsed) { DEAF_MESSAGE } else { "" };
+            let is_news = node.status.state == NodeState::Ready && node.status.message != message;
+            is_news.then_some(Finding::Hearing(message))
+        };
+        nodes.filter_map(|node| finding(node).map(|finding| (node.id.clone(), finding))).collect()
     }
 
     fn now(&self) -> Duration {
@@ -152,6 +173,13 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use orch_model::{
+        Annotations, Meta,
+        node::{Availability, NodeDescription, NodeRole, NodeSpec, NodeStatus},
+    };
+
     use super::*;
 
     #[test]
@@ -168,8 +196,53 @@ mod tests {
         sessions.close(&node, &second);
         assert!(!sessions.announce(&node, StreamAnnouncement::default()));
         assert!(!sessions.heard(&node, second.as_str()));
-        let verdict = |period| sessions.verdict(&node, &Ring::default(), Duration::from_secs(3600), period);
-        assert_eq!(verdict(Duration::from_secs(5)), None, "a broken stream is not yet silence");
-        assert_eq!(verdict(Duration::ZERO), Some(Cause::MissedHeartbeats), "when it was last heard stays known");
+        let node = Arc::new(ready(node));
+        let found = |period, at_ms: u64| {
+            let now = Timestamp::from_unix_ms(at_ms);
+            sessions.review([&node].into_iter(), &Ring::default(), period, now)
+        };
+        assert_eq!(found(Duration::from_secs(5), 3_600_000), [], "a broken stream is not yet silence");
+        let down = [(node.id.clone(), Finding::Down(Cause::MissedHeartbeats))];
+        assert_eq!(found(Duration::ZERO, 3_600_000), down, "when it was last heard stays known");
+    }
+
+    #[test]
+    fn what_a_status_says_of_gossip_is_news_only_while_it_is_not_so() {
+        let sessions = Sessions::new();
+        let mut node = ready(NodeId::from_random(1));
+        let _session = sessions.open(node.id.clone(), SessionId::from_random(2));
+        let mut found = |message: &str, state| {
+            (node.status.message, node.status.state) = (message.to_owned(), state);
+            let node = Arc::new(node.clone());
+            let now = Timestamp::from_unix_ms(1000);
+            sessions.review([&node].into_iter(), &Ring::default(), Duration::from_secs(5), now).pop()
+        };
+        assert_eq!(found("", NodeState::Ready), None);
+        assert_eq!(found(DEAF_MESSAGE, NodeState::Ready).map(|(_, finding)| finding), Some(Finding::Hearing("")));
+        assert_eq!(found(DEAF_MESSAGE, NodeState::Unknown), None, "only what is ready has such a message");
+    }
+
+    fn ready(id: NodeId) -> Node {
+        Node {
+            id,
+            meta: Meta::default(),
+            spec: NodeSpec {
+                annotations: Annotations::default(),
+                role: NodeRole::Worker,
+                availability: Availability::Active,
+            },
+            role: NodeRole::Worker,
+            description: NodeDescription::default(),
+            status: NodeStatus {
+                state: NodeState::Ready,
+                message: String::new(),
+                addr: None,
+                since: Timestamp::default(),
+            },
+            manager: None,
+            index: 0,
+            attachments: BTreeMap::new(),
+            certificates: None,
+        }
     }
 }

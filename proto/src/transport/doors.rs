@@ -69,6 +69,7 @@ pub fn tls_doors(
         newcomers: Arc::new(Mutex::new(Pace::new(NEWCOMERS))),
         handshakes: Seats::new(HANDSHAKES),
         nodes: Seats::new(NODE_CONNECTIONS),
+        first_expiry: Arc::default(),
         strangers: Seats::new(STRANGERS),
         identity,
     };
@@ -238,19 +239,35 @@ struct Doors {
     newcomers: Arc<Mutex<Pace<Owner>>>,
     handshakes: Seats<Owner>,
     nodes: Seats<Owner, Arc<Shown>>,
+    /// When the first certificate of those that are in expires, at the earliest.
+    first_expiry: Arc<Mutex<Option<SystemTime>>>,
     strangers: Seats<Owner>,
     identity: SharedIdentity,
 }
 
 impl Doors {
+    fn first_expiry(&self) -> MutexGuard<'_, Option<SystemTime>> {
+        self.first_expiry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_expiry(&self, not_after: SystemTime) {
+        let mut first = self.first_expiry();
+        *first = Some(first.map_or(not_after, |first| first.min(not_after)));
+    }
+
     fn newcomers(&self) -> MutexGuard<'_, Pace<Owner>> {
         self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cut_expired(&self, now: SystemTime) {
+        if self.first_expiry().take_if(|first| *first < now).is_none() {
+            return;
+        }
         self.nodes.retain(|shown| {
             let is_valid = now <= shown.not_after;
-            if !is_valid {
+            if is_valid {
+                self.note_expiry(shown.not_after);
+            } else {
                 tracing::info!(node = %shown.peer.node_id, "cut a connection whose certificate has expired");
             }
             is_valid
@@ -333,8 +350,10 @@ async fn handshake(
     let peer = PeerIdentity::from_certificate(leaf).map_err(io::Error::other)?;
     doors.newcomers().forgive(&Owner::address(remote_addr));
     let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    let shown = Shown { peer: peer.clone(), not_after: tls::not_after(leaf), chain };
-    let seat = doors.nodes.take(Owner::Node(peer.node_id.to_string()), Arc::new(shown));
+    let shown = Arc::new(Shown { peer: peer.clone(), not_after: tls::not_after(leaf), chain });
+    let seat = doors.nodes.take(Owner::Node(peer.node_id.to_string()), Arc::clone(&shown));
+    // After it has the seat: who looks meanwhile sees one or the other.
+    doors.note_expiry(shown.not_after);
     if !Arc::ptr_eq(&doors.identity.current(), &configured.from) {
         // The roots may have changed during the handshake, before this one had a seat to lose.
         let doors = doors.clone();
