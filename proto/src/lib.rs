@@ -9,6 +9,7 @@ pub mod conv;
 pub mod gossip;
 pub mod metrics;
 pub mod paths;
+pub mod pings;
 pub mod report;
 pub mod tls;
 pub mod transport;

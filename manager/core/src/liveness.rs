@@ -195,6 +195,11 @@ impl Liveness {
         known.unreachable = unreachable;
     }
 
+    /// The nodes that somebody cannot reach: what can be down before its grace time is among them.
+    pub fn suspects(&self) -> impl Iterator<Item = &NodeId> {
+        self.accused.keys()
+    }
+
     /// Connected nodes that are out of most others' sight and were not heard lately: they are to give a sign of life now,
     /// not when their time comes. Each is named once per [`ANSWER_TIME`].
     pub fn to_ask(&mut self, ring: &Ring, heartbeat: Duration, now: Duration) -> Vec<NodeId> {

@@ -26,8 +26,10 @@ use crate::{
     streams::StreamHub,
 };
 
-/// How often silent nodes are looked for.
+/// How often it is looked at the nodes that somebody cannot reach.
 const SWEEP: Duration = Duration::from_millis(200);
+/// How often at all of them, or as often as nodes are to give a sign of life: grace times are long.
+const FULL_SWEEP: Duration = Duration::from_secs(1);
 /// A sweep that comes later than this says that the manager stood still.
 const LATE: Duration = Duration::from_millis(500);
 /// Tries of a change that others keep getting in the way of.
@@ -170,6 +172,7 @@ impl Reign {
     }
 
     async fn watch_nodes(&self) {
+        let mut looked_at_all = Instant::now();
         loop {
             let before = Instant::now();
             sleep(SWEEP).await;
@@ -178,16 +181,23 @@ impl Reign {
                 tracing::warn!(late_ms = late.as_millis(), "this manager stood still; nodes are given that time");
                 self.sessions.forgive(late);
             }
-            self.sweep().await;
+            let view = self.consensus.store().view();
+            let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { continue };
+            let nodes: Vec<_> = if looked_at_all.elapsed() >= FULL_SWEEP.min(period) {
+                looked_at_all = Instant::now();
+                view.state.nodes().cloned().collect()
+            } else {
+                self.sessions.suspects().iter().filter_map(|node| view.state.node(node).cloned()).collect()
+            };
+            drop(view);
+            self.sweep(&nodes, period).await;
         }
     }
 
-    async fn sweep(&self) {
-        let view = self.consensus.store().view();
-        let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { return };
+    async fn sweep(&self, nodes: &[Arc<Node>], period: Duration) {
         let (now, guide) = (self.proposer.now(), self.guide.borrow().clone());
         self.sessions.ask_suspects(&guide.ring, period);
-        let nodes = view.state.nodes().filter(|node| node.status.state != NodeState::Down);
+        let nodes = nodes.iter().filter(|node| node.status.state != NodeState::Down);
         for (node, finding) in self.sessions.review(nodes, &guide.ring, period, now) {
             match finding {
                 Finding::Down(cause) => self.declare_down(&node, cause).await,

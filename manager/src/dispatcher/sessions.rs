@@ -118,6 +118,11 @@ impl Sessions {
         inner.liveness.forget(node);
     }
 
+    /// The nodes that somebody cannot reach.
+    pub(super) fn suspects(&self) -> Vec<NodeId> {
+        self.lock().liveness.suspects().cloned().collect()
+    }
+
     /// Asks nodes that may be down for a sign of life.
     pub(super) fn ask_suspects(&self, ring: &Ring, period: Duration) {
         let now = self.now();

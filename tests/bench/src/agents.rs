@@ -6,13 +6,14 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
 use futures::{SinkExt, channel::mpsc, future::try_join_all};
 use orch_model::node::NodeRole;
 use orch_proto::{
+    pings::until_ping,
     tls::Identity,
     transport,
     wire::{self, dispatcher_client::DispatcherClient},
@@ -131,7 +132,8 @@ async fn ping(mut client: DispatcherClient<Channel>, mut session_id: String) -> 
         pings.send(wire::Ping { session_id: std::mem::take(&mut session_id), view }).await?;
         let pong = pongs.message().await?.context("the pings ended")?;
         let jitter = rand::rng().random_range(0.9..1.0);
-        sleep(Duration::from_millis(pong.period_ms).mul_f64(jitter)).await;
+        let after = Duration::from_millis(pong.period_ms).mul_f64(jitter);
+        sleep(until_ping(SystemTime::now(), after)).await;
     }
 }
 

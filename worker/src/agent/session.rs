@@ -10,12 +10,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use orch_model::{Object, node::NodeRole};
 use orch_proto::{
     conv::{FromProto, ToProto},
+    pings::until_ping,
     tls::Identity,
     transport::{TransportError, shared_channel},
     wire::{
@@ -411,11 +412,12 @@ async fn ping(
         let pong = timeout(PONG_LIMIT, pongs.message()).await??.ok_or(SessionError::Ended)?;
         pings_suffice.store(pong.period_ms > 0, Ordering::Relaxed);
         let every = if pong.period_ms == 0 { PING_PERIOD } else { Duration::from_millis(pong.period_ms) };
+        let wait = until_ping(SystemTime::now(), jittered(every, 0.9..1.0));
         tokio::select! {
             // The sender lives as long as the agent.
             _ = view.changed() => {}
             () = agent.gossip.asked_for_ping() => {}
-            () = sleep(jittered(every, 0.9..1.0)) => {}
+            () = sleep(wait) => {}
         }
     }
 }
