@@ -4,6 +4,7 @@
 //! what the others wait for is what the manager does, not what its attacker does.
 
 use std::{
+    collections::VecDeque,
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
@@ -329,12 +330,16 @@ fn watches(socket: &Path) {
 }
 
 fn local_connections(socket: &Path) {
-    let mut open = Vec::new();
-    for _ in 0..4000 {
+    let mut open = VecDeque::new();
+    let start = Instant::now();
+    while start.elapsed() < ATTACK {
         let Ok(mut stream) = UnixStream::connect(socket) else { continue };
         // Those that were hung up on refuse this.
         let _ = stream.write_all(&[raw::PREFACE, &raw::frame(raw::SETTINGS, 0, 0, &[])].concat());
-        open.push(stream);
+        open.push_back(stream);
+        if open.len() > 4000 {
+            open.pop_front();
+        }
     }
     // Whoever is patient is served again, although all the others are still open.
     let deadline = Instant::now() + ANSWER_LIMIT;

@@ -39,7 +39,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// New connections of one address that have not shown a certificate. One that does is forgotten here.
 const NEWCOMERS: Rate = Rate { burst: 512, per_second: 256 };
 /// After [`REFUSED_AT_ONCE`] of them.
-const BREATH: Duration = Duration::from_millis(1);
+const BREATH: Duration = Duration::from_millis(2);
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
 /// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
