@@ -60,6 +60,22 @@ impl Gossip {
         self.out_of_sight().contains(&ip)
     }
 
+    /// Returns when the node that has `addr` goes out of sight. Whoever waits has just heard of it: what gossip still says
+    /// of before (it had no power, or this node no network) must not count.
+    pub(super) async fn goes_out_of_sight(&self, addr: &str) {
+        let mut view = self.view.subscribe();
+        let mut was_seen = false;
+        loop {
+            let is_gone = self.is_out_of_sight(addr);
+            if is_gone && was_seen {
+                return;
+            }
+            was_seen |= !is_gone;
+            // The sender is here.
+            let _ = view.changed().await;
+        }
+    }
+
     fn out_of_sight(&self) -> BTreeSet<IpAddr> {
         let (config, view) = (self.config.borrow(), self.view.borrow());
         let lost = config.peers.iter().filter(|peer| view.unreachable.contains(&peer.node_id));
@@ -110,5 +126,25 @@ mod tests {
         gossip.view.send_replace(GossipView { unreachable: vec!["a".into(), "b".into()], deaf: false });
         assert!(gossip.is_out_of_sight("192.0.2.1:2377") && gossip.is_out_of_sight("[2001:db8::1]:2377"));
         assert!(!gossip.is_out_of_sight("192.0.2.3:2377") && !gossip.is_out_of_sight("nonsense"));
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_was_just_heard_is_lost_only_by_what_is_said_from_then_on() {
+        let gossip = Gossip::default();
+        let peers = vec![GossipPeer { node_id: "a".into(), addr: "192.0.2.1".into() }];
+        gossip.set_config(GossipConfig { peers, ..GossipConfig::default() });
+        let say = |unreachable: &[&str]| {
+            let unreachable = unreachable.iter().map(|id| (*id).to_owned()).collect();
+            gossip.view.send_replace(GossipView { unreachable, deaf: false });
+        };
+        say(&["a"]);
+        let mut lost = std::pin::pin!(gossip.goes_out_of_sight("192.0.2.1:2377"));
+        assert!(futures::poll!(&mut lost).is_pending(), "what was said before it was heard");
+        say(&["a", "b"]);
+        assert!(futures::poll!(&mut lost).is_pending(), "said again of the same");
+        say(&[]);
+        assert!(futures::poll!(&mut lost).is_pending());
+        say(&["a"]);
+        assert!(futures::poll!(&mut lost).is_ready());
     }
 }

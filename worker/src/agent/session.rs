@@ -48,6 +48,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
 const MIN_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// While managers answer, if only that another leads or none does: it is a matter of an election.
+const MAX_PAUSE_ANSWERED: Duration = Duration::from_secs(2);
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 /// A sign of life for a leader that does not say how often it wants one.
 const PING_PERIOD: Duration = Duration::from_secs(1);
@@ -190,11 +192,12 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         // Other managers name a leader that died for as long as they have not elected the next.
         let is_silent =
             |leader: &str| silent.as_ref().is_some_and(|(who, at)| who == leader && at.elapsed() < SILENT_FOR);
-        hint = match error {
+        hint = match &error {
             // The same manager, at once.
             SessionError::Renewed => Some(addr.clone()),
             _ => error.leader_hint().filter(|leader| *leader != addr && !is_silent(leader)),
         };
+        let is_answered = matches!(error, SessionError::Refused(_));
         if opened {
             pause = MIN_PAUSE;
             order.clear();
@@ -205,7 +208,7 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
         // Jitter: a restarted leader must not meet all nodes at once.
         let wait = if hint.is_some() { MIN_PAUSE } else { pause };
         sleep(jittered(wait, 0.5..1.5)).await;
-        pause = (pause * 2).min(MAX_PAUSE);
+        pause = (pause * 2).min(if is_answered { MAX_PAUSE_ANSWERED } else { MAX_PAUSE });
     }
 }
 
@@ -424,10 +427,7 @@ async fn ping(
 
 /// Gossip knows earlier than any time limit that the manager's node is gone.
 async fn lose_sight(agent: &Arc<Agent>, addr: &str) -> Result<Infallible, SessionError> {
-    let mut view = agent.gossip.view();
-    while !agent.gossip.is_out_of_sight(addr) {
-        view.changed().await.map_err(|_| SessionError::Ended)?;
-    }
+    agent.gossip.goes_out_of_sight(addr).await;
     Err(SessionError::OutOfSight)
 }
 
