@@ -231,7 +231,7 @@ impl Found<'_> {
         let (ipv6, internal, created) = match self {
             Self::OfCluster(network) => (network.spec.ipv6, network.spec.internal, network.meta.created_at),
             Self::OfNode(network) => {
-                (false, network.internal, orch_model::Timestamp::from_unix_ms(network.created_at_ms))
+                (network.ipv6, network.internal, orch_model::Timestamp::from_unix_ms(network.created_at_ms))
             }
         };
         row([
