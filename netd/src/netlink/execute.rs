@@ -13,6 +13,7 @@ use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
+        address::{AddressAttribute, AddressFlags},
         link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
@@ -78,7 +79,12 @@ impl Session {
                 gone(here.link().del(index).execute().await)
             }
             NetOp::AddAddress(link, addr) => {
-                let add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
+                let mut add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
+                if addr.is_ipv6() {
+                    // Nobody else has it, as managers give each once: without asking around for a second or two the
+                    // container can use it from its start.
+                    add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+                }
                 exists(add.execute().await)
             }
             NetOp::DeleteAddress(link, addr) => {
