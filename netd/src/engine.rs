@@ -38,6 +38,7 @@ use crate::{
     counts::Counts,
     dns::{self, Resolvers},
     engine::apply::Applied,
+    entry::Entries,
     memory,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
@@ -119,6 +120,7 @@ pub(crate) struct Engine {
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
     standings: Standings,
+    entries: Entries,
     /// Nodes that gossip takes for dead, and when that was said last.
     suspects: BTreeSet<NodeId>,
     suspected: Instant,
@@ -163,6 +165,7 @@ impl Engine {
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
             standings: Standings::new(),
+            entries: Entries::default(),
             suspects: BTreeSet::new(),
             suspected: Instant::now(),
             problems: BTreeMap::new(),

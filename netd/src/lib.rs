@@ -11,6 +11,7 @@ mod conntrack;
 mod counts;
 mod dns;
 mod engine;
+mod entry;
 mod firewall;
 mod memory;
 mod metrics;
