@@ -430,7 +430,7 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> EngineError {
     move |source| EngineError::Io { what, source }
 }
 
-fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
+pub(crate) fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
     let node = if desired.node_id.is_empty() { None } else { Some(FromProto::from_proto(desired.node_id)?) };
     let items = Vec::<Assignment>::from_proto(desired.items)?;
     Ok(Desired::new(node, items))

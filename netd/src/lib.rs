@@ -13,6 +13,8 @@ mod dns;
 mod engine;
 mod entry;
 mod firewall;
+#[cfg(test)]
+mod fuzz;
 mod memory;
 mod metrics;
 mod netlink;
