@@ -21,7 +21,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Namespaces, Session, io_error, protocol};
+use super::{Namespaces, Session, io_error, observe::has_nothing_to_set, protocol};
 use crate::{nfnetlink::Socket, nft};
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
@@ -49,7 +49,7 @@ impl Session {
         for op in ops.iter().filter(|op| !(together && deleted_link(op).is_some())) {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
-                NetOp::SetSysctl { path, value } => fs::write(format!("/proc/sys/{path}"), value),
+                NetOp::SetSysctl { path, value } => set_sysctl(path, value),
                 _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
             };
             if let Err(error) = result {
@@ -142,6 +142,13 @@ impl Session {
             }
         };
         handle.link().add(message).execute().await.map_err(io_error)
+    }
+}
+
+fn set_sysctl(path: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/{path}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && has_nothing_to_set(path) => Ok(()),
+        result => result,
     }
 }
 
