@@ -20,7 +20,8 @@ use std::{
 use nix::{
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, listen, setsockopt, socket, sockopt,
+        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn6, bind, listen, setsockopt, socket,
+        sockopt,
     },
 };
 use orch_model::service::Protocol;

@@ -375,8 +375,14 @@ fn a_network_of_both_families(lab: &Lab) {
         assert!(names.iter().any(|known| known.starts_with(name)), "{address}: {names:?}");
     }
     let seven = on_n1("seven");
-    assert!(eventually("it knows itself", || lab.orch(&["exec", &seven, "nslookup", "seven"]).result()).contains("fd00:8::"));
-    assert!(fetch(&seven, vip).is_err() && fetch(&seven, tasks.first().expect("a task")).is_err(), "from another network");
+    assert!(
+        eventually("it knows itself", || lab.orch(&["exec", &seven, "nslookup", "seven"]).result())
+            .contains("fd00:8::")
+    );
+    assert!(
+        fetch(&seven, vip).is_err() && fetch(&seven, tasks.first().expect("a task")).is_err(),
+        "from another network"
+    );
     let _ = lab.orch(&["service", "rm", "six", "seven"]).ok();
 }
 

@@ -238,7 +238,9 @@ fn questions_and_connections_are_counted() {
     told(&lab, 1, "orch_service_dns_queries_total{service=\"asker\"}", |count| count == "3");
     told(&lab, 1, "orch_dns_queries_total", |count| count == "3");
     // At the node that was asked, whoever answered.
-    told(&lab, 3, "orch_published_connections_total{service=\"\",protocol=\"tcp\",port=\"8080\"}", |count| count == "5");
+    told(&lab, 3, "orch_published_connections_total{service=\"\",protocol=\"tcp\",port=\"8080\"}", |count| {
+        count == "5"
+    });
     for node in [1, 2] {
         assert!(!metrics(&lab, node).contains("orch_published_connections_total{"), "node {node} was not asked");
     }
@@ -258,8 +260,14 @@ fn the_daemons_socket_is_its_owners_alone() {
     let as_nobody = command(
         &lab.host(1),
         "setpriv",
-        &["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c",
-          &format!("curl -s --max-time 5 --unix-socket {} http://netd/metrics || echo refused", socket.display())],
+        &[
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "sh",
+            "-c",
+            &format!("curl -s --max-time 5 --unix-socket {} http://netd/metrics || echo refused", socket.display()),
+        ],
     );
     assert_eq!(as_nobody, "refused\n");
 }

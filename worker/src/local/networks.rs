@@ -223,7 +223,10 @@ impl UserNetworks {
             stored.options.insert(CHOSEN.to_owned(), String::new());
         }
         self.store.save_user_network(&stored)?;
-        table.insert(id, Bridge { record: record.clone(), ipam, chosen, last: BTreeMap::new(), members: BTreeMap::new() });
+        table.insert(
+            id,
+            Bridge { record: record.clone(), ipam, chosen, last: BTreeMap::new(), members: BTreeMap::new() },
+        );
         Ok(record)
     }
 
@@ -429,7 +432,9 @@ fn usable(ipam: &IpamConfig) -> impl Iterator<Item = IpNetwork> + use<> {
         IpNetwork::V4(net) => Box::new(net.iter().map(IpAddr::V4)),
         IpNetwork::V6(net) => Box::new(net.iter().map(IpAddr::V6)),
     };
-    hosts.filter(move |address| !is_edge(subnet, *address)).filter_map(move |address| IpNetwork::new(address, prefix).ok())
+    hosts
+        .filter(move |address| !is_edge(subnet, *address))
+        .filter_map(move |address| IpNetwork::new(address, prefix).ok())
 }
 
 /// Whether it is nobody's: IPv6 has no broadcast address, but the first means any router.
