@@ -24,6 +24,20 @@ try:
 except socket.gaierror:
     found = set()
 print(' '.join(sorted(found)))";
+/// Which of the daemons' sockets are reached: by their files, by the process that the node would be, by any name without a file.
+const REACH: &str = "import socket
+paths = [root + '/run/orch/' + name + '.sock' for root in ('', '/proc/1/root', '/proc/self/root')
+         for name in ('netd', 'worker', 'manager', 'node')]
+listed = [line.split()[-1] for line in open('/proc/net/unix') if len(line.split()) > 7]
+paths += [name for name in listed if 'orch' in name] + ['\\0' + name[1:] for name in listed if name[0] == '@']
+reached = []
+for path in paths:
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        reached.append(path)
+    except OSError:
+        pass
+print(len(paths) >= 12, reached)";
 /// How many SRV records a name has, and the port in the first.
 const LOCATE: &str = "import socket, struct, sys
 name = b''.join(bytes([len(p)]) + p.encode() for p in sys.argv[1].split('.')) + b'\\0'
@@ -50,6 +64,7 @@ fn networks_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     what_others_change_is_put_back(&lab);
     datagrams_and_ports_of_one_node(&lab);
     published_ports_answer_ipv6_clients(&lab);
+    no_container_reaches_a_daemons_socket(&lab);
     an_internal_network_has_no_way_out(&lab);
     a_network_of_both_families(&lab);
     a_full_pool_is_told_and_heals(&lab);
@@ -312,6 +327,16 @@ fn published_ports_answer_ipv6_clients(lab: &Lab) {
         Err(error) if error.starts_with("exit code 7:") => Ok(()),
         other => Err(format!("{other:?}")),
     });
+}
+
+/// Not by any network, and not with the node's own.
+fn no_container_reaches_a_daemons_socket(lab: &Lab) {
+    for network in ["bridge", "host"] {
+        let said = lab.orch(&["run", "--rm", "--network", network, "hits", "python3", "-c", REACH]).ok();
+        assert_eq!(said, "True []\n", "with the network {network}");
+    }
+    let said = lab.orch(&["exec", &running(lab, "echo"), "python3", "-c", REACH]).ok();
+    assert_eq!(said, "True []\n", "a task of a service");
 }
 
 fn an_internal_network_has_no_way_out(lab: &Lab) {
