@@ -110,8 +110,6 @@ fn what_cannot_be_is_refused(lab: &Lab) {
         (&["-d", "macvlan", "x"], "no driver of Orch's networks"),
         (&["--ipam-driver", "mine", "x"], "the only one is"),
         (&["-d", "bridge", "--ingress", "x"], "for networks of the driver overlay"),
-        (&["-d", "bridge", "--subnet", "fd00:5::/64", "x"], "IPv6 has not been enabled"),
-        (&["--subnet", "fd00:5::/64", "x"], "IPv6 has not been enabled"),
         (&["-d", "bridge", "host"], "predefined host network"),
         (&["-d", "bridge", "shared"], "already exists in the cluster"),
         (&["-o", "com.docker.network.driver.mtu=9", "x"], "expected a number of bytes"),

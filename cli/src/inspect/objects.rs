@@ -115,7 +115,7 @@ pub(crate) fn network(network: &Network) -> Value {
         .always("Scope", "swarm")
         .always("Driver", network.spec.driver.as_str())
         .always("EnableIPv4", true)
-        .always("EnableIPv6", network.spec.ipv6)
+        .always("EnableIPv6", network.spec.has_ipv6())
         .always(
             "IPAM",
             json!({"Driver": "default", "Options": null, "Config": configs.iter().map(ipam).collect::<Value>()}),

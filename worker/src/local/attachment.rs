@@ -308,7 +308,8 @@ impl Locals {
 
     /// `orch network create -d bridge`.
     pub(crate) async fn create_network(&self, asked: LocalNetwork) -> Result<LocalNetwork, LocalError> {
-        if asked.ipv6 && !has_ipv6() {
+        let wants_v6 = asked.ipv6 || asked.ipam.iter().any(|ipam| ipam.subnet.contains(':'));
+        if wants_v6 && !has_ipv6() {
             return Err(NetworkError::NoV6.into());
         }
         let mut taken: Vec<(IpNetwork, String)> =

@@ -86,7 +86,7 @@ pub(crate) enum NetworkError {
     Overlap { subnet: IpNetwork, other: IpNetwork, whose: String },
     #[error("could not find an available, non-overlapping IPv4 address pool among the defaults: name a --subnet")]
     NoSubnet,
-    #[error("this node's kernel has no IPv6 (ipv6.disable=1?): leave --ipv6 out")]
+    #[error("this node's kernel has no IPv6 (ipv6.disable=1?): leave --ipv6 and IPv6 subnets out")]
     NoV6,
     #[error("a node can have {MAX_NETWORKS} networks of its own at most: remove some")]
     TooMany,
@@ -199,7 +199,7 @@ impl UserNetworks {
         };
         let wanted = Vec::<IpamConfig>::from_proto(asked.ipam.clone()).map_err(invalid)?;
         let chosen = !wanted.is_empty();
-        let mut ipam = checked(wanted, asked.ipv6, &taken)?;
+        let mut ipam = checked(wanted, &taken)?;
         if !ipam.iter().any(|ipam| ipam.subnet.is_ipv4()) {
             ipam.push(free_subnet(&taken).ok_or(NetworkError::NoSubnet)?);
         }
@@ -212,6 +212,7 @@ impl UserNetworks {
         let record = LocalNetwork {
             id: id.to_string(),
             driver: DRIVER_BRIDGE.to_owned(),
+            ipv6: ipam.iter().any(|ipam| ipam.subnet.is_ipv6()),
             ipam: ipam.to_proto(),
             created_at_ms: now_ms,
             predefined: false,
@@ -442,18 +443,11 @@ fn is_edge(subnet: IpNetwork, address: IpAddr) -> bool {
     address == subnet.network() || (address == subnet.broadcast() && subnet.is_ipv4())
 }
 
-fn checked(
-    wanted: Vec<IpamConfig>,
-    ipv6: bool,
-    taken: &[(IpNetwork, String)],
-) -> Result<Vec<IpamConfig>, NetworkError> {
+fn checked(wanted: Vec<IpamConfig>, taken: &[(IpNetwork, String)]) -> Result<Vec<IpamConfig>, NetworkError> {
     let mut checked: Vec<IpamConfig> = Vec::new();
     for ipam in wanted {
         let refuse = |why: String| NetworkError::Subnet { subnet: ipam.subnet.to_string(), why };
         let net = ipam.subnet;
-        if net.is_ipv6() && !ipv6 {
-            return Err(refuse("IPv6 has not been enabled for this network: add --ipv6".to_owned()));
-        }
         if net.network() != net.ip() {
             return Err(refuse(format!("host bits are set, write {}/{}", net.network(), net.prefix())));
         }
@@ -542,8 +536,7 @@ mod tests {
         let ipam =
             |text: &str| IpamConfig { subnet: text.parse().unwrap(), range: None, gateway: None, aux: BTreeMap::new() };
         let ipam = if subnet.is_empty() { vec![] } else { vec![ipam(subnet).to_proto()] };
-        let ipv6 = subnet.contains(':');
-        LocalNetwork { name: name.to_owned(), ipam, ipv6, ..LocalNetwork::default() }
+        LocalNetwork { name: name.to_owned(), ipam, ..LocalNetwork::default() }
     }
 
     fn create(networks: &UserNetworks, name: &str, subnet: &str) -> Result<LocalNetwork, NetworkError> {
@@ -619,9 +612,6 @@ mod tests {
         assert_eq!((subnets, made.ipv6), (vec!["172.30.0.0/16", "fd00:9::/64"], true));
         assert_eq!(made.ipam[1].gateway.as_deref(), Some("fd00:9::1"));
         assert!(create(&all, "again", "fd00:9::/80").unwrap_err().to_string().contains("overlaps"));
-        let without = LocalNetwork { ipv6: false, ..asked("without", "fd00:10::/64") };
-        let error = all.create(without, Taken(vec![]), 9, 1).unwrap_err().to_string();
-        assert!(error.contains("IPv6 has not been enabled"), "{error}");
         let (id, _) = all.find("own").unwrap();
         let join = |n: u128, wanted: &[&str]| {
             let wanted: Vec<IpAddr> = wanted.iter().map(|a| a.parse().unwrap()).collect();

@@ -41,9 +41,6 @@ pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
     }
     for (i, ipam) in spec.ipam.iter().enumerate() {
         check_ipam(ipam)?;
-        if ipam.subnet.is_ipv6() && !spec.ipv6 {
-            return Err(field("subnet", ipam.subnet, "IPv6 has not been enabled for this network: add --ipv6"));
-        }
         if let Some(other) = spec.ipam[..i].iter().find(|other| overlaps(other.subnet, ipam.subnet)) {
             return Err(field("subnet", ipam.subnet, format!("it overlaps the subnet {}", other.subnet)));
         }
