@@ -38,6 +38,7 @@ use crate::{
     counts::Counts,
     dns::{self, Resolvers},
     engine::apply::Applied,
+    entry::Entries,
     memory,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
@@ -119,6 +120,7 @@ pub(crate) struct Engine {
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
     standings: Standings,
+    entries: Entries,
     /// Nodes that gossip takes for dead, and when that was said last.
     suspects: BTreeSet<NodeId>,
     suspected: Instant,
@@ -163,6 +165,7 @@ impl Engine {
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
             standings: Standings::new(),
+            entries: Entries::default(),
             suspects: BTreeSet::new(),
             suspected: Instant::now(),
             problems: BTreeMap::new(),
@@ -427,7 +430,7 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> EngineError {
     move |source| EngineError::Io { what, source }
 }
 
-fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
+pub(crate) fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
     let node = if desired.node_id.is_empty() { None } else { Some(FromProto::from_proto(desired.node_id)?) };
     let items = Vec::<Assignment>::from_proto(desired.items)?;
     Ok(Desired::new(node, items))

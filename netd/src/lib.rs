@@ -3,7 +3,7 @@
 //! One engine owns all state and takes one step at a time (requests that wait meanwhile are carried out together); work
 //! inside namespaces is done by threads that enter them and end there. It can be killed at any instant: on its start it
 //! reads its files and the kernel, compares with what is wanted, and carries on; the packets of running containers never
-//! depend on it, only their DNS does.
+//! depend on it, only their DNS does, and what comes in by IPv6 for published ports.
 //!
 //! Must not know containers, images or managers: only the worker talks to it.
 
@@ -11,7 +11,10 @@ mod conntrack;
 mod counts;
 mod dns;
 mod engine;
+mod entry;
 mod firewall;
+#[cfg(test)]
+mod fuzz;
 mod memory;
 mod metrics;
 mod netlink;

@@ -3,7 +3,7 @@
 mod attrs;
 mod encode;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io;
 

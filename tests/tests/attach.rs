@@ -109,7 +109,7 @@ fn what_cannot_be_is_refused(lab: &Lab) {
         (&["--scope", "local", "x"], "have the scope swarm"),
         (&["-d", "macvlan", "x"], "no driver of Orch's networks"),
         (&["--ipam-driver", "mine", "x"], "the only one is"),
-        (&["-d", "bridge", "--ipv6", "x"], "for networks of the driver overlay"),
+        (&["-d", "bridge", "--ingress", "x"], "for networks of the driver overlay"),
         (&["-d", "bridge", "host"], "predefined host network"),
         (&["-d", "bridge", "shared"], "already exists in the cluster"),
         (&["-o", "com.docker.network.driver.mtu=9", "x"], "expected a number of bytes"),
@@ -174,9 +174,10 @@ fn what_ends_gives_its_place_back(lab: &Lab) {
 }
 
 fn networks_of_one_node(lab: &Lab) {
-    let _ = lab.orch(&["network", "create", "-d", "bridge", "--subnet", "192.168.40.0/24", "mine"]).ok();
+    let both = ["--subnet", "192.168.40.0/24", "--ipv6", "--subnet", "fd00:40::/64"];
+    let _ = lab.orch(&[&["network", "create", "-d", "bridge"][..], &both, &["mine"]].concat()).ok();
     let _ = lab.orch(&["network", "create", "-d", "bridge", "apart"]).ok();
-    let serve = "echo mine > /index.html; exec httpd -f -p 80 -h /";
+    let serve = "echo mine > /index.html; exec httpd -f -p [::]:80 -h /";
     let site = ["run", "-d", "--name", "site", "--network", "mine", "--network-alias", "www", "-p", "18090:80"];
     let _ = lab.orch(&[&site[..], &["busybox", "sh", "-c", serve]].concat()).ok();
     run(lab, "n1", "visitor", &["--network", "mine", "--ip", "192.168.40.9"]);
@@ -188,6 +189,11 @@ fn networks_of_one_node(lab: &Lab) {
         });
         assert_eq!(page, "mine\n");
     }
+    let format = "{{(index .NetworkSettings.Networks \"mine\").GlobalIPv6Address}}";
+    let site6 = lab.orch(&["inspect", "-f", format, "site"]).ok().trim().to_owned();
+    assert!(site6.starts_with("fd00:40::"), "{site6}");
+    let by_v6 = lab.orch(&["exec", "visitor", "timeout", "3", "wget", "-q", "-O", "-", &format!("http://[{site6}]/")]);
+    assert_eq!(by_v6.ok(), "mine\n");
     let node = lab.address("n1");
     let published = format!("http://{node}:18090/");
     assert_eq!(eventually("published", || lab.get("client", &published)), "mine\n");
@@ -195,7 +201,9 @@ fn networks_of_one_node(lab: &Lab) {
     eventually("the way out", || ping(lab, "n1", "visitor", &client));
     let site = lookup(lab, "n1", "visitor", "site").expect("it was found");
     assert!(gone(lab, "n1", "stranger", "site").is_ok());
-    assert!(ping(lab, "n1", "stranger", &site).is_err(), "another network is reached");
+    for site in [&site, &site6] {
+        assert!(ping(lab, "n1", "stranger", site).is_err(), "another network is reached at {site}");
+    }
     let _ = lab.orch(&["network", "connect", "mine", "stranger"]).ok();
     eventually("now it is on both", || ping(lab, "n1", "stranger", "site"));
     let _ = lab.command("kill", &["n1", "worker"]).ok();

@@ -6,11 +6,17 @@ use orch_tests::{image, orch_binary};
 
 /// Runs a script of `tests/qemu` as root in the virtual machine.
 fn run(script: &str) {
+    run_with(script, "");
+}
+
+/// `words` for the kernel besides.
+fn run_with(script: &str, words: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu");
     let output = Command::new(folder.join("run"))
         .arg(orch_binary())
         .arg(folder.join(script))
         .arg(image("busybox"))
+        .env("ORCH_QEMU_APPEND", words)
         .output()
         .expect("tests/qemu/run starts");
     let (said, complaints) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
@@ -25,4 +31,9 @@ fn limits_are_in_force_on_pure_cgroup_v2() {
 #[test]
 fn a_cluster_works_on_another_kernel() {
     run("cluster.sh");
+}
+
+#[test]
+fn a_node_without_ipv6_works() {
+    run_with("no-ipv6.sh", "ipv6.disable=1");
 }

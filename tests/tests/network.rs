@@ -14,7 +14,7 @@ while True:
     data, peer = s.recvfrom(999)
     s.sendto((socket.gethostname() + ' ' + peer[0]).encode(), peer)";
 const UDP_CLIENT: &str = "import socket, sys
-s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s = socket.socket(socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
 s.settimeout(2)
 s.sendto(b'x', (sys.argv[1], int(sys.argv[2])))
 print(s.recvfrom(99)[0].decode())";
@@ -24,6 +24,20 @@ try:
 except socket.gaierror:
     found = set()
 print(' '.join(sorted(found)))";
+/// Which of the daemons' sockets are reached: by their files, by the process that the node would be, by any name without a file.
+const REACH: &str = "import socket
+paths = [root + '/run/orch/' + name + '.sock' for root in ('', '/proc/1/root', '/proc/self/root')
+         for name in ('netd', 'worker', 'manager', 'node')]
+listed = [line.split()[-1] for line in open('/proc/net/unix') if len(line.split()) > 7]
+paths += [name for name in listed if 'orch' in name] + ['\\0' + name[1:] for name in listed if name[0] == '@']
+reached = []
+for path in paths:
+    try:
+        socket.socket(socket.AF_UNIX).connect(path)
+        reached.append(path)
+    except OSError:
+        pass
+print(len(paths) >= 12, reached)";
 /// How many SRV records a name has, and the port in the first.
 const LOCATE: &str = "import socket, struct, sys
 name = b''.join(bytes([len(p)]) + p.encode() for p in sys.argv[1].split('.')) + b'\\0'
@@ -49,7 +63,10 @@ fn networks_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     clients_are_spread_as_the_service_says(&lab);
     what_others_change_is_put_back(&lab);
     datagrams_and_ports_of_one_node(&lab);
+    published_ports_answer_ipv6_clients(&lab);
+    no_container_reaches_a_daemons_socket(&lab);
     an_internal_network_has_no_way_out(&lab);
+    a_network_of_both_families(&lab);
     a_full_pool_is_told_and_heals(&lab);
 }
 
@@ -283,6 +300,45 @@ fn datagrams_and_ports_of_one_node(lab: &Lab) {
     assert!(elsewhere.is_err(), "n1 answers for a port of n2: {elsewhere:?}");
 }
 
+/// Of one task on n2, and of one whose port is n2's alone; `echo` has a task on each node.
+fn published_ports_answer_ipv6_clients(lab: &Lab) {
+    create(lab, "one", &["--publish", "8086:80", "--constraint", "node.hostname==n2", "hits"]);
+    lab.wait_replicas("one", "1/1");
+    let address = |host: &str| format!("fd00:99::{}", host.strip_prefix('n').unwrap_or("99"));
+    for host in ["client", "n1", "n2"] {
+        let with_prefix = format!("{}/64", address(host));
+        let _ = lab.exec(host, &["ip", "address", "add", &with_prefix, "dev", "eth0", "nodad"]).ok();
+    }
+    for node in ["n1", "n2"] {
+        for (from, to) in [(node, "::1".to_owned()), (node, address(node)), ("client", address(node))] {
+            eventually("a node with the task or without", || lab.get(from, &format!("http://[{to}]:8086/")));
+            let answer = eventually("datagrams are answered", || {
+                lab.exec(from, &["python3", "-c", UDP_CLIENT, &to, "5353"]).result()
+            });
+            assert!(answer.trim_end().ends_with(&format!(" {}", lab.address(node))), "{answer}: the node's address");
+        }
+        let bound = lab.exec(node, &["python3", "-c", UDP_CLIENT, "::1", "5355"]);
+        assert_ne!(bound.code, 0, "what is published on one address only answers on ::1");
+    }
+    eventually("the node's own port", || lab.get("client", &format!("http://[{}]:8088/", address("n2"))));
+    assert!(lab.get("n1", "http://[::1]:8088/").is_err(), "n1 answers for a port of n2");
+    let _ = lab.orch(&["service", "rm", "one"]).ok();
+    eventually("nobody listens any more", || match lab.get("n1", "http://[::1]:8086/") {
+        Err(error) if error.starts_with("exit code 7:") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+}
+
+/// Not by any network, and not with the node's own.
+fn no_container_reaches_a_daemons_socket(lab: &Lab) {
+    for network in ["bridge", "host"] {
+        let said = lab.orch(&["run", "--rm", "--network", network, "hits", "python3", "-c", REACH]).ok();
+        assert_eq!(said, "True []\n", "with the network {network}");
+    }
+    let said = lab.orch(&["exec", &running(lab, "echo"), "python3", "-c", REACH]).ok();
+    assert_eq!(said, "True []\n", "a task of a service");
+}
+
 fn an_internal_network_has_no_way_out(lab: &Lab) {
     let _ = lab.orch(&["network", "create", "--internal", "shut"]).ok();
     create(lab, "shut-in", &["--network", "shut", "hits"]);
@@ -294,6 +350,65 @@ fn an_internal_network_has_no_way_out(lab: &Lab) {
     };
     eventually("a task reaches a node's address", || fetch("ask"));
     assert!(fetch("shut-in").is_err(), "one of an internal network reaches it too");
+}
+
+/// Of an answer of `nslookup`; behind the server's address is a tab.
+fn line_address(line: &str) -> Option<String> {
+    line.strip_prefix("Address: ").map(str::to_owned)
+}
+
+/// A task on each node, asked from the one on n1 by IPv6: by name, by the virtual address, by address, by the name of an
+/// address; and not from another network.
+fn a_network_of_both_families(lab: &Lab) {
+    let _ = lab.orch(&["network", "create", "--ipv6", "--subnet", "fd00:7::/64", "both"]).ok();
+    let _ = lab.orch(&["network", "create", "--ipv6", "--subnet", "fd00:8::/64", "beside"]).ok();
+    let serve = "trap exit TERM; mkdir /w; hostname > /w/index.html; httpd -p [::]:80 -h /w; while :; do sleep 1; done";
+    for (name, network) in [("six", "both"), ("seven", "beside")] {
+        create(lab, name, &["--mode", "global", "--network", network, "idle", "sh", "-c", serve]);
+        lab.wait_replicas(name, "2/2");
+    }
+    let on_n1 = |service: &str| {
+        let filters = ["--filter", "node=n1", "--filter", "desired-state=running"];
+        let all = [&["service", "ps", "-q", "--no-trunc"][..], &filters, &[service]].concat();
+        lab.orch(&all).ok().trim().to_owned()
+    };
+    let six = on_n1("six");
+    let lookup = |args: &[&str]| -> Result<BTreeSet<String>, String> {
+        let text = lab.orch(&[&["exec", &six, "nslookup"][..], args].concat()).result()?;
+        let name = |line: &'_ str| line.split_once("name = ").map(|(_, name)| name.to_owned());
+        let answer = |line| line_address(line).or_else(|| name(line));
+        Ok(text.lines().filter_map(answer).collect())
+    };
+    let asked = |name: &str| lookup(&["-type=aaaa", name]);
+    let fetch = |task: &str, host: &str| {
+        lab.orch(&["exec", task, "timeout", "3", "wget", "-q", "-O", "-", &format!("http://[{host}]/")]).result()
+    };
+    let tasks = eventually("tasks.six is an address of each task", || match asked("tasks.six")? {
+        tasks if tasks.len() == 2 && tasks.iter().all(|task| task.starts_with("fd00:7::")) => Ok(tasks),
+        tasks => Err(format!("{tasks:?}")),
+    });
+    let pages: BTreeSet<_> = tasks.iter().map(|task| eventually("each answers", || fetch(&six, task))).collect();
+    assert_eq!(pages.len(), 2, "{pages:?}");
+    let vip = asked("six").expect("the service's name");
+    let vip = vip.first().expect("its virtual address");
+    eventually("the virtual address leads to both", || {
+        let seen = (0..4).map(|_| fetch(&six, vip)).collect::<Result<BTreeSet<_>, _>>()?;
+        if seen == pages { Ok(()) } else { Err(format!("{seen:?}")) }
+    });
+    for (address, name) in [(vip, "six.both"), (tasks.first().expect("a task"), "six.")] {
+        let names = lookup(&[address]).expect("the address's name");
+        assert!(names.iter().any(|known| known.starts_with(name)), "{address}: {names:?}");
+    }
+    let seven = on_n1("seven");
+    assert!(
+        eventually("it knows itself", || lab.orch(&["exec", &seven, "nslookup", "seven"]).result())
+            .contains("fd00:8::")
+    );
+    assert!(
+        fetch(&seven, vip).is_err() && fetch(&seven, tasks.first().expect("a task")).is_err(),
+        "from another network"
+    );
+    let _ = lab.orch(&["service", "rm", "six", "seven"]).ok();
 }
 
 /// Of a /29, the gateway and the virtual address leave room for four tasks.

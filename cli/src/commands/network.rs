@@ -229,9 +229,9 @@ impl Found<'_> {
         let (id, Annotations { name, labels }) = (self.id(), self.annotations());
         let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let (ipv6, internal, created) = match self {
-            Self::OfCluster(network) => (network.spec.ipv6, network.spec.internal, network.meta.created_at),
+            Self::OfCluster(network) => (network.spec.has_ipv6(), network.spec.internal, network.meta.created_at),
             Self::OfNode(network) => {
-                (false, network.internal, orch_model::Timestamp::from_unix_ms(network.created_at_ms))
+                (network.ipv6, network.internal, orch_model::Timestamp::from_unix_ms(network.created_at_ms))
             }
         };
         row([

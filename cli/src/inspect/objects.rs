@@ -62,9 +62,14 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
             .done()
     };
     let members = network.members.iter().map(|member| {
-        let address = member.addresses.first().cloned().unwrap_or_default();
-        let shown =
-            json!({"Name": member.name, "EndpointID": "", "MacAddress": "", "IPv4Address": address, "IPv6Address": ""});
+        let of_family = |v6: bool| member.addresses.iter().find(|a| a.contains(':') == v6).cloned().unwrap_or_default();
+        let shown = json!({
+            "Name": member.name,
+            "EndpointID": "",
+            "MacAddress": "",
+            "IPv4Address": of_family(false),
+            "IPv6Address": of_family(true),
+        });
         (member.container_id.clone(), shown)
     });
     Fields::default()
@@ -74,7 +79,7 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
         .always("Scope", "local")
         .always("Driver", network.driver.as_str())
         .always("EnableIPv4", true)
-        .always("EnableIPv6", false)
+        .always("EnableIPv6", network.ipv6)
         .always(
             "IPAM",
             json!({"Driver": "default", "Options": null, "Config": network.ipam.iter().map(ipam).collect::<Value>()}),
@@ -110,7 +115,7 @@ pub(crate) fn network(network: &Network) -> Value {
         .always("Scope", "swarm")
         .always("Driver", network.spec.driver.as_str())
         .always("EnableIPv4", true)
-        .always("EnableIPv6", network.spec.ipv6)
+        .always("EnableIPv6", network.spec.has_ipv6())
         .always(
             "IPAM",
             json!({"Driver": "default", "Options": null, "Config": configs.iter().map(ipam).collect::<Value>()}),

@@ -210,10 +210,17 @@ fn attached(name: &str, details: &wire::ContainerDetails) -> Value {
     let Some(network) = named else {
         return json!({"IPAddress": details.address, "NetworkID": "", "Aliases": null, "IPPrefixLen": 0});
     };
-    let (address, prefix) = network.given.first().and_then(|given| given.split_once('/')).unwrap_or_default();
+    let of_family = |v6: bool| {
+        let given = network.given.iter().find(|given| given.contains(':') == v6);
+        let (address, prefix) = given.and_then(|given| given.split_once('/')).unwrap_or_default();
+        (address.to_owned(), prefix.parse::<u8>().unwrap_or(0))
+    };
+    let ((address, prefix), (address6, prefix6)) = (of_family(false), of_family(true));
     json!({
         "IPAddress": address,
-        "IPPrefixLen": prefix.parse::<u8>().unwrap_or(0),
+        "IPPrefixLen": prefix,
+        "GlobalIPv6Address": address6,
+        "GlobalIPv6PrefixLen": prefix6,
         "NetworkID": network.network_id,
         "Aliases": network.aliases,
     })

@@ -8,7 +8,7 @@ use std::{
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
-    service::{Balance, PortConfig},
+    service::{Balance, MAX_WEIGHT, PortConfig},
     task::TaskAttachment,
 };
 
@@ -119,7 +119,10 @@ impl Desired {
             return addrs;
         }
         answering.sort_unstable_by(|a, b| a.addresses.cmp(&b.addresses));
-        let weight = |e: &EndpointItem| self.peers.get(&e.node).and_then(|peer| peer.weight).unwrap_or(1);
+        // As many turns as the weights add up to: a number that no manager says must not become a rule without end.
+        let weight = |e: &EndpointItem| {
+            self.peers.get(&e.node).and_then(|peer| peer.weight).map_or(1, |weight| weight.min(MAX_WEIGHT))
+        };
         let weights: Vec<_> = answering.iter().map(|e| weight(e)).collect();
         turns(&weights).into_iter().flat_map(|turn| answering[turn].addresses.iter().copied()).collect()
     }

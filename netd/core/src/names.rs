@@ -44,6 +44,12 @@ impl Mac {
             }
         }
     }
+
+    /// The address of an interface that has all of `addrs`: that of its first IPv4 address, whatever comes before it.
+    #[must_use]
+    pub fn of_all(addrs: impl Iterator<Item = IpAddr> + Clone) -> Option<Self> {
+        addrs.clone().find(IpAddr::is_ipv4).or_else(|| addrs.clone().next()).map(Self::of)
+    }
 }
 
 impl fmt::Display for Mac {
@@ -91,5 +97,11 @@ mod tests {
     fn a_mac_follows_from_the_address() {
         let mac = Mac::of(IpAddr::from([10, 0, 1, 255]));
         assert_eq!(mac.to_string(), "02:42:0a:00:01:ff");
+        let v6: IpAddr = "fd00:7::8".parse().unwrap();
+        let both = [v6, IpAddr::from([10, 0, 1, 255])];
+        assert_eq!(Mac::of_all(both.into_iter()), Some(mac), "one interface, one address, in whatever order");
+        assert_eq!(Mac::of_all(both.into_iter().rev()), Some(mac));
+        assert_eq!(Mac::of_all([v6].into_iter()).map(|mac| mac.to_string()).as_deref(), Some("02:43:00:00:00:08"));
+        assert_eq!(Mac::of_all(std::iter::empty()), None);
     }
 }

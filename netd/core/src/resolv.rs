@@ -49,16 +49,21 @@ pub fn render(search: &[String], options: &[String], node: &ResolvConf) -> Strin
     let options = if options.is_empty() { &node.options } else { options };
     let mut text = format!("nameserver {DNS_ADDR}\n");
     // A search of "." means: none.
-    let search: Vec<_> = search.iter().map(String::as_str).filter(|domain| *domain != ".").collect();
+    let search: Vec<_> = words(search).filter(|domain| *domain != ".").collect();
     if !search.is_empty() {
         text += &format!("search {}\n", search.join(" "));
     }
-    let mut options: Vec<_> = options.iter().map(String::as_str).collect();
+    let mut options: Vec<_> = words(options).collect();
     if !options.iter().any(|option| option.starts_with("ndots:")) {
         options.push("ndots:0");
     }
     text += &format!("options {}\n", options.join(" "));
     text
+}
+
+/// Without those that would begin a line of their own.
+fn words(given: &[String]) -> impl Iterator<Item = &str> {
+    given.iter().map(String::as_str).filter(|word| !word.is_empty() && !word.chars().any(char::is_control))
 }
 
 #[cfg(test)]
@@ -81,6 +86,8 @@ mod tests {
         assert_eq!(render(&[], &[], &node), "nameserver 127.0.0.11\nsearch corp\noptions rotate ndots:0\n");
         let own = render(&["x.y".into()], &["ndots:2".into()], &node);
         assert_eq!(own, "nameserver 127.0.0.11\nsearch x.y\noptions ndots:2\n");
+        let torn = render(&["a\nnameserver 192.0.2.1".into(), "b".into()], &["\u{85}c".into()], &node);
+        assert_eq!(torn, "nameserver 127.0.0.11\nsearch b\noptions ndots:0\n");
         assert_eq!(render(&[".".into()], &[], &ResolvConf::default()), "nameserver 127.0.0.11\noptions ndots:0\n");
     }
 }

@@ -151,12 +151,13 @@ fn of_service(
     trace.steps.push(Step::fine(Stage::Name, text));
     trace.port = service.declared.first().map(|port| port.target_port);
     let direct = name.starts_with("tasks.");
-    match service.vips.first().filter(|_| !direct) {
-        Some(vip) => {
-            trace.steps.push(Step::fine(Stage::Vip, vip.to_string()));
-            trace.probes.push(Probe { what: "the virtual address".to_owned(), addr: *vip });
-        }
-        None => trace.steps.push(Step::fine(Stage::Vip, "none: the name leads to the tasks themselves".to_owned())),
+    let vips = if direct { &[][..] } else { &service.vips[..] };
+    for vip in vips {
+        trace.steps.push(Step::fine(Stage::Vip, vip.to_string()));
+        trace.probes.push(Probe { what: "the virtual address".to_owned(), addr: *vip });
+    }
+    if vips.is_empty() {
+        trace.steps.push(Step::fine(Stage::Vip, "none: the name leads to the tasks themselves".to_owned()));
     }
     let endpoints: Vec<_> =
         inputs.desired.endpoints_of(&network.id).filter(|endpoint| endpoint.service == service.service).collect();

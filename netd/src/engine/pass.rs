@@ -60,6 +60,8 @@ impl Engine {
                 server.set_view(TaskView { view, nameservers: task.nameservers.clone() });
             }
         }
+        let node = self.desired.own_peer().map(|peer| peer.data_addr);
+        self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
         self.plan_problems = plan.problems;
         self.save_tasks();

@@ -13,6 +13,7 @@ use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
+        address::{AddressAttribute, AddressFlags},
         link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
@@ -20,7 +21,7 @@ use rtnetlink::{
     },
 };
 
-use super::{Namespaces, Session, io_error, protocol};
+use super::{Namespaces, Session, io_error, observe::has_nothing_to_set, protocol};
 use crate::{nfnetlink::Socket, nft};
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
@@ -48,7 +49,7 @@ impl Session {
         for op in ops.iter().filter(|op| !(together && deleted_link(op).is_some())) {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
-                NetOp::SetSysctl { path, value } => fs::write(format!("/proc/sys/{path}"), value),
+                NetOp::SetSysctl { path, value } => set_sysctl(path, value),
                 _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
             };
             if let Err(error) = result {
@@ -78,7 +79,12 @@ impl Session {
                 gone(here.link().del(index).execute().await)
             }
             NetOp::AddAddress(link, addr) => {
-                let add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
+                let mut add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
+                if addr.is_ipv6() {
+                    // Nobody else has it, as managers give each once: without asking around for a second or two the
+                    // container can use it from its start.
+                    add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+                }
                 exists(add.execute().await)
             }
             NetOp::DeleteAddress(link, addr) => {
@@ -136,6 +142,13 @@ impl Session {
             }
         };
         handle.link().add(message).execute().await.map_err(io_error)
+    }
+}
+
+fn set_sysctl(path: &str, value: &str) -> io::Result<()> {
+    match fs::write(format!("/proc/sys/{path}"), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && has_nothing_to_set(path) => Ok(()),
+        result => result,
     }
 }
 

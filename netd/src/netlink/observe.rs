@@ -36,17 +36,20 @@ impl Session {
     /// Everything that `plan` may be compared with, but the ruleset.
     pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
         let mut observed = self.runtime.block_on(observe(&self.here)).map_err(io_error)?;
-        let without_v6 = !Path::new(V6_SETTINGS).exists();
         for (path, wanted) in &plan.sysctls {
             if let Ok(value) = fs::read_to_string(format!("/proc/sys/{path}")) {
                 observed.sysctls.insert(path.clone(), value.trim().to_owned());
-            } else if without_v6 && path.starts_with("net/ipv6/") {
-                // A kernel without it has nothing to be set.
+            } else if has_nothing_to_set(path) {
                 observed.sysctls.insert(path.clone(), wanted.clone());
             }
         }
         Ok(observed)
     }
+}
+
+/// Of IPv6 where the kernel has none.
+pub(super) fn has_nothing_to_set(path: &str) -> bool {
+    path.starts_with("net/ipv6/") && !Path::new(V6_SETTINGS).exists()
 }
 
 async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {

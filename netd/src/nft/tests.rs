@@ -4,10 +4,10 @@
 
 #[path = "../../core/tests/core/random.rs"]
 #[allow(dead_code)]
-mod random;
+pub(crate) mod random;
 #[path = "../../core/tests/core/scenario.rs"]
 #[allow(dead_code)]
-mod scenario;
+pub(crate) mod scenario;
 
 use std::{
     io::Write as _,

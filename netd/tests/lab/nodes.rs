@@ -32,6 +32,8 @@ use crate::sockets::{command, in_ns};
 
 pub(crate) const USER_A: &str = "000000000000000000000000a";
 pub(crate) const USER_B: &str = "000000000000000000000000b";
+/// Of both families.
+pub(crate) const USER_C: &str = "000000000000000000000000c";
 pub(crate) const INGRESS: &str = "000000000000000000000000i";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -97,6 +99,20 @@ pub(crate) fn service(network: &str, service: u32, name: &str, vips: &[[u8; 4]])
         balance: None,
         prefer_local: false,
     })
+}
+
+/// With an IPv6 address beside it.
+pub(crate) fn endpoint_of_both(endpoint: Assignment, addr: &str) -> Assignment {
+    let Assignment::Endpoint(mut endpoint) = endpoint else { panic!("{endpoint:?} is no endpoint") };
+    endpoint.addresses.push(addr.parse().unwrap());
+    Assignment::Endpoint(endpoint)
+}
+
+/// With an IPv6 subnet beside it.
+pub(crate) fn network_of_both(network: Assignment, subnet: &str) -> Assignment {
+    let Assignment::Network(mut network) = network else { panic!("{network:?} is no network") };
+    network.subnets.push(subnet.parse().unwrap());
+    Assignment::Network(network)
 }
 
 fn port(protocol: Protocol, published_port: u16, target_port: u16, publish_mode: PublishMode) -> PortConfig {
@@ -305,7 +321,7 @@ impl Lab {
                 .iter()
                 .map(|(network, addr)| TaskAttachment {
                     network: (*network).to_owned(),
-                    addresses: vec![(*addr).to_owned()],
+                    addresses: addr.split(' ').map(str::to_owned).collect(),
                     aliases: vec![],
                 })
                 .collect(),

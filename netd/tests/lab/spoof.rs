@@ -2,17 +2,19 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv6Addr, SocketAddrV4, SocketAddrV6, UdpSocket},
     os::{fd::AsRawFd as _, unix::net::UnixStream},
     path::Path,
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6, sendto, socket,
+};
 
 use crate::{
-    VIP_WEB,
-    nodes::Lab,
+    VIP_WEB, dns,
+    nodes::{Lab, USER_C, endpoint_of_both, network_of_both},
     sockets::{command, in_ns},
     started, who,
 };
@@ -40,6 +42,33 @@ fn datagram(from: [u8; 4], to: [u8; 4], payload: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// The same in IPv6, where the checksum may not be left out.
+fn datagram_v6(from: Ipv6Addr, to: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
+    let udp_len = u16::try_from(8 + payload.len()).unwrap();
+    let mut udp: Vec<u8> = [PORT, PORT, udp_len, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+    udp.extend(payload);
+    let ends = [from.octets(), to.octets()].concat();
+    let summed = [&ends[..], &u32::from(udp_len).to_be_bytes(), &[0, 0, 0, 17], &udp].concat();
+    let pair = |pair: &[u8]| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()]));
+    let mut sum: u32 = summed.chunks(2).map(pair).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    udp[6..8].copy_from_slice(&(!u16::try_from(sum).unwrap()).to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend(udp_len.to_be_bytes());
+    packet.extend([17, 64]);
+    [packet, ends, udp].concat()
+}
+
+fn send_raw_v6(ns: &Path, from: Ipv6Addr, to: Ipv6Addr, payload: &'static [u8]) {
+    in_ns(ns, move || {
+        let fd = socket(AddressFamily::Inet6, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::Raw).unwrap();
+        let target = SockaddrIn6::from(SocketAddrV6::new(to, 0, 0, 0));
+        sendto(fd.as_raw_fd(), &datagram_v6(from, to, payload), &target, MsgFlags::empty()).unwrap();
+    });
+}
+
 /// Sends it as it is.
 fn send_raw(ns: &Path, from: [u8; 4], to: [u8; 4], payload: &'static [u8]) {
     in_ns(ns, move || {
@@ -63,7 +92,8 @@ fn send_tunnelled(ns: &Path, node: IpAddr, payload: &[u8]) {
 }
 
 fn listener(ns: &Path) -> UdpSocket {
-    let socket = in_ns(ns, || UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    // IPv4 too.
+    let socket = in_ns(ns, || UdpSocket::bind(("::", PORT)).unwrap());
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     socket
 }
@@ -82,14 +112,19 @@ fn metrics(lab: &Lab, node: u8) -> String {
     page
 }
 
-/// Waits until a line of the metrics begins with `name` and counts something.
-fn counted(lab: &Lab, node: u8, name: &str) {
+/// Waits until a line of the metrics is `wanted`.
+fn told(lab: &Lab, node: u8, name: &str, wanted: impl Fn(&str) -> bool) {
     let deadline = Instant::now() + NOTICED;
-    let is_counted = |line: &str| line.starts_with(name) && !line.ends_with(" 0");
-    while !metrics(lab, node).lines().any(is_counted) {
-        assert!(Instant::now() < deadline, "{name} is not counted:\n{}", metrics(lab, node));
+    let is_it = |line: &str| line.strip_prefix(name).and_then(|rest| rest.strip_prefix(' ')).is_some_and(&wanted);
+    while !metrics(lab, node).lines().any(is_it) {
+        assert!(Instant::now() < deadline, "{name} is not what was wanted:\n{}", metrics(lab, node));
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Waits until it counts something.
+fn counted(lab: &Lab, node: u8, name: &str) {
+    told(lab, node, name, |count| count != "0");
 }
 
 #[test]
@@ -148,4 +183,91 @@ fn no_task_and_no_stranger_is_taken_for_a_node() {
     lab.set_all(&items);
     send_raw(&lab.netns(1, 7), [10, 0, 2, 17], [10, 0, 2, 14], b"from a node");
     assert_eq!(received(&inside), "from a node");
+}
+
+#[test]
+fn nobody_sends_in_anothers_name_by_ipv6() {
+    let mut lab = started();
+    let v6 = |last: u16| Ipv6Addr::new(0xfd00, 3, 0, 0, 0, 0, 0, last);
+    let mut items = crate::items(&[1, 2]);
+    items.push(network_of_both(crate::network(USER_C, "net_c", "10.0.3.0/24", false), "fd00:3::/64"));
+    for (task, node) in [(8, 1), (9, 2), (10, 1), (11, 1)] {
+        let plain = crate::endpoint(USER_C, task, 4, node, [10, 0, 3, u8::try_from(task).unwrap()], true);
+        items.push(endpoint_of_both(plain, &v6(u16::try_from(task).unwrap()).to_string()));
+    }
+    lab.set_all(&items);
+    for (task, node) in [(8, 1), (9, 2), (10, 1), (11, 1)] {
+        lab.attach(node, task, &[(USER_C, &format!("10.0.3.{task}/24 fd00:3::{task:x}/64"))]);
+    }
+    let (victim, thief, asker) = (listener(&lab.netns(1, 8)), lab.netns(1, 10), lab.netns(1, 11));
+    let elsewhere = listener(&lab.netns(2, 9));
+    for target in [(v6(9), &elsewhere), (v6(8), &victim)] {
+        send_raw_v6(&thief, v6(10), target.0, b"mine");
+        send_raw_v6(&thief, v6(11), target.0, b"not mine");
+        send_raw_v6(&thief, v6(200), target.0, b"nobody's");
+        send_raw_v6(&thief, Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), target.0, b"nobody's on this link");
+        send_raw_v6(&thief, v6(10), target.0, b"mine again");
+        assert_eq!([received(target.1), received(target.1)], ["mine", "mine again"]);
+    }
+    counted(&lab, 1, "orch_spoofed_packets_total{network=\"net_c\"}");
+
+    // With the victim's address on its own interface, it would answer who asks for the victim.
+    command(&thief, "ip", &["address", "add", &format!("{}/128", v6(8)), "dev", "eth0", "nodad"]);
+    let imposter = listener(&thief);
+    imposter.set_nonblocking(true).unwrap();
+    for _ in 0..5 {
+        command(&asker, "ip", &["-6", "neighbour", "flush", "dev", "eth0"]);
+        let socket = in_ns(&asker, || UdpSocket::bind(("::", 0)).unwrap());
+        socket.send_to(b"for the victim", (v6(8), PORT)).unwrap();
+        assert_eq!(received(&victim), "for the victim");
+    }
+    assert!(imposter.recv(&mut [0; 64]).is_err(), "the thief was sent something");
+}
+
+#[test]
+fn questions_and_connections_are_counted() {
+    let lab = started();
+    let asker = lab.netns(1, 3);
+    for name in ["web", "tasks.web", "nobody"] {
+        let _ = dns::ask(&asker, name);
+    }
+    let client = lab.client();
+    for _ in 0..5 {
+        who(&client, (lab.addr(3), 8080), 1);
+    }
+    told(&lab, 1, "orch_service_dns_queries_total{service=\"asker\"}", |count| count == "3");
+    told(&lab, 1, "orch_dns_queries_total", |count| count == "3");
+    // At the node that was asked, whoever answered.
+    told(&lab, 3, "orch_published_connections_total{service=\"\",protocol=\"tcp\",port=\"8080\"}", |count| {
+        count == "5"
+    });
+    for node in [1, 2] {
+        assert!(!metrics(&lab, node).contains("orch_published_connections_total{"), "node {node} was not asked");
+    }
+}
+
+/// The daemon's socket is a file of the node, for root alone: no name leads to it from another network namespace.
+#[test]
+fn the_daemons_socket_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let lab = started();
+    let socket = lab.socket(1);
+    let mode = std::fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let names = command(&lab.host(1), "cat", &["/proc/net/unix"]);
+    let abstract_names: Vec<_> = names.lines().filter(|line| line.contains(" @")).collect();
+    assert_eq!(abstract_names, Vec::<&str>::new());
+    let as_nobody = command(
+        &lab.host(1),
+        "setpriv",
+        &[
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "sh",
+            "-c",
+            &format!("curl -s --max-time 5 --unix-socket {} http://netd/metrics || echo refused", socket.display()),
+        ],
+    );
+    assert_eq!(as_nobody, "refused\n");
 }

@@ -37,6 +37,14 @@ pub struct NetworkSpec {
     pub ipv6: bool,
 }
 
+impl NetworkSpec {
+    /// Whether tasks on it have IPv6 addresses: a subnet of that kind says so too.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.ipv6 || self.ipam.iter().any(|ipam| ipam.subnet.is_ipv6())
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IpamConfig {
     pub subnet: IpNetwork,

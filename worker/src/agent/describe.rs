@@ -52,11 +52,14 @@ fn memory_bytes() -> u64 {
     kib.unwrap_or(0_u64) * 1024
 }
 
+/// Whether the kernel has it. Whether the host's own addresses use it says nothing about the namespaces of containers.
+pub(crate) fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
 fn features() -> Vec<String> {
     let seccomp = Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
-    // Whether the host's own addresses use it says nothing about the namespaces of containers.
-    let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-    let found = [("seccomp", seccomp), ("ipv6", ipv6)];
+    let found = [("seccomp", seccomp), ("ipv6", has_ipv6())];
     let mut features: Vec<String> =
         found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
     features.push(format!("cgroup-v{}", cgroup_version()));

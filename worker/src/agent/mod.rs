@@ -66,7 +66,7 @@ use crate::{
 
 pub(crate) use attach::{Target, exec, logs, pass_on, terminal_size};
 pub(crate) use book::Entry;
-pub(crate) use describe::{cgroup_version, host_networks};
+pub(crate) use describe::{cgroup_version, has_ipv6, host_networks};
 pub(crate) use executor::{container_id, container_id_of, log_files, signal_number};
 pub(crate) use session::{CurrentSession, Live};
 

@@ -258,8 +258,9 @@ pub(super) fn status(error: &LocalError) -> Status {
             NetworkError::PredefinedRemoval(_)
             | NetworkError::InUse { .. }
             | NetworkError::NoSubnet
+            | NetworkError::NoV6
             | NetworkError::TooMany
-            | NetworkError::Full(_)
+            | NetworkError::Full { .. }
             | NetworkError::AddressTaken(_),
         )
         | LocalError::OfService(_)

@@ -27,7 +27,7 @@ use super::{
     create::{BRIDGE, HOST, NAMED, NONE},
     networks::{NetworkError, Taken, is_predefined},
 };
-use crate::agent::{CurrentSession, Live, host_networks, prepare, unix_ms};
+use crate::agent::{CurrentSession, Live, has_ipv6, host_networks, prepare, unix_ms};
 
 /// A manager's answer may wait for its disk.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -308,6 +308,10 @@ impl Locals {
 
     /// `orch network create -d bridge`.
     pub(crate) async fn create_network(&self, asked: LocalNetwork) -> Result<LocalNetwork, LocalError> {
+        let wants_v6 = asked.ipv6 || asked.ipam.iter().any(|ipam| ipam.subnet.contains(':'));
+        if wants_v6 && !has_ipv6() {
+            return Err(NetworkError::NoV6.into());
+        }
         let mut taken: Vec<(IpNetwork, String)> =
             host_networks().into_iter().map(|net| (net, "a network that this node is on".to_owned())).collect();
         let gateway = self.host.netd.gateway_subnet().await.map_err(prepare::PrepareError::from)?;

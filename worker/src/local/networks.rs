@@ -5,11 +5,11 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem},
@@ -32,6 +32,9 @@ const MAX_NETWORKS: usize = 256;
 const MAX_NAME_LEN: usize = 63;
 /// The smallest subnet has room for a gateway and a few containers.
 const MAX_PREFIX: u8 = 29;
+const MAX_PREFIX_V6: u8 = 120;
+/// An IPv6 subnet that the user did not choose: a unique local one of this length.
+const LOCAL_PREFIX_V6: u8 = 64;
 /// Where subnets are cut from when the user names none: Docker's pools, from the end that the node's gateway network
 /// takes last.
 const POOLS: [(u8, u8); 13] = [
@@ -83,10 +86,12 @@ pub(crate) enum NetworkError {
     Overlap { subnet: IpNetwork, other: IpNetwork, whose: String },
     #[error("could not find an available, non-overlapping IPv4 address pool among the defaults: name a --subnet")]
     NoSubnet,
+    #[error("this node's kernel has no IPv6 (ipv6.disable=1?): leave --ipv6 and IPv6 subnets out")]
+    NoV6,
     #[error("a node can have {MAX_NETWORKS} networks of its own at most: remove some")]
     TooMany,
-    #[error("no available IPv4 addresses on this network's address pools: {0}")]
-    Full(String),
+    #[error("no available {family} addresses on this network's address pools: {name}")]
+    Full { family: &'static str, name: String },
     #[error("invalid address {0}: It does not belong to any of this network's subnets")]
     Outside(IpAddr),
     #[error("user specified IP address is supported only when connecting to networks with user configured subnets")]
@@ -104,7 +109,8 @@ struct Bridge {
     ipam: Vec<IpamConfig>,
     /// The user chose the subnet.
     chosen: bool,
-    last: Option<IpAddr>,
+    /// Given out last, by family.
+    last: BTreeMap<bool, IpAddr>,
     members: BTreeMap<TaskId, Member>,
 }
 
@@ -141,7 +147,7 @@ impl UserNetworks {
                 continue;
             };
             let chosen = record.options.remove(CHOSEN).is_some();
-            table.insert(id, Bridge { record, ipam, chosen, last: None, members: BTreeMap::new() });
+            table.insert(id, Bridge { record, ipam, chosen, last: BTreeMap::new(), members: BTreeMap::new() });
         }
         Ok(())
     }
@@ -193,12 +199,20 @@ impl UserNetworks {
         };
         let wanted = Vec::<IpamConfig>::from_proto(asked.ipam.clone()).map_err(invalid)?;
         let chosen = !wanted.is_empty();
-        let ipam =
-            if chosen { checked(wanted, &taken)? } else { vec![free_subnet(&taken).ok_or(NetworkError::NoSubnet)?] };
+        let mut ipam = checked(wanted, &taken)?;
+        if !ipam.iter().any(|ipam| ipam.subnet.is_ipv4()) {
+            ipam.push(free_subnet(&taken).ok_or(NetworkError::NoSubnet)?);
+        }
+        if asked.ipv6 && !ipam.iter().any(|ipam| ipam.subnet.is_ipv6()) {
+            ipam.push(local_subnet(bits));
+        }
+        // What shows one subnet shows the first.
+        ipam.sort_by_key(|ipam| ipam.subnet.is_ipv6());
         let id = NetworkId::from_random(bits);
         let record = LocalNetwork {
             id: id.to_string(),
             driver: DRIVER_BRIDGE.to_owned(),
+            ipv6: ipam.iter().any(|ipam| ipam.subnet.is_ipv6()),
             ipam: ipam.to_proto(),
             created_at_ms: now_ms,
             predefined: false,
@@ -210,7 +224,10 @@ impl UserNetworks {
             stored.options.insert(CHOSEN.to_owned(), String::new());
         }
         self.store.save_user_network(&stored)?;
-        table.insert(id, Bridge { record: record.clone(), ipam, chosen, last: None, members: BTreeMap::new() });
+        table.insert(
+            id,
+            Bridge { record: record.clone(), ipam, chosen, last: BTreeMap::new(), members: BTreeMap::new() },
+        );
         Ok(record)
     }
 
@@ -273,7 +290,7 @@ impl UserNetworks {
         let bridge = table.get_mut(network).ok_or_else(|| NetworkError::NotFound(network.to_string()))?;
         let addresses = match bridge.members.get(task) {
             Some(member) => member.addresses.clone(),
-            None => vec![bridge.give(wanted)?],
+            None => bridge.give(wanted)?,
         };
         bridge.members.insert(task.clone(), Member { names, addresses: addresses.clone() });
         Ok(TaskAttachment { network: network.clone(), addresses, aliases: Vec::new() })
@@ -356,24 +373,33 @@ impl Bridge {
             return Err(NetworkError::NoUserSubnet);
         }
         let ipam = self.ipam.iter().find(|ipam| ipam.subnet.contains(address)).ok_or(NetworkError::Outside(address))?;
-        let is_edge = address == ipam.subnet.network() || address == ipam.subnet.broadcast();
-        if is_edge || !self.is_free(address) {
+        if is_edge(ipam.subnet, address) || !self.is_free(address) {
             return Err(NetworkError::AddressTaken(address));
         }
         IpNetwork::new(address, ipam.subnet.prefix()).map_err(|_| NetworkError::Outside(address))
     }
 
-    fn give(&mut self, wanted: &[IpAddr]) -> Result<IpNetwork, NetworkError> {
-        if let Some(address) = wanted.first() {
-            return self.allows(*address);
+    /// One of each family that the network has.
+    fn give(&mut self, wanted: &[IpAddr]) -> Result<Vec<IpNetwork>, NetworkError> {
+        let mut given = Vec::new();
+        for v6 in [false, true] {
+            match wanted.iter().find(|address| address.is_ipv6() == v6) {
+                Some(address) => given.push(self.allows(*address)?),
+                None if self.ipam.iter().any(|ipam| ipam.subnet.is_ipv6() == v6) => given.push(self.next(v6)?),
+                None => {}
+            }
         }
-        // In turn, so that an address rests before it is used again.
-        let candidates = || self.ipam.iter().flat_map(usable);
-        let behind = candidates().skip_while(|a| self.last.is_some_and(|last| a.ip() <= last));
-        let found = behind.chain(candidates()).find(|a| self.is_free(a.ip()));
-        let found = found.ok_or_else(|| NetworkError::Full(self.record.name.clone()))?;
-        self.last = Some(found.ip());
-        Ok(found)
+        self.last.extend(given.iter().filter(|_| wanted.is_empty()).map(|address| (address.is_ipv6(), address.ip())));
+        Ok(given)
+    }
+
+    /// In turn, so that an address rests before it is used again.
+    fn next(&self, v6: bool) -> Result<IpNetwork, NetworkError> {
+        let candidates = || self.ipam.iter().filter(|ipam| ipam.subnet.is_ipv6() == v6).flat_map(usable);
+        let behind = candidates().skip_while(|a| self.last.get(&v6).is_some_and(|last| a.ip() <= *last));
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        let full = || NetworkError::Full { family, name: self.record.name.clone() };
+        behind.chain(candidates()).find(|a| self.is_free(a.ip())).ok_or_else(full)
     }
 }
 
@@ -405,26 +431,29 @@ fn usable(ipam: &IpamConfig) -> impl Iterator<Item = IpNetwork> + use<> {
     let (subnet, prefix) = (ipam.subnet, ipam.subnet.prefix());
     let hosts: Box<dyn Iterator<Item = IpAddr>> = match range {
         IpNetwork::V4(net) => Box::new(net.iter().map(IpAddr::V4)),
-        IpNetwork::V6(_) => Box::new(std::iter::empty()),
+        IpNetwork::V6(net) => Box::new(net.iter().map(IpAddr::V6)),
     };
-    let is_host = move |address: &IpAddr| *address != subnet.network() && *address != subnet.broadcast();
-    hosts.filter(is_host).filter_map(move |address| IpNetwork::new(address, prefix).ok())
+    hosts
+        .filter(move |address| !is_edge(subnet, *address))
+        .filter_map(move |address| IpNetwork::new(address, prefix).ok())
+}
+
+/// Whether it is nobody's: IPv6 has no broadcast address, but the first means any router.
+fn is_edge(subnet: IpNetwork, address: IpAddr) -> bool {
+    address == subnet.network() || (address == subnet.broadcast() && subnet.is_ipv4())
 }
 
 fn checked(wanted: Vec<IpamConfig>, taken: &[(IpNetwork, String)]) -> Result<Vec<IpamConfig>, NetworkError> {
     let mut checked: Vec<IpamConfig> = Vec::new();
     for ipam in wanted {
         let refuse = |why: String| NetworkError::Subnet { subnet: ipam.subnet.to_string(), why };
-        let IpNetwork::V4(net) = ipam.subnet else {
-            return Err(refuse(
-                "networks of a node have IPv4 addresses only; overlay networks can have both".to_owned(),
-            ));
-        };
+        let net = ipam.subnet;
         if net.network() != net.ip() {
             return Err(refuse(format!("host bits are set, write {}/{}", net.network(), net.prefix())));
         }
-        if net.prefix() > MAX_PREFIX {
-            return Err(refuse(format!("it is too small for a network: use /{MAX_PREFIX} or larger")));
+        let max = if net.is_ipv4() { MAX_PREFIX } else { MAX_PREFIX_V6 };
+        if net.prefix() > max {
+            return Err(refuse(format!("it is too small for a network: use /{max} or larger")));
         }
         if net.network().is_multicast() || net.network().is_loopback() || net.network().is_unspecified() {
             return Err(refuse("it is not a range of ordinary addresses, like 192.168.7.0/24".to_owned()));
@@ -441,7 +470,10 @@ fn checked(wanted: Vec<IpamConfig>, taken: &[(IpNetwork, String)]) -> Result<Vec
         if let Some((other, whose)) = taken.iter().cloned().chain(own).find(|(other, _)| overlap(*other, ipam.subnet)) {
             return Err(NetworkError::Overlap { subnet: ipam.subnet, other, whose });
         }
-        let gateway = ipam.gateway.or(Some(IpAddr::V4(first_of(net))));
+        let gateway = ipam.gateway.or(Some(match net {
+            IpNetwork::V4(net) => IpAddr::V4(first_of(net)),
+            IpNetwork::V6(net) => IpAddr::V6(first_of_v6(net)),
+        }));
         checked.push(IpamConfig { gateway, ..ipam });
     }
     Ok(checked)
@@ -464,6 +496,19 @@ fn free_subnet(taken: &[(IpNetwork, String)]) -> Option<IpamConfig> {
 
 fn first_of(net: Ipv4Network) -> Ipv4Addr {
     Ipv4Addr::from_bits(net.network().to_bits().saturating_add(1))
+}
+
+fn first_of_v6(net: Ipv6Network) -> Ipv6Addr {
+    Ipv6Addr::from_bits(net.network().to_bits().saturating_add(1))
+}
+
+/// `fd`, and what is random: such a subnet meets nobody else's, so nothing needs to be looked at.
+fn local_subnet(bits: u128) -> IpamConfig {
+    let address = Ipv6Addr::from_bits((0xfd << 120) | ((bits << 64) & (u128::MAX >> 8)));
+    // The length is valid for every address.
+    let net = Ipv6Network::new(address, LOCAL_PREFIX_V6).unwrap_or_else(|_| address.into());
+    let gateway = Some(IpAddr::V6(first_of_v6(net)));
+    IpamConfig { subnet: IpNetwork::V6(net), range: None, gateway, aux: BTreeMap::new() }
 }
 
 fn overlap(a: IpNetwork, b: IpNetwork) -> bool {
@@ -512,7 +557,9 @@ mod tests {
             ("c", "172.31.0.0/16", "of the node"),
             ("c", "192.168.9.0/30", "too small"),
             ("c", "192.168.9.1/24", "host bits are set"),
-            ("c", "fd00::/64", "IPv4 addresses only"),
+            ("c", "fd00::1/64", "host bits are set"),
+            ("c", "fd00::/124", "too small"),
+            ("c", "ff02::/64", "not a range of ordinary addresses"),
             ("-c", "", "invalid network name"),
         ] {
             let error = create(&all, name, subnet).unwrap_err().to_string();
@@ -551,5 +598,30 @@ mod tests {
         assert_eq!(join(5, &[]).unwrap(), "192.168.7.6/29");
         assert_eq!(join(6, &[]).unwrap(), "192.168.7.2/29");
         assert!(join(7, &[]).unwrap_err().contains("no available IPv4 addresses"));
+    }
+
+    #[test]
+    fn a_container_has_an_address_of_each_family() {
+        let dir = tempfile::tempdir().unwrap();
+        let all = networks(dir.path());
+        let made = all.create(LocalNetwork { ipv6: true, ..asked("auto", "") }, Taken(vec![]), 7, 1).unwrap();
+        let subnets: Vec<_> = made.ipam.iter().map(|ipam| ipam.subnet.as_str()).collect();
+        assert_eq!((subnets, made.ipv6), (vec!["172.31.0.0/16", "fd00:0:0:7::/64"], true));
+        let made = create(&all, "own", "fd00:9::/64").unwrap();
+        let subnets: Vec<_> = made.ipam.iter().map(|ipam| ipam.subnet.as_str()).collect();
+        assert_eq!((subnets, made.ipv6), (vec!["172.30.0.0/16", "fd00:9::/64"], true));
+        assert_eq!(made.ipam[1].gateway.as_deref(), Some("fd00:9::1"));
+        assert!(create(&all, "again", "fd00:9::/80").unwrap_err().to_string().contains("overlaps"));
+        let (id, _) = all.find("own").unwrap();
+        let join = |n: u128, wanted: &[&str]| {
+            let wanted: Vec<IpAddr> = wanted.iter().map(|a| a.parse().unwrap()).collect();
+            let given = all.join(&id, &TaskId::from_random(n), vec![format!("c{n}")], &wanted);
+            given.map(|a| a.addresses.iter().map(ToString::to_string).collect::<Vec<_>>()).map_err(|e| e.to_string())
+        };
+        assert_eq!(join(1, &[]).unwrap(), ["172.30.0.2/16", "fd00:9::2/64"]);
+        assert_eq!(join(2, &["fd00:9::3"]).unwrap(), ["172.30.0.3/16", "fd00:9::3/64"]);
+        assert_eq!(join(3, &[]).unwrap(), ["172.30.0.4/16", "fd00:9::4/64"]);
+        assert!(join(4, &["fd00:9::"]).unwrap_err().contains("Address already in use"), "any router's");
+        assert!(join(4, &["fd00:8::1"]).unwrap_err().contains("does not belong"));
     }
 }

@@ -99,11 +99,10 @@ fn refuse(args: &CreateArgs) -> anyhow::Result<()> {
         bail!("--scope {asked}: networks of the driver {} have the scope {scope}", args.driver);
     }
     // Every container of its node can be on a bridge: --attachable is taken and changes nothing, as with Docker.
-    let of_cluster = [("--ingress", args.ingress), ("--ipv6", args.ipv6)];
-    match of_cluster.into_iter().find(|(_, given)| *given && args.driver == DRIVER_BRIDGE) {
-        None => Ok(()),
-        Some((flag, _)) => bail!("{flag} is for networks of the driver overlay; leave it out, or add --driver overlay"),
+    if args.ingress && args.driver == DRIVER_BRIDGE {
+        bail!("--ingress is for networks of the driver overlay; leave it out, or add --driver overlay");
     }
+    Ok(())
 }
 
 async fn in_the_cluster(args: CreateArgs, ipam: Vec<IpamConfig>, paths: &Paths) -> anyhow::Result<()> {
@@ -143,6 +142,7 @@ async fn on_this_node(args: CreateArgs, ipam: Vec<IpamConfig>, paths: &Paths) ->
         driver: args.driver,
         ipam: ipam.to_proto(),
         internal: args.internal,
+        ipv6: args.ipv6,
         labels: args.label.into_iter().collect(),
         options: args.opt.into_iter().collect(),
         ..Default::default()

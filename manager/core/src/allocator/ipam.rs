@@ -88,7 +88,7 @@ impl Subnets {
             let gateway = asked.gateway.or(Some(first_address(asked.subnet)));
             ipam.push(IpamConfig { gateway, ..asked.clone() });
         }
-        if !ipam.iter().any(|i| i.subnet.is_ipv4()) && (ipam.is_empty() || !spec.ipv6) && spec.ipam.is_empty() {
+        if !ipam.iter().any(|i| i.subnet.is_ipv4()) {
             ipam.push(self.cut(false)?);
         }
         if spec.ipv6 && !ipam.iter().any(|i| i.subnet.is_ipv6()) {
@@ -108,7 +108,14 @@ impl Subnets {
             }
             None => {
                 let pools: Vec<_> = self.pools.iter().filter(|p| p.is_ipv6() == v6).map(ToString::to_string).collect();
-                let pools = if pools.is_empty() { "no pool".to_owned() } else { pools.join(", ") };
+                if pools.is_empty() {
+                    return Err(format!(
+                        "the cluster has no {} address pool: remove this network and create it with a --subnet, or \
+                         give the cluster a pool (`orch init --default-addr-pool`)",
+                        if v6 { "IPv6" } else { "IPv4" }
+                    ));
+                }
+                let pools = pools.join(", ");
                 Err(format!(
                     "could not find an available, non-overlapping {} address pool: every /{prefix} of {pools} belongs \
                      to a network or overlaps a network that a node is on; remove networks that are not needed, or \
@@ -192,6 +199,8 @@ impl<'a> Addresses<'a> {
                 }
             }
         }
+        // Wanted ones come in the order of flags; what shows one address shows the first.
+        addresses.sort_by_key(IpNetwork::is_ipv6);
         let given = self.given.entry(network.id.clone()).or_default();
         for address in &addresses {
             given.insert(address.ip());

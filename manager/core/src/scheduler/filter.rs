@@ -150,7 +150,7 @@ fn platform_of(state: &State, container: &ContainerSpec) -> Option<Platform> {
 
 fn features_of(state: &State, task: &TaskSpec) -> Vec<&'static str> {
     let mut networks = task.networks.iter().filter_map(|attachment| state.network(&attachment.network));
-    if networks.any(|network| network.spec.ipv6) { vec![FEATURE_IPV6] } else { Vec::new() }
+    if networks.any(|network| network.spec.has_ipv6()) { vec![FEATURE_IPV6] } else { Vec::new() }
 }
 
 fn runs_on(platform: &Platform, node: &Node) -> bool {

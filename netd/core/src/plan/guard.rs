@@ -37,8 +37,8 @@ pub(super) fn bridge(context: &Context<'_>, network: &NetworkItem) -> Ruleset {
     let mut owned = Vec::new();
     for (task, _) in context.local_ports(&network.id) {
         let Some(attachment) = task.attachments.iter().find(|a| a.network == network.id) else { continue };
-        let Some(first) = attachment.addresses.first() else { continue };
-        let (link, mac) = (names::task_port(&task.id), Mac::of(first.ip()));
+        let Some(mac) = Mac::of_all(attachment.addresses.iter().map(IpNetwork::ip)) else { continue };
+        let link = names::task_port(&task.id);
         let addrs = attachment.addresses.iter().map(IpNetwork::ip).chain([link_local(mac).into()]).collect();
         owned.push(Owned { link, mac, addrs });
     }

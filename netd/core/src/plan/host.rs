@@ -4,12 +4,15 @@
 //! the node's choice, not ours) would carry out DNAT inside the bridge and drop what goes back to the same port, so that
 //! a task could not reach a port published by itself or its neighbour.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
-use orch_model::service::{PortConfig, PublishMode};
+use orch_model::service::{PortConfig, Protocol, PublishMode};
 
-use super::{Context, MAIN_TABLE, guard, ingress};
+use super::{Context, Entry, MAIN_TABLE, guard, ingress};
 use crate::{
     desired::LocalTask,
     gateway::Gateway,
@@ -167,8 +170,17 @@ fn on_this_node<'a>(context: &Context<'a>) -> impl Iterator<Item = (&'a LocalTas
     let tasks = context.inputs.tasks.values().filter(|task| !task.down);
     let ports = tasks.flat_map(|task| task.host_ports.iter().map(move |port| (task, port)));
     let is_here = |port: &PortConfig| port.publish_mode == PublishMode::Host && port.published_port != 0;
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     ports.filter(move |(_, p)| is_here(p) && seen.insert((p.protocol, p.published_port, p.host_ip)))
+}
+
+/// Ports that answer on all addresses; SCTP is the kernel's alone to pass on, and only within one family.
+pub(super) fn entries(context: &Context<'_>) -> BTreeSet<Entry> {
+    let ingress = context.desired.ingress().into_iter();
+    let published = ingress.flat_map(|(network, ..)| ingress::ports(context, network)).map(|(_, port)| port);
+    let ports = published.chain(on_this_node(context).map(|(_, port)| port));
+    let anywhere = ports.filter(|port| port.host_ip.is_none() && port.protocol != Protocol::Sctp);
+    anywhere.map(|port| Entry { protocol: port.protocol, port: port.published_port }).collect()
 }
 
 fn host_ports(context: &Context<'_>) -> (Ports, Vec<Chain>) {

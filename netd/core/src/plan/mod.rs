@@ -17,6 +17,7 @@ use std::{
 use orch_model::{
     NetworkId, NodeId, TaskId,
     assignment::{EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
+    service::Protocol,
 };
 
 use crate::{
@@ -68,8 +69,17 @@ pub struct Plan {
     pub views: BTreeMap<TaskId, dns::View>,
     /// Which addresses take part in balancing, for [`crate::flows::cuts`].
     pub standings: Standings,
+    /// Where IPv6 clients come in.
+    pub entries: BTreeSet<Entry>,
     /// What could not be planned, for the operator.
     pub problems: Vec<String>,
+}
+
+/// A port published on all of the node's addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    pub protocol: Protocol,
+    pub port: u16,
 }
 
 /// Makes the plan.
@@ -78,6 +88,7 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
     let context = Context::new(inputs);
     let mut plan = Plan { standings: context.standings(), problems: context.problems(), ..Plan::default() };
     plan.namespaces.insert(NsName::Host, host::plan(&context));
+    plan.entries = host::entries(&context);
     for network in inputs.desired.networks.values() {
         let sandbox = if network.ingress { ingress::plan(&context, network) } else { overlay::plan(&context, network) };
         plan.namespaces.extend(sandbox.map(|ns| (NsName::Sandbox(network.id.clone()), ns)));

@@ -2,6 +2,8 @@
 //!
 //! Nothing is learned from traffic: who is where comes from managers, so that a lost packet cannot lose a neighbour.
 
+use std::net::IpAddr;
+
 use orch_model::assignment::NetworkItem;
 
 use super::{Context, guard};
@@ -32,11 +34,11 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
     ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
     for endpoint in context.remote_endpoints(&network.id, own) {
         let Some(peer) = context.desired.peers.get(&endpoint.node) else { continue };
-        for addr in &endpoint.addresses {
-            let (link, mac) = (names::VXLAN.to_owned(), Mac::of(*addr));
-            ns.neighbours.insert(Neighbour { link: link.clone(), addr: *addr, mac });
-            ns.fdb.insert(FdbEntry { link, mac, vtep: peer.data_addr, bridged: true });
-        }
+        let Some(mac) = Mac::of_all(endpoint.addresses.iter().copied()) else { continue };
+        let link = || names::VXLAN.to_owned();
+        let neighbour = |addr: &IpAddr| Neighbour { link: link(), addr: *addr, mac };
+        ns.neighbours.extend(endpoint.addresses.iter().map(neighbour));
+        ns.fdb.insert(FdbEntry { link: link(), mac, vtep: peer.data_addr, bridged: true });
     }
     Some(ns)
 }

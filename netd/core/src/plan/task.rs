@@ -37,7 +37,7 @@ pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     for attachment in task.attachments.iter().filter(linked) {
         let Some(name) = task.link_to(&attachment.network) else { continue };
         let mtu = context.desired.networks.get(&attachment.network).map(|network| context.mtu_of(network));
-        let mac = attachment.addresses.first().map(|addr| Mac::of(addr.ip()));
+        let mac = Mac::of_all(attachment.addresses.iter().map(IpNetwork::ip));
         let link = Link { mac, mtu, up: !task.down, ..Link::up(LinkKind::VethPeer) };
         ns.links.insert(name.clone(), link);
         ns.addresses.extend(attachment.addresses.iter().map(|addr| (name.clone(), *addr)));

@@ -9,6 +9,7 @@ use orch_model::{
 use orch_netd_core::{
     ns::{LinkKind, NsPlan, Target},
     plan::Plan,
+    ruleset::word,
 };
 
 use crate::scenario::{INGRESS, Scenario, port};
@@ -28,6 +29,9 @@ fn render(plan: &Plan) -> String {
     for (name, ns) in &plan.namespaces {
         writeln!(text, "== {name}").unwrap();
         render_ns(ns, &mut text);
+    }
+    for entry in &plan.entries {
+        writeln!(text, "IPv6 clients: {} {}", word(entry.protocol), entry.port).unwrap();
     }
     for problem in &plan.problems {
         writeln!(text, "problem: {problem}").unwrap();
@@ -91,6 +95,23 @@ fn a_service_on_two_nodes_with_a_published_port() {
             .endpoint(INGRESS, 1, 1, 1, true)
             .endpoint(INGRESS, 2, 1, 2, true)
             .task(1, &[INGRESS, 1], vec![], false),
+    );
+}
+
+/// Service 1 here and on node 2, service 2 without tasks: balanced and refused alike in both families; one link address per
+/// task, whatever addresses it has.
+#[test]
+fn a_network_of_both_families() {
+    check(
+        "dual_stack",
+        &Scenario::new(2)
+            .network(1, false)
+            .service(1, 1, vec![])
+            .service(1, 2, vec![])
+            .endpoint(1, 1, 1, 1, true)
+            .endpoint(1, 2, 1, 2, true)
+            .task(1, &[1], vec![], false)
+            .dual_stack(1),
     );
 }
 

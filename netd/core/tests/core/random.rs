@@ -48,7 +48,7 @@ fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario 
         let ports = if numbers.coin() { vec![odd(numbers, on_node)] } else { vec![] };
         scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
     }
-    scenario
+    if numbers.coin() { scenario.dual_stack(1) } else { scenario }
 }
 
 /// Perhaps on one address, perhaps with the client hidden.

@@ -151,6 +151,34 @@ impl Scenario {
         self
     }
 
+    /// Gives everything that is on `network` by now an IPv6 address beside each IPv4 address: fd00:NETWORK::HOST.
+    pub(crate) fn dual_stack(mut self, network: u8) -> Self {
+        let beside = |addr: &IpAddr| match addr {
+            IpAddr::V4(v4) => Some(IpAddr::from([0xfd00, network.into(), 0, 0, 0, 0, 0, v4.octets()[3].into()])),
+            IpAddr::V6(_) => None,
+        };
+        let both = |addrs: &mut Vec<IpAddr>| addrs.extend(addrs.iter().filter_map(beside).collect::<Vec<_>>());
+        for item in &mut self.items {
+            match item {
+                Assignment::Network(item) if item.id == net_id(network) => {
+                    item.subnets.push(format!("fd00:{network}::/64").parse().unwrap());
+                    both(&mut item.gateways);
+                }
+                Assignment::ServiceEndpoint(item) if item.network == net_id(network) => both(&mut item.vips),
+                Assignment::Endpoint(item) if item.network == net_id(network) => both(&mut item.addresses),
+                _ => {}
+            }
+        }
+        for attachment in self.tasks.values_mut().flat_map(|task| &mut task.attachments) {
+            if attachment.network == net_id(network) {
+                let beside = attachment.addresses.iter().filter_map(|addr| beside(&addr.ip()));
+                let beside: Vec<_> = beside.map(|addr| ipnetwork::IpNetwork::new(addr, 64).unwrap()).collect();
+                attachment.addresses.extend(beside);
+            }
+        }
+        self
+    }
+
     /// Gossip takes these nodes for dead.
     pub(crate) fn suspects(mut self, nodes: &[u8]) -> Self {
         self.suspects = nodes.iter().map(|node| node_id(*node)).collect();
