@@ -51,9 +51,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOCAL_CONNECTIONS: Limit = Limit { total: 512, per_owner: 256 };
 /// New connections to a local socket, by process.
 const LOCAL_RATE: Rate = Rate { burst: 64, per_second: 256 };
-/// After so many that were hung up on, whoever makes them has to wait, at the kernel's queue.
-const REFUSED_AT_ONCE: u32 = 64;
-const REFUSED_PAUSE: Duration = Duration::from_millis(5);
+/// After so many that were hung up on, whoever makes them has to wait, at the kernel's queue. Others wait while they are
+/// hung up on, so it is few at a time.
+const REFUSED_AT_ONCE: u32 = 16;
+const REFUSED_PAUSE: Duration = Duration::from_millis(3);
 /// After a failed accept (usually: no file descriptors left), before the next.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

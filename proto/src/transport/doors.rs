@@ -29,7 +29,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::{
-    ACCEPT_PAUSE, Lease, REFUSED_AT_ONCE, leased,
+    ACCEPT_PAUSE, Lease, leased,
     pace::{Pace, Rate},
     seats::{Limit, Seats},
 };
@@ -38,7 +38,8 @@ use crate::tls::{self, ConnectionInfo, Identity, PeerIdentity, SharedIdentity};
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// New connections of one address that have not shown a certificate. One that does is forgotten here.
 const NEWCOMERS: Rate = Rate { burst: 512, per_second: 256 };
-/// After [`REFUSED_AT_ONCE`] of them.
+/// After so many that were hung up on: the connections that are in have their turn.
+const REFUSED_AT_ONCE: u32 = 64;
 const BREATH: Duration = Duration::from_millis(2);
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
