@@ -15,7 +15,11 @@ done
 env | sort | while read -r line; do p env "$line"; done
 p hostname "$(hostname)"; p cwd "$(pwd)"; p id "$(id)"
 p oom_score_adj "$(cat /proc/self/oom_score_adj)"
-for fd in $(ls /proc/$$/fd); do p "fd $fd" "$(readlink /proc/$$/fd/$fd | sed 's/[0-9]\{3,\}/N/g')"; done
+# To a file: the pipes of $(...) would be among what it lists, for as long as this shell takes to close its ends.
+ls -l /proc/$$/fd > /t/fds
+while read -r mode links owner group size month day time fd arrow to; do
+  [ -z "$fd" ] || p "fd $fd" "$(echo "$to" | sed 's/[0-9]\{3,\}/N/g')"
+done < /t/fds
 set -- $(cat /proc/$$/stat); p "pgrp session tty tpgid" "$5 $6 $7 $8"; p "priority nice rt policy" "${18} ${19} ${40} ${41}"
 for file in coredump_filter personality setgroups uid_map gid_map loginuid attr/current timerslack_ns; do p "proc $file" "$(cat /proc/self/$file 2>&1 | tr '\0' ' ')"; done
 p cgroup "$(sort -t: -k2 /proc/self/cgroup | cut -d: -f2,3 | sed 's#/[^ ]*/##; s/[0-9a-f]\{64\}/ID/' | tr '\n' ' ')"
