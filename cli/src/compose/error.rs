@@ -43,6 +43,12 @@ impl Finding {
     }
 }
 
+impl From<Finding> for ComposeError {
+    fn from(finding: Finding) -> Self {
+        Self { text: finding.0 }
+    }
+}
+
 impl ComposeError {
     /// More than this are not read anyway.
     pub(super) const MOST: usize = 20;

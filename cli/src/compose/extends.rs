@@ -106,7 +106,10 @@ fn open(file: &str, at: &Node, source: &mut Source, around: &Surroundings<'_>) -
     let text =
         (around.read)(&path).map_err(|reason| source.error(at.place, format!("cannot read {file}: {reason}")))?;
     let number = source.add(file, &text);
-    let mut root = yaml::parse(source, number)?;
+    let yaml::Parsed { mut root, cut } = yaml::parse(source, number)?;
+    if let Some(error) = cut {
+        return Err(error);
+    }
     let variables = interpolate::Variables { lookup: around.variable, strict: false };
     interpolate::document(&mut root, source, variables)?;
     let findings = check::check(&root, super::keys::MODERN, false, source).findings;

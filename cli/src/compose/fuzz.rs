@@ -214,13 +214,6 @@ fn fixtures() -> Vec<Vec<&'static str>> {
     sources.iter().map(|source| source.lines().collect()).collect()
 }
 
-/// As many texts as a run tries.
-pub(super) fn for_each_odd_text(mut check: impl FnMut(&str)) {
-    let fixtures = fixtures();
-    let mut random = Random(0x6a09_e667_f3bc_c909);
-    (0..inputs()).for_each(|_| check(&mutated(&mut random, &fixtures)));
-}
-
 #[test]
 fn odd_files_are_read_or_refused() {
     let fixtures = fixtures();

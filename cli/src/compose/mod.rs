@@ -9,6 +9,7 @@ mod convert;
 mod depends;
 mod deploy;
 mod error;
+mod events;
 pub(crate) mod export;
 mod extends;
 mod interpolate;
@@ -17,7 +18,6 @@ mod merge;
 mod nanos;
 mod output;
 mod ports;
-mod quick;
 mod scalar;
 mod schema;
 mod service;
@@ -38,6 +38,8 @@ pub(crate) const IMAGE_LABEL: &str = "com.docker.stack.image";
 /// Parsed files; their meaning depends on the stack's name.
 pub(crate) struct Document {
     roots: Vec<yaml::Node>,
+    /// What follows a file's document without being another one: said only where nothing else is wrong.
+    cut: Option<ComposeError>,
     source: error::Source,
     version: keys::Version,
     strict: bool,
@@ -105,10 +107,11 @@ impl Document {
     pub(crate) fn parse(files: &[(String, String)], strict: bool) -> Result<Self, ComposeError> {
         let mut source = error::Source::default();
         let mut roots = Vec::new();
-        let mut first = None;
+        let (mut first, mut cut) = (None, None);
         for (name, text) in files {
             let file = source.add(name, text);
-            let root = yaml::parse(&source, file)?;
+            let yaml::Parsed { root, cut: ended } = yaml::parse(&source, file)?;
+            cut = cut.or(ended);
             let version = keys::version(&root, strict, &source)?;
             let agreed = *first.get_or_insert(version);
             if agreed != version {
@@ -121,7 +124,7 @@ impl Document {
             }
             roots.push(root);
         }
-        Ok(Self { roots, source, version: first.unwrap_or(keys::MODERN), strict, is_raw: false })
+        Ok(Self { roots, source, cut, version: first.unwrap_or(keys::MODERN), strict, is_raw: false })
     }
 
     /// The same with variables as they are written.
@@ -174,7 +177,7 @@ impl Document {
             findings.extend(checked.findings);
             warnings.extend(checked.warnings);
         }
-        if let Some(error) = ComposeError::of(&findings) {
+        if let Some(error) = ComposeError::of(&findings).or(self.cut.take()) {
             return Err(error);
         }
         let mut roots = std::mem::take(&mut self.roots).into_iter();

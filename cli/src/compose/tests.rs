@@ -311,8 +311,14 @@ fn hostile_files_are_refused_soon() {
         laughs.push_str(&format!("a{level}: &a{level} [{}]\n", before.trim_end_matches(", ")));
     }
     let huge = format!("# {}\n", "x".repeat(6 << 20));
+    let mut chain = "x: 1\nx: 2\na0: &a0 {}\n".to_owned();
+    for level in 1..2_000 {
+        chain.push_str(&format!("a{level}: &a{level} [[*a{}]]\n", level - 1));
+    }
+    let itself = "&a {*a : b}\n".to_owned();
+    let doubled = "a: 1\n".repeat(100_000);
     let begun = std::time::Instant::now();
-    for text in [deep, laughs, huge] {
+    for text in [deep, laughs, huge, chain.replacen("x: 1\n", "", 1), chain, itself, doubled] {
         assert!(load(&text).is_err());
     }
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
