@@ -9,6 +9,7 @@ mod server;
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    os::fd::OwnedFd,
 };
 
 pub(crate) use forward::Resolvers;
@@ -39,6 +40,16 @@ pub(crate) async fn open(ns: &NetNs, port: u16) -> io::Result<Sockets> {
         bind(port).or_else(|_| (0..BIND_ATTEMPTS).find_map(|_| bind(0).ok()).ok_or_else(no_port))
     })
     .await
+}
+
+impl Sockets {
+    /// Those that an earlier daemon served.
+    pub(crate) fn of(kept: Vec<OwnedFd>) -> Option<Self> {
+        let [udp, tcp] = <[OwnedFd; 2]>::try_from(kept).ok()?;
+        let (udp, tcp) = (UdpSocket::from(udp), TcpListener::from(tcp));
+        let port = udp.local_addr().ok()?.port();
+        Some(Self { udp, tcp, port })
+    }
 }
 
 fn bind(port: u16) -> io::Result<Sockets> {

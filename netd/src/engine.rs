@@ -5,6 +5,7 @@
 //! whether someone else changed something, and puts it back.
 
 mod apply;
+mod crypt;
 mod pass;
 
 use std::{
@@ -15,7 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orch_model::{NetworkId, NodeId, TaskId, assignment::Assignment};
+use orch_model::{
+    NetworkId, NodeId, TaskId,
+    assignment::{Assignment, NetworkItem},
+    node::Encryption,
+};
 use orch_netd_core::{
     desired::{Desired, LocalTask},
     flows::Standings,
@@ -26,7 +31,7 @@ use orch_netd_core::{
     trace::{self, Stage, Step},
 };
 use orch_proto::{
-    conv::{DecodeError, FromProto},
+    conv::{DecodeError, FromProto, ToProto as _},
     wire::{AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse},
 };
 use tokio::{
@@ -39,6 +44,7 @@ use crate::{
     dns::{self, Resolvers},
     engine::apply::Applied,
     entry::Entries,
+    keeper::Keeper,
     memory,
     netlink::{self, Namespaces},
     netns::{self, NetNs},
@@ -80,6 +86,8 @@ pub(crate) enum EngineError {
          the task is attached"
     )]
     UnknownNetwork { network: NetworkId },
+    #[error("network {network} is encrypted, and this node cannot encrypt: {why}")]
+    NoEncryption { network: String, why: String },
     #[error("the node's gateway network has no free address: too many tasks on this node")]
     NoAddress,
     #[error(
@@ -111,6 +119,7 @@ pub(crate) struct Engine {
     /// The tunnel address, and the MTU of the link that has it.
     underlay: Option<(IpAddr, u32)>,
     filters_bridges: bool,
+    encryption: Encryption,
     tasks: BTreeMap<TaskId, LocalTask>,
     /// What the worker sent, for the task's file.
     requests: BTreeMap<TaskId, AttachTaskRequest>,
@@ -119,6 +128,7 @@ pub(crate) struct Engine {
     namespaces: Namespaces,
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
+    keeper: Keeper,
     standings: Standings,
     entries: Entries,
     /// Nodes that gossip takes for dead, and when that was said last.
@@ -137,7 +147,7 @@ pub(crate) struct Engine {
 
 impl Engine {
     /// Finds what an earlier daemon left, and makes the first pass.
-    pub(crate) async fn start(store: Store, resolvers: Arc<Resolvers>) -> Result<Self, EngineError> {
+    pub(crate) async fn start(store: Store, resolvers: Arc<Resolvers>, keeper: Keeper) -> Result<Self, EngineError> {
         let host = NetNs::host().map_err(failed("opening the node's network namespace"))?;
         let stored = store.load_desired().unwrap_or_default();
         let desired = decode(stored).unwrap_or_default();
@@ -158,12 +168,14 @@ impl Engine {
             last_addr: None,
             underlay: None,
             filters_bridges,
+            encryption: Encryption::Unavailable(String::new()),
             tasks: BTreeMap::new(),
             requests: BTreeMap::new(),
             unsaved: BTreeSet::new(),
             namespaces: Namespaces::from([(NsName::Host, host)]),
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
+            keeper,
             standings: Standings::new(),
             entries: Entries::default(),
             suspects: BTreeSet::new(),
@@ -176,7 +188,9 @@ impl Engine {
             churned: false,
         };
         engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;
+        engine.open_crypt().await;
         engine.pass(true).await;
+        engine.keeper.let_go_of_the_rest();
         Ok(engine)
     }
 
@@ -225,11 +239,13 @@ impl Engine {
             self.tasks.insert(task.id.clone(), task);
         }
         let known: BTreeSet<_> = self.tasks.keys().map(|id| self.store.task_netns(id)).collect();
-        for (path, network) in self.store.namespaces()? {
-            match network {
-                Some(network) => {
+        for (path, name) in self.store.namespaces()? {
+            match name {
+                // Found, or made, by itself.
+                Some(NsName::Crypt) => {}
+                Some(name) => {
                     if let Some(ns) = NetNs::open(&path)? {
-                        self.namespaces.insert(NsName::Sandbox(network), ns);
+                        self.namespaces.insert(name, ns);
                     }
                 }
                 None if known.contains(&path) => {}
@@ -283,9 +299,25 @@ impl Engine {
         }
     }
 
+    /// Finds out whether the kernel can encrypt, by making what is needed for it.
+    async fn open_crypt(&mut self) {
+        match crypt::open(self.store.crypt_netns()).await {
+            Ok((ns, key)) => {
+                self.namespaces.insert(NsName::Crypt, ns);
+                self.encryption = Encryption::Key(key);
+            }
+            Err(error) => {
+                let why = crypt::explain(&error);
+                tracing::info!(why, "no encrypted networks on this node");
+                self.encryption = Encryption::Unavailable(why);
+            }
+        }
+    }
+
     fn facts(&self) -> NodeFacts {
         let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
-        NodeFacts { gateway: self.gateway, underlay_mtu, filters_bridges: self.filters_bridges }
+        let encrypts = matches!(self.encryption, Encryption::Key(_));
+        NodeFacts { gateway: self.gateway, underlay_mtu, filters_bridges: self.filters_bridges, encrypts }
     }
 
     fn trace(&self, task: Option<TaskId>, name: &str) -> Result<Traced, EngineError> {
@@ -300,7 +332,9 @@ impl Engine {
         let ns = self.namespaces.get(&ns_name).ok_or(EngineError::NotHere(id))?.clone();
         let mut trace = trace::trace(&inputs, task, name);
         let sandboxes = task.attachments.iter().map(|a| NsName::Sandbox(a.network.clone()));
-        for place in sandboxes.chain([NsName::Host, ns_name]) {
+        let on_encrypted = sandboxes.clone().any(|place| self.is_encrypted(&place));
+        let crypt = on_encrypted.then_some(NsName::Crypt);
+        for place in sandboxes.chain([NsName::Host, ns_name]).chain(crypt) {
             if let Some(problem) = self.problems.get(&place) {
                 trace.steps.push(Step::broken(Stage::Rules, format!("{place} is not as it should be: {problem}")));
             }
@@ -311,6 +345,13 @@ impl Engine {
         }
         trace.steps.sort_by_key(|step| step.stage.min(Stage::Backend));
         Ok(Traced { trace, ns })
+    }
+
+    fn is_encrypted(&self, place: &NsName) -> bool {
+        match place {
+            NsName::Sandbox(network) => self.desired.networks.get(network).is_some_and(NetworkItem::is_encrypted),
+            NsName::Host | NsName::Crypt | NsName::Task(_) => false,
+        }
     }
 
     fn suspect(&mut self, suspects: BTreeSet<NodeId>) {
@@ -346,6 +387,12 @@ impl Engine {
     fn attach(&mut self, request: AttachTaskRequest) -> Result<TaskId, EngineError> {
         let mut task = local_task(request.clone(), Ipv4Addr::UNSPECIFIED)?;
         for attachment in &task.attachments {
+            let network = self.desired.networks.get(&attachment.network);
+            if let (Some(network), Encryption::Unavailable(why)) =
+                (network.filter(|network| network.is_encrypted()), &self.encryption)
+            {
+                return Err(EngineError::NoEncryption { network: network.name.clone(), why: why.clone() });
+            }
             if !self.desired.can_attach(&attachment.network) {
                 return Err(EngineError::UnknownNetwork { network: attachment.network.clone() });
             }
@@ -386,6 +433,7 @@ impl Engine {
                 // The firewall stands in the log already, and is no fault of what is desired.
                 problems: self.problems().chain(self.firewall.clone()).collect(),
                 gateway_subnet: self.gateway.subnet().to_string(),
+                encryption: Some(self.encryption.to_proto()),
             }))),
         }
     }
@@ -408,7 +456,7 @@ impl Engine {
     fn sandboxes(&self) -> impl Iterator<Item = &NetworkId> {
         self.namespaces.keys().filter_map(|ns| match ns {
             NsName::Sandbox(network) => Some(network),
-            NsName::Host | NsName::Task(_) => None,
+            NsName::Host | NsName::Crypt | NsName::Task(_) => None,
         })
     }
 

@@ -243,7 +243,8 @@ fn one(seed: u64) -> bool {
         }
     };
     let tasks = attached(&mut numbers, &desired, requests);
-    let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500, filters_bridges: true };
+    let facts =
+        NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500, filters_bridges: true, encrypts: true };
     let suspects = BTreeSet::new();
     let inputs = Inputs { desired: &desired, tasks: &tasks, suspects: &suspects, facts };
     let plan = plan(inputs);

@@ -3,7 +3,7 @@
 //! One engine owns all state and takes one step at a time (requests that wait meanwhile are carried out together); work
 //! inside namespaces is done by threads that enter them and end there. It can be killed at any instant: on its start it
 //! reads its files and the kernel, compares with what is wanted, and carries on; the packets of running containers never
-//! depend on it, only their DNS does, and what comes in by IPv6 for published ports.
+//! depend on it, only what comes in by IPv6 for published ports does. Questions for names wait for the next one.
 //!
 //! Must not know containers, images or managers: only the worker talks to it.
 
@@ -15,6 +15,7 @@ mod entry;
 mod firewall;
 #[cfg(test)]
 mod fuzz;
+mod keeper;
 mod memory;
 mod metrics;
 mod netlink;
@@ -24,6 +25,7 @@ mod nft;
 mod service;
 mod store;
 mod trace;
+mod wireguard;
 
 use std::{io, path::Path, sync::Arc};
 
@@ -35,7 +37,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use crate::{dns::Resolvers, engine::Engine, store::Store};
+use crate::{dns::Resolvers, engine::Engine, keeper::Keeper, store::Store};
 
 /// Requests that may wait for the engine.
 const MAX_WAITING: usize = 1_024;
@@ -78,7 +80,11 @@ fn raise_descriptor_limit() {
 async fn serve(config: Config) -> anyhow::Result<()> {
     let store = Store::open(&config.paths).context("opening the network daemon's folders")?;
     let resolvers = Arc::new(Resolvers::new(RESOLV_CONF.into()));
-    let engine = Engine::start(store.clone(), resolvers).await.context("starting the network daemon")?;
+    let keeper = Keeper::find().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "the supervisor's sockets cannot be had");
+        Keeper::nobody()
+    });
+    let engine = Engine::start(store.clone(), resolvers, keeper).await.context("starting the network daemon")?;
     let socket = config.paths.netd_sock();
     let incoming = transport::unix_incoming(&socket, SOCKET_MODE).context("opening the network daemon's socket")?;
     let (commands, receiver) = mpsc::channel(MAX_WAITING);
@@ -103,8 +109,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
     let store = Store::open(paths).context("opening the network daemon's folders")?;
     let mut results = Vec::new();
-    for (path, network) in store.namespaces().context("listing namespaces")? {
-        if network.is_some() {
+    for (path, known) in store.namespaces().context("listing namespaces")? {
+        if known.is_some() {
             results.push(empty_sandbox(&path).with_context(|| format!("emptying {}", path.display())));
         }
         results.push(netns::remove(&path).with_context(|| format!("removing {}", path.display())));

@@ -14,7 +14,7 @@ use rtnetlink::{Handle, packet_route::route::RouteProtocol};
 
 use crate::netns::NetNs;
 
-pub(crate) use execute::{cut_off, delete_all_links, delete_own_links};
+pub(crate) use execute::{cut_off, delete_all_links, delete_own_links, make_wireguard};
 pub(crate) use observe::{host_networks, mtu_of};
 
 /// Marks routes and rules as the daemon's.
@@ -37,23 +37,30 @@ pub(crate) fn connected<T, F: Future<Output = T>>(work: impl FnOnce(Handle) -> F
     })
 }
 
-/// An open connection to a namespace, with a second one to the daemon's own: a tunnel is made from there, so that its
-/// socket is there.
+/// An open connection to a namespace, with one to each from which links there are made: a tunnel's socket stays where it
+/// was made from.
 pub(crate) struct Session {
     runtime: tokio::runtime::Runtime,
     here: Handle,
     host: Handle,
+    crypt: Option<Handle>,
     here_fd: i32,
 }
 
 impl Session {
-    /// Moves the calling thread into `ns`. It must be in the daemon's own namespace.
-    pub(crate) fn enter(ns: &NetNs) -> io::Result<Self> {
+    /// Moves the calling thread into `ns`. It must be in the daemon's own namespace. With `crypt`, tunnels can be made that
+    /// lead out there.
+    pub(crate) fn enter(ns: &NetNs, crypt: Option<&NetNs>) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
         let host = runtime.block_on(connect())?;
+        let connected = |crypt: &NetNs| {
+            crypt.enter()?;
+            runtime.block_on(connect())
+        };
+        let crypt = crypt.map(connected).transpose()?;
         ns.enter()?;
         let here = runtime.block_on(connect())?;
-        Ok(Self { runtime, here, host, here_fd: ns.raw_fd() })
+        Ok(Self { runtime, here, host, crypt, here_fd: ns.raw_fd() })
     }
 }
 

@@ -6,7 +6,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, FromRawFd as _, RawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
@@ -21,6 +24,8 @@ use tokio::sync::oneshot;
 
 use crate::nfnetlink::Socket;
 
+/// Asks a socket for its namespace.
+const SIOCGSKNS: libc::Ioctl = 0x894c;
 /// What a file must be on to be a namespace.
 const NSFS_MAGIC: FsType = FsType(libc::NSFS_MAGIC);
 
@@ -78,6 +83,20 @@ impl NetNs {
                 Ok(socket)
             }
         }
+    }
+
+    /// Whether the socket was made in this namespace.
+    #[allow(unsafe_code)]
+    pub(crate) fn has(&self, socket: &impl AsFd) -> io::Result<bool> {
+        // SAFETY: takes no argument; what it returns is a descriptor that nobody else knows, or an error.
+        let ns = unsafe {
+            match libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) {
+                fd @ 0.. => File::from_raw_fd(fd),
+                _ => return Err(io::Error::last_os_error()),
+            }
+        };
+        let (theirs, ours) = (ns.metadata()?, self.file.metadata()?);
+        Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {

@@ -1,4 +1,5 @@
-//! The netfilter side of netlink, as far as it is needed: rulesets and their generation, forgetting connections.
+//! The netfilter side of netlink, as far as it is needed: rulesets and their generation, forgetting connections. Generic
+//! netlink has messages of the same shape: its command stands where netfilter's family does.
 //!
 //! Requests and replies are small and few, so that plain blocking sockets on a namespace's thread are enough.
 
@@ -55,7 +56,14 @@ pub(crate) enum Mode {
 
 impl Socket {
     pub(crate) fn open() -> io::Result<Self> {
-        let protocol = SockProtocol::NetlinkNetFilter;
+        Self::of(SockProtocol::NetlinkNetFilter)
+    }
+
+    pub(crate) fn generic() -> io::Result<Self> {
+        Self::of(SockProtocol::NetlinkGeneric)
+    }
+
+    fn of(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_S))?;
         Ok(Self { fd, next: AtomicU32::new(1) })

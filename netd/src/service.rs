@@ -50,7 +50,7 @@ impl From<EngineError> for Status {
         match error {
             EngineError::Invalid(_) => Self::invalid_argument(text),
             EngineError::NobodyAsks(_) | EngineError::NotHere(_) => Self::not_found(text),
-            EngineError::UnknownNetwork { .. } => Self::failed_precondition(text),
+            EngineError::UnknownNetwork { .. } | EngineError::NoEncryption { .. } => Self::failed_precondition(text),
             EngineError::NoAddress => Self::resource_exhausted(text),
             EngineError::Io { .. } => Self::internal(text),
         }

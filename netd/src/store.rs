@@ -13,6 +13,7 @@ use orch_model::{NetworkId, TaskId, task::TaskAttachment};
 use orch_netd_core::{
     desired::{LinkNumbers, LocalTask},
     gateway::Gateway,
+    ns::NsName,
 };
 use orch_proto::{
     conv::{DecodeError, FromProto},
@@ -23,6 +24,8 @@ use prost::Message as _;
 
 /// Namespaces of networks are files beside those of tasks, with this before the network's id.
 const SANDBOX_PREFIX: &str = "net-";
+/// Where tunnels of encrypted networks lead out; ids are longer.
+const CRYPT_NAME: &str = "crypt";
 
 /// A task as it is kept.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -142,14 +145,19 @@ impl Store {
         self.paths.netns_dir().join(format!("{SANDBOX_PREFIX}{network}"))
     }
 
-    /// Every file that may be a mounted namespace: its path and, of a network's, the network.
-    pub(crate) fn namespaces(&self) -> io::Result<Vec<(PathBuf, Option<NetworkId>)>> {
+    pub(crate) fn crypt_netns(&self) -> PathBuf {
+        self.paths.netns_dir().join(CRYPT_NAME)
+    }
+
+    /// Every file that may be a mounted namespace: its path and, where it is not a task's, whose it is.
+    pub(crate) fn namespaces(&self) -> io::Result<Vec<(PathBuf, Option<NsName>)>> {
         fs::read_dir(self.paths.netns_dir())?
             .map(|entry| {
                 let path = entry?.path();
                 let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                let network = name.strip_prefix(SANDBOX_PREFIX).and_then(|id| id.parse().ok());
-                Ok((path, network))
+                let network = || name.strip_prefix(SANDBOX_PREFIX)?.parse().ok().map(NsName::Sandbox);
+                let known = if name == CRYPT_NAME { Some(NsName::Crypt) } else { network() };
+                Ok((path, known))
             })
             .collect()
     }

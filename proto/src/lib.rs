@@ -7,7 +7,9 @@
 pub mod ca;
 pub mod conv;
 pub mod gossip;
+pub mod keeper;
 pub mod metrics;
+pub mod passing;
 pub mod paths;
 pub mod pings;
 pub mod report;

@@ -34,6 +34,11 @@ fn a_cluster_works_on_another_kernel() {
 }
 
 #[test]
+fn encrypted_networks_cannot_be_read_on_the_wire() {
+    run("encrypted.sh");
+}
+
+#[test]
 fn a_node_without_ipv6_works() {
     run_with("no-ipv6.sh", "ipv6.disable=1");
 }

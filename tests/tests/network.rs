@@ -57,7 +57,9 @@ fn networks_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     lab.import("hits", "hits", HITS);
     lab.import("idle", "busybox", SLEEP);
     refusals(&lab);
+    encrypted_networks_work_or_are_refused(&lab);
     names_follow_the_tasks(&lab);
+    names_are_known_while_the_network_daemon_is_gone(&lab);
     a_service_on_two_networks(&lab);
     the_way_to_a_service_is_shown(&lab);
     clients_are_spread_as_the_service_says(&lab);
@@ -114,6 +116,33 @@ fn refusals(lab: &Lab) {
     assert!(said.contains("in use by service web"), "{said}");
 }
 
+/// As this machine's kernel allows; `tests/qemu/encrypted.sh` looks at the packets.
+fn encrypted_networks_work_or_are_refused(lab: &Lab) {
+    let told =
+        eventually("both nodes say whether they can", || match lab.orch(&["node", "inspect", "n1", "n2"]).ok() {
+            told if told.matches("\"Encryption\"").count() == 2 && !told.contains("has not answered yet") => Ok(told),
+            told => Err(told),
+        });
+    let made = lab.orch(&["network", "create", "--opt", "encrypted", "sealed"]);
+    if told.contains("\"Unavailable\"") {
+        let said = made.refused();
+        assert!(said.contains("no node of the cluster can encrypt (n1, n2: "), "{said}");
+        let _ = lab.orch(&["network", "inspect", "sealed"]).refused();
+        return;
+    }
+    let _ = made.ok();
+    let serve = "trap exit TERM; mkdir /w; hostname > /w/index.html; httpd -h /w; while :; do sleep 1; done";
+    create(lab, "sealed", &["--mode", "global", "--network", "sealed", "idle", "sh", "-c", serve]);
+    lab.wait_replicas("sealed", "2/2");
+    let task = lab.orch(&["service", "ps", "-q", "--no-trunc", "--filter", "node=n1", "sealed"]).ok();
+    let fetch = || lab.orch(&["exec", task.trim(), "timeout", "3", "wget", "-q", "-O", "-", "http://sealed/"]).result();
+    eventually("both tasks answer the one on n1", || {
+        let pages = (0..4).map(|_| fetch()).collect::<Result<BTreeSet<_>, _>>()?;
+        if pages.len() == 2 { Ok(()) } else { Err(format!("{pages:?}")) }
+    });
+    let _ = lab.orch(&["service", "rm", "sealed"]).ok();
+}
+
 fn names_follow_the_tasks(lab: &Lab) {
     create(lab, "ask", &["--network", "inner", "hits"]);
     lab.wait_replicas("ask", "1/1");
@@ -130,6 +159,70 @@ fn names_follow_the_tasks(lab: &Lab) {
     let _ = lab.orch(&["service", "rm", "gone"]).ok();
     eventually("the name is gone", || addresses(lab, &ask, "gone", 0));
     eventually("the alias is gone", || addresses(lab, &ask, "also-gone", 0));
+}
+
+/// Asks until it is told to stop, each question once and without waiting for the answer to the one before; says how many
+/// got none.
+const ASK_ON: &str = r#"
+import os, socket, struct, time
+asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+asker.connect(("127.0.0.11", 53))
+asker.setblocking(False)
+asked, waiting, refused = 0, set(), 0
+def hear():
+    global refused
+    while True:
+        try:
+            waiting.discard(struct.unpack("!H", asker.recv(512)[:2])[0])
+        except BlockingIOError:
+            return
+        except OSError:
+            refused += 1
+end = time.monotonic() + 300
+while not os.path.exists("/tmp/enough") and time.monotonic() < end:
+    asked += 1
+    question = struct.pack("!6H", asked, 0x100, 1, 0, 0, 0) + b"\x03web\0" + struct.pack("!2H", 1, 1)
+    try:
+        asker.send(question)
+        waiting.add(asked)
+    except OSError:
+        refused += 1
+    time.sleep(0.02)
+    hear()
+    open("/tmp/answered", "w").write(str(asked - len(waiting) - refused))
+end = time.monotonic() + 20
+while waiting and time.monotonic() < end:
+    time.sleep(0.05)
+    hear()
+print(len(waiting) + refused, asked)
+"#;
+/// What a daemon had taken in when it was killed is gone with it.
+const LOST_PER_KILL: u64 = 1;
+
+fn names_are_known_while_the_network_daemon_is_gone(lab: &Lab) {
+    let (ask, node) = (running(lab, "ask"), node_of(lab, "ask"));
+    const KILLS: u64 = 3;
+    let answered = || -> Result<u64, String> {
+        let text = lab.orch(&["exec", &ask, "cat", "/tmp/answered"]).result()?;
+        text.trim().parse().map_err(|_| format!("{text:?}"))
+    };
+    let said = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| lab.orch(&["exec", &ask, "python3", "-c", ASK_ON]).result());
+        for _ in 0..KILLS {
+            let before = eventually("questions are answered", answered);
+            let _ = lab.command("kill", &[&node, "netd"]).ok();
+            eventually("questions are answered again", || match answered()? {
+                now if now > before + 20 => Ok(()),
+                now => Err(format!("{now} after {before}")),
+            });
+        }
+        let _ = lab.orch(&["exec", &ask, "touch", "/tmp/enough"]).ok();
+        asking.join().expect("the thread that asks")
+    });
+    let said = said.expect("the questions");
+    println!("{said}");
+    let lost: u64 = said.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
+    assert!(lost <= KILLS * LOST_PER_KILL, "{said}");
 }
 
 fn a_service_on_two_networks(lab: &Lab) {

@@ -104,10 +104,10 @@ pub(crate) struct UpdateArgs {
     node: String,
 }
 
-/// What `--filter` takes.
 /// How often a change of a node is tried that others change at the same time.
 const STALE_TRIES: u32 = 10;
 
+/// What `--filter` takes.
 pub(super) const FILTERS: [&str; 6] = ["id", "name", "label", "node.label", "role", "membership"];
 
 pub(super) const NODES: Listing<'static> = Listing {
@@ -311,12 +311,16 @@ async fn update(args: &UpdateArgs, api: &mut Api) -> anyhow::Result<()> {
 
 /// Changes what is wanted of a node, again from the start when the node was changed meanwhile: managers write to the same
 /// object what they see of it.
-async fn change(api: &mut Api, reference: &str, apply: impl Fn(&mut NodeSpec)) -> anyhow::Result<Vec<String>> {
+async fn change(
+    api: &mut Api,
+    reference: &str,
+    apply: impl Fn(&mut NodeSpec) -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<String>> {
     let mut tries_left = STALE_TRIES;
     loop {
         let node = find(api, reference).await?;
         let mut spec = node.spec.clone();
-        apply(&mut spec);
+        apply(&mut spec)?;
         let wire = wire::spec::Spec::Node(spec.to_proto());
         tries_left -= 1;
         match api.try_update(Kind::Node, node.id.as_str(), node.meta.version, Some(wire)).await {
@@ -331,7 +335,14 @@ fn is_stale(status: &tonic::Status) -> bool {
     status.metadata().get("orch-code").is_some_and(|code| code == "stale")
 }
 
-fn apply(args: &UpdateArgs, spec: &mut NodeSpec) {
+fn apply(args: &UpdateArgs, spec: &mut NodeSpec) -> anyhow::Result<()> {
+    // In Docker's words; what the same command adds may go again.
+    let is_there = |key: &String| {
+        spec.annotations.labels.contains_key(key) || args.label_add.iter().any(|(added, _)| added == key)
+    };
+    if let Some(key) = args.label_rm.iter().find(|key| !is_there(key)) {
+        anyhow::bail!("key {key} doesn't exist in node's labels: `orch node inspect {}` shows them", args.node);
+    }
     spec.annotations.labels.retain(|key, _| !args.label_rm.contains(key));
     spec.annotations.labels.extend(args.label_add.iter().cloned());
     spec.availability = match args.availability {
@@ -345,6 +356,7 @@ fn apply(args: &UpdateArgs, spec: &mut NodeSpec) {
         Some(RoleFlag::Manager) => NodeRole::Manager,
         None => spec.role,
     };
+    Ok(())
 }
 
 async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow::Result<()> {
@@ -355,7 +367,11 @@ async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow
             println!("Node {reference} is already a {word}.");
             return Ok(());
         }
-        change(api, reference, |spec| spec.role = role).await?;
+        change(api, reference, |spec| {
+            spec.role = role;
+            Ok(())
+        })
+        .await?;
         let (noun, verb) = match role {
             NodeRole::Manager => ("Node", "promoted to a manager"),
             NodeRole::Worker => ("Manager", "demoted"),
@@ -364,4 +380,71 @@ async fn change_roles(nodes: &[String], role: NodeRole, api: &mut Api) -> anyhow
         Ok(())
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use orch_model::{
+        Annotations, Meta, NodeId, Timestamp,
+        node::{NodeDescription, NodeStatus},
+    };
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: UpdateArgs,
+    }
+
+    fn node() -> Node {
+        let labels = [("disk".to_owned(), "ssd".to_owned())].into();
+        Node {
+            id: NodeId::from_random(7),
+            meta: Meta::default(),
+            spec: NodeSpec {
+                annotations: Annotations { name: String::new(), labels },
+                role: NodeRole::Worker,
+                availability: Availability::Drain,
+            },
+            role: NodeRole::Worker,
+            description: NodeDescription { hostname: "n1".to_owned(), ..NodeDescription::default() },
+            status: NodeStatus {
+                state: NodeState::Ready,
+                message: String::new(),
+                addr: "10.1.2.3".parse().ok(),
+                since: Timestamp::default(),
+            },
+            manager: None,
+            index: 1,
+            attachments: [].into(),
+            certificates: None,
+        }
+    }
+
+    #[test]
+    fn inspect_pretty_says_what_a_node_is() {
+        let text = pretty(&node());
+        for line in
+            ["Hostname:              \tn1\n", " - disk=ssd\n", "Availability:         \tDrain\n", "\t10.1.2.3\n"]
+        {
+            assert!(text.contains(line), "{line:?} is not in {text}");
+        }
+    }
+
+    #[test]
+    fn labels_are_changed_as_docker_does() {
+        let labels = |line: &str| {
+            let args = Line::try_parse_from(format!("update {line} n1").split(' ')).unwrap().args;
+            let mut spec = node().spec;
+            let changed = apply(&args, &mut spec).map_err(|error| error.to_string());
+            changed.map(|()| spec.annotations.labels.into_iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
+        };
+        assert_eq!(labels("--label-add zone=a --label-rm disk"), Ok(vec!["zone=a".to_owned()]));
+        assert_eq!(labels("--label-rm disk --label-add disk=hdd"), Ok(vec!["disk=hdd".to_owned()]));
+        let refusal = labels("--label-rm nope").unwrap_err();
+        assert!(refusal.starts_with("key nope doesn't exist in node's labels"), "{refusal}");
+        assert!(Line::try_parse_from(["update", "--label-add", "a b=c", "n1"]).is_err());
+    }
 }

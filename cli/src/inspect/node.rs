@@ -1,6 +1,7 @@
 //! Nodes.
 
-use orch_model::node::{Availability, Node, NodeRole, NodeState};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use orch_model::node::{Availability, Encryption, Node, NodeRole, NodeState};
 use serde_json::{Value, json};
 
 use super::{Fields, head, service::reserved};
@@ -77,8 +78,17 @@ fn description(node: &Node) -> Value {
         .always("Engine", engine)
         .some("Features", json!(description.features))
         .some("DataPathAddr", description.data_addr.map(|a| a.to_string()))
+        .some("Encryption", description.encryption.as_ref().map(encryption))
         .some("TLSInfo", tls_info(node))
         .done()
+}
+
+/// The key as WireGuard's own tools write it.
+fn encryption(encryption: &Encryption) -> Value {
+    match encryption {
+        Encryption::Key(key) => json!({"PublicKey": STANDARD.encode(key.0)}),
+        Encryption::Unavailable(why) => json!({"Unavailable": why}),
+    }
 }
 
 /// Roots by their digests; `orch ca` prints the certificate itself.

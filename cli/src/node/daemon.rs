@@ -16,12 +16,14 @@ use nix::{
     sys::{prctl, signal::Signal},
     unistd::{Gid, Pid, Uid, getpid, getppid},
 };
-use orch_proto::{paths::Paths, wire};
+use orch_proto::{keeper, paths::Paths, wire};
 use tokio::{
     process::{Child, Command},
     sync::watch,
     task::JoinHandle,
 };
+
+use super::keeper::{FileLimit, Kept};
 
 /// Pauses before the first, second, … restart; the last one repeats.
 const RESTART_DELAYS: [Duration; 6] = [
@@ -77,7 +79,7 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn start(role: Role, paths: &Paths) -> Result<Self> {
+    pub(super) fn start(role: Role, paths: &Paths, files: Option<FileLimit>) -> Result<Self> {
         let log = log_file(paths, role.word());
         if let Some(dir) = log.parent() {
             super::files::private_dir(dir)?;
@@ -85,7 +87,8 @@ impl Daemon {
         let (stop, stopping) = watch::channel(false);
         let facts = Arc::default();
         let log_level = log_level(&paths.config_file());
-        let supervision = Supervision { role, log, log_level, stopping, facts: Arc::clone(&facts) };
+        let supervision =
+            Supervision { role, log, log_level, files, kept: Kept::default(), stopping, facts: Arc::clone(&facts) };
         Ok(Self { role, facts, stop, task: tokio::spawn(supervision.run()) })
     }
 
@@ -158,6 +161,10 @@ struct Supervision {
     role: Role,
     log: PathBuf,
     log_level: Option<String>,
+    /// What the daemon may open, when the supervisor may open more.
+    files: Option<FileLimit>,
+    /// The network daemon's sockets. They go with its supervision.
+    kept: Kept,
     stopping: watch::Receiver<bool>,
     facts: Arc<Mutex<Facts>>,
 }
@@ -215,9 +222,15 @@ impl Supervision {
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("cannot open {}", self.log.display()))?;
         let mut command = Command::new(own_program()?);
+        let (ours, theirs) = match self.role {
+            Role::Netd => keeper::pair()
+                .map(|(ours, theirs)| (Some(ours), Stdio::from(theirs)))
+                .context("cannot make a socket")?,
+            Role::Manager | Role::Worker => (None, Stdio::null()),
+        };
         command
             .arg(self.role.word())
-            .stdin(Stdio::null())
+            .stdin(theirs)
             .stdout(log.try_clone().context("cannot duplicate the log's descriptor")?)
             .stderr(log)
             .kill_on_drop(true);
@@ -229,8 +242,13 @@ impl Supervision {
         if let (Role::Manager, Some((uid, gid))) = (self.role, manager_user()) {
             command.uid(uid.as_raw()).gid(gid.as_raw());
         }
-        die_with_parent(&mut command);
+        die_with_parent(&mut command, self.files);
         let child = command.spawn().context("cannot start the process")?;
+        // The command has the other end until then; with it open, the daemon's end would not be heard.
+        drop(command);
+        if let Some(ours) = ours {
+            tokio::spawn(self.kept.clone().serve(ours));
+        }
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.set_facts(|facts| {
             facts.pid = child.id().unwrap_or(0);
@@ -248,14 +266,15 @@ impl Supervision {
 
 /// The kernel ends the child when this thread ends, however that happens.
 #[allow(unsafe_code)]
-fn die_with_parent(command: &mut Command) {
+fn die_with_parent(command: &mut Command, files: Option<FileLimit>) {
     let parent = getpid();
     let in_child = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
+        files.map_or(Ok(()), FileLimit::restore)?;
         // The parent may have gone before the line above.
         if getppid() == parent { Ok(()) } else { Err(io::Error::other("the supervisor has ended")) }
     };
-    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing on its normal path; the
+    // SAFETY: between fork and exec the closure makes three system calls and allocates nothing on its normal path; the
     // error is built only when the child gives up anyway.
     unsafe { command.pre_exec(in_child) };
 }
@@ -305,7 +324,7 @@ mod tests {
     async fn a_daemon_that_ends_is_started_again_until_it_is_stopped() {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::under(root.path());
-        let daemon = Daemon::start(Role::Netd, &paths).unwrap();
+        let daemon = Daemon::start(Role::Netd, &paths, None).unwrap();
         let restarted = async {
             while daemon.restarts() < 2 {
                 tokio::time::sleep(Duration::from_millis(10)).await;

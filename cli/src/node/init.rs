@@ -13,6 +13,7 @@ use orch_model::{
         ClusterSpec, DEFAULT_ADDRESS_POOL, DEFAULT_CERT_EXPIRY, DEFAULT_HEARTBEAT_PERIOD, DEFAULT_SUBNET_PREFIX_LEN,
         DEFAULT_TASK_HISTORY_LIMIT, JoinTokens, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD, RootCa,
     },
+    network::ENCRYPTED_PORT,
     node::NodeRole,
 };
 use orch_proto::{
@@ -246,6 +247,9 @@ fn subnet_prefix_len(wanted: u32, pools: &[IpNetwork]) -> Result<u8> {
 fn data_path_port(wanted: u32) -> Result<u16> {
     match wanted {
         0 => Ok(DEFAULT_DATA_PATH_PORT),
+        port if port == u32::from(ENCRYPTED_PORT) => Err(NodeError::Invalid(format!(
+            "invalid --data-path-port {port}: encrypted networks use it: choose another"
+        ))),
         MIN_DATA_PATH_PORT..=MAX_DATA_PATH_PORT => {
             u16::try_from(wanted).map_err(|error| NodeError::Failed(error.into()))
         }

@@ -15,6 +15,7 @@ mod force;
 mod gossip;
 mod init;
 mod join;
+mod keeper;
 mod leave;
 mod managers;
 mod member;

@@ -14,6 +14,7 @@ use super::{
     daemon::{Daemon, Role, manager_user},
     error::{NodeError, Result as NodeResult},
     files,
+    keeper::FileLimit,
     member::{Member, NodeDir},
 };
 
@@ -28,6 +29,8 @@ pub(super) struct Supervisor {
     pub(super) node_dir: NodeDir,
     member: std::sync::Mutex<Option<Member>>,
     daemons: std::sync::Mutex<Vec<Daemon>>,
+    /// What this process might open before it raised its limit.
+    files: Option<FileLimit>,
     /// Held by whoever changes the membership.
     operation: Mutex<()>,
 }
@@ -42,6 +45,9 @@ impl Supervisor {
             node_dir,
             member: std::sync::Mutex::new(member),
             daemons: std::sync::Mutex::default(),
+            files: FileLimit::raise()
+                .inspect_err(|error| tracing::warn!(%error, "cannot raise the limit of open files"))
+                .ok(),
             operation: Mutex::default(),
         })
     }
@@ -91,7 +97,7 @@ impl Supervisor {
     pub(super) fn start_daemon(&self, role: Role) -> Result<()> {
         let mut daemons = self.daemons();
         if daemons.iter().all(|daemon| daemon.role() != role) {
-            daemons.push(Daemon::start(role, &self.paths)?);
+            daemons.push(Daemon::start(role, &self.paths, self.files)?);
         }
         Ok(())
     }

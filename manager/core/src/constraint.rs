@@ -16,6 +16,12 @@ pub enum ConstraintError {
          node.platform.os, node.platform.arch, node.labels.NAME or engine.labels.NAME"
     )]
     UnknownKey { text: String, key: String },
+    #[error("constraint {text:?}: key '{key}' is invalid: expected letters, digits, '-', '_' and '.'")]
+    KeyForm { text: String, key: String },
+    #[error(
+        "constraint {text:?}: value '{value}' is invalid: expected ASCII letters, digits, spaces and any of :-_.*()?+[]\\^$|/"
+    )]
+    ValueForm { text: String, value: String },
     #[error("constraint {text:?}: {value:?} is not an address or a network like 10.1.0.0/16")]
     NotAnAddress { text: String, value: String },
     #[error("constraint {text:?}: the role is manager or worker, not {value:?}")]
@@ -56,6 +62,24 @@ impl Constraint {
         let (key, value) = (key.trim(), value.trim());
         let key = parse_key(text, key, value)?;
         Ok(Self { key, equal, value: value.to_owned() })
+    }
+
+    /// Reads a constraint that is submitted: Docker's form of names and values is asked of new ones only.
+    ///
+    /// # Errors
+    /// As [`Self::parse`], and when the form is another one.
+    pub fn submitted(text: &str) -> Result<Self, ConstraintError> {
+        let (key, value) = text.split_once("!=").or_else(|| text.split_once("==")).unwrap_or((text, ""));
+        let (key, value) = (key.trim(), value.trim());
+        let constraint = Self::parse(text)?;
+        // Docker's two forms; here a value may be empty, too.
+        if !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            return Err(ConstraintError::KeyForm { text: text.to_owned(), key: key.to_owned() });
+        }
+        if !value.bytes().all(|b| b.is_ascii_alphanumeric() || b" :-_.*()?+[]\\^$|/".contains(&b)) {
+            return Err(ConstraintError::ValueForm { text: text.to_owned(), value: value.to_owned() });
+        }
+        Ok(constraint)
     }
 
     /// Whether `node` is one that the constraint asks for.
@@ -174,7 +198,7 @@ mod tests {
     }
 
     fn check(text: &str, expected: Result<bool, &str>) {
-        match (Constraint::parse(text).map(|c| c.matches(&node())), expected) {
+        match (Constraint::submitted(text).map(|c| c.matches(&node())), expected) {
             (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{text}"),
             (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{text}: {error}"),
             (found, expected) => panic!("{text}: {found:?}, expected {expected:?}"),
@@ -210,5 +234,9 @@ mod tests {
         check("node.ip == home", Err("not an address"));
         check("node.labels. == x", Err("unknown key"));
         check("role == manager", Err("unknown key \"role\""));
+        check("node.labels.a b == x", Err("key 'node.labels.a b' is invalid"));
+        check("node.labels.a === x", Err("value '= x' is invalid"));
+        check("node.labels.a == x\ny", Err("is invalid"));
+        check("node.labels.a != ä", Err("value 'ä' is invalid"));
     }
 }

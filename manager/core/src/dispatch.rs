@@ -31,7 +31,7 @@ use crate::{
 pub use touched::Touched;
 
 /// VXLAN's own port, while there is no cluster object that says another.
-const DEFAULT_DATA_PATH_PORT: u16 = 4789;
+pub(crate) const DEFAULT_DATA_PATH_PORT: u16 = 4789;
 
 /// What the shell knows and the state does not.
 pub struct Sources<'a> {
@@ -282,6 +282,7 @@ fn peer(node: &Node, ingress: Option<&NetworkId>) -> Option<Peer> {
         data_addr: node.description.data_addr?,
         ingress_addr: ingress.and_then(|id| node.attachments.get(id)).copied(),
         weight: node.spec.annotations.labels.get(WEIGHT_LABEL).and_then(|text| weight(text)),
+        tunnel_key: node.description.tunnel_key(),
     })
 }
 

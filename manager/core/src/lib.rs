@@ -11,6 +11,7 @@ pub mod control;
 pub mod decision;
 pub mod dispatch;
 pub mod drain;
+pub mod encryption;
 pub mod features;
 pub mod image_name;
 pub mod liveness;

@@ -8,6 +8,8 @@ mod container;
 mod network;
 mod service;
 
+use std::collections::BTreeMap;
+
 use orch_model::{
     Annotations,
     node::NodeSpec,
@@ -67,22 +69,26 @@ pub fn config(annotations: &Annotations, data: &[u8], template: Option<TemplateD
     file_template("config", data, template)
 }
 
-/// Checks what the operator wants of a node.
+/// Checks what the operator wants of a node. Labels that it has already are left: such a node could not be drained any
+/// more.
 ///
 /// # Errors
 /// See [`SpecError`].
-pub fn node_spec(spec: &NodeSpec) -> Result<(), SpecError> {
+pub fn node_spec(spec: &NodeSpec, stored: &NodeSpec) -> Result<(), SpecError> {
     if !spec.annotations.name.is_empty() {
         object_name("node name", &spec.annotations.name)?;
     }
-    if let Some(text) = spec.annotations.labels.get(WEIGHT_LABEL).filter(|text| dispatch::weight(text).is_none()) {
+    let (labels, stored) = (&spec.annotations.labels, &stored.annotations.labels);
+    let weight = labels.get(WEIGHT_LABEL).filter(|text| stored.get(WEIGHT_LABEL) != Some(text));
+    if let Some(text) = weight.filter(|text| dispatch::weight(text).is_none()) {
         return Err(field(
             "label orch.balance.weight",
             text,
             format!("expected a whole number from 0 to {MAX_WEIGHT}"),
         ));
     }
-    labels(&spec.annotations)
+    label_names("label", labels.keys().filter(|name| !stored.contains_key(*name)))?;
+    if labels == stored { Ok(()) } else { labels_fit(labels) }
 }
 
 fn content(what: &str, data: &[u8], limit: usize) -> Result<(), SpecError> {
@@ -138,11 +144,22 @@ fn has_form(name: &str, inner: impl Fn(u8) -> bool) -> bool {
     edge(name.bytes().next()) && edge(name.bytes().last()) && name.bytes().all(inner)
 }
 
-fn labels(annotations: &Annotations) -> Result<(), SpecError> {
-    if annotations.labels.keys().any(String::is_empty) {
-        return Err(field("label", "", "a label needs a name: NAME or NAME=VALUE"));
+/// What could not be named in a filter or a constraint is no label.
+fn label_names<'a>(what: &'static str, mut names: impl Iterator<Item = &'a String>) -> Result<(), SpecError> {
+    let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+    match names.find(|name| !is_name(name)) {
+        Some(name) => Err(field(what, name, "a label needs a name without spaces: NAME or NAME=VALUE")),
+        None => Ok(()),
     }
-    let bytes: usize = annotations.labels.iter().map(|(k, v)| k.len() + v.len()).sum();
+}
+
+fn labels(annotations: &Annotations) -> Result<(), SpecError> {
+    label_names("label", annotations.labels.keys())?;
+    labels_fit(&annotations.labels)
+}
+
+fn labels_fit(labels: &BTreeMap<String, String>) -> Result<(), SpecError> {
+    let bytes: usize = labels.iter().map(|(k, v)| k.len() + v.len()).sum();
     if bytes > MAX_LABELS_BYTES {
         return Err(SpecError::Rule(format!("the labels have {bytes} bytes together: at most {MAX_LABELS_BYTES}")));
     }

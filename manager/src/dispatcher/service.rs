@@ -7,6 +7,7 @@ use async_stream::try_stream;
 use futures::Stream;
 use orch_manager_core::{
     control::{Registration, forget_image, keep_containers, register_image},
+    encryption,
     liveness::WATCHERS,
 };
 use orch_model::{
@@ -262,8 +263,10 @@ async fn register(
     remote: Option<IpAddr>,
 ) -> Result<Arc<Node>, Status> {
     let now = reign.proposer.now();
+    let store = reign.consensus.store();
     let edited = reign.edit_node(id, |node| {
         node.description = description.clone();
+        node.description.encryption = encryption::believed(&store.view().state, id, description);
         let addr = session_addr(node, remote);
         let since = if node.status.state == NodeState::Ready { node.status.since } else { now };
         node.status = NodeStatus { state: NodeState::Ready, message: String::new(), addr, since };

@@ -383,6 +383,7 @@ impl Agent {
             underlay: Vec::new(),
             data_addr: None,
             generic: None,
+            encryption: None,
         };
         let request = wire::SessionRequest { description: Some(description), session_id: String::new() };
         let mut stream = client.session(request).await.unwrap().into_inner();

@@ -49,7 +49,7 @@ pub fn meaning(desired: &Desired, ns: &NsName, set: &str, key: &Key) -> Option<C
         (OFFENDERS, Key::Link(_)) => {
             let network = match ns {
                 NsName::Sandbox(id) => desired.networks.get(id)?.name.clone(),
-                NsName::Host | NsName::Task(_) => GATEWAY.to_owned(),
+                NsName::Host | NsName::Crypt | NsName::Task(_) => GATEWAY.to_owned(),
             };
             Some(Counted::Spoofed { network })
         }

@@ -14,6 +14,10 @@ use orch_model::{
 
 use crate::names;
 
+/// Nodes have their index there, in a namespace that has no other addresses: it meets nobody's.
+pub const INNER_NETWORK: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
+pub const INNER_PREFIX: u8 = 16;
+
 /// The network items of an assignment set, by what they are about.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Desired {
@@ -74,6 +78,14 @@ impl Desired {
         let IpAddr::V4(addr) = own.ingress_addr? else { return None };
         let network = self.networks.values().find(|network| network.ingress)?;
         Some((network, own, addr))
+    }
+
+    /// Who this node is inside the tunnels of encrypted networks.
+    #[must_use]
+    pub fn inner_addr(peer: &Peer) -> Ipv4Addr {
+        let [a, b] = peer.index.to_be_bytes();
+        let [first, second, ..] = INNER_NETWORK.octets();
+        Ipv4Addr::new(first, second, a, b)
     }
 
     /// Whether this node can attach tasks to `network`: it is known, and so is this node's own address for it.

@@ -12,6 +12,8 @@ pub const INGRESS_HOST_LINK: &str = "orch_in";
 pub const INGRESS_SANDBOX_LINK: &str = "host0";
 /// The VXLAN device of a sandbox.
 pub const VXLAN: &str = "vx0";
+/// The device that encrypts, in the namespace of that. It is made from the node's own, where no other may have its name.
+pub const WIREGUARD: &str = "orch_wg0";
 /// The bridge of a user network's sandbox.
 pub const BRIDGE: &str = "br0";
 /// Host links that start so are the daemon's own.

@@ -3,11 +3,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, TaskId};
+use orch_model::{NetworkId, TaskId, node::TunnelKey};
 
 use crate::{
     names::{HOST_PREFIX, Mac, PORT_PREFIX},
@@ -20,6 +20,8 @@ use crate::{
 pub enum NsName {
     /// The daemon's own.
     Host,
+    /// Where tunnels of encrypted networks lead out: by WireGuard and no other way.
+    Crypt,
     /// Where a network's tunnel and its local tasks meet.
     Sandbox(NetworkId),
     Task(TaskId),
@@ -32,6 +34,7 @@ impl NsName {
         match self {
             Self::Host => link.starts_with(HOST_PREFIX),
             Self::Sandbox(_) => link.starts_with(PORT_PREFIX),
+            Self::Crypt => false,
             // They go together with their other end.
             Self::Task(_) => false,
         }
@@ -42,6 +45,7 @@ impl fmt::Display for NsName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str("the node"),
+            Self::Crypt => f.write_str("encryption"),
             Self::Sandbox(network) => write!(f, "network {network}"),
             Self::Task(task) => write!(f, "task {task}"),
         }
@@ -60,6 +64,8 @@ pub struct NsPlan {
     /// Path below /proc/sys to value.
     pub sysctls: BTreeMap<String, String>,
     pub ruleset: Ruleset,
+    /// What its WireGuard device should know.
+    pub wireguard: Option<WireGuard>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +90,13 @@ impl Link {
 pub enum LinkKind {
     Loopback,
     Bridge,
-    Vxlan(Vxlan),
+    /// Made from another namespace: there its packets leave and arrive.
+    Vxlan {
+        tunnel: Vxlan,
+        outside: NsName,
+    },
+    /// Made from the daemon's own namespace, where what it has encrypted leaves and arrives.
+    WireGuard,
     /// A pair, made from here with its other end in another namespace.
     Veth {
         peer_ns: NsName,
@@ -99,6 +111,22 @@ pub struct Vxlan {
     pub vni: u32,
     pub port: u16,
     pub local: IpAddr,
+}
+
+/// What a WireGuard device knows, but its own key: that is made in place, and nobody else's to know.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WireGuard {
+    pub port: u16,
+    pub peers: BTreeMap<TunnelKey, Correspondent>,
+}
+
+/// Another node, as the device knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Correspondent {
+    /// Where it is. Packets that it signed correct it, so that what is seen may be another.
+    pub endpoint: SocketAddr,
+    /// The only address inside that may come from there.
+    pub inner: Ipv4Addr,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -167,6 +195,15 @@ pub struct Observed {
     pub sysctls: BTreeMap<String, String>,
     /// The ruleset that is known to be loaded; `None` when someone else may have changed it.
     pub ruleset: Option<Ruleset>,
+    /// `None`: there is no such device.
+    pub wireguard: Option<ObservedWireGuard>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedWireGuard {
+    /// `None` until it has a key.
+    pub key: Option<TunnelKey>,
+    pub knows: WireGuard,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

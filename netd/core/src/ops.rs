@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
+use orch_model::node::TunnelKey;
 
 use crate::{
-    names::Mac,
-    ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Observed, ObservedLink, PolicyRule, Route, Target},
+    names::{Mac, WIREGUARD},
+    ns::{
+        Correspondent, FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Observed, ObservedLink, ObservedWireGuard,
+        PolicyRule, Route, Target,
+    },
     ruleset::Ruleset,
 };
 
@@ -40,6 +44,21 @@ pub enum NetOp {
     AddRule(PolicyRule),
     SetNeighbour(Neighbour),
     SetFdb(FdbEntry),
+    /// Gives the WireGuard device a private key that nobody else has.
+    MakeKey(String),
+    SetPort {
+        link: String,
+        port: u16,
+    },
+    SetCorrespondent {
+        link: String,
+        key: TunnelKey,
+        correspondent: Correspondent,
+    },
+    ForgetCorrespondent {
+        link: String,
+        key: TunnelKey,
+    },
     LoadRuleset {
         /// What is there, where that is known.
         known: Option<Ruleset>,
@@ -86,6 +105,7 @@ pub fn steps(ns: &NsName, plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {
             .filter(|a| lost(&a.0) || !observed.addresses.contains(*a))
             .map(|(link, addr)| NetOp::AddAddress(link.clone(), *addr)),
     );
+    ops.extend(wireguard(plan, observed));
     ops.extend(ups(plan, observed, &remade));
     ops.extend(additions(plan, observed, &remade));
     ops
@@ -94,11 +114,33 @@ pub fn steps(ns: &NsName, plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {
 /// Links that are there and cannot stay as they are.
 fn remade_links(ns: &NsName, plan: &NsPlan, observed: &Observed) -> BTreeSet<String> {
     let wrong = |name: &String, seen: &ObservedLink| match plan.links.get(name).map(|link| &link.kind) {
-        Some(LinkKind::Vxlan(wanted)) => seen.vxlan != Some(*wanted),
-        Some(LinkKind::Loopback | LinkKind::Bridge | LinkKind::Veth { .. } | LinkKind::VethPeer) => false,
+        Some(LinkKind::Vxlan { tunnel, .. }) => seen.vxlan != Some(*tunnel),
+        Some(
+            LinkKind::Loopback | LinkKind::Bridge | LinkKind::WireGuard | LinkKind::Veth { .. } | LinkKind::VethPeer,
+        ) => false,
         None => ns.may_remove(name),
     };
     observed.links.iter().filter(|(name, seen)| wrong(name, seen)).map(|(name, _)| name.clone()).collect()
+}
+
+/// Who may no longer write goes before who may: an address inside is one node's at a time.
+fn wireguard(plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {
+    let Some(wanted) = &plan.wireguard else { return Vec::new() };
+    let new = ObservedWireGuard::default();
+    let seen = observed.wireguard.as_ref().unwrap_or(&new);
+    let link = || WIREGUARD.to_owned();
+    let mut ops = Vec::new();
+    if seen.key.is_none() {
+        ops.push(NetOp::MakeKey(link()));
+    }
+    if seen.knows.port != wanted.port {
+        ops.push(NetOp::SetPort { link: link(), port: wanted.port });
+    }
+    let gone = seen.knows.peers.keys().filter(|key| !wanted.peers.contains_key(key));
+    ops.extend(gone.map(|key| NetOp::ForgetCorrespondent { link: link(), key: *key }));
+    let changed = wanted.peers.iter().filter(|(key, wanted)| seen.knows.peers.get(key) != Some(wanted));
+    ops.extend(changed.map(|(key, c)| NetOp::SetCorrespondent { link: link(), key: *key, correspondent: *c }));
+    ops
 }
 
 fn downs(plan: &NsPlan, observed: &Observed) -> Vec<NetOp> {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use orch_model::{
     TaskId,
-    assignment::{EndpointItem, NetworkItem, ServiceEndpointItem},
+    assignment::{EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
 };
 
 use crate::{
@@ -197,10 +197,11 @@ fn route(inputs: &Inputs<'_>, network: &NetworkItem, endpoint: &EndpointItem, na
     let is_here = inputs.tasks.contains_key(&endpoint.task) || Some(&endpoint.node) == inputs.desired.node.as_ref();
     match (is_here, inputs.desired.peers.get(&endpoint.node)) {
         (true, _) => Step::fine(Stage::Route, format!("to {name}: by the network's bridge on this node")),
-        (false, Some(peer)) => {
+        (false, Some(peer)) if !network.is_encrypted() => {
             let text = format!("to {name}: through the tunnel {} to {}", network.vni, peer.data_addr);
             Step::fine(Stage::Route, text)
         }
+        (false, Some(peer)) => encrypted_route(inputs, network, peer, name),
         (false, None) => {
             let text = format!(
                 "to {name}: node {} has no tunnel address that this node knows: check its session with the managers \
@@ -210,6 +211,18 @@ fn route(inputs: &Inputs<'_>, network: &NetworkItem, endpoint: &EndpointItem, na
             Step::broken(Stage::Route, text)
         }
     }
+}
+
+fn encrypted_route(inputs: &Inputs<'_>, network: &NetworkItem, peer: &Peer, name: &str) -> Step {
+    let why = if !inputs.facts.encrypts {
+        "this node's kernel has no WireGuard"
+    } else if peer.tunnel_key.is_none() {
+        "its node has told no key: see `orch node inspect` there"
+    } else {
+        let text = format!("to {name}: through the tunnel {}, encrypted, to {}", network.vni, peer.data_addr);
+        return Step::fine(Stage::Route, text);
+    };
+    Step::broken(Stage::Route, format!("to {name}: network {} is encrypted, and {why}", network.name))
 }
 
 fn label(inputs: &Inputs<'_>, endpoint: &EndpointItem) -> String {

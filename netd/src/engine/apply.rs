@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
+use orch_model::node::TunnelKey;
 use orch_netd_core::{
-    ns::{LinkKind, NsName, NsPlan},
+    ns::{Link, LinkKind, NsName, NsPlan},
     ops::{NetOp, steps},
     ruleset::Ruleset,
 };
@@ -27,6 +28,8 @@ pub(super) struct Outcome {
     pub(super) applied: Option<Applied>,
     /// Namespaces that new links lead to: they have to be looked at too.
     pub(super) touched: BTreeSet<NsName>,
+    /// Of the WireGuard device there, where one is.
+    pub(super) key: Option<TunnelKey>,
     pub(super) error: Option<io::Error>,
 }
 
@@ -51,7 +54,15 @@ impl Job {
             return (name, outcome);
         }
         let outcome = netns::on_own_thread(move || self.carry_out());
-        (name, outcome.unwrap_or_else(|error| Outcome { applied: None, touched: BTreeSet::new(), error: Some(error) }))
+        (
+            name,
+            outcome.unwrap_or_else(|error| Outcome {
+                applied: None,
+                touched: BTreeSet::new(),
+                key: None,
+                error: Some(error),
+            }),
+        )
     }
 
     /// A change of rules alone (backends that come and go, everywhere at once) needs neither a look at the rest nor a
@@ -66,11 +77,18 @@ impl Job {
         nft::load(&socket, Some(&last.plan.ruleset), &self.plan.ruleset).ok()?;
         let generation = nft::generation(&socket).ok()?;
         let applied = Some(Applied { plan: self.plan.clone(), generation });
-        Some(Outcome { applied, touched: BTreeSet::new(), error: None })
+        Some(Outcome { applied, touched: BTreeSet::new(), key: None, error: None })
+    }
+
+    /// Needed where a tunnel leads out there.
+    fn crypt(&self) -> Option<&NetNs> {
+        let leads_there =
+            |link: &Link| matches!(&link.kind, LinkKind::Vxlan { outside, .. } if *outside == NsName::Crypt);
+        self.plan.links.values().any(leads_there).then(|| self.peers.get(&NsName::Crypt)).flatten()
     }
 
     fn carry_out(self) -> io::Result<Outcome> {
-        let session = Session::enter(&self.ns)?;
+        let session = Session::enter(&self.ns, self.crypt())?;
         let mut observed = session.observe(&self.plan)?;
         let socket = self.ns.netfilter()?;
         let generation = nft::generation(&socket)?;
@@ -79,16 +97,26 @@ impl Job {
         let unchanged = self.last.filter(|last| last.generation == generation);
         observed.ruleset = unchanged.map(|last| last.plan.ruleset.clone());
         let ops = steps(&self.name, &self.plan, &observed);
-        if wanted_before && !ops.is_empty() {
+        if wanted_before && !ops.iter().all(is_expected) {
             tracing::warn!(ns = %self.name, put_back = summary(&ops), "someone else changed the network here");
         }
         tracing::debug!(ns = %self.name, steps = ops.len(), "bringing up to date");
         let error = session.execute(&ops, &self.peers, &socket).err();
         let loaded = ops.iter().any(|op| matches!(op, NetOp::LoadRuleset { .. }));
         let generation = if loaded { nft::generation(&socket)? } else { generation };
+        let key = match ops.iter().any(|op| matches!(op, NetOp::MakeKey(_))) {
+            true => session.observe(&self.plan)?.wireguard,
+            false => observed.wireguard,
+        };
+        let key = key.and_then(|device| device.key);
         let applied = error.is_none().then_some(Applied { plan: self.plan, generation });
-        Ok(Outcome { applied, touched: touched(&ops), error })
+        Ok(Outcome { applied, touched: touched(&ops), key, error })
     }
+}
+
+/// Nobody's doing: a node that has several addresses corrects, by signed packets, where WireGuard thinks that it is.
+fn is_expected(op: &NetOp) -> bool {
+    matches!(op, NetOp::SetCorrespondent { .. })
 }
 
 /// What steps change, in words; the first few of many.
@@ -107,6 +135,9 @@ fn summary(ops: &[NetOp]) -> String {
         NetOp::SetSysctl { path, .. } => format!("setting {path}"),
         // Also after a change of somebody else's rules alone: ours are the same then, and loading them harms nothing.
         NetOp::LoadRuleset { .. } => "nftables rules".to_owned(),
+        NetOp::MakeKey(_) => "WireGuard's key".to_owned(),
+        NetOp::SetPort { .. } => "WireGuard's port".to_owned(),
+        NetOp::SetCorrespondent { .. } | NetOp::ForgetCorrespondent { .. } => "a node that WireGuard knows".to_owned(),
     });
     let mut words: Vec<_> = words.collect();
     words.dedup();
@@ -124,7 +155,11 @@ fn touched(ops: &[NetOp]) -> BTreeSet<NsName> {
         .filter_map(|op| match op {
             NetOp::CreateLink { link, .. } => match &link.kind {
                 LinkKind::Veth { peer_ns, .. } => Some(peer_ns.clone()),
-                LinkKind::Loopback | LinkKind::Bridge | LinkKind::Vxlan(_) | LinkKind::VethPeer => None,
+                LinkKind::Loopback
+                | LinkKind::Bridge
+                | LinkKind::Vxlan { .. }
+                | LinkKind::WireGuard
+                | LinkKind::VethPeer => None,
             },
             _ => None,
         })

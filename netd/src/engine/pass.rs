@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use orch_model::TaskId;
+use orch_model::{TaskId, node::Encryption};
 use orch_netd_core::{
     flows::{self, Cut},
     ns::{NsName, NsPlan},
@@ -110,11 +110,12 @@ impl Engine {
         let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
         for (id, task) in self.tasks.iter().filter(|(id, _)| !self.servers.contains_key(id)) {
             let (id, port, path) = (id.clone(), task.dns_port, self.store.task_netns(id));
+            let kept = self.keeper.take(&id);
             let known = self.namespaces.get(&NsName::Task(id.clone())).cloned();
             let limit = limit.clone();
             work.spawn(async move {
                 let _permit = limit.acquire_owned().await;
-                (id, prepare(known, path, port).await)
+                (id, prepare(known, path, port, kept).await)
             });
         }
         while let Some(done) = work.join_next().await {
@@ -122,6 +123,7 @@ impl Engine {
             let result = prepared.and_then(|(ns, sockets)| {
                 self.namespaces.insert(NsName::Task(id.clone()), ns);
                 let port = sockets.port;
+                self.keeper.hold(&id, &sockets);
                 self.servers.insert(id.clone(), Server::start(sockets, self.resolvers.clone())?);
                 Ok(port)
             });
@@ -150,12 +152,12 @@ impl Engine {
         }
     }
 
-    /// In three rounds, since links between namespaces are made from the earlier one.
+    /// In rounds, since links between namespaces are made from the earlier one.
     async fn apply_all(&mut self, plan: &Plan, check: bool) {
         let mut touched = BTreeSet::new();
         // One for all: as many copies as namespaces would be much memory.
         let peers = Arc::new(self.namespaces.clone());
-        for round in [is_host, is_sandbox, is_task] {
+        for round in [is_host, is_crypt, is_sandbox, is_task] {
             let mut work = JoinSet::new();
             let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
             for (name, wanted) in plan.namespaces.iter().filter(|(name, _)| round(name)) {
@@ -203,6 +205,10 @@ impl Engine {
                 self.problems.insert(name.clone(), error.to_string());
             }
             None => drop(self.problems.remove(&name)),
+        }
+        if let Some(key) = outcome.key {
+            // Another one when somebody removed the device: the worker tells managers.
+            self.encryption = Encryption::Key(key);
         }
         match outcome.applied {
             Some(applied) => drop(self.applied.insert(name, applied)),
@@ -254,10 +260,11 @@ impl Engine {
             self.counts.forget(&name);
             self.problems.remove(&name);
             let path = match &name {
-                NsName::Host => continue,
+                NsName::Host | NsName::Crypt => continue,
                 NsName::Sandbox(network) => self.store.sandbox_netns(network),
                 NsName::Task(id) => {
                     self.servers.remove(id);
+                    self.keeper.let_go(id);
                     self.unsaved.remove(id);
                     self.store.task_netns(id)
                 }
@@ -267,7 +274,7 @@ impl Engine {
                 let _permit = limit.acquire_owned().await;
                 let removed = match &name {
                     NsName::Sandbox(_) => remove_sandbox(ns, path).await,
-                    NsName::Host | NsName::Task(_) => blocking(move || netns::remove(&path)).await,
+                    NsName::Host | NsName::Crypt | NsName::Task(_) => blocking(move || netns::remove(&path)).await,
                 };
                 if let Err(error) = removed {
                     tracing::warn!(ns = %name, %error, "cannot remove a namespace");
@@ -289,7 +296,7 @@ impl Engine {
             };
             for name in self.namespaces.keys() {
                 let concerned = match name {
-                    NsName::Host => false,
+                    NsName::Host | NsName::Crypt => false,
                     NsName::Sandbox(sandbox) => *sandbox == network,
                     NsName::Task(id) => on_network(id),
                 };
@@ -330,6 +337,10 @@ fn is_host(name: &NsName) -> bool {
     matches!(name, NsName::Host)
 }
 
+fn is_crypt(name: &NsName) -> bool {
+    matches!(name, NsName::Crypt)
+}
+
 fn is_sandbox(name: &NsName) -> bool {
     matches!(name, NsName::Sandbox(_))
 }
@@ -338,7 +349,12 @@ fn is_task(name: &NsName) -> bool {
     matches!(name, NsName::Task(_))
 }
 
-async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16) -> io::Result<(NetNs, dns::Sockets)> {
+async fn prepare(
+    known: Option<NetNs>,
+    path: PathBuf,
+    port: u16,
+    kept: Option<dns::Sockets>,
+) -> io::Result<(NetNs, dns::Sockets)> {
     let ns = match known {
         Some(ns) => ns,
         // Where users are remapped, the worker has made it: it belongs to the container's users.
@@ -350,7 +366,10 @@ async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16) -> io::Result<(
             .await?
         }
     };
-    let sockets = dns::open(&ns, port).await?;
+    let sockets = match kept.filter(|kept| ns.has(&kept.udp).unwrap_or(false)) {
+        Some(kept) => kept,
+        None => dns::open(&ns, port).await?,
+    };
     Ok((ns, sockets))
 }
 

@@ -6,11 +6,11 @@ use futures::TryStreamExt as _;
 use nix::errno::Errno;
 use orch_netd_core::{
     names::HOST_PREFIX,
-    ns::{FdbEntry, Link, LinkKind, MARK_MASK, Neighbour, PolicyRule, Route, Selector, Target, Vxlan},
+    ns::{FdbEntry, Link, LinkKind, MARK_MASK, Neighbour, NsName, PolicyRule, Route, Selector, Target, Vxlan},
     ops::{LinkChange, NetOp},
 };
 use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder,
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
         address::{AddressAttribute, AddressFlags},
@@ -21,8 +21,8 @@ use rtnetlink::{
     },
 };
 
-use super::{Namespaces, Session, io_error, observe::has_nothing_to_set, protocol};
-use crate::{nfnetlink::Socket, nft};
+use super::{Namespaces, Session, connected, io_error, observe::has_nothing_to_set, protocol};
+use crate::{netns::NetNs, nfnetlink::Socket, nft, wireguard::Device};
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
 const FDB_STATIC: u16 = 0x40 | 0x02;
@@ -50,6 +50,14 @@ impl Session {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
                 NetOp::SetSysctl { path, value } => set_sysctl(path, value),
+                NetOp::MakeKey(link) => Device::open(link).and_then(|device| device.make_key()),
+                NetOp::SetPort { link, port } => Device::open(link).and_then(|device| device.set_port(*port)),
+                NetOp::SetCorrespondent { link, key, correspondent } => {
+                    Device::open(link).and_then(|device| device.set_correspondent(key, correspondent))
+                }
+                NetOp::ForgetCorrespondent { link, key } => {
+                    Device::open(link).and_then(|device| device.forget_correspondent(key))
+                }
                 _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
             };
             if let Err(error) = result {
@@ -65,7 +73,12 @@ impl Session {
     async fn netlink(&self, op: &NetOp, peers: &Namespaces, indexes: &mut Indexes<'_>) -> io::Result<()> {
         let here = &self.here;
         match op {
-            NetOp::LoadRuleset { .. } | NetOp::SetSysctl { .. } => Ok(()),
+            NetOp::LoadRuleset { .. }
+            | NetOp::SetSysctl { .. }
+            | NetOp::MakeKey(_)
+            | NetOp::SetPort { .. }
+            | NetOp::SetCorrespondent { .. }
+            | NetOp::ForgetCorrespondent { .. } => Ok(()),
             NetOp::CreateLink { name, link } => self.create(name, link, peers).await,
             NetOp::SetLink { name, change } => set_link(here, name, change, indexes).await,
             NetOp::SetUp { name, up } => {
@@ -134,7 +147,16 @@ impl Session {
         let (handle, message) = match &link.kind {
             LinkKind::Loopback | LinkKind::VethPeer => return Ok(()),
             LinkKind::Bridge => (&self.here, bridge(name, link)),
-            LinkKind::Vxlan(vxlan) => (&self.host, tunnel(name, link, vxlan, self.here_fd)),
+            LinkKind::Vxlan { tunnel, outside } => {
+                let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{outside} has no namespace"));
+                let from = match outside {
+                    NsName::Host => Some(&self.host),
+                    NsName::Crypt => self.crypt.as_ref(),
+                    NsName::Sandbox(_) | NsName::Task(_) => None,
+                };
+                (from.ok_or_else(missing)?, vxlan(name, link, tunnel, self.here_fd))
+            }
+            LinkKind::WireGuard => (&self.host, wireguard(name, link, self.here_fd)),
             LinkKind::Veth { peer_ns, peer_name } => {
                 let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{peer_ns} has no namespace"));
                 let fd = peers.get(peer_ns).ok_or_else(missing)?.raw_fd();
@@ -191,7 +213,11 @@ fn bridge(name: &str, link: &Link) -> LinkMessage {
     sized(LinkBridge::new(name).append_info_data(InfoBridge::MulticastSnooping(false)), link)
 }
 
-fn tunnel(name: &str, link: &Link, vxlan: &Vxlan, target_fd: i32) -> LinkMessage {
+fn wireguard(name: &str, link: &Link, target_fd: i32) -> LinkMessage {
+    sized(LinkWireguard::new(name).setns_by_fd(target_fd), link)
+}
+
+fn vxlan(name: &str, link: &Link, vxlan: &Vxlan, target_fd: i32) -> LinkMessage {
     let builder = LinkVxlan::new(name, vxlan.vni).port(vxlan.port).learning(false).proxy(true);
     let builder = match vxlan.local {
         IpAddr::V4(addr) => builder.local(addr),
@@ -296,6 +322,13 @@ fn fdb_flags(entry: &FdbEntry) -> NeighbourFlags {
     if entry.bridged { NeighbourFlags::Own | NeighbourFlags::Controller } else { NeighbourFlags::Own }
 }
 
+/// Makes a WireGuard device inside `ns` from the calling thread's namespace, where what it encrypts leaves; one that is
+/// there stays.
+pub(crate) fn make_wireguard(ns: &NetNs, name: &str) -> io::Result<()> {
+    let message = wireguard(name, &Link { up: false, ..Link::up(LinkKind::WireGuard) }, ns.raw_fd());
+    connected(|handle| async move { exists(handle.link().add(message).execute().await) })?
+}
+
 /// Removes the daemon's links from the node's own namespace.
 pub(crate) async fn delete_own_links(handle: Handle) -> io::Result<()> {
     delete_links(&handle, |name| name.starts_with(HOST_PREFIX)).await
@@ -367,5 +400,9 @@ fn describe(op: &NetOp) -> String {
         NetOp::SetLink { name, .. } | NetOp::SetUp { name, .. } => format!("setting up link {name}"),
         NetOp::SetSysctl { path, value } => format!("setting {path} to {value}"),
         NetOp::LoadRuleset { .. } => "loading rules".to_owned(),
+        NetOp::MakeKey(link) => format!("giving {link} a key"),
+        NetOp::SetPort { link, port } => format!("setting {link} to port {port}"),
+        NetOp::SetCorrespondent { correspondent, .. } => format!("telling WireGuard of {}", correspondent.endpoint),
+        NetOp::ForgetCorrespondent { .. } => "making WireGuard forget a node".to_owned(),
     }
 }

@@ -10,7 +10,7 @@ use std::{
 use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
 use orch_netd_core::{
-    names::{HOST_PREFIX, Mac},
+    names::{HOST_PREFIX, Mac, WIREGUARD},
     ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
 };
 use rtnetlink::{
@@ -26,6 +26,7 @@ use rtnetlink::{
 };
 
 use super::{Session, io_error, protocol};
+use crate::wireguard::Device;
 
 const V6_SETTINGS: &str = "/proc/sys/net/ipv6";
 
@@ -36,6 +37,9 @@ impl Session {
     /// Everything that `plan` may be compared with, but the ruleset.
     pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
         let mut observed = self.runtime.block_on(observe(&self.here)).map_err(io_error)?;
+        if plan.wireguard.is_some() && observed.links.contains_key(WIREGUARD) {
+            observed.wireguard = Some(Device::open(WIREGUARD)?.read()?);
+        }
         for (path, wanted) in &plan.sysctls {
             if let Ok(value) = fs::read_to_string(format!("/proc/sys/{path}")) {
                 observed.sysctls.insert(path.clone(), value.trim().to_owned());

@@ -154,6 +154,7 @@ fn peer(node: u8) -> Assignment {
         data_addr: IpAddr::from([10, 77, 0, node]),
         ingress_addr: Some(IpAddr::from([10, 0, 0, 100 + node])),
         weight: None,
+        tunnel_key: None,
     })
 }
 

@@ -9,6 +9,8 @@ use ipnetwork::IpNetwork;
 
 use crate::{
     ConfigId, NetworkId, NodeId, SecretId, ServiceId, TaskId,
+    network::ENCRYPTED_OPTION,
+    node::TunnelKey,
     secret::{Config, Secret},
     service::{Balance, PortConfig},
     task::{Task, TaskState},
@@ -90,6 +92,8 @@ pub struct Peer {
     pub ingress_addr: Option<IpAddr>,
     /// How much its tasks take of a weighted service's connections; `None`: 1.
     pub weight: Option<u16>,
+    /// What packets of encrypted networks are sealed with for it; `None`: it takes no part in them.
+    pub tunnel_key: Option<TunnelKey>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +115,12 @@ impl NetworkItem {
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.vni == 0
+    }
+
+    /// Whether its packets are encrypted between nodes. Of one node alone none leave it.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        !self.is_local() && self.driver_options.contains_key(ENCRYPTED_OPTION)
     }
 }
 

@@ -8,6 +8,11 @@ use crate::{Annotations, Meta, NetworkId};
 
 /// The only driver whose networks span nodes.
 pub const DRIVER_OVERLAY: &str = "overlay";
+/// Docker's option of a network whose packets nobody between the nodes can read. It counts whatever its value is.
+pub const ENCRYPTED_OPTION: &str = "encrypted";
+
+/// Where nodes receive the packets of encrypted networks (UDP, WireGuard).
+pub const ENCRYPTED_PORT: u16 = 7947;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
@@ -42,6 +47,12 @@ impl NetworkSpec {
     #[must_use]
     pub fn has_ipv6(&self) -> bool {
         self.ipv6 || self.ipam.iter().any(|ipam| ipam.subnet.is_ipv6())
+    }
+
+    /// Whether its packets are encrypted between nodes.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.driver_options.contains_key(ENCRYPTED_OPTION)
     }
 }
 

@@ -69,7 +69,7 @@ pub struct NodeDescription {
     pub resources: Resources,
     pub engine_version: String,
     pub engine_labels: BTreeMap<String, String>,
-    /// What this node can do (`seccomp`, `esp`, `ipv6`, `cgroup-v2`, …); the scheduler filters by it.
+    /// What this node can do (`seccomp`, `ipv6`, `cgroup-v2`, …); the scheduler filters by it.
     pub features: Vec<String>,
     /// The node's own networks, which the allocator keeps out of.
     pub underlay: Vec<ipnetwork::IpNetwork>,
@@ -77,6 +77,49 @@ pub struct NodeDescription {
     pub data_addr: Option<IpAddr>,
     /// What the operator says the node has besides: `node-generic-resources` of its configuration.
     pub generic: GenericResources,
+    /// Whether it can take part in encrypted networks; `None`: its version does not know them, or (with
+    /// [`features::ENCRYPTED_NETWORKS`]) it does not say so yet, and what it said before holds.
+    pub encryption: Option<Encryption>,
+}
+
+/// What a node says of encrypted networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Encryption {
+    /// Others seal packets for it with this.
+    Key(TunnelKey),
+    /// It takes no part, and why.
+    Unavailable(String),
+}
+
+/// The public half of a node's WireGuard key; the private one never leaves its kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TunnelKey(pub [u8; 32]);
+
+impl NodeDescription {
+    /// `None`: it takes no part in encrypted networks.
+    #[must_use]
+    pub fn tunnel_key(&self) -> Option<TunnelKey> {
+        match self.encryption {
+            Some(Encryption::Key(key)) => Some(key),
+            Some(Encryption::Unavailable(_)) | None => None,
+        }
+    }
+
+    /// Whether it can take part in encrypted networks.
+    #[must_use]
+    pub fn can_encrypt(&self) -> bool {
+        self.tunnel_key().is_some()
+    }
+
+    /// Why it cannot take part in encrypted networks, for the operator; `None`: it can.
+    #[must_use]
+    pub fn cannot_encrypt(&self) -> Option<&str> {
+        match &self.encryption {
+            Some(Encryption::Key(_)) => None,
+            Some(Encryption::Unavailable(why)) => Some(why),
+            None => Some("it has only just joined, or its version does not know encrypted networks"),
+        }
+    }
 }
 
 /// What a node's version knows, among [`NodeDescription::features`]: managers ask for it before they give nodes what older
@@ -84,6 +127,8 @@ pub struct NodeDescription {
 pub mod features {
     /// Ports on one address, hidden clients, local tasks first, weights.
     pub const PUBLISH_OPTIONS: &str = "publish-options";
+    /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.
+    pub const ENCRYPTED_NETWORKS: &str = "encrypted-networks";
 }
 
 /// Things of the operator's own that tasks reserve: GPUs, licences, disks.

@@ -9,7 +9,7 @@ use crate::wire;
 
 record!(TaskAssignment { values: desired_state; parts: task; });
 record!(ImageSource { values: task, name, digest, holders; blobs: grant; });
-record!(Peer as PeerItem { values: node, index, data_addr, ingress_addr, weight; });
+record!(Peer as PeerItem { values: node, index, data_addr, ingress_addr, weight, tunnel_key; });
 record!(NetworkItem {
     values: id, name, vni, subnets, gateways, internal, ingress, driver_options, data_path_port;
 });

@@ -27,6 +27,8 @@ pub enum Problem {
     Address(String),
     #[error("{0:?} is not an IP network (ADDRESS/PREFIX)")]
     Network(String),
+    #[error("{0} bytes are no key")]
+    KeyLength(usize),
 }
 
 impl DecodeError {

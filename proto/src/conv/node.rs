@@ -1,12 +1,12 @@
 //! Nodes.
 
 use orch_model::node::{
-    Availability, GenericResources, ManagerStatus, NamedResource, Node, NodeCertificates, NodeDescription, NodeRole,
-    NodeSpec, NodeState, NodeStatus, Platform, Resources,
+    Availability, Encryption, GenericResources, ManagerStatus, NamedResource, Node, NodeCertificates, NodeDescription,
+    NodeRole, NodeSpec, NodeState, NodeStatus, Platform, Resources, TunnelKey,
 };
 
 use super::{
-    DecodeError, FromProto, ToProto, field,
+    DecodeError, FromProto, Problem, ToProto, field, present,
     record::{choice, record},
 };
 use crate::wire;
@@ -19,7 +19,7 @@ record!(Node { values: id, role, manager, index, attachments, certificates; part
 record!(NodeCertificates { values: issuer, trusted, expires_at; });
 record!(NodeSpec { values: role, availability; parts: annotations; });
 record!(NodeDescription {
-    values: hostname, engine_version, engine_labels, features, underlay, data_addr, generic;
+    values: hostname, engine_version, engine_labels, features, underlay, data_addr, generic, encryption;
     parts: platform, resources;
 });
 record!(Platform { values: os, arch; });
@@ -47,5 +47,47 @@ impl FromProto for GenericResources {
             counted: field(counted, "GenericResources", "counted")?,
             named: field(named, "GenericResources", "named")?,
         })
+    }
+}
+
+impl ToProto for Encryption {
+    type Proto = wire::Encryption;
+
+    fn to_proto(&self) -> Self::Proto {
+        use wire::encryption::Encryption as Wire;
+        let encryption = match self {
+            Self::Key(key) => Wire::PublicKey(key.to_proto()),
+            Self::Unavailable(why) => Wire::Unavailable(why.clone()),
+        };
+        wire::Encryption { encryption: Some(encryption) }
+    }
+}
+
+impl FromProto for Encryption {
+    type Proto = wire::Encryption;
+
+    fn from_proto(proto: Self::Proto) -> Result<Self, DecodeError> {
+        use wire::encryption::Encryption as Wire;
+        Ok(match present(proto.encryption, "Encryption", "encryption")? {
+            Wire::PublicKey(key) => Self::Key(field(key, "Encryption", "public_key")?),
+            Wire::Unavailable(why) => Self::Unavailable(why),
+        })
+    }
+}
+
+impl ToProto for TunnelKey {
+    type Proto = bytes::Bytes;
+
+    fn to_proto(&self) -> Self::Proto {
+        bytes::Bytes::copy_from_slice(&self.0)
+    }
+}
+
+impl FromProto for TunnelKey {
+    type Proto = bytes::Bytes;
+
+    fn from_proto(proto: Self::Proto) -> Result<Self, DecodeError> {
+        let wrong = |_| DecodeError::new(Problem::KeyLength(proto.len()));
+        <[u8; 32]>::try_from(proto.as_ref()).map(Self).map_err(wrong)
     }
 }

@@ -95,7 +95,8 @@ mod tests {
 
     fn peer(n: u128) -> Assignment {
         let data_addr = IpAddr::from([10, 0, 0, 1]);
-        Assignment::Peer(Peer { node: NodeId::from_random(n), index: 1, data_addr, ingress_addr: None, weight: None })
+        let (node, index) = (NodeId::from_random(n), 1);
+        Assignment::Peer(Peer { node, index, data_addr, ingress_addr: None, weight: None, tunnel_key: None })
     }
 
     fn message(applies_to: u64, results_in: u64, put: &[u128], remove: &[u128]) -> wire::AssignmentsMessage {

@@ -4,24 +4,29 @@ use std::{fs, net::IpAddr, path::Path};
 
 use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
-use orch_model::node::{NodeDescription, Platform, Resources, features::PUBLISH_OPTIONS};
+use orch_model::node::{Encryption, NodeDescription, Platform, Resources, features};
 use orch_proto::wire::DaemonConfig;
 
 use crate::config::{ConfigError, Settings};
 
 pub(crate) const NANOS_PER_CPU: u64 = 1_000_000_000;
 
-pub(crate) fn describe(daemon: &DaemonConfig, settings: &Settings) -> Result<NodeDescription, ConfigError> {
+pub(crate) fn describe(
+    daemon: &DaemonConfig,
+    settings: &Settings,
+    encryption: Option<Encryption>,
+) -> Result<NodeDescription, ConfigError> {
     Ok(NodeDescription {
         hostname: hostname(daemon),
         platform: platform(),
         resources: Resources { nano_cpus: cpus() * NANOS_PER_CPU, memory_bytes: memory_bytes() },
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
         engine_labels: settings.labels()?,
-        features: features(),
+        features: known_features(),
         underlay: host_networks(),
         data_addr: daemon.data_addr.parse().ok(),
         generic: settings.generic_resources()?,
+        encryption,
     })
 }
 
@@ -57,14 +62,13 @@ pub(crate) fn has_ipv6() -> bool {
     Path::new("/proc/sys/net/ipv6").exists()
 }
 
-fn features() -> Vec<String> {
+fn known_features() -> Vec<String> {
     let seccomp = Path::new("/proc/sys/kernel/seccomp/actions_avail").exists();
     let found = [("seccomp", seccomp), ("ipv6", has_ipv6())];
-    let mut features: Vec<String> =
-        found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
-    features.push(format!("cgroup-v{}", cgroup_version()));
-    features.push(PUBLISH_OPTIONS.to_owned());
-    features
+    let mut known: Vec<String> = found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
+    known.push(format!("cgroup-v{}", cgroup_version()));
+    known.extend([features::PUBLISH_OPTIONS, features::ENCRYPTED_NETWORKS].map(str::to_owned));
+    known
 }
 
 /// Networks of the node's own interfaces: overlays must keep out of them.

@@ -12,6 +12,7 @@ use std::{
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use orch_model::{
     TaskId, Timestamp,
+    linux::real_time_offset,
     task::{ContainerStatus, Health, Task, TaskState, TaskStatus},
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
@@ -405,15 +406,15 @@ pub(crate) fn container_id_of(task: &TaskId) -> String {
     hex::encode(sha2::Sha256::digest(task.as_str()))
 }
 
-/// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.
+/// `SIGTERM`, `TERM`, `15`, `RTMIN+3`, `RTMAX-1`.
 pub(crate) fn signal_number(text: &str) -> Option<i32> {
     let name = text.trim().to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     if let Ok(number) = name.parse::<i32>() {
         return (1..=64).contains(&number).then_some(number);
     }
-    if let Some(offset) = name.strip_prefix("RTMIN+") {
-        return offset.parse::<i32>().ok().map(|offset| libc::SIGRTMIN() + offset);
+    if let Some(offset) = real_time_offset(name) {
+        return i32::try_from(offset).ok().map(|offset| libc::SIGRTMIN() + offset);
     }
     format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
 }
@@ -424,7 +425,9 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGQUIT", 3), ("SIGRTMIN+3", 37)] {
+        for (text, number) in
+            [("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGQUIT", 3), ("SIGRTMIN+3", 37), ("rtmax-1", 63)]
+        {
             assert_eq!(signal_number(text), Some(number), "{text}");
         }
         for text in ["", "0", "65", "SIGNOPE"] {

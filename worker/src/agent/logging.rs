@@ -5,7 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use orch_model::{service::LogDriver, task::Task};
+use orch_model::{
+    logging::{self, Limits, LogDriverError},
+    service::LogDriver,
+    task::Task,
+};
 
 use super::executor::container_id;
 use crate::{
@@ -19,17 +23,13 @@ const SHORT_ID_LEN: usize = 12;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LoggingError {
-    #[error("logging driver {0:?} is not known: json-file, journald and none are")]
-    Driver(String),
+    #[error(transparent)]
+    Driver(#[from] LogDriverError),
     #[error(
         "logging driver \"journald\": this node has no systemd journal ({JOURNAL_SOCKET} is not there): use json-file, or \
          keep the service on nodes that have one with a constraint"
     )]
     NoJournal,
-    #[error("unknown log opt {option:?} for the {driver} log driver: {known} are known")]
-    Option { driver: &'static str, option: String, known: &'static str },
-    #[error("log opt {name}: {value:?} is not {form}")]
-    Value { name: &'static str, value: String, form: &'static str },
 }
 
 /// Whether this node can log so.
@@ -48,7 +48,8 @@ pub(crate) fn files(path: PathBuf, task: &Task) -> LogFiles {
     if driver.name == "none" {
         return LogFiles { max_size_bytes: 0, max_files: 1, ..LogFiles::at(NOWHERE.into()) };
     }
-    let (max_size_bytes, max_files) = limits(driver).unwrap_or((DEFAULT_LOG_SIZE_BYTES, DEFAULT_LOG_FILES));
+    let (max_size_bytes, max_files) = limits(driver)
+        .map_or((DEFAULT_LOG_SIZE_BYTES, DEFAULT_LOG_FILES), |limits| (limits.max_size_bytes, limits.max_files));
     let mut details = chosen(driver, task);
     let tag = driver.options.get("tag").map(|tag| filled_in(tag, task));
     if driver.name == "journald" {
@@ -112,50 +113,9 @@ pub(crate) fn is_none(files: &LogFiles) -> bool {
     files.path == Path::new(NOWHERE)
 }
 
-fn limits(driver: &LogDriver) -> Result<(u64, u32), LoggingError> {
-    let (is_file, name) = match driver.name.as_str() {
-        "" | "json-file" => (true, "json-file"),
-        "local" => (true, "local"),
-        "journald" => (false, "journald"),
-        // Its options are nobody's either.
-        "none" => return Ok((0, 1)),
-        other => return Err(LoggingError::Driver(other.to_owned())),
-    };
-    let (mut size, mut files) = (DEFAULT_LOG_SIZE_BYTES, DEFAULT_LOG_FILES);
-    for (option, value) in &driver.options {
-        let refused = |name, form| LoggingError::Value { name, value: value.clone(), form };
-        match option.as_str() {
-            "max-size" if is_file => size = bytes(value).ok_or_else(|| refused("max-size", "a size such as 10m"))?,
-            "max-file" if is_file => {
-                let number = value.parse().ok().filter(|&number| number > 0);
-                files = number.ok_or_else(|| refused("max-file", "a number of at least 1"))?;
-            }
-            // Our files are never compressed; programs never wait for their log.
-            "compress" if is_file => {}
-            "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
-            other => {
-                let known = if is_file { "max-size, max-file, labels, env and tag" } else { "labels, env and tag" };
-                return Err(LoggingError::Option { driver: name, option: other.to_owned(), known });
-            }
-        }
-    }
-    Ok((size, files))
-}
-
-/// `10m`, `512k`, `1g`, `1000`; -1 is without limit.
-fn bytes(text: &str) -> Option<u64> {
-    if text == "-1" {
-        return Some(0);
-    }
-    let text = text.trim().to_ascii_lowercase();
-    let text = text.strip_suffix('b').unwrap_or(&text);
-    let (number, factor) = match text.as_bytes().last()? {
-        b'k' => (&text[..text.len() - 1], 1 << 10),
-        b'm' => (&text[..text.len() - 1], 1 << 20),
-        b'g' => (&text[..text.len() - 1], 1 << 30),
-        _ => (text, 1),
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor).filter(|&bytes| bytes > 0)
+/// What [`check`] refuses has no container; the error is for who asks before.
+fn limits(driver: &LogDriver) -> Result<Limits, LogDriverError> {
+    logging::limits(driver, Limits { max_size_bytes: DEFAULT_LOG_SIZE_BYTES, max_files: DEFAULT_LOG_FILES })
 }
 
 #[cfg(test)]

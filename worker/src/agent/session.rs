@@ -13,7 +13,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use orch_model::{Object, node::NodeRole};
+use orch_model::{
+    Object,
+    node::{Encryption, NodeRole},
+};
 use orch_proto::{
     conv::{FromProto, ToProto},
     pings::until_ping,
@@ -81,6 +84,8 @@ pub(crate) enum SessionError {
     Ended,
     #[error("this node's certificate was renewed")]
     Renewed,
+    #[error("this node has more to say of itself")]
+    Described,
     #[error(transparent)]
     Assignments(#[from] AssignmentError),
     #[error(transparent)]
@@ -121,6 +126,7 @@ impl SessionError {
             | Self::Refused(_)
             | Self::Ended
             | Self::Renewed
+            | Self::Described
             | Self::Assignments(_)
             | Self::Config(_) => false,
         }
@@ -194,7 +200,7 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
             |leader: &str| silent.as_ref().is_some_and(|(who, at)| who == leader && at.elapsed() < SILENT_FOR);
         hint = match &error {
             // The same manager, at once.
-            SessionError::Renewed => Some(addr.clone()),
+            SessionError::Renewed | SessionError::Described => Some(addr.clone()),
             _ => error.leader_hint().filter(|leader| *leader != addr && !is_silent(leader)),
         };
         let is_answered = matches!(error, SessionError::Refused(_));
@@ -240,6 +246,7 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
         Err(e) = report(agent, dispatcher.clone(), &id) => e,
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
         e = renewed(opened.renewals) => e,
+        () = agent.host.netd.encryption_changed(opened.told) => SessionError::Described,
         Err(e) = keep_containers(agent, &live) => e,
     };
     (true, ended)
@@ -255,6 +262,8 @@ struct Opened {
     dispatcher: Dispatcher,
     messages: Streaming<SessionMessage>,
     renewals: watch::Receiver<Arc<Identity>>,
+    /// What managers know of this node and encrypted networks.
+    told: Option<Encryption>,
 }
 
 /// A session is worth as much as the certificate that it was opened with, and managers end it with that: better one's own
@@ -268,17 +277,29 @@ async fn renewed(mut renewals: watch::Receiver<Arc<Identity>>) -> SessionError {
 }
 
 async fn open(agent: &Arc<Agent>, addr: &str, last_session: &str) -> Result<Opened, SessionError> {
+    agent.host.netd.first_encryption().await;
     let mut renewals = agent.host.identity.renewals();
     renewals.mark_unchanged();
     let channel = shared_channel(addr, &agent.host.identity, NodeRole::Manager).await?;
     let mut dispatcher = DispatcherClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let description = agent.describe()?.to_proto();
+    let description = agent.describe()?;
+    let said = description.encryption.clone();
+    let description = description.to_proto();
     let request = SessionRequest { description: Some(description), session_id: last_session.to_owned() };
     let mut messages = timeout(CALL_TIMEOUT, dispatcher.session(request)).await??.into_inner();
     let first = timeout(CALL_TIMEOUT, messages.message()).await??.ok_or(SessionError::Ended)?;
     let (id, period) = (first.session_id.clone(), period(first.heartbeat_period_ms));
+    let told = said.or_else(|| believed(&first));
     take_message(agent, addr, first);
-    Ok(Opened { id, period, dispatcher, messages, renewals })
+    Ok(Opened { id, period, dispatcher, messages, renewals, told })
+}
+
+/// What the manager knew before of this node and encrypted networks.
+fn believed(message: &SessionMessage) -> Option<Encryption> {
+    match Object::from_proto(message.node.clone()?) {
+        Ok(Object::Node(node)) => node.description.encryption.clone(),
+        _ => None,
+    }
 }
 
 fn period(ms: u64) -> Duration {
@@ -500,4 +521,44 @@ fn announcements(agent: &Agent, image: &StoredImage) -> Vec<RegisterImageRequest
 
 fn is_lost(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unauthenticated)
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{
+        Annotations, Meta, NodeId, Timestamp,
+        node::{Availability, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, TunnelKey},
+    };
+
+    use super::*;
+
+    /// Or the session would be opened anew when the network daemon says the same.
+    #[test]
+    fn what_a_manager_knew_before_is_in_its_first_message() {
+        let key = Some(Encryption::Key(TunnelKey([7; 32])));
+        let node = Node {
+            id: NodeId::from_random(1),
+            meta: Meta::default(),
+            spec: NodeSpec {
+                annotations: Annotations::default(),
+                role: NodeRole::Worker,
+                availability: Availability::Active,
+            },
+            role: NodeRole::Worker,
+            description: NodeDescription { encryption: key.clone(), ..NodeDescription::default() },
+            status: NodeStatus {
+                state: NodeState::Ready,
+                message: String::new(),
+                addr: None,
+                since: Timestamp::default(),
+            },
+            manager: None,
+            index: 1,
+            attachments: std::collections::BTreeMap::new(),
+            certificates: None,
+        };
+        let node = Some(Object::Node(Arc::new(node)).to_proto());
+        assert_eq!(believed(&SessionMessage { node, ..SessionMessage::default() }), key);
+        assert_eq!(believed(&SessionMessage::default()), None);
+    }
 }

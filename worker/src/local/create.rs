@@ -16,7 +16,7 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, names, policy::Restart, port_holder};
+use super::{LocalError, Locals, One, limits, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
     image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
@@ -34,8 +34,11 @@ const NAME_ATTEMPTS: u32 = 100;
 impl Locals {
     pub(crate) async fn create(&self, request: CreateContainerRequest) -> Result<Arc<One>, LocalError> {
         Restart::parse(request.restart.as_ref())?;
-        self.check_options(&request.options.clone().unwrap_or_default())?;
-        check_memory(request.spec.as_ref())?;
+        let options = request.options.clone().unwrap_or_default();
+        self.check_options(&options)?;
+        let memory =
+            request.spec.as_ref().and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
+        limits::check(memory, &options.limits.unwrap_or_default())?;
         let network = network_of(&request.network, !request.networks.is_empty())?;
         if matches!(network, HOST | NONE) && !request.networks.is_empty() {
             return Err(if network == HOST { LocalError::HostMode } else { LocalError::NoneMode });
@@ -229,16 +232,6 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
     ports
         .filter(|port| !published.iter().any(|p| p.target_port == port.target_port && p.protocol == port.protocol))
         .collect()
-}
-
-/// With less than this the kernel cannot even start a program.
-fn check_memory(spec: Option<&orch_proto::wire::TaskSpec>) -> Result<(), LocalError> {
-    const MIN_MEMORY_BYTES: u64 = 6 << 20;
-    let memory = spec.and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
-    if memory > 0 && memory < MIN_MEMORY_BYTES {
-        return Err(LocalError::Invalid("Minimum memory limit allowed is 6MB".to_owned()));
-    }
-    Ok(())
 }
 
 /// A container in the host's network has the host's name, unless it is given one.

@@ -9,6 +9,7 @@ mod create;
 mod error;
 mod events;
 mod life;
+mod limits;
 mod live;
 mod names;
 mod networks;

@@ -13,8 +13,9 @@ use std::{
 
 use futures::{StreamExt, stream};
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, TaskId};
+use orch_model::{NetworkId, TaskId, node::Encryption};
 use orch_proto::{
+    conv::FromProto as _,
     transport::{TransportError, unix_channel},
     wire::{
         Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, TraceRequest,
@@ -38,6 +39,10 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
 const DOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Managers tell of a network as soon as the first container is on it.
 const TOLD_TIMEOUT: Duration = Duration::from_secs(10);
+/// netd answers a little after it has opened its socket.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// netd starts together with the worker and opens its socket once it has looked at all that is there.
+const FIRST_SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
 const PARALLEL_ATTACHES: usize = 8;
 
 #[derive(Debug, thiserror::Error)]
@@ -66,12 +71,15 @@ pub(crate) struct Netd {
 
 struct Inner {
     socket: PathBuf,
+    started: Instant,
     node_id: String,
     desired: watch::Sender<Desired>,
     /// The last revision that netd has applied.
     applied: watch::Sender<u64>,
     channel: Mutex<Option<Channel>>,
     attached: Mutex<BTreeMap<TaskId, AttachTaskRequest>>,
+    /// What netd said last of encrypted networks; `None` until it has answered once.
+    encryption: watch::Sender<Option<Encryption>>,
 }
 
 #[derive(Clone, Default)]
@@ -88,11 +96,13 @@ impl Netd {
     pub(crate) fn new(socket: PathBuf, node_id: String) -> Self {
         let inner = Inner {
             socket,
+            started: Instant::now(),
             node_id,
             desired: watch::Sender::default(),
             applied: watch::Sender::new(0),
             channel: Mutex::default(),
             attached: Mutex::default(),
+            encryption: watch::Sender::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -137,6 +147,31 @@ impl Netd {
         let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
         let status = timeout(CALL_TIMEOUT, status).await.map_err(|_| NetdError::NotReady)??;
         Ok(status.gateway_subnet.parse().ok())
+    }
+
+    /// What netd said last of encrypted networks; `None` until it has answered once.
+    pub(crate) fn encryption(&self) -> Option<Encryption> {
+        self.inner.encryption.borrow().clone()
+    }
+
+    /// Waits a little for netd's first word of encrypted networks: managers are told with the session's start, and another
+    /// session for it is a detour.
+    pub(crate) async fn first_encryption(&self) {
+        let mut encryption = self.inner.encryption.subscribe();
+        // A socket is there also when netd died. What managers knew before, they believe until netd has answered.
+        let deadline = if self.inner.socket.exists() {
+            Instant::now() + FIRST_WORD_TIMEOUT
+        } else {
+            self.inner.started + FIRST_SOCKET_TIMEOUT
+        };
+        drop(timeout_at(deadline, encryption.wait_for(Option::is_some)).await);
+    }
+
+    /// Waits until netd says otherwise of encrypted networks than `told`.
+    pub(crate) async fn encryption_changed(&self, told: Option<Encryption>) {
+        let mut encryption = self.inner.encryption.subscribe();
+        // The sender lives as long as `self`.
+        drop(encryption.wait_for(|now| now.is_some() && *now != told).await);
     }
 
     /// The way from a task of this node to a name.
@@ -232,13 +267,17 @@ impl Netd {
                     }
                 }
             }
-            if timeout(CHECK_INTERVAL, desired.changed()).await.is_err()
-                && let Some((_, sequence)) = has
-                && !self.still_has(sequence).await
-            {
-                tracing::info!("netd restarted; telling it everything again");
-                self.disconnect();
-                has = None;
+            let pause = if self.inner.encryption.borrow().is_some() { CHECK_INTERVAL } else { RETRY_PAUSE };
+            if timeout(pause, desired.changed()).await.is_err() {
+                let sequence = self.ask_sequence().await;
+                let restarted = has.is_some_and(|(_, known)| sequence != Some(known));
+                if restarted {
+                    tracing::info!("netd restarted; telling it everything again");
+                    has = None;
+                }
+                if restarted || sequence.is_none() {
+                    self.disconnect();
+                }
             }
         }
     }
@@ -254,9 +293,21 @@ impl Netd {
         Ok(())
     }
 
-    async fn still_has(&self, sequence: u64) -> bool {
+    /// What netd was told last, as it says; takes in what else it says. `None`: it does not answer.
+    async fn ask_sequence(&self) -> Option<u64> {
         let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
-        matches!(timeout(CALL_TIMEOUT, status).await, Ok(Ok(status)) if status.sequence == sequence)
+        let status = timeout(CALL_TIMEOUT, status).await.ok()?.ok()?;
+        match status.encryption.map(Encryption::from_proto).transpose() {
+            Ok(encryption) => drop(self.inner.encryption.send_if_modified(|known| {
+                let changed = encryption.is_some() && *known != encryption;
+                if changed {
+                    known.clone_from(&encryption);
+                }
+                changed
+            })),
+            Err(error) => tracing::warn!(%error, "netd's word of encrypted networks makes no sense"),
+        }
+        Some(status.sequence)
     }
 
     async fn attach_again(&self) {

@@ -25,7 +25,7 @@ mod server;
 mod silence;
 mod starting;
 mod trace;
-pub(crate) mod wire;
+pub(crate) use orch_proto::passing as wire;
 
 use std::{fs, io, os::unix::net::UnixListener, path::Path, time::SystemTime};
 

@@ -10,12 +10,12 @@ use orch_model::{
     Annotations, Meta, NodeId, Object, ObjectId, ServiceId, TaskId, Timestamp, Version,
     change::{Change, Transaction},
     network::Network,
-    node::GenericResources,
+    node::{GenericResources, Node},
     task::{Task, TaskAttachment, TaskState, TaskStatus},
 };
 
 use super::{ControlError, propose, removal};
-use crate::{allocator::ipam::Addresses, resolve, state::State};
+use crate::{allocator::ipam::Addresses, encryption, resolve, state::State};
 
 /// Networks that one container may be on.
 const MAX_NETWORKS: usize = 64;
@@ -52,9 +52,9 @@ pub fn set_container_networks(
     now: Timestamp,
     request: &ContainerNetworks,
 ) -> Result<(Transaction, Vec<TaskAttachment>), ControlError> {
-    if state.node(&request.node).is_none() {
+    let Some(node) = state.node(&request.node) else {
         return Err(ControlError::not_found(format!("no such node: {}", request.node)));
-    }
+    };
     check_sizes(request)?;
     let known = state.task(&request.id);
     if let Some(task) = known.filter(|t| !t.is_one_off() || t.node.as_ref() != Some(&request.node)) {
@@ -64,7 +64,7 @@ pub fn set_container_networks(
     let mut networks: Vec<TaskAttachment> = Vec::new();
     for wanted in &request.networks {
         let before = known.map_or(&[][..], |task| &task.networks[..]);
-        let attachment = attach(state, wanted, before, &mut addresses)?;
+        let attachment = attach(state, node, wanted, before, &mut addresses)?;
         if networks.iter().any(|n| n.network == attachment.network) {
             return Err(ControlError::invalid(format!("network {} is named twice", wanted.network)));
         }
@@ -117,6 +117,7 @@ fn check_sizes(request: &ContainerNetworks) -> Result<(), ControlError> {
 
 fn attach(
     state: &State,
+    node: &Node,
     wanted: &WantedNetwork,
     before: &[TaskAttachment],
     addresses: &mut Addresses<'_>,
@@ -135,6 +136,9 @@ fn attach(
              it with --attachable to let containers be on it too",
             network.spec.annotations.name
         )));
+    }
+    if let Some(why) = encryption::refusal_on(node, &network) {
+        return Err(ControlError::precondition(format!("Could not attach to network {name}: {why}")));
     }
     let kept = before.iter().find(|a| a.network == network.id && satisfies(&a.addresses, &wanted.addresses));
     let given = match kept {

@@ -13,6 +13,7 @@ use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
     allocator::ipam::overlaps,
     decision::Ids,
+    encryption,
     state::{State, publishes_on_ingress},
     validate,
 };
@@ -29,6 +30,11 @@ pub fn create_network(
 ) -> Result<Proposal, ControlError> {
     validate::network_spec(&spec)?;
     keeps_out_of_others(state, &spec)?;
+    if spec.is_encrypted()
+        && let Some(why) = encryption::refusal(state)
+    {
+        return Err(ControlError::precondition(why));
+    }
     if spec.ingress && state.networks().any(|n| n.spec.ingress) {
         return Err(ControlError::exists(
             "Ingress network already exists: remove it first (no service may publish ports meanwhile)",

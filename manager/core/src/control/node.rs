@@ -29,8 +29,8 @@ pub fn update_node(
     spec: NodeSpec,
     seats: &Seats,
 ) -> Result<Proposal, ControlError> {
-    validate::node_spec(&spec)?;
     let node = state.node(id).ok_or_else(|| missing(id))?;
+    validate::node_spec(&spec, &node.spec)?;
     if node.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
         may_demote(state, node, seats)?;
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the fixed filters look at, and spread descriptors: services with the same ones share a class.
-type ClassKey = (Vec<String>, Vec<String>, Option<(String, String)>, Vec<&'static str>);
+type ClassKey = (Vec<String>, Vec<String>, Option<(String, String)>, Vec<&'static str>, bool);
 
 pub(super) struct Board<'a> {
     state: &'a State,
@@ -53,7 +53,8 @@ impl<'a> Board<'a> {
     pub(super) fn class(&mut self, needs: &Needs<'_>) -> usize {
         let placement = &needs.service.spec.task.placement;
         let platform = needs.platform.as_ref().map(|platform| (platform.os.clone(), platform.arch.clone()));
-        let key = (placement.constraints.clone(), placement.spread.clone(), platform, needs.features.clone());
+        let (constraints, spread) = (placement.constraints.clone(), placement.spread.clone());
+        let key = (constraints, spread, platform, needs.features.clone(), needs.encryption);
         if let Some(known) = self.class_of.get(&key) {
             return *known;
         }

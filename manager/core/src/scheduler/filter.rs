@@ -7,6 +7,7 @@ use std::{
 
 use orch_model::{
     Kind, ObjectId,
+    network::Network,
     node::{GenericResources, NamedResource, Node, Platform, Resources},
     service::{ContainerSpec, Protocol, Service, TaskSpec},
     task::{Task, TaskState},
@@ -44,6 +45,8 @@ pub struct Needs<'a> {
     pub platform: Option<Platform>,
     /// What the node's kernel has to be able to do.
     pub features: Vec<&'static str>,
+    /// Whether one of their networks is encrypted.
+    pub encryption: bool,
 }
 
 /// The filters, in the order in which they are asked.
@@ -52,6 +55,7 @@ pub enum Filter {
     Ready,
     Resources,
     Features,
+    Encryption,
     Constraints,
     Platform,
     HostPort,
@@ -59,17 +63,18 @@ pub enum Filter {
 }
 
 impl Filter {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Ready,
         Self::Resources,
         Self::Features,
+        Self::Encryption,
         Self::Constraints,
         Self::Platform,
         Self::HostPort,
         Self::MaxReplicas,
     ];
     /// Those whose answer is the same for all tasks that are alike, whatever is assigned.
-    pub const FIXED: [Self; 4] = [Self::Ready, Self::Features, Self::Constraints, Self::Platform];
+    pub const FIXED: [Self; 5] = [Self::Ready, Self::Features, Self::Encryption, Self::Constraints, Self::Platform];
     /// Those whose answer changes with what is assigned.
     pub const CHANGING: [Self; 3] = [Self::Resources, Self::HostPort, Self::MaxReplicas];
 
@@ -89,6 +94,7 @@ impl Filter {
                 let has = |feature: &&str| info.node.description.features.iter().any(|known| known == feature);
                 needs.features.iter().all(has)
             }
+            Self::Encryption => !needs.encryption || info.node.description.can_encrypt(),
             Self::Platform => needs.platform.as_ref().is_none_or(|platform| runs_on(platform, &info.node)),
             Self::Constraints => match &needs.constraints {
                 Some(constraints) => constraints.iter().all(|constraint| constraint.matches(&info.node)),
@@ -106,6 +112,20 @@ impl Filter {
         }
     }
 
+    /// What an operator can do about it, where it is not plain.
+    #[must_use]
+    pub fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::Ready | Self::Features => None,
+            Self::Resources => Some("lower what its tasks reserve, or add a node"),
+            Self::Encryption => Some("give nodes a kernel with WireGuard, or add a node that has it"),
+            Self::Platform => Some("name an image for the nodes' platform"),
+            Self::Constraints => Some("change the constraint, or label a node with `orch node update --label-add`"),
+            Self::HostPort => Some("publish another port, or remove what has it"),
+            Self::MaxReplicas => Some("raise --replicas-max-per-node, or add a node"),
+        }
+    }
+
     /// Docker's words for so many nodes that did not pass.
     #[must_use]
     pub fn explain(self, nodes: usize) -> String {
@@ -114,6 +134,7 @@ impl Filter {
             Self::Ready => format!("{nodes} node{s} not available for new tasks"),
             Self::Resources => format!("insufficient resources on {nodes} node{s}"),
             Self::Features => format!("missing feature of the kernel on {nodes} node{s}"),
+            Self::Encryption => format!("no WireGuard for an encrypted network on {nodes} node{s}"),
             Self::Platform => format!("unsupported platform on {nodes} node{s}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} node{s}"),
             Self::HostPort => format!("host-mode port already in use on {nodes} node{s}"),
@@ -128,7 +149,9 @@ impl<'a> Needs<'a> {
         let constraints = &service.spec.task.placement.constraints;
         let constraints = constraints.iter().map(|text| Constraint::parse(text).ok()).collect();
         let platform = platform_of(state, &task.spec.container);
-        Self { service, task, constraints, platform, features: features_of(state, &task.spec) }
+        let features = features_of(state, &task.spec);
+        let encryption = networks_of(state, &task.spec).any(|network| network.spec.is_encrypted());
+        Self { service, task, constraints, platform, features, encryption }
     }
 }
 
@@ -149,8 +172,12 @@ fn platform_of(state: &State, container: &ContainerSpec) -> Option<Platform> {
 }
 
 fn features_of(state: &State, task: &TaskSpec) -> Vec<&'static str> {
-    let mut networks = task.networks.iter().filter_map(|attachment| state.network(&attachment.network));
-    if networks.any(|network| network.spec.has_ipv6()) { vec![FEATURE_IPV6] } else { Vec::new() }
+    let has_ipv6 = networks_of(state, task).any(|network| network.spec.has_ipv6());
+    if has_ipv6 { vec![FEATURE_IPV6] } else { Vec::new() }
+}
+
+fn networks_of<'a>(state: &'a State, task: &'a TaskSpec) -> impl Iterator<Item = &'a Arc<Network>> {
+    task.networks.iter().filter_map(|attachment| state.network(&attachment.network))
 }
 
 fn runs_on(platform: &Platform, node: &Node) -> bool {

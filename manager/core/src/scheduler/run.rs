@@ -273,12 +273,10 @@ fn load(info: &NodeInfo) -> Load {
 }
 
 fn explain(refused: BTreeMap<Filter, usize>) -> String {
-    let advice = match refused.contains_key(&Filter::Constraints) {
-        true => "; change the constraint, or label a node with `orch node update --label-add`",
-        false => "",
-    };
     let mut reasons: Vec<_> = refused.into_iter().collect();
     reasons.sort_by_key(|(filter, count)| (Reverse(*count), *filter));
+    let advice: String =
+        reasons.iter().filter_map(|(filter, _)| filter.advice()).map(|text| format!("; {text}")).collect();
     let reasons: Vec<_> = reasons.into_iter().map(|(filter, count)| filter.explain(count)).collect();
     match reasons.is_empty() {
         true => "no suitable node (the cluster has no nodes)".to_owned(),

@@ -6,7 +6,8 @@ use orch_model::node::Node;
 /// Whether a text names something that nodes can differ in.
 #[must_use]
 pub fn is_descriptor(text: &str) -> bool {
-    ["node.labels.", "engine.labels."].iter().any(|p| text.len() > p.len() && text.starts_with(p))
+    let is_name = |name: &str| !name.is_empty() && !name.contains(|c: char| c.is_whitespace() || c.is_control());
+    ["node.labels.", "engine.labels."].iter().any(|prefix| text.strip_prefix(prefix).is_some_and(is_name))
 }
 
 /// What a node has for a descriptor. Nodes without the label are a branch of their own.

@@ -24,10 +24,10 @@ pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
     if spec.driver != DRIVER_OVERLAY {
         return Err(field("network driver", &spec.driver, "networks of a cluster use the driver \"overlay\""));
     }
-    if spec.driver_options.contains_key("encrypted") {
+    if spec.is_encrypted() && spec.ingress {
         return Err(SpecError::Rule(
-            "option \"encrypted\" is not supported yet: the network would carry its traffic in clear text; leave the \
-             option out if that is acceptable"
+            "an ingress network cannot be encrypted: every node takes part in it, also those that cannot encrypt; leave \
+             out the option \"encrypted\", and encrypt what arrives at published ports by TLS"
                 .to_owned(),
         ));
     }

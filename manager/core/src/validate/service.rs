@@ -2,6 +2,7 @@
 
 use orch_model::{
     Duration,
+    logging::{self, Limits},
     service::{
         EndpointMode, EndpointSpec, FailureAction, Placement, PublishMode, ResourceLimits, ServiceMode, ServiceSpec,
         TaskSpec, UpdateConfig,
@@ -9,7 +10,11 @@ use orch_model::{
 };
 
 use super::{SpecError, container::container_spec, field, labels, service_name};
-use crate::{constraint::Constraint, scheduler::spread};
+use crate::{
+    constraint::Constraint,
+    orchestrator::update::{STEP_LIMIT_LABEL, step_limit},
+    scheduler::spread,
+};
 
 /// One service may have this many tasks.
 const MAX_REPLICAS: u64 = 100_000;
@@ -17,6 +22,8 @@ const MAX_REPLICAS: u64 = 100_000;
 const MIN_NANO_CPUS: u64 = 1_000_000;
 /// Docker's minimum.
 const MIN_MEMORY_BYTES: u64 = 4 * 1024 * 1024;
+/// What fits into Docker's signed numbers.
+const MAX_SIGNED: u64 = i64::MAX.unsigned_abs();
 /// Delays and periods beyond a year are mistakes.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
@@ -27,6 +34,13 @@ const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
     service_name(&spec.annotations.name)?;
     labels(&spec.annotations)?;
+    if let Some(text) = spec.annotations.labels.get(STEP_LIMIT_LABEL).filter(|text| step_limit(text).is_none()) {
+        return Err(field(
+            "label orch.update.step-limit",
+            text,
+            "expected a time like 90s, 30m or 2h, or 0 for no limit",
+        ));
+    }
     mode(spec.mode)?;
     task_spec(&spec.task)?;
     if is_job(spec.mode) && (spec.update.is_some() || spec.rollback.is_some()) {
@@ -66,8 +80,14 @@ fn is_job(mode: ServiceMode) -> bool {
 fn task_spec(task: &TaskSpec) -> Result<(), SpecError> {
     container_spec(&task.container)?;
     limits(&task.limits, task.reservations.nano_cpus, task.reservations.memory_bytes)?;
-    if let Some((kind, count)) = task.generic.iter().find(|(kind, count)| kind.is_empty() || **count == 0) {
+    let is_kind = |kind: &str| !kind.is_empty() && !kind.contains(|c: char| c.is_whitespace() || c.is_control());
+    let is_generic = |kind: &str, count: u64| is_kind(kind) && (1..=MAX_SIGNED).contains(&count);
+    if let Some((kind, count)) = task.generic.iter().find(|(kind, count)| !is_generic(kind, **count)) {
         return Err(field("generic resource", format!("{kind}={count}"), "expected KIND=NUMBER, such as GPU=2"));
+    }
+    if let Some(driver) = &task.log_driver {
+        logging::limits(driver, Limits { max_size_bytes: 0, max_files: 1 })
+            .map_err(|error| SpecError::Rule(error.to_string()))?;
     }
     duration("restart delay", task.restart.delay)?;
     duration("restart window", task.restart.window)?;
@@ -96,16 +116,31 @@ fn limits(limits: &ResourceLimits, reserved_cpus: u64, reserved_memory: u64) -> 
             return Err(SpecError::Rule(format!("invalid memory value {bytes} as {what}: Must be at least 4MiB")));
         }
     }
+    if limits.pids > MAX_SIGNED {
+        return Err(field("limit of processes", limits.pids, format!("at most {MAX_SIGNED}; 0 is without limit")));
+    }
     let above = |reserved: u64, limit: u64| limit != 0 && reserved > limit;
-    if above(reserved_cpus, limits.nano_cpus) || above(reserved_memory, limits.memory_bytes) {
-        return Err(SpecError::Rule("a reservation is larger than its limit: lower it or raise the limit".to_owned()));
+    if above(reserved_cpus, limits.nano_cpus) {
+        #[allow(clippy::cast_precision_loss)] // For show.
+        let [reserved, limit] = [reserved_cpus, limits.nano_cpus].map(|nano_cpus| nano_cpus as f64 / 1e9);
+        return Err(above_limit("CPUs", reserved, limit));
+    }
+    if above(reserved_memory, limits.memory_bytes) {
+        return Err(above_limit("bytes of memory", reserved_memory, limits.memory_bytes));
     }
     Ok(())
 }
 
+fn above_limit(what: &str, reserved: impl std::fmt::Display, limit: impl std::fmt::Display) -> SpecError {
+    SpecError::Rule(format!(
+        "a reservation is larger than its limit: {reserved} {what} are reserved and {limit} allowed: lower the \
+         reservation or raise the limit"
+    ))
+}
+
 fn placement(placement: &Placement) -> Result<(), SpecError> {
     for text in &placement.constraints {
-        Constraint::parse(text)?;
+        Constraint::submitted(text)?;
     }
     match placement.spread.iter().find(|d| !spread::is_descriptor(d)) {
         Some(text) => Err(field("placement preference", text, "expected node.labels.NAME or engine.labels.NAME")),

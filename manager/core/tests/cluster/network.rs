@@ -3,14 +3,17 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use ipnetwork::IpNetwork;
-use orch_manager_core::{bootstrap, control};
+use orch_manager_core::{bootstrap, control, encryption, validate};
 use orch_model::{
-    Annotations, NetworkId, Object, ObjectId,
+    Annotations, Duration, NetworkId, Object, ObjectId, TaskId,
     assignment::{Assignment, AssignmentKey},
     change::Change,
     cluster::ClusterSpec,
-    network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
-    node::features::PUBLISH_OPTIONS,
+    network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec},
+    node::{
+        Encryption, NodeDescription, TunnelKey,
+        features::{ENCRYPTED_NETWORKS, PUBLISH_OPTIONS},
+    },
     service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceSpec, WEIGHT_LABEL},
     task::{Task, TaskState, TaskStatus},
 };
@@ -30,6 +33,21 @@ pub(crate) fn network(sim: &mut Sim, name: &str, subnet: Option<&str>) -> Result
         ipam: ipam.into_iter().collect(),
         ..NetworkSpec::default()
     };
+    create(sim, spec)
+}
+
+fn encrypted(sim: &mut Sim, name: &str) -> Result<NetworkId, control::ControlError> {
+    let spec = NetworkSpec {
+        annotations: Annotations { name: name.into(), labels: BTreeMap::new() },
+        driver: DRIVER_OVERLAY.into(),
+        driver_options: [(ENCRYPTED_OPTION.to_owned(), String::new())].into(),
+        attachable: true,
+        ..NetworkSpec::default()
+    };
+    create(sim, spec)
+}
+
+fn create(sim: &mut Sim, spec: NetworkSpec) -> Result<NetworkId, control::ControlError> {
     let now = sim.now;
     let proposal = sim.with_ids(|state, ids| control::create_network(state, now, ids, spec))?;
     sim.accept(&proposal);
@@ -345,4 +363,128 @@ fn a_network_in_use_stays() {
     assert!(refused.text.contains("task web.1 (which is stopping)"), "{refused}");
     sim.run(secs(4));
     control::remove_network(&sim.state, sim.now, &id).expect("free now");
+}
+
+/// Three nodes: the first cannot, of the third's version nothing is known of it, the second can later.
+#[test]
+fn encrypted_networks_are_for_nodes_that_can() {
+    let mut sim = Sim::new(3);
+    let lacks = Encryption::Unavailable("no WireGuard here".into());
+    for node in [1, 2] {
+        sim.edit_node(node, |n| n.description.encryption = Some(lacks.clone()));
+    }
+    let before = sim.state.networks().count();
+    let refused = encrypted(&mut sim, "secret").expect_err("nobody can").to_string();
+    for part in [
+        "no node of the cluster can encrypt",
+        "n1, n2: no WireGuard here",
+        "n3: it has only just joined",
+        "leave the option out",
+    ] {
+        assert!(refused.contains(part), "{part:?} is missing: {refused}");
+    }
+    assert_eq!(sim.state.networks().count(), before, "nothing changed");
+    sim.edit_node(3, |n| n.description.engine_version = "0.0.9".into());
+    sim.edit_node(2, |n| n.description.encryption = Some(Encryption::Key(TunnelKey([1; 32]))));
+    let refused = encrypted(&mut sim, "secret").expect_err("n3 would ignore it").to_string();
+    assert!(refused.contains("every node to run a version that knows it, and n3 would ignore it"), "{refused}");
+    sim.edit_node(3, |n| n.description.engine_version.clear());
+
+    let key = TunnelKey([2; 32]);
+    sim.edit_node(2, |n| n.description.encryption = Some(Encryption::Key(key)));
+    let id = encrypted(&mut sim, "secret").expect("n2 can");
+    sim.create(on("web", 2, &id)).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("web"), [("n2".to_owned(), 2)].into());
+    let peers: BTreeMap<_, _> = sim
+        .set_of(2)
+        .into_values()
+        .filter_map(|item| if let Assignment::Peer(peer) = item { Some((peer.index, peer.tunnel_key)) } else { None })
+        .collect();
+    let told: Vec<_> = peers.values().flatten().collect();
+    assert_eq!((peers.len(), told), (3, vec![&key]), "who cannot is known, without a key");
+
+    sim.edit_node(2, |n| n.description.encryption = Some(lacks.clone()));
+    sim.update("web", |s| s.task.force_update += 1).expect("accepted");
+    sim.run(secs(30));
+    assert!(sim.ps("web").contains("no WireGuard for an encrypted network on 3 nodes"), "{}", sim.ps("web"));
+}
+
+#[test]
+fn a_container_on_a_node_that_cannot_encrypt_is_refused() {
+    let mut sim = Sim::new(2);
+    sim.edit_node(2, |n| n.description.encryption = Some(Encryption::Key(TunnelKey([2; 32]))));
+    sim.edit_node(1, |n| n.description.encryption = Some(Encryption::Unavailable("no WireGuard here".into())));
+    encrypted(&mut sim, "secret").expect("n2 can");
+    let attach = |sim: &Sim, node: u8| {
+        let request = control::ContainerNetworks {
+            node: crate::sim::node_id(node),
+            id: TaskId::from_random(77),
+            name: "box".into(),
+            networks: vec![control::WantedNetwork { network: "secret".into(), ..Default::default() }],
+        };
+        control::set_container_networks(&sim.state, sim.now, &request)
+    };
+    let refused = attach(&sim, 1).expect_err("n1 cannot").to_string();
+    assert!(
+        refused.contains("network secret is encrypted, and node n1 cannot encrypt: no WireGuard here"),
+        "{refused}"
+    );
+    assert_eq!(attach(&sim, 2).expect("n2 can").1.len(), 1);
+}
+
+#[test]
+fn a_key_belongs_to_who_had_it_first() {
+    let mut sim = Sim::new(2);
+    let key = |n| Some(Encryption::Key(TunnelKey([n; 32])));
+    sim.edit_node(1, |n| n.description.encryption = key(1));
+    let believed = |node, said| {
+        let description = NodeDescription { encryption: said, ..NodeDescription::default() };
+        encryption::believed(&sim.state, &crate::sim::node_id(node), &description)
+    };
+    assert_eq!(believed(1, key(1)), key(1));
+    assert_eq!(believed(2, key(2)), key(2));
+    assert_eq!(believed(2, None), None);
+    let stolen = believed(2, key(1));
+    assert!(matches!(&stolen, Some(Encryption::Unavailable(why)) if why.contains("its key is that of")), "{stolen:?}");
+}
+
+#[test]
+fn what_a_node_said_before_holds_until_its_network_daemon_answers() {
+    let mut sim = Sim::new(2);
+    let key = Some(Encryption::Key(TunnelKey([1; 32])));
+    sim.edit_node(1, |n| n.description.encryption = key.clone());
+    let silent = |node, features: &[&str]| {
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        let description = NodeDescription { features, ..NodeDescription::default() };
+        encryption::believed(&sim.state, &crate::sim::node_id(node), &description)
+    };
+    assert_eq!(silent(1, &[ENCRYPTED_NETWORKS]), key);
+    assert_eq!(silent(1, &[PUBLISH_OPTIONS]), None, "it went back to a version that knows none");
+    let new = silent(2, &[ENCRYPTED_NETWORKS]);
+    assert!(matches!(&new, Some(Encryption::Unavailable(why)) if why.contains("not answered yet")), "{new:?}");
+}
+
+/// A cluster of an earlier version may have been made so.
+#[test]
+fn encrypted_networks_need_their_port() {
+    let mut sim =
+        Sim::with_spec(1, ClusterSpec { data_path_port: ENCRYPTED_PORT, ..bootstrap::default_cluster_spec() });
+    sim.edit_node(1, |n| n.description.encryption = Some(Encryption::Key(TunnelKey([1; 32]))));
+    let refused = encrypted(&mut sim, "secret").expect_err("the port is taken").to_string();
+    assert!(refused.contains("needs port 7947/udp"), "{refused}");
+    validate::cluster_spec(&sim.state.cluster().expect("a cluster").spec, Duration::ZERO).expect("it can be updated");
+}
+
+#[test]
+fn an_ingress_network_is_not_encrypted() {
+    let spec = NetworkSpec {
+        annotations: Annotations { name: "in".into(), labels: BTreeMap::new() },
+        driver: DRIVER_OVERLAY.into(),
+        driver_options: [(ENCRYPTED_OPTION.to_owned(), "true".to_owned())].into(),
+        ingress: true,
+        ..NetworkSpec::default()
+    };
+    let refused = create(&mut Sim::new(1), spec).expect_err("refused").to_string();
+    assert!(refused.contains("an ingress network cannot be encrypted"), "{refused}");
 }

@@ -89,7 +89,8 @@ fn an_update_prepares_the_successor_and_touches_nothing_else() {
         &proposed(&mut sim),
         "transaction
          update service web  update in progress
-         create web.1 n1 Ready Assigned",
+         create web.1 n1 Ready Assigned
+         wake in 600000 ms",
     );
 }
 

@@ -64,9 +64,10 @@ fn base(context: &Context<'_>, network: &NetworkItem, own: &Peer, own_addr: Ipv4
     let gateway = context.inputs.facts.gateway;
     let mtu = Some(context.mtu_of(network));
     let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
+    let vxlan = LinkKind::Vxlan { tunnel, outside: NsName::Host };
     let mac = Some(Mac::of(IpAddr::V4(own_addr)));
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
-    ns.links.insert(names::VXLAN.to_owned(), Link { mtu, mac, ..Link::up(LinkKind::Vxlan(tunnel)) });
+    ns.links.insert(names::VXLAN.to_owned(), Link { mtu, mac, ..Link::up(vxlan) });
     ns.links.insert(names::INGRESS_SANDBOX_LINK.to_owned(), Link::up(LinkKind::VethPeer));
     let lo = |addr: IpAddr| ("lo".to_owned(), IpNetwork::from(addr));
     ns.addresses.insert(lo(IpAddr::V4(own_addr)));

@@ -2,6 +2,7 @@
 //!
 //! The whole plan is made anew each time: it is cheap, and nothing can drift.
 
+mod crypt;
 pub mod guard;
 mod host;
 mod ingress;
@@ -50,6 +51,8 @@ pub struct NodeFacts {
     pub underlay_mtu: u32,
     /// Whether the kernel has rules for what passes a bridge.
     pub filters_bridges: bool,
+    /// Whether the kernel has WireGuard, and the daemon a namespace with such a device.
+    pub encrypts: bool,
 }
 
 /// Everything that the plan follows from.
@@ -88,6 +91,7 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
     let context = Context::new(inputs);
     let mut plan = Plan { standings: context.standings(), problems: context.problems(), ..Plan::default() };
     plan.namespaces.insert(NsName::Host, host::plan(&context));
+    plan.namespaces.extend(crypt::plan(&context).map(|ns| (NsName::Crypt, ns)));
     plan.entries = host::entries(&context);
     for network in inputs.desired.networks.values() {
         let sandbox = if network.ingress { ingress::plan(&context, network) } else { overlay::plan(&context, network) };
@@ -128,7 +132,12 @@ impl<'a> Context<'a> {
     }
 
     fn mtu_of(&self, network: &NetworkItem) -> u32 {
-        let most = if network.is_local() { self.inputs.facts.underlay_mtu } else { self.mtu() };
+        let most = match network.is_local() {
+            true => self.inputs.facts.underlay_mtu,
+            // The way inside is always IPv4.
+            false if network.is_encrypted() => crypt::mtu(self).saturating_sub(TUNNEL_OVERHEAD_V4),
+            false => self.mtu(),
+        };
         match network.driver_options.get(MTU_OPTION).and_then(|mtu| mtu.parse::<u32>().ok()) {
             Some(wanted) => wanted.clamp(MIN_MTU, most.max(MIN_MTU)),
             None => most,
@@ -199,6 +208,7 @@ impl<'a> Context<'a> {
                     .to_owned(),
             );
         }
+        problems.extend(crypt::problems(self));
         let overlaps = |network: &&NetworkItem| self.inputs.facts.gateway.overlaps(&network.subnets);
         for network in self.desired.networks.values().filter(overlaps) {
             problems.push(format!(

@@ -4,10 +4,11 @@
 
 use std::net::IpAddr;
 
-use orch_model::assignment::NetworkItem;
+use orch_model::assignment::{NetworkItem, Peer};
 
 use super::{Context, guard};
 use crate::{
+    desired::Desired,
     names::{self, Mac},
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Vxlan},
 };
@@ -30,17 +31,29 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
         return Some(ns);
     }
     let own = context.desired.own_peer()?;
-    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local: own.data_addr };
-    ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan(tunnel)) }));
+    // Without the device that encrypts there is no way to other nodes: never in clear text.
+    let Some((outside, local)) = way_out(context, network, own) else { return Some(ns) };
+    let tunnel = Vxlan { vni: network.vni, port: network.data_path_port, local };
+    ns.links.insert(names::VXLAN.to_owned(), port(Link { mtu, ..Link::up(LinkKind::Vxlan { tunnel, outside }) }));
     for endpoint in context.remote_endpoints(&network.id, own) {
         let Some(peer) = context.desired.peers.get(&endpoint.node) else { continue };
+        let vtep = if network.is_encrypted() { Desired::inner_addr(peer).into() } else { peer.data_addr };
         let Some(mac) = Mac::of_all(endpoint.addresses.iter().copied()) else { continue };
         let link = || names::VXLAN.to_owned();
         let neighbour = |addr: &IpAddr| Neighbour { link: link(), addr: *addr, mac };
         ns.neighbours.extend(endpoint.addresses.iter().map(neighbour));
-        ns.fdb.insert(FdbEntry { link: link(), mac, vtep: peer.data_addr, bridged: true });
+        ns.fdb.insert(FdbEntry { link: link(), mac, vtep, bridged: true });
     }
     Some(ns)
+}
+
+/// From which namespace the tunnel leads, and its address there.
+fn way_out(context: &Context<'_>, network: &NetworkItem, own: &Peer) -> Option<(NsName, IpAddr)> {
+    match (network.is_encrypted(), context.inputs.facts.encrypts) {
+        (false, _) => Some((NsName::Host, own.data_addr)),
+        (true, true) => Some((NsName::Crypt, Desired::inner_addr(own).into())),
+        (true, false) => None,
+    }
 }
 
 fn port(link: Link) -> Link {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use orch_model::{assignment::Assignment, node::TunnelKey};
 use orch_netd_core::{
-    ns::{LinkKind, NsName, Observed, ObservedLink, Target},
+    ns::{LinkKind, NsName, Observed, ObservedLink, ObservedWireGuard, Target},
     ops::{NetOp, steps},
     plan::Plan,
 };
@@ -78,7 +79,10 @@ fn carry_out(ns: &NsName, op: NetOp, world: &mut World) {
     let observed = world.of(ns);
     match op {
         NetOp::CreateLink { name, link } => {
-            let vxlan = if let LinkKind::Vxlan(vxlan) = link.kind { Some(vxlan) } else { None };
+            let vxlan = if let LinkKind::Vxlan { tunnel, .. } = link.kind { Some(tunnel) } else { None };
+            if link.kind == LinkKind::WireGuard {
+                observed.wireguard = Some(ObservedWireGuard::default());
+            }
             let mtu = link.mtu.unwrap_or(1500);
             let previous = observed.links.insert(name, ObservedLink { vxlan, mac: link.mac, mtu, ..made() });
             assert_eq!(previous, None, "made twice");
@@ -115,6 +119,19 @@ fn carry_out(ns: &NsName, op: NetOp, world: &mut World) {
         NetOp::DeleteFdb(entry) => assert!(observed.fdb.remove(&entry)),
         NetOp::SetSysctl { path, value } => drop(observed.sysctls.insert(path, value)),
         NetOp::LoadRuleset { wanted, .. } => observed.ruleset = Some(wanted),
+        NetOp::MakeKey(_) => {
+            let key = observed.wireguard.as_mut().unwrap().key.replace(TunnelKey([7; 32]));
+            assert_eq!(key, None, "others would have to learn another key");
+        }
+        NetOp::SetPort { port, .. } => observed.wireguard.as_mut().unwrap().knows.port = port,
+        NetOp::SetCorrespondent { key, correspondent, .. } => {
+            let peers = &mut observed.wireguard.as_mut().unwrap().knows.peers;
+            assert!(!peers.iter().any(|(k, c)| *k != key && c.inner == correspondent.inner), "one address, two keys");
+            peers.insert(key, correspondent);
+        }
+        NetOp::ForgetCorrespondent { key, .. } => {
+            assert!(observed.wireguard.as_mut().unwrap().knows.peers.remove(&key).is_some());
+        }
     }
 }
 
@@ -165,6 +182,29 @@ fn after_the_steps_there_is_nothing_left_to_do() {
             assert!(host.addresses.is_superset(&foreign().addresses), "seed {seed}");
         }
     }
+}
+
+/// A node that was started anew has another key: whoever had its address inside loses it first.
+#[test]
+fn a_node_with_a_new_key_is_told_apart_from_itself() {
+    let scenario = || Scenario::new(2).network(1, false).endpoint(1, 2, 1, 2, true).task(1, &[1], vec![], false);
+    let before = scenario().encrypted(1, &[]);
+    let mut after = scenario().encrypted(1, &[]);
+    if let Some(Assignment::Peer(peer)) = after.items.get_mut(1) {
+        peer.tunnel_key = Some(TunnelKey([99; 32]));
+    }
+    let mut world = empty_world();
+    pass(&before.plan(), &mut world);
+    let ops = steps(&NsName::Crypt, &after.plan().namespaces[&NsName::Crypt], &world.namespaces[&NsName::Crypt]);
+    let keys: Vec<_> = ops
+        .iter()
+        .map(|op| match op {
+            NetOp::ForgetCorrespondent { key, .. } => ("forget", key.0[0]),
+            NetOp::SetCorrespondent { key, .. } => ("set", key.0[0]),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(keys, [("forget", 2), ("set", 99)]);
 }
 
 #[test]

@@ -7,12 +7,12 @@ use orch_model::{
     service::{Balance, PortConfig, PublishMode},
 };
 use orch_netd_core::{
-    ns::{LinkKind, NsPlan, Target},
+    ns::{LinkKind, NsName, NsPlan, Target},
     plan::Plan,
     ruleset::word,
 };
 
-use crate::scenario::{INGRESS, Scenario, port};
+use crate::scenario::{INGRESS, Scenario, net_id, port};
 
 fn check(name: &str, scenario: &Scenario) {
     let text = render(&scenario.plan());
@@ -44,7 +44,11 @@ fn render_ns(ns: &NsPlan, text: &mut String) {
         let kind = match &link.kind {
             LinkKind::Loopback => "loopback".to_owned(),
             LinkKind::Bridge => "bridge".to_owned(),
-            LinkKind::Vxlan(v) => format!("vxlan {} port {} local {}", v.vni, v.port, v.local),
+            LinkKind::Vxlan { tunnel: v, outside } => {
+                let way = if *outside == NsName::Host { String::new() } else { format!(" out through {outside}") };
+                format!("vxlan {} port {} local {}{way}", v.vni, v.port, v.local)
+            }
+            LinkKind::WireGuard => "wireguard".to_owned(),
             LinkKind::Veth { peer_ns, peer_name } => format!("pair with {peer_name} of {peer_ns}"),
             LinkKind::VethPeer => "end of a pair".to_owned(),
         };
@@ -70,12 +74,17 @@ fn render_ns(ns: &NsPlan, text: &mut String) {
         writeln!(text, "forward {} to {} on {}{bridged}", entry.mac, entry.vtep, entry.link).unwrap();
     }
     ns.sysctls.iter().for_each(|(path, value)| writeln!(text, "sysctl {path} = {value}").unwrap());
+    for (key, correspondent) in ns.wireguard.iter().flat_map(|device| &device.peers) {
+        let (node, inner, endpoint) = (key.0[0], correspondent.inner, correspondent.endpoint);
+        writeln!(text, "corresponds with key {node}: {inner} at {endpoint}").unwrap();
+    }
+    ns.wireguard.iter().for_each(|device| writeln!(text, "listens on {}", device.port).unwrap());
     write!(text, "{}", ns.ruleset).unwrap();
 }
 
 #[test]
 fn nothing_yet() {
-    check("nothing_yet", &Scenario { items: vec![], tasks: Default::default(), suspects: Default::default() });
+    check("nothing_yet", &Scenario { items: vec![], ..Scenario::new(0) });
 }
 
 #[test]
@@ -113,6 +122,48 @@ fn a_network_of_both_families() {
             .task(1, &[1], vec![], false)
             .dual_stack(1),
     );
+}
+
+/// Node 2 has a task on the encrypted network 1, node 3 one on the open network 2 alone; node 4 has one on network 1 and
+/// cannot encrypt (any more).
+fn encrypted(unable: &[u8]) -> Scenario {
+    Scenario::new(4)
+        .network(1, false)
+        .network(2, false)
+        .endpoint(1, 2, 1, 2, true)
+        .endpoint(1, 4, 1, 4, true)
+        .endpoint(2, 3, 1, 3, true)
+        .task(1, &[1, 2], vec![], false)
+        .encrypted(1, unable)
+}
+
+#[test]
+fn an_encrypted_network() {
+    check("encrypted", &encrypted(&[4]));
+}
+
+#[test]
+fn a_node_that_cannot_encrypt_has_no_way_out_of_an_encrypted_network() {
+    let plan = encrypted(&[1, 4]).plan();
+    assert!(!plan.namespaces.contains_key(&NsName::Crypt));
+    let sandbox = &plan.namespaces[&NsName::Sandbox(net_id(1))];
+    assert!(!sandbox.links.contains_key("vx0") && sandbox.fdb.is_empty(), "{sandbox:?}");
+    assert!(plan.namespaces[&NsName::Sandbox(net_id(2))].links.contains_key("vx0"), "the open one is as it was");
+    assert!(
+        plan.problems[0].contains("net1 is encrypted and this node's kernel has no WireGuard"),
+        "{:?}",
+        plan.problems
+    );
+}
+
+/// The device is there, for its key, and nothing listens.
+#[test]
+fn without_an_encrypted_network_the_device_is_down() {
+    let scenario = encrypted(&[4]);
+    let without = Scenario { tasks: Default::default(), ..scenario }.plan();
+    let crypt = &without.namespaces[&NsName::Crypt];
+    assert!(!crypt.links["orch_wg0"].up && crypt.routes.is_empty(), "{crypt:?}");
+    assert_eq!(crypt.wireguard.as_ref().map(|device| device.peers.len()), Some(0));
 }
 
 #[test]

@@ -48,7 +48,10 @@ fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario 
         let ports = if numbers.coin() { vec![odd(numbers, on_node)] } else { vec![] };
         scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
     }
-    if numbers.coin() { scenario.dual_stack(1) } else { scenario }
+    let scenario = if numbers.coin() { scenario.dual_stack(1) } else { scenario };
+    let unable = if numbers.coin() { &[2][..] } else { &[] };
+    // Whether this node can, does not change while its daemon runs.
+    scenario.encrypted(if numbers.coin() { 2 } else { u8::MAX }, unable)
 }
 
 /// Perhaps on one address, perhaps with the client hidden.

@@ -8,6 +8,7 @@ use std::{
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem, Peer, ServiceEndpointItem},
+    node::TunnelKey,
     service::{Balance, PortConfig, Protocol, PublishMode},
     task::TaskAttachment,
 };
@@ -24,6 +25,8 @@ pub(crate) struct Scenario {
     pub(crate) items: Vec<Assignment>,
     pub(crate) tasks: BTreeMap<TaskId, LocalTask>,
     pub(crate) suspects: BTreeSet<NodeId>,
+    /// Whether this node's kernel can.
+    pub(crate) encrypts: bool,
 }
 
 pub(crate) fn net_id(network: u8) -> NetworkId {
@@ -61,9 +64,15 @@ impl Scenario {
                 data_addr: IpAddr::from([192, 168, 9, node]),
                 ingress_addr: Some(IpAddr::from([10, 0, 0, 200 + node])),
                 weight: None,
+                tunnel_key: None,
             })
         };
-        Self { items: (1..=nodes).map(peer).collect(), tasks: BTreeMap::new(), suspects: BTreeSet::new() }
+        Self {
+            items: (1..=nodes).map(peer).collect(),
+            tasks: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            encrypts: false,
+        }
     }
 
     pub(crate) fn network(mut self, network: u8, internal: bool) -> Self {
@@ -179,6 +188,24 @@ impl Scenario {
         self
     }
 
+    /// `network` is encrypted, and all nodes but `unable` can; the key of node N is all Ns.
+    pub(crate) fn encrypted(mut self, network: u8, unable: &[u8]) -> Self {
+        self.encrypts = !unable.contains(&1);
+        for item in &mut self.items {
+            match item {
+                Assignment::Network(item) if item.id == net_id(network) => {
+                    item.driver_options.insert("encrypted".to_owned(), String::new());
+                }
+                Assignment::Peer(peer) => {
+                    let node = u8::try_from(peer.index).unwrap();
+                    peer.tunnel_key = (!unable.contains(&node)).then_some(TunnelKey([node; 32]));
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+
     /// Gossip takes these nodes for dead.
     pub(crate) fn suspects(mut self, nodes: &[u8]) -> Self {
         self.suspects = nodes.iter().map(|node| node_id(*node)).collect();
@@ -190,7 +217,8 @@ impl Scenario {
     }
 
     pub(crate) fn inputs<'a>(&'a self, desired: &'a Desired) -> Inputs<'a> {
-        let facts = NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500, filters_bridges: true };
+        let gateway = Gateway::choose(&[]).unwrap();
+        let facts = NodeFacts { gateway, underlay_mtu: 1500, filters_bridges: true, encrypts: self.encrypts };
         Inputs { desired, tasks: &self.tasks, suspects: &self.suspects, facts }
     }
 

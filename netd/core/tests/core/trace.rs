@@ -58,6 +58,18 @@ fn the_way_is_told_up_to_where_it_breaks() {
 }
 
 #[test]
+fn the_way_says_that_it_is_encrypted_or_why_there_is_none() {
+    let route = |unable: &[u8]| said(&cluster().encrypted(1, unable), "svc1.2")[2].clone();
+    assert_eq!(route(&[]), "route: to svc1.2: through the tunnel 4097, encrypted, to 192.168.9.2");
+    assert!(
+        route(&[1]).starts_with("broken route: to svc1.2: network net1 is encrypted, and this node's kernel has no")
+    );
+    assert!(
+        route(&[2]).starts_with("broken route: to svc1.2: network net1 is encrypted, and its node has told no key")
+    );
+}
+
+#[test]
 fn who_can_ask_is_found() {
     let scenario = cluster();
     let desired = scenario.desired();
@@ -74,7 +86,7 @@ fn a_network_of_one_node_needs_no_tunnel() {
         .links
         .iter()
         .map(|(name, link)| {
-            assert!(!matches!(link.kind, LinkKind::Vxlan(_)), "{name}");
+            assert!(!matches!(link.kind, LinkKind::Vxlan { .. }), "{name}");
             (name.as_str(), link.mtu)
         })
         .collect();

@@ -7,6 +7,7 @@ use std::fs;
 
 use orch_model::{
     Annotations, Meta, SecretId,
+    node::{Encryption, TunnelKey},
     secret::Secret,
     service::{FileRef, Mount, MountKind},
 };
@@ -151,6 +152,16 @@ async fn a_restarted_netd_is_told_everything_again() {
     node.heard.wait(&format!("attach {}", web.id)).await;
     assert!(node.heard.position("desired") < node.heard.position("attach"));
     assert!(!node.heard.has(&format!("{} ", web.id)), "the task itself is not touched");
+}
+
+/// A key that was made anew, or the first word of a daemon that was late.
+#[tokio::test(flavor = "multi_thread")]
+async fn managers_are_told_when_the_node_encrypts_otherwise() {
+    let node = Node::new().await;
+    let _worker = node.worker().await;
+    node.heard.wait("encryption Unavailable(\"for a test\")").await;
+    *node.encryption.lock().unwrap() = Encryption::Key(TunnelKey([7; 32]));
+    node.heard.wait("encryption Key(TunnelKey([7, 7,").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

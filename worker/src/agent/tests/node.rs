@@ -11,13 +11,14 @@ use futures::{StreamExt, stream::BoxStream};
 use orch_model::{
     Annotations, ClusterId, Meta, NodeId, ServiceId, Timestamp,
     cluster::RootCa,
-    node::NodeRole,
+    node::{Encryption, NodeRole},
     secret::Secret,
     service::{ContainerSpec, TaskSpec},
     task::Task,
 };
 use orch_proto::{
     ca::{generate_root, new_key_and_csr, sign_csr},
+    conv::FromProto as _,
     tls::{Identity, install_crypto_provider, require_role},
     transport::{tls_incoming, unix_incoming},
     wire::{
@@ -96,6 +97,8 @@ impl Dispatcher for FakeManager {
         let node = require_role(&request, &[NodeRole::Worker])?.node_id;
         let description = request.into_inner().description.unwrap();
         self.heard.note(format!("session {node} {}", description.hostname));
+        let encryption = Encryption::from_proto(description.encryption.unwrap()).unwrap();
+        self.heard.note(format!("encryption {encryption:?}"));
         let messages = WatchStream::new(self.streams.clone()).map(|streams| {
             Ok(SessionMessage { session_id: "s1".to_owned(), heartbeat_period_ms: 300, streams, ..Default::default() })
         });
@@ -195,6 +198,7 @@ struct FakeNetd {
     heard: Arc<Heard>,
     paths: Paths,
     sequence: Arc<Mutex<u64>>,
+    encryption: Arc<Mutex<Encryption>>,
 }
 
 #[tonic::async_trait]
@@ -239,7 +243,11 @@ impl NetdService for FakeNetd {
     }
 
     async fn status(&self, _: Request<Empty>) -> Result<Response<NetdStatus>, Status> {
-        Ok(Response::new(NetdStatus { sequence: *self.sequence.lock().unwrap(), ..Default::default() }))
+        Ok(Response::new(NetdStatus {
+            sequence: *self.sequence.lock().unwrap(),
+            encryption: Some(self.encryption.lock().unwrap().to_proto()),
+            ..Default::default()
+        }))
     }
 }
 
@@ -272,6 +280,8 @@ pub(crate) struct Node {
     pub streams: watch::Sender<Vec<StreamAnnouncement>>,
     cgroup: String,
     netd_sequence: Arc<Mutex<u64>>,
+    /// What netd says of encrypted networks.
+    pub encryption: Arc<Mutex<Encryption>>,
 }
 
 /// A worker in the test's own process, for looking into it.
@@ -340,7 +350,13 @@ impl Node {
         tokio::spawn(server.serve_with_incoming(tls_incoming(listener, SharedIdentity::new(manager_identity))));
 
         let netd_sequence = Arc::new(Mutex::new(0));
-        let netd = FakeNetd { heard: heard.clone(), paths: paths.clone(), sequence: netd_sequence.clone() };
+        let encryption = Arc::new(Mutex::new(Encryption::Unavailable("for a test".to_owned())));
+        let netd = FakeNetd {
+            heard: heard.clone(),
+            paths: paths.clone(),
+            sequence: netd_sequence.clone(),
+            encryption: encryption.clone(),
+        };
         let incoming = unix_incoming(&paths.netd_sock(), 0o600).unwrap();
         tokio::spawn(Server::builder().add_service(NetdServer::new(netd)).serve_with_incoming(incoming));
 
@@ -360,7 +376,7 @@ impl Node {
         let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
         fs::create_dir_all(&paths.etc).unwrap();
         fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
-        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence }
+        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence, encryption }
     }
 
     pub(crate) async fn worker(&self) -> Worker {

@@ -1,0 +1,58 @@
+//! Whether this node can encrypt: the namespace with the WireGuard device is made, or found, when the daemon starts.
+
+use std::{io, path::PathBuf};
+
+use nix::errno::Errno;
+use orch_model::node::TunnelKey;
+use orch_netd_core::names::WIREGUARD;
+
+use crate::{
+    netlink,
+    netns::{self, NetNs},
+    wireguard::Device,
+};
+
+/// The namespace and the public half of the device's key. What an earlier daemon made stays as it is: connections go on.
+pub(super) async fn open(path: PathBuf) -> io::Result<(NetNs, TunnelKey)> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let found = match NetNs::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            found => found?,
+        };
+        let (ns, is_new) = match found {
+            Some(ns) => (ns, false),
+            None => (NetNs::create(&path)?, true),
+        };
+        let inside = ns.clone();
+        let key = netns::on_own_thread(move || {
+            netlink::make_wireguard(&inside, WIREGUARD)?;
+            inside.enter()?;
+            let device = Device::open(WIREGUARD)?;
+            if device.read()?.key.is_none() {
+                device.make_key()?;
+            }
+            device.read()?.key.ok_or_else(|| io::Error::other("the device has no key after it was given one"))
+        });
+        match key {
+            Ok(key) => Ok((ns, key)),
+            Err(error) => {
+                // Of one that was in use before, networks may still have their tunnels there.
+                if is_new {
+                    netns::remove(&path)?;
+                }
+                Err(error)
+            }
+        }
+    });
+    opened.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// For the operator: why there are no encrypted networks here.
+pub(super) fn explain(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EOPNOTSUPP) => {
+            "the kernel has no WireGuard (in Linux since 5.6, as a module named wireguard)".to_owned()
+        }
+        _ => format!("making a WireGuard device: {error}"),
+    }
+}

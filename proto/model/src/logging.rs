@@ -1,0 +1,117 @@
+//! Drivers of containers' logs: which there are, and what their options may be.
+//!
+//! Managers refuse with it what no node could do; nodes read the limits with it.
+
+use crate::service::LogDriver;
+
+/// How much of a log is kept in files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// 0: no limit.
+    pub max_size_bytes: u64,
+    pub max_files: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogDriverError {
+    #[error("logging driver {0:?} is not known: json-file, journald and none are")]
+    Driver(String),
+    #[error("unknown log opt {option:?} for the {driver} log driver: {known} are known")]
+    Option { driver: &'static str, option: String, known: &'static str },
+    #[error("log opt {name}: {value:?} is not {form}")]
+    Value { name: &'static str, value: String, form: &'static str },
+}
+
+/// What a driver's options say; `default` is for what they leave open.
+///
+/// # Errors
+/// When the driver, an option or its value is not one of those there are.
+pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverError> {
+    let (is_file, name) = match driver.name.as_str() {
+        "" | "json-file" => (true, "json-file"),
+        "local" => (true, "local"),
+        "journald" => (false, "journald"),
+        // Its options are nobody's either.
+        "none" => return Ok(Limits { max_size_bytes: 0, max_files: 1 }),
+        other => return Err(LogDriverError::Driver(other.to_owned())),
+    };
+    let mut limits = default;
+    for (option, value) in &driver.options {
+        let refused = |name, form| LogDriverError::Value { name, value: value.clone(), form };
+        match option.as_str() {
+            "max-size" if is_file => {
+                limits.max_size_bytes = bytes(value).ok_or_else(|| refused("max-size", "a size such as 10m"))?;
+            }
+            "max-file" if is_file => {
+                let number = value.parse().ok().filter(|&number| number > 0);
+                limits.max_files = number.ok_or_else(|| refused("max-file", "a number of at least 1"))?;
+            }
+            // Our files are never compressed; programs never wait for their log.
+            "compress" if is_file => {
+                if !["true", "false", "1", "0"].contains(&value.as_str()) {
+                    return Err(refused("compress", "true or false"));
+                }
+            }
+            "mode" if !["blocking", "non-blocking"].contains(&value.as_str()) => {
+                return Err(refused("mode", "blocking or non-blocking"));
+            }
+            "max-buffer-size" if bytes(value).is_none() => return Err(refused("max-buffer-size", "a size such as 4m")),
+            "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
+            other => {
+                let known = if is_file { "max-size, max-file, labels, env and tag" } else { "labels, env and tag" };
+                return Err(LogDriverError::Option { driver: name, option: other.to_owned(), known });
+            }
+        }
+    }
+    Ok(limits)
+}
+
+/// `10m`, `512k`, `1g`, `1000`; -1 is without limit.
+fn bytes(text: &str) -> Option<u64> {
+    if text == "-1" {
+        return Some(0);
+    }
+    let text = text.trim().to_ascii_lowercase();
+    let text = text.strip_suffix('b').unwrap_or(&text);
+    let (number, factor) = match text.as_bytes().last()? {
+        b'k' => (&text[..text.len() - 1], 1 << 10),
+        b'm' => (&text[..text.len() - 1], 1 << 20),
+        b'g' => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor).filter(|&bytes| bytes > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: Limits = Limits { max_size_bytes: 7, max_files: 3 };
+
+    fn read(name: &str, options: &[(&str, &str)]) -> Result<(u64, u32), String> {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let limits = limits(&LogDriver { name: name.to_owned(), options }, DEFAULT);
+        limits.map(|limits| (limits.max_size_bytes, limits.max_files)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_are_limits_or_refused() {
+        assert_eq!(read("", &[]), Ok((7, 3)));
+        assert_eq!(read("json-file", &[("max-size", "2k"), ("max-file", "5")]), Ok((2048, 5)));
+        assert_eq!(read("local", &[("max-size", "-1")]), Ok((0, 3)));
+        for (driver, option, value, words) in [
+            ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, journald and none are"),
+            ("json-file", "size", "1", "unknown log opt \"size\" for the json-file log driver"),
+            ("json-file", "max-size", "lots", "log opt max-size: \"lots\" is not a size such as 10m"),
+            ("json-file", "max-size", "99999999999999999g", "is not a size"),
+            ("json-file", "max-file", "0", "log opt max-file: \"0\" is not a number of at least 1"),
+            ("json-file", "compress", "maybe", "log opt compress: \"maybe\" is not true or false"),
+            ("journald", "mode", "x", "log opt mode: \"x\" is not blocking or non-blocking"),
+            ("journald", "max-size", "1m", "unknown log opt \"max-size\" for the journald log driver"),
+        ] {
+            let options = if option.is_empty() { vec![] } else { vec![(option, value)] };
+            let refused = read(driver, &options).unwrap_err();
+            assert!(refused.contains(words), "{driver} {option}={value}: {refused}");
+        }
+    }
+}
