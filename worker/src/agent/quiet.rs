@@ -12,7 +12,13 @@ use tokio::time::{Instant, sleep};
 const LIMIT: Duration = Duration::from_secs(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// States in which a client still waits for something: established; the handshake done, but no room yet for the program
+/// to take it; ended by the program, with its last words perhaps still on their way.
+const HAS_CLIENT: [&str; 4] = [ESTABLISHED, SYN_RECEIVED, FIN_WAIT_1, LAST_ACK];
 const ESTABLISHED: &str = "01";
+const SYN_RECEIVED: &str = "03";
+const FIN_WAIT_1: &str = "04";
+const LAST_ACK: &str = "09";
 const LISTEN: &str = "0A";
 
 /// Waits until nobody is connected to a port that the container listens on.
@@ -53,7 +59,7 @@ fn sockets(tables: &str) -> impl Iterator<Item = (&str, &str, &str)> {
     })
 }
 
-/// Counts established connections to listening ports in the text of /proc/net/tcp and tcp6.
+/// Counts the connections of clients to listening ports in the text of /proc/net/tcp and tcp6.
 fn inbound(tables: &str) -> usize {
     let sockets: Vec<(&str, &str, &str)> = sockets(tables).collect();
     let listening: HashSet<&str> =
@@ -61,7 +67,7 @@ fn inbound(tables: &str) -> usize {
     let from_outside = |remote: &str| !is_loopback(remote);
     sockets
         .iter()
-        .filter(|(port, remote, state)| *state == ESTABLISHED && listening.contains(port) && from_outside(remote))
+        .filter(|(port, remote, state)| HAS_CLIENT.contains(state) && listening.contains(port) && from_outside(remote))
         .count()
 }
 
@@ -90,8 +96,10 @@ mod tests {
             4: 0100000A:0050 0500000A:C004 06 0\n\
             5: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 0\n\
             6: 0000000000000000FFFF00000100000A:1F90 0000000000000000FFFF00000500000A:C005 01 0\n\
-            7: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000100007F:C005 01 0\n";
-        assert_eq!(inbound(table), 2);
+            7: 0000000000000000FFFF00000100007F:1F90 0000000000000000FFFF00000100007F:C005 01 0\n\
+            8: 0100000A:0050 0500000A:C006 03 0\n\
+            9: 0100000A:0050 0500000A:C007 04 0\n";
+        assert_eq!(inbound(table), 4);
         assert_eq!(listening_ports(table), BTreeSet::from([0x50, 0x1F90]));
         assert_eq!(inbound(""), 0);
     }
