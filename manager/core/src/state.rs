@@ -244,9 +244,12 @@ impl State {
         self.indexes.removing.iter()
     }
 
-    /// A service's tasks, in the order of their ids.
-    pub fn tasks_of(&self, service: &ServiceId) -> impl Iterator<Item = &Arc<Task>> + '_ {
-        self.by_ids(self.indexes.tasks_by_service.get(service))
+    /// A service's tasks, in the order of their slots.
+    pub fn tasks_of<'a>(&'a self, service: &ServiceId) -> impl Iterator<Item = &'a Arc<Task>> + use<'a> {
+        let service = service.clone();
+        let from_there = self.indexes.tasks_by_slot.range((service.clone(), 0, None)..);
+        let ids = from_there.take_while(move |(of, ..)| *of == service);
+        ids.filter_map(|(_, _, id)| self.tasks.get(id.as_ref()?))
     }
 
     /// A service's tasks in one slot (0: all tasks of a global service).

@@ -5,13 +5,15 @@ use std::{collections::BTreeSet, sync::Arc};
 use orch_model::{
     Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
     change::Change,
-    service::{Endpoint, PlacementStrategy, PublishMode, Service, ServiceMode, ServiceSpec},
+    network::ENCRYPTED_PORT,
+    service::{Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec},
     task::{Task, TaskState},
 };
 
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
     decision::Ids,
+    dispatch::DEFAULT_DATA_PATH_PORT,
     features,
     image_name::{digest_of, normalise_image_name},
     orchestrator::{fits, slot::is_replicated, update::rolled_back},
@@ -20,6 +22,11 @@ use crate::{
     state::{State, check::protocol_word, check::unused_login, makes_other_tasks},
     validate, volume,
 };
+
+/// Where managers answer unless they are told otherwise.
+const MANAGER_PORT: u16 = 2377;
+/// Where nodes fetch images from each other, and tell who is alive.
+const PEER_PORT: u16 = 7946;
 
 /// Creates a service.
 ///
@@ -40,6 +47,7 @@ pub fn create_service(
         )));
     }
     references_fit(state, &spec, None)?;
+    leaves_the_clusters_ports(state, &spec, None)?;
     resolve_image(state, &mut spec, None);
     let id = ServiceId::from_random(ids());
     let service = Service {
@@ -86,6 +94,7 @@ pub fn update_service(
     }
     keep_login(&mut spec, &service.spec);
     references_fit(state, &spec, Some(id))?;
+    leaves_the_clusters_ports(state, &spec, Some(&service.spec))?;
     resolve_image(state, &mut spec, Some(&service.spec));
     let mut next = Service::clone(service);
     next.meta.version = version;
@@ -229,6 +238,40 @@ pub fn remove_service(state: &State, now: Timestamp, id: &ServiceId) -> Result<P
 
 fn live<'a>(state: &'a State, id: &ServiceId) -> Result<&'a Arc<Service>, ControlError> {
     state.service(id).filter(|s| !s.removing).ok_or_else(|| missing(id))
+}
+
+/// A published port is taken from whatever listens on the node. Were it one of the cluster's own, nodes would find the
+/// service's tasks where they look for each other. What `stored` publishes already is left: such a service could not be
+/// scaled any more.
+fn leaves_the_clusters_ports(
+    state: &State,
+    spec: &ServiceSpec,
+    stored: Option<&ServiceSpec>,
+) -> Result<(), ControlError> {
+    let data_path = state.cluster().map_or(DEFAULT_DATA_PATH_PORT, |cluster| cluster.spec.data_path_port);
+    let is_managers = |port: u16| {
+        let mut addresses = state.nodes().filter_map(|node| node.manager.as_ref()).map(|manager| manager.addr.as_str());
+        port == MANAGER_PORT || addresses.any(|addr| addr.ends_with(&format!(":{port}")))
+    };
+    let is_stored = |port: &PortConfig| {
+        let mut ports = stored.into_iter().flat_map(|stored| &stored.endpoint.ports);
+        ports.any(|old| (old.protocol, old.published_port) == (port.protocol, port.published_port))
+    };
+    for port in spec.endpoint.ports.iter().filter(|port| port.published_port != 0 && !is_stored(port)) {
+        let taken = match (port.protocol, port.published_port) {
+            (Protocol::Tcp | Protocol::Udp, PEER_PORT) => "nodes reach each other",
+            (Protocol::Udp, ENCRYPTED_PORT) => "encrypted networks connect nodes",
+            (Protocol::Udp, number) if number == data_path => "the cluster's networks connect nodes",
+            (Protocol::Tcp, number) if is_managers(number) => "managers answer",
+            (Protocol::Tcp | Protocol::Udp | Protocol::Sctp, _) => continue,
+        };
+        return Err(ControlError::invalid(format!(
+            "port {}/{} cannot be published: {taken} on it, and would find the service there; publish another port",
+            port.published_port,
+            protocol_word(port.protocol)
+        )));
+    }
+    Ok(())
 }
 
 /// Networks that may be joined, ports that nobody else has.

@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orch_model::{
-    Object, Timestamp,
+    Duration, Object, Timestamp,
     change::Change,
     service::{FailureAction, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
     task::{Task, TaskState},
@@ -23,7 +23,27 @@ use crate::{
 };
 
 /// Stands between what an update does and what it waits for.
-const WAITS: &str = "; ";
+const WAITS: &str = "; task ";
+
+/// A service's label that says how long a new task may take until it runs: `90s`, `30m`, `2h`, or `0` for as long as it
+/// takes. The time that its predecessor has to stop, and that its health checks have to begin, is not counted.
+pub const STEP_LIMIT_LABEL: &str = "orch.update.step-limit";
+const DEFAULT_STEP_LIMIT: Duration = Duration::from_secs(10 * 60);
+/// More is a mistake.
+const MAX_STEP_LIMIT: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What the label's value means; `None` where that is nothing.
+#[must_use]
+pub fn step_limit(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, u64); 3] = [("s", 1), ("m", 60), ("h", 3600)];
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let (number, seconds) = UNITS.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))?;
+    let is_number = number.bytes().all(|b| b.is_ascii_digit());
+    let number: u64 = number.parse().ok().filter(|_| is_number)?;
+    number.checked_mul(*seconds).map(Duration::from_secs).filter(|limit| *limit <= MAX_STEP_LIMIT)
+}
 
 /// Starts, continues, pauses, rolls back and completes updates.
 pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) -> Decision {
@@ -99,7 +119,8 @@ struct Update<'a> {
 impl Update<'_> {
     fn proceed(&self, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
         let config = config(self.service);
-        let failures: Vec<_> = self.created().filter(|t| self.failed(t, &config)).collect();
+        let failures: Vec<_> =
+            self.created().filter(|t| self.failed(t, &config) || self.is_late(t, now, decision)).collect();
         #[allow(clippy::cast_precision_loss)] // A ratio of task counts: 24 bits are plenty.
         let ratio = failures.len() as f32 / self.slots.len().max(1) as f32;
         if let Some(failure) = failures.last().filter(|_| ratio > config.max_failure_ratio) {
@@ -118,7 +139,7 @@ impl Update<'_> {
     fn explained(&self) -> Option<Change> {
         let waits = |task: &Arc<Task>| {
             let why = task.status.error.as_ref().filter(|_| task.status.state < TaskState::Assigned)?;
-            Some(format!("task {} waits: {why}", task.name()))
+            Some(format!("{} waits: {why}", task.name()))
         };
         let waiting = self.created().filter(|task| task.is_wanted()).find_map(waits);
         let said = self.status.message.split(WAITS).next().unwrap_or_default();
@@ -147,10 +168,48 @@ impl Update<'_> {
         matches!(task.status.state, TaskState::Failed | TaskState::Rejected) && soon
     }
 
+    /// Whether a task has not come to run in the time that it has for that.
+    fn is_late(&self, task: &Task, now: Timestamp, decision: &mut Decision) -> bool {
+        let Some(limit) = self.step_limit().filter(|_| task.is_wanted() && task.running_since.is_none()) else {
+            return false;
+        };
+        let slot = SlotKey::of(task).and_then(|key| self.slots.get(&key));
+        let graces = slot.into_iter().flat_map(|slot| &slot.tasks).filter_map(|t| t.spec.container.stop_grace_period);
+        let health = task.spec.container.health.as_ref();
+        let start_period = health.and_then(|health| health.start_period).unwrap_or_default();
+        let extra = graces.max().unwrap_or_default().saturating_add(start_period);
+        let until = task.meta.created_at + limit.saturating_add(extra);
+        if now < until {
+            decision.wake_at(until);
+        }
+        now >= until
+    }
+
+    fn step_limit(&self) -> Option<Duration> {
+        let said = self.service.spec.annotations.labels.get(STEP_LIMIT_LABEL).and_then(|text| step_limit(text));
+        Some(said.unwrap_or(DEFAULT_STEP_LIMIT)).filter(|limit| !limit.is_zero())
+    }
+
     fn after_failure(&self, config: &UpdateConfig, failure: &Task, now: Timestamp) -> Option<Change> {
-        let because = format!("due to failure or early termination of task {}", failure.id);
+        let said = failure.status.error.as_deref().filter(|error| !error.is_empty());
+        let of = format!("of task {} ({}", failure.id, failure.name());
+        let because = match (failure.status.state.is_terminal(), self.step_limit()) {
+            (false, Some(limit)) => {
+                let why = said.map_or_else(|| format!("it is {}", failure.status.state.word()), str::to_owned);
+                format!("due to the delay {of}: not running within {} s: {why})", limit.as_secs())
+            }
+            _ => format!("due to failure or early termination {of}: {})", said.unwrap_or("it ended")),
+        };
+        let because = because.replace('\n', " ");
         let pause = |state, word: &str| {
-            let message = format!("{word} paused {because}");
+            let name = &self.service.spec.annotations.name;
+            let message = match state {
+                UpdateState::Paused => format!(
+                    "{word} paused {because}; correct it with `orch service update {name}`, or return with \
+                     `orch service rollback {name}`"
+                ),
+                _ => format!("{word} paused {because}; correct it with `orch service update {name}`"),
+            };
             Some(with_status(self.service, UpdateStatus { state, message, ..self.status.clone() }))
         };
         match (config.failure_action, self.rolling_back()) {
@@ -209,7 +268,7 @@ impl Update<'_> {
         let (Some(first), None) = (mine.next(), mine.next()) else { return false };
         match first.running_since.map(|since| since + config.delay) {
             _ if !first.is_wanted() => false,
-            None => true,
+            None => !self.is_late(first, now, decision),
             Some(free_at) if now < free_at => {
                 decision.wake_at(free_at);
                 true
@@ -242,7 +301,7 @@ impl Update<'_> {
         for holder in self.slots.values().filter_map(Slot::holder).filter(|t| self.is_mine(t)) {
             match holder.running_since.map(|since| since + config.monitor) {
                 _ if ended_by_itself(holder) => {}
-                None => settled = false,
+                None => settled &= self.is_late(holder, now, decision),
                 Some(at) if now < at => {
                     decision.wake_at(at);
                     settled = false;

@@ -166,14 +166,17 @@ impl State {
         let Object::Task(mut task) = object else { return object };
         let own = Arc::make_mut(&mut task);
         if let Some(shared) = self.indexes.shared.get(&own.service) {
-            if *shared.spec == *own.spec {
-                own.spec = shared.spec.clone();
-            }
-            if *shared.annotations == *own.service_annotations {
-                own.service_annotations = shared.annotations.clone();
-            }
+            share(&mut own.spec, &shared.spec);
+            share(&mut own.service_annotations, &shared.annotations);
         }
         Object::Task(task)
+    }
+}
+
+/// Makes `own` the shared copy if both are the same; usually it is that copy already.
+fn share<T: PartialEq>(own: &mut Arc<T>, shared: &Arc<T>) {
+    if !Arc::ptr_eq(own, shared) && **own == **shared {
+        *own = shared.clone();
     }
 }
 

@@ -28,9 +28,9 @@ pub(super) struct Weight {
 pub(super) struct Indexes {
     pub(super) weight: Weight,
     pub(super) names: OrdMap<(Kind, Arc<str>), ObjectId>,
-    pub(super) tasks_by_service: OrdMap<ServiceId, OrdSet<TaskId>>,
     pub(super) tasks_by_node: OrdMap<NodeId, OrdSet<TaskId>>,
-    /// One set for all: a set of its own per slot would take a kilobyte each. Nothing comes before everything.
+    /// One set for all: a set of its own per slot would take a kilobyte each. Nothing comes before everything. A service's
+    /// tasks are those of its slots.
     pub(super) tasks_by_slot: OrdSet<(ServiceId, u64, Option<TaskId>)>,
     pub(super) without_place: OrdSet<TaskId>,
     pub(super) vnis: OrdMap<u32, NetworkId>,
@@ -67,13 +67,15 @@ fn one_copy<T: Clone + PartialEq>(value: &T, before: Option<&Arc<T>>) -> Arc<T> 
 impl State {
     /// Stores an object that has been checked, in place of the one with its id.
     pub(super) fn put(&mut self, object: Object) {
-        match self.get(&object.id()) {
-            Some(old) if is_filed_alike(&old, &object) => {}
-            Some(old) => {
-                self.indexes.forget(&old);
-                self.indexes.learn(&object, &held_addresses(&old));
+        match (self.get(&object.id()), &object) {
+            (Some(Object::Task(old)), Object::Task(new)) if keeps_its_slot(&old, new) => {
+                self.indexes.move_task(&old, new);
             }
-            None => self.indexes.learn(&object, &[]),
+            (Some(old), new) => {
+                self.indexes.forget(&old);
+                self.indexes.learn(new, &held_addresses(&old));
+            }
+            (None, new) => self.indexes.learn(new, &[]),
         }
         match object {
             Object::Cluster(o) => self.cluster = Some(o),
@@ -110,12 +112,11 @@ impl State {
     }
 }
 
-/// Whether the indexes have both in the same places: so it is with most of what becomes of a task.
-fn is_filed_alike(old: &Object, new: &Object) -> bool {
-    let (Object::Task(old), Object::Task(new)) = (old, new) else { return false };
+/// Whether the indexes have both in the same places, but perhaps for their nodes: so it is with most of what becomes of a
+/// task.
+fn keeps_its_slot(old: &Task, new: &Task) -> bool {
     let has_ended = |task: &Task| task.status.state > TaskState::Running;
-    waits_for_place(old) == waits_for_place(new)
-        && (&old.service, old.slot, &old.node) == (&new.service, new.slot, &new.node)
+    (&old.service, old.slot) == (&new.service, new.slot)
         && has_ended(old) == has_ended(new)
         && old.networks == new.networks
 }
@@ -270,16 +271,32 @@ impl Indexes {
         if waits_for_place(task) {
             self.without_place.insert(task.id.clone());
         }
-        self.tasks_by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
         self.tasks_by_slot.insert((task.service.clone(), task.slot, Some(task.id.clone())));
         if let Some(node) = &task.node {
             self.tasks_by_node.entry(node.clone()).or_default().insert(task.id.clone());
         }
     }
 
+    /// Of a task that keeps its slot and its addresses: a node has been found for it, or need not be any more.
+    fn move_task(&mut self, old: &Task, new: &Task) {
+        match (waits_for_place(old), waits_for_place(new)) {
+            (true, false) => drop(self.without_place.remove(&new.id)),
+            (false, true) => drop(self.without_place.insert(new.id.clone())),
+            (true, true) | (false, false) => {}
+        }
+        if old.node == new.node {
+            return;
+        }
+        if let Some(node) = &old.node {
+            withdraw(&mut self.tasks_by_node, node, &old.id);
+        }
+        if let Some(node) = &new.node {
+            self.tasks_by_node.entry(node.clone()).or_default().insert(new.id.clone());
+        }
+    }
+
     fn forget_task(&mut self, task: &Task) {
         self.without_place.remove(&task.id);
-        withdraw(&mut self.tasks_by_service, &task.service, &task.id);
         self.tasks_by_slot.remove(&(task.service.clone(), task.slot, Some(task.id.clone())));
         if let Some(node) = &task.node {
             withdraw(&mut self.tasks_by_node, node, &task.id);

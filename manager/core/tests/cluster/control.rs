@@ -9,9 +9,13 @@ use orch_manager_core::{
     validate,
 };
 use orch_model::{
-    Annotations, Object, TaskId,
+    Annotations, Object, SecretId, TaskId,
     change::{Change, Transaction},
-    service::{EndpointMode, Mount, MountKind, PublishMode, ServiceMode, ServiceSpec},
+    node::{Availability, NodeSpec},
+    service::{
+        ContainerSpec, EndpointMode, FileRef, LogDriver, Mount, MountKind, PortConfig, Protocol, PublishMode, Service,
+        ServiceMode, ServiceSpec, Ulimit, WEIGHT_LABEL,
+    },
     task::{Task, TaskState},
 };
 
@@ -24,13 +28,7 @@ fn specs_are_refused_with_a_sentence() {
         kind,
         source: source.into(),
         target: target.into(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
+        ..tmpfs_mount()
     };
     let cases: [Case; 10] = [
         ("service name \"-web\" is not valid: name must be valid as a DNS name component", |s| {
@@ -64,11 +62,200 @@ fn specs_are_refused_with_a_sentence() {
         ("must be an absolute path", mount(MountKind::Volume, "data", "data")),
         ("invalid bind mount source", mount(MountKind::Bind, "data", "/data")),
         ("use type=bind", mount(MountKind::Volume, "/data", "/data")),
+        (
+            "volume driver \"rexray\" is not known, only \"local\" is",
+            Mount {
+                volume_driver: Some(LogDriver { name: "rexray".into(), ..LogDriver::default() }),
+                ..mount(MountKind::Volume, "data", "/data")
+            },
+        ),
     ] {
         let mut spec = web("web", "nginx", 1);
         spec.task.container.mounts = vec![one];
         let text = validate::service_spec(&spec).expect_err(words).to_string();
         assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn ports_of_the_cluster_are_not_published() {
+    let mut sim = Sim::new(1);
+    for (number, protocol, words) in [
+        (2377, Protocol::Tcp, "port 2377/tcp cannot be published: managers answer on it"),
+        (7946, Protocol::Tcp, "port 7946/tcp cannot be published: nodes reach each other on it"),
+        (7946, Protocol::Udp, "port 7946/udp cannot be published"),
+        (7947, Protocol::Udp, "port 7947/udp cannot be published: encrypted networks connect nodes on it"),
+        (4789, Protocol::Udp, "port 4789/udp cannot be published: the cluster's networks connect nodes on it"),
+    ] {
+        for mode in [PublishMode::Ingress, PublishMode::Host] {
+            let mut spec = web("web", "nginx", 1);
+            spec.endpoint.ports = vec![PortConfig::new(protocol, number, 80, mode)];
+            let refused = sim.create(spec).expect_err(words);
+            assert!(refused.text.starts_with(words) && refused.text.ends_with("publish another port"), "{refused}");
+        }
+    }
+    let mut spec = web("web", "nginx", 1);
+    spec.endpoint.ports = vec![PortConfig::new(Protocol::Udp, 2377, 7946, PublishMode::Ingress)];
+    sim.create(spec).expect("another protocol, and inside the container all are free");
+    let refused = sim.update("web", |s| s.endpoint.ports = vec![port(2377, 80, PublishMode::Ingress)]);
+    assert!(refused.expect_err("refused").text.contains("managers answer"));
+
+    // As an earlier version stored it.
+    let mut service = Service::clone(&sim.service("web"));
+    service.spec.endpoint.ports = vec![port(2377, 80, PublishMode::Ingress)];
+    sim.commit_changes(vec![Change::Update(Object::Service(Arc::new(service)))]);
+    sim.scale("web", 2);
+    let refused = sim.update("web", |s| s.endpoint.ports.push(port(7946, 80, PublishMode::Ingress)));
+    assert!(refused.expect_err("another").text.starts_with("port 7946/tcp"));
+}
+
+#[test]
+fn a_node_with_labels_of_an_earlier_version_is_still_drained() {
+    let mut sim = Sim::new(2);
+    let labels = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+    };
+    let old = [("a b", "1"), (WEIGHT_LABEL, "many")];
+    sim.edit_node(2, |n| n.spec.annotations.labels = labels(&old));
+    let update = |edit: &dyn Fn(&mut NodeSpec)| {
+        let node = sim.state.node(&node_id(2)).expect("n2");
+        let mut spec = node.spec.clone();
+        edit(&mut spec);
+        let seats = Seats { leader: 1, all: Vec::new() };
+        control::update_node(&sim.state, sim.now, &node.id, node.meta.version, spec, &seats)
+    };
+    update(&|spec| spec.availability = Availability::Drain).expect("drained");
+    let with = |name: &'static str, value: &'static str| {
+        update(&move |spec| drop(spec.annotations.labels.insert(name.to_owned(), value.to_owned())))
+    };
+    with("c", "1").expect("a label");
+    assert!(with("c d", "1").expect_err("a space").text.contains("a label needs a name without spaces"));
+    assert!(with(WEIGHT_LABEL, "few").expect_err("no number").text.contains("whole number"));
+}
+
+/// What would begin another line of a file, leave a folder, or only fail on a node is refused before it is stored.
+#[test]
+fn values_are_refused_before_a_node_meets_them() {
+    type Edit = fn(&mut ContainerSpec, &str);
+    let user: Edit = |c, text| c.user = text.into();
+    let group: Edit = |c, text| c.groups = vec![text.into()];
+    let host: Edit = |c, text| c.hosts = vec![text.into()];
+    let search: Edit = |c, text| c.dns.search = vec![text.into()];
+    let option: Edit = |c, text| c.dns.options = vec![text.into()];
+    let sysctl: Edit = |c, text| {
+        let (key, value) = text.split_once('=').unwrap_or((text, ""));
+        c.sysctls = [(key.to_owned(), value.to_owned())].into();
+    };
+    let ulimit: Edit = |c, text| {
+        let (soft, hard) = text.split_once(':').unwrap_or((text, text));
+        c.ulimits = vec![Ulimit {
+            name: "nofile".into(),
+            soft: soft.parse().expect("a number"),
+            hard: hard.parse().expect("a number"),
+        }];
+    };
+    let target: Edit = |c, text| c.secrets = vec![file(text, "0")];
+    let owner: Edit = |c, text| c.secrets = vec![file("s", text)];
+    let label: Edit = |c, text| c.labels = [(text.to_owned(), String::new())].into();
+    let dir: Edit = |c, text| c.dir = text.into();
+    let hostname: Edit = |c, text| c.hostname = text.into();
+    let tmpfs: Edit = |c, text| {
+        let mounts = text.split(' ').map(|target| Mount { target: target.into(), ..tmpfs_mount() });
+        c.mounts = mounts.collect();
+    };
+    let cases: [(&str, Edit, &[&str], &[&str]); 13] = [
+        ("user", user, &["root", "0:0", "app:"], &["a b", "a\nb", "-1", "1:2:3", "99999999999"]),
+        ("group", group, &["video", "44"], &["", "a b", "a:b", "-1"]),
+        ("host", host, &["1.2.3.4 db", "::1 a b"], &["db", "1.2.3.4", "1.2.3.4 a\n6.6.6.6 bank", "1.2.3.4 a#b"]),
+        ("DNS search domain", search, &["example.org", "."], &["", "a b", "a\nnameserver 6.6.6.6", "a..b"]),
+        ("DNS option", option, &["ndots:2"], &["", "a b", "a\nnameserver 6.6.6.6"]),
+        (
+            "sysctl",
+            sysctl,
+            &["net.core.somaxconn=9", "kernel.sem=1 2 3 4"],
+            &["kernel.panic=1", "net.a=", "net.a=1\n2"],
+        ),
+        ("ulimit", ulimit, &["5", "5:6", "-1", "5:-1"], &["6:5", "-1:5", "-2"]),
+        ("secret", target, &["s", "/run/s", "a/b"], &["", ".", "a/", "a/.", "../s", "a\nb"]),
+        ("secret", owner, &["0", "1000"], &["root", "-1", "4294967295", "99999999999"]),
+        ("container label", label, &["a", "com.example/a"], &["", "a b", "a\nb"]),
+        ("working directory", dir, &["/", "/a b"], &["a", "/a\nb"]),
+        ("hostname", hostname, &["h", "a_b", "{{.Node.Hostname}}"], &["a b", "a\nb", "ä"]),
+        ("mount", tmpfs, &["/a", "/a /b"], &["/", "//", "/a/..", "/a\nb", "/a /a/", "/a /b/../a"]),
+    ];
+    for (what, edit, good, bad) in cases {
+        for text in good {
+            let mut spec = web("web", "nginx", 1);
+            edit(&mut spec.task.container, text);
+            assert_eq!(validate::service_spec(&spec), Ok(()), "{what} {text:?}");
+        }
+        for text in bad {
+            let mut spec = web("web", "nginx", 1);
+            edit(&mut spec.task.container, text);
+            let refusal = validate::service_spec(&spec).expect_err(&format!("{what} {text:?}")).to_string();
+            assert!(refusal.contains(what), "{what} {text:?}: {refusal}");
+        }
+    }
+}
+
+#[test]
+fn logs_resources_and_reservations_are_refused_before_a_node_meets_them() {
+    let refusal = |edit: fn(&mut ServiceSpec)| {
+        let mut spec = web("web", "nginx", 1);
+        edit(&mut spec);
+        validate::service_spec(&spec).expect_err("refused").to_string()
+    };
+    for (edit, words) in [
+        (
+            (|s| s.task.log_driver = Some(LogDriver { name: "syslog".into(), ..LogDriver::default() }))
+                as fn(&mut ServiceSpec),
+            "logging driver \"syslog\" is not known: json-file, journald and none are",
+        ),
+        (
+            |s| {
+                let options = [("max-size".to_owned(), "lots".to_owned())].into();
+                s.task.log_driver = Some(LogDriver { options, ..LogDriver::default() });
+            },
+            "log opt max-size: \"lots\" is not a size such as 10m",
+        ),
+        (|s| s.task.generic = [("G P".to_owned(), 1)].into(), "generic resource \"G P=1\" is not valid"),
+        (|s| s.task.generic = [("GPU".to_owned(), u64::MAX)].into(), "expected KIND=NUMBER, such as GPU=2"),
+        (|s| s.task.limits.pids = u64::MAX, "limit of processes \"18446744073709551615\" is not valid"),
+        (|s| s.task.placement.spread = vec!["node.labels.a b".into()], "placement preference \"node.labels.a b\""),
+        (|s| s.annotations.labels = [("a b".to_owned(), String::new())].into(), "label \"a b\" is not valid"),
+        (
+            |s| (s.task.reservations.nano_cpus, s.task.limits.nano_cpus) = (2_000_000_000, 500_000_000),
+            "a reservation is larger than its limit: 2 CPUs are reserved and 0.5 allowed",
+        ),
+    ] {
+        let refusal = refusal(edit);
+        assert!(refusal.contains(words), "{words:?} is not in {refusal}");
+    }
+}
+
+fn file(target: &str, owner: &str) -> FileRef<SecretId> {
+    FileRef {
+        id: SecretId::from_random(7),
+        name: "s".into(),
+        target: target.into(),
+        uid: owner.into(),
+        gid: owner.into(),
+        mode: 0o444,
+    }
+}
+
+fn tmpfs_mount() -> Mount {
+    Mount {
+        kind: MountKind::Tmpfs,
+        source: String::new(),
+        target: String::new(),
+        read_only: false,
+        no_copy: false,
+        volume_driver: None,
+        volume_labels: BTreeMap::new(),
+        propagation: String::new(),
+        tmpfs_size_bytes: 0,
+        tmpfs_mode: 0,
     }
 }
 

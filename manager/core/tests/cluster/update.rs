@@ -52,6 +52,7 @@ fn a_failing_update_pauses_and_leaves_the_rest_running() {
     let status = sim.service("web").update_status.clone().expect("an update");
     assert_eq!(status.state, UpdateState::Paused);
     assert!(status.message.starts_with("update paused due to failure or early termination of task"), "{status:?}");
+    assert!(status.message.contains(" (web.") && status.message.contains("`orch service rollback web`"), "{status:?}");
     assert_eq!(images(&sim), ["crash", "v1", "v1"]);
     sim.update("web", |s| s.task.container.image = "v3".into()).expect("accepted");
     sim.run(secs(30));
@@ -217,7 +218,8 @@ fn an_update_says_which_task_waits_for_what() {
     .expect("accepted");
     sim.run(secs(10));
     let message = |sim: &Sim| sim.service("web").update_status.clone().expect("an update").message;
-    let waits = "update in progress; task web.1 waits: no suitable node (insufficient resources on 2 nodes)";
+    let waits = "update in progress; task web.1 waits: no suitable node (insufficient resources on 2 nodes); \
+                 lower what its tasks reserve, or add a node";
     assert_eq!(message(&sim), waits);
     sim.events.clear();
     sim.run(secs(60));
@@ -256,4 +258,63 @@ fn an_update_that_another_overtook_changes_nothing() {
     assert_eq!(refused.code, control::Code::Aborted);
     assert!(refused.text.contains("it was changed since, try again"), "{refused}");
     assert_eq!(sim.service("web").spec.task.container.env, ["A=1"]);
+}
+
+#[test]
+fn a_step_that_takes_too_long_counts_as_failed_and_says_what_it_waits_for() {
+    for (label, limit) in [(None, 600), (Some("90s"), 90)] {
+        let mut sim = Sim::new(2);
+        let mut spec = with_update(2, UpdateConfig::default());
+        spec.annotations.labels.extend(label.map(|text| ("orch.update.step-limit".to_owned(), text.to_owned())));
+        sim.create(spec).expect("accepted");
+        sim.run(secs(1));
+        let change = |spec: &mut ServiceSpec| {
+            spec.task.container.image = "v2".into();
+            spec.task.reservations.memory_bytes = 1 << 50;
+        };
+        sim.update("web", change).expect("accepted");
+        sim.run(secs(limit - 5));
+        assert_eq!(update_state(&sim), Some(UpdateState::Updating), "{label:?}");
+        sim.run(secs(15));
+        let status = sim.service("web").update_status.clone().expect("an update");
+        assert_eq!(status.state, UpdateState::Paused, "{label:?}");
+        let expected = format!("not running within {limit} s: no suitable node");
+        assert!(status.message.contains(&expected), "{status:?}");
+    }
+}
+
+#[test]
+fn a_step_without_a_limit_may_take_for_ever() {
+    let mut sim = Sim::new(2);
+    let mut spec = with_update(2, UpdateConfig::default());
+    spec.annotations.labels.insert("orch.update.step-limit".into(), "0".into());
+    sim.create(spec.clone()).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "stuck".into()).expect("accepted");
+    sim.run(secs(2000));
+    assert_eq!(update_state(&sim), Some(UpdateState::Updating));
+    for wrong in ["", "soon", "-1s", "5", "1d", "99999999999999999999h", "18446744073709551615s"] {
+        spec.annotations.name = "other".into();
+        spec.annotations.labels.insert("orch.update.step-limit".into(), wrong.into());
+        let refused = sim.create(spec.clone()).expect_err(wrong).to_string();
+        assert!(refused.contains("orch.update.step-limit") && refused.contains("90s"), "{refused}");
+    }
+}
+
+#[test]
+fn an_update_that_may_fail_goes_on_past_a_step_that_takes_too_long() {
+    let mut sim = Sim::new(2);
+    let config = UpdateConfig { failure_action: FailureAction::Continue, ..UpdateConfig::default() };
+    sim.create(with_update(2, config)).expect("accepted");
+    sim.run(secs(1));
+    let change = |spec: &mut ServiceSpec| {
+        spec.task.container.image = "v2".into();
+        spec.task.reservations.memory_bytes = 1 << 50;
+    };
+    sim.update("web", change).expect("accepted");
+    sim.run(secs(300));
+    assert_eq!(update_state(&sim), Some(UpdateState::Updating));
+    sim.run(secs(1000));
+    assert_eq!(update_state(&sim), Some(UpdateState::Completed), "{:?}", sim.service("web").update_status);
+    assert_eq!(images(&sim), ["v2"; 2]);
 }
