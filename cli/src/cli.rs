@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Arg, ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::ValueParser};
 use orch_model::Kind;
 use orch_proto::paths::Paths;
 
@@ -12,6 +12,7 @@ use crate::{
         image_build, image_login, info, inspect, logs, network, node, run, service, stack, system, volume,
     },
     daemons::{self, Daemon},
+    flags,
 };
 
 #[derive(Debug, Parser)]
@@ -177,17 +178,18 @@ enum Command {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let line = match Line::command().try_get_matches().and_then(|matches| Line::from_arg_matches(&matches)) {
-        Ok(line) => line,
-        Err(error) => {
-            let _ = error.print();
-            // Help and version are not errors; everything else is one, with Docker's exit code.
-            return match error.use_stderr() {
-                true => usage_error(std::env::args().skip(1)),
-                false => ExitCode::SUCCESS,
-            };
-        }
-    };
+    let line =
+        match as_docker_reads(Line::command()).try_get_matches().and_then(|matches| Line::from_arg_matches(&matches)) {
+            Ok(line) => line,
+            Err(error) => {
+                let _ = error.print();
+                // Help and version are not errors; everything else is one, with Docker's exit code.
+                return match error.use_stderr() {
+                    true => usage_error(std::env::args().skip(1)),
+                    false => ExitCode::SUCCESS,
+                };
+            }
+        };
     let outcome = match line.command {
         Command::Daemon(daemon) => daemons::run(daemon).map(|()| ExitCode::SUCCESS),
         Command::Node { command: None } => daemons::supervise().map(|()| ExitCode::SUCCESS),
@@ -204,6 +206,30 @@ pub(crate) fn main() -> ExitCode {
         eprintln!("{error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Flags that are there or not take Go's booleans, too (`--rm=true`, `-d=0`), and whoever gives a negative number is told
+/// that the flag does not take it, not that `-1` is no flag.
+fn as_docker_reads(command: clap::Command) -> clap::Command {
+    command.mut_args(boolean_or_number).mut_subcommands(as_docker_reads)
+}
+
+fn boolean_or_number(arg: Arg) -> Arg {
+    let is_boolean = arg.get_value_parser().type_id() == ValueParser::bool().type_id();
+    match arg.get_action() {
+        ArgAction::SetTrue => arg
+            .action(ArgAction::Set)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .default_value("false")
+            .hide_default_value(true)
+            .value_name("BOOL")
+            .value_parser(flags::is_true),
+        ArgAction::Set if is_boolean => arg.value_parser(flags::is_true),
+        ArgAction::Set | ArgAction::Append if !arg.is_positional() => arg.allow_negative_numbers(true),
+        _ => arg,
+    }
 }
 
 /// Where a command ends with another program's code, our own mistakes have one that programs seldom use.
@@ -317,6 +343,43 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Line::command().debug_assert();
+        as_docker_reads(Line::command()).debug_assert();
+    }
+
+    #[test]
+    fn switches_take_booleans_and_stand_together() {
+        let run = |line: &str| {
+            let matches = as_docker_reads(Line::command()).try_get_matches_from(line.split(' '));
+            let line =
+                matches.and_then(|matches| Line::from_arg_matches(&matches)).map_err(|error| error.to_string())?;
+            Ok::<_, String>(format!("{:?}", line.command))
+        };
+        for (line, shown) in [
+            ("orch run -dit busybox", "detach: true"),
+            ("orch run -dit busybox", "interactive: true"),
+            ("orch run -itd=false busybox", "detach: false"),
+            ("orch run busybox", "rm: false"),
+            ("orch run --rm busybox", "rm: true"),
+            ("orch run --rm=1 busybox", "rm: true"),
+            ("orch run --rm=F busybox", "rm: false"),
+            ("orch run --rm --rm=false busybox", "rm: false"),
+            ("orch run -d=true --read-only=TRUE busybox --rm=false", "read_only: true"),
+            ("orch service create -td --init=1 busybox", "init: Some(true)"),
+            ("orch service update -qd=0 web", "quiet: true"),
+            ("orch service update -qd=0 web", "detach: Some(false)"),
+        ] {
+            let parsed = run(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert!(parsed.contains(shown), "{line}: {shown} is not in {parsed}");
+        }
+        for (line, words) in [
+            ("orch run --rm=maybe busybox", ["--rm", "'maybe'", "true or false"]),
+            ("orch service create --init=yes busybox", ["--init", "'yes'", "true or false"]),
+            ("orch service create --replicas -1 busybox", ["--replicas", "'-1'", "whole number"]),
+            ("orch service logs --tail -1 web", ["--tail", "'-1'", "number of lines"]),
+        ] {
+            let refusal = run(line).unwrap_err();
+            assert!(words.iter().all(|word| refusal.contains(word)), "{line}: {refusal}");
+        }
     }
 
     #[test]

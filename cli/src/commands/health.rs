@@ -11,19 +11,19 @@ pub(crate) struct HealthFlags {
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
     /// Time between running the check (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::of_health)]
     health_interval: Option<Duration>,
     /// Consecutive failures needed to report unhealthy
     #[arg(long, value_name = "N", value_parser = quantity::small_count)]
     health_retries: Option<u32>,
     /// Time between running the check during the start period (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::of_health)]
     health_start_interval: Option<Duration>,
     /// Start period for the container to initialize before counting retries towards unstable (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::of_health)]
     health_start_period: Option<Duration>,
     /// Maximum time to allow one check to run (ms|s|m|h)
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::of_health)]
     health_timeout: Option<Duration>,
     /// Disable any container-specified HEALTHCHECK
     #[arg(long, conflicts_with = "health_cmd")]

@@ -19,13 +19,13 @@ pub(crate) struct LogFlags {
     #[arg(short, long)]
     follow: bool,
     /// Show logs since timestamp (e.g. "2013-01-02T13:23:37Z") or relative (e.g. "42m" for 42 minutes)
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     since: Option<u64>,
     /// Show logs before a timestamp or relative time
-    #[arg(long, value_name = "TIME", value_parser = since)]
+    #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     until: Option<u64>,
     /// Number of lines to show from the end of the logs, or all
-    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail)]
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail, allow_hyphen_values = true)]
     tail: Tail,
     /// Show timestamps
     #[arg(short, long)]

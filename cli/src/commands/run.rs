@@ -1,5 +1,8 @@
 //! `orch run` and `orch create`: a container of this node alone, from one command line.
 
+#[cfg(test)]
+mod surface;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -19,11 +22,10 @@ use super::{
     health::HealthFlags,
     image,
     network::NetworkFlags,
-    service::change,
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{key_value, mount, port, quantity, words},
+    flags::{key_value, linux, mount, port, quantity, resolver, words},
 };
 
 /// What Docker's client ends with when the container could not even be started.
@@ -93,17 +95,17 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "COMMAND", value_parser = entrypoint)]
     entrypoint: Option<Words>,
     /// Working directory inside the container
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", value_name = "DIR", value_parser = linux::working_dir)]
     workdir: String,
     /// Username or UID (format: <name|uid>[:<group|gid>])
-    #[arg(short, long, default_value = "")]
+    #[arg(short, long, default_value = "", value_name = "USER", value_parser = linux::user)]
     user: String,
     /// Add additional groups to join
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = linux::group)]
     group_add: Vec<String>,
     /// Container host name
     // `-h` is the host name here, as with Docker; `--help` is for help.
-    #[arg(short = 'h', long, default_value = "")]
+    #[arg(short = 'h', long, default_value = "", value_name = "NAME", value_parser = resolver::hostname)]
     hostname: String,
     /// Set meta data on a container
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
@@ -117,8 +119,8 @@ pub(crate) struct CreateArgs {
     /// Number of CPUs
     #[arg(long, value_name = "CPUS", value_parser = quantity::nano_cpus)]
     cpus: Option<u64>,
-    /// Tune container pids limit (0: unlimited)
-    #[arg(long, value_name = "N")]
+    /// Tune container pids limit (0 or -1: unlimited)
+    #[arg(long, value_name = "N", value_parser = quantity::processes, allow_hyphen_values = true)]
     pids_limit: Option<u64>,
     /// Size of /dev/shm
     #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
@@ -130,16 +132,16 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "BYTES", value_parser = swap, allow_hyphen_values = true)]
     memory_swap: Option<i64>,
     /// CPU shares (relative weight)
-    #[arg(short = 'c', long, value_name = "N")]
+    #[arg(short = 'c', long, value_name = "N", value_parser = quantity::count)]
     cpu_shares: Option<u64>,
     /// CPUs in which to allow execution (0-3, 0,1)
-    #[arg(long, value_name = "CPUS", default_value = "")]
+    #[arg(long, value_name = "CPUS", default_value = "", value_parser = linux::number_list)]
     cpuset_cpus: String,
     /// MEMs in which to allow execution (0-3, 0,1)
-    #[arg(long, value_name = "MEMS", default_value = "")]
+    #[arg(long, value_name = "MEMS", default_value = "", value_parser = linux::number_list)]
     cpuset_mems: String,
     /// Tune host's OOM preferences (-1000 to 1000)
-    #[arg(long, value_name = "SCORE", value_parser = crate::flags::linux::oom_score, allow_hyphen_values = true, default_value = "0")]
+    #[arg(long, value_name = "SCORE", value_parser = linux::oom_score, allow_hyphen_values = true, default_value = "0")]
     oom_score_adj: i32,
     /// Security options (no-new-privileges, seccomp=unconfined, apparmor=PROFILE, systempaths=unconfined)
     #[arg(long, value_name = "OPTION")]
@@ -160,37 +162,37 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     init: bool,
     /// Add Linux capabilities
-    #[arg(long, value_name = "CAPABILITY")]
+    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
     cap_add: Vec<String>,
     /// Drop Linux capabilities
-    #[arg(long, value_name = "CAPABILITY")]
+    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
     cap_drop: Vec<String>,
     /// Add a host device to the container
     #[arg(long, value_name = "DEVICE")]
     device: Vec<String>,
     /// Ulimit options (name=soft[:hard])
-    #[arg(long, value_name = "ULIMIT", value_parser = change::ulimit)]
+    #[arg(long, value_name = "ULIMIT", value_parser = linux::ulimit)]
     ulimit: Vec<Ulimit>,
     /// Sysctl options
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl: Vec<(String, String)>,
     /// Add a custom host-to-IP mapping (host:ip)
-    #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     add_host: Vec<String>,
     /// Set custom DNS servers
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
     dns: Vec<std::net::IpAddr>,
     /// Set DNS options
-    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION")]
+    #[arg(long, visible_alias = "dns-opt", value_name = "OPTION", value_parser = resolver::option)]
     dns_option: Vec<String>,
     /// Set custom DNS search domains
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = resolver::search_domain)]
     dns_search: Vec<String>,
     /// Signal to stop the container
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", value_name = "SIGNAL", value_parser = linux::signal)]
     stop_signal: String,
     /// Timeout (in seconds) to stop the container
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = quantity::count)]
     stop_timeout: Option<u64>,
     /// Logging driver for the container
     #[arg(long, value_name = "DRIVER")]
@@ -323,15 +325,7 @@ async fn discard(args: &CreateArgs, created: &wire::CreateContainerResponse, wor
 
 async fn make(args: &CreateArgs, worker: &mut Worker) -> Result<wire::CreateContainerResponse, Failure> {
     let request = request(args)?;
-    if let Some(file) = &args.cidfile
-        && file.exists()
-    {
-        return Err(anyhow!(
-            "container ID file found, make sure the other container isn't running or delete {}",
-            file.display()
-        )
-        .into());
-    }
+    let mut id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let image = &args.image_and_command[0];
     let auth = image::credentials_for(image)?;
     let here = worker.inspect_image(wire::ImageReference { reference: image.clone() }).await.is_ok();
@@ -345,11 +339,47 @@ async fn make(args: &CreateArgs, worker: &mut Worker) -> Result<wire::CreateCont
     let request = wire::CreateContainerRequest { pull: "never".into(), ..request };
     let created = worker.create_container(request).await?.into_inner();
     created.warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
-    if let Some(file) = &args.cidfile {
-        let written = std::fs::write(file, &created.container_id);
-        written.with_context(|| format!("cannot write --cidfile {}", file.display()))?;
+    if let Some(file) = &mut id_file {
+        file.write(&created.container_id)?;
     }
     Ok(created)
+}
+
+/// `--cidfile`: made before the container, so that none is left behind because of it, and gone with a refusal.
+struct IdFile {
+    path: PathBuf,
+    file: std::fs::File,
+    is_written: bool,
+}
+
+impl IdFile {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        match std::fs::File::create_new(path) {
+            Ok(file) => Ok(Self { path: path.to_owned(), file, is_written: false }),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => bail!(
+                "container ID file found, make sure the other container isn't running or delete {}",
+                path.display()
+            ),
+            Err(error) => Err(error).with_context(|| format!("cannot write --cidfile {}", path.display())),
+        }
+    }
+
+    fn write(&mut self, container_id: &str) -> anyhow::Result<()> {
+        use std::io::Write as _;
+        let written = self.file.write_all(container_id.as_bytes());
+        written.with_context(|| format!("cannot write --cidfile {}", self.path.display()))?;
+        self.is_written = true;
+        Ok(())
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if !self.is_written {
+            // Somebody else may have removed it already.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 fn request(args: &CreateArgs) -> anyhow::Result<wire::CreateContainerRequest> {
@@ -470,12 +500,21 @@ fn mounts(args: &CreateArgs) -> anyhow::Result<Vec<Mount>> {
         mounts.push(mount);
     }
     mounts.extend(args.mount.iter().chain(args.tmpfs.iter().map(|tmpfs| &tmpfs.mount)).cloned());
+    for (at, mount) in mounts.iter().enumerate() {
+        let is_same = |other: &Mount| mount::join("/", &other.target) == mount::join("/", &mount.target);
+        if mounts[..at].iter().any(is_same) {
+            bail!("Duplicate mount point: {}", mount.target);
+        }
+    }
     Ok(mounts)
 }
 
 /// `data:/var/lib/data:ro`, `/host:/inside`, `./here:/inside`, `/anonymous`.
 fn volume(text: &str, here: &Path) -> Result<Mount, String> {
     let parts: Vec<&str> = text.split(':').collect();
+    if parts.iter().any(|part| part.is_empty()) {
+        return Err(format!("invalid spec: {text}: empty section between colons: expected [SOURCE:]TARGET[:OPTIONS]"));
+    }
     let (source, target, options) = match parts.as_slice() {
         [target] => ("", *target, ""),
         [source, target] => (*source, *target, ""),
@@ -501,7 +540,12 @@ fn volume(text: &str, here: &Path) -> Result<Mount, String> {
 
 pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    if key.is_empty() { Err("expected KEY or KEY=VALUE".into()) } else { Ok((key.into(), value.into())) }
+    let is_word = !key.is_empty() && !key.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_word {
+        Ok((key.into(), value.into()))
+    } else {
+        Err("expected KEY or KEY=VALUE, with a key of one word".into())
+    }
 }
 
 fn entrypoint(text: &str) -> Result<Words, String> {
@@ -585,7 +629,23 @@ mod tests {
             let mode = if mount.read_only { "ro" } else { "rw" };
             assert_eq!(format!("{:?} {} {} {mode}", mount.kind, mount.source, mount.target), expected);
         }
-        assert!(volume("a:/b:c:d", Path::new("/")).is_err() && volume("a:b", Path::new("/")).is_err());
+        for text in ["a:/b:c:d", "a:b", "", ":/x", "x:", "/tmp:/"] {
+            assert!(volume(text, Path::new("/")).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_file_is_there_before_the_container_and_gone_with_a_refusal() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("id");
+        drop(IdFile::create(&path).unwrap());
+        assert!(!path.exists());
+        let mut file = IdFile::create(&path).unwrap();
+        assert!(IdFile::create(&path).err().unwrap().to_string().starts_with("container ID file found"));
+        file.write("abc").unwrap();
+        drop(file);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "abc");
+        assert!(IdFile::create(&folder.path().join("no/id")).err().unwrap().to_string().contains("--cidfile"));
     }
 
     #[test]

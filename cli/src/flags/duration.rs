@@ -7,12 +7,30 @@ use super::Refusal;
 const UNITS: [(&str, f64); 7] =
     [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
 
+const FORM: &str = "expected a duration such as 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
+
 pub(crate) fn parse(text: &str) -> Result<Duration, Refusal> {
-    let refusal = || "expected a duration such as 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)".to_owned();
-    if text == "0" {
-        return Ok(Duration::ZERO);
+    whole_millis(seconds(text)?)
+}
+
+/// Of a health check: as with Docker, 0 or no less than a millisecond.
+pub(crate) fn of_health(text: &str) -> Result<Duration, Refusal> {
+    let seconds = seconds(text)?;
+    if seconds > 0.0 && seconds < 0.001 {
+        return Err(format!("cannot be less than 1ms: {FORM}"));
     }
-    let mut rest = text;
+    whole_millis(seconds)
+}
+
+fn seconds(text: &str) -> Result<f64, Refusal> {
+    let refusal = || FORM.to_owned();
+    if text == "0" {
+        return Ok(0.0);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest.is_empty() {
+        return Err(refusal());
+    }
     let mut seconds = 0.0;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refusal)?;
@@ -23,12 +41,14 @@ pub(crate) fn parse(text: &str) -> Result<Duration, Refusal> {
         seconds += amount * unit.1;
         rest = &rest[unit_len..];
     }
-    if text.is_empty() {
-        return Err(refusal());
-    }
-    // Model and wire hold whole milliseconds.
-    let rounded = (seconds * 1000.0).round() / 1000.0;
-    Duration::try_from_secs_f64(rounded).map_err(|_| refusal())
+    Ok(seconds)
+}
+
+/// Model and wire hold whole milliseconds. A little is not nothing, which often stands for the default.
+fn whole_millis(seconds: f64) -> Result<Duration, Refusal> {
+    let least = if seconds > 0.0 { 1.0 } else { 0.0 };
+    let millis = (seconds * 1000.0).round().max(least);
+    Duration::try_from_secs_f64(millis / 1000.0).map_err(|_| FORM.to_owned())
 }
 
 /// As Go prints it: `1m30s`, `2160h0m0s`, `500ms`.
@@ -61,13 +81,19 @@ mod tests {
             ("1.5s", 1500, "1.5s"),
             ("2160h", 7_776_000_000, "2160h0m0s"),
             ("0", 0, "0s"),
+            ("+5s", 5000, "5s"),
+            ("1ns", 1, "1ms"),
         ] {
             let parsed = parse(text).unwrap();
             assert_eq!(parsed, Duration::from_millis(millis), "{text}");
             assert_eq!(show(parsed), shown);
         }
-        for text in ["", "10", "s", "1d", "-5s", "ten"] {
+        for text in ["", "+", "10", "s", "1d", "-5s", "ten", " 5s", "5 s", "1e9s", "NaNs", "99999999999999999999h"] {
             assert!(parse(text).is_err(), "{text}");
         }
+        for text in ["1us", "1ns", "999us"] {
+            assert!(of_health(text).unwrap_err().contains("less than 1ms"), "{text}");
+        }
+        assert_eq!((of_health("0"), of_health("1ms")), (Ok(Duration::ZERO), Ok(Duration::from_millis(1))));
     }
 }

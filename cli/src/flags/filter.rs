@@ -40,6 +40,11 @@ impl FilterSet {
         self.values.get(key).is_none_or(|values| values.iter().any(|value| test(value)))
     }
 
+    /// The values that are alternatives for a key.
+    pub(crate) fn values(&self, key: &str) -> &[String] {
+        self.values.get(key).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether the key is filtered by.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.values.contains_key(key)

@@ -7,10 +7,14 @@ use super::Refusal;
 /// A label may have no value; an empty key is refused.
 pub(crate) fn pair(text: &str) -> Result<(String, String), Refusal> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
-    if key.trim().is_empty() {
+    let key = key.trim();
+    if key.is_empty() {
         return Err("expected KEY=VALUE with a key".into());
     }
-    Ok((key.trim().to_owned(), value.to_owned()))
+    if key.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(format!("'{key}' contains whitespaces: expected KEY=VALUE, with a key of one word"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// `NAME=VALUE`, or `NAME` for the value that the caller's environment has.
@@ -85,6 +89,8 @@ mod tests {
     fn pairs() {
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(pair("a"), Ok(("a".into(), String::new())));
-        assert!(pair("=x").is_err());
+        for text in ["", " ", "=x", "a b=c", "a\nb=c", "a\u{1}=c"] {
+            assert!(pair(text).unwrap_err().contains("KEY=VALUE"), "{text:?}");
+        }
     }
 }

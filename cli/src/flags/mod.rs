@@ -12,6 +12,7 @@ pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod port;
 pub(crate) mod quantity;
+pub(crate) mod resolver;
 pub(crate) mod words;
 
 /// Why a value is refused, with the form that is accepted.
@@ -52,6 +53,26 @@ pub(crate) fn long_form(text: &str) -> Result<Vec<(String, Option<String>)>, Ref
             None => (field.trim().to_lowercase(), None),
         })
         .collect())
+}
+
+/// The same for a form in which each key stands once, except those in `lists`.
+pub(crate) fn long_form_once(text: &str, lists: &[&str]) -> Result<Vec<(String, Option<String>)>, Refusal> {
+    let fields = long_form(text)?;
+    for (at, (key, _)) in fields.iter().enumerate() {
+        if !lists.contains(&key.as_str()) && fields[..at].iter().any(|(other, _)| other == key) {
+            return Err(format!("{key:?} is there twice: leave one out"));
+        }
+    }
+    Ok(fields)
+}
+
+/// Go's words for booleans.
+pub(crate) fn is_true(text: &str) -> Result<bool, Refusal> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err("expected true or false".into()),
+    }
 }
 
 /// A flag that may stand alone: `readonly`, `readonly=true`.

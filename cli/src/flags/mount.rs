@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use orch_model::service::{LogDriver, Mount, MountKind};
 
-use super::{Refusal, boolean, long_form, quantity};
+use super::{Refusal, boolean, long_form_once, quantity};
 
 const FORM: &str = "expected type=volume|bind|tmpfs,source=NAME|/HOST/PATH,target=/PATH[,readonly]";
 
@@ -26,28 +26,45 @@ pub(crate) fn empty(kind: MountKind) -> Mount {
 pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
     let mut mount = empty(MountKind::Volume);
     let mut driver = LogDriver::default();
-    for (key, value) in long_form(text)? {
+    let fields = long_form_once(text, &["volume-label", "volume-opt"])?;
+    for (key, value) in &fields {
         let text_value = || value.clone().ok_or_else(|| format!("{key:?} has no value; {FORM}"));
         match key.as_str() {
             "type" => mount.kind = kind(&text_value()?)?,
             "source" | "src" => mount.source = text_value()?,
             "target" | "dst" | "destination" => mount.target = text_value()?,
-            "readonly" | "ro" => mount.read_only = boolean(&key, value.as_deref())?,
-            "volume-nocopy" => mount.no_copy = boolean(&key, value.as_deref())?,
-            "volume-label" => insert(&mut mount.volume_labels, &text_value()?),
+            "readonly" | "ro" => mount.read_only = boolean(key, value.as_deref())?,
+            "volume-nocopy" => mount.no_copy = boolean(key, value.as_deref())?,
+            "volume-label" => insert(&mut mount.volume_labels, key, &text_value()?)?,
             "volume-driver" => driver.name = text_value()?,
-            "volume-opt" => insert(&mut driver.options, &text_value()?),
+            "volume-opt" => insert(&mut driver.options, key, &text_value()?)?,
             "bind-propagation" => mount.propagation = propagation(&text_value()?)?,
             "tmpfs-size" => mount.tmpfs_size_bytes = quantity::bytes(&text_value()?)?,
             "tmpfs-mode" => mount.tmpfs_mode = octal(&text_value()?)?,
-            "consistency" => {}
+            // What Docker's client on a Mac makes of it.
+            "consistency" => consistency(&text_value()?)?,
             _ => return Err(format!("unknown key {key:?}; {FORM}")),
         }
     }
     if driver != LogDriver::default() {
         mount.volume_driver = Some(driver);
     }
+    let kind = word(mount.kind);
+    let foreign = ["bind", "volume", "tmpfs"].into_iter().filter(|other| *other != kind);
+    for other in foreign {
+        if fields.iter().any(|(key, _)| key.strip_prefix(other).is_some_and(|rest| rest.starts_with('-'))) {
+            return Err(format!("cannot mix '{other}-*' options with mount type '{kind}': leave them out"));
+        }
+    }
     check(mount)
+}
+
+fn word(kind: MountKind) -> &'static str {
+    match kind {
+        MountKind::Volume => "volume",
+        MountKind::Bind => "bind",
+        MountKind::Tmpfs => "tmpfs",
+    }
 }
 
 /// What both the flag and stack files must satisfy.
@@ -57,6 +74,9 @@ pub(crate) fn check(mount: Mount) -> Result<Mount, Refusal> {
     }
     if !mount.target.starts_with('/') {
         return Err(format!("target {:?} is not an absolute path", mount.target));
+    }
+    if join("/", &mount.target) == "/" {
+        return Err(format!("target {:?} is the container's root: expected a folder in it", mount.target));
     }
     match mount.kind {
         MountKind::Bind if mount.source.is_empty() => Err("a bind mount needs source=/PATH on the host".into()),
@@ -94,9 +114,18 @@ fn propagation(text: &str) -> Result<String, Refusal> {
     }
 }
 
-fn insert(map: &mut BTreeMap<String, String>, text: &str) {
+fn consistency(text: &str) -> Result<(), Refusal> {
+    const KNOWN: [&str; 4] = ["consistent", "cached", "delegated", "default"];
+    if KNOWN.contains(&text) { Ok(()) } else { Err(format!("consistency is one of {}", KNOWN.join(", "))) }
+}
+
+fn insert(map: &mut BTreeMap<String, String>, option: &str, text: &str) -> Result<(), Refusal> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.trim().is_empty() {
+        return Err(format!("{option} has no key: expected {option}=KEY=VALUE"));
+    }
     map.insert(key.into(), value.into());
+    Ok(())
 }
 
 /// Joins without asking the file system, so that the result is the same everywhere.
@@ -137,6 +166,15 @@ mod tests {
             "type=volume,source=/a,target=/b",
             "bogus=1,target=/x",
             "type=tmpfs,source=a,target=/b",
+            "type=tmpfs,target=/b,volume-nocopy",
+            "type=bind,source=/a,target=/b,tmpfs-size=1m",
+            "type=bind,source=/a,target=/b,volume-opt=a=b",
+            "source=a,target=/b,bind-propagation=shared",
+            "source=a,target=/b,target=/c",
+            "source=a,target=/b,volume-label==x",
+            "source=a,target=/b,consistency=x",
+            "source=a,target=/",
+            "source=a,target=/b/..",
         ] {
             assert!(parse(text).is_err(), "{text}");
         }

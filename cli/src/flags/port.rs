@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use orch_model::service::{PortConfig, Protocol, PublishMode};
 
-use super::{Refusal, long_form};
+use super::{Refusal, long_form_once};
 
 const FORMS: &str = "expected [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL], such as 8080:80 or 53:53/udp, or \
                      published=8080,target=80[,protocol=tcp|udp|sctp][,mode=ingress|host][,host_ip=ADDRESS]\
@@ -48,7 +48,7 @@ pub(crate) fn publish_mode(text: &str) -> Result<PublishMode, Refusal> {
 
 fn long(text: &str) -> Result<PortConfig, Refusal> {
     let mut port = PortConfig::new(Protocol::Tcp, 0, 0, PublishMode::Ingress);
-    for (key, value) in long_form(text)? {
+    for (key, value) in long_form_once(text, &[])? {
         let value = value.ok_or_else(|| format!("{key:?} has no value; {FORMS}"))?;
         match key.as_str() {
             "target" => port.target_port = number(&value)?,
@@ -83,16 +83,16 @@ pub(crate) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
 }
 
 fn short(text: &str) -> Result<Vec<PortConfig>, Refusal> {
-    let (ports, proto) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = protocol(proto)?;
+    let (ports, proto) = text.split_once('/').unwrap_or((text, ""));
+    let protocol = if proto.is_empty() { Protocol::Tcp } else { protocol(proto)? };
     let (before, target) = ports.rsplit_once(':').map_or((None, ports), |(before, target)| (Some(before), target));
     let (host, published) = match before.map(|before| before.rsplit_once(':').ok_or(before)) {
         Some(Ok((host, published))) => (Some(host), Some(published).filter(|text| !text.is_empty())),
-        Some(Err(published)) => (None, Some(published)),
+        Some(Err(published)) => (None, Some(published).filter(|text| !text.is_empty())),
         None => (None, None),
     };
     let host_ip = host.map(address).transpose()?.flatten();
-    let (published, target) = (published.map(range).transpose()?, range(target)?);
+    let (published, target) = (published.filter(|text| *text != "0").map(range).transpose()?, range(target)?);
     let count = target.1 - target.0;
     if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
         return Err(format!("both ranges must have the same length; {FORMS}"));
@@ -142,6 +142,9 @@ mod tests {
         for (text, expected) in [
             ("8080:80", "8080:80/tcp/ingress"),
             ("80", "0:80/tcp/ingress"),
+            (":80", "0:80/tcp/ingress"),
+            ("0:80", "0:80/tcp/ingress"),
+            ("80/", "0:80/tcp/ingress"),
             ("53:53/udp", "53:53/udp/ingress"),
             ("8000-8001:80-81", "8000:80/tcp/ingress 8001:81/tcp/ingress"),
             ("published=8080,target=80,mode=host,protocol=udp", "8080:80/udp/host"),
@@ -167,6 +170,10 @@ mod tests {
             "target=80,source=x",
             "target=80,host_ip=x",
             "published=1",
+            "target=80,target=81",
+            "80-70",
+            "65536",
+            "-1",
             "1-3:5-6",
             "99999:1",
         ] {

@@ -27,12 +27,24 @@ pub(crate) fn bytes(text: &str) -> Result<u64, Refusal> {
 
 /// How many of something.
 pub(crate) fn count(text: &str) -> Result<u64, Refusal> {
-    text.parse().map_err(|_| "expected a whole number from 0, such as 3".to_owned())
+    // `parse` would take a sign.
+    let number = text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    number.ok_or_else(|| "expected a whole number from 0, such as 3".to_owned())
+}
+
+/// How many processes; -1 is Docker's word for no limit, which is 0 here.
+pub(crate) fn processes(text: &str) -> Result<u64, Refusal> {
+    if text == "-1" {
+        return Ok(0);
+    }
+    let form = "expected a whole number, such as 100, or 0 or -1 for no limit";
+    count(text).ok().filter(|count| *count <= i64::MAX.unsigned_abs()).ok_or_else(|| form.to_owned())
 }
 
 /// The same for what has a small limit.
 pub(crate) fn small_count(text: &str) -> Result<u32, Refusal> {
-    text.parse().map_err(|_| "expected a whole number from 0, such as 3".to_owned())
+    let number = count(text)?;
+    number.try_into().map_err(|_| format!("expected a whole number from 0 to {}, such as 3", u32::MAX))
 }
 
 /// `0.5` CPUs in billionths.
@@ -102,6 +114,16 @@ mod tests {
         }
         assert_eq!([human(0), human(999), human(225_300_000), human(1_240_000)], ["0B", "999B", "225MB", "1.24MB"]);
         assert_eq!([human_binary(50 << 20), human_binary(1536)], ["50MiB", "1.5KiB"]);
+    }
+
+    #[test]
+    fn counts() {
+        assert_eq!((count("0"), count("18446744073709551615")), (Ok(0), Ok(u64::MAX)));
+        assert_eq!((processes("-1"), processes("9")), (Ok(0), Ok(9)));
+        for text in ["", " 1", "+1", "-1", "1e3", "0x1", "18446744073709551616"] {
+            assert!(count(text).is_err() && small_count(text).is_err(), "{text}");
+        }
+        assert!(small_count("4294967296").is_err() && processes("9223372036854775808").is_err());
     }
 
     #[test]

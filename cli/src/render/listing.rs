@@ -34,7 +34,8 @@ impl Listing<'_> {
     }
 
     pub(crate) fn render(&self, shape: &Shape, rows: &[Row]) -> Result<String, TemplateError> {
-        let format = shape.format.as_deref().unwrap_or("table").trim();
+        // As with Docker, an empty format is none.
+        let format = shape.format.as_deref().map(str::trim).filter(|format| !format.is_empty()).unwrap_or("table");
         match format {
             "json" => Ok(rows.iter().map(|row| format!("{}\n", Value::Object(row.clone()))).collect()),
             "table" if shape.quiet => self.lines(&format!("{{{{.{}}}}}", self.quiet), rows),
@@ -120,6 +121,7 @@ mod tests {
             "ID        NAME              PORTS\n1         web               \n2         longer-than-ten   *:80->80/tcp\n",
         );
         check(None, true, "1\n2\n");
+        check(Some(""), true, "1\n2\n");
         check(
             Some("table {{.Name}}\\t{{.ID}}"),
             false,

@@ -148,6 +148,24 @@ mod tests {
     }
 
     #[test]
+    fn names_are_left_unresolved_when_asked() {
+        let node = NodeId::from_random(7).to_string();
+        let nodes = HashMap::from([(node.clone(), "n1".to_owned())]);
+        let service = ServiceId::from_random(1).to_string();
+        let services = HashMap::from([(service.clone(), "shop".to_owned())]);
+        let (now, jobs) = (Timestamp::from_unix_ms(10_000), HashSet::new());
+        let one = [task(3, 1, 1_000, TaskState::Running, None)];
+        for (no_resolve, no_trunc, named, of, id_len) in
+            [(false, false, "shop.1", "n1", 12), (true, true, "web.1", &node, 25)]
+        {
+            let view = View { now, no_trunc, no_resolve, nodes: &nodes, services: &services, jobs: &jobs };
+            let row = rows(&one, &view).remove(0);
+            assert_eq!((row["Name"].as_str(), row["Node"].as_str()), (Some(named), Some(of)));
+            assert_eq!(row["ID"].as_str().map(str::len), Some(id_len));
+        }
+    }
+
+    #[test]
     fn history_is_under_the_newest_task_of_its_slot() {
         let tasks = [
             task(3, 10, 1_000, TaskState::Running, None),

@@ -12,7 +12,9 @@ use super::{change, flags::SpecFlags, registry, resolve};
 use crate::{
     api::Api,
     commands::warn,
-    flags::{file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port},
+    flags::{
+        file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port, resolver,
+    },
     progress,
 };
 
@@ -35,13 +37,13 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
     container_label: Vec<(String, String)>,
     /// Set custom DNS servers
-    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
     dns: Vec<std::net::IpAddr>,
     /// Set DNS options
-    #[arg(long, value_name = "OPTION")]
+    #[arg(long, value_name = "OPTION", value_parser = resolver::option)]
     dns_option: Vec<String>,
     /// Set custom DNS search domains
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = resolver::search_domain)]
     dns_search: Vec<String>,
     /// Set environment variables
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = key_value::variable)]
@@ -53,10 +55,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KIND=NUMBER", value_parser = linux::generic_resource)]
     generic_resource: Vec<(String, u64)>,
     /// Set one or more supplementary user groups for the container
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = linux::group)]
     group: Vec<String>,
     /// Set one or more custom host-to-IP mappings (host:ip)
-    #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     host: Vec<String>,
     /// Service labels
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
@@ -77,10 +79,10 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "SECRET", value_parser = file_ref::parse)]
     secret: Vec<NamedFile>,
     /// Sysctl options
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl: Vec<(String, String)>,
     /// Ulimit options (name=soft[:hard])
-    #[arg(long, value_name = "ULIMIT", value_parser = change::ulimit)]
+    #[arg(long, value_name = "ULIMIT", value_parser = linux::ulimit)]
     ulimit: Vec<Ulimit>,
     #[command(flatten)]
     flags: SpecFlags,
@@ -160,7 +162,11 @@ pub(super) fn spec(
     container.dns.options = args.dns_option.clone();
     container.sysctls = key_value::map(&args.sysctl);
     container.ulimits = args.ulimit.clone();
-    spec.task.generic = args.generic_resource.iter().cloned().collect();
+    for (kind, count) in &args.generic_resource {
+        if spec.task.generic.insert(kind.clone(), *count).is_some() {
+            return Err(format!("--generic-resource {kind}={count}: {kind} is there twice, name it once with the sum"));
+        }
+    }
     spec.task.placement.constraints = args.constraint.clone();
     spec.task.placement.spread = args.placement_pref.clone();
     spec.endpoint.ports = args.publish.iter().flat_map(|list| list.0.clone()).collect();

@@ -9,7 +9,7 @@ use orch_model::{
     },
 };
 
-use super::registry::Wanted;
+use super::{capabilities, registry::Wanted};
 use crate::{
     commands::health::HealthFlags,
     flags::{duration, key_value, linux, quantity, words},
@@ -49,8 +49,8 @@ pub(super) struct SpecFlags {
     /// Limit memory
     #[arg(long, value_name = "BYTES", value_parser = quantity::bytes)]
     limit_memory: Option<u64>,
-    /// Limit maximum number of processes (0: unlimited)
-    #[arg(long, value_name = "N", value_parser = quantity::count)]
+    /// Limit maximum number of processes (0 or -1: unlimited)
+    #[arg(long, value_name = "N", value_parser = quantity::processes, allow_hyphen_values = true)]
     limit_pids: Option<u64>,
     /// Logging driver for service
     #[arg(long, value_name = "DRIVER")]
@@ -137,10 +137,10 @@ pub(super) struct SpecFlags {
     #[arg(long, value_name = "N", value_parser = quantity::count)]
     update_parallelism: Option<u64>,
     /// Username or UID (format: <name|uid>[:<group|gid>])
-    #[arg(short, long, value_name = "USER")]
+    #[arg(short, long, value_name = "USER", value_parser = linux::user)]
     user: Option<String>,
     /// Working directory inside the container
-    #[arg(short, long, value_name = "DIR", value_parser = absolute)]
+    #[arg(short, long, value_name = "DIR", value_parser = linux::working_dir)]
     workdir: Option<String>,
     /// Exit immediately instead of waiting for the service to converge
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
@@ -226,14 +226,7 @@ impl SpecFlags {
 
     fn apply_container(&self, spec: &mut ServiceSpec) {
         let container = &mut spec.task.container;
-        for capability in &self.cap_add {
-            container.cap_drop.retain(|have| have != capability);
-            add(&mut container.cap_add, capability);
-        }
-        for capability in &self.cap_drop {
-            container.cap_add.retain(|have| have != capability);
-            add(&mut container.cap_drop, capability);
-        }
+        capabilities::change(container, &self.cap_add, &self.cap_drop);
         if let Some(Words(words)) = &self.entrypoint {
             container.command = words.clone();
         }
@@ -272,7 +265,10 @@ impl SpecFlags {
         }
         if self.log_driver.is_some() || !self.log_opt.is_empty() {
             let driver = task.log_driver.get_or_insert_with(LogDriver::default);
-            set(&mut driver.name, &self.log_driver);
+            if let Some(name) = &self.log_driver {
+                // As with Docker: what an option means is the driver's.
+                *driver = LogDriver { name: name.clone(), ..LogDriver::default() };
+            }
             driver.options.extend(self.log_opt.iter().cloned());
         }
         match self.endpoint_mode {
@@ -354,12 +350,6 @@ fn set<T: Clone>(slot: &mut T, given: &Option<T>) {
     }
 }
 
-fn add(list: &mut Vec<String>, item: &str) {
-    if !list.iter().any(|have| have == item) {
-        list.push(item.to_owned());
-    }
-}
-
 fn failure_action(text: &str) -> Result<FailureAction, String> {
     match text {
         "pause" => Ok(FailureAction::Pause),
@@ -379,8 +369,4 @@ fn rollback_action(text: &str) -> Result<FailureAction, String> {
 fn ratio(text: &str) -> Result<f32, String> {
     let ratio = text.parse().ok().filter(|r| (0.0..=1.0).contains(r));
     ratio.ok_or_else(|| "expected a ratio from 0 to 1, such as 0.2".into())
-}
-
-fn absolute(text: &str) -> Result<String, String> {
-    if text.starts_with('/') { Ok(text.into()) } else { Err("expected an absolute path inside the container".into()) }
 }

@@ -1,5 +1,6 @@
 //! `orch service …`.
 
+mod capabilities;
 pub(super) mod change;
 pub(crate) use change::constraint;
 pub(crate) mod create;
@@ -31,6 +32,7 @@ use tonic::Code;
 use super::{ListFlags, for_each, print_inspected, warn};
 use crate::{
     api::{Api, explain, updated},
+    flags::quantity,
     inspect, progress,
     render::time,
 };
@@ -215,12 +217,12 @@ pub(crate) async fn send(api: &mut Api, before: &Service, spec: Option<&ServiceS
             }
             Err(status) => status,
         };
-        if status.code() != Code::Aborted || attempts.next().is_none() {
+        if status.code() != Code::Aborted {
             return Err(explain(status));
         }
         let now = api.get::<Service>(id).await?;
-        if now.spec != before.spec {
-            return Err(explain(status));
+        if now.spec != before.spec || attempts.next().is_none() {
+            return Err(explain(status).context(format!("service {} is as it was", before.spec.annotations.name)));
         }
         version = now.meta.version;
     }
@@ -284,7 +286,7 @@ fn scale_target(text: &str) -> Result<(String, u64), String> {
     if name.is_empty() {
         return Err(form.into());
     }
-    let count = count.parse().map_err(|_| format!("{count:?} is not a number of replicas; {form}"))?;
+    let count = quantity::count(count).map_err(|_| format!("{count:?} is not a number of replicas; {form}"))?;
     Ok((name.to_owned(), count))
 }
 
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn scale_targets() {
         assert_eq!(scale_target("web=5"), Ok(("web".into(), 5)));
-        for text in ["web", "web=", "web=-1", "=3", "web=x"] {
+        for text in ["web", "web=", "web=-1", "web=+1", "=3", "web=x", "web=18446744073709551616"] {
             assert!(scale_target(text).unwrap_err().contains("web=5"), "{text}");
         }
     }

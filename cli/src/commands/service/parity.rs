@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use clap::{Args, Command};
+use clap::{Args, Command, Subcommand};
 
-use super::{create::CreateArgs, list, ps, update::UpdateArgs};
-use crate::commands::node;
+use super::{ServiceCommand, create::CreateArgs, list, ps, update::UpdateArgs};
+use crate::commands::{node, run::RunArgs};
 
 const PAGE: &str = include_str!("../../../../docs/parity.md");
 
@@ -33,6 +33,34 @@ const DOCKER_UPDATE: &str = "args cap-add cap-drop config-add config-rm constrai
     rollback-parallelism secret-add secret-rm stop-grace-period stop-signal sysctl-add sysctl-rm tty ulimit-add \
     ulimit-rm update-delay update-failure-action update-max-failure-ratio update-monitor update-order \
     update-parallelism user with-registry-auth workdir";
+
+/// The same of the other commands for services and nodes that take any.
+const DOCKER_COMMANDS: [(&str, &str); 11] = [
+    ("service ls", "filter format quiet"),
+    ("service ps", "filter format no-resolve no-trunc quiet"),
+    ("service logs", "details follow no-resolve no-task-ids no-trunc raw since tail timestamps"),
+    ("service scale", "detach"),
+    ("service rollback", "detach quiet"),
+    ("service inspect", "format pretty"),
+    ("node ls", "filter format quiet"),
+    ("node ps", "filter format no-resolve no-trunc quiet"),
+    ("node inspect", "format pretty"),
+    ("node update", "availability label-add label-rm role"),
+    ("node rm", "force"),
+];
+
+/// The same of `docker run`.
+const DOCKER_RUN: &str = "add-host annotation attach blkio-weight blkio-weight-device cap-add cap-drop cgroup-parent cgroupns cidfile \
+    cpu-count cpu-percent cpu-period cpu-quota cpu-rt-period cpu-rt-runtime cpu-shares cpus cpuset-cpus \
+    cpuset-mems detach detach-keys device device-cgroup-rule device-read-bps device-read-iops device-write-bps \
+    device-write-iops disable-content-trust dns dns-option dns-search domainname entrypoint env env-file expose \
+    gpus group-add health-cmd health-interval health-retries health-start-interval health-start-period \
+    health-timeout help hostname init interactive io-maxbandwidth io-maxiops ip ip6 ipc isolation kernel-memory \
+    label label-file link link-local-ip log-driver log-opt mac-address memory memory-reservation memory-swap \
+    memory-swappiness mount name network network-alias no-healthcheck oom-kill-disable oom-score-adj pid \
+    pids-limit platform privileged publish publish-all pull quiet read-only restart rm runtime security-opt \
+    shm-size sig-proxy stop-signal stop-timeout storage-opt sysctl tmpfs tty ulimit use-api-socket user userns \
+    uts volume volume-driver volumes-from workdir";
 
 /// One row: what it is about, how it compares, the tests that show it.
 struct Row {
@@ -91,6 +119,34 @@ fn every_flag_has_a_row() {
     check_flags("service update", &UpdateArgs::augment_args(Command::new("update")), DOCKER_UPDATE);
 }
 
+fn run_command() -> Command {
+    RunArgs::augment_args(Command::new("run").disable_help_flag(true))
+}
+
+#[test]
+fn every_flag_of_the_other_commands_has_a_row() {
+    let service = ServiceCommand::augment_subcommands(Command::new("service"));
+    let node = node::NodeCommand::augment_subcommands(Command::new("node"));
+    for (words, docker) in DOCKER_COMMANDS {
+        let (of, name) = words.split_once(' ').unwrap();
+        let command = if of == "service" { &service } else { &node };
+        check_flags(&format!("{words}: flags"), command.find_subcommand(name).unwrap(), docker);
+    }
+    check_flags("run", &run_command(), DOCKER_RUN);
+}
+
+#[test]
+fn what_is_not_here_is_refused() {
+    let rows = section("run");
+    let missing: Vec<_> = rows.iter().filter(|row| row.verdict.starts_with("not here")).collect();
+    for row in &missing {
+        let words = ["run".to_owned(), format!("{}=1", row.what), "busybox".to_owned()];
+        let refusal = run_command().try_get_matches_from(words).expect_err(&row.what).to_string();
+        assert!(refusal.contains(&row.what), "{}: {refusal}", row.what);
+    }
+    assert!(missing.len() > 30, "{}", missing.len());
+}
+
 #[test]
 fn every_column_and_filter_has_a_row() {
     let fields = |headings: &[(&'static str, &str)]| headings.iter().map(|(field, _)| *field).collect::<Vec<_>>();
@@ -121,7 +177,7 @@ fn every_row_says_how_it_compares_and_names_tests_that_exist() {
             }
         }
     }
-    assert!(count > 200, "{count} rows");
+    assert!(count > 380, "{count} rows");
 }
 
 #[test]

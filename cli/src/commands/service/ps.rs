@@ -59,6 +59,15 @@ pub(crate) async fn print_tasks(
 ) -> anyhow::Result<()> {
     let filters = flags.filters(&FILTERS)?.only("desired-state", &DESIRED).map_err(anyhow::Error::msg)?;
     let nodes = node_names(&api.all::<Node>().await?);
+    for name in filters.values("node") {
+        let is_node = nodes.iter().any(|(id, hostname)| id.starts_with(name.as_str()) || hostname == name);
+        // A node that was removed has tasks for a while.
+        let was_node =
+            tasks.iter().filter_map(|task| task.node.as_ref()).any(|id| id.as_str().starts_with(name.as_str()));
+        if !is_node && !was_node {
+            anyhow::bail!("node {name} not found: `orch node ls` shows the nodes");
+        }
+    }
     let services = api.all::<Service>().await?;
     let is_job = |s: &&Arc<Service>| matches!(s.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);
     let jobs = services.iter().filter(is_job).map(|s| s.id.to_string()).collect();

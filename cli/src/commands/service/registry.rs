@@ -10,6 +10,7 @@ use orch_model::{Annotations, Kind, SecretId, image::Image, secret::Secret, serv
 use orch_proto::{conv::ToProto, wire};
 use prost::Message as _;
 use tokio::time::timeout;
+use tonic::Code;
 
 use crate::{
     api::{Api, explain, worker},
@@ -105,6 +106,11 @@ async fn ask(api: &Api, image: &str) -> anyhow::Result<Option<String>> {
         auth: image::credentials_for(image)?,
         ..Default::default()
     };
-    let resolved = worker(api.paths()).await?.resolve_image(request).await.map_err(explain)?.into_inner();
+    let resolved = match worker(api.paths()).await?.resolve_image(request).await {
+        Ok(resolved) => resolved.into_inner(),
+        // That is no name: the managers refuse it with the form.
+        Err(status) if status.code() == Code::InvalidArgument => return Ok(None),
+        Err(status) => return Err(explain(status)),
+    };
     Ok(resolved.reference.split_once('@').map(|(_, digest)| digest.to_owned()))
 }

@@ -20,6 +20,9 @@ pub(crate) async fn networks(api: &mut Api, named: &[NamedAttachment]) -> anyhow
     for attachment in named {
         let network: Arc<Network> =
             api.get(&attachment.network).await.with_context(|| format!("network {:?}", attachment.network))?;
+        if resolved.iter().any(|have: &NetworkAttachmentSpec| have.network == network.id) {
+            anyhow::bail!("network {:?} is named twice: name it once", attachment.network);
+        }
         resolved.push(NetworkAttachmentSpec {
             network: network.id.clone(),
             aliases: attachment.aliases.clone(),

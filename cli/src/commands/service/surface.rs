@@ -22,8 +22,8 @@ fn good() -> Vec<(&'static str, String, Value)> {
     let task = |field: &str| format!("/TaskTemplate/{field}");
     let of = |field: &str| format!("/{field}");
     vec![
-        ("--cap-add NET_ADMIN", container("CapabilityAdd"), json!(["NET_ADMIN"])),
-        ("--cap-drop CHOWN", container("CapabilityDrop"), json!(["CHOWN"])),
+        ("--cap-add NET_ADMIN", container("CapabilityAdd"), json!(["CAP_NET_ADMIN"])),
+        ("--cap-drop CHOWN", container("CapabilityDrop"), json!(["CAP_CHOWN"])),
         ("--constraint node.role==manager", task("Placement/Constraints"), json!(["node.role==manager"])),
         ("--container-label a=b", container("Labels"), json!({"a": "b"})),
         ("--dns 1.2.3.4", container("DNSConfig/Nameservers"), json!(["1.2.3.4"])),

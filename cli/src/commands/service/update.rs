@@ -1,9 +1,11 @@
 //! `orch service update`.
 
+mod removals;
+
 use std::collections::BTreeMap;
 
 use clap::Args;
-use orch_model::service::{Mount, PortConfig, Protocol, Service, ServiceMode, ServiceSpec, Ulimit};
+use orch_model::service::{FileRef, Mount, PortConfig, Protocol, Service, ServiceMode, ServiceSpec, Ulimit};
 use orch_proto::paths::Paths;
 
 use super::{
@@ -13,7 +15,11 @@ use super::{
 };
 use crate::{
     api::Api,
-    flags::{file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port},
+    commands::warn,
+    flags::{
+        file_ref, file_ref::NamedFile, key_value, linux, mount, network, network::NamedAttachment, port, resolver,
+        resolver::HostRemoval,
+    },
     progress,
 };
 
@@ -94,25 +100,25 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "CONFIG")]
     config_rm: Vec<String>,
     /// Add a custom host-to-IP mapping (host:ip)
-    #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     host_add: Vec<String>,
-    /// Remove a custom host-to-IP mapping (host:ip)
-    #[arg(long, value_name = "HOST:IP", value_parser = change::host_entry)]
-    host_rm: Vec<String>,
+    /// Remove a custom host-to-IP mapping (host:ip), or all of a host
+    #[arg(long, value_name = "HOST[:IP]", value_parser = HostRemoval::parse)]
+    host_rm: Vec<HostRemoval>,
     /// Add or update a custom DNS server
-    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
     dns_add: Vec<std::net::IpAddr>,
     /// Remove a custom DNS server
-    #[arg(long, value_name = "ADDRESS", value_parser = change::address)]
+    #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
     dns_rm: Vec<std::net::IpAddr>,
     /// Add or update a DNS option
-    #[arg(long, value_name = "OPTION")]
+    #[arg(long, value_name = "OPTION", value_parser = resolver::option)]
     dns_option_add: Vec<String>,
     /// Remove a DNS option
     #[arg(long, value_name = "OPTION")]
     dns_option_rm: Vec<String>,
     /// Add or update a custom DNS search domain
-    #[arg(long, value_name = "DOMAIN")]
+    #[arg(long, value_name = "DOMAIN", value_parser = resolver::search_domain)]
     dns_search_add: Vec<String>,
     /// Remove a DNS search domain
     #[arg(long, value_name = "DOMAIN")]
@@ -124,19 +130,19 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "KIND")]
     generic_resource_rm: Vec<String>,
     /// Add a supplementary user group to the container
-    #[arg(long, value_name = "GROUP")]
+    #[arg(long, value_name = "GROUP", value_parser = linux::group)]
     group_add: Vec<String>,
     /// Remove a supplementary user group from the container
     #[arg(long, value_name = "GROUP")]
     group_rm: Vec<String>,
     /// Add or update a sysctl option
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value::pair)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl_add: Vec<(String, String)>,
     /// Remove a sysctl option
     #[arg(long, value_name = "KEY")]
     sysctl_rm: Vec<String>,
     /// Add or update a ulimit option
-    #[arg(long, value_name = "ULIMIT", value_parser = change::ulimit)]
+    #[arg(long, value_name = "ULIMIT", value_parser = linux::ulimit)]
     ulimit_add: Vec<Ulimit>,
     /// Remove a ulimit option
     #[arg(long, value_name = "NAME")]
@@ -154,7 +160,13 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
         super::roll_back(&mut api, &before).await?
     } else {
         let mut spec = before.spec.clone();
+        let notes = removals::check(&args, &spec).map_err(anyhow::Error::msg)?;
         change_spec(&args, &mut spec, |name| std::env::var(name).ok()).map_err(anyhow::Error::msg)?;
+        let nowhere = |name: &&String| !name.contains('=') && std::env::var(name).is_err();
+        let unset = args.env_add.iter().filter(nowhere);
+        let unset =
+            unset.map(|name| format!("--env-add {name}: this shell has no such variable, so nothing was changed"));
+        warn(&notes.into_iter().chain(unset).collect::<Vec<_>>());
         resolve_changes(&args, &mut api, &mut spec).await?;
         let wanted = args.flags.image_wanted(args.image.is_some());
         let login = registry::settle(&mut api, &before.spec.annotations.name, &mut spec.task.container, wanted).await?;
@@ -176,9 +188,10 @@ pub(crate) async fn run(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()> {
 /// Docker's words: what a rollback leads to is the previous spec and nothing else.
 pub(super) fn only_rollback(args: &UpdateArgs, before: &ServiceSpec) -> Result<(), String> {
     let mut spec = before.clone();
+    let notes = removals::check(args, before)?;
     change_spec(args, &mut spec, |_| None)?;
     let files = [&args.secret_add, &args.config_add].iter().any(|files| !files.is_empty());
-    if spec != *before || files || !args.network_add.is_empty() || !args.network_rm.is_empty() {
+    if spec != *before || !notes.is_empty() || files || !args.network_add.is_empty() || !args.network_rm.is_empty() {
         return Err("other flags may not be combined with --rollback: leave them out, or --rollback".into());
     }
     Ok(())
@@ -211,9 +224,7 @@ pub(super) fn change_spec(
     change::list(&mut placement.constraints, &args.constraint_rm, &args.constraint_add, Clone::clone);
     change::list(&mut placement.spread, &args.placement_pref_rm, &args.placement_pref_add, Clone::clone);
     change_container(args, spec, environment);
-    // Docker takes KIND=NUMBER here too, and looks at the kind.
-    let gone = |kind: &str| args.generic_resource_rm.iter().any(|rm| rm.split('=').next() == Some(kind));
-    spec.task.generic.retain(|kind, _| !gone(kind));
+    spec.task.generic.retain(|kind, _| !args.generic_resource_rm.contains(kind));
     spec.task.generic.extend(args.generic_resource_add.iter().cloned());
     change_ports(args, &mut spec.endpoint.ports);
     if args.force {
@@ -236,14 +247,17 @@ fn change_container(args: &UpdateArgs, spec: &mut ServiceSpec, environment: impl
     let all = std::mem::take(&mut container.env).into_iter().chain(args.env_add.iter().cloned());
     container.env = key_value::merge_env(all, environment);
     labels(&mut container.labels, &args.container_label_rm, &args.container_label_add);
-    labels(&mut container.sysctls, &args.sysctl_rm, &args.sysctl_add);
+    container.sysctls.retain(|key, _| !args.sysctl_rm.iter().any(|gone| removals::key_of(gone) == key));
+    container.sysctls.extend(args.sysctl_add.iter().cloned());
     change::list(&mut container.mounts, &args.mount_rm, &args.mount_add, |m| m.target.clone());
-    change::list(&mut container.hosts, &args.host_rm, &args.host_add, Clone::clone);
+    container.hosts.retain(|line| !args.host_rm.iter().any(|gone| gone.names(line)));
+    change::list(&mut container.hosts, &[], &args.host_add, Clone::clone);
     change::list(&mut container.dns.nameservers, &args.dns_rm, &args.dns_add, |a| *a);
     change::list(&mut container.dns.options, &args.dns_option_rm, &args.dns_option_add, Clone::clone);
     change::list(&mut container.dns.search, &args.dns_search_rm, &args.dns_search_add, Clone::clone);
     change::list(&mut container.groups, &args.group_rm, &args.group_add, Clone::clone);
-    change::list(&mut container.ulimits, &args.ulimit_rm, &args.ulimit_add, |u| u.name.clone());
+    let limits: Vec<String> = args.ulimit_rm.iter().map(|gone| removals::key_of(gone).to_owned()).collect();
+    change::list(&mut container.ulimits, &limits, &args.ulimit_add, |u| u.name.clone());
     container.secrets.retain(|f| !args.secret_rm.iter().any(|gone| *gone == f.name || *gone == f.id.as_str()));
     container.configs.retain(|f| !args.config_rm.iter().any(|gone| *gone == f.name || *gone == f.id.as_str()));
 }
@@ -263,12 +277,41 @@ fn change_ports(args: &UpdateArgs, ports: &mut Vec<PortConfig>) {
 async fn resolve_changes(args: &UpdateArgs, api: &mut Api, spec: &mut ServiceSpec) -> anyhow::Result<()> {
     let gone: Vec<_> = resolve::networks(api, &args.network_rm).await?.into_iter().map(|n| n.network).collect();
     let added = resolve::networks(api, &args.network_add).await?;
-    change::list(&mut spec.task.networks, &gone, &added, |n| n.network.clone());
+    let networks = &mut spec.task.networks;
+    for (network, named) in gone.iter().zip(&args.network_rm) {
+        if !networks.iter().any(|have| have.network == *network) {
+            warn(&[format!("--network-rm {}: the service is not attached to it", named.network)]);
+        }
+    }
+    networks.retain(|have| !gone.contains(&have.network));
+    for (attachment, named) in added.into_iter().zip(&args.network_add) {
+        if networks.iter().any(|have| have.network == attachment.network) {
+            anyhow::bail!(
+                "service is already attached to network {0}: to change how, give --network-rm {0} as well",
+                named.network
+            );
+        }
+        networks.push(attachment);
+    }
     let container = &mut spec.task.container;
-    let secrets = resolve::secrets(api, &args.secret_add).await?;
-    change::list(&mut container.secrets, &[], &secrets, |f| f.target.clone());
-    let configs = resolve::configs(api, &args.config_add).await?;
-    change::list(&mut container.configs, &[], &configs, |f| f.target.clone());
+    add_files("secret", &mut container.secrets, resolve::secrets(api, &args.secret_add).await?)?;
+    add_files("config", &mut container.configs, resolve::configs(api, &args.config_add).await?)
+}
+
+/// In Docker's words: one file takes no other's place unless the other goes.
+fn add_files<Id: Clone>(what: &str, files: &mut Vec<FileRef<Id>>, added: Vec<FileRef<Id>>) -> anyhow::Result<()> {
+    for file in added {
+        if let Some(have) = files.iter().find(|have| have.target == file.target) {
+            anyhow::bail!(
+                "{what} references '{}' and '{}' have a conflicting target: '{}'; to replace the first, give --{what}-rm \
+                 {0} as well",
+                have.name,
+                file.name,
+                file.target
+            );
+        }
+        files.push(file);
+    }
     Ok(())
 }
 
@@ -310,6 +353,78 @@ mod tests {
         spec.task.container.image_digest = Some("sha256:00".into());
         change_spec(&line.args, &mut spec, |_| None)?;
         Ok(spec)
+    }
+
+    #[test]
+    fn what_is_not_there_is_said_and_what_contradicts_itself_refused() {
+        let check = |line: &str| {
+            let before = updated(
+                "--constraint-add node.role==manager --host-add db:1.2.3.4 --generic-resource-add GPU=1 --mount-add \
+                 target=/v --ulimit-add nofile=5 --sysctl-add net.a=1 --dns-add 1.1.1.1 --group-add g web",
+            );
+            let words = crate::flags::words::split(&format!("update {line} web")).unwrap();
+            removals::check(&Line::try_parse_from(words).unwrap().args, &before.unwrap())
+        };
+        for line in [
+            "--env-rm A --label-rm old --constraint-rm node.role==manager --host-rm db --generic-resource-rm GPU",
+            "--mount-rm /v --ulimit-rm nofile=5 --sysctl-rm net.a=1 --dns-rm 1.1.1.1 --group-rm g --publish-rm 80",
+            "--host-rm db:1.2.3.4 --host-add db:5.6.7.8 --env-rm A --env-add A=2",
+        ] {
+            assert_eq!(check(line), Ok(Vec::new()), "{line}");
+        }
+        for flag in [
+            "env-rm NOPE",
+            "env-rm A=1",
+            "label-rm nope",
+            "container-label-rm nope",
+            "constraint-rm node.role==worker",
+            "mount-rm /w",
+            "secret-rm nope",
+            "config-rm nope",
+            "dns-rm 9.9.9.9",
+            "dns-option-rm x",
+            "dns-search-rm x",
+            "group-rm nope",
+            "sysctl-rm nope",
+            "ulimit-rm core",
+            "publish-rm 8080",
+            "publish-rm 80/udp",
+        ] {
+            let notes = check(&format!("--{flag}")).unwrap();
+            assert!(notes.len() == 1 && notes[0].starts_with(&format!("--{flag}: ")), "{flag}: {notes:?}");
+        }
+        for (line, words) in [
+            (
+                "--constraint-add node.id==x --constraint-rm node.id==x",
+                "--constraint-add and --constraint-rm both name",
+            ),
+            ("--group-add g --group-rm g", "--group-add and --group-rm both name g: leave one of them out"),
+            ("--dns-add 1.1.1.1 --dns-rm 1.1.1.1", "--dns-add and --dns-rm both name 1.1.1.1"),
+            (
+                "--generic-resource-rm NOPE",
+                "could not find generic-resource `NOPE` to remove it: the service's tasks reserve GPU",
+            ),
+        ] {
+            assert!(check(line).unwrap_err().starts_with(words), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_file_takes_no_others_place() {
+        let file = |name: &str, target: &str| FileRef {
+            id: (),
+            name: name.into(),
+            target: target.into(),
+            uid: "0".into(),
+            gid: "0".into(),
+            mode: 0o444,
+        };
+        let mut files = vec![file("s1", "s1")];
+        let refusal = add_files("secret", &mut files, vec![file("s2", "s1")]).unwrap_err().to_string();
+        assert!(refusal.starts_with("secret references 's1' and 's2' have a conflicting target: 's1'"), "{refusal}");
+        assert!(refusal.contains("--secret-rm s1"), "{refusal}");
+        add_files("secret", &mut files, vec![file("s2", "s2")]).unwrap();
+        assert_eq!(files.len(), 2);
     }
 
     #[test]
