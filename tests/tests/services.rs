@@ -1,6 +1,6 @@
 //! Services by their commands: creating, listing, changing, naming, and what is refused.
 
-use std::fs;
+use std::{fs, thread};
 
 use orch_tests::{Lab, eventually};
 
@@ -155,7 +155,7 @@ fn a_restarted_worker_knows_its_containers(lab: &Lab) {
     let before = listed().ok();
     assert!(before.contains("while sleep 0.1"), "{before}");
     // `timeout` says 124 when it had to end the command, which has followed the log until then.
-    let follower = std::thread::scope(|scope| {
+    let follower = thread::scope(|scope| {
         let followed = scope.spawn(|| {
             lab.exec("n1", &["timeout", "8", "orch", "service", "logs", "-f", "--raw", "--tail", "1", "steady"])
         });
@@ -210,6 +210,15 @@ fn bad_flags_change_nothing(lab: &Lab) {
     refused(&["service", "create", "--mount", "type=nonsense,target=/x", "box"], "nonsense");
     refused(&["service", "scale", "nobody=3"], "nobody");
     refused(&["service", "create", "--network", "nowhere", "box"], "nowhere");
+    refused(&["service", "create", "--log-driver", "syslog", "box"], "logging driver \"syslog\" is not known");
+    refused(&["service", "create", "--log-opt", "max-size=lots", "box"], "max-size");
+    refused(&["service", "create", "-p", "2377:80", "box"], "port 2377/tcp cannot be published");
+    refused(&["service", "create", "--host", "a\nb:1.2.3.4", "box"], "--host");
+    refused(&["service", "create", "a b"], "invalid reference format");
+    refused(&["service", "update", "--generic-resource-rm", "GPU", "taken"], "could not find generic-resource `GPU`");
+    refused(&["node", "update", "--label-rm", "nothing", "n1"], "key nothing doesn't exist in node's labels");
+    refused(&["service", "ps", "--filter", "node=nowhere", "taken"], "node nowhere not found");
+    of_racing_updates_none_is_lost(lab, "taken");
     let services = lab.orch(&["service", "ls", "--format", "{{.Name}}"]).ok();
     assert_eq!(services.trim(), "taken", "a refused command left something behind");
     let _ = lab.orch(&["service", "rm", "taken"]).ok();
@@ -225,6 +234,22 @@ fn bad_flags_change_nothing(lab: &Lab) {
     let not_yaml = deploy("services: [web\n  image: }box\n");
     assert!(not_yaml.contains("compose.yml"), "{not_yaml}");
     assert!(lab.orch(&["stack", "ls", "--format", "{{.Name}}"]).ok().trim().is_empty());
+}
+
+/// Whoever changes what another one has changed meanwhile is told so, and changes nothing.
+fn of_racing_updates_none_is_lost(lab: &Lab, service: &str) {
+    let change = &|n: usize| lab.orch(&["service", "update", "-d", "--env-add", &format!("RACE{n}=1"), service]);
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let running: Vec<_> = (0..6).map(|n| scope.spawn(move || change(n))).collect();
+        running.into_iter().map(|one| one.join().expect("an outcome")).collect()
+    });
+    let kept = lab.orch(&["service", "inspect", "--format", "{{.Spec.TaskTemplate.ContainerSpec.Env}}", service]).ok();
+    for (n, outcome) in outcomes.iter().enumerate() {
+        let said = &outcome.stderr;
+        assert!(outcome.code == 0 || said.contains("it was changed since, try again"), "{said}");
+        assert_eq!(kept.contains(&format!("RACE{n}=1")), outcome.code == 0, "{kept}: {said}");
+    }
+    assert!(outcomes.iter().any(|outcome| outcome.code == 0));
 }
 
 fn volumes_and_binds_hold_data(lab: &Lab) {
