@@ -141,6 +141,8 @@ pub(crate) struct Engine {
     counts: Counts,
     /// How often all was looked at.
     checks: u32,
+    /// Tasks were found whose program has ended: what leads to them is to be taken away.
+    deaths: bool,
     /// Much was made or removed: what that took and freed again is to be given back.
     churned: bool,
 }
@@ -185,11 +187,12 @@ impl Engine {
             firewall: None,
             counts: Counts::default(),
             checks: 0,
+            deaths: false,
             churned: false,
         };
         engine.find_tasks().map_err(failed("reading what is known of this node's tasks"))?;
         engine.open_crypt().await;
-        engine.pass(true).await;
+        engine.bring_up_to_date(true).await;
         engine.keeper.let_go_of_the_rest();
         Ok(engine)
     }
@@ -208,16 +211,24 @@ impl Engine {
                         return;
                     }
                     let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
-                    self.pass(false).await;
+                    self.bring_up_to_date(false).await;
                     waiting.into_iter().for_each(|waiting| self.answer(waiting));
                 }
                 _ = check.tick() => {
-                    self.pass(true).await;
+                    self.bring_up_to_date(true).await;
                     if std::mem::take(&mut self.churned) {
                         drop(tokio::task::spawn_blocking(memory::give_back));
                     }
                 }
             }
+        }
+    }
+
+    /// A pass, and another one when it found tasks whose program has ended.
+    async fn bring_up_to_date(&mut self, check: bool) {
+        self.pass(check).await;
+        if std::mem::take(&mut self.deaths) {
+            self.pass(false).await;
         }
     }
 
@@ -267,10 +278,7 @@ impl Engine {
                 Err(error) => refuse(reply, error),
             },
             Command::Down(id, reply) => {
-                if let Some(task) = self.tasks.get_mut(&id).filter(|task| !task.down) {
-                    task.down = true;
-                    self.unsaved.insert(id);
-                }
+                self.take_down(&id);
                 Some(Waiting::Gone(reply))
             }
             Command::Detach(id, reply) => {
@@ -345,6 +353,14 @@ impl Engine {
         }
         trace.steps.sort_by_key(|step| step.stage.min(Stage::Backend));
         Ok(Traced { trace, ns })
+    }
+
+    /// Its program has ended: nobody is sent there any more.
+    fn take_down(&mut self, id: &TaskId) {
+        if let Some(task) = self.tasks.get_mut(id).filter(|task| !task.down) {
+            task.down = true;
+            self.unsaved.insert(id.clone());
+        }
     }
 
     fn is_encrypted(&self, place: &NsName) -> bool {

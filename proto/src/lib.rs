@@ -13,6 +13,7 @@ pub mod passing;
 pub mod paths;
 pub mod pings;
 pub mod report;
+pub mod silence;
 pub mod tls;
 pub mod transport;
 pub mod wire;

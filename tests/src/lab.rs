@@ -227,6 +227,15 @@ impl Lab {
         text.lines().map(|line| serde_json::from_str(line).map_err(|e| format!("{e} in {line}"))).collect()
     }
 
+    /// The process of a node's daemon: `manager`, `worker`, `netd`.
+    #[must_use]
+    pub fn daemon_pid(&self, node: &str, daemon: &str) -> String {
+        let info = self.orch_on(node, &["info"]).ok();
+        let said = format!("Daemon {daemon}: pid ");
+        let rest = info.split_once(&said).unwrap_or_else(|| panic!("no {said:?} in {info}")).1;
+        rest.chars().take_while(char::is_ascii_digit).collect()
+    }
+
     /// Waits until the service has this many running tasks and as many are wanted; `n/n` in `service ls`.
     #[track_caller]
     pub fn wait_replicas(&self, service: &str, replicas: &str) {

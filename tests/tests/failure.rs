@@ -55,6 +55,37 @@ fn a_killed_task_is_replaced_in_its_slot_and_only_requests_in_flight_to_it_fail(
     assert!(failed.len() <= 2, "{} of {} failed: {failed:?}", failed.len(), answers.len());
 }
 
+/// netd repairs links that somebody took down. Those of a killed container stay down, also when nobody tells netd of it.
+#[test]
+fn a_killed_task_stays_silent_while_its_worker_hangs() {
+    let lab = lab_with_web("hanging-worker");
+    let text = lab.orch_on("n3", &["ps", "--no-trunc", "--format", "{{.Names}} {{.PID}}"]).ok();
+    let (name, pid) = text.trim().split_once(' ').expect("one container");
+    let task = name.rsplit('.').next().expect("a task");
+    let worker = lab.daemon_pid("n3", "worker");
+    let signal = |signal: &str| drop(lab.exec("n3", &["kill", signal, &worker]).ok());
+    signal("-STOP");
+    let _ = lab.exec("n3", &["kill", "-9", pid]).ok();
+    // Its own node finds out when it looks at its networks, and sends nobody there any more.
+    within(Duration::from_secs(15), "the node's port is answered by the others", || {
+        let url = format!("http://{}:8000/", lab.address("n3"));
+        (0..9).try_for_each(|_| lab.get("client", &url).map(drop))
+    });
+    let netns = format!("--net=/run/orch/netns/{task}");
+    let links = || lab.exec("n3", &["nsenter", &netns, "ip", "-o", "link", "show"]).ok();
+    assert!(links().contains("eth0"), "{}", links());
+    let log = || lab.exec("n3", &["cat", "/var/lib/orch/node/log/netd.log"]).ok();
+    // A change of rules makes netd look at every task again.
+    let _ = lab.orch(&["service", "create", "-d", "--name", "other", "-p", "8001:80", "hits"]).ok();
+    lab.wait_replicas("other", "1/1");
+    for line in links().lines().filter(|line| !line.contains(" lo: ")) {
+        assert!(!line.contains(",UP") && !line.contains("<UP"), "a dead task's link is up: {line}");
+    }
+    assert!(!log().contains("someone else changed"), "{}", log());
+    signal("-CONT");
+    lab.wait_replicas("web", "3/3");
+}
+
 fn kill_main_process(lab: &Lab, node: &str, task_name: &str) {
     let text = lab.orch_on(node, &["ps", "--no-trunc", "--format", "{{.Names}} {{.PID}}"]).ok();
     let line = text

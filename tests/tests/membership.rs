@@ -361,9 +361,7 @@ fn a_manager_that_stood_still_takes_nobody_for_dead() {
     wait_containers(&lab, "n2", 1);
     let tasks = || lab.orch(&["service", "ps", "--no-trunc", "--format", "{{.ID}} {{.Node}}", "sleepers"]).result();
     let before = tasks().expect("tasks");
-    let info = lab.orch(&["info"]).ok();
-    let line = info.lines().find(|line| line.contains("Daemon manager: pid ")).unwrap_or_else(|| panic!("{info}"));
-    let pid: String = line.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    let pid = lab.daemon_pid("n1", "manager");
     // Far longer than three heartbeats.
     let _ = lab.exec("n1", &["sh", "-c", &format!("kill -STOP {pid} && sleep 7 && kill -CONT {pid}")]).ok();
     within(RESTART_LIMIT, "it answers again", &tasks);

@@ -213,4 +213,16 @@ pub struct ObservedLink {
     pub mtu: u32,
     pub master: Option<String>,
     pub up: bool,
+    /// Taken down because the program behind it has ended.
+    pub ended: bool,
+}
+
+impl Observed {
+    /// Whether all that should be up in a task's namespace was taken down because its program has ended.
+    #[must_use]
+    pub fn has_ended(&self, plan: &NsPlan) -> bool {
+        let links = plan.links.iter().filter(|(_, link)| link.kind == LinkKind::VethPeer && link.up);
+        let mut seen = links.filter_map(|(name, _)| self.links.get(name)).peekable();
+        seen.peek().is_some() && seen.all(|link| link.ended)
+    }
 }

@@ -30,6 +30,8 @@ pub(super) struct Outcome {
     pub(super) touched: BTreeSet<NsName>,
     /// Of the WireGuard device there, where one is.
     pub(super) key: Option<TunnelKey>,
+    /// The task's program has ended, and nobody has said so yet.
+    pub(super) ended: bool,
     pub(super) error: Option<io::Error>,
 }
 
@@ -60,6 +62,7 @@ impl Job {
                 applied: None,
                 touched: BTreeSet::new(),
                 key: None,
+                ended: false,
                 error: Some(error),
             }),
         )
@@ -77,7 +80,7 @@ impl Job {
         nft::load(&socket, Some(&last.plan.ruleset), &self.plan.ruleset).ok()?;
         let generation = nft::generation(&socket).ok()?;
         let applied = Some(Applied { plan: self.plan.clone(), generation });
-        Some(Outcome { applied, touched: BTreeSet::new(), key: None, error: None })
+        Some(Outcome { applied, touched: BTreeSet::new(), key: None, ended: false, error: None })
     }
 
     /// Needed where a tunnel leads out there.
@@ -90,6 +93,10 @@ impl Job {
     fn carry_out(self) -> io::Result<Outcome> {
         let session = Session::enter(&self.ns, self.crypt())?;
         let mut observed = session.observe(&self.plan)?;
+        if matches!(self.name, NsName::Task(_)) && observed.has_ended(&self.plan) {
+            // Up again, it would refuse clients that others can serve.
+            return Ok(Outcome { applied: self.last, touched: BTreeSet::new(), key: None, ended: true, error: None });
+        }
         let socket = self.ns.netfilter()?;
         let generation = nft::generation(&socket)?;
         // What was complete and is not wanted otherwise by now: no step should be needed.
@@ -110,7 +117,7 @@ impl Job {
         };
         let key = key.and_then(|device| device.key);
         let applied = error.is_none().then_some(Applied { plan: self.plan, generation });
-        Ok(Outcome { applied, touched: touched(&ops), key, error })
+        Ok(Outcome { applied, touched: touched(&ops), key, ended: false, error })
     }
 }
 

@@ -199,6 +199,10 @@ impl Engine {
     }
 
     fn record(&mut self, name: NsName, outcome: Outcome) {
+        if let (NsName::Task(id), true) = (&name, outcome.ended) {
+            self.take_down(id);
+            self.deaths = true;
+        }
         match outcome.error {
             Some(error) => {
                 tracing::warn!(ns = %name, %error, "a namespace is not as it should be");

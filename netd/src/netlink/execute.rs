@@ -9,6 +9,7 @@ use orch_netd_core::{
     ns::{FdbEntry, Link, LinkKind, MARK_MASK, Neighbour, NsName, PolicyRule, Route, Selector, Target, Vxlan},
     ops::{LinkChange, NetOp},
 };
+use orch_proto::silence;
 use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder,
     packet_route::{
@@ -339,12 +340,15 @@ pub(crate) async fn delete_all_links(handle: Handle) -> io::Result<()> {
     delete_links(&handle, |name| name != "lo").await
 }
 
-/// Takes every link but loopback down: nothing more leaves or reaches the namespace.
+/// Takes every link but loopback down, for good: nothing more leaves or reaches the namespace.
 pub(crate) async fn cut_off(handle: Handle) -> io::Result<()> {
     let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
     for message in messages.iter().filter(|m| !m.header.flags.contains(LinkFlags::Loopback)) {
-        let down = LinkUnspec::new_with_index(message.header.index).down();
-        gone(handle.link().set(down.build()).execute().await)?;
+        let mut down = LinkUnspec::new_with_index(message.header.index).down().build();
+        let ended = LinkFlags::from_bits_retain(silence::ENDED.into());
+        down.header.flags |= ended;
+        down.header.change_mask |= ended;
+        gone(handle.link().set(down).execute().await)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use orch_netd_core::{
     names::{HOST_PREFIX, Mac, WIREGUARD},
     ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
 };
+use orch_proto::silence;
 use rtnetlink::{
     Handle, IpVersion, RouteMessageBuilder,
     packet_route::{
@@ -111,8 +112,9 @@ fn name_of(message: &LinkMessage) -> Option<String> {
 }
 
 fn link(message: &LinkMessage, names: &LinkNames) -> ObservedLink {
-    let mut link =
-        ObservedLink { vxlan: None, mac: None, mtu: 0, master: None, up: message.header.flags.contains(LinkFlags::Up) };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let ended = !up && message.header.flags.contains(LinkFlags::from_bits_retain(silence::ENDED.into()));
+    let mut link = ObservedLink { vxlan: None, mac: None, mtu: 0, master: None, up, ended };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(bytes) => link.mac = bytes.first_chunk().copied().map(Mac),

@@ -14,6 +14,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
+use orch_proto::silence;
 
 /// A namespace whose links can be taken down.
 pub(super) struct Network(File);
@@ -60,7 +61,7 @@ fn take_down(socket: &OwnedFd, name: &[u8]) -> io::Result<()> {
     // The flag is 1; it fits.
     #[allow(clippy::cast_possible_truncation)]
     let up = libc::IFF_UP as libc::c_short;
-    request.ifr_ifru.ifru_flags = flags & !up;
+    request.ifr_ifru.ifru_flags = flags & !up | libc::c_short::from(silence::ENDED);
     // SAFETY: as above; this call takes an ifreq.
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) } < 0 {
         return Err(io::Error::last_os_error());

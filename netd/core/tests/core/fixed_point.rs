@@ -58,7 +58,7 @@ fn foreign() -> Observed {
 }
 
 fn made() -> ObservedLink {
-    ObservedLink { vxlan: None, mac: None, mtu: 1500, master: None, up: false }
+    ObservedLink { vxlan: None, mac: None, mtu: 1500, master: None, up: false, ended: false }
 }
 
 /// A kernel, as far as the steps concern it.
@@ -217,4 +217,30 @@ fn a_dead_tasks_link_goes_down_before_anything_else() {
     let name = NsName::Sandbox(crate::scenario::net_id(1));
     let ops = steps(&name, &dead.namespaces[&name], &world.namespaces[&name]);
     assert_eq!(ops, [NetOp::SetUp { name: "t-0000000001".to_owned(), up: false }]);
+}
+
+#[test]
+fn links_taken_down_for_good_are_told_from_links_that_somebody_took_down() {
+    let plan = |down| Scenario::new(1).network(1, false).network(2, false).task(1, &[1, 2], vec![], down).plan();
+    let alive = plan(false);
+    let mut world = empty_world();
+    pass(&alive, &mut world);
+    let (name, wanted) = alive.namespaces.iter().find(|(name, _)| matches!(name, NsName::Task(_))).unwrap();
+    let links: Vec<&String> = wanted.links.keys().filter(|link| *link != "lo").collect();
+    let seen = |ended: &[bool]| {
+        let mut observed = world.namespaces[name].clone();
+        for (link, ended) in links.iter().zip(ended) {
+            let link = observed.links.get_mut(*link).unwrap();
+            (link.up, link.ended) = (false, *ended);
+        }
+        observed
+    };
+    assert_eq!(links.len(), 3, "two networks and the way out");
+    assert!(seen(&[true, true, true]).has_ended(wanted));
+    for some in [&[true, true, false][..], &[false, false, false], &[true, true], &[]] {
+        assert!(!seen(some).has_ended(wanted), "{some:?}");
+    }
+    assert!(!Observed::default().has_ended(wanted), "where nothing is, nothing has ended");
+    let dead = plan(true);
+    assert!(!seen(&[true; 3]).has_ended(&dead.namespaces[name]), "known already");
 }
