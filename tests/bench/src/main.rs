@@ -1,8 +1,9 @@
-//! Benchmarks of the managers: real processes on one side, clients over gRPC and TLS on the other.
+//! Benchmarks of the managers and of the network daemon: real processes on one side, clients over gRPC and TLS on the other.
 //!
 //! Run by the scripts `raft`, `store` and `failover` beside this crate; not part of what is shipped.
 
 mod agents;
+mod attach;
 mod etcd;
 mod load;
 mod managers;
@@ -15,7 +16,7 @@ mod store;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(about = "Benchmarks of Orch's managers")]
+#[command(about = "Benchmarks of Orch's managers and network daemon")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -29,6 +30,8 @@ enum Command {
     Store(store::Options),
     /// Thousands of nodes without containers, and a service of a hundred thousand tasks
     Plane(plane::Options),
+    /// Attaching tasks to a network, and changes of backends, in the network daemon alone
+    Attach(attach::Options),
     /// Writes through one local socket without a pause, and prints when each began and ended (milliseconds)
     Probe(probe::Options),
 }
@@ -41,6 +44,7 @@ fn main() -> anyhow::Result<()> {
             Command::Raft(options) => raft::run(&options).await,
             Command::Store(options) => store::run(&options).await,
             Command::Plane(options) => plane::run(&options).await,
+            Command::Attach(options) => attach::run(&options).await,
             Command::Probe(options) => probe::run(&options).await,
         }
     })
