@@ -13,6 +13,9 @@ const STATS_ENTRIES: u16 = 1;
 const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const PROTO_INFO: u16 = 4;
+const PROTO_INFO_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
 const ID: u16 = 12;
 const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
@@ -24,6 +27,8 @@ const NESTED: u16 = 0x8000;
 const STATUS_SEEN_REPLY: u32 = 1 << 1;
 const STATUS_DST_NAT: u32 = 1 << 5;
 const IPPROTO_TCP: u8 = 6;
+/// TIME_WAIT and CLOSE.
+const TCP_OVER: [u8; 2] = [7, 8];
 
 /// Deletes what `cuts` says and tells how many entries that were. Only connections that were balanced are touched: what
 /// was addressed to the backend itself is its own affair.
@@ -67,8 +72,15 @@ fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
     let reply = attribute(entry, TUPLE_REPLY)?;
     let cut = cuts.get(&source(attribute(reply, TUPLE_IP)?)?)?;
     let protocol = *attribute(attribute(reply, TUPLE_PROTO)?, PROTO_NUM)?.first()?;
-    let established = protocol == IPPROTO_TCP && status & STATUS_SEEN_REPLY != 0;
-    if status & STATUS_DST_NAT == 0 || (*cut == Cut::Unanswered && established) {
+    let lives_on = protocol == IPPROTO_TCP
+        && match cut {
+            Cut::Endless => true,
+            Cut::Unanswered => status & STATUS_SEEN_REPLY != 0,
+            // Whoever uses the port again makes a new entry in its place, which may even get the id of this one: it must not
+            // be deleted for it.
+            Cut::All => tcp_state(entry).is_some_and(|state| TCP_OVER.contains(&state)),
+        };
+    if status & STATUS_DST_NAT == 0 || lives_on {
         return None;
     }
     let mut request = Vec::new();
@@ -81,7 +93,75 @@ fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
     Some(request)
 }
 
+fn tcp_state(entry: &[u8]) -> Option<u8> {
+    let tcp = attribute(attribute(entry, PROTO_INFO)?, PROTO_INFO_TCP)?;
+    attribute(tcp, TCP_STATE)?.first().copied()
+}
+
 fn source(tuple_ip: &[u8]) -> Option<IpAddr> {
     let v4 = attribute(tuple_ip, IP_V4_SRC).and_then(|v| v.first_chunk::<4>()).map(|v| IpAddr::from(*v));
     v4.or_else(|| attribute(tuple_ip, IP_V6_SRC).and_then(|v| v.first_chunk::<16>()).map(|v| IpAddr::from(*v)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 30);
+    const IPPROTO_UDP: u8 = 17;
+    const ESTABLISHED: u8 = 3;
+    const SYN_SENT: u8 = 1;
+    const TIME_WAIT: u8 = 7;
+
+    fn nested(kind: u16, parts: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut inside = Vec::new();
+        parts.iter().for_each(|(kind, value)| push(&mut inside, *kind, value));
+        let mut whole = Vec::new();
+        push(&mut whole, kind | NESTED, &inside);
+        whole
+    }
+
+    /// A connection that `BACKEND` answers, as the kernel lists it.
+    fn entry(protocol: u8, state: Option<u8>, status: u32) -> Vec<u8> {
+        let ip = nested(TUPLE_IP, &[(IP_V4_SRC, &BACKEND.octets())]);
+        let proto = nested(TUPLE_PROTO, &[(PROTO_NUM, &[protocol])]);
+        let mut entry = Vec::new();
+        push(&mut entry, TUPLE_ORIG | NESTED, &[1; 8]);
+        push(&mut entry, TUPLE_REPLY | NESTED, &[ip, proto].concat());
+        push(&mut entry, STATUS, &status.to_be_bytes());
+        push(&mut entry, ID, &[9; 4]);
+        if let Some(state) = state {
+            let tcp = nested(PROTO_INFO_TCP, &[(TCP_STATE, &[state])]);
+            push(&mut entry, PROTO_INFO | NESTED, &tcp);
+        }
+        entry
+    }
+
+    #[test]
+    fn what_a_cut_takes_and_what_it_leaves() {
+        let answered = STATUS_DST_NAT | STATUS_SEEN_REPLY;
+        for (protocol, state, status, gone) in [
+            // In the order of: endless, unanswered, all.
+            (IPPROTO_UDP, None, answered, [true, true, true]),
+            (IPPROTO_UDP, None, STATUS_DST_NAT, [true, true, true]),
+            (IPPROTO_UDP, None, STATUS_SEEN_REPLY, [false, false, false]),
+            (IPPROTO_TCP, Some(SYN_SENT), STATUS_DST_NAT, [false, true, true]),
+            (IPPROTO_TCP, Some(ESTABLISHED), answered, [false, false, true]),
+            (IPPROTO_TCP, Some(TIME_WAIT), answered, [false, false, false]),
+            (IPPROTO_TCP, Some(ESTABLISHED), STATUS_SEEN_REPLY, [false, false, false]),
+            // A kernel that does not tell the state.
+            (IPPROTO_TCP, None, answered, [false, false, true]),
+        ] {
+            let entry = entry(protocol, state, status);
+            let doomed = [Cut::Endless, Cut::Unanswered, Cut::All].map(|cut| {
+                let cuts = BTreeMap::from([(IpAddr::V4(BACKEND), cut)]);
+                doom(&entry, &cuts).is_some()
+            });
+            assert_eq!(doomed, gone, "protocol {protocol}, state {state:?}, status {status:#x}");
+        }
+        let others = BTreeMap::from([(IpAddr::from([10, 0, 0, 31]), Cut::All)]);
+        assert_eq!(doom(&entry(IPPROTO_UDP, None, answered), &others), None);
+    }
 }

@@ -10,7 +10,10 @@ use orch_model::NetworkId;
 /// How much of an address's flows to forget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cut {
-    /// It takes no new flows: those that have had no answer, and all that know no end (UDP). Established TCP lives on.
+    /// It takes no new flows: those that know no end (UDP). It still answers who has just knocked: a connection that is being
+    /// made must not be forgotten, as its answer may come between the look and the deletion.
+    Endless,
+    /// It answers nobody, as far as one can tell: those that have had no answer, too. Established TCP lives on.
     Unanswered,
     /// It is gone: all of them.
     All,
@@ -22,6 +25,8 @@ pub enum Standing {
     Serving,
     /// Takes no new connections; those that exist live on.
     Draining,
+    /// Its node is taken for dead.
+    Suspect,
 }
 
 /// Every address that may have flows, by network.
@@ -36,8 +41,11 @@ pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeM
             let new = after.get(network).and_then(|addrs| addrs.get(addr));
             let cut = match (old, new) {
                 (_, None) => Cut::All,
-                (Standing::Serving, Some(Standing::Draining)) => Cut::Unanswered,
-                (Standing::Draining, Some(Standing::Draining)) | (_, Some(Standing::Serving)) => continue,
+                (Standing::Serving | Standing::Draining, Some(Standing::Suspect)) => Cut::Unanswered,
+                (Standing::Serving, Some(Standing::Draining)) => Cut::Endless,
+                (Standing::Draining | Standing::Suspect, Some(Standing::Draining))
+                | (Standing::Suspect, Some(Standing::Suspect))
+                | (_, Some(Standing::Serving)) => continue,
             };
             cuts.entry(network.clone()).or_default().insert(*addr, cut);
         }
@@ -51,7 +59,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_follows_from_the_change() {
-        use Standing::{Draining, Serving};
+        use Standing::{Draining, Serving, Suspect};
         let network = NetworkId::from_random(1);
         let addr = IpAddr::from([10, 0, 1, 2]);
         let standings = |standing: Option<Standing>| {
@@ -59,7 +67,13 @@ mod tests {
         };
         for (before, after, expected) in [
             (Some(Serving), Some(Serving), None),
-            (Some(Serving), Some(Draining), Some(Cut::Unanswered)),
+            (Some(Serving), Some(Draining), Some(Cut::Endless)),
+            (Some(Serving), Some(Suspect), Some(Cut::Unanswered)),
+            (Some(Draining), Some(Suspect), Some(Cut::Unanswered)),
+            (Some(Suspect), Some(Suspect), None),
+            (Some(Suspect), Some(Draining), None),
+            (Some(Suspect), Some(Serving), None),
+            (Some(Suspect), None, Some(Cut::All)),
             (Some(Serving), None, Some(Cut::All)),
             (Some(Draining), Some(Draining), None),
             (Some(Draining), Some(Serving), None),

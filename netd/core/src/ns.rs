@@ -218,11 +218,11 @@ pub struct ObservedLink {
 }
 
 impl Observed {
-    /// Whether all that should be up in a task's namespace was taken down because its program has ended.
+    /// Whether links that should be up in a task's namespace were taken down because its program has ended. One says it:
+    /// they are taken down one after the other.
     #[must_use]
     pub fn has_ended(&self, plan: &NsPlan) -> bool {
         let links = plan.links.iter().filter(|(_, link)| link.kind == LinkKind::VethPeer && link.up);
-        let mut seen = links.filter_map(|(name, _)| self.links.get(name)).peekable();
-        seen.peek().is_some() && seen.all(|link| link.ended)
+        links.filter_map(|(name, _)| self.links.get(name)).any(|link| link.ended)
     }
 }

@@ -190,8 +190,11 @@ impl<'a> Context<'a> {
         for (network, endpoints) in &self.desired.endpoints {
             let of_network = standings.entry(network.clone()).or_default();
             for endpoint in endpoints.values().filter(|e| !self.out.tasks.contains(&e.task)) {
-                let serving = endpoint.serving && !self.out.nodes.contains(&endpoint.node);
-                let standing = if serving { Standing::Serving } else { Standing::Draining };
+                let standing = match (endpoint.serving, self.out.nodes.contains(&endpoint.node)) {
+                    (_, true) => Standing::Suspect,
+                    (true, false) => Standing::Serving,
+                    (false, false) => Standing::Draining,
+                };
                 of_network.extend(endpoint.addresses.iter().map(|addr| (*addr, standing)));
             }
         }

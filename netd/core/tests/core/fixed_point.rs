@@ -236,9 +236,14 @@ fn links_taken_down_for_good_are_told_from_links_that_somebody_took_down() {
         observed
     };
     assert_eq!(links.len(), 3, "two networks and the way out");
-    assert!(seen(&[true, true, true]).has_ended(wanted));
-    for some in [&[true, true, false][..], &[false, false, false], &[true, true], &[]] {
-        assert!(!seen(some).has_ended(wanted), "{some:?}");
+    for (ended, expected) in [
+        (&[true, true, true][..], true),
+        (&[false, true, false], true),
+        (&[true], true),
+        (&[false, false, false], false),
+        (&[], false),
+    ] {
+        assert_eq!(seen(ended).has_ended(wanted), expected, "{ended:?}");
     }
     assert!(!Observed::default().has_ended(wanted), "where nothing is, nothing has ended");
     let dead = plan(true);

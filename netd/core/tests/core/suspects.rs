@@ -61,6 +61,6 @@ fn a_dead_nodes_tasks_are_no_backends_but_no_service_is_emptied() {
 fn flows_that_know_no_end_leave_a_dead_nodes_tasks() {
     let standing = |suspects: &[u8], task| cluster(3).suspects(suspects).plan().standings[&net_id(1)][&addr(1, task)];
     assert_eq!(standing(&[], 3), Standing::Serving);
-    assert_eq!(standing(&[3], 3), Standing::Draining);
+    assert_eq!(standing(&[3], 3), Standing::Suspect);
     assert_eq!(standing(&[3], 2), Standing::Serving);
 }
