@@ -1,6 +1,10 @@
 # Three nodes on a kernel with nothing but cgroup v2: names, virtual addresses, and a published port on every node.
 set -eu
-fail() { echo "FAILED: $*"; on n1 service ps --no-trunc web || true; exit 1; }
+fail() {
+  echo "FAILED: $*"
+  for what in "service ls" "service ps --no-trunc web" "service ps --no-trunc user" "node ls"; do on n1 $what || true; done
+  exit 1
+}
 on() { node=$1; shift; orch lab exec --name vm "$node" -- orch "$@"; }
 within() {
   left=$1 what=$2; shift 2
@@ -10,7 +14,7 @@ within() {
   done
 }
 # More may follow: "3/3 (max 1 per node)".
-running() { on n1 service ls --format '{{.Name}} {{.Replicas}} ' | grep -q "^$1 "; }
+running() { on n1 service ls --format '{{.Name}} {{.Replicas}}' | grep -qE "^$1( |$)"; }
 # Every task's name comes back through this address.
 all_answer() {
   rm -f /tmp/names
@@ -51,7 +55,7 @@ step "three managers"
 # The leader's node is lost; the others go on.
 orch lab kill --name vm n1 all
 within 120 "another manager leads" on n2 service ls
-within 120 "what was lost runs elsewhere" sh -c "orch lab exec --name vm n2 -- orch service ls --format '{{.Name}} {{.Replicas}} ' | grep -q '^web 2/2 '"
+within 120 "what was lost runs elsewhere" sh -c "orch lab exec --name vm n2 -- orch service ls --format '{{.Name}} {{.Replicas}}' | grep -qE '^web 2/2( |\$)'"
 step "what was lost runs elsewhere"
 within 60 "the port answers at another node" orch lab exec --name vm client -- curl -sSf -m 5 http://192.168.100.12:8080/
 orch lab down --name vm
