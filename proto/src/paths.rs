@@ -62,6 +62,12 @@ impl Paths {
         self.root.join("worker")
     }
 
+    /// One folder per container: what it writes, and where its root is mounted.
+    #[must_use]
+    pub fn containers_dir(&self) -> PathBuf {
+        self.worker_dir().join("containers")
+    }
+
     /// The network daemon's data.
     #[must_use]
     pub fn netd_dir(&self) -> PathBuf {

@@ -7,6 +7,7 @@
 //! first, so that an init or join that was cut short never happened; daemons die with the supervisor, containers do not.
 
 mod address;
+mod apart;
 mod credentials;
 mod daemon;
 mod error;

@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    apart,
     daemon::{Daemon, Role, manager_user},
     error::{NodeError, Result as NodeResult},
     files,
@@ -40,6 +41,7 @@ impl Supervisor {
         let node_dir = NodeDir::open(&paths)?;
         let member = node_dir.load()?;
         prepare_run_dir(&paths.run)?;
+        apart::mount([paths.containers_dir(), paths.netns_dir()]);
         Ok(Self {
             paths,
             node_dir,

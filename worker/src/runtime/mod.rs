@@ -61,7 +61,10 @@ pub use plan::{
 };
 pub use usage::{NewLimits, ProcessInfo, Usage};
 
-use crate::shim::protocol::{Files, ShimConfig, VERSION};
+use crate::{
+    contents::is_mounted,
+    shim::protocol::{Files, ShimConfig, VERSION},
+};
 use caps::CapSet;
 use cgroup::Layout;
 use container::{Found, blocking, io_error};
@@ -82,6 +85,8 @@ pub struct Runtime(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     shims_dir: PathBuf,
+    /// Where containers have mounts of their own; their makers do not see each other's if these folders are mounts too.
+    mounts_dirs: [PathBuf; 2],
     seccomp_dir: PathBuf,
     cgroup_parent: String,
     layout: Layout,
@@ -118,6 +123,7 @@ impl Runtime {
     ) -> Result<Self, RuntimeError> {
         let layout = Layout::detect().map_err(|err| io_error("cannot read", "/proc/self/mountinfo", err))?;
         let shims_dir = paths.shims_dir();
+        let mounts_dirs = [paths.containers_dir(), paths.netns_dir()];
         make_private(&shims_dir)?;
         let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
         let seccomp_dir = paths.run.join("seccomp");
@@ -127,7 +133,16 @@ impl Runtime {
         let init = fs::create_dir_all(&worker_dir).and_then(|()| init::install(&worker_dir));
         let init =
             init.map_err(|err| io_error("cannot write the init process of containers into", &worker_dir, err))?;
-        Ok(Self(Arc::new(Inner { shims_dir, seccomp_dir, cgroup_parent, layout, nursery, init, filters_devices })))
+        Ok(Self(Arc::new(Inner {
+            shims_dir,
+            mounts_dirs,
+            seccomp_dir,
+            cgroup_parent,
+            layout,
+            nursery,
+            init,
+            filters_devices,
+        })))
     }
 
     /// Makes the container; its program waits for [`Container::start`]. A missing program is an error here already.
@@ -246,9 +261,27 @@ impl Inner {
             caps: caps.0,
             seccomp: filter,
             netns: plan.netns.clone(),
+            hidden: self.hidden_from(plan),
             health: health::plan(container.health.as_ref(), plan.image.health.as_ref()),
         };
         Ok(Prepared { config, spec })
+    }
+
+    /// Nothing for a container that is given such a folder, or whose mounts are to appear on the node too.
+    fn hidden_from(&self, plan: &ContainerPlan<'_>) -> Vec<PathBuf> {
+        let given =
+            plan.spec.container.mounts.iter().map(|mount| (Path::new(&mount.source), mount.propagation.as_str()));
+        let given: Vec<_> =
+            given.chain(plan.binds.iter().map(|bind| (bind.source.as_path(), bind.propagation.as_str()))).collect();
+        if given.iter().any(|(_, propagation)| matches!(*propagation, "shared" | "rshared")) {
+            return Vec::new();
+        }
+        let is_given = |folder: &Path| {
+            given
+                .iter()
+                .any(|(source, _)| source.is_absolute() && (folder.starts_with(source) || source.starts_with(folder)))
+        };
+        self.mounts_dirs.iter().filter(|folder| !is_given(folder) && is_mounted(folder)).cloned().collect()
     }
 
     /// Where devices cannot be filtered, a container must not make device nodes unless it was asked to.

@@ -32,6 +32,7 @@ use super::{
     executor::ContainerExecutor,
     fork::{close_all_but, in_child},
     protocol::{ExecOrder, Failure, Files, STDIO_FDS, ShimConfig},
+    sight,
     starting::Starting,
     trace::{self, Mark},
     wire,
@@ -205,6 +206,7 @@ fn build(
 ) -> Result<i32, Failure> {
     let files = Files(folder);
     trace::keep_errors(&files.messages()).map_err(io_failure)?;
+    narrow_sight(config).map_err(io_failure)?;
     let report_in = executor.report;
     let mut builder = ContainerBuilder::new(config.container_id.clone(), SyscallType::default())
         .with_executor(executor)
@@ -225,6 +227,16 @@ fn build(
         let _ = nix::unistd::close(report_in);
         reported(report).unwrap_or_else(|| with_cause(&err, &mark))
     })
+}
+
+fn narrow_sight(config: &ShimConfig) -> io::Result<()> {
+    if config.hidden.is_empty() {
+        return Ok(());
+    }
+    let own = [Some(config.rootfs.as_path()), config.netns.as_deref()].into_iter().flatten();
+    let kept = own.filter(|path| config.hidden.iter().any(|folder| path.starts_with(folder)));
+    sight::narrow(config.hidden.iter().map(PathBuf::as_path), kept)
+        .map_err(|err| io::Error::other(format!("cannot leave the mounts of other containers: {err}")))
 }
 
 /// Best effort: the worker repeats it when it deletes the container.

@@ -22,6 +22,7 @@ mod pace;
 pub(crate) mod protocol;
 mod runner;
 mod server;
+mod sight;
 mod silence;
 mod starting;
 mod trace;

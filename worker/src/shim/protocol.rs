@@ -77,6 +77,9 @@ pub(crate) struct ShimConfig {
     /// The network namespace, to be silenced when the container is killed; older configurations have none.
     #[serde(default)]
     pub(crate) netns: Option<PathBuf>,
+    /// Folders whose mounts the container's maker must not see, but for the container's own.
+    #[serde(default)]
+    pub(crate) hidden: Vec<PathBuf>,
     #[serde(default)]
     pub(crate) health: Option<HealthPlan>,
 }

@@ -1,0 +1,79 @@
+//! What the making of a container sees of the node's mounts: not those of other containers.
+//!
+//! libcontainer reads the list of all mounts (on version 1 of control groups once for each hierarchy), and a container's mount
+//! namespace begins as a copy of its maker's. With each other container's root and network among them, containers would be
+//! made the more slowly the more there are, and would hold each other's file systems for a moment.
+
+use std::{io, path::Path};
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::{
+    fs::CWD,
+    io::Errno,
+    mount::{
+        MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+        unmount,
+    },
+};
+
+/// Moves this process to a mount namespace of its own without what is mounted in `hidden`, which are mounts themselves, except
+/// `kept`.
+pub(super) fn narrow<'a>(
+    hidden: impl IntoIterator<Item = &'a Path>,
+    kept: impl IntoIterator<Item = &'a Path>,
+) -> io::Result<()> {
+    let clone = |path| {
+        let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        Ok((path, tree))
+    };
+    let kept = kept.into_iter().map(clone).collect::<Result<Vec<_>, Errno>>()?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // Before anything is unmounted: the node must not lose it too.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    hidden.into_iter().try_for_each(|folder| unmount(folder, UnmountFlags::DETACH))?;
+    for (path, tree) in kept {
+        move_mount(&tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::mount::{MountFlags, mount, mount_bind};
+
+    use super::*;
+
+    /// Needs root. Mount namespaces are a thread's own, so the other tests do not notice.
+    #[test]
+    fn only_what_is_kept_stays_in_sight_and_the_node_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, other_folder) = (dir.path().join("hidden"), dir.path().join("shown"));
+        let node = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let points = [folder.join("own"), folder.join("others"), other_folder];
+            fs::create_dir(&folder).unwrap();
+            mount_bind(&folder, &folder).unwrap();
+            // As on most machines: what is unmounted in a copy of the namespace would go here too.
+            mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC).unwrap();
+            for point in &points {
+                fs::create_dir(point).unwrap();
+                mount("none", point, "tmpfs", MountFlags::empty(), None).unwrap();
+                fs::write(point.join("file"), "").unwrap();
+            }
+            let seen = || points.each_ref().map(|point| point.join("file").exists());
+            let (own, hidden) = (points[0].clone(), folder);
+            let within = std::thread::scope(|scope| {
+                let maker = scope.spawn(|| {
+                    narrow([hidden.as_path()], [own.as_path()]).unwrap();
+                    seen()
+                });
+                maker.join().unwrap()
+            });
+            (within, seen())
+        });
+        assert_eq!(node.join().unwrap(), ([true, false, true], [true; 3]));
+    }
+}
