@@ -269,18 +269,11 @@ impl Inner {
 
     /// Nothing for a container that is given such a folder, or whose mounts are to appear on the node too.
     fn hidden_from(&self, plan: &ContainerPlan<'_>) -> Vec<PathBuf> {
-        let given =
-            plan.spec.container.mounts.iter().map(|mount| (Path::new(&mount.source), mount.propagation.as_str()));
-        let given: Vec<_> =
-            given.chain(plan.binds.iter().map(|bind| (bind.source.as_path(), bind.propagation.as_str()))).collect();
-        if given.iter().any(|(_, propagation)| matches!(*propagation, "shared" | "rshared")) {
+        if plan.shares_mounts() {
             return Vec::new();
         }
-        let is_given = |folder: &Path| {
-            given
-                .iter()
-                .any(|(source, _)| source.is_absolute() && (folder.starts_with(source) || source.starts_with(folder)))
-        };
+        let is_given =
+            |folder: &Path| plan.given().any(|(source, _)| folder.starts_with(source) || source.starts_with(folder));
         self.mounts_dirs.iter().filter(|folder| !is_given(folder) && is_mounted(folder)).cloned().collect()
     }
 

@@ -2,11 +2,15 @@
 //!
 //! Nothing here touches the machine; [`super::spec`] turns a plan into an OCI specification.
 
-use std::{collections::BTreeMap, path::PathBuf, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use orch_model::{
     TaskId,
-    service::{HealthConfig, TaskSpec},
+    service::{HealthConfig, MountKind, TaskSpec},
 };
 
 /// Log lines are cut to new files at this size unless the service says otherwise.
@@ -36,6 +40,20 @@ pub struct ContainerPlan<'a> {
     pub options: HostOptions,
     /// `None`: the node's own users.
     pub users: Option<UserNamespace>,
+}
+
+impl ContainerPlan<'_> {
+    /// What it is given of the node, each with its propagation.
+    pub(super) fn given(&self) -> impl Iterator<Item = (&Path, &str)> {
+        let own = self.spec.container.mounts.iter().filter(|mount| mount.kind == MountKind::Bind);
+        let own = own.map(|mount| (Path::new(&mount.source), mount.propagation.as_str()));
+        own.chain(self.binds.iter().map(|bind| (bind.source.as_path(), bind.propagation.as_str())))
+    }
+
+    /// Whether what it mounts there is to appear on the node, too.
+    pub(super) fn shares_mounts(&self) -> bool {
+        self.given().any(|(_, propagation)| matches!(propagation, "shared" | "rshared"))
+    }
 }
 
 /// Whose users a container's are.

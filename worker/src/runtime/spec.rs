@@ -122,6 +122,9 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         "resources": resources(plan.spec.limits, &options.limits, facts, container.privileged),
         "sysctl": sysctls(container, plan.host_network, plan.users.is_some()),
     });
+    if plan.shares_mounts() {
+        linux["rootfsPropagation"] = json!("shared");
+    }
     if !facts.devices.is_empty() {
         linux["devices"] = facts.devices.iter().map(device).collect();
     }
@@ -573,6 +576,22 @@ mod tests {
         assert_eq!(targets, ["/a", "/a/b", "/a/b/c"]);
         let err = make(&task, V2, |plan| plan.binds = vec![bind("a")]).unwrap_err();
         assert_eq!(err.to_string(), "the mount target \"a\" is not an absolute path");
+    }
+
+    #[test]
+    fn what_a_container_mounts_appears_on_the_node_when_it_is_asked_for() {
+        for (asked, want) in [("", None), ("rslave", None), ("rshared", Some("shared")), ("shared", Some("shared"))] {
+            let mut task = TaskSpec::default();
+            task.container.mounts = vec![Mount {
+                kind: MountKind::Bind,
+                source: "/src".to_owned(),
+                target: "/t".to_owned(),
+                propagation: asked.to_owned(),
+                ..tmpfs()
+            }];
+            let spec = make(&task, V2, |_| {}).unwrap();
+            assert_eq!(spec["linux"].get("rootfsPropagation").and_then(Value::as_str), want, "{asked}");
+        }
     }
 
     #[test]
