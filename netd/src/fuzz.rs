@@ -291,10 +291,9 @@ fn look_at_steps(plan: &Plan, desired: &Desired) {
                     assert!(*name != NsName::Host || name.may_remove(link), "{link} is not the daemon's own");
                 }
                 NetOp::SetSysctl { path, value } => {
-                    assert!(
-                        path.starts_with("net/ipv") && !path.contains("..") && value.parse::<u32>().is_ok(),
-                        "{path}"
-                    );
+                    let is_known = path.starts_with("net/ipv")
+                        || (*name != NsName::Host && path.starts_with("net/bridge/bridge-nf-call-"));
+                    assert!(is_known && !path.contains("..") && value.parse::<u32>().is_ok(), "{path}");
                 }
                 _ => {}
             }

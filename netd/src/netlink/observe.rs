@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv4Addr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use futures::TryStreamExt as _;
@@ -29,7 +29,7 @@ use rtnetlink::{
 use super::{Session, io_error, protocol};
 use crate::wireguard::Device;
 
-const V6_SETTINGS: &str = "/proc/sys/net/ipv6";
+const SETTINGS: &str = "/proc/sys";
 
 /// Link names by index.
 pub(super) type LinkNames = BTreeMap<u32, String>;
@@ -52,9 +52,10 @@ impl Session {
     }
 }
 
-/// Of IPv6 where the kernel has none.
+/// Of a part of the kernel that is not there: IPv6, rules of IP for bridges.
 pub(super) fn has_nothing_to_set(path: &str) -> bool {
-    path.starts_with("net/ipv6/") && !Path::new(V6_SETTINGS).exists()
+    let part = path.split('/').take(2);
+    !Path::new(SETTINGS).join(part.collect::<PathBuf>()).exists()
 }
 
 async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
