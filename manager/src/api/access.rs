@@ -90,6 +90,14 @@ const STREAMED: &[&str] =
 /// Calls that the leader answers and that change nothing.
 const READS: &[&str] = &["/orch.v1.Control/Info", "/orch.v1.Control/GetUnlockKey", "/orch.v1.Control/Logs"];
 
+/// Calls that change something in more than one step: a leader that gives up in the middle has done a part.
+const IN_STEPS: &[&str] = &["/orch.v1.Ca/Leave"];
+
+/// Whether a call that is refused for want of a leader has changed nothing, so that the same request can be made again.
+pub(super) fn is_one_step(path: &str) -> bool {
+    !IN_STEPS.contains(&path) && !STREAMED.contains(&path)
+}
+
 /// Whether a call that got no answer may have changed something.
 pub(super) fn may_change(path: &str) -> bool {
     !READS.contains(&path)

@@ -10,6 +10,7 @@ use std::{
 };
 
 use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
 use orch_manager_core::roles::Standing;
 use orch_model::node::NodeRole;
 use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
@@ -19,18 +20,18 @@ use tonic::{
     body::Body,
     transport::{Channel, server::UdsConnectInfo},
 };
-use tower::{Layer, Service};
+use tower::{Layer, Service, ServiceExt as _};
 
 use super::{
-    access::{Access, Origin, Place, Rule, is_metered, may_change, rule},
-    budget::{Answer, Budget, Metered, Payer, Tab},
+    access::{Access, Origin, Place, Rule, is_metered, is_one_step, may_change, rule},
+    budget::{Answer, Budget, Metered, Payer},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
     register::Register,
     status,
 };
 use crate::{leader::Throne, raft::Consensus};
 
-/// How long a call waits for a leader to appear; an election takes one to two seconds.
+/// How long a call waits for a leader that answers it; an election takes one to two seconds.
 const LEADER_LIMIT: Duration = Duration::from_secs(6);
 const LEADER_POLL: Duration = Duration::from_millis(50);
 /// A call that was passed on once waits only for this manager to get ready to lead.
@@ -73,6 +74,17 @@ impl<S> Layer<S> for GateLayer {
     }
 }
 
+/// What is behind the gate.
+trait Inner:
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
+impl<S> Inner for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
 /// A service behind the gate.
 #[derive(Clone)]
 pub struct GateService<S> {
@@ -80,40 +92,20 @@ pub struct GateService<S> {
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for GateService<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
+impl<S: Inner> Service<Request<Body>> for GateService<S> {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(cx)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // What is behind the gate is waited for when a call gets there.
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let gate = Arc::clone(&self.gate);
-        // The instance that is ready serves this call, a fresh one the next.
-        let fresh = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, fresh);
-        Box::pin(async move {
-            match gate.pass(request).await {
-                Ok(Passed::Here(request, tab)) => {
-                    let answer = inner.call(request).await;
-                    answer.map(|answer| answer.map(|body| Answer::wrap(body, tab)))
-                }
-                Ok(Passed::Answered(response, tab)) => Ok(response.map(|body| Answer::wrap(body, tab))),
-                Err(status) => Ok(status.into_http()),
-            }
-        })
+        let (gate, inner) = (Arc::clone(&self.gate), self.inner.clone());
+        Box::pin(async move { Ok(gate.pass(request, inner).await.unwrap_or_else(|status| status.into_http())) })
     }
-}
-
-enum Passed {
-    Here(Request<Body>, Tab),
-    Answered(Response<Body>, Tab),
 }
 
 enum Destination {
@@ -128,8 +120,16 @@ struct Caller {
     was_forwarded: bool,
 }
 
+/// A call that was let in.
+struct Call {
+    place: Place,
+    caller: Caller,
+    may_change: bool,
+    deadline: Instant,
+}
+
 impl Gate {
-    async fn pass(&self, mut request: Request<Body>) -> Result<Passed, Box<Status>> {
+    async fn pass(&self, mut request: Request<Body>, inner: impl Inner) -> Result<Response<Body>, Box<Status>> {
         let rule =
             rule(request.uri().path()).ok_or_else(|| Box::new(Status::unimplemented("there is no such call")))?;
         let caller = self.caller(&request, rule)?;
@@ -149,18 +149,52 @@ impl Gate {
         if !caller.was_forwarded {
             request.headers_mut().remove(VIA_KEY);
         }
-        match self.destination(rule.place, caller.was_forwarded).await? {
-            Destination::Here => Ok(Passed::Here(request, tab)),
-            Destination::Leader(channel) => {
-                let may_change = may_change(request.uri().path());
-                let origin = if caller.is_admin { Origin::LocalSocket } else { Origin::Network };
-                let answer = self.forwarder.forward(channel, request, origin, caller.peer.as_ref()).await;
-                answer.map(|answer| Passed::Answered(answer, tab)).map_err(|error| {
-                    tracing::debug!(%error, "passing a call on to the leader failed");
-                    Box::new(status::leader_lost(may_change))
-                })
+        let limit = if caller.was_forwarded { FORWARDED_LIMIT } else { LEADER_LIMIT };
+        let call = Call {
+            place: rule.place,
+            may_change: may_change(request.uri().path()),
+            deadline: Instant::now() + limit,
+            caller,
+        };
+        // The manager that passed a call on asks again itself.
+        let can_repeat = call.place != Place::Here && !call.caller.was_forwarded && is_one_step(request.uri().path());
+        let answer = match can_repeat {
+            true => self.ask_until_led(&call, request, inner).await?,
+            false => self.ask(&call, request, inner).await?,
+        };
+        Ok(answer.map(|body| Answer::wrap(body, tab)))
+    }
+
+    /// Asks again while the answer is that nothing was done because leadership is on the move.
+    async fn ask_until_led(
+        &self,
+        call: &Call,
+        request: Request<Body>,
+        inner: impl Inner,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let (head, body) = request.into_parts();
+        let kept = Request::from_parts(head, body.collect().await.map_err(Box::new)?.to_bytes());
+        loop {
+            let again = kept.clone().map(|bytes| Body::new(Full::new(bytes)));
+            let answer = self.ask(call, again, inner.clone()).await?;
+            if Instant::now() >= call.deadline || !status::was_left_undone(answer.headers(), call.may_change) {
+                return Ok(answer);
             }
+            sleep(LEADER_POLL).await;
         }
+    }
+
+    async fn ask(&self, call: &Call, request: Request<Body>, inner: impl Inner) -> Result<Response<Body>, Box<Status>> {
+        let channel = match self.destination(call).await? {
+            Destination::Here => return inner.oneshot(request).await.map_err(|never| match never {}),
+            Destination::Leader(channel) => channel,
+        };
+        let origin = if call.caller.is_admin { Origin::LocalSocket } else { Origin::Network };
+        let answer = self.forwarder.forward(channel, request, origin, call.caller.peer.as_ref()).await;
+        Ok(answer.unwrap_or_else(|error| {
+            tracing::debug!(%error, "passing a call on to the leader failed");
+            status::leader_lost(call.may_change).into_http()
+        }))
     }
 
     fn caller(&self, request: &Request<Body>, rule: Rule) -> Result<Caller, Box<Status>> {
@@ -203,11 +237,11 @@ impl Gate {
         }
     }
 
-    async fn destination(&self, place: Place, was_forwarded: bool) -> Result<Destination, Box<Status>> {
-        if place == Place::Here {
+    async fn destination(&self, call: &Call) -> Result<Destination, Box<Status>> {
+        if call.place == Place::Here {
             return Ok(Destination::Here);
         }
-        let deadline = Instant::now() + if was_forwarded { FORWARDED_LIMIT } else { LEADER_LIMIT };
+        let was_forwarded = call.caller.was_forwarded;
         loop {
             if self.throne.load().is_some() {
                 return Ok(Destination::Here);
@@ -219,12 +253,12 @@ impl Gate {
                     Err(error) => tracing::debug!(%leader, %error, "cannot reach the leader"),
                 }
             }
-            if Instant::now() >= deadline || leadership.failed.is_some() {
+            if Instant::now() >= call.deadline || leadership.failed.is_some() {
                 break;
             }
             sleep(LEADER_POLL).await;
         }
-        match place {
+        match call.place {
             Place::LeaderElseHere if !was_forwarded => Ok(Destination::Here),
             _ => Err(Box::new(status::no_leader())),
         }

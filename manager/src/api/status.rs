@@ -2,6 +2,7 @@
 //!
 //! A status carries a sentence for the operator and, in its metadata, a stable code for programs.
 
+use http::{HeaderMap, HeaderValue};
 use orch_manager_core::{ApplyError, control::ControlError, resolve::ResolveError};
 use orch_model::NodeId;
 use tonic::{Code, Status, metadata::MetadataValue};
@@ -130,6 +131,17 @@ pub fn leader_lost(may_have_changed: bool) -> Status {
         "the leader went away before it answered: try again"
     };
     with_code(Code::Unavailable, "leader-lost", message)
+}
+
+/// Whether the answer with these headers says that nothing was done, because it was not for this manager to do, or not at
+/// this moment.
+#[must_use]
+pub(super) fn was_left_undone(headers: &HeaderMap, may_have_changed: bool) -> bool {
+    match headers.get(CODE_KEY).map(HeaderValue::as_bytes) {
+        Some(b"not-leader" | b"no-leader") => true,
+        Some(b"leader-lost") => !may_have_changed,
+        _ => false,
+    }
 }
 
 #[must_use]

@@ -137,6 +137,43 @@ fn follow_second(
     })
 }
 
+/// Times that another manager takes over.
+const MOVES: usize = 4;
+
+#[test]
+fn leadership_moves_and_no_command_fails() {
+    let lab = Lab::new(3);
+    lab.block_on(async {
+        let managers = lab.start_three().await;
+        reachable(&managers[0], 3).await;
+        let is_over = AtomicBool::new(false);
+        let write = async |number: usize| {
+            let mut control = managers[number].control().await;
+            let mut written = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                control.create(config(&format!("c{number}-{written}"))).await.unwrap();
+                written += 1;
+            }
+            written
+        };
+        let move_leadership = async {
+            for _ in 0..MOVES {
+                lab::eventually("somebody leads", LIMIT, async || managers.iter().any(|m| m.consensus().is_leader()))
+                    .await;
+                let leader = managers.iter().find(|m| m.consensus().is_leader());
+                leader.unwrap().consensus().hand_over().await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            is_over.store(true, Ordering::Relaxed);
+        };
+        let (first, second, third, ()) = tokio::join!(write(0), write(1), write(2), move_leadership);
+        assert_eq!(managers[0].list(Kind::Config).await.len(), first + second + third);
+        for manager in managers {
+            manager.stop().await;
+        }
+    });
+}
+
 #[test]
 fn a_manager_that_joins_late_gets_a_snapshot_and_learns_before_it_votes() {
     let lab = Lab::new(2);
