@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use orch_model::Kind;
-use orch_proto::{conv::ToProto as _, paths::Paths, transport::unix_channel, wire};
+use orch_proto::{code, conv::ToProto as _, paths::Paths, transport::unix_channel, wire};
 use tokio::time::{Instant, sleep};
 use tonic::{Code, Status, Streaming};
 
@@ -12,7 +12,6 @@ use crate::api::control_client;
 /// Managers elect a leader within two seconds, and their supervisor starts a dead one within a few.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(300);
-const CODE_KEY: &str = "orch-code";
 const RESYNC: &str = "resync";
 
 /// What a watch brings.
@@ -42,7 +41,7 @@ impl Watching {
     /// What comes next; an error only when it was refused, or when no manager answered for a long time.
     pub(crate) async fn next(&mut self) -> Result<News, Status> {
         loop {
-            let mut failed = match self.step().await {
+            let failed = match self.step().await {
                 Ok(news) => {
                     self.give_up_at = None;
                     return Ok(news);
@@ -51,7 +50,7 @@ impl Watching {
             };
             self.stream = None;
             let give_up_at = *self.give_up_at.get_or_insert_with(|| Instant::now() + PATIENCE);
-            if failed.metadata_mut().remove(CODE_KEY).is_some_and(|code| code == RESYNC) {
+            if code::of(&failed) == Some(RESYNC) {
                 self.index = 0;
             } else if !may_pass(&failed) || Instant::now() >= give_up_at {
                 return Err(failed);

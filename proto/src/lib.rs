@@ -5,6 +5,7 @@
 //! is valid; decoding refuses what it does not know and never panics.
 
 pub mod ca;
+pub mod code;
 pub mod conv;
 pub mod gossip;
 pub mod keeper;

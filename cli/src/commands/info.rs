@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use orch_proto::{
+    code,
     paths::Paths,
     wire::{self, control_client::ControlClient},
 };
@@ -65,7 +66,7 @@ pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> 
         }
         Err(_) => Err(None),
     };
-    let says = |status: &tonic::Status, word: &str| status.metadata().get("orch-code").is_some_and(|code| code == word);
+    let says = |status: &tonic::Status, word: &str| code::of(status) == Some(word);
     let locked = matches!(&cluster, Err(Some(status)) if says(status, "locked"));
     let failure = match &cluster {
         Err(Some(status)) if says(status, "failed") => Some(status.message().to_owned()),

@@ -332,7 +332,7 @@ async fn change(
 }
 
 fn is_stale(status: &tonic::Status) -> bool {
-    status.metadata().get("orch-code").is_some_and(|code| code == "stale")
+    orch_proto::code::of(status) == Some("stale")
 }
 
 fn apply(args: &UpdateArgs, spec: &mut NodeSpec) -> anyhow::Result<()> {

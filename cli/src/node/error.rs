@@ -1,6 +1,6 @@
 //! What the supervisor answers when it does not do what it was asked, and how that becomes a gRPC status.
 
-use orch_proto::{ca::CaError, tls::TlsError, transport::TransportError};
+use orch_proto::{ca::CaError, report::chain, tls::TlsError, transport::TransportError};
 use tonic::{Code, Status};
 
 /// Why init, join or leave did not happen.
@@ -13,8 +13,8 @@ pub(super) enum NodeError {
     #[error("{0}")]
     Invalid(String),
     /// A manager said no, in its own words.
-    #[error("{0}")]
-    Answer(String, Code),
+    #[error("{}", .0.message())]
+    Answer(Box<Status>),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -28,35 +28,21 @@ pub(super) enum NodeError {
 pub(super) type Result<T, E = NodeError> = std::result::Result<T, E>;
 
 impl NodeError {
-    /// A manager's refusal keeps its code and its sentence.
-    pub(super) fn answered(status: &Status) -> Self {
-        Self::Answer(status.message().to_owned(), status.code())
+    /// A manager's refusal keeps its codes and its sentence.
+    pub(super) fn answered(status: Status) -> Self {
+        Self::Answer(Box::new(status))
     }
 }
 
 impl From<NodeError> for Status {
     fn from(error: NodeError) -> Self {
-        let code = match &error {
+        let code = match error {
+            NodeError::Answer(status) => return *status,
             NodeError::Refused(_) => Code::FailedPrecondition,
             NodeError::Invalid(_) => Code::InvalidArgument,
-            NodeError::Answer(_, code) => *code,
             NodeError::Transport(_) => Code::Unavailable,
             NodeError::Tls(_) | NodeError::Ca(_) | NodeError::Failed(_) => Code::Internal,
         };
-        Status::new(code, sentence(&error))
+        Status::new(code, chain(&error))
     }
-}
-
-/// The error with its causes, as people read it.
-fn sentence(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        let next_text = next.to_string();
-        if !text.contains(&next_text) {
-            text = format!("{text}: {next_text}");
-        }
-        cause = next.source();
-    }
-    text
 }

@@ -150,7 +150,7 @@ impl Plan {
         match (answer, obstacle) {
             (Ok(answer), _) => Ok((keys, answer.into_inner())),
             (Err(status), Some(obstacle)) if status.code() == Code::InvalidArgument => Err(obstacle),
-            (Err(status), _) => Err(NodeError::answered(&status)),
+            (Err(status), _) => Err(NodeError::answered(status)),
         }
     }
 }

@@ -62,7 +62,7 @@ pub(super) async fn tell_managers(supervisor: &Supervisor, managers: &[String], 
     for addr in managers {
         let told = timeout(TELL_LIMIT, async {
             let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
-            CaClient::new(channel).leave(wire::LeaveRequest { force }).await.map_err(|s| NodeError::answered(&s))?;
+            CaClient::new(channel).leave(wire::LeaveRequest { force }).await.map_err(NodeError::answered)?;
             Ok::<_, NodeError>(())
         });
         match told.await {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use orch_proto::{
     ca::{rejoin_statement, sign_statement},
+    code,
     tls::Identity,
     transport::{TransportError, unix_channel},
     wire::{self, ca_client::CaClient, control_client::ControlClient},
@@ -88,7 +89,7 @@ async fn ask(
     };
     match timeout(ANSWER_LIMIT, CaClient::new(channel).join(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(NodeError::answered(&status)),
+        Ok(Err(status)) => Err(NodeError::answered(status)),
         Err(_) => Err(TransportError::TimedOut { addr: remote, limit: ANSWER_LIMIT }.into()),
     }
 }
@@ -97,6 +98,5 @@ async fn ask(
 async fn is_locked(supervisor: &Supervisor) -> bool {
     let Ok(channel) = unix_channel(&supervisor.paths.manager_sock()).await else { return false };
     let answer = timeout(ANSWER_LIMIT, async { ControlClient::new(channel).info(wire::Empty {}).await }).await;
-    let code = |status: &tonic::Status| status.metadata().get("orch-code").is_some_and(|code| code == "locked");
-    matches!(answer, Ok(Err(status)) if code(&status))
+    matches!(answer, Ok(Err(status)) if code::of(&status) == Some("locked"))
 }

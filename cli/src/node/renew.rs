@@ -11,7 +11,7 @@ use std::{
 
 use orch_model::node::NodeRole;
 use orch_proto::{
-    ca,
+    ca, code,
     tls::{FOLLOW_INTERVAL, Identity},
     transport::{tls_channel, unix_channel},
     wire::{self, ca_client::CaClient, worker_local_client::WorkerLocalClient},
@@ -156,7 +156,7 @@ impl Keeper {
         match timeout(RENEW_LIMIT, ask(supervisor, member, call)).await {
             Ok(Ok(_)) => self.reported = Some(now),
             // A manager that does not know the call is of an older version.
-            Ok(Err(NodeError::Answer(_, Code::Unimplemented))) => self.reported = Some(now),
+            Ok(Err(NodeError::Answer(status))) if status.code() == Code::Unimplemented => self.reported = Some(now),
             Ok(Err(error)) => tracing::debug!(%error, "cannot report the certificates yet"),
             Err(_) => tracing::debug!("no manager takes the report of the certificates"),
         }
@@ -228,9 +228,7 @@ where
     {
         match timeout(ASK_LIMIT, call(CaClient::new(channel))).await {
             Ok(Ok(answer)) => return Ok(Answered { answer: answer.into_inner(), own_is_locked }),
-            Ok(Err(status)) => {
-                own_is_locked = status.metadata().get("orch-code").is_some_and(|code| code == "locked");
-            }
+            Ok(Err(status)) => own_is_locked = code::of(&status) == Some("locked"),
             Err(_) => {}
         }
     }
@@ -239,7 +237,7 @@ where
     for addr in &member.managers {
         let answer = async {
             let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
-            call(CaClient::new(channel)).await.map_err(|status| NodeError::answered(&status))
+            call(CaClient::new(channel)).await.map_err(NodeError::answered)
         };
         match timeout(ASK_LIMIT, answer).await {
             Ok(Ok(answer)) => return Ok(Answered { answer: answer.into_inner(), own_is_locked }),

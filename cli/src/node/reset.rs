@@ -77,7 +77,7 @@ async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String])
             let request =
                 wire::RenewRequest { worker_csr_pem: keys.worker.csr_pem, manager_csr_pem: keys.manager.csr_pem };
             let channel = tls_channel(addr, &identity, NodeRole::Manager).await?;
-            let answer = CaClient::new(channel).renew(request).await.map_err(|s| NodeError::answered(&s))?;
+            let answer = CaClient::new(channel).renew(request).await.map_err(NodeError::answered)?;
             Ok::<_, NodeError>(!answer.into_inner().manager_cert_pem.is_empty())
         });
         match asked.await {

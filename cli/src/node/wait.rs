@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use orch_proto::{
+    code,
     paths::Paths,
     transport::unix_channel,
     wire::{self, control_client::ControlClient, worker_local_client::WorkerLocalClient},
@@ -73,9 +74,7 @@ async fn is_ready(paths: &Paths, role: Role) -> std::result::Result<bool, String
         Role::Netd => return Ok(unix_channel(&paths.netd_sock()).await.is_ok()),
     };
     match answer {
-        Err(status) if status.metadata().get("orch-code").is_some_and(|code| code == "failed") => {
-            Err(status.message().to_owned())
-        }
+        Err(status) if code::of(&status) == Some("failed") => Err(status.message().to_owned()),
         answer => Ok(answer.unwrap_or_default()),
     }
 }

@@ -5,12 +5,11 @@
 use http::{HeaderMap, HeaderValue};
 use orch_manager_core::{ApplyError, control::ControlError, resolve::ResolveError};
 use orch_model::NodeId;
+use orch_proto::code;
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::raft::{ConsensusError, Leadership, ProposeError};
 
-/// Names the error for programs; part of the API.
-pub const CODE_KEY: &str = "orch-code";
 /// `HOST:PORT` of the leader, on answers that only it could have given.
 pub const LEADER_KEY: &str = "orch-leader";
 
@@ -18,7 +17,7 @@ pub const LEADER_KEY: &str = "orch-leader";
 #[must_use]
 pub fn with_code(code: Code, stable: &'static str, message: impl Into<String>) -> Status {
     let mut status = Status::new(code, message);
-    status.metadata_mut().insert(CODE_KEY, MetadataValue::from_static(stable));
+    status.metadata_mut().insert(code::KEY, MetadataValue::from_static(stable));
     status
 }
 
@@ -137,7 +136,7 @@ pub fn leader_lost(may_have_changed: bool) -> Status {
 /// this moment.
 #[must_use]
 pub(super) fn was_left_undone(headers: &HeaderMap, may_have_changed: bool) -> bool {
-    match headers.get(CODE_KEY).map(HeaderValue::as_bytes) {
+    match headers.get(code::KEY).map(HeaderValue::as_bytes) {
         Some(b"not-leader" | b"no-leader") => true,
         Some(b"leader-lost") => !may_have_changed,
         _ => false,

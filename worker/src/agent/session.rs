@@ -18,6 +18,7 @@ use orch_model::{
     node::{Encryption, NodeRole},
 };
 use orch_proto::{
+    code,
     conv::{FromProto, ToProto},
     pings::until_ping,
     tls::Identity,
@@ -43,8 +44,7 @@ use crate::{
 
 /// Metadata in which a manager that is not the leader names the one that is.
 const LEADER_METADATA: &str = "orch-leader";
-/// Metadata with the stable code of an error, and the one that tells a node that it was removed.
-const CODE_METADATA: &str = "orch-code";
+/// The stable code that tells a node that it was removed.
 const REMOVED_CODE: &str = "node-removed";
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Status updates and acknowledgements may wait for the leader's disk.
@@ -108,10 +108,7 @@ impl SessionError {
     /// A manager knows for certain that this node is not in the cluster any more.
     fn is_removed(&self) -> bool {
         match self {
-            Self::Refused(status) => {
-                status.code() == Code::PermissionDenied
-                    && status.metadata().get(CODE_METADATA).is_some_and(|code| code == REMOVED_CODE)
-            }
+            Self::Refused(status) => status.code() == Code::PermissionDenied && code::of(status) == Some(REMOVED_CODE),
             _ => false,
         }
     }

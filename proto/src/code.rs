@@ -1,0 +1,12 @@
+//! The stable code of a refusal, for programs: in the metadata of a status, beside the sentence for people.
+
+use tonic::Status;
+
+/// Part of the API.
+pub const KEY: &str = "orch-code";
+
+/// The code of a refusal; `None` for what does not come from a daemon of ours.
+#[must_use]
+pub fn of(status: &Status) -> Option<&str> {
+    status.metadata().get(KEY)?.to_str().ok()
+}
