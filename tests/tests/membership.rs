@@ -1,6 +1,9 @@
 //! Nodes change their part in the cluster: promoted, demoted, drained, removed; a quorum is lost and found again.
 
-use std::time::Duration;
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    time::Duration,
+};
 
 use orch_tests::{Lab, RESTART_LIMIT, eventually, within};
 
@@ -129,6 +132,29 @@ fn what_a_leader_leaves_undone_the_next_one_finishes() {
         let folders = others.iter().filter(|node| has_manager_folder(&lab, node)).count();
         assert!(verb == "demote" || folders == 2, "{folders} folders of managers");
     }
+}
+
+#[test]
+fn a_node_that_joins_waits_until_somebody_leads() {
+    let lab = Lab::up("join-led", 3, 2);
+    let token = lab.orch(&["join-token", "-q", "worker"]).ok();
+    let _ = lab.orch_on("n3", &["leave"]).ok();
+    let _ = lab.command("kill", &["n1", "all"]).ok();
+    let remote = format!("{}:2377", lab.address("n2"));
+    let mut joining = lab.spawn("n3", &["orch", "join", "--token", token.trim(), &remote]);
+    let mut said = String::new();
+    let mut stderr = BufReader::new(joining.stderr.take().expect("a pipe"));
+    let _ = stderr.read_line(&mut said).expect("reading what it says");
+    assert!(
+        said.starts_with(&format!("Waiting up to 60 s until {remote} finds a leader: the cluster has no")),
+        "{said}"
+    );
+    let _ = lab.command("start", &["n1"]).ok();
+    let joined = joining.wait_with_output().expect("waiting for it");
+    let _ = stderr.read_to_string(&mut said).expect("reading what it says");
+    assert!(joined.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&joined.stdout), "This node joined a cluster as a worker.\n");
+    assert_eq!(said.lines().count(), 1, "it says so once: {said}");
 }
 
 #[test]

@@ -8,16 +8,22 @@ use orch_model::{
     cluster::{ClusterSpec, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD},
 };
 use orch_proto::{
+    code,
     conv::{FromProto, ToProto},
     paths::Paths,
     wire::{self, lock_client::LockClient},
 };
+use tokio::time::{Instant, sleep};
 
 use super::ca::{CaArgs, ca};
 use crate::{
     api::{Api, explain, node, node_info},
     flags::duration,
 };
+
+/// Managers elect a leader within two seconds; those of a cluster that starts need some more to be there.
+const LEADER_PATIENCE: Duration = Duration::from_secs(60);
+const LEADER_PAUSE: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SwarmCommand {
@@ -235,7 +241,7 @@ pub(crate) async fn join(args: JoinArgs, paths: &Paths) -> anyhow::Result<()> {
         data_path_addr: args.data_path_addr,
         availability: args.availability.word().into(),
     };
-    let joined = node(paths).await?.join(request).await.map_err(explain)?.into_inner();
+    let joined = join_a_led_cluster(request, paths).await?;
     let role = if joined.manager { "manager" } else { "worker" };
     if joined.came_back {
         println!("This node came back to its cluster as a {role}.");
@@ -243,6 +249,32 @@ pub(crate) async fn join(args: JoinArgs, paths: &Paths) -> anyhow::Result<()> {
         println!("This node joined a cluster as a {role}.");
     }
     Ok(())
+}
+
+/// Asks again while nobody leads: a manager that says so has changed nothing.
+async fn join_a_led_cluster(request: wire::JoinNodeRequest, paths: &Paths) -> anyhow::Result<wire::JoinNodeResponse> {
+    let give_up_at = Instant::now() + LEADER_PATIENCE;
+    let (patience, remote) = (LEADER_PATIENCE.as_secs(), request.remote_addr.clone());
+    let mut client = node(paths).await?;
+    let mut was_told = false;
+    loop {
+        let status = match client.join(request.clone()).await {
+            Ok(joined) => return Ok(joined.into_inner()),
+            Err(status) => status,
+        };
+        if !matches!(code::of(&status), Some("no-leader" | "not-leader")) {
+            return Err(explain(status));
+        }
+        if Instant::now() >= give_up_at {
+            let what = format!("this node did not join: {remote} found no leader for {patience} s");
+            return Err(explain(status).context(what));
+        }
+        if !was_told {
+            eprintln!("Waiting up to {patience} s until {remote} finds a leader: {}", status.message());
+            was_told = true;
+        }
+        sleep(LEADER_PAUSE).await;
+    }
 }
 
 pub(crate) async fn join_token(args: JoinTokenArgs, paths: &Paths) -> anyhow::Result<()> {
