@@ -198,13 +198,18 @@ impl Sim {
     pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
-            let before = self.events.len();
-            self.step();
-            // Nothing happens until something wakes: a decision that forgot to ask for a wake-up would be missed here.
-            if self.events.len() == before && !self.agents_are_busy() {
-                let wake = decision::earliest(self.wake, self.drain.wake()).unwrap_or(end);
-                self.now = self.now.max((wake - STEP).min(end));
-            }
+            self.leap(end);
+        }
+    }
+
+    /// A step, and the time until the next one in which something may happen.
+    pub(crate) fn leap(&mut self, end: Timestamp) {
+        let before = self.events.len();
+        self.step();
+        // Nothing happens until something wakes: a decision that forgot to ask for a wake-up would be missed here.
+        if self.events.len() == before && !self.agents_are_busy() {
+            let wake = decision::earliest(self.wake, self.drain.wake()).unwrap_or(end);
+            self.now = self.now.max((wake - STEP).min(end));
         }
     }
 
