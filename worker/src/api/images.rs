@@ -68,7 +68,7 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     let (for_import, note) = (store.clone(), start.message.clone());
     let imported = tokio::task::spawn_blocking(move || {
         let layer = writer.commit(None)?;
-        import::import(&for_import, &layer, config, &note, jiff::Timestamp::now())
+        import::import(&for_import, &layer, config, &note)
     });
     let image = imported
         .await

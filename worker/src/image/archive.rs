@@ -380,7 +380,7 @@ mod tests {
         let mut tar = Builder::new(Vec::new());
         append(&mut tar, "etc/file", content).unwrap();
         let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
-        import::import(store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap()
+        import::import(store, &layer, ImageConfig::default(), "").unwrap()
     }
 
     fn to_file(bytes: &[u8]) -> File {

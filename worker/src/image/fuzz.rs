@@ -41,7 +41,7 @@ fn usual(store: &ImageStore) -> StoredImage {
         "ENV A=b".to_owned(),
         "LABEL c=d".to_owned(),
     ]);
-    import::import(store, &layer, config.unwrap(), "", jiff::Timestamp::UNIX_EPOCH).unwrap()
+    import::import(store, &layer, config.unwrap(), "").unwrap()
 }
 
 /// The document, bent in places or damaged as text; now and then as it was.

@@ -8,7 +8,7 @@ use super::{
     change::{self, ChangeError},
     config::{History, ImageConfig, RootFs},
     store::{ImageStore, StoreError, StoredImage},
-    unpack::Compression,
+    unpack::{Compression, LayerFacts},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -38,21 +38,23 @@ pub(crate) fn configuration(changes: &[String]) -> Result<ImageConfig, ImportErr
     Ok(image)
 }
 
-/// Makes the image of a layer blob that is in the store already. The name is the caller's business.
+/// Makes the image of a layer blob that is in the store already. The name is the caller's business. It is as old as the
+/// newest file in it.
 pub(crate) fn import(
     store: &ImageStore,
     layer: &str,
     mut config: ImageConfig,
     message: &str,
-    now: jiff::Timestamp,
 ) -> Result<StoredImage, ImportError> {
     let (layer_type, layer_bytes) = layer_media_type(store, layer)?;
-    let diff_id = store.unpack_new(layer)?;
-    let created = now.to_string();
-    config.created = Some(created.clone());
+    let LayerFacts { diff_id, modified_at } = store.unpack_new(layer)?;
+    // Docker would say now. Then one archive gave another image on each node, and the cluster would ask which of them the
+    // name means: the same bytes have to give the same digest.
+    let created = jiff::Timestamp::from_second(modified_at).ok().map(|at| at.to_string());
+    config.created.clone_from(&created);
     config.rootfs = RootFs { kind: "layers".to_owned(), diff_ids: vec![diff_id] };
     let comment = if message.is_empty() { "Imported from -".to_owned() } else { message.to_owned() };
-    config.history = vec![History { created: Some(created), comment, ..Default::default() }];
+    config.history = vec![History { created, comment, ..Default::default() }];
     let config_bytes = serde_json::to_vec(&config)?;
     let config_digest = store.put_bytes(&config_bytes, None)?;
     let manifest = json!({
@@ -105,21 +107,49 @@ pub(super) fn layer_type(store: &ImageStore, layer: &str) -> std::io::Result<&'s
 mod tests {
     use super::*;
 
+    /// Files, and when each was modified.
+    fn tar_of(files: &[(&str, u64)]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, modified_at) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(2);
+            header.set_mode(0o755);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(*modified_at);
+            tar.append_data(&mut header, name, &b"#!"[..]).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    #[test]
+    fn one_tar_is_one_image_on_every_node_as_old_as_its_newest_file() {
+        let cases = [
+            (&[("a", 1_600_000_000), ("b", 1_700_000_000), ("c", 0)][..], Some("2023-11-14T22:13:20Z")),
+            (&[("a", 0)], Some("1970-01-01T00:00:00Z")),
+            // In no year that a calendar has.
+            (&[("a", u64::MAX >> 20)], None),
+        ];
+        for (files, expected) in cases {
+            let imported = [(), ()].map(|()| {
+                let dir = tempfile::tempdir().unwrap();
+                let store = ImageStore::open(dir.path()).unwrap();
+                let layer = store.put_bytes(&tar_of(files), None).unwrap();
+                let image = import(&store, &layer, configuration(&[]).unwrap(), "").unwrap();
+                (image.digest, store.config(&image.record.config).unwrap().created)
+            });
+            assert_eq!(imported[0].1.as_deref(), expected, "{files:?}");
+            assert_eq!(imported[0], imported[1], "{files:?}");
+        }
+    }
+
     #[test]
     fn an_imported_tar_is_an_image() {
         let dir = tempfile::tempdir().unwrap();
         let store = ImageStore::open(dir.path()).unwrap();
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_size(2);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        tar.append_data(&mut header, "./bin/sh", &b"#!"[..]).unwrap();
-        let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
+        let layer = store.put_bytes(&tar_of(&[("./bin/sh", 0)]), None).unwrap();
         let config = configuration(&["CMD [\"/bin/sh\"]".to_owned()]).unwrap();
-        let image = import(&store, &layer, config, "", jiff::Timestamp::UNIX_EPOCH).unwrap();
+        let image = import(&store, &layer, config, "").unwrap();
         let config = store.config(&image.record.config).unwrap();
         assert_eq!(config.config.cmd, ["/bin/sh"]);
         assert_eq!(config.config.env, [DEFAULT_PATH]);
@@ -144,7 +174,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = ImageStore::open(dir.path()).unwrap();
         let layer = store.put_bytes(b"", None).unwrap();
-        let imported = import(&store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH);
+        let imported = import(&store, &layer, ImageConfig::default(), "");
         assert!(matches!(imported, Err(ImportError::Empty)));
     }
 }

@@ -27,7 +27,7 @@ use super::{
     partial::{self, Partial},
     reference::{Reference, is_digest},
     room::Room,
-    unpack::{UnpackError, unpack_layer},
+    unpack::{LayerFacts, UnpackError, unpack_layer},
 };
 
 /// Largest manifest or configuration that is read into memory.
@@ -432,28 +432,28 @@ impl ImageStore {
         let path = self.blob_path(blob)?;
         let file = File::open(&path).map_err(io_error("open", &path))?;
         let unpacked = self.unpack_aside(blob, file)?;
-        if unpacked.diff_id != diff_id {
+        if unpacked.facts.diff_id != diff_id {
             return Err(StoreError::DiffId {
                 blob: blob.to_owned(),
                 expected: diff_id.to_owned(),
-                actual: unpacked.diff_id,
+                actual: unpacked.facts.diff_id,
             });
         }
         unpacked.publish(&target)
     }
 
     /// Unpacks a layer whose diff id is not known yet (an import); [`ImageStore::add_image`] finds it afterwards.
-    pub(crate) fn unpack_new(&self, blob: &str) -> Result<String> {
+    pub(crate) fn unpack_new(&self, blob: &str) -> Result<LayerFacts> {
         let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.blob_path(blob)?;
         let file = File::open(&path).map_err(io_error("open", &path))?;
         let unpacked = self.unpack_aside(blob, file)?;
-        let diff_id = unpacked.diff_id.clone();
-        let target = self.layer_path(&diff_id)?;
+        let facts = unpacked.facts.clone();
+        let target = self.layer_path(&facts.diff_id)?;
         if !target.exists() {
             unpacked.publish(&target)?;
         }
-        Ok(diff_id)
+        Ok(facts)
     }
 
     /// Unpacks where nobody sees it.
@@ -465,9 +465,9 @@ impl ImageStore {
             .map_err(io_error("create a folder in", &ingest))?;
         let root = dir.path().join("fs");
         fs::create_dir(&root).map_err(io_error("create", &root))?;
-        let diff_id =
+        let facts =
             unpack_layer(packed, &root).map_err(|source| StoreError::Unpack { digest: blob.to_owned(), source })?;
-        Ok(UnpackedLayer { _dir: dir, root, diff_id })
+        Ok(UnpackedLayer { _dir: dir, root, facts })
     }
 
     pub(crate) fn has_layer(&self, diff_id: &str) -> bool {
@@ -479,8 +479,8 @@ impl ImageStore {
         let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut synced = false;
         for (blob, expected, layer) in layers {
-            if layer.diff_id != expected {
-                return Err(StoreError::DiffId { blob, expected, actual: layer.diff_id });
+            if layer.facts.diff_id != expected {
+                return Err(StoreError::DiffId { blob, expected, actual: layer.facts.diff_id });
             }
             let target = self.layer_path(&expected)?;
             if target.exists() {
@@ -583,7 +583,7 @@ pub(crate) struct UnpackedLayer {
     /// Deletes what is left when the layer is not published.
     _dir: tempfile::TempDir,
     root: PathBuf,
-    diff_id: String,
+    facts: LayerFacts,
 }
 
 impl UnpackedLayer {

@@ -58,14 +58,23 @@ pub(crate) enum UnpackError {
     Root(#[source] io::Error),
 }
 
-/// Unpacks the layer in `blob` (plain, gzip or zstd) and returns the digest of the uncompressed tar, its diff id.
-pub(crate) fn unpack_layer(blob: impl Read, root: &Path) -> Result<String, UnpackError> {
+/// What is known of a layer once it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LayerFacts {
+    /// The digest of the uncompressed tar.
+    pub(crate) diff_id: String,
+    /// When the newest of its entries was modified, in seconds since 1970; 0 when there is none.
+    pub(crate) modified_at: i64,
+}
+
+/// Unpacks the layer in `blob` (plain, gzip or zstd).
+pub(crate) fn unpack_layer(blob: impl Read, root: &Path) -> Result<LayerFacts, UnpackError> {
     let plain = decompress(blob).map_err(UnpackError::Read)?;
     let mut hashed = HashingReader { inner: plain, hash: Sha256::new() };
-    unpack_tar(&mut hashed, root)?;
+    let modified_at = unpack_tar(&mut hashed, root)?;
     // What follows the end marker belongs to the digest as well.
     io::copy(&mut hashed, &mut io::sink()).map_err(UnpackError::Read)?;
-    Ok(format!("sha256:{}", hex::encode(hashed.hash.finalize())))
+    Ok(LayerFacts { diff_id: format!("sha256:{}", hex::encode(hashed.hash.finalize())), modified_at })
 }
 
 /// Recognises gzip and zstd by their first bytes.
@@ -111,11 +120,10 @@ impl<R: Read> Read for HashingReader<R> {
     }
 }
 
-fn unpack_tar(tar: impl Read, root: &Path) -> Result<(), UnpackError> {
+fn unpack_tar(tar: impl Read, root: &Path) -> Result<i64, UnpackError> {
     let root = rfs::open(root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| UnpackError::Root(e.into()))?;
-    Layer { root, base: PathBuf::new(), purpose: Purpose::Layer, folder_times: Vec::new(), room: Room::default() }
-        .add_all(tar)
+    Layer::new(root, PathBuf::new(), Purpose::Layer).add_all(tar)
 }
 
 /// Unpacks a tar into the folder `base` of a container's root, links resolved inside that. Names mean themselves there,
@@ -123,8 +131,7 @@ fn unpack_tar(tar: impl Read, root: &Path) -> Result<(), UnpackError> {
 /// Owners become the node's numbers of a remapped container's.
 pub(crate) fn unpack_into(tar: impl Read, root: OwnedFd, base: &Path, remap: Option<Remap>) -> Result<(), UnpackError> {
     let base = inside(base).ok_or_else(|| UnpackError::Escape(base.to_owned()))?;
-    Layer { root, base, purpose: Purpose::Container(remap), folder_times: Vec::new(), room: Room::default() }
-        .add_all(tar)
+    Layer::new(root, base, Purpose::Container(remap)).add_all(tar).map(drop)
 }
 
 /// What a tar is unpacked for.
@@ -141,6 +148,7 @@ struct Layer {
     purpose: Purpose,
     /// Set last: making files inside changes them.
     folder_times: Vec<(PathBuf, Timestamps)>,
+    modified_at: i64,
     room: Room,
 }
 
@@ -154,12 +162,18 @@ struct Attributes {
 }
 
 impl Layer {
-    fn add_all(mut self, tar: impl Read) -> Result<(), UnpackError> {
+    fn new(root: OwnedFd, base: PathBuf, purpose: Purpose) -> Self {
+        Self { root, base, purpose, folder_times: Vec::new(), modified_at: 0, room: Room::default() }
+    }
+
+    /// When the newest entry was modified.
+    fn add_all(mut self, tar: impl Read) -> Result<i64, UnpackError> {
         let mut archive = Archive::new(tar);
         for entry in archive.entries().map_err(UnpackError::Read)? {
             self.add(entry.map_err(UnpackError::Read)?)?;
         }
-        self.finish()
+        let modified_at = self.modified_at;
+        self.finish().map(|()| modified_at)
     }
 
     /// Removes what is in the way.
@@ -183,6 +197,7 @@ impl Layer {
 
     fn add_at<R: Read>(&mut self, path: &Path, entry: &mut Entry<'_, R>) -> io::Result<()> {
         let mut attributes = Attributes::of(entry)?;
+        self.modified_at = self.modified_at.max(attributes.times.last_modification.tv_sec);
         if let Purpose::Container(Some(remap)) = self.purpose {
             let shift = |id: u32, by: u32| id.checked_add(by).ok_or_else(|| invalid("the owner is not a user id"));
             attributes.owner = Uid::from_raw(shift(attributes.owner.as_raw(), remap.uid)?);

@@ -80,7 +80,7 @@ fn imported_for(store: &ImageStore, architecture: &str) -> StoredImage {
     tar.append_data(&mut header, "data", content.as_slice()).unwrap();
     let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
     let config = ImageConfig { architecture: architecture.to_owned(), os: "linux".to_owned(), ..Default::default() };
-    import::import(store, &layer, config, "", jiff::Timestamp::UNIX_EPOCH).unwrap()
+    import::import(store, &layer, config, "").unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

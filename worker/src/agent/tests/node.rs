@@ -509,7 +509,7 @@ pub(crate) fn import_box(store: &ImageStore) {
     let layer = store.put_bytes(&tar, None).unwrap();
     let mut config = ImageConfig::default();
     config.config.env = vec!["PATH=/bin".to_owned()];
-    let image = import::import(store, &layer, config, "", jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let image = import::import(store, &layer, config, "").unwrap();
     store.set_name(&Reference::parse("box").unwrap(), &image.digest).unwrap();
 }
 

@@ -77,7 +77,7 @@ async fn push_with(registry: &Registry, repository: &str, content: &[u8]) -> Str
     tar.append_data(&mut header, "hello", content).unwrap();
     let plain = tar.into_inner().unwrap();
     let layer = store.put_bytes(&zstd::encode_all(plain.as_slice(), 1).unwrap(), None).unwrap();
-    let image = import::import(&store, &layer, ImageConfig::default(), "", jiff::Timestamp::UNIX_EPOCH).unwrap();
+    let image = import::import(&store, &layer, ImageConfig::default(), "").unwrap();
     let client = Client::new(ClientConfig {
         protocol: ClientProtocol::Http,
         accept_invalid_certificates: true,

@@ -78,7 +78,7 @@ impl Place {
         self.dir.path().join("outside").to_str().unwrap().to_owned()
     }
 
-    fn unpack(&self, items: &[Item<'_>]) -> Result<String, UnpackError> {
+    fn unpack(&self, items: &[Item<'_>]) -> Result<LayerFacts, UnpackError> {
         unpack_layer(layer(items).as_slice(), &self.root())
     }
 
@@ -243,7 +243,7 @@ fn compression_is_recognised_and_the_diff_id_is_of_the_plain_tar() {
     let zstd = zstd::encode_all(plain.as_slice(), 1).unwrap();
     for blob in [plain.clone(), gzip.finish().unwrap(), zstd] {
         let place = Place::new();
-        assert_eq!(unpack_layer(blob.as_slice(), &place.root()).unwrap(), expected);
+        assert_eq!(unpack_layer(blob.as_slice(), &place.root()).unwrap().diff_id, expected);
         assert_eq!(place.read("f"), "content");
     }
 }
