@@ -1,11 +1,13 @@
-"""What the benchmarks share: commands that must work, waiting, a lab that goes away."""
+"""What the benchmarks share: commands that must work, waiting, a root folder of busybox, a lab that goes away."""
 
 import json
+import pathlib
+import shutil
 import subprocess
 import sys
 import time
 
-DEADLINE_S = 120
+DEADLINE_S = 180
 PAUSE_S = 0.05
 
 
@@ -13,16 +15,41 @@ def run(*args, **options):
     """A command's output. Ends the benchmark with what it said when it fails."""
     done = subprocess.run(args, text=True, capture_output=True, **options)
     if done.returncode != 0:
-        sys.exit(f"bench: {' '.join(args)}: {done.stderr or done.stdout}")
+        sys.exit(f"bench: {' '.join(map(str, args))}: {done.stderr or done.stdout}")
     return done.stdout
 
 
-def until(what, probe):
+def tried(*args):
+    """A command's output; None when it fails."""
+    done = subprocess.run(args, text=True, capture_output=True)
+    return done.stdout if done.returncode == 0 else None
+
+
+def until(what, probe, pause_s=PAUSE_S):
+    """What the probe finds in the end."""
     end = time.monotonic() + DEADLINE_S
-    while not probe():
+    while not (found := probe()):
         if time.monotonic() > end:
             sys.exit(f"bench: not within {DEADLINE_S} s: {what}")
-        time.sleep(PAUSE_S)
+        time.sleep(pause_s)
+    return found
+
+
+def busybox_root(folder, *tools):
+    """A root folder with nothing but busybox, under these names."""
+    root = pathlib.Path(folder) / "root"
+    for name in ("bin", "proc", "sys", "dev", "etc", "tmp"):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    for tool in tools:
+        (root / "bin" / tool).symlink_to("busybox")
+    return root
+
+
+def busybox_tar(folder, *tools):
+    """The same for an import."""
+    run("tar", "-C", busybox_root(folder, *tools), "-cf", f"{folder}/root.tar", ".")
+    return f"{folder}/root.tar"
 
 
 class Lab:
@@ -62,5 +89,6 @@ class Lab:
 
     def begin(self, host, *args, stdout=subprocess.DEVNULL):
         """In the background, until the lab goes."""
-        self.programs.append(subprocess.Popen(self.command(host, *args), stdout=stdout, stderr=subprocess.DEVNULL))
+        command = self.command(host, *args)
+        self.programs.append(subprocess.Popen(command, stdout=stdout, stderr=subprocess.DEVNULL, text=True))
         return self.programs[-1]
