@@ -1,18 +1,10 @@
 # Three nodes on a kernel with nothing but cgroup v2: names, virtual addresses, and a published port on every node.
-set -eu
 fail() {
   echo "FAILED: $*"
   for what in "service ls" "service ps --no-trunc web" "service ps --no-trunc user" "node ls"; do on n1 $what || true; done
   exit 1
 }
 on() { node=$1; shift; orch lab exec --name vm "$node" -- orch "$@"; }
-within() {
-  left=$1 what=$2; shift 2
-  until "$@" >/tmp/said 2>&1; do
-    left=$((left - 1)); [ "$left" -gt 0 ] || { cat /tmp/said; fail "$what"; }
-    sleep 1
-  done
-}
 # More may follow: "3/3 (max 1 per node)".
 running() { on n1 service ls --format '{{.Name}} {{.Replicas}}' | grep -qE "^$1( |$)"; }
 # Every task's name comes back through this address.

@@ -1,16 +1,8 @@
 # Encrypted networks on a kernel with WireGuard: what travels between nodes, daemons and nodes that come back, and a node that
 # cannot encrypt yet.
-set -eu
 fail() { echo "FAILED: $*"; on n1 service ps --no-trunc web user || true; on n1 network trace web.secret || true; exit 1; }
 on() { node=$1; shift; orch lab exec --name vm "$node" -- orch "$@"; }
 at() { node=$1; shift; orch lab exec --name vm "$node" -- "$@"; }
-within() {
-  left=$1 what=$2; shift 2
-  until "$@" >/tmp/said 2>&1; do
-    left=$((left - 1)); [ "$left" -gt 0 ] || { cat /tmp/said; fail "$what"; }
-    sleep 1
-  done
-}
 running() { on n1 service ls --format '{{.Name}} {{.Replicas}}' | grep -qx "$1"; }
 says() { text=$1; shift; "$@" 2>&1 | grep -F "$text"; }
 key_of() { on n1 node inspect "$1" | sed -n 's/.*"PublicKey": "\(.*\)".*/\1/p'; }

@@ -1,14 +1,5 @@
 # A node on a kernel without IPv6 (ipv6.disable=1): all that is IPv4 works, what needs IPv6 says so, and no log repeats itself.
-set -eu
 fail() { echo "FAILED: $*"; orch service ps --no-trunc web || true; tail -n 20 /var/lib/orch/node/log/netd.log; exit 1; }
-# within SECONDS WHAT COMMAND…: until the command succeeds.
-within() {
-  left=$1 what=$2; shift 2
-  until "$@" >/tmp/said 2>&1; do
-    left=$((left - 1)); [ "$left" -gt 0 ] || { cat /tmp/said; fail "$what"; }
-    sleep 1
-  done
-}
 running() { orch service ls --format '{{.Name}} {{.Replicas}}' | grep -qx "$1"; }
 
 echo "kernel $(uname -r)"

@@ -1,14 +1,5 @@
 # A node on a kernel with nothing but cgroup v2: limits are in force, and a service answers.
-set -eu
 fail() { echo "FAILED: $*"; orch service ps --no-trunc web || true; exit 1; }
-# within SECONDS WHAT COMMAND…: until the command succeeds.
-within() {
-  left=$1 what=$2; shift 2
-  until "$@" >/tmp/said 2>&1; do
-    left=$((left - 1)); [ "$left" -gt 0 ] || { cat /tmp/said; fail "$what"; }
-    sleep 1
-  done
-}
 # expect FILE TEXT: the file in the cgroup of container $id.
 expect() {
   now=$(cat /sys/fs/cgroup/orch.slice/"$id"/"$1")
