@@ -33,6 +33,7 @@ use orch_proto::{
     conv::ToProto as _,
     wire::{AttachTaskRequest, DesiredNetworks, DnsConfig},
 };
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
     engine::decode,
@@ -82,18 +83,6 @@ const TEXTS: &[&[u8]] = &[
       and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on.and.on",
 ];
 const NUMBERS: &[u64] = &[0, 1, 2, 10, 255, 4_096, 65_535, 65_536, 0xff_ffff, 0x100_0000, u32::MAX as u64, u64::MAX];
-
-/// Numbers from a seed (xorshift).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % limit as u64).unwrap()
-    }
-}
 
 /// A message as the wire has it, without knowing what it says.
 #[derive(Clone)]
@@ -151,29 +140,31 @@ fn encoded(fields: &[(u64, Value)]) -> Vec<u8> {
 }
 
 /// The message with one thing in it, at whatever depth, that is something else, missing, or there twice.
-fn bent(numbers: &mut Numbers, message: &[u8]) -> Vec<u8> {
+fn bent(numbers: &mut StdRng, message: &[u8]) -> Vec<u8> {
     let Some(mut fields) = fields(message).filter(|fields| !fields.is_empty()) else { return message.to_vec() };
-    let at = numbers.below(fields.len());
-    match numbers.below(12) {
+    let at = numbers.random_range(0..fields.len());
+    match numbers.random_range(0..12) {
         0 => drop(fields.remove(at)),
         1 => fields.insert(at, fields[at].clone()),
         // Somebody else's value.
-        2 => fields[at].1 = fields[numbers.below(fields.len())].1.clone(),
+        2 => fields[at].1 = fields[numbers.random_range(0..fields.len())].1.clone(),
         _ => match &mut fields[at].1 {
-            Value::Number(number) => *number = NUMBERS[numbers.below(NUMBERS.len())],
+            Value::Number(number) => *number = NUMBERS[numbers.random_range(0..NUMBERS.len())],
             Value::Fixed(fixed) => fixed.reverse(),
-            Value::Bytes(inner) if self::fields(inner).is_some_and(|f| !f.is_empty()) && numbers.below(8) > 0 => {
+            Value::Bytes(inner)
+                if self::fields(inner).is_some_and(|f| !f.is_empty()) && numbers.random_range(0..8) > 0 =>
+            {
                 *inner = bent(numbers, inner);
             }
-            Value::Bytes(inner) => *inner = TEXTS[numbers.below(TEXTS.len())].to_vec(),
+            Value::Bytes(inner) => *inner = TEXTS[numbers.random_range(0..TEXTS.len())].to_vec(),
         },
     }
     encoded(&fields)
 }
 
-fn bent_message<M: prost::Message + Default>(numbers: &mut Numbers, message: &M) -> Option<M> {
+fn bent_message<M: prost::Message + Default>(numbers: &mut StdRng, message: &M) -> Option<M> {
     let mut bytes = message.encode_to_vec();
-    for _ in 0..numbers.below(usize::try_from(MAX_BENDS).unwrap() + 1) {
+    for _ in 0..numbers.random_range(0..=MAX_BENDS) {
         bytes = bent(numbers, &bytes);
     }
     M::decode(&bytes[..]).ok()
@@ -230,7 +221,7 @@ fn whatever_the_daemon_is_told_is_refused_or_planned() {
 
 /// Whether it was planned.
 fn one(seed: u64) -> bool {
-    let mut numbers = Numbers(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut numbers = StdRng::seed_from_u64(seed);
     let (before, after) = seeded(seed);
     let before = before.plan();
     let (desired, requests) = told(&after);
@@ -257,7 +248,7 @@ fn one(seed: u64) -> bool {
     true
 }
 
-fn attached(numbers: &mut Numbers, desired: &Desired, requests: Vec<AttachTaskRequest>) -> BTreeMap<TaskId, LocalTask> {
+fn attached(numbers: &mut StdRng, desired: &Desired, requests: Vec<AttachTaskRequest>) -> BTreeMap<TaskId, LocalTask> {
     let mut tasks = BTreeMap::new();
     for (number, request) in requests.iter().enumerate() {
         let Some(request) = bent_message(numbers, request) else { continue };
