@@ -10,3 +10,9 @@ pub const KEY: &str = "orch-code";
 pub fn of(status: &Status) -> Option<&str> {
     status.metadata().get(KEY)?.to_str().ok()
 }
+
+/// Whether a code says that nothing was done because it was not for this manager to do, or not at this moment.
+#[must_use]
+pub fn is_leaderless(code: &str) -> bool {
+    matches!(code, "not-leader" | "no-leader")
+}

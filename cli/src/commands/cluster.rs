@@ -262,7 +262,7 @@ async fn join_a_led_cluster(request: wire::JoinNodeRequest, paths: &Paths) -> an
             Ok(joined) => return Ok(joined.into_inner()),
             Err(status) => status,
         };
-        if !matches!(code::of(&status), Some("no-leader" | "not-leader")) {
+        if !code::of(&status).is_some_and(code::is_leaderless) {
             return Err(explain(status));
         }
         if Instant::now() >= give_up_at {

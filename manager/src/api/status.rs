@@ -2,7 +2,7 @@
 //!
 //! A status carries a sentence for the operator and, in its metadata, a stable code for programs.
 
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use orch_manager_core::{ApplyError, control::ControlError, resolve::ResolveError};
 use orch_model::NodeId;
 use orch_proto::code;
@@ -136,11 +136,8 @@ pub fn leader_lost(may_have_changed: bool) -> Status {
 /// this moment.
 #[must_use]
 pub(super) fn was_left_undone(headers: &HeaderMap, may_have_changed: bool) -> bool {
-    match headers.get(code::KEY).map(HeaderValue::as_bytes) {
-        Some(b"not-leader" | b"no-leader") => true,
-        Some(b"leader-lost") => !may_have_changed,
-        _ => false,
-    }
+    let code = headers.get(code::KEY).and_then(|code| code.to_str().ok()).unwrap_or_default();
+    code::is_leaderless(code) || (code == "leader-lost" && !may_have_changed)
 }
 
 #[must_use]

@@ -145,12 +145,27 @@ pub(crate) struct Live {
     pub dispatcher: Dispatcher,
 }
 
+/// How long a session that ended may take to be opened again.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
+const SESSION_POLL: Duration = Duration::from_millis(50);
+
 #[derive(Debug, Default)]
 pub(crate) struct CurrentSession(Mutex<Option<Live>>);
 
 impl CurrentSession {
     pub(crate) fn get(&self) -> Option<Live> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One that has just ended is opened again in a moment: a leader that changed is no reason to refuse.
+    pub(crate) async fn wait(&self) -> Option<Live> {
+        let deadline = Instant::now() + SESSION_TIMEOUT;
+        loop {
+            match self.get() {
+                None if Instant::now() < deadline => sleep(SESSION_POLL).await,
+                found => return found,
+            }
+        }
     }
 
     fn set(&self, live: Option<Live>) {

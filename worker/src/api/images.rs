@@ -1,21 +1,23 @@
 //! Images for the command line: list, import, pull, remove, inspect.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
-use orch_model::node::Platform;
-use orch_proto::conv::ToProto;
 use orch_proto::wire::{
     FileChunk, ForgetImageRequest, ImageReference, ImportImageRequest, ImportImageStart, LoadImagesResponse,
     LocalImage, PruneImagesRequest, PruneImagesResponse, PullImageRequest, PullProgress, RegisterImageRequest,
     RegistryAuth, RemoveImageRequest, RemoveImageResponse, import_image_request::Message, pull_progress,
 };
-use tokio::sync::mpsc;
+use orch_proto::{code, conv::ToProto};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use crate::{
-    agent::{Agent, Live, container_id},
+    agent::{Agent, container_id},
     image::{
         ImageError,
         archive::{self, ArchiveError, Loaded},
@@ -26,6 +28,9 @@ use crate::{
     },
 };
 
+/// How long a name waits for a leader that takes it; an election takes one to two seconds.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(6);
+const LEADER_POLL: Duration = Duration::from_millis(50);
 /// Progress messages that a slow terminal may be behind; more are dropped.
 const BUFFERED_PROGRESS: usize = 256;
 const SHORT_ID_LEN: usize = 12;
@@ -54,7 +59,8 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
         return Err(Status::invalid_argument("an import is named NAME[:TAG]; its digest follows from its content"));
     }
     let config = import::configuration(&start.changes).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let live = agent.session.get().ok_or_else(no_leader)?;
+    // Before anything is sent for nothing.
+    agent.session.wait().await.ok_or_else(no_leader)?;
 
     let store = agent.host.images.store.clone();
     let _arriving = store.arriving();
@@ -75,7 +81,7 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
         .map_err(|error| internal(&error))?
         .map_err(|error| Status::invalid_argument(format!("import {}: {}", name.familiar(), chain(&error))))?;
 
-    if let Err(refused) = register(live, &name, &image, store.platform(&image), &start).await {
+    if let Err(refused) = register(agent, &name, &image, &start).await {
         if image.names.is_empty()
             && let Err(error) = delete(&store, &image.digest, None).await
         {
@@ -89,11 +95,11 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     Ok(local_image(&store, image))
 }
 
+/// A manager that does not lead any more has changed nothing: the next one is asked.
 async fn register(
-    mut live: Live,
+    agent: &Agent,
     name: &Reference,
     image: &StoredImage,
-    platform: Option<Platform>,
     start: &ImportImageStart,
 ) -> Result<(), Status> {
     let request = RegisterImageRequest {
@@ -102,11 +108,18 @@ async fn register(
         size_bytes: image.record.size_bytes,
         replace: start.replace,
         holder_only: false,
-        platform: platform.map(|platform| platform.to_proto()),
+        platform: agent.host.images.store.platform(image).map(|platform| platform.to_proto()),
     };
-    live.dispatcher.register_image(request).await.map(drop).map_err(|status| {
-        Status::new(status.code(), format!("register {} in the cluster: {}", name.familiar(), status.message()))
-    })
+    let give_up_at = Instant::now() + LEADER_TIMEOUT;
+    loop {
+        let mut live = agent.session.wait().await.ok_or_else(no_leader)?;
+        let Err(status) = live.dispatcher.register_image(request.clone()).await else { return Ok(()) };
+        if !code::of(&status).is_some_and(code::is_leaderless) || Instant::now() >= give_up_at {
+            let text = format!("register {} in the cluster: {}", name.familiar(), status.message());
+            return Err(Status::new(status.code(), text));
+        }
+        sleep(LEADER_POLL).await;
+    }
 }
 
 pub(super) fn pull(
@@ -209,9 +222,8 @@ pub(super) async fn tag(agent: &Agent, source: &str, target: &str) -> Result<(),
 /// As Docker, a name that means something else means this from now on.
 async fn name_it(agent: &Agent, image: &StoredImage, name: &Reference) -> Result<(), Status> {
     let store = &agent.host.images.store;
-    let live = agent.session.get().ok_or_else(no_leader)?;
     let start = ImportImageStart { replace: true, ..Default::default() };
-    register(live, name, image, agent.host.images.store.platform(image), &start).await?;
+    register(agent, name, image, &start).await?;
     let internal = |error: StoreError| Status::internal(chain(&error));
     store.set_announced(&image.digest, &agent.announced_as()).map_err(internal)?;
     store.set_name(name, &image.digest).map_err(internal)

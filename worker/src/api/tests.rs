@@ -1,5 +1,7 @@
 //! The local socket, as the command line uses it.
 
+use std::sync::atomic::Ordering;
+
 use orch_proto::{
     transport::unix_channel,
     wire::{ImportImageStart, import_image_request::Message, pull_progress, worker_local_client::WorkerLocalClient},
@@ -7,7 +9,7 @@ use orch_proto::{
 use tonic::{Code, transport::Channel};
 
 use super::*;
-use crate::agent::tests::{Node, import_box, wait_until};
+use crate::agent::tests::{Node, import_box};
 
 async fn client(node: &Node, agent: &Arc<Agent>) -> WorkerLocalClient<Channel> {
     let (socket, agent) = (node.paths.worker_sock(), agent.clone());
@@ -44,8 +46,8 @@ async fn images_are_imported_listed_and_removed() {
     let worker = node.worker().await;
     let mut client = client(&node, &worker.agent).await;
     node.heard.wait("session").await;
-    wait_until(|| worker.agent.session.get().is_some()).await;
 
+    node.heard.leaderless.store(3, Ordering::Relaxed);
     let messages = import_messages("web:1", &["CMD [\"/x\"]"], &tar());
     let image = client.import_image(futures::stream::iter(messages)).await.unwrap().into_inner();
     assert_eq!(image.names, ["docker.io/library/web:1"]);

@@ -20,10 +20,7 @@ use orch_proto::{
         SetContainerNetworksRequest, SetContainerNetworksResponse, WantedNetwork,
     },
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     LocalError, Locals, One,
@@ -34,9 +31,6 @@ use crate::agent::{CurrentSession, Live, has_ipv6, host_networks, prepare, unix_
 
 /// A manager's answer may wait for its disk.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a session that ended may take to be opened again.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
-const SESSION_POLL: Duration = Duration::from_millis(50);
 /// Characters of a container's id that are a name of it.
 const SHORT_ID_LEN: usize = 12;
 
@@ -72,24 +66,12 @@ impl Presence {
         networks: Vec<WantedNetwork>,
         check_only: bool,
     ) -> Result<SetContainerNetworksResponse, LocalError> {
-        let Live { session, mut dispatcher, .. } = self.live().await.ok_or(LocalError::NoManager)?;
+        let Live { session, mut dispatcher, .. } = self.session.wait().await.ok_or(LocalError::NoManager)?;
         let (task_id, name) = (one.id.to_string(), one.name());
         let request = SetContainerNetworksRequest { session_id: session, task_id, name, networks, check_only };
         let answer = timeout(CALL_TIMEOUT, dispatcher.set_container_networks(request)).await;
         let answer = answer.map_err(|_| LocalError::NoManager)?;
         Ok(answer.map_err(|status| LocalError::Managers(Box::new(status)))?.into_inner())
-    }
-
-    /// The session with the managers. One that has just ended is opened again in a moment: a leader that changed is no reason
-    /// to refuse.
-    async fn live(&self) -> Option<Live> {
-        let deadline = Instant::now() + SESSION_TIMEOUT;
-        loop {
-            match self.session.get() {
-                None if Instant::now() < deadline => sleep(SESSION_POLL).await,
-                found => return found,
-            }
-        }
     }
 
     fn hold(&self, id: &TaskId) {

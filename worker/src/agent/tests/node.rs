@@ -4,6 +4,7 @@ use std::{
     fs,
     net::SocketAddr,
     path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +19,7 @@ use orch_model::{
 };
 use orch_proto::{
     ca::{generate_root, new_key_and_csr, sign_csr},
+    code,
     conv::FromProto as _,
     tls::{Identity, install_crypto_provider, require_role},
     transport::{tls_incoming, unix_incoming},
@@ -36,7 +38,7 @@ use orch_proto::{
 use prost::Message;
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tokio_stream::wrappers::WatchStream;
-use tonic::{Request, Response, Status, Streaming, transport::Server};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
 
 use super::super::*;
 use crate::image::{config::ImageConfig, import, reference::Reference, store::ImageStore};
@@ -48,6 +50,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Default)]
 pub(crate) struct Heard {
     pub log: Mutex<Vec<String>>,
+    /// So many names are not taken, as by a manager that leads no more.
+    pub leaderless: AtomicUsize,
     news: tokio::sync::Notify,
 }
 
@@ -147,6 +151,12 @@ impl Dispatcher for FakeManager {
         &self,
         request: Request<RegisterImageRequest>,
     ) -> Result<Response<RegisterImageResponse>, Status> {
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.heard.leaderless.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            let mut refused = Status::unavailable("this manager is not the leader");
+            refused.metadata_mut().insert(code::KEY, MetadataValue::from_static("not-leader"));
+            return Err(refused);
+        }
         let request = request.into_inner();
         self.heard.note(format!("image {} holder_only={}", request.name, request.holder_only));
         Ok(Response::new(RegisterImageResponse { image: None }))
