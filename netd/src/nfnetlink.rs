@@ -16,6 +16,7 @@ use nix::sys::{
     },
     time::{TimeVal, TimeValLike},
 };
+use zeroize::{Zeroize as _, Zeroizing};
 
 const HEADER_LEN: usize = 16;
 /// Family, version and resource id of netfilter messages.
@@ -84,13 +85,14 @@ impl Socket {
             Mode::Act => NLM_F_REQUEST | NLM_F_ACK,
         };
         let sequence = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut message = Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len());
+        // It may carry a device's private key, as the answers may: no copy outlives the request.
+        let mut message = Zeroizing::new(Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len()));
         append(&mut message, Header { kind, flags, sequence, family, resource: 0 }, attributes)?;
         sendto(self.fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         let mut buffer = vec![0; RECEIVE_LEN];
         loop {
             let received = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if read_messages(&buffer[..received], sequence, mode, &mut each)? {
+            if read_and_wipe(&mut buffer[..received], sequence, mode, &mut each)? {
                 return Ok(());
             }
         }
@@ -226,6 +228,13 @@ fn results(mut buffer: &[u8]) -> Vec<(u32, i32)> {
     results
 }
 
+/// As [`read_messages`]; nothing of them is left. Only what was received is wiped: the buffer is much larger.
+fn read_and_wipe(messages: &mut [u8], wanted: u32, mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+    let complete = read_messages(messages, wanted, mode, each);
+    messages.zeroize();
+    complete
+}
+
 /// Whether the reply is complete.
 fn read_messages(mut buffer: &[u8], wanted: u32, mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let Some(header) = buffer.first_chunk::<HEADER_LEN>() {
@@ -304,18 +313,48 @@ mod tests {
         assert_eq!(attributes(&buffer[..6]).count(), 0);
     }
 
+    fn message(kind: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+        let mut message = Vec::new();
+        message.extend(u32::try_from(HEADER_LEN + body.len()).unwrap().to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 2]);
+        message.extend(sequence.to_ne_bytes());
+        message.extend([0; 4]);
+        message.extend(body);
+        message
+    }
+
     #[test]
     fn an_error_of_the_kernel_is_reported() {
-        let mut message = Vec::new();
-        message.extend(36_u32.to_ne_bytes());
-        message.extend(NLMSG_ERROR.to_ne_bytes());
-        message.extend([0; 2]);
-        message.extend(7_u32.to_ne_bytes());
-        message.extend([0; 4]);
-        message.extend((-2_i32).to_ne_bytes());
-        message.extend([0; 16]);
+        let message = message(NLMSG_ERROR, 7, &[&(-2_i32).to_ne_bytes()[..], &[0; 16]].concat());
         let error = read_messages(&message, 7, Mode::Act, &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(!read_messages(&message, 8, Mode::Act, &mut |_| {}).unwrap(), "the answer to another request");
+    }
+
+    /// Of answers that end a request, do not end it, are none to it, or cannot be read.
+    #[test]
+    fn nothing_is_left_of_what_was_read() {
+        const KIND: u16 = 30;
+        let mut secret = vec![0; NFGEN_LEN];
+        push(&mut secret, 3, &[0xa5; 32]);
+        let part = message(KIND, 7, &secret);
+        let done = [&part[..], &message(NLMSG_DONE, 7, &[0; 4])].concat();
+        let mut short = part.clone();
+        short[0] += 4;
+        for (messages, wanted, mode, read, complete) in [
+            (&part, 7, Mode::Get, 1, Some(true)),
+            (&part, 7, Mode::Dump, 1, Some(false)),
+            (&done, 7, Mode::Dump, 1, Some(true)),
+            (&part, 8, Mode::Dump, 0, Some(false)),
+            (&short, 7, Mode::Dump, 0, None),
+        ] {
+            let (mut messages, mut seen) = (messages.clone(), 0);
+            let told = read_and_wipe(&mut messages, wanted, mode, &mut |answer| {
+                seen += usize::from(attribute(answer, 3) == Some(&[0xa5; 32]));
+            });
+            assert_eq!((seen, told.ok()), (read, complete));
+            assert!(messages.iter().all(|byte| *byte == 0), "{messages:02x?}");
+        }
     }
 }

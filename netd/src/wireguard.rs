@@ -1,6 +1,7 @@
 //! WireGuard's side of generic netlink: what a device knows, and telling it.
 //!
-//! A private key goes into the kernel once and is not kept here; what the kernel gives back of it is passed over.
+//! A private key goes into the kernel once and is not kept here. The kernel tells it again with all else of a device, and
+//! cannot be asked for less: that is passed over, and the request wipes what it received.
 
 use std::{
     io,
