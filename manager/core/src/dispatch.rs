@@ -23,7 +23,7 @@ use orch_model::{
 };
 
 use crate::{
-    drain,
+    drain, encryption,
     image_name::normalise_image_name,
     state::{State, publishes_on_ingress},
 };
@@ -243,13 +243,14 @@ impl<'a> View<'a> {
     }
 }
 
-/// The networks that a node takes part in: those of its tasks, and ingress everywhere.
+/// The networks that a node takes part in: those of its tasks, as far as it can, and ingress everywhere.
 pub fn networks_of_node<'a>(state: &'a State, node: &NodeId) -> impl Iterator<Item = &'a Arc<Network>> {
     let tasks = state.tasks_on(node);
     let live = tasks.filter(|t| t.status.state >= TaskState::Assigned && !t.status.state.is_terminal());
     let mut ids: BTreeSet<&NetworkId> = live.flat_map(|t| t.networks.iter().map(|n| &n.network)).collect();
     ids.extend(state.ingress_network().map(|n| &n.id));
-    ids.into_iter().filter_map(|id| state.network(id))
+    let can = |id: &&NetworkId| state.node(node).is_some_and(|node| encryption::allows(state, node, [*id]));
+    ids.into_iter().filter(can).filter_map(|id| state.network(id))
 }
 
 fn insert(set: &mut AssignmentSet, item: Assignment) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use orch_model::{
-    NodeId,
+    NetworkId, NodeId,
     network::{ENCRYPTED_PORT, Network},
     node::{Encryption, Node, NodeDescription, TunnelKey, features::ENCRYPTED_NETWORKS},
 };
@@ -27,6 +27,14 @@ pub fn refusal_on(node: &Node, network: &Network) -> Option<String> {
         "network {} is encrypted, and node {} cannot encrypt: {why}; run the container on a node that can",
         network.spec.annotations.name, node.description.hostname
     ))
+}
+
+/// Whether `node` can take part in all of `networks`. Nothing of an encrypted one is told to a node that cannot: one that
+/// went back to an older version would carry it in clear text.
+#[must_use]
+pub fn allows<'a>(state: &State, node: &Node, networks: impl IntoIterator<Item = &'a NetworkId>) -> bool {
+    let is_encrypted = |id: &NetworkId| state.network(id).is_some_and(|network| network.spec.is_encrypted());
+    node.description.can_encrypt() || !networks.into_iter().any(is_encrypted)
 }
 
 /// What managers believe of what `node` says: a key is whose it was first, or a node could cut another one off by its key.

@@ -21,7 +21,7 @@ use crate::{
 /// The tasks that should move, in the order of their slots.
 #[must_use]
 pub fn surplus(state: &State, service: &Service, now: Timestamp) -> Vec<Arc<Task>> {
-    let nodes: Vec<&Arc<Node>> = state.nodes().filter(|n| takes_tasks(n) && fits(service, n)).collect();
+    let nodes: Vec<&Arc<Node>> = state.nodes().filter(|n| takes_tasks(n) && fits(state, service, n)).collect();
     let mut on: BTreeMap<&NodeId, Vec<&Arc<Task>>> = nodes.iter().map(|n| (&n.id, Vec::new())).collect();
     for task in state.tasks_of(&service.id).filter(|t| t.is_wanted()) {
         if let Some(tasks) = task.node.as_ref().and_then(|id| on.get_mut(id)) {

@@ -12,11 +12,12 @@ use orch_model::{
 
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
+    constraint,
     decision::Ids,
     dispatch::DEFAULT_DATA_PATH_PORT,
     features,
     image_name::{digest_of, normalise_image_name},
-    orchestrator::{fits, slot::is_replicated, update::rolled_back},
+    orchestrator::{slot::is_replicated, update::rolled_back},
     plan::MAX_CHANGES,
     rebalance,
     state::{State, check::protocol_word, check::unused_login, makes_other_tasks},
@@ -333,7 +334,7 @@ fn resolve_image(state: &State, spec: &mut ServiceSpec, old: Option<&ServiceSpec
 /// What will go wrong although it may be asked for.
 fn warnings(state: &State, service: &Service) -> Vec<String> {
     let constraints = &service.spec.task.placement.constraints;
-    let unplaceable = !constraints.is_empty() && !state.nodes().any(|n| fits(service, n));
+    let unplaceable = !constraints.is_empty() && !state.nodes().any(|n| constraint::all_match(constraints, n));
     let warning = format!(
         "no node of this cluster satisfies the constraints {}: its tasks stay pending until one does",
         constraints.join(", ")

@@ -106,7 +106,9 @@ impl Touched {
         if old.map(serves) != new.map(serves) && holds_images() {
             self.everything = true;
         }
-        if old.is_none() || new.is_none() {
+        // Whether it can says which networks it is told of.
+        let can_encrypt = |node: &Arc<Node>| node.description.can_encrypt();
+        if old.map(can_encrypt) != new.map(can_encrypt) {
             self.nodes.extend(both().map(|node| node.id.clone()));
         }
     }

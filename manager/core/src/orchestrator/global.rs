@@ -42,7 +42,7 @@ pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) ->
     for node in state.nodes() {
         let key = SlotKey::Node(node.id.clone());
         let slot = slots.get(&key);
-        match share(service, node) {
+        match share(state, service, node) {
             Share::Runs if !slot.is_some_and(|s| s.is_occupied(service)) => {
                 decision.changes.push(create(new_task(state, service, &key, TaskState::Running, None, now, ids())));
             }
@@ -63,9 +63,9 @@ pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) ->
     decision
 }
 
-fn share(service: &Service, node: &Node) -> Share {
+fn share(state: &State, service: &Service, node: &Node) -> Share {
     let unreachable = node.status.state == NodeState::Down;
-    if unreachable || node.spec.availability == Availability::Drain || !fits(service, node) {
+    if unreachable || node.spec.availability == Availability::Drain || !fits(state, service, node) {
         return Share::Leaves;
     }
     if takes_tasks(node) { Share::Runs } else { Share::Keeps }

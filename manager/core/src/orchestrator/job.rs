@@ -57,11 +57,11 @@ pub fn decide(state: &State, service: &Service, now: Timestamp, ids: Ids<'_>) ->
         }
         ServiceMode::GlobalJob => {
             give_up(&slots, |key| matches!(key, SlotKey::Node(id) if state.node(id).is_some()), &mut decision);
-            let leaves = |id| state.node(id).is_none_or(|n| must_leave(service, n));
+            let leaves = |id| state.node(id).is_none_or(|n| must_leave(state, service, n));
             let lost = slots.iter().filter(|(key, _)| matches!(key, SlotKey::Node(id) if leaves(id)));
             let unfinished = lost.flat_map(|(_, slot)| &slot.tasks).filter(|t| is_unfinished(t));
             decision.changes.extend(unfinished.map(|t| desire(t, TaskState::Shutdown)));
-            let usable = state.nodes().filter(|n| takes_tasks(n) && fits(service, n));
+            let usable = state.nodes().filter(|n| takes_tasks(n) && fits(state, service, n));
             let places = usable.map(|n| SlotKey::Node(n.id.clone()));
             start(state, service, &slots, places, u64::MAX, now, ids, &mut decision);
         }
@@ -82,8 +82,8 @@ fn is_unfinished(task: &Task) -> bool {
     task.desired_state <= TaskState::Running
 }
 
-fn must_leave(service: &Service, node: &orch_model::node::Node) -> bool {
-    node.status.state == NodeState::Down || node.spec.availability == Availability::Drain || !fits(service, node)
+fn must_leave(state: &State, service: &Service, node: &orch_model::node::Node) -> bool {
+    node.status.state == NodeState::Down || node.spec.availability == Availability::Drain || !fits(state, service, node)
 }
 
 /// Places that the job no longer has are forgotten, with their tasks.

@@ -14,7 +14,7 @@ use orch_model::{
 };
 
 use super::{
-    create, desire, fits, job, new_task,
+    create, desire, fits, job, may_stay, new_task,
     slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_job, slots_of},
     takes_tasks, update,
 };
@@ -50,7 +50,7 @@ enum Cause {
     Ended,
     NodeLost,
     NodeDrained,
-    /// The node no longer fits the service's constraints. Such a task is told to stop like any other and not marked
+    /// The node no longer fits the service's constraints, or can no longer take part in the task's networks. Such a task is told to stop like any other and not marked
     /// *rejected* while it runs: a state past *running* would give its addresses back before they are free.
     Misplaced,
 }
@@ -140,7 +140,7 @@ fn cause(state: &State, service: &Service, task: &Task) -> Option<Cause> {
         None => Some(Cause::NodeLost),
         Some(node) if node.status.state == NodeState::Down => Some(Cause::NodeLost),
         Some(node) if node.spec.availability == Availability::Drain => Some(Cause::NodeDrained),
-        Some(node) if !fits(service, node) => Some(Cause::Misplaced),
+        Some(node) if !may_stay(state, service, task, node) => Some(Cause::Misplaced),
         Some(_) => None,
     }
 }
@@ -172,7 +172,7 @@ fn replace(
     };
     // A global task only ever belongs to its node: without the node there is nothing to replace it with.
     if let SlotKey::Node(node) = key {
-        let usable = state.node(node).is_some_and(|n| takes_tasks(n) && fits(service, n));
+        let usable = state.node(node).is_some_and(|n| takes_tasks(n) && fits(state, service, n));
         if !usable {
             return;
         }

@@ -14,7 +14,7 @@ use orch_model::{
         Encryption, NodeDescription, TunnelKey,
         features::{ENCRYPTED_NETWORKS, PUBLISH_OPTIONS},
     },
-    service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceSpec, WEIGHT_LABEL},
+    service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec, WEIGHT_LABEL},
     task::{Task, TaskState, TaskStatus},
 };
 
@@ -408,6 +408,81 @@ fn encrypted_networks_are_for_nodes_that_can() {
     sim.update("web", |s| s.task.force_update += 1).expect("accepted");
     sim.run(secs(30));
     assert!(sim.ps("web").contains("no WireGuard for an encrypted network on 3 nodes"), "{}", sim.ps("web"));
+}
+
+/// What n1 says when it comes back, and what becomes of what it had: two of four replicas, a global task, a container.
+#[test]
+fn a_node_that_cannot_encrypt_any_more_is_told_of_no_encrypted_network() {
+    let key = |n| Some(Encryption::Key(TunnelKey([n; 32])));
+    let lost = || Some(Encryption::Unavailable("no WireGuard here".into()));
+    for (said, can) in [(key(1), true), (key(9), true), (lost(), false), (None, false)] {
+        let mut sim = Sim::new(2);
+        sim.edit_node(1, |n| n.description.encryption = key(1));
+        sim.edit_node(2, |n| n.description.encryption = key(2));
+        let sealed = encrypted(&mut sim, "sealed").expect("both can");
+        let open = network(&mut sim, "open", None).expect("accepted");
+        sim.create(on("secret", 4, &sealed)).expect("accepted");
+        sim.create(ServiceSpec { mode: ServiceMode::Global, ..on("each", 0, &sealed) }).expect("accepted");
+        sim.create(on("plain", 4, &open)).expect("accepted");
+        let container = control::ContainerNetworks {
+            node: crate::sim::node_id(1),
+            id: TaskId::from_random(77),
+            name: "box".into(),
+            networks: vec![control::WantedNetwork { network: "sealed".into(), ..Default::default() }],
+        };
+        let (attached, _) = control::set_container_networks(&sim.state, sim.now, &container).expect("n1 can");
+        sim.commit_changes(attached.changes);
+        sim.run(secs(1));
+        let told = |sim: &Sim, node: u8, network: &NetworkId| {
+            sim.set_of(node).into_keys().any(|key| match key {
+                AssignmentKey::Network(id) => id == *network,
+                AssignmentKey::Endpoint(id, _) | AssignmentKey::ServiceEndpoint(id, _) => id == *network,
+                _ => false,
+            })
+        };
+        let running = |sim: &Sim, service: &str| sim.running(service).into_values().collect::<Vec<_>>();
+        let before = ["secret", "each", "plain"].map(|service| running(&sim, service));
+        assert_eq!(before, [vec![2, 2], vec![1, 1], vec![2, 2]]);
+
+        sim.edit_node(1, |n| n.description.encryption = said.clone());
+        sim.step();
+        assert_eq!([1, 2].map(|node| told(&sim, node, &sealed)), [can, true], "at once: {said:?}");
+        sim.run(secs(30));
+        assert_eq!([1, 2].map(|node| told(&sim, node, &sealed)), [can, true], "{said:?}");
+        let after = ["secret", "each", "plain"].map(|service| sim.running(service));
+        let on = |nodes: &[(&str, usize)]| -> BTreeMap<_, _> {
+            nodes.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect()
+        };
+        let both = on(&[("n1", 2), ("n2", 2)]);
+        let expected = match can {
+            true => [both.clone(), on(&[("n1", 1), ("n2", 1)]), both],
+            false => [on(&[("n2", 4)]), on(&[("n2", 1)]), both],
+        };
+        assert_eq!(after, expected, "{said:?}");
+
+        sim.edit_node(1, |n| n.description.encryption = key(1));
+        sim.run(secs(30));
+        assert!(told(&sim, 1, &sealed), "it can again");
+        assert_eq!(sim.running("each"), on(&[("n1", 1), ("n2", 1)]));
+    }
+}
+
+/// A service that moves onto an encrypted network: its old tasks elsewhere wait for their turn in the update.
+#[test]
+fn tasks_stay_by_the_networks_that_they_are_on() {
+    let mut sim = Sim::new(2);
+    sim.edit_node(2, |n| n.description.encryption = Some(Encryption::Key(TunnelKey([2; 32]))));
+    let sealed = encrypted(&mut sim, "sealed").expect("n2 can");
+    let open = network(&mut sim, "open", None).expect("accepted");
+    sim.create(on("web", 4, &open)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.update.get_or_insert_default().delay = secs(20)).expect("accepted");
+    sim.update("web", |s| s.task.networks = on("web", 4, &sealed).task.networks).expect("accepted");
+    sim.run(secs(10));
+    assert!(sim.running("web").contains_key("n1"), "one of four was replaced: {}", sim.ps("web"));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 4, "{}", sim.ps("web"));
+    sim.run(secs(120));
+    assert_eq!(sim.running("web"), [("n2".to_owned(), 4)].into(), "{}", sim.ps("web"));
 }
 
 #[test]
