@@ -9,8 +9,9 @@ use std::fmt::Debug;
 
 use orch_model::{
     Duration, NodeId, Object, ObjectId, TaskId,
-    assignment::{Assignment, AssignmentKey},
+    assignment::{Assignment, AssignmentKey, NetworkItem},
     change::Transaction,
+    network::ENCRYPTED_OPTION,
     node::NodeDescription,
     service::{PortConfig, ServiceMode, ServiceSpec, Vip},
     task::{Task, TaskState, TaskStatus},
@@ -29,6 +30,36 @@ fn everything_comes_back_as_it_went() {
     for assignment in fixtures::assignments() {
         assert_eq!(there_and_back(&assignment), assignment);
         assert_eq!(there_and_back(&assignment.key()), assignment.key());
+    }
+}
+
+/// By number and option: what older versions read as the tunnel's number (0: none), and what is read back. An item that
+/// another version wrote may have both numbers where they should not be.
+#[test]
+fn the_tunnel_of_an_encrypted_network_is_nobodys_who_does_not_know_the_option() {
+    let item = fixtures::assignments().into_iter().find_map(|item| match item {
+        Assignment::Network(item) => Some(item),
+        _ => None,
+    });
+    let item = |vni, option: &str| {
+        let options = [(option.to_owned(), String::new())].into();
+        NetworkItem { vni, driver_options: options, ..item.clone().expect("a network") }
+    };
+    for (vni, option, written) in [
+        (4097, "mtu", (4097, 0)),
+        (4097, ENCRYPTED_OPTION, (0, 4097)),
+        (0, "mtu", (0, 0)),
+        (0, ENCRYPTED_OPTION, (0, 0)),
+    ] {
+        let wire = item(vni, option).to_proto();
+        assert_eq!((wire.vni, wire.encrypted_vni), written, "{vni} {option}");
+        assert_eq!(there_and_back(&item(vni, option)), item(vni, option));
+    }
+    for (vni, encrypted_vni, option, read) in
+        [(0, 4097, "mtu", 0), (4097, 0, ENCRYPTED_OPTION, 4097), (4097, 4098, "mtu", 4097)]
+    {
+        let wire = wire::NetworkItem { vni, encrypted_vni, ..item(0, option).to_proto() };
+        assert_eq!(NetworkItem::from_proto(wire).map(|item| item.vni), Ok(read), "{vni} {encrypted_vni} {option}");
     }
 }
 

@@ -1,7 +1,10 @@
 //! What a manager sends to a node.
 
-use orch_model::assignment::{
-    Assignment, AssignmentKey, EndpointItem, ImageSource, NetworkItem, Peer, ServiceEndpointItem, TaskAssignment,
+use orch_model::{
+    assignment::{
+        Assignment, AssignmentKey, EndpointItem, ImageSource, NetworkItem, Peer, ServiceEndpointItem, TaskAssignment,
+    },
+    network::ENCRYPTED_OPTION,
 };
 
 use super::{DecodeError, FromProto, ToProto, field, present, record::record};
@@ -10,11 +13,50 @@ use crate::wire;
 record!(TaskAssignment { values: desired_state; parts: task; });
 record!(ImageSource { values: task, name, digest, holders; blobs: grant; });
 record!(Peer as PeerItem { values: node, index, data_addr, ingress_addr, weight, tunnel_key; });
-record!(NetworkItem {
-    values: id, name, vni, subnets, gateways, internal, ingress, driver_options, data_path_port;
-});
 record!(EndpointItem { values: network, task, service, node, addresses, names, serving; });
 record!(ServiceEndpointItem { values: network, service, names, vips, ports, declared, balance, prefer_local; });
+
+impl ToProto for NetworkItem {
+    type Proto = wire::NetworkItem;
+
+    fn to_proto(&self) -> Self::Proto {
+        let Self { id, name, vni, subnets, gateways, internal, ingress, driver_options, data_path_port } = self;
+        let (vni, encrypted_vni) = if self.is_encrypted() { (0, *vni) } else { (*vni, 0) };
+        wire::NetworkItem {
+            id: id.to_proto(),
+            name: name.to_proto(),
+            vni,
+            subnets: subnets.to_proto(),
+            gateways: gateways.to_proto(),
+            internal: *internal,
+            ingress: *ingress,
+            driver_options: driver_options.to_proto(),
+            data_path_port: data_path_port.to_proto(),
+            encrypted_vni,
+        }
+    }
+}
+
+impl FromProto for NetworkItem {
+    type Proto = wire::NetworkItem;
+
+    fn from_proto(proto: Self::Proto) -> Result<Self, DecodeError> {
+        const NAME: &str = "NetworkItem";
+        // A tunnel that should be encrypted is none without the option: it would be made in clear text.
+        let encrypted = proto.vni == 0 && proto.driver_options.contains_key(ENCRYPTED_OPTION);
+        Ok(Self {
+            id: field(proto.id, NAME, "id")?,
+            name: proto.name,
+            vni: if encrypted { proto.encrypted_vni } else { proto.vni },
+            subnets: field(proto.subnets, NAME, "subnets")?,
+            gateways: field(proto.gateways, NAME, "gateways")?,
+            internal: proto.internal,
+            ingress: proto.ingress,
+            driver_options: field(proto.driver_options, NAME, "driver_options")?,
+            data_path_port: field(proto.data_path_port, NAME, "data_path_port")?,
+        })
+    }
+}
 
 impl ToProto for Assignment {
     type Proto = wire::Assignment;
