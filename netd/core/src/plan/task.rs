@@ -141,23 +141,24 @@ fn table(family: Family, task: &LocalTask, balanced: &[Balanced]) -> Table {
     ];
     let mut chains: Vec<_> =
         busy.iter().map(|b| Chain::jumped_to(b.chain.clone(), Rule(vec![to_backends(b, task)]))).collect();
+    let destination = || vec![Field::Addr(Side::Destination)];
+    // A service without backends says so at once; connections that exist (to a draining task) are none of its business.
+    let idle = || [Expr::NewFlow, Expr::In(destination(), "idle_vips")].into_iter();
+    let mut refuse = vec![
+        Rule(idle().chain([Expr::Protocol(Protocol::Tcp), Expr::Reset]).collect()),
+        Rule(idle().chain([Expr::Reject]).collect()),
+    ];
     if family == Family::V4 {
         // While the daemon is started again nobody listens there. A client that is told so fails at once; one that is
         // not asks again, and is answered.
-        let told = Expr::Addr(Side::Source, Is::Yes, IpAddr::V4(DNS_ADDR).into());
-        let silence = Rule(vec![told, Expr::Icmp(UNREACHABLE), Expr::Drop]);
-        chains.push(Chain::at("silence", Hook::new(HookKind::Filter, Point::Output, -150), vec![silence]));
+        let silent = Expr::Addr(Side::Source, Is::Yes, IpAddr::V4(DNS_ADDR).into());
+        refuse.push(Rule(vec![silent, Expr::Icmp(UNREACHABLE), Expr::Drop]));
     }
-    let destination = || vec![Field::Addr(Side::Destination)];
+    chains.push(Chain::at("refuse", Hook::new(HookKind::Filter, Point::Output, -150), refuse));
     let mut rules = Vec::new();
     if family == Family::V4 && task.dns_port != 0 {
         rules.extend([Protocol::Udp, Protocol::Tcp].map(|protocol| to_dns_server(protocol, task.dns_port)));
     }
-    // A service without backends says so at once; connections that exist (to a draining task) are none of its business: only
-    // a connection's first packet comes by here.
-    let idle = || Expr::In(destination(), "idle_vips");
-    rules.push(Rule(vec![idle(), Expr::Protocol(Protocol::Tcp), Expr::Reset]));
-    rules.push(Rule(vec![idle(), Expr::Reject]));
     rules.push(Rule(vec![Expr::Jump(destination(), "vips")]));
     chains.push(Chain::at("output", Hook::new(HookKind::Nat, Point::Output, -100), rules));
     Table { family, name: "orch_task", sets, chains }
