@@ -36,7 +36,7 @@ use orch_proto::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::MissedTickBehavior,
+    time::{MissedTickBehavior, sleep},
 };
 
 use crate::{
@@ -55,6 +55,9 @@ use crate::{
 
 /// How often the kernel is compared with what should be.
 const CHECK_PERIOD: Duration = Duration::from_secs(4);
+/// How often the kernel is asked again for what encrypts when it refuses without saying that it never will.
+const CRYPT_RETRIES: u32 = 3;
+const CRYPT_PAUSE: Duration = Duration::from_millis(300);
 /// How long nodes stay suspect without being named again: who names them may be gone.
 const SUSPECTS_LAST: Duration = Duration::from_secs(6);
 /// Requests taken into one pass at most.
@@ -309,7 +312,16 @@ impl Engine {
 
     /// Finds out whether the kernel can encrypt, by making what is needed for it.
     async fn open_crypt(&mut self) {
-        match crypt::open(self.store.crypt_netns()).await {
+        let mut opened = crypt::open(self.store.crypt_netns()).await;
+        for _ in 0..CRYPT_RETRIES {
+            if opened.as_ref().err().is_none_or(crypt::is_for_good) {
+                break;
+            }
+            // Managers take tasks of encrypted networks away from a node that says it cannot.
+            sleep(CRYPT_PAUSE).await;
+            opened = crypt::open(self.store.crypt_netns()).await;
+        }
+        match opened {
             Ok((ns, key)) => {
                 self.namespaces.insert(NsName::Crypt, ns);
                 self.encryption = Encryption::Key(key);

@@ -47,12 +47,15 @@ pub(super) async fn open(path: PathBuf) -> io::Result<(NetNs, TunnelKey)> {
     opened.await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
+/// Whether trying again is of no use: the kernel has no WireGuard.
+pub(super) fn is_for_good(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32)
+}
+
 /// For the operator: why there are no encrypted networks here.
 pub(super) fn explain(error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EOPNOTSUPP) => {
-            "the kernel has no WireGuard (in Linux since 5.6, as a module named wireguard)".to_owned()
-        }
-        _ => format!("making a WireGuard device: {error}"),
+    match is_for_good(error) {
+        true => "the kernel has no WireGuard (in Linux since 5.6, as a module named wireguard)".to_owned(),
+        false => format!("making a WireGuard device: {error}"),
     }
 }
