@@ -1,6 +1,6 @@
 //! Images for the command line: list, import, pull, remove, inspect.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::wire::{
@@ -71,6 +71,7 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
             tokio::task::block_in_place(|| writer.append(&data)).map_err(|error| internal(&error))?;
         }
     }
+    let known: HashSet<String> = store.list().into_iter().map(|image| image.digest).collect();
     let (for_import, note) = (store.clone(), start.message.clone());
     let imported = tokio::task::spawn_blocking(move || {
         let layer = writer.commit(None)?;
@@ -82,7 +83,10 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
         .map_err(|error| Status::invalid_argument(format!("import {}: {}", name.familiar(), chain(&error))))?;
 
     if let Err(refused) = register(agent, &name, &image, &start).await {
-        if image.names.is_empty()
+        // The same archive may have been imported before, and be in use.
+        let is_nameless = store.by_digest(&image.digest).is_some_and(|image| image.names.is_empty());
+        if !known.contains(&image.digest)
+            && is_nameless
             && let Err(error) = delete(&store, &image.digest, None).await
         {
             tracing::warn!(%error, "an image whose name was refused stays");
