@@ -36,6 +36,8 @@ fn a_node_that_cannot_take_part_says_why_and_leaves_no_trace() {
     let lab = Lab::up("obstacles", 3, 1);
     let manager = format!("{}:2377", lab.address("n1"));
     let _ = lab.orch_on("n3", &["leave"]).ok();
+    let mounts = lab.exec("n3", &["cat", "/proc/mounts"]).ok();
+    assert!(!mounts.contains("/var/lib/orch/") && !mounts.contains("/run/orch/"), "left mounted: {mounts}");
     let old = lab.orch(&["node", "ls", "-q", "--filter", "name=n3"]).ok();
     let _ = lab.orch(&["node", "rm", old.trim()]).ok();
     let join = |token: &str| lab.orch_on("n3", &["join", "--token", token, &manager]);

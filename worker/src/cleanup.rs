@@ -17,11 +17,11 @@ use crate::{
 pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
     let mut problems = Problems::default();
     problems.note(delete_containers(paths).context("delete the containers"));
-    let containers = paths.worker_dir().join("containers");
-    for dir in subfolders(&containers) {
+    // The folder itself is a mount of the supervisor's.
+    for dir in subfolders(&paths.containers_dir()) {
         problems.note(Rootfs::inside(&dir).delete().context("unmount a container's root"));
+        problems.note(delete_dir(&dir));
     }
-    problems.note(delete_dir(&containers));
     let secrets = paths.run.join("secrets");
     for dir in subfolders(&secrets) {
         // Not mounted is as good.

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::mount::{MsFlags, mount as mount_now};
+use nix::mount::{MntFlags, MsFlags, mount as mount_now, umount2};
 
 /// Makes them so. Where it cannot be done nothing but speed is lost.
 pub(super) fn mount(folders: impl IntoIterator<Item = PathBuf>) {
@@ -26,7 +26,20 @@ fn mount_one(folder: &Path) -> io::Result<()> {
         return Ok(());
     }
     mount_now(Some(folder), folder, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-    Ok(mount_now(None::<&str>, folder, None::<&str>, MsFlags::MS_PRIVATE, None::<&str>)?)
+    // Apart from the file system that it is of, where all would be mounted once more; but programs that have a copy of the node's
+    // mounts lose what is unmounted here.
+    for propagation in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
+        mount_now(None::<&str>, folder, None::<&str>, propagation, None::<&str>)?;
+    }
+    Ok(())
+}
+
+/// Undoes it, when nothing of a membership is left.
+pub(super) fn unmount(folders: impl IntoIterator<Item = PathBuf>) {
+    for folder in folders {
+        // Not mounted is as good.
+        let _ = umount2(&folder, MntFlags::MNT_DETACH);
+    }
 }
 
 /// On the folder itself, or anywhere below.

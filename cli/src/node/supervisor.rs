@@ -1,6 +1,11 @@
 //! What init, join, leave and the start of the supervisor share: the membership and the running daemons.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::PoisonError, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::PoisonError,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use orch_proto::{paths::Paths, wire};
@@ -41,7 +46,6 @@ impl Supervisor {
         let node_dir = NodeDir::open(&paths)?;
         let member = node_dir.load()?;
         prepare_run_dir(&paths.run)?;
-        apart::mount([paths.containers_dir(), paths.netns_dir()]);
         Ok(Self {
             paths,
             node_dir,
@@ -99,9 +103,17 @@ impl Supervisor {
     pub(super) fn start_daemon(&self, role: Role) -> Result<()> {
         let mut daemons = self.daemons();
         if daemons.iter().all(|daemon| daemon.role() != role) {
+            if matches!(role, Role::Worker | Role::Netd) {
+                apart::mount(self.mounts_dirs());
+            }
             daemons.push(Daemon::start(role, &self.paths, self.files)?);
         }
         Ok(())
+    }
+
+    /// Where daemons mount what is a container's.
+    fn mounts_dirs(&self) -> [PathBuf; 2] {
+        [self.paths.containers_dir(), self.paths.netns_dir()]
     }
 
     /// Worker first, so that it reports no tasks as lost because the network daemon went away before it.
@@ -163,6 +175,7 @@ impl Supervisor {
     pub(super) fn wipe(&self) -> Result<()> {
         self.wipe_manager()?;
         files::remove_dir(&self.paths.netd_dir())?;
+        apart::unmount(self.mounts_dirs());
         let worker = self.paths.worker_dir();
         files::remove_dir(&worker.join("tls"))?;
         files::remove_file(&worker.join(DAEMON_CONFIG))?;
