@@ -20,6 +20,7 @@ fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     what_cannot_run_says_why(&lab);
     bad_flags_change_nothing(&lab);
     volumes_and_binds_hold_data(&lab);
+    a_shared_bind_shows_the_node_what_a_container_mounts(&lab);
     restarts_stop_after_max_attempts(&lab);
 }
 
@@ -280,6 +281,21 @@ fn volumes_and_binds_hold_data(lab: &Lab) {
         if text.trim() == "kept" { Ok(()) } else { Err(text) }
     });
     let _ = lab.orch(&["service", "rm", "keeper"]).ok();
+}
+
+fn a_shared_bind_shows_the_node_what_a_container_mounts(lab: &Lab) {
+    let _ = lab.exec("n1", &["mkdir", "/run/shared"]).ok();
+    let _ = lab.exec("n1", &["mount", "-t", "tmpfs", "none", "/run/shared"]).ok();
+    let _ = lab.exec("n1", &["mount", "--make-shared", "/run/shared"]).ok();
+    for propagation in ["rslave", "rshared"] {
+        let bind = format!("type=bind,source=/run/shared,target=/s,bind-propagation={propagation}");
+        let script =
+            format!("mkdir /s/{propagation} && mount -t tmpfs none /s/{propagation} && grep -q /s/ /proc/mounts");
+        let _ = lab.orch(&["run", "--rm", "--privileged", "--mount", &bind, "box", "sh", "-c", &script]).ok();
+    }
+    let mounts = lab.exec("n1", &["cat", "/proc/mounts"]).ok();
+    assert!(mounts.contains("/run/shared/rshared"), "{mounts}");
+    assert!(!mounts.contains("/run/shared/rslave"), "{mounts}");
 }
 
 fn restarts_stop_after_max_attempts(lab: &Lab) {

@@ -272,8 +272,12 @@ impl Inner {
         if plan.shares_mounts() {
             return Vec::new();
         }
-        let is_given =
-            |folder: &Path| plan.given().any(|(source, _)| folder.starts_with(source) || source.starts_with(folder));
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let given: Vec<PathBuf> = plan.given().map(|(source, _)| real(source)).collect();
+        let is_given = |folder: &Path| {
+            let folder = real(folder);
+            given.iter().any(|source| folder.starts_with(source) || source.starts_with(&folder))
+        };
         self.mounts_dirs.iter().filter(|folder| !is_given(folder) && is_mounted(folder)).cloned().collect()
     }
 
