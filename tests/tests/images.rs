@@ -57,6 +57,9 @@ fn what_nothing_uses_can_go() {
     assert!(lab.orch(&["image", "prune"]).refused().contains("add --force"));
     let kept = lab.orch(&["image", "prune", "-f"]).ok();
     assert_eq!(kept, "Total reclaimed space: 0B\n", "an image in use is gone");
+    // The same archive once more is the same image; its name means another one now.
+    let _ = lab.orch(&["image", "import", "--change", "LABEL n=1", tar, "busybox"]).refused();
+    assert_eq!(ids(&lab, &["--filter", "dangling=true"]), old, "a refused import took an image in use along");
     let _ = lab.orch(&["rm", "-f", "user"]).ok();
     let pruned = lab.orch(&["image", "prune", "-f"]).ok();
     assert!(pruned.starts_with("Deleted Images:\n"), "{pruned}");
