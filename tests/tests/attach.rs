@@ -27,7 +27,7 @@ fn one_off_containers_are_on_networks() {
     networks_are_listed_and_pruned(&lab);
 }
 
-/// Each import is a content of its own, and a name means one in the whole cluster.
+/// Each node runs what it imported itself, under a name of its own: a name means one content in the whole cluster.
 fn image_on(node: &str) -> &'static str {
     if node == "n1" { "busybox" } else { "busybox-too" }
 }

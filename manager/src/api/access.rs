@@ -162,4 +162,25 @@ mod tests {
             assert_eq!(is_metered(&path), !is_stream && !path.contains("Raft"), "{path}");
         }
     }
+
+    #[test]
+    fn what_is_never_made_again() {
+        let in_steps: Vec<_> = RULES
+            .iter()
+            .filter(|(path, _, place)| *place != Place::Here && !is_one_step(path))
+            .map(|(path, ..)| *path)
+            .collect();
+        assert_eq!(in_steps, ["/orch.v1.Control/Exec", "/orch.v1.Ca/Leave"]);
+    }
+
+    /// They are made again also when their answer got lost.
+    #[test]
+    fn reads_of_the_leader_are_known() {
+        let reads: Vec<_> = RULES
+            .iter()
+            .filter(|(path, _, place)| *place != Place::Here && !may_change(path))
+            .map(|(path, ..)| *path)
+            .collect();
+        assert_eq!(reads, ["/orch.v1.Control/Info", "/orch.v1.Control/GetUnlockKey", "/orch.v1.Control/Logs"]);
+    }
 }

@@ -54,7 +54,7 @@ impl CaService {
         token_role: NodeRole,
     ) -> Result<Response<wire::JoinResponse>, Status> {
         // Whether the node is still there must be true.
-        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
+        self.consensus.read_barrier().await.map_err(|e| status::from_catch_up(&e))?;
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
         let node = rejoin::proven(&view, &cluster, request, proof, token_role)?;
@@ -107,7 +107,7 @@ impl ca_server::Ca for CaService {
         let id = Self::caller(&request)?;
         let request = request.into_inner();
         // A node gives up being a manager when it hears so here: it must be true.
-        self.consensus.read_barrier().await.map_err(|e| status::from_consensus(&e))?;
+        self.consensus.read_barrier().await.map_err(|e| status::from_catch_up(&e))?;
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
         let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };

@@ -159,7 +159,7 @@ impl Gate {
         // The manager that passed a call on asks again itself.
         let can_repeat = call.place != Place::Here && !call.caller.was_forwarded && is_one_step(request.uri().path());
         let answer = match can_repeat {
-            true => self.ask_until_led(&call, request, inner).await?,
+            true => self.ask_until_led(call, request, inner).await?,
             false => self.ask(&call, request, inner).await?,
         };
         Ok(answer.map(|body| Answer::wrap(body, tab)))
@@ -168,15 +168,17 @@ impl Gate {
     /// Asks again while the answer is that nothing was done because leadership is on the move.
     async fn ask_until_led(
         &self,
-        call: &Call,
+        mut call: Call,
         request: Request<Body>,
         inner: impl Inner,
     ) -> Result<Response<Body>, Box<Status>> {
         let (head, body) = request.into_parts();
         let kept = Request::from_parts(head, body.collect().await.map_err(Box::new)?.to_bytes());
+        // The time that the body took to arrive is not time spent on waiting for a leader.
+        call.deadline = Instant::now() + LEADER_LIMIT;
         loop {
             let again = kept.clone().map(|bytes| Body::new(Full::new(bytes)));
-            let answer = self.ask(call, again, inner.clone()).await?;
+            let answer = self.ask(&call, again, inner.clone()).await?;
             if Instant::now() >= call.deadline || !status::was_left_undone(answer.headers(), call.may_change) {
                 return Ok(answer);
             }

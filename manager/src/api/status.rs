@@ -167,3 +167,50 @@ pub fn from_resolve(error: &ResolveError) -> Status {
 pub fn malformed(error: &dyn std::error::Error) -> Status {
     with_code(Code::InvalidArgument, "malformed", error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic::body::Body;
+
+    use super::*;
+
+    #[test]
+    fn what_was_left_undone_is_known_by_its_code() {
+        // (code, whether nobody led, whether a read was left undone, whether a change was).
+        for (code, is_leaderless, read, change) in [
+            ("no-leader", true, true, true),
+            ("not-leader", true, true, true),
+            ("leader-lost", false, true, false),
+            // The change may be in the log of a leader that lost its quorum, or that is stopping.
+            ("no-quorum", false, false, false),
+            ("stopped", false, false, false),
+            ("members-busy", false, false, false),
+            ("quorum", false, false, false),
+            ("stale", false, false, false),
+            ("exists", false, false, false),
+            ("not-found", false, false, false),
+            ("node-removed", false, false, false),
+            ("", false, false, false),
+        ] {
+            let answer = with_code(Code::Unavailable, code, "").into_http::<Body>();
+            assert_eq!(code::is_leaderless(code), is_leaderless, "{code:?}");
+            assert_eq!(was_left_undone(answer.headers(), false), read, "a read, {code:?}");
+            assert_eq!(was_left_undone(answer.headers(), true), change, "a change, {code:?}");
+        }
+        assert!(!was_left_undone(&HeaderMap::new(), false), "an answer without a code");
+    }
+
+    #[test]
+    fn only_a_read_without_a_quorum_was_left_undone() {
+        let lost = ConsensusError::NoQuorum;
+        for (what, status, expected) in [
+            ("a read", from_catch_up(&lost), "no-leader"),
+            ("a change", from_propose(&ProposeError::from(std::sync::Arc::new(ConsensusError::NoQuorum))), "no-quorum"),
+            ("a change of members", from_consensus(&lost), "no-quorum"),
+            ("a change while stopping", from_propose(&ProposeError::Stopping), "stopped"),
+            ("a call that was passed on", leader_lost(true), "leader-lost"),
+        ] {
+            assert_eq!(code::of(&status), Some(expected), "{what}");
+        }
+    }
+}
