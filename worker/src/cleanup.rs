@@ -8,6 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use crate::{
     config::Settings,
+    contents::is_mounted,
     image::rootfs::Rootfs,
     runtime::{Recovered, Runtime},
 };
@@ -17,10 +18,14 @@ use crate::{
 pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
     let mut problems = Problems::default();
     problems.note(delete_containers(paths).context("delete the containers"));
-    // The folder itself is a mount of the supervisor's.
-    for dir in subfolders(&paths.containers_dir()) {
+    let containers = paths.containers_dir();
+    for dir in subfolders(&containers) {
         problems.note(Rootfs::inside(&dir).delete().context("unmount a container's root"));
         problems.note(delete_dir(&dir));
+    }
+    // Mounted by the supervisor, which takes it away itself.
+    if !is_mounted(&containers) {
+        problems.note(delete_dir(&containers));
     }
     let secrets = paths.run.join("secrets");
     for dir in subfolders(&secrets) {
