@@ -96,7 +96,9 @@ fn a_full_or_read_only_disk_stops_its_manager_only_until_there_is_room_again() {
     eventually("what it missed is there", || lab.orch_on("n3", &["config", "inspect", "while-full"]).result());
 
     while_off(&lab, "n3", || {
-        let _ = sh(&lab, "n3", &format!("mount -o remount,ro {MANAGER_DIR}"));
+        // Busy until the killed manager's files are closed.
+        let remount = ["mount", "-o", "remount,ro", MANAGER_DIR];
+        eventually("the disk can be made read-only", || lab.exec("n3", &remount).result());
     });
     let said = wait_error(&lab, "n3", "read-only", &["Read-only file system", MANAGER_DIR]);
     assert!(said.contains("does not serve"), "{said}");

@@ -284,18 +284,20 @@ fn volumes_and_binds_hold_data(lab: &Lab) {
 }
 
 fn a_shared_bind_shows_the_node_what_a_container_mounts(lab: &Lab) {
-    let _ = lab.exec("n1", &["mkdir", "/run/shared"]).ok();
-    let _ = lab.exec("n1", &["mount", "-t", "tmpfs", "none", "/run/shared"]).ok();
-    let _ = lab.exec("n1", &["mount", "--make-shared", "/run/shared"]).ok();
+    let folder = tempfile::tempdir().expect("a folder");
+    let shared = folder.path().to_str().expect("utf-8 path");
+    let _ = lab.exec("n1", &["mount", "-t", "tmpfs", "none", shared]).ok();
+    let _ = lab.exec("n1", &["mount", "--make-shared", shared]).ok();
     for propagation in ["rslave", "rshared"] {
-        let bind = format!("type=bind,source=/run/shared,target=/s,bind-propagation={propagation}");
+        let bind = format!("type=bind,source={shared},target=/s,bind-propagation={propagation}");
         let script =
             format!("mkdir /s/{propagation} && mount -t tmpfs none /s/{propagation} && grep -q /s/ /proc/mounts");
         let _ = lab.orch(&["run", "--rm", "--privileged", "--mount", &bind, "box", "sh", "-c", &script]).ok();
     }
     let mounts = lab.exec("n1", &["cat", "/proc/mounts"]).ok();
-    assert!(mounts.contains("/run/shared/rshared"), "{mounts}");
-    assert!(!mounts.contains("/run/shared/rslave"), "{mounts}");
+    assert!(mounts.contains(&format!("{shared}/rshared")), "{mounts}");
+    assert!(!mounts.contains(&format!("{shared}/rslave")), "{mounts}");
+    let _ = lab.exec("n1", &["umount", "-R", shared]).ok();
 }
 
 fn restarts_stop_after_max_attempts(lab: &Lab) {

@@ -588,7 +588,8 @@ async fn a_killed_shim_takes_its_container_along() {
     let exit = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap();
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
     assert!(exit.error.unwrap().contains("shim was killed"));
-    assert!(is_gone(container.pid()), "the container still runs");
+    // Its control group is empty, but the kernel may still be taking the process apart.
+    poll("the container's process is gone", || is_gone(container.pid())).await;
     assert!(matches!(node.runtime.recover().await.unwrap().as_slice(), [Recovered::Ended(..)]));
     container.delete().await.unwrap();
     assert!(node.runtime.recover().await.unwrap().is_empty());
