@@ -13,7 +13,7 @@ use orch_netd_core::{
     desired::Desired,
     ns::NsName,
     plan::guard::OFFENDERS,
-    ruleset::{Key, Ruleset},
+    ruleset::{Family, Key, Ruleset},
 };
 
 use crate::{nfnetlink::Socket, nft};
@@ -21,12 +21,14 @@ use crate::{nfnetlink::Socket, nft};
 /// Of all that was ever counted since the daemon started, for the page of metrics.
 pub(crate) static TOTALS: LazyLock<Mutex<BTreeMap<Counted, u64>>> = LazyLock::new(Mutex::default);
 
-/// One counter: the set it is in, the key, and what it stands at.
-pub(crate) type Reading = (&'static str, Key, u64);
+/// A counter: the family of its table, the set it is in, and the key.
+type Place = (Family, &'static str, Key);
+/// One counter, and what it stands at.
+pub(crate) type Reading = (Place, u64);
 
 /// What each counter stood at when it was last read.
 #[derive(Default)]
-pub(crate) struct Counts(BTreeMap<NsName, BTreeMap<(&'static str, Key), u64>>);
+pub(crate) struct Counts(BTreeMap<NsName, BTreeMap<Place, u64>>);
 
 /// Reads all counters of `ruleset`, which is loaded in the socket's namespace.
 pub(crate) fn read(socket: &Socket, ruleset: &Ruleset) -> io::Result<Vec<Reading>> {
@@ -34,7 +36,7 @@ pub(crate) fn read(socket: &Socket, ruleset: &Ruleset) -> io::Result<Vec<Reading
     for table in &ruleset.tables {
         for set in table.sets.iter().filter(|set| set.counted && !set.elements.is_empty()) {
             let counted = nft::counters(socket, table, set)?;
-            readings.extend(counted.into_iter().map(|(key, packets)| (set.name, key, packets)));
+            readings.extend(counted.into_iter().map(|(key, packets)| ((table.family, set.name, key), packets)));
         }
     }
     Ok(readings)
@@ -52,20 +54,21 @@ impl Counts {
         let before = self.0.remove(ns).unwrap_or_default();
         let mut totals = TOTALS.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = BTreeMap::new();
-        for (set, key, packets) in readings {
-            let known = before.get(&(set, key.clone())).copied().unwrap_or_default();
+        for (place, packets) in readings {
+            let (_, set, key) = &place;
+            let known = before.get(&place).copied().unwrap_or_default();
             // Less than before: the counter was made anew meanwhile.
             let more = packets.checked_sub(known).unwrap_or(packets);
             if more > 0
-                && let Some(counted) = meaning(desired, ns, set, &key)
+                && let Some(counted) = meaning(desired, ns, set, key)
             {
                 *totals.entry(counted).or_default() += more;
             }
-            if let (OFFENDERS, Key::Link(link), 1..) = (set, &key, more) {
+            if let (OFFENDERS, Key::Link(link), 1..) = (*set, key, more) {
                 let task = behind(link, tasks.clone()).map_or_else(|| link.clone(), ToString::to_string);
                 tracing::warn!(%task, at = %ns, packets = more, "dropped what a task sent in another's name");
             }
-            now.insert((set, key), packets);
+            now.insert(place, packets);
         }
         self.0.insert(ns.clone(), now);
     }
