@@ -24,10 +24,11 @@ use orch_model::{
 use orch_netd_core::{
     desired::{Desired, LocalTask},
     flows::Standings,
-    gateway::Gateway,
+    gateway::{Gateway, GatewayV6},
     ns::NsName,
-    plan::{Inputs, NodeFacts},
+    plan::{Inputs, NodeFacts, WayOutV6},
     resolv,
+    settings::Settings,
     trace::{self, Stage, Step},
 };
 use orch_proto::{
@@ -118,6 +119,10 @@ pub(crate) struct Engine {
     desired: Desired,
     sequence: u64,
     gateway: Gateway,
+    gateway_v6: GatewayV6,
+    way_out_v6: Option<WayOutV6>,
+    /// What the node's settings were.
+    settings: Settings,
     last_addr: Option<Ipv4Addr>,
     /// The tunnel address, and the MTU of the link that has it.
     underlay: Option<(IpAddr, u32)>,
@@ -161,6 +166,9 @@ impl Engine {
             None => choose_gateway(&host, &desired).await?,
         };
         store.save_gateway(gateway).map_err(failed("saving the gateway network"))?;
+        let gateway_v6 = store.load_gateway_v6().unwrap_or_else(|| GatewayV6::choose(rand::random()));
+        store.save_gateway_v6(gateway_v6).map_err(failed("saving the gateway network"))?;
+        let settings = store.load_settings();
         let filters_bridges = nft::filters_bridges().map_err(failed("asking the kernel for its packet filter"))?;
         let mut engine = Self {
             store,
@@ -170,6 +178,9 @@ impl Engine {
             // that was behind the stored number would not be heard until it has counted up to it.
             sequence: 0,
             gateway,
+            gateway_v6,
+            way_out_v6: None,
+            settings,
             last_addr: None,
             underlay: None,
             filters_bridges,
@@ -334,6 +345,16 @@ impl Engine {
         }
     }
 
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs {
+            desired: &self.desired,
+            tasks: &self.tasks,
+            suspects: &self.suspects,
+            facts: self.facts(),
+            way_out_v6: self.way_out_v6.as_ref(),
+        }
+    }
+
     fn facts(&self) -> NodeFacts {
         let underlay_mtu = self.underlay.map_or(DEFAULT_MTU, |(_, mtu)| mtu);
         let encrypts = matches!(self.encryption, Encryption::Key(_));
@@ -341,8 +362,7 @@ impl Engine {
     }
 
     fn trace(&self, task: Option<TaskId>, name: &str) -> Result<Traced, EngineError> {
-        let facts = self.facts();
-        let inputs = Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts };
+        let inputs = self.inputs();
         let id = match task {
             Some(id) => id,
             None => trace::asker(&inputs, name).ok_or_else(|| EngineError::NobodyAsks(name.to_owned()))?.clone(),
@@ -522,6 +542,19 @@ async fn choose_gateway(host: &NetNs, desired: &Desired) -> Result<Gateway, Engi
             "172.18.0.0/16 to 172.31.0.0/16 and 192.168.0.0/16 all overlap networks of this node: free one of them",
         ),
     })
+}
+
+/// Whether the node goes out by IPv6; `None`: it does not.
+async fn look_for_way_out_v6(host: &NetNs, gateway: GatewayV6, settings: Settings) -> io::Result<Option<WayOutV6>> {
+    let look = move || {
+        if netlink::connected(netlink::links_out_v6)??.is_empty() {
+            return Ok(None);
+        }
+        let links = netlink::links_with_v6()?.into_iter();
+        let learning = links.filter(|link| settings.learns(&link.name, &link.accept_ra, &link.forwarding));
+        Ok(Some(WayOutV6 { gateway, learning: learning.map(|link| link.name).collect() }))
+    };
+    host.run(look).await
 }
 
 /// MTU of the link that has `addr`.

@@ -18,14 +18,16 @@ const RULE_TABLE: u16 = 1;
 const RULE_CHAIN: u16 = 2;
 const NF_INET_FORWARD: u32 = 2;
 const NF_DROP: u32 = 0;
-/// Families whose rules see IPv4: `inet` and `ip`.
-const FAMILIES: [(u8, &str); 2] = [(1, "inet"), (2, "ip")];
+/// Families whose rules see IPv4 and, the last one, IPv6: number, nft's word, the program that other packet filters are
+/// set with.
+const FAMILIES: [(u8, &str, &str); 3] = [(1, "inet", "iptables"), (2, "ip", "iptables"), (10, "ip6", "ip6tables")];
 /// A rule that names the daemon's links is taken to let their packets through.
 const OWN_LINKS: &[u8] = orch_netd_core::names::HOST_PREFIX.as_bytes();
 
 /// What drops forwarded packets by its policy, in the operator's words; `None` when nothing does.
-pub(crate) fn obstacle(socket: &Socket) -> io::Result<Option<String>> {
-    for (family, word) in FAMILIES {
+pub(crate) fn obstacle(socket: &Socket, forwards_v6: bool) -> io::Result<Option<String>> {
+    let families = if forwards_v6 { &FAMILIES[..] } else { &FAMILIES[..2] };
+    for (family, word, tables) in families.iter().copied() {
         let mut dropping = Vec::new();
         socket.request(GET_CHAIN, Mode::Dump, family, &[], |chain| dropping.extend(drops_forwarded(chain)))?;
         for (table, chain) in dropping {
@@ -34,7 +36,7 @@ pub(crate) fn obstacle(socket: &Socket) -> io::Result<Option<String>> {
                     "this node's firewall drops what it forwards (policy of chain {chain} in table {word} {table}; \
                      Docker sets it so): published ports and the tasks' way out do not work here. Let them through: \
                      `nft insert rule {word} {table} {chain} iifname \"orch*\" accept` and the same with oifname, or \
-                     `iptables -I FORWARD -i orch+ -j ACCEPT; iptables -I FORWARD -o orch+ -j ACCEPT`"
+                     `{tables} -I FORWARD -i orch+ -j ACCEPT; {tables} -I FORWARD -o orch+ -j ACCEPT`"
                 )));
             }
         }

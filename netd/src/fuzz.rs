@@ -237,7 +237,8 @@ fn one(seed: u64) -> bool {
     let facts =
         NodeFacts { gateway: Gateway::choose(&[]).unwrap(), underlay_mtu: 1500, filters_bridges: true, encrypts: true };
     let suspects = BTreeSet::new();
-    let inputs = Inputs { desired: &desired, tasks: &tasks, suspects: &suspects, facts };
+    let inputs =
+        Inputs { desired: &desired, tasks: &tasks, suspects: &suspects, facts, way_out_v6: after.way_out_v6.as_ref() };
     let plan = plan(inputs);
     let _ = flows::cuts(&before.standings, &plan.standings);
     look_at_steps(&plan, &desired);

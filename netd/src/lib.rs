@@ -27,7 +27,7 @@ mod store;
 mod trace;
 mod wireguard;
 
-use std::{io, path::Path, sync::Arc};
+use std::{fs, io, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use orch_netd_core::ruleset::Family;
@@ -117,12 +117,24 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
     }
     results.push(netns::on_own_thread(|| netlink::connected(netlink::delete_own_links)?).context("removing links"));
     results.push(delete_rules().context("removing rules"));
+    results.push(put_back_settings(&store).context("putting back settings"));
     results.push(store.remove().context("removing files"));
     results.into_iter().collect()
 }
 
 fn delete_rules() -> io::Result<()> {
-    nft::delete_tables(&nfnetlink::Socket::open()?, &[(Family::V4, "orch_host")])
+    nft::delete_tables(&nfnetlink::Socket::open()?, &[(Family::V4, "orch_host"), (Family::V6, "orch_host")])
+}
+
+/// What the node's settings were before. Those of a link that is gone are gone too.
+fn put_back_settings(store: &Store) -> io::Result<()> {
+    for (path, value) in store.load_settings().put_back() {
+        match fs::write(netlink::setting(path), value) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Links are deleted by hand: the kernel takes its time with those of a namespace that goes, and a tunnel with the same

@@ -1,5 +1,5 @@
-//! What outlives a restart of the daemon: one small file per task and the gateway's subnet under the run folder (both end
-//! with the machine), the last desired state under the data folder.
+//! What outlives a restart of the daemon: one small file per task, the gateway's subnets and what the node's settings were
+//! under the run folder (all end with the machine), the last desired state under the data folder.
 //!
 //! Nothing here is the only copy of anything: a file that cannot be read is as good as none, and is said so in the log.
 
@@ -12,8 +12,9 @@ use std::{
 use orch_model::{NetworkId, TaskId, task::TaskAttachment};
 use orch_netd_core::{
     desired::{LinkNumbers, LocalTask},
-    gateway::Gateway,
+    gateway::{Gateway, GatewayV6},
     ns::NsName,
+    settings::Settings,
 };
 use orch_proto::{
     conv::{DecodeError, FromProto},
@@ -133,6 +134,14 @@ impl Store {
         self.task_dir().join("gateway")
     }
 
+    fn gateway_v6_file(&self) -> PathBuf {
+        self.task_dir().join("gateway6")
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.task_dir().join("settings")
+    }
+
     fn desired_file(&self) -> PathBuf {
         self.paths.netd_dir().join("desired.pb")
     }
@@ -194,6 +203,22 @@ impl Store {
 
     pub(crate) fn load_gateway(&self) -> Option<Gateway> {
         Gateway::from_subnet(fs::read_to_string(self.gateway_file()).ok()?.parse().ok()?)
+    }
+
+    pub(crate) fn save_gateway_v6(&self, gateway: GatewayV6) -> io::Result<()> {
+        write(&self.gateway_v6_file(), gateway.subnet().to_string().as_bytes())
+    }
+
+    pub(crate) fn load_gateway_v6(&self) -> Option<GatewayV6> {
+        GatewayV6::from_subnet(fs::read_to_string(self.gateway_v6_file()).ok()?.parse().ok()?)
+    }
+
+    pub(crate) fn save_settings(&self, settings: &Settings) -> io::Result<()> {
+        write(&self.settings_file(), settings.to_string().as_bytes())
+    }
+
+    pub(crate) fn load_settings(&self) -> Settings {
+        fs::read_to_string(self.settings_file()).map(|text| Settings::parse(&text)).unwrap_or_default()
     }
 
     pub(crate) fn save_desired(&self, desired: &DesiredNetworks) -> io::Result<()> {

@@ -243,6 +243,14 @@ impl LocalTask {
         !self.no_way_out && (self.attachments.is_empty() || !self.attachments.iter().all(internal))
     }
 
+    /// Whether it wants one by IPv6 too: as one of its networks that are not internal has it.
+    #[must_use]
+    pub fn wants_way_out_v6(&self, desired: &Desired) -> bool {
+        let internal = |a: &TaskAttachment| desired.networks.get(&a.network).is_some_and(|n| n.internal);
+        let has_v6 = |a: &TaskAttachment| a.addresses.iter().any(ipnetwork::IpNetwork::is_ipv6);
+        !self.no_way_out && self.attachments.iter().any(|a| has_v6(a) && !internal(a))
+    }
+
     /// Its interface on `network`.
     #[must_use]
     pub fn link_to(&self, network: &NetworkId) -> Option<String> {

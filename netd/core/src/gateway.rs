@@ -2,10 +2,15 @@
 //!
 //! One /16 per node, the same on many nodes since it never leaves them: its lower half is the tasks, the first
 //! addresses of its upper half are the pair that leads to the ingress sandbox.
+//!
+//! By IPv6 a random /64 per node stands beside it, where everyone's address ends with the one of the /16.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 /// The subnet chosen for this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +84,40 @@ impl Gateway {
     }
 }
 
+/// The same network by IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GatewayV6 {
+    base: Ipv6Addr,
+}
+
+impl GatewayV6 {
+    /// `bits`: at random, so that it is nobody else's.
+    #[must_use]
+    pub fn choose(bits: u64) -> Self {
+        let prefix = 0xfd << 56 | bits >> 8;
+        Self { base: Ipv6Addr::from_bits(u128::from(prefix) << 64) }
+    }
+
+    /// Reads what [`GatewayV6::subnet`] printed.
+    #[must_use]
+    pub fn from_subnet(subnet: Ipv6Network) -> Option<Self> {
+        let base = subnet.ip();
+        (subnet.prefix() == 64 && subnet.network() == base && base.is_unique_local()).then_some(Self { base })
+    }
+
+    #[must_use]
+    pub fn subnet(&self) -> Ipv6Network {
+        // 64 is below 128, so the fallback is never taken.
+        Ipv6Network::new(self.base, 64).unwrap_or_else(|_| Ipv6Network::from(self.base))
+    }
+
+    /// The address of who has `addr` by IPv4.
+    #[must_use]
+    pub fn beside(&self, addr: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.base.to_bits() | u128::from(addr.to_bits()))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +148,22 @@ mod tests {
         assert_eq!(gateway.allocate(Some(first), &BTreeSet::new()), Some(Ipv4Addr::new(172, 18, 0, 3)));
         let last = Ipv4Addr::new(172, 18, 127, 254);
         assert_eq!(gateway.allocate(Some(last), &[first].into()), Some(Ipv4Addr::new(172, 18, 0, 3)));
+    }
+
+    #[test]
+    fn by_ipv6_it_is_a_random_subnet() {
+        let gateway = GatewayV6::choose(0x0123_4567_89ab_cdef);
+        assert_eq!(gateway.subnet().to_string(), "fd01:2345:6789:abcd::/64");
+        assert_eq!(gateway.beside(Ipv4Addr::new(172, 18, 0, 1)).to_string(), "fd01:2345:6789:abcd::ac12:1");
+        for (text, is_one) in [
+            ("fd01:2345:6789:abcd::/64", true),
+            ("fd01:2345:6789:abcd::1/64", false),
+            ("fd01:2345:6789::/48", false),
+            ("2001:db8::/64", false),
+        ] {
+            let read = GatewayV6::from_subnet(text.parse().unwrap());
+            assert_eq!(read, is_one.then_some(gateway), "{text}");
+        }
     }
 
     #[test]

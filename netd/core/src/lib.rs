@@ -18,4 +18,5 @@ pub mod ops;
 pub mod plan;
 pub mod resolv;
 pub mod ruleset;
+pub mod settings;
 pub mod trace;

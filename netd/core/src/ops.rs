@@ -12,6 +12,7 @@ use crate::{
         PolicyRule, Route, Target,
     },
     ruleset::Ruleset,
+    settings,
 };
 
 /// One step inside one namespace.
@@ -200,25 +201,23 @@ fn is_ours(ns: &NsName, link: &str, addr: IpNetwork) -> bool {
     !kernels && (*ns != NsName::Host || ns.may_remove(link))
 }
 
-/// Settings of the namespace come before links are made (they take them over), settings of a link after.
+/// Settings of the namespace come before links are made (they take them over), settings of a link after. To forward comes
+/// last: the kernel forgets routes that others told then, unless it has been told before to go on learning.
 fn sysctls(plan: &NsPlan, observed: &Observed, kept: &dyn Fn(&str) -> bool) -> (Vec<NetOp>, Vec<NetOp>) {
     let link_of = |path: &str| path.split('/').nth(3).filter(|part| plan.links.contains_key(*part)).map(str::to_owned);
     let wrong = |path: &str, value: &String| {
         let lost = link_of(path).is_some_and(|link| !kept(&link));
         lost || observed.sysctls.get(path) != Some(value)
     };
-    plan.sysctls
+    let (mut early, late): (Vec<_>, Vec<_>) = plan
+        .sysctls
         .iter()
         .filter(|(path, value)| wrong(path, value))
         .map(|(path, value)| (link_of(path), NetOp::SetSysctl { path: path.clone(), value: value.clone() }))
-        .fold((Vec::new(), Vec::new()), |(mut early, mut late), (link, op)| {
-            if link.is_some() {
-                late.push(op)
-            } else {
-                early.push(op)
-            }
-            (early, late)
-        })
+        .partition(|(link, _)| link.is_none());
+    early.sort_by_key(|(_, op)| matches!(op, NetOp::SetSysctl { path, .. } if settings::forwards(path)));
+    let ops = |settings: Vec<_>| settings.into_iter().map(|(_, op)| op).collect();
+    (ops(early), ops(late))
 }
 
 fn change(link: &Link, seen: Option<&ObservedLink>) -> LinkChange {

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
+    fs, io,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -15,14 +15,14 @@ use orch_model::{TaskId, node::Encryption};
 use orch_netd_core::{
     flows::{self, Cut},
     ns::{NsName, NsPlan},
-    plan::{Inputs, Plan, plan},
+    plan::{Plan, plan},
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     Engine,
     apply::{Job, Outcome},
-    choose_gateway, underlay_mtu,
+    choose_gateway, look_for_way_out_v6, underlay_mtu,
 };
 use crate::{
     conntrack,
@@ -43,13 +43,14 @@ impl Engine {
     /// Makes it so. With `check` every namespace is looked at, else only those whose plan changed.
     pub(super) async fn pass(&mut self, check: bool) {
         self.update_facts(check).await;
+        self.look_for_way_out_v6().await;
         self.forget_old_suspects();
         self.prepare_tasks().await;
         if check {
             self.look_at_firewall().await;
         }
-        let facts = self.facts();
-        let plan = plan(Inputs { desired: &self.desired, tasks: &self.tasks, suspects: &self.suspects, facts });
+        let plan = plan(self.inputs());
+        self.keep_settings(&plan);
         self.open_sandboxes(&plan).await;
         self.apply_all(&plan, check).await;
         self.count(&plan, check).await;
@@ -89,10 +90,42 @@ impl Engine {
         }
     }
 
+    /// Only where a task wants it: the node's settings are changed for it.
+    async fn look_for_way_out_v6(&mut self) {
+        let wanted = self.tasks.values().any(|task| task.wants_way_out_v6(&self.desired));
+        let Some(host) = self.namespaces.get(&NsName::Host).filter(|_| wanted) else {
+            self.way_out_v6 = None;
+            return;
+        };
+        match look_for_way_out_v6(host, self.gateway_v6, self.settings.clone()).await {
+            Ok(found) => self.way_out_v6 = found,
+            Err(error) => tracing::warn!(%error, "cannot read how the node goes out by IPv6"),
+        }
+    }
+
+    /// Before they are changed.
+    fn keep_settings(&mut self, plan: &Plan) {
+        let Some(host) = plan.namespaces.get(&NsName::Host) else { return };
+        let unknown: Vec<_> = self.settings.unknown(host).map(str::to_owned).collect();
+        let now = unknown.into_iter().filter_map(|path| {
+            let value = fs::read_to_string(netlink::setting(&path)).ok()?;
+            Some((path, value.trim().to_owned()))
+        });
+        let now: Vec<_> = now.collect();
+        if now.is_empty() {
+            return;
+        }
+        now.into_iter().for_each(|(path, value)| self.settings.keep(path, value));
+        if let Err(error) = self.store.save_settings(&self.settings) {
+            tracing::warn!(%error, "cannot save what the node's settings were: they will not be put back when it leaves");
+        }
+    }
+
     async fn look_at_firewall(&mut self) {
         let Some(host) = self.namespaces.get(&NsName::Host).cloned() else { return };
         let inside = host.clone();
-        let seen = host.run(move || firewall::obstacle(&*inside.netfilter()?)).await;
+        let forwards_v6 = self.way_out_v6.is_some();
+        let seen = host.run(move || firewall::obstacle(&*inside.netfilter()?, forwards_v6)).await;
         // Unreadable rules are no reason to say anything about them.
         let seen = seen.inspect_err(|error| tracing::debug!(%error, "cannot read the node's firewall")).ok().flatten();
         if seen != self.firewall {

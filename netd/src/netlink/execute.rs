@@ -1,8 +1,13 @@
 //! Carrying out steps.
 
-use std::{collections::BTreeMap, fs, io, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures::TryStreamExt as _;
+use ipnetwork::IpNetwork;
 use nix::errno::Errno;
 use orch_netd_core::{
     names::HOST_PREFIX,
@@ -22,7 +27,11 @@ use rtnetlink::{
     },
 };
 
-use super::{Namespaces, Session, connected, io_error, observe::has_nothing_to_set, protocol};
+use super::{
+    Namespaces, Session, connected, io_error,
+    observe::{has_nothing_to_set, setting},
+    protocol,
+};
 use crate::{netns::NetNs, nfnetlink::Socket, nft, wireguard::Device};
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
@@ -169,7 +178,7 @@ impl Session {
 }
 
 fn set_sysctl(path: &str, value: &str) -> io::Result<()> {
-    match fs::write(format!("/proc/sys/{path}"), value) {
+    match fs::write(setting(path), value) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && has_nothing_to_set(path) => Ok(()),
         result => result,
     }
@@ -252,7 +261,10 @@ async fn set_link(handle: &Handle, name: &str, change: &LinkChange, indexes: &mu
 }
 
 async fn route_message(route: &Route, indexes: &mut Indexes<'_>) -> io::Result<RouteMessage> {
-    let mut message = RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(route.table).build();
+    let mut message = match route.destination {
+        IpNetwork::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().table_id(route.table).build(),
+        IpNetwork::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().table_id(route.table).build(),
+    };
     message.header.protocol = protocol();
     message.header.destination_prefix_length = route.destination.prefix();
     if route.destination.prefix() > 0 {

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
@@ -12,6 +12,7 @@ use ipnetwork::IpNetwork;
 use orch_netd_core::{
     names::{HOST_PREFIX, Mac, WIREGUARD},
     ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
+    settings::accept_ra_of,
 };
 use orch_proto::silence;
 use rtnetlink::{
@@ -42,7 +43,7 @@ impl Session {
             observed.wireguard = Some(Device::open(WIREGUARD)?.read()?);
         }
         for (path, wanted) in &plan.sysctls {
-            if let Ok(value) = fs::read_to_string(format!("/proc/sys/{path}")) {
+            if let Ok(value) = fs::read_to_string(setting(path)) {
                 observed.sysctls.insert(path.clone(), value.trim().to_owned());
             } else if has_nothing_to_set(path) {
                 observed.sysctls.insert(path.clone(), wanted.clone());
@@ -50,6 +51,11 @@ impl Session {
         }
         Ok(observed)
     }
+}
+
+/// The file of a setting.
+pub(crate) fn setting(path: &str) -> PathBuf {
+    Path::new(SETTINGS).join(path)
 }
 
 /// Of a part of the kernel that is not there: IPv6, rules of IP for bridges.
@@ -63,7 +69,9 @@ async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
     let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?))).collect();
     let links = messages.iter().filter_map(|m| Some((name_of(m)?, link(m, &names)))).collect();
     let addresses = addresses(handle, &names).await?;
-    let routes = routes(handle).await?.iter().filter_map(|m| route(m, &names)).collect();
+    let mut route_messages = routes(handle, Ipv4Addr::UNSPECIFIED.into()).await?;
+    route_messages.extend(routes(handle, Ipv6Addr::UNSPECIFIED.into()).await?);
+    let routes = route_messages.iter().filter_map(|m| route(m, &names)).collect();
     let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
     let mut neighbours: Vec<_> =
         handle.neighbours().get().set_address_family(AddressFamily::Inet).execute().try_collect().await?;
@@ -101,8 +109,13 @@ async fn addresses(handle: &Handle, names: &LinkNames) -> Result<BTreeSet<(Strin
         .collect())
 }
 
-async fn routes(handle: &Handle) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
-    handle.route().get(RouteMessageBuilder::<Ipv4Addr>::new().build()).execute().try_collect().await
+/// Of the family of `any`; a kernel without IPv6 tells those of IPv4 then.
+async fn routes(handle: &Handle, any: IpAddr) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
+    let of_family = match any {
+        IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    };
+    handle.route().get(of_family).execute().try_collect().await
 }
 
 fn name_of(message: &LinkMessage) -> Option<String> {
@@ -150,7 +163,11 @@ fn route(message: &RouteMessage, names: &LinkNames) -> Option<Route> {
         return None;
     }
     let mut table = u32::from(message.header.table);
-    let (mut destination, mut via, mut link) = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), None, None);
+    let any = match message.header.address_family {
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let (mut destination, mut via, mut link) = (any, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
@@ -246,7 +263,7 @@ pub(crate) async fn host_networks(handle: Handle) -> io::Result<Vec<IpNetwork>> 
     let observed = observe(&handle).await.map_err(io_error)?;
     let of_others = observed.addresses.iter().filter(|(link, _)| !link.starts_with(HOST_PREFIX));
     let mut networks: Vec<_> = of_others.map(|(_, addr)| *addr).collect();
-    for message in routes(&handle).await.map_err(io_error)? {
+    for message in routes(&handle, Ipv4Addr::UNSPECIFIED.into()).await.map_err(io_error)? {
         let destination = message.attributes.iter().find_map(|a| match a {
             RouteAttribute::Destination(addr) => ip_of(addr),
             _ => None,
@@ -267,6 +284,63 @@ async fn own_link_indexes(handle: &Handle) -> io::Result<BTreeSet<u32>> {
     let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
     let ours = messages.iter().filter(|m| name_of(m).is_some_and(|name| name.starts_with(HOST_PREFIX)));
     Ok(ours.map(|m| m.header.index).collect())
+}
+
+/// The links of others by which the node sends IPv6 further than to its neighbours' link-local addresses.
+pub(crate) async fn links_out_v6(handle: Handle) -> io::Result<BTreeSet<String>> {
+    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
+    let is_others = |m: &&LinkMessage| {
+        let is_own = name_of(m).is_none_or(|name| name.starts_with(HOST_PREFIX));
+        !is_own && !m.header.flags.contains(LinkFlags::Loopback)
+    };
+    let names: LinkNames =
+        messages.iter().filter(is_others).filter_map(|m| Some((m.header.index, name_of(m)?))).collect();
+    let routes = routes(&handle, Ipv6Addr::UNSPECIFIED.into()).await.map_err(io_error)?;
+    let links = routes.iter().filter(|route| leads_out_v6(route)).flat_map(links_of);
+    Ok(links.filter_map(|index| names.get(&index).cloned()).collect())
+}
+
+/// What a link that has IPv6 does with it.
+pub(crate) struct LinkV6 {
+    pub(crate) name: String,
+    pub(crate) accept_ra: String,
+    pub(crate) forwarding: String,
+}
+
+/// The links of others that have IPv6.
+pub(crate) fn links_with_v6() -> io::Result<Vec<LinkV6>> {
+    let mut links = Vec::new();
+    for entry in fs::read_dir(setting("net/ipv6/conf"))? {
+        let Ok(name) = entry?.file_name().into_string() else { continue };
+        if ["all", "default", "lo"].contains(&name.as_str()) || name.starts_with(HOST_PREFIX) {
+            continue;
+        }
+        let read = |path: &str| fs::read_to_string(setting(path)).map(|value| value.trim().to_owned());
+        let forwarding = read(&format!("net/ipv6/conf/{name}/forwarding"));
+        // One that goes meanwhile is no longer of interest.
+        if let (Ok(accept_ra), Ok(forwarding)) = (read(&accept_ra_of(&name)), forwarding) {
+            links.push(LinkV6 { name, accept_ra, forwarding });
+        }
+    }
+    Ok(links)
+}
+
+fn leads_out_v6(message: &RouteMessage) -> bool {
+    let destination = message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Destination(RouteAddress::Inet6(addr)) => Some(*addr),
+        _ => None,
+    });
+    let is_near = destination.is_some_and(|addr| addr.is_unicast_link_local() || addr.is_multicast());
+    message.header.address_family == AddressFamily::Inet6 && message.header.kind == RouteType::Unicast && !is_near
+}
+
+fn links_of(message: &RouteMessage) -> Vec<u32> {
+    let of = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    };
+    message.attributes.iter().flat_map(of).collect()
 }
 
 /// MTU of the link that has `addr`; `None` when none has.

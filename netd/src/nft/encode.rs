@@ -487,8 +487,10 @@ impl RuleWriter {
                 self.compare(EQUAL, &[*kind]);
             }
             Expr::Icmp6(kind) => {
-                self.payload(LINK_HEADER, 12, 2, REG);
-                self.compare(EQUAL, &ETHERTYPE_IPV6.to_be_bytes());
+                if self.family == Family::Bridge {
+                    self.payload(LINK_HEADER, 12, 2, REG);
+                    self.compare(EQUAL, &ETHERTYPE_IPV6.to_be_bytes());
+                }
                 self.meta(META_PROTOCOL);
                 self.compare(EQUAL, &[ICMP6]);
                 self.payload(TRANSPORT_HEADER, 0, 1, REG);

@@ -60,7 +60,7 @@ struct Owned {
 }
 
 /// What the kernel makes of a link's address.
-fn link_local(mac: Mac) -> Ipv6Addr {
+pub(super) fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.0;
     let pair = |high, low| u16::from_be_bytes([high, low]);
     Ipv6Addr::new(0xfe80, 0, 0, 0, pair(a ^ 2, b), pair(c, 0xff), pair(0xfe, d), pair(e, f))
@@ -148,7 +148,12 @@ fn adverts(owned: &[Owned]) -> Chain {
 }
 
 /// What a namespace that routes has against its tasks: of links that begin with `prefix`, each may send from its address.
-pub(super) fn routed(prefix: &str, owned: &[(String, IpAddr)], first: Vec<Rule>) -> (Vec<Set>, Chain) {
+pub(super) fn routed(
+    version: Version,
+    prefix: &str,
+    owned: &[(String, IpAddr)],
+    first: Vec<Rule>,
+) -> (Vec<Set>, Chain) {
     let from_a_task = || Expr::Link(Way::In, Is::Yes, format!("{prefix}*"));
     let own = Expr::In(vec![Field::LinkIn, Field::Addr(Side::Source)], "senders");
     let mut rules = vec![];
@@ -157,26 +162,30 @@ pub(super) fn routed(prefix: &str, owned: &[(String, IpAddr)], first: Vec<Rule>)
     rules.extend(refuse_rest().map(|Rule(rest)| Rule([vec![from_a_task()], rest].concat())));
     let elements = owned.iter().map(|(link, addr)| Element::of(Key::LinkAddr(link.clone(), *addr))).collect();
     let sets = vec![
-        Set::new("senders", SetKind::LinkAddrs(Version::V4), elements),
-        offenders(owned.iter().map(|(link, _)| link.clone())),
+        Set::new("senders", SetKind::LinkAddrs(version), elements),
+        offenders(owned.iter().map(|(link, _)| link.clone()).collect::<BTreeSet<_>>().into_iter()),
     ];
     (sets, Chain::at("guard", before_all(), rules))
 }
 
 /// Of the node itself: a task that sends what looks like a tunnel's packet to a node could speak on any network; so could
 /// whoever reaches the node without being one of the cluster's.
-pub(super) fn host(context: &Context<'_>, owned: &[(String, IpAddr)]) -> (Vec<Set>, Chain) {
-    let nodes: BTreeSet<_> =
-        context.desired.peers.values().map(|peer| peer.data_addr).filter(IpAddr::is_ipv4).collect();
+pub(super) fn host(context: &Context<'_>, version: Version, owned: &[(String, IpAddr)]) -> (Vec<Set>, Chain) {
+    let addrs = context.desired.peers.values().map(|peer| peer.data_addr);
+    let nodes: BTreeSet<_> = addrs.filter(|addr| Version::of(*addr) == version).collect();
     let tunnels = || context.desired.networks.values().filter(|network| !network.is_local());
     let ports: BTreeSet<_> = tunnels().map(|network| network.data_path_port).collect();
     let of_node = |side| Expr::In(vec![Field::Addr(side)], "nodes");
-    let from_a_task = || Expr::Link(Way::In, Is::Yes, format!("{GATEWAY_PREFIX}*"));
     let to_tunnel = |port: &u16| {
         let to = Expr::ToPort(Protocol::Udp, *port);
         refuse(vec![from_a_task(), of_node(Side::Destination), to])
     };
-    let (mut sets, mut chain) = routed(GATEWAY_PREFIX, owned, ports.iter().map(to_tunnel).collect());
+    let mut first = match version {
+        Version::V4 => Vec::new(),
+        Version::V6 => no_router(),
+    };
+    first.extend(ports.iter().map(to_tunnel));
+    let (mut sets, mut chain) = routed(version, GATEWAY_PREFIX, owned, first);
     // Until this node is told of the others, it does not know who a stranger is.
     if context.desired.own_peer().is_some() {
         let known = |port: &u16| Rule(vec![Expr::ToPort(Protocol::Udp, *port), of_node(Side::Source), Expr::Accept]);
@@ -193,4 +202,15 @@ pub(super) fn host(context: &Context<'_>, owned: &[(String, IpAddr)]) -> (Vec<Se
     sets.push(Set::new("nodes", SetKind::Addrs, to_node));
     sets.push(Set::new(STRANGERS, SetKind::Ports, to_port).counted());
     (sets, chain)
+}
+
+fn from_a_task() -> Expr {
+    Expr::Link(Way::In, Is::Yes, format!("{GATEWAY_PREFIX}*"))
+}
+
+/// A task tells the node no routes; whether its address is free it may ask, and nobody answers.
+fn no_router() -> Vec<Rule> {
+    let unspecified = Expr::Addr(Side::Source, Is::Yes, IpAddr::V6(Ipv6Addr::UNSPECIFIED).into());
+    let told = [ROUTER_ADVERTISEMENT, REDIRECT].map(|kind| refuse(vec![from_a_task(), Expr::Icmp6(kind)]));
+    told.into_iter().chain([Rule(vec![from_a_task(), unspecified, Expr::Drop])]).collect()
 }

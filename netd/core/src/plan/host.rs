@@ -12,7 +12,7 @@ use std::{
 use ipnetwork::{IpNetwork, Ipv4Network};
 use orch_model::service::{PortConfig, Protocol, PublishMode};
 
-use super::{Context, Entry, MAIN_TABLE, guard, ingress};
+use super::{Context, Entry, MAIN_TABLE, guard, ingress, way_out_v6};
 use crate::{
     desired::LocalTask,
     gateway::Gateway,
@@ -20,7 +20,7 @@ use crate::{
     ns::{Link, LinkKind, Neighbour, NsName, NsPlan, Route, Target},
     ruleset::{
         Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
-        Side, Table, Way, send_to_one, word,
+        Side, Table, Version, Way, send_to_one, word,
     },
 };
 
@@ -43,6 +43,7 @@ pub(super) fn plan(context: &Context<'_>) -> NsPlan {
     }
     ns.sysctls.insert("net/ipv4/ip_forward".to_owned(), "1".to_owned());
     ns.ruleset = ruleset(context);
+    way_out_v6::add_to_host(context, &mut ns);
     ns
 }
 
@@ -96,7 +97,7 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), forward));
     let tasks = context.inputs.tasks.values().filter(|task| task.has_gateway_link(context.desired));
     let owned: Vec<_> = tasks.map(|task| (names::gateway_port(&task.id), task.gateway_addr.into())).collect();
-    let (guards, guard) = guard::host(context, &owned);
+    let (guards, guard) = guard::host(context, Version::V4, &owned);
     let ingress_ports = ingress_ports(context);
     chains.push(guard);
     let mut sets = vec![

@@ -7,9 +7,9 @@
 //! The rest of the subnet is a black hole, not `unreachable`: a connection attempt to a task that just died must hang
 //! until it is balanced anew, and an ICMP error would end it.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::{IpNetwork, Ipv4Network};
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use orch_model::{
     assignment::{NetworkItem, Peer, ServiceEndpointItem},
     service::{PortConfig, PublishMode},
@@ -21,7 +21,7 @@ use crate::{
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, PolicyRule, Route, Selector, Target, Vxlan},
     ruleset::{
         Chain, Destination, Direction, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset,
-        Set, SetKind, Side, Table, Turn, Way, send_in_turn, word,
+        Set, SetKind, Side, Table, Turn, Version, Way, send_in_turn, word,
     },
 };
 
@@ -33,6 +33,10 @@ const RETURN_PRIORITY: u32 = 1_000;
 pub(super) fn any_v4() -> IpNetwork {
     // Prefix 0 is valid for every address.
     IpNetwork::V4(Ipv4Network::new(Ipv4Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv4Addr::UNSPECIFIED.into()))
+}
+
+pub(super) fn any_v6() -> IpNetwork {
+    IpNetwork::V6(Ipv6Network::new(Ipv6Addr::UNSPECIFIED, 0).unwrap_or_else(|_| Ipv6Addr::UNSPECIFIED.into()))
 }
 
 /// `None` while this node has no address on the ingress network.
@@ -141,7 +145,7 @@ fn ruleset(
     let local = context.local_ports(&network.id);
     let local: Vec<_> =
         local.filter_map(|(task, _)| Some((names::task_port(&task.id), task.addr_on(&network.id)?.into()))).collect();
-    let (guards, guard) = guard::routed(names::PORT_PREFIX, &local, Vec::new());
+    let (guards, guard) = guard::routed(Version::V4, names::PORT_PREFIX, &local, Vec::new());
     let (elements, mut chains) = published(context, network, own);
     chains.push(guard);
     chains.extend(keep_entry(&entries));

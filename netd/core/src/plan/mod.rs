@@ -8,6 +8,7 @@ mod host;
 mod ingress;
 mod overlay;
 mod task;
+mod way_out_v6;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,7 +26,7 @@ use crate::{
     desired::{Desired, LocalTask, Out},
     dns::{self, NetworkNames},
     flows::{Standing, Standings},
-    gateway::Gateway,
+    gateway::{Gateway, GatewayV6},
     ns::{NsName, NsPlan},
     ruleset::word,
 };
@@ -55,6 +56,14 @@ pub struct NodeFacts {
     pub encrypts: bool,
 }
 
+/// How the node goes out by IPv6, and its tasks with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WayOutV6 {
+    pub gateway: GatewayV6,
+    /// Links that learn routes from router advertisements, as long as the node does not forward or they are told to go on.
+    pub learning: BTreeSet<String>,
+}
+
 /// Everything that the plan follows from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -63,6 +72,8 @@ pub struct Inputs<'a> {
     /// Nodes that gossip takes for dead.
     pub suspects: &'a BTreeSet<NodeId>,
     pub facts: NodeFacts,
+    /// `None`: the node itself has none.
+    pub way_out_v6: Option<&'a WayOutV6>,
 }
 
 #[derive(Debug, Clone, Default)]

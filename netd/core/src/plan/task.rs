@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnetwork::IpNetwork;
 use orch_model::{NetworkId, service::Protocol, task::TaskAttachment};
 
-use super::{Context, MAIN_TABLE, ingress::any_v4};
+use super::{Context, MAIN_TABLE, ingress::any_v4, way_out_v6};
 use crate::{
     desired::LocalTask,
     dns::{NetworkNames, View},
@@ -47,6 +47,7 @@ pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
     }
     if task.has_gateway_link(context.desired) {
         add_gateway(context, task, &mut ns);
+        way_out_v6::add_to_task(context, task, &mut ns);
     }
     ns.ruleset = ruleset(context, task);
     ns

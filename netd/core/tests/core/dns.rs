@@ -95,6 +95,7 @@ fn names_are_answered() {
         ("shop_web.1.ABC.", A, 0, "NoError 10.0.1.11"),
         ("db.", A, 0, "NoError 10.0.2.2"),
         ("example.org.", A, 0, "forward"),
+        ("example.org.", AAAA, 0, "forward"),
         ("tasks.nobody.", A, 0, "forward"),
         (".", A, 0, "forward"),
         ("11.1.0.10.in-addr.arpa.", PTR, 0, "NoError shop_web.1.shop_default."),

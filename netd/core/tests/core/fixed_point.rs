@@ -184,6 +184,16 @@ fn after_the_steps_there_is_nothing_left_to_do() {
     }
 }
 
+/// To forward makes the kernel forget what links have learnt that are not told to go on.
+#[test]
+fn links_go_on_learning_before_the_node_forwards() {
+    let plan = Scenario::new(1).network(1, false).task(1, &[1], vec![], false).dual_stack(1).way_out_v6().plan();
+    let ops = steps(&NsName::Host, &plan.namespaces[&NsName::Host], &foreign());
+    let place = |wanted: &str| ops.iter().position(|op| matches!(op, NetOp::SetSysctl { path, .. } if path == wanted));
+    let (learns, forwards) = (place("net/ipv6/conf/eth0/accept_ra"), place("net/ipv6/conf/all/forwarding"));
+    assert!(learns.is_some() && learns < forwards, "{ops:?}");
+}
+
 /// A node that was started anew has another key: whoever had its address inside loses it first.
 #[test]
 fn a_node_with_a_new_key_is_told_apart_from_itself() {

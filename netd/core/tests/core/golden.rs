@@ -9,7 +9,7 @@ use orch_model::{
 use orch_netd_core::{
     ns::{LinkKind, NsName, NsPlan, Target},
     plan::Plan,
-    ruleset::word,
+    ruleset::{Family, word},
 };
 
 use crate::scenario::{INGRESS, Scenario, net_id, port};
@@ -122,6 +122,33 @@ fn a_network_of_both_families() {
             .task(1, &[1], vec![], false)
             .dual_stack(1),
     );
+}
+
+/// Task 1 on two networks of both families, task 2 on an internal one of them alone, task 3 on one of IPv4, task 4 dead, on a
+/// bridge of the node.
+#[test]
+fn the_way_out_by_ipv6() {
+    let scenario = || {
+        Scenario::new(2)
+            .network(1, false)
+            .network(2, true)
+            .network(3, false)
+            .local_network(4)
+            .task(1, &[1, 2], vec![], false)
+            .task(2, &[2], vec![], false)
+            .task(3, &[3], vec![], false)
+            .task(4, &[4], vec![], true)
+            .dual_stack(1)
+            .dual_stack(2)
+            .dual_stack(4)
+    };
+    check("way_out_v6", &scenario().way_out_v6());
+    let without = scenario().plan();
+    let host = &without.namespaces[&NsName::Host];
+    assert!(!host.ruleset.tables.iter().any(|table| table.family == Family::V6), "the node has none");
+    assert!(host.sysctls.iter().all(|(path, value)| !path.contains("ipv6") || value == "1"), "{:?}", host.sysctls);
+    let routes = without.namespaces.values().flat_map(|ns| &ns.routes);
+    assert_eq!(routes.filter(|route| route.destination.is_ipv6()).count(), 0, "who asks is told at once");
 }
 
 /// Node 2 has a task on the encrypted network 1, node 3 one on the open network 2 alone; node 4 has one on network 1 and

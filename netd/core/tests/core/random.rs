@@ -49,6 +49,7 @@ fn random(numbers: &mut Numbers, first_task: u8, is_internal: bool) -> Scenario 
         scenario = scenario.task(task, &networks, ports, numbers.below(4) == 0);
     }
     let scenario = if numbers.coin() { scenario.dual_stack(1) } else { scenario };
+    let scenario = if numbers.coin() { scenario.way_out_v6() } else { scenario };
     let unable = if numbers.coin() { &[2][..] } else { &[] };
     // Whether this node can, does not change while its daemon runs.
     scenario.encrypted(if numbers.coin() { 2 } else { u8::MAX }, unable)

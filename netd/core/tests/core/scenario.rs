@@ -14,8 +14,8 @@ use orch_model::{
 };
 use orch_netd_core::{
     desired::{Desired, LinkNumbers, LocalTask},
-    gateway::Gateway,
-    plan::{Inputs, NodeFacts, Plan, plan},
+    gateway::{Gateway, GatewayV6},
+    plan::{Inputs, NodeFacts, Plan, WayOutV6, plan},
 };
 
 /// The ingress network's number.
@@ -27,6 +27,7 @@ pub(crate) struct Scenario {
     pub(crate) suspects: BTreeSet<NodeId>,
     /// Whether this node's kernel can.
     pub(crate) encrypts: bool,
+    pub(crate) way_out_v6: Option<WayOutV6>,
 }
 
 pub(crate) fn net_id(network: u8) -> NetworkId {
@@ -72,6 +73,7 @@ impl Scenario {
             tasks: BTreeMap::new(),
             suspects: BTreeSet::new(),
             encrypts: false,
+            way_out_v6: None,
         }
     }
 
@@ -206,6 +208,13 @@ impl Scenario {
         self
     }
 
+    /// The node goes out by IPv6, and learnt how by eth0.
+    pub(crate) fn way_out_v6(mut self) -> Self {
+        let gateway = GatewayV6::choose(0x0123_4567_89ab_cdef);
+        self.way_out_v6 = Some(WayOutV6 { gateway, learning: ["eth0".to_owned()].into() });
+        self
+    }
+
     /// Gossip takes these nodes for dead.
     pub(crate) fn suspects(mut self, nodes: &[u8]) -> Self {
         self.suspects = nodes.iter().map(|node| node_id(*node)).collect();
@@ -219,7 +228,7 @@ impl Scenario {
     pub(crate) fn inputs<'a>(&'a self, desired: &'a Desired) -> Inputs<'a> {
         let gateway = Gateway::choose(&[]).unwrap();
         let facts = NodeFacts { gateway, underlay_mtu: 1500, filters_bridges: true, encrypts: self.encrypts };
-        Inputs { desired, tasks: &self.tasks, suspects: &self.suspects, facts }
+        Inputs { desired, tasks: &self.tasks, suspects: &self.suspects, facts, way_out_v6: self.way_out_v6.as_ref() }
     }
 
     pub(crate) fn plan(&self) -> Plan {

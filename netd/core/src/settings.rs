@@ -1,0 +1,118 @@
+//! Settings of the node that the daemon changes and are not of its own links: what they were before, so that a node that
+//! leaves is as it was.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::{names::HOST_PREFIX, ns::NsPlan};
+
+/// Of a link that learns routes from router advertisements, unless it forwards.
+const LEARNS: &str = "1";
+const FORWARDS_NOT: &str = "0";
+
+/// Path below /proc/sys to the value before the daemon's.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Settings(BTreeMap<String, String>);
+
+impl Settings {
+    /// Reads what was printed; what is no setting is left out.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let setting = |line: &str| line.split_once(' ').map(|(path, value)| (path.to_owned(), value.to_owned()));
+        Self(text.lines().filter_map(setting).collect())
+    }
+
+    /// What `plan` changes for the first time.
+    pub fn unknown<'a>(&'a self, plan: &'a NsPlan) -> impl Iterator<Item = &'a str> {
+        let is_own = |path: &str| link_of(path).is_some_and(|link| link.starts_with(HOST_PREFIX));
+        plan.sysctls.keys().map(String::as_str).filter(move |path| !is_own(path) && !self.0.contains_key(*path))
+    }
+
+    /// Keeps what a setting was; not again.
+    pub fn keep(&mut self, path: String, value: String) {
+        self.0.entry(path).or_insert(value);
+    }
+
+    /// What to set, in order: nothing forwards any more when links learn as they did.
+    #[must_use]
+    pub fn put_back(&self) -> Vec<(&str, &str)> {
+        let mut settings: Vec<_> = self.0.iter().map(|(path, value)| (path.as_str(), value.as_str())).collect();
+        settings.sort_by_key(|(path, _)| !forwards(path));
+        settings
+    }
+
+    /// Whether `link` learns routes from router advertisements, by its settings now or by those that it had before.
+    #[must_use]
+    pub fn learns(&self, link: &str, accept_ra: &str, forwarding: &str) -> bool {
+        let before = self.0.get(&accept_ra_of(link)).map(String::as_str);
+        before == Some(LEARNS) || (accept_ra, forwarding) == (LEARNS, FORWARDS_NOT)
+    }
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|(path, value)| writeln!(f, "{path} {value}"))
+    }
+}
+
+/// Whether a link learns routes from router advertisements: 0 no, 1 unless it forwards, 2 always.
+#[must_use]
+pub fn accept_ra_of(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/accept_ra")
+}
+
+/// Whether the setting makes something forward by IPv6.
+#[must_use]
+pub fn forwards(path: &str) -> bool {
+    path.ends_with("/forwarding")
+}
+
+fn link_of(path: &str) -> Option<&str> {
+    path.split('/').nth(3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_before_is_put_back() {
+        let mut plan = NsPlan::default();
+        for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/orchg1/accept_ra"] {
+            plan.sysctls.insert(path.to_owned(), "1".to_owned());
+        }
+        plan.sysctls.insert(accept_ra_of("eth0.7"), "2".to_owned());
+        let mut settings = Settings::default();
+        let unknown: Vec<_> = settings.unknown(&plan).map(str::to_owned).collect();
+        assert_eq!(unknown, ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0.7/accept_ra"]);
+        for (path, value) in unknown.into_iter().zip(["1", "0", "1"]) {
+            settings.keep(path.clone(), value.to_owned());
+            settings.keep(path, "another".to_owned());
+        }
+        assert_eq!(settings.unknown(&plan).count(), 0);
+        assert_eq!(Settings::parse(&settings.to_string()), settings);
+        let expected = [
+            ("net/ipv6/conf/all/forwarding", "0"),
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/eth0.7/accept_ra", "1"),
+        ];
+        assert_eq!(settings.put_back(), expected);
+    }
+
+    #[test]
+    fn a_link_goes_on_learning_what_it_has_learnt_before() {
+        let mut settings = Settings::default();
+        settings.keep(accept_ra_of("eth0"), "1".to_owned());
+        settings.keep(accept_ra_of("eth1"), "0".to_owned());
+        for (link, accept_ra, forwarding, expected) in [
+            ("eth0", "2", "1", true),
+            ("eth0", "1", "1", true),
+            ("eth1", "0", "1", false),
+            ("new", "1", "0", true),
+            ("new", "1", "1", false),
+            ("new", "0", "0", false),
+            ("new", "2", "0", false),
+        ] {
+            assert_eq!(settings.learns(link, accept_ra, forwarding), expected, "{link} {accept_ra} {forwarding}");
+        }
+    }
+}
