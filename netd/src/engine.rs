@@ -23,7 +23,7 @@ use orch_model::{
 };
 use orch_netd_core::{
     desired::{Desired, LocalTask},
-    flows::Standings,
+    flows::{Backends, Standings},
     gateway::{Gateway, GatewayV6},
     ns::NsName,
     plan::{Inputs, NodeFacts, WayOutV6},
@@ -138,6 +138,11 @@ pub(crate) struct Engine {
     servers: BTreeMap<TaskId, dns::Server>,
     keeper: Keeper,
     standings: Standings,
+    /// What the rules of tasks say of them, and since when.
+    backends: Backends,
+    turned: Instant,
+    /// When rules that wait are due.
+    late: Option<Instant>,
     entries: Entries,
     /// Nodes that gossip takes for dead, and when that was said last.
     suspects: BTreeSet<NodeId>,
@@ -193,6 +198,9 @@ impl Engine {
             servers: BTreeMap::new(),
             keeper,
             standings: Standings::new(),
+            backends: Backends::new(),
+            turned: Instant::now(),
+            late: None,
             entries: Entries::default(),
             suspects: BTreeSet::new(),
             suspected: Instant::now(),
@@ -227,6 +235,9 @@ impl Engine {
                     let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
                     self.bring_up_to_date(false).await;
                     waiting.into_iter().for_each(|waiting| self.answer(waiting));
+                }
+                () = tokio::time::sleep_until(self.late.unwrap_or_else(Instant::now).into()), if self.late.is_some() => {
+                    self.bring_up_to_date(false).await;
                 }
                 _ = check.tick() => {
                     self.bring_up_to_date(true).await;

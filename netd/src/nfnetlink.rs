@@ -30,8 +30,12 @@ const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
+/// Of a batch's beginning.
+const BATCH_GENERATION: u16 = 1;
 /// The kernel fills dumps up to 32 KiB.
 const RECEIVE_LEN: usize = 64 * 1024;
+/// For answers of which the beginning says all: they come one at a time.
+const SHORT_LEN: usize = 8 * 1024;
 /// What sockets can send without being told to: half of the kernel's usual limit.
 const SEND_LEN: usize = 100 * 1024;
 const RECEIVE_TIMEOUT_S: i64 = 5;
@@ -89,7 +93,10 @@ impl Socket {
         let mut message = Zeroizing::new(Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len()));
         append(&mut message, Header { kind, flags, sequence, family, resource: 0 }, attributes)?;
         sendto(self.fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-        let mut buffer = vec![0; RECEIVE_LEN];
+        let mut buffer = match mode {
+            Mode::Get => vec![0; SHORT_LEN],
+            Mode::Dump | Mode::Act => vec![0; RECEIVE_LEN],
+        };
         loop {
             let received = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             if read_and_wipe(&mut buffer[..received], sequence, mode, &mut each)? {
@@ -98,10 +105,11 @@ impl Socket {
         }
     }
 
-    /// Sends messages that are carried out together or not at all.
+    /// Sends messages that are carried out together or not at all; with `generation` only while it is the subsystem's.
     pub(crate) fn batch<'a>(
         &self,
         subsystem: u8,
+        generation: Option<u32>,
         messages: impl ExactSizeIterator<Item = Batched<'a>>,
     ) -> Result<(), Refusal> {
         let count = u32::try_from(messages.len()).map_err(io::Error::other)?;
@@ -110,7 +118,11 @@ impl Socket {
             |kind, sequence| Header { kind, flags: NLM_F_REQUEST, sequence, family: 0, resource: u16::from(subsystem) };
         let first = self.next.fetch_add(count + 2, Ordering::Relaxed);
         let last = first + count;
-        append(&mut buffer, edge(BATCH_BEGIN, first), &[])?;
+        let mut condition = Vec::new();
+        if let Some(generation) = generation {
+            push(&mut condition, BATCH_GENERATION, &generation.to_be_bytes());
+        }
+        append(&mut buffer, edge(BATCH_BEGIN, first), &condition)?;
         for (sequence, message) in (first + 1..).zip(messages) {
             // One answer for all: to the last.
             let ack = if sequence == last { NLM_F_ACK } else { 0 };
@@ -139,7 +151,7 @@ impl Socket {
     /// Everything has been carried out, and every answer waits, when the sending returns.
     fn batch_result(&self, first: u32, last: u32) -> Result<(), Refusal> {
         let (mut refusal, mut done) = (None, false);
-        let mut buffer = vec![0; RECEIVE_LEN];
+        let mut buffer = vec![0; SHORT_LEN];
         loop {
             let received = match recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(received) => received,
@@ -216,7 +228,8 @@ fn results(mut buffer: &[u8]) -> Vec<(u32, i32)> {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let kind = u16::from_ne_bytes([header[4], header[5]]);
         let sequence = u32::from_ne_bytes([header[8], header[9], header[10], header[11]]);
-        let code = buffer.get(HEADER_LEN..length).and_then(|body| body.first_chunk().copied());
+        // What was refused comes after it, cut off or not.
+        let code = buffer.get(HEADER_LEN..).and_then(|body| body.first_chunk().copied());
         if let (NLMSG_ERROR, Some(code)) = (kind, code) {
             results.push((sequence, i32::from_ne_bytes(code)));
         }

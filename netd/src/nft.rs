@@ -27,7 +27,19 @@ const COUNTER_PACKETS: u16 = 2;
 /// Makes what is loaded in the socket's namespace `wanted`, where `known` is what is there (`None`: anything may be). All
 /// of it or nothing: there is no moment without rules.
 pub(crate) fn load(socket: &Socket, known: Option<&Ruleset>, wanted: &Ruleset) -> io::Result<()> {
-    carry_out(socket, &changes(known, wanted))
+    carry_out(socket, None, &changes(known, wanted))
+}
+
+/// The same where `known` was loaded as `generation`: fails if somebody else has changed rules since. Returns what the
+/// generation is then.
+pub(crate) fn reload(socket: &Socket, generation: u32, known: &Ruleset, wanted: &Ruleset) -> io::Result<u32> {
+    let ops = changes(Some(known), wanted);
+    if ops.is_empty() {
+        return Ok(generation);
+    }
+    carry_out(socket, Some(generation), &ops)?;
+    // The kernel counts batches, and leaves out 0.
+    Ok(generation.checked_add(1).unwrap_or(1))
 }
 
 /// Whether the kernel has rules for what passes a bridge. Without them (`CONFIG_NF_TABLES_BRIDGE`) networks work, and
@@ -59,10 +71,10 @@ pub(crate) fn delete_tables(socket: &Socket, tables: &[(Family, &'static str)]) 
     let tables: Vec<_> = tables.collect();
     let ops: Vec<_> =
         tables.iter().flat_map(|t| [RuleOp::AddTable(t), RuleOp::DeleteTable(t.family, t.name)]).collect();
-    carry_out(socket, &ops)
+    carry_out(socket, None, &ops)
 }
 
-fn carry_out(socket: &Socket, ops: &[RuleOp<'_>]) -> io::Result<()> {
+fn carry_out(socket: &Socket, generation: Option<u32>, ops: &[RuleOp<'_>]) -> io::Result<()> {
     let messages = encode::encode(ops);
     if messages.is_empty() {
         return Ok(());
@@ -72,7 +84,7 @@ fn carry_out(socket: &Socket, ops: &[RuleOp<'_>]) -> io::Result<()> {
         family: message.family,
         attributes: message.attrs.as_bytes(),
     });
-    socket.batch(SUBSYSTEM, batched).map_err(|refusal| {
+    socket.batch(SUBSYSTEM, generation, batched).map_err(|refusal| {
         let about = refusal.message.and_then(|index| messages.get(index)).map_or("all", |message| &message.about);
         io::Error::new(refusal.error.kind(), format!("the kernel refused {about}: {}", refusal.error))
     })

@@ -2,8 +2,13 @@
 //!
 //! A flow keeps going to the backend that it was given first for as long as the kernel remembers it. When that backend
 //! is gone, the entry is deleted, and the client's next packet is balanced anew.
+//!
+//! And which changes of backends may wait for each other.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use orch_model::NetworkId;
 
@@ -53,9 +58,42 @@ pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeM
     cuts
 }
 
+/// Who has turns behind each virtual address.
+pub type Backends = BTreeMap<(NetworkId, IpAddr), BTreeSet<IpAddr>>;
+
+/// Whether backends came to those that there were, and that is all. Who hears of it later refuses nobody and leads nobody
+/// astray meanwhile.
+#[must_use]
+pub fn only_more(before: &Backends, after: &Backends) -> bool {
+    let grew = |old: &BTreeSet<_>, new: &BTreeSet<_>| old == new || (!old.is_empty() && old.is_subset(new));
+    before.len() == after.len() && before.iter().all(|(vip, old)| after.get(vip).is_some_and(|new| grew(old, new)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_backends_of_those_that_have_some_may_wait() {
+        let backends = |of: &[(u8, &[u8])]| -> Backends {
+            let addr = |last: u8| IpAddr::from([10, 0, 1, last]);
+            let key = |vip| (NetworkId::from_random(1), addr(vip));
+            of.iter().map(|(vip, each)| (key(*vip), each.iter().copied().map(addr).collect())).collect()
+        };
+        let before: &[(u8, &[u8])] = &[(100, &[1, 2]), (101, &[])];
+        for (after, expected) in [
+            (&[(100, &[1, 2][..]), (101, &[])][..], true),
+            (&[(100, &[1, 2, 3]), (101, &[])], true),
+            (&[(100, &[1, 3]), (101, &[])], false),
+            (&[(100, &[1]), (101, &[])], false),
+            (&[(100, &[1, 2]), (101, &[4])], false),
+            (&[(100, &[1, 2])], false),
+            (&[(100, &[1, 2]), (102, &[])], false),
+            (&[(100, &[1, 2]), (101, &[]), (102, &[])], false),
+        ] {
+            assert_eq!(only_more(&backends(before), &backends(after)), expected, "{after:?}");
+        }
+    }
 
     #[test]
     fn what_is_forgotten_follows_from_the_change() {

@@ -68,6 +68,17 @@ pub struct NsPlan {
     pub wireguard: Option<WireGuard>,
 }
 
+impl NsPlan {
+    /// Whether `other` is the same, or has other rules and nothing else.
+    #[must_use]
+    pub fn is_but_for_rules(&self, other: &Self) -> bool {
+        let Self { links, addresses, routes, rules, neighbours, fdb, sysctls, ruleset: _, wireguard } = self;
+        (links, addresses, routes, rules) == (&other.links, &other.addresses, &other.routes, &other.rules)
+            && (neighbours, fdb, sysctls, wireguard)
+                == (&other.neighbours, &other.fdb, &other.sysctls, &other.wireguard)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
     pub kind: LinkKind,

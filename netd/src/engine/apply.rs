@@ -6,7 +6,6 @@ use orch_model::node::TunnelKey;
 use orch_netd_core::{
     ns::{Link, LinkKind, NsName, NsPlan},
     ops::{NetOp, steps},
-    ruleset::Ruleset,
 };
 
 use crate::{
@@ -71,14 +70,10 @@ impl Job {
     /// A change of rules alone (backends that come and go, everywhere at once) needs neither a look at the rest nor a
     /// thread inside. `None`: that is not what this is.
     fn only_rules(&self) -> Option<Outcome> {
-        let last = self.last.as_ref().filter(|last| !self.thorough && same_but_rules(&last.plan, &self.plan))?;
+        let last = self.last.as_ref().filter(|last| !self.thorough && last.plan.is_but_for_rules(&self.plan))?;
         let socket = self.ns.opened_netfilter()?;
-        if nft::generation(&socket).ok()? != last.generation {
-            return None;
-        }
-        // What fails here is tried again, and told, by the thorough way.
-        nft::load(&socket, Some(&last.plan.ruleset), &self.plan.ruleset).ok()?;
-        let generation = nft::generation(&socket).ok()?;
+        // What fails here, also because somebody else has changed rules, is done and told by the thorough way.
+        let generation = nft::reload(&socket, last.generation, &last.plan.ruleset, &self.plan.ruleset).ok()?;
         let applied = Some(Applied { plan: self.plan.clone(), generation });
         Some(Outcome { applied, touched: BTreeSet::new(), key: None, ended: false, error: None })
     }
@@ -150,11 +145,6 @@ fn summary(ops: &[NetOp]) -> String {
     words.dedup();
     let more = ops.len().saturating_sub(SHOWN);
     if more > 0 { format!("{} and {more} more", words.join(", ")) } else { words.join(", ") }
-}
-
-fn same_but_rules(a: &NsPlan, b: &NsPlan) -> bool {
-    let rest = |plan: &NsPlan| NsPlan { ruleset: Ruleset::default(), ..plan.clone() };
-    rest(a) == rest(b)
 }
 
 fn touched(ops: &[NetOp]) -> BTreeSet<NsName> {

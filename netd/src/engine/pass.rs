@@ -9,11 +9,12 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use orch_model::{TaskId, node::Encryption};
 use orch_netd_core::{
-    flows::{self, Cut},
+    flows::{self, Backends, Cut},
     ns::{NsName, NsPlan},
     plan::{Plan, plan},
 };
@@ -36,6 +37,8 @@ use crate::{
 
 /// Every how many checks the tasks' counters are read.
 const TASK_COUNT_PERIOD: u32 = 4;
+/// How long backends that come wait for others.
+const BACKENDS_PAUSE: Duration = Duration::from_millis(100);
 /// Namespaces worked on at once.
 const MAX_PARALLEL: usize = 8;
 
@@ -52,7 +55,8 @@ impl Engine {
         let plan = plan(self.inputs());
         self.keep_settings(&plan);
         self.open_sandboxes(&plan).await;
-        self.apply_all(&plan, check).await;
+        let waits = !check && self.may_wait(&plan.backends);
+        self.apply_all(&plan, check, waits).await;
         self.count(&plan, check).await;
         self.remove_unwanted(&plan).await;
         self.forget_flows(&plan).await;
@@ -64,8 +68,25 @@ impl Engine {
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
+        if waits {
+            self.late = Some(self.turned + BACKENDS_PAUSE);
+        } else {
+            self.late = None;
+            if self.backends != plan.backends {
+                self.backends = plan.backends;
+                self.turned = Instant::now();
+            }
+        }
         self.plan_problems = plan.problems;
         self.save_tasks();
+    }
+
+    /// Of a crowd of backends that come one after the other, the first is in every task's rules at once, and the others
+    /// together a little later: rules for each one for each task would cost the square of their number.
+    fn may_wait(&self, backends: &Backends) -> bool {
+        *backends != self.backends
+            && self.turned.elapsed() < BACKENDS_PAUSE
+            && flows::only_more(&self.backends, backends)
     }
 
     async fn update_facts(&mut self, check: bool) {
@@ -185,8 +206,9 @@ impl Engine {
         }
     }
 
-    /// In rounds, since links between namespaces are made from the earlier one.
-    async fn apply_all(&mut self, plan: &Plan, check: bool) {
+    /// In rounds, since links between namespaces are made from the earlier one. With `rules_wait` tasks of which nothing but
+    /// rules has changed stay as they are.
+    async fn apply_all(&mut self, plan: &Plan, check: bool, rules_wait: bool) {
         let mut touched = BTreeSet::new();
         // One for all: as many copies as namespaces would be much memory.
         let peers = Arc::new(self.namespaces.clone());
@@ -194,8 +216,13 @@ impl Engine {
             let mut work = JoinSet::new();
             let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
             for (name, wanted) in plan.namespaces.iter().filter(|(name, _)| round(name)) {
-                let changed = self.applied.get(name).is_none_or(|applied| *applied.plan != *wanted);
+                let last = self.applied.get(name).map(|applied| &*applied.plan);
+                let changed = last.is_none_or(|last| last != wanted);
                 if !(check || changed || touched.contains(name)) {
+                    continue;
+                }
+                let only_rules = last.is_some_and(|last| last.is_but_for_rules(wanted));
+                if rules_wait && only_rules && is_task(name) && !touched.contains(name) {
                     continue;
                 }
                 self.churned |= changed;

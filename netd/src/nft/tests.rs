@@ -21,7 +21,7 @@ use orch_netd_core::{
     ruleset::{Chain, Expr, Family, Hook, HookKind, Point, Rule, Ruleset, Table},
 };
 
-use super::{changes, load};
+use super::{changes, generation, load, reload};
 use crate::netns::{NetNs, on_own_thread};
 
 const SEEDS: u64 = 20;
@@ -159,5 +159,26 @@ fn a_refusal_names_the_rule_and_changes_nothing() {
         let error = load(&socket, None, &Ruleset { tables: vec![table] }).unwrap_err().to_string();
         assert!(error.contains("masquerade` of chain forward"), "{error}");
         assert_eq!(listed(), listed_after_text(&Ruleset::default()));
+    });
+}
+
+#[test]
+fn what_somebody_else_has_touched_is_not_changed_unseen() {
+    let (first, second) = random::seeded(1);
+    let of_host = |scenario: &scenario::Scenario| scenario.plan().namespaces.into_values().next().unwrap().ruleset;
+    let (first, second) = (of_host(&first), of_host(&second));
+    assert!(first != second);
+    in_new_ns(move || {
+        let socket = NetNs::host().unwrap().netfilter().unwrap();
+        load(&socket, None, &first).unwrap();
+        let mut known = generation(&socket).unwrap();
+        for (was, wanted) in [(&first, &second), (&second, &first), (&first, &first)] {
+            known = reload(&socket, known, was, wanted).unwrap();
+            assert_eq!(generation(&socket).unwrap(), known);
+        }
+        nft(&["add", "table", "ip", "somebodys"], "");
+        let before = listed();
+        reload(&socket, known, &first, &second).unwrap_err();
+        assert_eq!(listed(), before);
     });
 }

@@ -29,6 +29,8 @@ const DATA_PATH_PORT: u16 = 4789;
 const SUBNET: &str = "10.90.0.0/16";
 const NODE: u64 = 1;
 const OTHER_NODE: u64 = 2;
+/// Between changes.
+const CHANGE_PAUSE: Duration = Duration::from_millis(150);
 /// The service whose backends change, on the other node.
 const CHANGING: u64 = 1;
 /// The one of the tasks here.
@@ -222,6 +224,8 @@ async fn round(options: &Options, taken: &mut Taken) -> anyhow::Result<()> {
     try_join_all((0..options.tasks).map(|n| attach(client.clone(), n + 2))).await?;
     taken.together.push(began.elapsed());
     for n in 0..options.changes {
+        // One that comes right after another waits for more.
+        tokio::time::sleep(CHANGE_PAUSE).await;
         let desired = desired(options.tasks + 2, 2 + n % 2, 2 + u64::from(n))?;
         let began = Instant::now();
         let said = client.set_desired(desired).await?.into_inner();

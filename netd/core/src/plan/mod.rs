@@ -25,7 +25,7 @@ use orch_model::{
 use crate::{
     desired::{Desired, LocalTask, Out},
     dns::{self, NetworkNames},
-    flows::{Standing, Standings},
+    flows::{Backends, Standing, Standings},
     gateway::{Gateway, GatewayV6},
     ns::{NsName, NsPlan},
     ruleset::word,
@@ -83,6 +83,8 @@ pub struct Plan {
     pub views: BTreeMap<TaskId, dns::View>,
     /// Which addresses take part in balancing, for [`crate::flows::cuts`].
     pub standings: Standings,
+    /// What the rules of tasks say of them, for [`crate::flows::only_more`].
+    pub backends: Backends,
     /// Where IPv6 clients come in.
     pub entries: BTreeSet<Entry>,
     /// What could not be planned, for the operator.
@@ -100,7 +102,12 @@ pub struct Entry {
 #[must_use]
 pub fn plan(inputs: Inputs<'_>) -> Plan {
     let context = Context::new(inputs);
-    let mut plan = Plan { standings: context.standings(), problems: context.problems(), ..Plan::default() };
+    let mut plan = Plan {
+        standings: context.standings(),
+        backends: context.backends(),
+        problems: context.problems(),
+        ..Plan::default()
+    };
     plan.namespaces.insert(NsName::Host, host::plan(&context));
     plan.namespaces.extend(crypt::plan(&context).map(|ns| (NsName::Crypt, ns)));
     plan.entries = host::entries(&context);
@@ -121,13 +128,20 @@ struct Context<'a> {
     inputs: Inputs<'a>,
     desired: &'a Desired,
     out: Out,
+    /// Of the networks that tasks ask on: their services, and where this node sends who asks for each.
+    balanced: BTreeMap<&'a NetworkId, Vec<(&'a ServiceEndpointItem, Vec<IpAddr>)>>,
 }
 
 impl<'a> Context<'a> {
     fn new(inputs: Inputs<'a>) -> Self {
         let tasks = inputs.tasks.values().filter(|task| task.down).map(|task| task.id.clone()).collect();
-        let nodes = inputs.desired.withdrawn(inputs.suspects);
-        Self { inputs, desired: inputs.desired, out: Out { tasks, nodes } }
+        let desired = inputs.desired;
+        let out = Out { tasks, nodes: desired.withdrawn(inputs.suspects) };
+        let with_targets = |service| (service, desired.targets(service, &out));
+        let user = desired.networks.values().filter(|network| !network.ingress);
+        let of_network = |id| (id, desired.services_of(id).map(with_targets).collect());
+        let balanced = user.map(|network| of_network(&network.id)).collect();
+        Self { inputs, desired, out, balanced }
     }
 
     /// Attachments of tasks here to `network`: the task, and its interface there.
@@ -194,6 +208,18 @@ impl<'a> Context<'a> {
             declared: service.declared.iter().map(|p| (p.name.clone(), word(p.protocol), p.target_port)).collect(),
             tasks: of_service.filter(serves).filter_map(|e| e.names.first().cloned()).collect(),
         }
+    }
+
+    fn backends(&self) -> Backends {
+        let mut backends = Backends::new();
+        for (network, services) in &self.balanced {
+            for (service, targets) in services {
+                let of_vip =
+                    |vip: &IpAddr| targets.iter().copied().filter(|addr| addr.is_ipv4() == vip.is_ipv4()).collect();
+                backends.extend(service.vips.iter().map(|vip| (((*network).clone(), *vip), of_vip(vip))));
+            }
+        }
+        backends
     }
 
     fn standings(&self) -> Standings {

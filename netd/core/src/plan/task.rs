@@ -116,9 +116,7 @@ fn ruleset(context: &Context<'_>, task: &LocalTask) -> Ruleset {
 fn balanced(context: &Context<'_>, task: &LocalTask) -> Vec<Balanced> {
     let mut all = Vec::new();
     for (index, attachment) in task.attachments.iter().enumerate() {
-        let Some(network) = context.desired.networks.get(&attachment.network).filter(|n| !n.ingress) else { continue };
-        for service in context.desired.services_of(&network.id) {
-            let backends = context.desired.targets(service, &context.out);
+        for (service, backends) in context.balanced.get(&attachment.network).into_iter().flatten() {
             for (number, vip) in service.vips.iter().enumerate() {
                 all.push(Balanced {
                     vip: *vip,
