@@ -60,6 +60,12 @@ pub fn accept_ra_of(link: &str) -> String {
     format!("net/ipv6/conf/{link}/accept_ra")
 }
 
+/// Whether a link has neither addresses nor anything else of IPv6.
+#[must_use]
+pub fn disable_ipv6(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/disable_ipv6")
+}
+
 /// Whether the setting makes something forward by IPv6.
 #[must_use]
 pub fn forwards(path: &str) -> bool {

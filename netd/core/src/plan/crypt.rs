@@ -19,6 +19,7 @@ use crate::{
     desired::{Desired, INNER_NETWORK, INNER_PREFIX},
     names,
     ns::{Correspondent, Link, LinkKind, NsPlan, Route, Target, WireGuard},
+    settings::disable_ipv6,
 };
 
 /// Outer headers of an encrypted packet over IPv4: IP 20, UDP 8, WireGuard 32.
@@ -47,7 +48,7 @@ pub(super) fn plan(context: &Context<'_>) -> Option<NsPlan> {
     }
     // Nobody passes through to a third node.
     ns.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned());
-    ns.sysctls.insert("net/ipv6/conf/all/disable_ipv6".to_owned(), "1".to_owned());
+    ns.sysctls.insert(disable_ipv6("all"), "1".to_owned());
     ns.wireguard = Some(WireGuard { port: ENCRYPTED_PORT, peers: correspondents(context) });
     Some(ns)
 }

@@ -22,6 +22,7 @@ use crate::{
         Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
         Side, Table, Version, Way, send_to_one, word,
     },
+    settings::disable_ipv6,
 };
 
 pub(super) fn plan(context: &Context<'_>) -> NsPlan {
@@ -59,7 +60,7 @@ fn add_gateway_link(task: &LocalTask, router: IpAddr, ns: &mut NsPlan) {
     // Ports published on this node answer on 127.0.0.1 too.
     ns.sysctls.insert(format!("net/ipv4/conf/{name}/route_localnet"), "1".to_owned());
     // Else a task could advertise itself to the node as a router.
-    ns.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "1".to_owned());
+    ns.sysctls.insert(disable_ipv6(&name), "1".to_owned());
 }
 
 fn ruleset(context: &Context<'_>) -> Ruleset {

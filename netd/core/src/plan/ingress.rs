@@ -23,6 +23,7 @@ use crate::{
         Chain, Destination, Direction, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset,
         Set, SetKind, Side, Table, Turn, Version, Way, send_in_turn, word,
     },
+    settings::disable_ipv6,
 };
 
 /// Routing table of the way back through the node with index `i`: this + `i`.
@@ -100,7 +101,7 @@ fn base(context: &Context<'_>, network: &NetworkItem, own: &Peer, own_addr: Ipv4
         ns.sysctls.insert(format!("net/ipv4/{key}"), value.to_owned());
     }
     // Nothing here speaks it, and a task could tell the sandbox routes.
-    ns.sysctls.insert("net/ipv6/conf/all/disable_ipv6".to_owned(), "1".to_owned());
+    ns.sysctls.insert(disable_ipv6("all"), "1".to_owned());
 }
 
 fn add_peer(peer: &Peer, addr: Ipv4Addr, ns: &mut NsPlan) {

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use orch_model::assignment::{NetworkItem, Peer};
 
 use super::{Context, guard};
@@ -11,6 +12,7 @@ use crate::{
     desired::Desired,
     names::{self, Mac},
     ns::{FdbEntry, Link, LinkKind, Neighbour, NsName, NsPlan, Vxlan},
+    settings::disable_ipv6,
 };
 
 /// Where the kernel can hand what a bridge passes on to the rules of IP (it does so unasked once Docker has loaded that), a
@@ -26,6 +28,10 @@ pub(super) fn plan(context: &Context<'_>, network: &NetworkItem) -> Option<NsPla
         ns.ruleset = guard::bridge(context, network);
     }
     ns.sysctls.extend(RULES_OF_IP.map(|key| (format!("net/bridge/{key}"), "0".to_owned())));
+    // It passes on what tasks send, and has nothing to say itself. Of neighbours by IPv6 the kernel hears only with it.
+    if network.subnets.iter().all(IpNetwork::is_ipv4) {
+        ns.sysctls.insert(disable_ipv6("all"), "1".to_owned());
+    }
     ns.links.insert("lo".to_owned(), Link::up(LinkKind::Loopback));
     ns.links.insert(names::BRIDGE.to_owned(), Link { mtu, ..Link::up(LinkKind::Bridge) });
     for (task, peer_name) in context.local_ports(&network.id) {

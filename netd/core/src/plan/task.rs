@@ -19,6 +19,7 @@ use crate::{
         Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
         Side, Table, Turn, Way, send_in_turn, send_to_one,
     },
+    settings::disable_ipv6,
 };
 
 /// Routing table of what answers clients of published ports.
@@ -40,6 +41,7 @@ pub(super) fn plan(context: &Context<'_>, task: &LocalTask) -> NsPlan {
         let mac = Mac::of_all(attachment.addresses.iter().map(IpNetwork::ip));
         let link = Link { mac, mtu, up: !task.down, ..Link::up(LinkKind::VethPeer) };
         ns.links.insert(name.clone(), link);
+        ns.sysctls.extend([speaks_v6(&name, attachment.addresses.iter().any(IpNetwork::is_ipv6))]);
         ns.addresses.extend(attachment.addresses.iter().map(|addr| (name.clone(), *addr)));
     }
     if let Some((network, _, own_addr)) = context.desired.ingress() {
@@ -77,6 +79,7 @@ fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
     let router = context.inputs.facts.gateway.router();
     let mac = Some(Mac::of(task.gateway_addr.into()));
     ns.links.insert(link.clone(), Link { mac, up: !task.down, ..Link::up(LinkKind::VethPeer) });
+    ns.sysctls.extend([speaks_v6(&link, way_out_v6::is_for(context, task))]);
     if let Ok(addr) = IpNetwork::new(task.gateway_addr.into(), router.prefix()) {
         ns.addresses.insert((link.clone(), addr));
     }
@@ -84,6 +87,12 @@ fn add_gateway(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
         let target = Target::Via(router.ip().into(), link);
         ns.routes.insert(Route { table: MAIN_TABLE, destination: any_v4(), target });
     }
+}
+
+/// Where a task has no address of IPv6 on a link, it has no address of the kernel's making either: nobody there would hear
+/// it, and that each of many asks all others whether its address is free costs the square of their number.
+fn speaks_v6(link: &str, does: bool) -> (String, String) {
+    (disable_ipv6(link), if does { "0" } else { "1" }.to_owned())
 }
 
 /// The networks' names that the task may know, in the order of its attachments.

@@ -12,7 +12,7 @@ use crate::{
     names::{self, GATEWAY_PREFIX, Mac},
     ns::{Neighbour, NsPlan, Route, Target},
     ruleset::{Chain, Direction, Expr, Family, Hook, HookKind, Is, Point, Rule, Side, Table, Version, Way},
-    settings::accept_ra_of,
+    settings::{accept_ra_of, disable_ipv6},
 };
 
 /// Of links that learn from router advertisements: also while the node forwards.
@@ -21,6 +21,10 @@ const LEARNS_AND_FORWARDS: &str = "2";
 /// `None`: `task` has none.
 fn of_task<'a>(context: &Context<'a>, task: &LocalTask) -> Option<&'a WayOutV6> {
     context.inputs.way_out_v6.filter(|_| task.wants_way_out_v6(context.desired))
+}
+
+pub(super) fn is_for(context: &Context<'_>, task: &LocalTask) -> bool {
+    of_task(context, task).is_some()
 }
 
 pub(super) fn add_to_task(context: &Context<'_>, task: &LocalTask, ns: &mut NsPlan) {
@@ -49,7 +53,7 @@ pub(super) fn add_to_host(context: &Context<'_>, ns: &mut NsPlan) {
 
 fn add_link(context: &Context<'_>, way_out: &WayOutV6, task: &LocalTask, ns: &mut NsPlan) {
     let (name, addr) = (names::gateway_port(&task.id), address(way_out, task));
-    ns.sysctls.insert(format!("net/ipv6/conf/{name}/disable_ipv6"), "0".to_owned());
+    ns.sysctls.insert(disable_ipv6(&name), "0".to_owned());
     ns.sysctls.insert(accept_ra_of(&name), "0".to_owned());
     if task.down {
         return;
