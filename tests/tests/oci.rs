@@ -240,7 +240,8 @@ fn a_running_container_is_looked_at_and_changed() {
     let all = lab
         .orch(&["events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}", "-f", "container=live"])
         .ok();
-    let all: Vec<&str> = all.lines().collect();
+    let (commands, all): (Vec<&str>, Vec<&str>) = all.lines().partition(|action| action.starts_with("exec_"));
+    assert_eq!(commands[..3], ["exec_create: cat /count", "exec_start: cat /count", "exec_die"]);
     assert_eq!(&all[..4], ["create", "start", "pause", "unpause"], "{all:?}");
     assert!(all.contains(&"update") && all.contains(&"die") && all.contains(&"stop"), "{all:?}");
     let used = lab.orch(&["system", "df"]).ok();
