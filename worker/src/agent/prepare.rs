@@ -33,7 +33,10 @@ use crate::{
     netd_client::NetdError,
     runtime::{BindMount, ImageDefaults, UserNamespace},
     users::{self, Remap, RemapError},
-    volume::{VolumeError, Wanted},
+    volume::{
+        VolumeError, Wanted,
+        propagation::{self, PropagationError},
+    },
 };
 
 /// Length of the default hostname: a short container id.
@@ -44,6 +47,10 @@ pub(crate) enum PrepareError {
     /// In Docker's words.
     #[error("invalid mount config for type \"bind\": bind source path does not exist: {0}")]
     NoBindSource(String),
+    #[error("invalid mount config for type \"bind\": {0}")]
+    Propagation(#[from] PropagationError),
+    #[error("read the list of mounts")]
+    Mountinfo(#[source] io::Error),
     #[error("invalid mount config for type \"volume\": volume driver {0:?} is not known, only \"local\" is")]
     VolumeDriver(String),
     /// In Docker's words.
@@ -317,6 +324,11 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), PrepareError> {
                 {
                     return Err(PrepareError::VolumeDriver(driver.name.clone()));
                 }
+            }
+            MountKind::Bind if propagation::needs_more(&mount.propagation) => {
+                let source = Path::new(&mount.source).canonicalize().map_err(PrepareError::Mountinfo)?;
+                let mountinfo = fs::read("/proc/self/mountinfo").map_err(PrepareError::Mountinfo)?;
+                propagation::check(&mountinfo, &source, &mount.propagation)?;
             }
             MountKind::Bind | MountKind::Tmpfs => {}
         }

@@ -4,6 +4,7 @@
 //! belongs to its task and goes with it.
 
 mod mounts;
+pub(crate) mod propagation;
 
 use std::{
     collections::BTreeMap,
