@@ -1,6 +1,7 @@
 //! Start, stop, end, restart and removal of a one-off container.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -317,13 +318,23 @@ impl Locals {
     async fn delete(&self, one: &One, volumes: bool) -> Result<(), LocalError> {
         self.change(one, |now| now.record.state = LocalState::Removing.into());
         let (host, task) = (self.host.clone(), one.id.clone());
-        let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes)).await;
+        let in_use = self.mounted_by_others(one);
+        let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes, &in_use)).await;
         deleted.map_err(prepare::PrepareError::from)??;
         self.host.store.forget_local(&one.id)?;
         self.lock().remove(&one.id);
         one.ends.send_modify(|ends| ends.removed = true);
         self.tell(one, "destroy");
         Ok(())
+    }
+
+    /// What `--volumes-from` has made others mount of it, too.
+    fn mounted_by_others(&self, one: &One) -> BTreeSet<String> {
+        let others = self.all().into_iter().filter(|other| other.id != one.id);
+        let sources = |other: Arc<One>| -> Vec<String> {
+            other.task.spec.container.mounts.iter().map(|mount| mount.source.clone()).collect()
+        };
+        others.flat_map(sources).collect()
     }
 
     /// Until it does not run (any more): at once when it does not.

@@ -28,13 +28,7 @@ async fn a_task_runs_is_watched_and_stops() {
         kind: MountKind::Volume,
         source: "seeded".to_owned(),
         target: "/data".to_owned(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
+        ..Mount::default()
     }];
     let web = task_with(1, spec);
     node.assign(&[(&web, TaskState::Ready)]);
