@@ -33,6 +33,7 @@ fn run_in_the_foreground() {
         (&["--network", "web", "busybox", "true"], "network web not found"),
         (&["--name", "we b", "busybox", "true"], "Invalid container name (we b)"),
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
+        (&["--sysctl", "net.nope=1", "busybox", "true"], "sysctl net.nope is none that this node's kernel has"),
         (&["-p", "192.0.2.1:80:80", "busybox", "true"], "no address 192.0.2.1"),
     ] {
         let outcome = run(flags);

@@ -149,6 +149,7 @@ fn what_flags_come_to_together() {
     ] {
         assert_eq!(nano_cpus(flags), want, "{flags:?}");
     }
+    assert!(spec(&["--cpus=0.001"]).unwrap_err().to_string().contains("from 0.01"));
     assert!(spec(&["--cpus=1", "--cpu-quota=50000"]).unwrap_err().to_string().contains("leave one out"));
 
     let ports = |flags: &[&str]| spec(flags).unwrap().ports.iter().map(|port| port.target_port).collect::<Vec<_>>();
