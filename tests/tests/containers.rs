@@ -33,6 +33,7 @@ fn run_in_the_foreground() {
         (&["--network", "web", "busybox", "true"], "network web not found"),
         (&["--name", "we b", "busybox", "true"], "Invalid container name (we b)"),
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
+        (&["--sysctl", "net.nope=1", "busybox", "true"], "sysctl net.nope is none that this node's kernel has"),
         (&["-p", "192.0.2.1:80:80", "busybox", "true"], "no address 192.0.2.1"),
     ] {
         let outcome = run(flags);
@@ -56,6 +57,20 @@ fn run_in_the_foreground() {
     let own = lab.exec("n1", &["cat", "/etc/hosts"]).ok();
     let seen = run(&["--network", "host", "--add-host", "db:1.2.3.4", "busybox", "cat", "/etc/hosts"]).ok();
     assert!(seen.starts_with(own.trim_end()) && seen.ends_with("1.2.3.4 db\n"), "{own} became {seen}");
+    // The node answers under the name that stands for it.
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("index.html"), "here\n").expect("a page");
+    let page = folder.path().to_str().expect("utf-8 path");
+    let mut server = lab.spawn("n1", &["busybox", "httpd", "-f", "-p", "18099", "-h", page]);
+    let fetch = ["--add-host", "host.docker.internal:host-gateway", "busybox", "wget", "-qO-"];
+    eventually("the node answers", || {
+        match run(&[&fetch[..], &["http://host.docker.internal:18099"]].concat()).result()? {
+            said if said == "here\n" => Ok(()),
+            other => Err(other),
+        }
+    });
+    let _ = server.kill();
+    let _ = server.wait();
     assert_eq!(run(&["--nosuch", "busybox"]).code, 125);
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "", "--rm left something");
     commands_go_on_without_their_user(&lab);

@@ -53,6 +53,15 @@ fn running_means_healthy_and_unhealthy_tasks_are_replaced() {
         if replaced && (exit("143") || exit("137") || exit("0")) { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     assert_eq!(lab.get("client", &format!("http://{}:8080/", lab.address("n1"))), Ok("hello\n".to_owned()));
+
+    let container = format!("container={name}");
+    let all = ["events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}", "-f", &container];
+    let told = lab.orch(&[&all[..], &["-f", "label=com.docker.swarm.service.name=web"]].concat()).ok();
+    let mut told: Vec<&str> = told.lines().filter(|action| !action.starts_with("exec_")).collect();
+    // Whether it hears the first signal or not.
+    told.dedup();
+    let lived = ["create", "start", "health_status: healthy", "health_status: unhealthy", "kill", "die", "stop"];
+    assert_eq!(told[..lived.len()], lived, "{told:?}");
 }
 
 #[test]

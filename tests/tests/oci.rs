@@ -240,7 +240,8 @@ fn a_running_container_is_looked_at_and_changed() {
     let all = lab
         .orch(&["events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}", "-f", "container=live"])
         .ok();
-    let all: Vec<&str> = all.lines().collect();
+    let (commands, all): (Vec<&str>, Vec<&str>) = all.lines().partition(|action| action.starts_with("exec_"));
+    assert_eq!(commands[..3], ["exec_create: cat /count", "exec_start: cat /count", "exec_die"]);
     assert_eq!(&all[..4], ["create", "start", "pause", "unpause"], "{all:?}");
     assert!(all.contains(&"update") && all.contains(&"die") && all.contains(&"stop"), "{all:?}");
     let used = lab.orch(&["system", "df"]).ok();
@@ -295,6 +296,8 @@ fn volumes_live_beside_containers() {
     let _ = lab.orch(&["volume", "rm", "absent", "bound"]).ok();
     assert_eq!(lab.exec("n1", &["cat", "/srv/bound/file"]).ok(), "given\n", "removing the volume reached through it");
 
+    mounts_do_what_they_say(&lab);
+
     // An image's VOLUME is anonymous: gone with --rm and `rm -v`, kept by `rm`, listed as dangling then.
     let _ = lab.orch(&["run", "-d", "--name", "user", "-v", "data:/d", "busybox", "sleep", "1000"]).ok();
     let names = |filter: &str| lab.orch(&["volume", "ls", "-q", "-f", filter]).ok();
@@ -319,6 +322,51 @@ fn volumes_live_beside_containers() {
     let _ = lab.orch(&["volume", "prune", "-f", "-a"]).ok();
     assert_eq!(lab.orch(&["volume", "ls", "-q"]).ok(), "");
     assert!(!lab.exec("n1", &["cat", "/proc/mounts"]).ok().contains("/volumes/"), "a mount stays");
+}
+
+fn mounts_do_what_they_say(lab: &Lab) {
+    let run = |args: &[&str]| lab.orch(&[&["run", "--rm"][..], args].concat());
+    // What is mounted below a bind.
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = folder.path().to_str().expect("utf-8 path");
+    let below = format!("mkdir {source}/below && mount -t tmpfs none {source}/below && touch {source}/below/there");
+    let _ = lab.exec("n1", &["sh", "-c", &below]).ok();
+    let look = "ls /b/below; touch /b/x 2>/dev/null && echo top; touch /b/below/x 2>/dev/null && echo below; true";
+    for (options, seen) in [
+        ("", "there\ntop\nbelow\n"),
+        (",ro", "there\nx\n"),
+        (",ro,bind-recursive=writable", "there\nx\nbelow\n"),
+        (",ro,bind-propagation=rprivate,bind-recursive=readonly", "there\nx\n"),
+        (",bind-recursive=disabled", "top\nbelow\n"),
+        (",ro,bind-nonrecursive", "x\n"),
+    ] {
+        let bind = format!("type=bind,source={source},target=/b{options}");
+        assert_eq!(run(&["--mount", &bind, "busybox", "sh", "-c", look]).ok(), seen, "{options}");
+    }
+    let _ = lab.exec("n1", &["umount", &format!("{source}/below")]).ok();
+
+    // In memory, with its own size and mode; an anonymous volume with its own label and options.
+    let scratch = "type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=0700";
+    let shown = run(&["--mount", scratch, "busybox", "sh", "-c", "stat -c %a /t; df -k /t | tail -1"]).ok();
+    assert!(shown.starts_with("700\n") && shown.contains(" 1024 "), "{shown}");
+    let labelled = "type=volume,target=/v,volume-label=who=me,volume-opt=type=tmpfs,volume-opt=device=tmpfs";
+    let _ = lab.orch(&["run", "-d", "--name", "store", "--mount", labelled, "busybox", "sleep", "1000"]).ok();
+    let _ = lab.orch(&["exec", "store", "touch", "/v/kept"]).ok();
+    let named = lab.orch(&["volume", "ls", "-q", "-f", "label=who=me"]).ok();
+    assert_eq!(named.trim().len(), 64, "{named}");
+
+    // Another container's volumes, which do not go while they are used.
+    assert_eq!(run(&["--volumes-from", "store", "busybox", "ls", "/v"]).ok(), "kept\n");
+    assert!(run(&["--volumes-from", "store:ro", "busybox", "touch", "/v/x"]).refused().contains("Read-only"));
+    let from = ["run", "-d", "--name", "reader", "--volumes-from", "store", "busybox", "sleep", "1000"];
+    let _ = lab.orch(&from).ok();
+    let _ = lab.orch(&["rm", "-f", "-v", "store"]).ok();
+    assert_eq!(lab.orch(&["exec", "reader", "ls", "/v"]).ok(), "kept\n");
+    let _ = lab.orch(&["rm", "-f", "reader"]).ok();
+    let _ = lab.orch(&["volume", "rm", named.trim()]).ok();
+    let _ = lab.orch(&["create", "--name", "unborn", "-v", "/v", "busybox", "true"]).ok();
+    assert!(run(&["--volumes-from", "unborn", "busybox", "ls", "/v"]).refused().contains("start it first"));
+    let _ = lab.orch(&["rm", "unborn"]).ok();
 }
 
 #[test]

@@ -287,9 +287,24 @@ fn a_shared_bind_shows_the_node_what_a_container_mounts(lab: &Lab) {
     let folder = tempfile::tempdir().expect("a folder");
     let shared = folder.path().to_str().expect("utf-8 path");
     let _ = lab.exec("n1", &["mount", "-t", "tmpfs", "none", shared]).ok();
+    let _ = lab.exec("n1", &["mount", "--make-private", shared]).ok();
+    let bind_as = |propagation: &str| format!("type=bind,source={shared},target=/s,bind-propagation={propagation}");
+    for (propagation, needed) in [("rslave", "shared or slave"), ("rshared", "shared")] {
+        let refused = lab.orch(&["run", "--rm", "--mount", &bind_as(propagation), "box", "true"]).refused();
+        let said = format!("path {shared} is mounted on {shared} but it is not a {needed} mount");
+        assert!(refused.contains(&said), "{refused}");
+    }
+    let create = ["service", "create", "-d", "--name", "passes-on", "--restart-condition", "none", "--mount"];
+    let _ = lab.orch(&[&create[..], &[&bind_as("rshared"), "box", "true"]].concat()).ok();
+    eventually("the task is rejected with the reason", || {
+        let seen = lab.orch(&["service", "ps", "--no-trunc", "passes-on"]).result()?;
+        if seen.contains("Rejected") && seen.contains("it is not a shared mount") { Ok(()) } else { Err(seen) }
+    });
+    let _ = lab.orch(&["service", "rm", "passes-on"]).ok();
+
     let _ = lab.exec("n1", &["mount", "--make-shared", shared]).ok();
     for propagation in ["rslave", "rshared"] {
-        let bind = format!("type=bind,source={shared},target=/s,bind-propagation={propagation}");
+        let bind = bind_as(propagation);
         let script =
             format!("mkdir /s/{propagation} && mount -t tmpfs none /s/{propagation} && grep -q /s/ /proc/mounts");
         let _ = lab.orch(&["run", "--rm", "--privileged", "--mount", &bind, "box", "sh", "-c", &script]).ok();

@@ -15,6 +15,7 @@ mod arriving;
 mod cleanup;
 mod config;
 mod contents;
+mod events;
 #[cfg(test)]
 mod fuzz;
 mod image;

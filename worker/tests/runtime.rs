@@ -501,12 +501,8 @@ async fn the_inside_looks_as_it_should() {
         source: source.to_str().unwrap().to_owned(),
         target: target.to_owned(),
         read_only,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: Default::default(),
-        propagation: String::new(),
         tmpfs_size_bytes: 1 << 20,
-        tmpfs_mode: 0,
+        ..Mount::default()
     };
     let args = ["sh", "-c", script];
     let container = node.create_with(

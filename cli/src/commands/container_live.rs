@@ -243,7 +243,7 @@ pub(crate) struct EventsArgs {
     format: Option<String>,
 }
 
-/// This node's one-off containers and volumes.
+/// What happens to this node's containers and volumes.
 pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()> {
     let known = ["container", "event", "image", "label", "type", "volume"];
     let filters = FilterSet::parse(&args.filter, &known).map_err(anyhow::Error::msg)?;
@@ -254,18 +254,34 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
     let mut events = worker(paths).await?.events(request).await.map_err(explain)?.into_inner();
     while let Some(event) = events.next().await {
         let event = event.map_err(explain)?;
-        let attribute = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
-        let wanted = filters.any("type", |kind| kind == event.kind)
-            && filters.any("event", |action| action == event.action)
-            && filters.any("container", |name| event.id.starts_with(name) || attribute("name") == name)
-            && filters.any("image", |image| attribute("image") == image)
-            && filters.any("volume", |name| event.kind == "volume" && event.id == name)
-            && filters.labels("label", &event.attributes);
-        if wanted {
+        if is_wanted(&event, &filters) {
             print_event(&event, args.format.as_deref())?;
         }
     }
     Ok(())
+}
+
+fn is_wanted(event: &wire::ContainerEvent, filters: &FilterSet) -> bool {
+    let attribute = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
+    let is_container = event.kind == "container";
+    let image = attribute("image");
+    filters.any("type", |kind| kind == event.kind)
+        // `health_status` is any of them, `exec_start` any command.
+        && filters.any("event", |action| event.action.split(':').next() == Some(action) || event.action == action)
+        && filters.any("container", |name| is_container && (event.id.starts_with(name) || attribute("name") == name))
+        && filters.any("image", |name| is_container && (image == name || without_tag(image) == name))
+        && filters.any("volume", |name| event.kind == "volume" && event.id == name)
+        && filters.labels("label", &event.attributes)
+}
+
+/// The name of `name:tag@digest`.
+fn without_tag(image: &str) -> &str {
+    let image = image.split('@').next().unwrap_or(image);
+    match image.rsplit_once(':') {
+        // Else it is a registry's port.
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => image,
+    }
 }
 
 fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Result<()> {
@@ -286,4 +302,42 @@ fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Re
         Some(template) => println!("{}", orch_template::Template::parse(template)?.render(&object)?),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_filtered() {
+        let attributes = [("image", "shop:5000/web:1@sha256:ab"), ("name", "web.1.x"), ("com.docker.swarm.task", "")];
+        let event = wire::ContainerEvent {
+            kind: "container".to_owned(),
+            action: "health_status: healthy".to_owned(),
+            id: "0123456789ab".to_owned(),
+            attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..wire::ContainerEvent::default()
+        };
+        let known = ["container", "event", "image", "label", "type", "volume"];
+        for (filters, wanted) in [
+            (&[][..], true),
+            (&["event=health_status"], true),
+            (&["event=health_status: healthy"], true),
+            (&["event=health_status: unhealthy"], false),
+            (&["event=die", "event=health_status"], true),
+            (&["container=web.1.x"], true),
+            (&["container=012345"], true),
+            (&["container=web"], false),
+            (&["image=shop:5000/web"], true),
+            (&["image=shop:5000/web:1@sha256:ab"], true),
+            (&["image=shop"], false),
+            (&["type=container", "label=com.docker.swarm.task"], true),
+            (&["type=volume"], false),
+            (&["volume=0123456789ab"], false),
+        ] {
+            let flags: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
+            let set = FilterSet::parse(&flags, &known).unwrap();
+            assert_eq!(is_wanted(&event, &set), wanted, "{filters:?}");
+        }
+    }
 }

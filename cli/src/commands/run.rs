@@ -1,5 +1,6 @@
 //! `orch run` and `orch create`: a container of this node alone, from one command line.
 
+mod given;
 #[cfg(test)]
 mod surface;
 
@@ -17,6 +18,7 @@ use orch_model::{
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
+use self::given::{Given, VolumesFrom};
 use super::{
     container_attach::{self, DetachKeys, Session},
     health::HealthFlags,
@@ -65,9 +67,15 @@ pub(crate) struct CreateArgs {
     /// Publish all exposed ports to free ports
     #[arg(short = 'P', long)]
     publish_all: bool,
+    /// Expose a port or a range of ports: -P publishes it too
+    #[arg(long, value_name = "PORT[/PROTOCOL]", value_parser = port::parse_exposed)]
+    expose: Vec<port::PortList>,
     /// Bind mount a volume
     #[arg(short, long, value_name = "[SOURCE:]TARGET[:OPTIONS]")]
     volume: Vec<String>,
+    /// Mount volumes from the specified container(s)
+    #[arg(long, value_name = "CONTAINER[:ro]", value_parser = given::volumes_from)]
+    volumes_from: Vec<VolumesFrom>,
     /// Attach a filesystem mount to the container
     #[arg(long, value_name = "MOUNT", value_parser = mount::parse)]
     mount: Vec<Mount>,
@@ -110,6 +118,9 @@ pub(crate) struct CreateArgs {
     /// Set meta data on a container
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = label)]
     label: Vec<(String, String)>,
+    /// Read in a line delimited file of labels
+    #[arg(long, value_name = "FILE")]
+    label_file: Vec<PathBuf>,
     /// Mount the container's root filesystem as read only
     #[arg(long)]
     read_only: bool,
@@ -119,6 +130,12 @@ pub(crate) struct CreateArgs {
     /// Number of CPUs
     #[arg(long, value_name = "CPUS", value_parser = quantity::nano_cpus)]
     cpus: Option<u64>,
+    /// Limit CPU CFS (Completely Fair Scheduler) period, in microseconds (default 100000)
+    #[arg(long, value_name = "US", value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]
+    cpu_period: Option<u64>,
+    /// Limit CPU CFS (Completely Fair Scheduler) quota, in microseconds of each period (-1: unlimited)
+    #[arg(long, value_name = "US", value_parser = cpu_quota, allow_hyphen_values = true)]
+    cpu_quota: Option<u64>,
     /// Tune container pids limit (0 or -1: unlimited)
     #[arg(long, value_name = "N", value_parser = quantity::processes, allow_hyphen_values = true)]
     pids_limit: Option<u64>,
@@ -176,8 +193,8 @@ pub(crate) struct CreateArgs {
     /// Sysctl options
     #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl: Vec<(String, String)>,
-    /// Add a custom host-to-IP mapping (host:ip)
-    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
+    /// Add a custom host-to-IP mapping (host:ip, host:host-gateway for this node)
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry_of_node)]
     add_host: Vec<String>,
     /// Set custom DNS servers
     #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
@@ -202,6 +219,9 @@ pub(crate) struct CreateArgs {
     log_opt: Vec<(String, String)>,
     #[command(flatten)]
     health: HealthFlags,
+    /// Set platform: only this node's own is taken
+    #[arg(long, value_name = "OS/ARCH", value_parser = platform)]
+    platform: Option<()>,
     /// Pull image before running (always, missing, never)
     #[arg(long, default_value = "missing", value_parser = ["always", "missing", "never"])]
     pull: String,
@@ -324,7 +344,7 @@ async fn discard(args: &CreateArgs, created: &wire::CreateContainerResponse, wor
 }
 
 async fn make(args: &CreateArgs, worker: &mut Worker) -> Result<wire::CreateContainerResponse, Failure> {
-    let request = request(args)?;
+    let request = request(args, &Given::ask(args, worker).await?)?;
     let mut id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let image = &args.image_and_command[0];
     let auth = image::credentials_for(image)?;
@@ -382,18 +402,19 @@ impl Drop for IdFile {
     }
 }
 
-fn request(args: &CreateArgs) -> anyhow::Result<wire::CreateContainerRequest> {
+fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateContainerRequest> {
     if args.rm && args.restart.0.condition != "no" {
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
-    let ports = args.publish.iter().flat_map(|list| list.0.clone()).map(|mut port| {
+    let exposed = args.expose.iter().filter(|_| args.publish_all);
+    let ports = args.publish.iter().chain(exposed).flat_map(|list| list.0.clone()).map(|mut port| {
         port.publish_mode = PublishMode::Host;
         port
     });
     let (network, networks) = args.networks.chosen()?;
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
-        spec: Some(task_spec(args)?.to_proto()),
+        spec: Some(task_spec(args, given)?.to_proto()),
         ports: ports.collect::<Vec<_>>().to_proto(),
         publish_all: args.publish_all,
         network,
@@ -424,9 +445,9 @@ fn local_options(args: &CreateArgs) -> wire::LocalOptions {
     }
 }
 
-fn task_spec(args: &CreateArgs) -> anyhow::Result<TaskSpec> {
+fn task_spec(args: &CreateArgs, given: &Given) -> anyhow::Result<TaskSpec> {
     let limits = ResourceLimits {
-        nano_cpus: args.cpus.unwrap_or(0),
+        nano_cpus: nano_cpus(args)?,
         memory_bytes: args.memory.unwrap_or(0),
         pids: args.pids_limit.unwrap_or(0),
     };
@@ -434,10 +455,10 @@ fn task_spec(args: &CreateArgs) -> anyhow::Result<TaskSpec> {
         name: args.log_driver.clone().unwrap_or_default(),
         options: args.log_opt.iter().cloned().collect(),
     });
-    Ok(TaskSpec { container: container_spec(args)?, limits, log_driver, ..TaskSpec::default() })
+    Ok(TaskSpec { container: container_spec(args, given)?, limits, log_driver, ..TaskSpec::default() })
 }
 
-fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
+fn container_spec(args: &CreateArgs, given: &Given) -> anyhow::Result<ContainerSpec> {
     let mut check = None;
     args.health.apply(&mut check).map_err(anyhow::Error::msg)?;
     let (image, arguments) =
@@ -451,7 +472,7 @@ fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
         dir: args.workdir.clone(),
         user: args.user.clone(),
         groups: args.group_add.clone(),
-        labels: args.label.iter().cloned().collect::<BTreeMap<_, _>>(),
+        labels: labels(args)?,
         tty: args.tty,
         open_stdin: args.interactive,
         read_only: args.read_only,
@@ -459,8 +480,8 @@ fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
         privileged: args.privileged,
         stop_signal: args.stop_signal.clone(),
         stop_grace_period: args.stop_timeout.map(Duration::from_secs),
-        mounts: mounts(args)?,
-        hosts: args.add_host.clone(),
+        mounts: mounts(args, given)?,
+        hosts: args.add_host.iter().map(|line| given.host(line)).collect(),
         dns: DnsConfig {
             nameservers: args.dns.clone(),
             search: args.dns_search.clone(),
@@ -477,6 +498,36 @@ fn container_spec(args: &CreateArgs) -> anyhow::Result<ContainerSpec> {
     })
 }
 
+/// `--cpus`, or what a quota of each period comes to.
+fn nano_cpus(args: &CreateArgs) -> anyhow::Result<u64> {
+    const DEFAULT_PERIOD_US: u64 = 100_000;
+    const LEAST_NANO_CPUS: u64 = 10_000_000;
+    match (args.cpus, args.cpu_quota.unwrap_or(0), args.cpu_period) {
+        (Some(_), 1.., _) => bail!("conflicting options: --cpus and --cpu-quota say the same, leave one out"),
+        (Some(_), 0, Some(_)) => bail!("conflicting options: --cpus has a period of its own, leave --cpu-period out"),
+        (Some(1..LEAST_NANO_CPUS), 0, None) => bail!("range of CPUs is from 0.01: --cpus is less"),
+        (Some(cpus), 0, None) => Ok(cpus),
+        (None, quota_us, period_us) => {
+            Ok(quota_us.saturating_mul(1_000_000_000) / period_us.unwrap_or(DEFAULT_PERIOD_US))
+        }
+    }
+}
+
+/// Those of files first.
+fn labels(args: &CreateArgs) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for file in &args.label_file {
+        let text =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read --label-file {}", file.display()))?;
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let (key, value) = label(line).map_err(|e| anyhow!("--label-file {}: {line:?}: {e}", file.display()))?;
+            labels.insert(key, value);
+        }
+    }
+    labels.extend(args.label.iter().cloned());
+    Ok(labels)
+}
+
 fn environment(args: &CreateArgs) -> anyhow::Result<Vec<String>> {
     let mut env = Vec::new();
     for file in &args.env_file {
@@ -489,7 +540,7 @@ fn environment(args: &CreateArgs) -> anyhow::Result<Vec<String>> {
 }
 
 /// `-v` makes the host's folder where it is missing, as Docker does; `--mount` refuses.
-fn mounts(args: &CreateArgs) -> anyhow::Result<Vec<Mount>> {
+fn mounts(args: &CreateArgs, given: &Given) -> anyhow::Result<Vec<Mount>> {
     let here = std::env::current_dir().context("find the current folder")?;
     let mut mounts = Vec::new();
     for text in &args.volume {
@@ -504,6 +555,12 @@ fn mounts(args: &CreateArgs) -> anyhow::Result<Vec<Mount>> {
         let is_same = |other: &Mount| mount::join("/", &other.target) == mount::join("/", &mount.target);
         if mounts[..at].iter().any(is_same) {
             bail!("Duplicate mount point: {}", mount.target);
+        }
+    }
+    // The container's own come first, then those of the last one named.
+    for borrowed in given.mounts.iter().rev() {
+        if !mounts.iter().any(|own| mount::join("/", &own.target) == mount::join("/", &borrowed.target)) {
+            mounts.push(borrowed.clone());
         }
     }
     Ok(mounts)
@@ -546,6 +603,36 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
     } else {
         Err("expected KEY or KEY=VALUE, with a key of one word".into())
     }
+}
+
+/// 0: unlimited.
+fn cpu_quota(text: &str) -> Result<u64, String> {
+    match text {
+        "-1" | "0" => Ok(0),
+        _ => text
+            .parse()
+            .ok()
+            .filter(|us| *us >= 1000)
+            .ok_or_else(|| "expected a whole number of microseconds, at least 1000, or -1 for no limit".to_owned()),
+    }
+}
+
+/// A node runs what it is; scripts say so all the same.
+fn platform(text: &str) -> Result<(), String> {
+    let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };
+    let named = match text.split('/').collect::<Vec<_>>()[..] {
+        [arch] | ["linux", arch] | ["linux", arch, "v8"] => arch,
+        _ => text,
+    };
+    let named = match named {
+        "x86_64" | "x86-64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    if named == own {
+        return Ok(());
+    }
+    Err(format!("this node runs linux/{own} alone: leave --platform out, or use a node of that platform"))
 }
 
 fn entrypoint(text: &str) -> Result<Words, String> {

@@ -2,25 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use orch_model::service::{LogDriver, Mount, MountKind};
+use orch_model::service::{BindRecursive, LogDriver, Mount, MountKind};
 
 use super::{Refusal, boolean, long_form_once, quantity};
 
+const NO_SUBPATH: &str = "volume-subpath is not here: mount the whole volume, or make a volume of that folder (orch volume create -o type=none -o o=bind \
+     -o device=/PATH NAME)";
 const FORM: &str = "expected type=volume|bind|tmpfs,source=NAME|/HOST/PATH,target=/PATH[,readonly]";
 
 pub(crate) fn empty(kind: MountKind) -> Mount {
-    Mount {
-        kind,
-        source: String::new(),
-        target: String::new(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
-    }
+    Mount { kind, ..Mount::default() }
 }
 
 pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
@@ -39,6 +30,11 @@ pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
             "volume-driver" => driver.name = text_value()?,
             "volume-opt" => insert(&mut driver.options, key, &text_value()?)?,
             "bind-propagation" => mount.propagation = propagation(&text_value()?)?,
+            "bind-recursive" => mount.bind_recursive = recursive(&text_value()?)?,
+            "bind-nonrecursive" => {
+                mount.bind_recursive = boolean(key, value.as_deref())?.then_some(BindRecursive::Disabled);
+            }
+            "volume-subpath" => return Err(NO_SUBPATH.to_owned()),
             "tmpfs-size" => mount.tmpfs_size_bytes = quantity::bytes(&text_value()?)?,
             "tmpfs-mode" => mount.tmpfs_mode = octal(&text_value()?)?,
             // What Docker's client on a Mac makes of it.
@@ -56,6 +52,7 @@ pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
             return Err(format!("cannot mix '{other}-*' options with mount type '{kind}': leave them out"));
         }
     }
+    check_recursive(&mount)?;
     check(mount)
 }
 
@@ -64,6 +61,21 @@ fn word(kind: MountKind) -> &'static str {
         MountKind::Volume => "volume",
         MountKind::Bind => "bind",
         MountKind::Tmpfs => "tmpfs",
+    }
+}
+
+/// As Docker's client has it.
+fn check_recursive(mount: &Mount) -> Result<(), Refusal> {
+    let (word, is_private) = match mount.bind_recursive {
+        None | Some(BindRecursive::Disabled) => return Ok(()),
+        Some(BindRecursive::Writable) => ("writable", true),
+        Some(BindRecursive::Readonly) => ("readonly", mount.propagation == "rprivate"),
+    };
+    let needs = |what: &str| Err(format!("bind-recursive={word} needs {what} beside it"));
+    match (mount.read_only, is_private) {
+        (false, _) => needs("readonly"),
+        (true, false) => needs("bind-propagation=rprivate"),
+        (true, true) => Ok(()),
     }
 }
 
@@ -114,6 +126,16 @@ fn propagation(text: &str) -> Result<String, Refusal> {
     }
 }
 
+fn recursive(text: &str) -> Result<Option<BindRecursive>, Refusal> {
+    match text {
+        "enabled" => Ok(None),
+        "disabled" => Ok(Some(BindRecursive::Disabled)),
+        "writable" => Ok(Some(BindRecursive::Writable)),
+        "readonly" => Ok(Some(BindRecursive::Readonly)),
+        _ => Err("bind-recursive is one of enabled, disabled, writable, readonly".into()),
+    }
+}
+
 fn consistency(text: &str) -> Result<(), Refusal> {
     const KNOWN: [&str; 4] = ["consistent", "cached", "delegated", "default"];
     if KNOWN.contains(&text) { Ok(()) } else { Err(format!("consistency is one of {}", KNOWN.join(", "))) }
@@ -158,7 +180,24 @@ mod tests {
         assert_eq!(mount.volume_driver.unwrap().options["type"], "nfs");
         let mount = parse("type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=0770").unwrap();
         assert_eq!((mount.tmpfs_size_bytes, mount.tmpfs_mode), (64 << 20, 0o770));
+        for (text, want) in [
+            ("bind-recursive=enabled,ro", None),
+            ("bind-recursive=disabled", Some(BindRecursive::Disabled)),
+            ("bind-nonrecursive", Some(BindRecursive::Disabled)),
+            ("bind-nonrecursive=false", None),
+            ("bind-recursive=writable,ro", Some(BindRecursive::Writable)),
+            ("bind-recursive=readonly,ro,bind-propagation=rprivate", Some(BindRecursive::Readonly)),
+        ] {
+            let mount = parse(&format!("type=bind,source=/a,target=/b,{text}")).unwrap();
+            assert_eq!(mount.bind_recursive, want, "{text}");
+        }
         for text in [
+            "type=bind,source=/a,target=/b,bind-recursive=writable",
+            "type=bind,source=/a,target=/b,bind-recursive=readonly,ro",
+            "type=bind,source=/a,target=/b,bind-recursive=all",
+            "source=a,target=/b,bind-recursive=disabled",
+            "source=a,target=/b,volume-subpath=c",
+            "type=image,source=a,target=/b",
             "type=bind,target=/b",
             "type=nfs,target=/x",
             "source=a",

@@ -20,6 +20,14 @@ pub(crate) fn parse_flag(text: &str) -> Result<PortList, Refusal> {
     parse(text).map(PortList)
 }
 
+/// `80`, `53/udp`, `8000-8010`: ports of the container alone.
+pub(crate) fn parse_exposed(text: &str) -> Result<PortList, Refusal> {
+    if text.contains([':', '=']) {
+        return Err("expected PORT[-PORT][/PROTOCOL], such as 80 or 53/udp; --publish says where it is reached".into());
+    }
+    short(text).map(PortList).map_err(|_| "expected PORT[-PORT][/PROTOCOL], such as 80 or 53/udp".into())
+}
+
 #[derive(Debug, Clone)]
 pub(crate) struct PortList(pub(crate) Vec<PortConfig>);
 

@@ -1,6 +1,6 @@
 //! `ContainerSpec` and what is in it.
 
-use orch_model::service::{ContainerSpec, DnsConfig, FileRef, HealthConfig, Mount, MountKind};
+use orch_model::service::{BindRecursive, ContainerSpec, DnsConfig, FileRef, HealthConfig, Mount, MountKind};
 use serde_json::{Value, json};
 
 use super::{Fields, nanos};
@@ -68,12 +68,17 @@ fn mount(mount: &Mount) -> Value {
         .some("Labels", json!(mount.volume_labels))
         .some("DriverConfig", driver);
     let tmpfs = Fields::default().some("SizeBytes", mount.tmpfs_size_bytes).some("Mode", mount.tmpfs_mode);
+    let bind = Fields::default()
+        .some("Propagation", mount.propagation.as_str())
+        .some("NonRecursive", mount.bind_recursive == Some(BindRecursive::Disabled))
+        .some("ReadOnlyNonRecursive", mount.bind_recursive == Some(BindRecursive::Writable))
+        .some("ReadOnlyForceRecursive", mount.bind_recursive == Some(BindRecursive::Readonly));
     Fields::default()
         .always("Type", kind)
         .some("Source", mount.source.as_str())
         .always("Target", mount.target.as_str())
         .some("ReadOnly", mount.read_only)
-        .some("BindOptions", Fields::default().some("Propagation", mount.propagation.as_str()).done())
+        .some("BindOptions", bind.done())
         .some("VolumeOptions", volume.done())
         .some("TmpfsOptions", tmpfs.done())
         .done()

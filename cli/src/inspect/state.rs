@@ -178,7 +178,7 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
     let or_null = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
     let volumes: Map<String, Value> = image.volumes.iter().map(|target| (target.clone(), json!({}))).collect();
     let labels: Map<String, Value> =
-        image.labels.iter().chain(&spec.labels).map(|(key, value)| (key.clone(), json!(value))).collect();
+        image.labels.iter().chain(&container.labels).map(|(key, value)| (key.clone(), json!(value))).collect();
     Fields::default()
         .always("Hostname", details.hostname.as_str())
         .always("User", either(&spec.user, &image.user))

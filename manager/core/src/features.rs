@@ -3,7 +3,7 @@
 //! spec is refused until every node says that it knows.
 
 use orch_model::{
-    node::features::PUBLISH_OPTIONS,
+    node::features::{MOUNT_OPTIONS, PUBLISH_OPTIONS},
     service::{Balance, ServiceSpec},
 };
 
@@ -44,6 +44,9 @@ fn needed(spec: &ServiceSpec) -> Option<(&'static str, &'static str)> {
     }
     if endpoint.prefer_local {
         return Some((PUBLISH_OPTIONS, "to prefer local tasks"));
+    }
+    if spec.task.container.mounts.iter().any(|mount| mount.bind_recursive.is_some()) {
+        return Some((MOUNT_OPTIONS, "a bind with bind-recursive"));
     }
     (endpoint.balance == Some(Balance::Weighted)).then_some((PUBLISH_OPTIONS, "endpoint balance weighted"))
 }

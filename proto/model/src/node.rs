@@ -127,6 +127,8 @@ impl NodeDescription {
 pub mod features {
     /// Ports on one address, hidden clients, local tasks first, weights.
     pub const PUBLISH_OPTIONS: &str = "publish-options";
+    /// Binds without what is mounted below them, or with it and writable.
+    pub const MOUNT_OPTIONS: &str = "mount-options";
     /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.
     pub const ENCRYPTED_NETWORKS: &str = "encrypted-networks";
 }

@@ -348,7 +348,7 @@ pub struct DnsConfig {
     pub options: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Mount {
     pub kind: MountKind,
     /// Volume name (empty: an anonymous one), or the host's path; unused for tmpfs.
@@ -365,10 +365,23 @@ pub struct Mount {
     pub tmpfs_size_bytes: u64,
     /// tmpfs: 0 is 1777.
     pub tmpfs_mode: u32,
+    /// Bind: what is mounted below its source; `None`: comes along, read-only where the bind is.
+    pub bind_recursive: Option<BindRecursive>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BindRecursive {
+    /// Stays behind.
+    Disabled,
+    /// Comes along, and may be written to also where the bind is read-only.
+    Writable,
+    /// Comes along, read-only, or the container is not made.
+    Readonly,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MountKind {
+    #[default]
     Volume,
     Bind,
     Tmpfs,

@@ -1,8 +1,8 @@
 //! Services and what their tasks are made from.
 
 use orch_model::service::{
-    Balance, ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode, EndpointSpec,
-    FailureAction, FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement,
+    Balance, BindRecursive, ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode,
+    EndpointSpec, FailureAction, FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement,
     PlacementStrategy, PortConfig, Protocol, PublishMode, ResourceLimits, RestartCondition, RestartPolicy, Service,
     ServiceMode, ServiceSpec, TaskSpec, Ulimit, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, Vip,
 };
@@ -23,6 +23,7 @@ choice!(UpdateState { Updating, Paused, Completed, RollbackStarted, RollbackPaus
 choice!(DependencyCondition { Started, Healthy, Completed });
 choice!(RestartCondition { None, OnFailure, Any });
 choice!(MountKind { Volume, Bind, Tmpfs });
+choice!(BindRecursive { Disabled, Writable, Readonly });
 
 record!(Service {
     values: id, spec_version, previous_spec, update_status, removing;
@@ -81,7 +82,7 @@ record!(ContainerSpec {
 record!(DnsConfig { values: nameservers, search, options; });
 record!(Mount {
     values: kind, source, target, read_only, no_copy, volume_driver, volume_labels, propagation, tmpfs_size_bytes,
-        tmpfs_mode;
+        tmpfs_mode, bind_recursive;
 });
 record!(HealthConfig {
     values: test, retries;

@@ -199,13 +199,7 @@ mod tests {
             kind: MountKind::Volume,
             source: "data-{{.Task.Slot}}".into(),
             target: "/data/{{.Node.Hostname}}".into(),
-            read_only: false,
-            no_copy: false,
-            volume_driver: None,
-            volume_labels: BTreeMap::new(),
-            propagation: String::new(),
-            tmpfs_size_bytes: 0,
-            tmpfs_mode: 0,
+            ..Mount::default()
         });
         let filled = fill(&spec, &values(&task(4), &node())).expect("it fits").expect("it has placeholders");
         assert_eq!((filled.hostname.as_str(), filled.args[0].as_str()), ("web-4", "{{.Task.Slot}}"));

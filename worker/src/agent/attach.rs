@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,6 +16,7 @@ use tokio::{
 
 use super::{Host, executor::log_files, logging};
 use crate::{
+    events::{Events, Subject},
     image::chain,
     runtime::{self, Container, Exec, ExecInput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal},
 };
@@ -25,6 +27,7 @@ const CHUNK_BYTES: usize = 32 << 10;
 /// A container to look into, a task's or a one-off one.
 pub(crate) struct Target {
     pub id: TaskId,
+    pub subject: Subject,
     /// While it runs.
     pub container: Option<Container>,
     pub log: LogFiles,
@@ -33,7 +36,8 @@ pub(crate) struct Target {
 impl Target {
     pub(crate) fn of_task(host: &Host, task: &TaskId) -> Result<Self, String> {
         let entry = host.book.entry(task).ok_or_else(|| format!("task {task} is not on this node"))?;
-        Ok(Self { id: task.clone(), container: entry.container, log: log_files(host, &entry.task) })
+        let (subject, log) = (Subject::of_task(&entry.task), log_files(host, &entry.task));
+        Ok(Self { id: task.clone(), subject, container: entry.container, log })
     }
 }
 
@@ -74,6 +78,7 @@ pub(crate) fn logs(
 
 /// Runs a command; its last output is the exit code. Ends early when nobody takes the output any more.
 pub(crate) async fn exec(
+    events: &Arc<Events>,
     target: Target,
     start: &wire::ExecStart,
     inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
@@ -92,11 +97,13 @@ pub(crate) async fn exec(
         detach: start.detach,
         size: start.size.as_ref().map(terminal_size),
     };
+    let told = Told::begin(events.clone(), target.subject, &start.argv);
     let mut running = match container.exec(&request).await {
         Ok(running) => running,
         Err(error) => {
             // As a shell does: say why and end with 126 or 127.
             let Some(code) = error.exit_code() else { return Err(chain(&error)) };
+            told.died(code);
             let text = format!("{}\n", chain(&error)).into_bytes();
             let _ = outputs.send(Output::Stderr(text.into())).await;
             let _ = outputs.send(Output::ExitCode(code)).await;
@@ -105,12 +112,12 @@ pub(crate) async fn exec(
     };
     if start.detach {
         let _ = outputs.send(Output::ExitCode(0)).await;
-        tokio::spawn(Session::of(running).drain());
+        tokio::spawn(Session::of(running, told).drain());
         return Ok(());
     }
     let (pid, resizer, stdin) = (running.pid, running.resizer(), running.stdin.take());
     let (detach, mut detached) = mpsc::channel(1);
-    let mut session = Session::of(running);
+    let mut session = Session::of(running, told);
     let feed = AbortOnDrop(tokio::spawn(feed(inputs, stdin, resizer, pid, detach)));
     loop {
         tokio::select! {
@@ -174,6 +181,26 @@ async fn feed(
     }
 }
 
+/// What is told of a command, under one id.
+struct Told {
+    events: Arc<Events>,
+    subject: Subject,
+}
+
+impl Told {
+    fn begin(events: Arc<Events>, mut subject: Subject, command: &[String]) -> Self {
+        subject.attributes.insert("execID".to_owned(), hex::encode(rand::random::<[u8; 32]>()));
+        for action in ["exec_create", "exec_start"] {
+            events.of_container(subject.clone(), &format!("{action}: {}", command.join(" ")), &[]);
+        }
+        Self { events, subject }
+    }
+
+    fn died(self, code: i32) {
+        self.events.of_container(self.subject, "exec_die", &[("exitCode", code.to_string())]);
+    }
+}
+
 /// A command's output and end. Dropped, it closes the command's streams.
 struct Session {
     outputs: mpsc::Receiver<Output>,
@@ -188,7 +215,7 @@ enum Said {
 }
 
 impl Session {
-    fn of(running: Exec) -> Self {
+    fn of(running: Exec, told: Told) -> Self {
         let (to, outputs) = mpsc::channel(1);
         let work = async move {
             let out = pass_on(running.stdout, to.clone(), Output::Stdout);
@@ -198,6 +225,9 @@ impl Session {
                 }
             };
             let (code, (), ()) = tokio::join!(running.exit.wait(), out, err);
+            if let Ok(code) = code {
+                told.died(code);
+            }
             code
         };
         Self { outputs, work: Box::pin(work), code: None }

@@ -27,6 +27,7 @@ use super::{
     task::{Command, Ended, Event, Machine, Report},
 };
 use crate::{
+    events::{Events, Subject, health_action},
     image::{chain, config::ImageConfig},
     runtime::{Container, ContainerPlan, HostOptions, LogFiles, RuntimeError},
 };
@@ -55,6 +56,8 @@ pub(crate) struct Executor {
     /// Held while the container's folders change, so that giving up and giving back do not overlap.
     folders: Arc<tokio::sync::Mutex<()>>,
     container: Arc<Mutex<Option<Container>>>,
+    /// It has been told to stop.
+    stopping: bool,
 }
 
 #[derive(PartialEq, Eq)]
@@ -83,6 +86,7 @@ impl Executor {
             prepared: Arc::default(),
             folders: Arc::default(),
             container: Arc::new(Mutex::new(container)),
+            stopping: false,
         }
     }
 
@@ -90,7 +94,7 @@ impl Executor {
     pub(crate) async fn run(mut self, first: Vec<Command>) {
         if self.container().is_some() {
             self.watch();
-            self.watch_health();
+            self.watch_health(None);
         }
         let mut flow = self.execute(first).await;
         while flow == Flow::Continue {
@@ -101,7 +105,10 @@ impl Executor {
             };
             if matches!(event, Event::Started(Ok(_))) {
                 self.watch();
-                self.watch_health();
+                self.watch_health(Some(Health::Starting));
+            }
+            if self.stopping && matches!(event, Event::Exited(_)) {
+                self.host.events.of_container(Subject::of_task(&self.task), "stop", &[]);
             }
             let commands = self.machine.step(event);
             flow = self.execute(commands).await;
@@ -223,7 +230,9 @@ impl Executor {
             let failed = |error: crate::runtime::RuntimeError| start_failed(&chain(&error));
             let container = host.runtime.create(&plan).await.map_err(failed)?;
             *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
+            host.events.of_container(Subject::of_task(&task), "create", &[]);
             container.start().await.map_err(failed)?;
+            host.events.of_container(Subject::of_task(&task), "start", &[]);
             host.book.change(&task.id, |entry| entry.container = Some(container.clone()));
             Ok(container.pid())
         };
@@ -233,16 +242,17 @@ impl Executor {
     /// Turns the container's end into an event.
     fn watch(&mut self) {
         let Some(container) = self.container() else { return };
-        let task = self.task.id.clone();
+        let (events, task) = (self.host.events.clone(), self.task.clone());
         let exited = async move {
             loop {
                 match container.wait().await {
                     Ok(exit) => {
+                        events.died(Subject::of_task(&task), exit.code, exit.oom_killed, exit.ran());
                         let ended = Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error };
                         return Event::Exited(ended);
                     }
                     // Not knowing is not an end: a container must never be given up because this worker has trouble.
-                    Err(error) => tracing::warn!(%task, error = chain(&error), "cannot watch the container"),
+                    Err(error) => tracing::warn!(task = %task.id, error = chain(&error), "cannot watch the container"),
                 }
                 sleep(WATCH_RETRY_PAUSE).await;
             }
@@ -250,15 +260,18 @@ impl Executor {
         self.jobs.push(exited.boxed());
     }
 
-    /// Turns changes of health into events. The book knows before the machine does: reports carry it.
-    fn watch_health(&mut self) {
+    /// Turns changes of health, from what is known of it, into events. The book knows before the machine does: reports
+    /// carry it.
+    fn watch_health(&mut self, mut known: Option<Health>) {
         let Some(container) = self.container().filter(Container::is_checked) else { return };
-        let (host, task) = (self.host.clone(), self.task.id.clone());
+        let (host, task) = (self.host.clone(), self.task.clone());
         tokio::spawn(async move {
             loop {
-                match follow_health(&host, &task, &container).await {
+                match follow_health(&host, &task, &container, &mut known).await {
                     Ok(()) => return,
-                    Err(error) => tracing::warn!(%task, error = chain(&error), "cannot follow the container's health"),
+                    Err(error) => {
+                        tracing::warn!(task = %task.id, error = chain(&error), "cannot follow the container's health")
+                    }
                 }
                 sleep(WATCH_RETRY_PAUSE).await;
             }
@@ -269,10 +282,11 @@ impl Executor {
         let Some(container) = self.container() else { return };
         let signal = self.stop_signal();
         let grace = self.task.spec.container.stop_grace_period.unwrap_or(DEFAULT_GRACE);
-        let task = self.task.id.clone();
+        self.stopping = true;
+        let (events, task) = (self.host.events.clone(), self.task.clone());
         let work = async move {
-            if let Err(error) = container.kill(signal).await {
-                tracing::warn!(%task, error = chain(&error), "the stop signal was not delivered");
+            if let Err(error) = send_signal(&events, &task, &container, signal).await {
+                tracing::warn!(task = %task.id, error = chain(&error), "the stop signal was not delivered");
             }
             sleep(grace).await;
             Event::GraceOver
@@ -282,10 +296,10 @@ impl Executor {
 
     fn kill(&mut self) {
         let Some(container) = self.container() else { return };
-        let task = self.task.id.clone();
+        let (events, task) = (self.host.events.clone(), self.task.clone());
         tokio::spawn(async move {
-            if let Err(error) = container.kill(SIGKILL).await {
-                tracing::error!(%task, error = chain(&error), "the container cannot be killed");
+            if let Err(error) = send_signal(&events, &task, &container, SIGKILL).await {
+                tracing::error!(task = %task.id, error = chain(&error), "the container cannot be killed");
             }
         });
     }
@@ -319,6 +333,11 @@ impl Executor {
         let work = tokio::task::spawn_blocking(move || prepare::forget(&host, &task));
         if let Ok(Err(error)) = work.await {
             tracing::warn!(task = %self.task.id, error = chain(&error), "something of the task stays on disk");
+        }
+        let of_earlier_worker =
+            || self.host.book.entry(&self.task.id).is_some_and(|known| known.status.container.is_some());
+        if self.container().is_some() || of_earlier_worker() {
+            self.host.events.of_container(Subject::of_task(&self.task), "destroy", &[]);
         }
         self.host.book.forget(&self.task.id);
     }
@@ -364,18 +383,32 @@ async fn next_news(news: &mut watch::Receiver<News>, known: &mut News) -> Option
 }
 
 /// Until the container has ended or the task is forgotten.
-async fn follow_health(host: &Host, task: &TaskId, container: &Container) -> Result<(), RuntimeError> {
+async fn follow_health(
+    host: &Host,
+    task: &Task,
+    container: &Container,
+    known: &mut Option<Health>,
+) -> Result<(), RuntimeError> {
     let Some(mut watch) = container.watch_health().await? else { return Ok(()) };
     while let Some(health) = watch.next().await? {
-        host.book.change(task, |entry| entry.health = Some(health));
+        host.book.change(&task.id, |entry| entry.health = Some(health));
+        if let Some(action) = health_action(known.replace(health), health) {
+            host.events.of_container(Subject::of_task(task), &action, &[]);
+        }
         let is_healthy = match health {
             Health::Starting => continue,
             Health::Healthy => true,
             Health::Unhealthy => false,
         };
-        let Some(entry) = host.book.entry(task) else { return Ok(()) };
+        let Some(entry) = host.book.entry(&task.id) else { return Ok(()) };
         entry.news.send_modify(|news| news.healthy = Some(is_healthy));
     }
+    Ok(())
+}
+
+async fn send_signal(events: &Events, task: &Task, container: &Container, number: i32) -> Result<(), RuntimeError> {
+    container.kill(number).await?;
+    events.of_container(Subject::of_task(task), "kill", &[("signal", number.to_string())]);
     Ok(())
 }
 

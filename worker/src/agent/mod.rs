@@ -54,6 +54,7 @@ use self::{
 };
 use crate::{
     config::{ConfigError, Settings},
+    events::Events,
     image::Images,
     local::Locals,
     netd_client::Netd,
@@ -75,6 +76,7 @@ pub(crate) struct Host {
     pub paths: Paths,
     pub store: Arc<Store>,
     pub book: Book,
+    pub events: Arc<Events>,
     pub items: Items,
     /// This node, as placeholders show it.
     pub facts: OnceLock<placeholders::NodeFacts>,
@@ -139,8 +141,8 @@ impl Host {
         remap: Option<Remap>,
     ) -> Self {
         let book = Book::new(store.clone());
-        let (items, facts) = (Items::default(), OnceLock::new());
-        Self { paths, store, book, items, facts, images, volumes, netd, runtime, identity, remap }
+        let (items, facts, events) = (Items::default(), OnceLock::new(), Arc::default());
+        Self { paths, store, book, events, items, facts, images, volumes, netd, runtime, identity, remap }
     }
 
     /// Remapped containers reach their files through folders of the worker's, which are nobody else's.

@@ -1,7 +1,7 @@
 //! Gets everything that a container needs before it starts: image, root, volumes, network namespace, files.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -33,7 +33,10 @@ use crate::{
     netd_client::NetdError,
     runtime::{BindMount, ImageDefaults, UserNamespace},
     users::{self, Remap, RemapError},
-    volume::{VolumeError, Wanted},
+    volume::{
+        VolumeError, Wanted,
+        propagation::{self, PropagationError},
+    },
 };
 
 /// Length of the default hostname: a short container id.
@@ -44,6 +47,10 @@ pub(crate) enum PrepareError {
     /// In Docker's words.
     #[error("invalid mount config for type \"bind\": bind source path does not exist: {0}")]
     NoBindSource(String),
+    #[error("invalid mount config for type \"bind\": {0}")]
+    Propagation(#[from] PropagationError),
+    #[error("read the list of mounts")]
+    Mountinfo(#[source] io::Error),
     #[error("invalid mount config for type \"volume\": volume driver {0:?} is not known, only \"local\" is")]
     VolumeDriver(String),
     /// In Docker's words.
@@ -265,20 +272,26 @@ pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareErr
     Ok(Rootfs::inside(&host.store.container_dir(task)).unmount()?)
 }
 
-/// Deletes all of a one-off container but its record; its anonymous volumes when they are to go too.
-pub(crate) fn delete_local(host: &Host, task: &TaskId, volumes: bool) -> Result<(), PrepareError> {
+/// Deletes all of a one-off container but its record; its anonymous volumes, unless others use them, when they are to go
+/// too.
+pub(crate) fn delete_local(
+    host: &Host,
+    task: &TaskId,
+    volumes: bool,
+    in_use: &BTreeSet<String>,
+) -> Result<(), PrepareError> {
     let dir = host.store.container_dir(task);
     Rootfs::inside(&dir).delete()?;
     delete(&network_files_dir(host, task))?;
     if volumes {
-        host.volumes.remove_of_task(task)?;
+        host.volumes.remove_of_task(task, in_use)?;
     }
     delete(&dir)
 }
 
 /// Deletes what is left of a task, its log included.
 pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
-    host.volumes.remove_of_task(task)?;
+    host.volumes.remove_of_task(task, &BTreeSet::new())?;
     delete(&host.store.container_dir(task))
 }
 
@@ -317,6 +330,11 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), PrepareError> {
                 {
                     return Err(PrepareError::VolumeDriver(driver.name.clone()));
                 }
+            }
+            MountKind::Bind if propagation::needs_more(&mount.propagation) => {
+                let source = Path::new(&mount.source).canonicalize().map_err(PrepareError::Mountinfo)?;
+                let mountinfo = fs::read("/proc/self/mountinfo").map_err(PrepareError::Mountinfo)?;
+                propagation::check(&mountinfo, &source, &mount.propagation)?;
             }
             MountKind::Bind | MountKind::Tmpfs => {}
         }
@@ -370,14 +388,14 @@ fn make_root(
 fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result<Vec<BindMount>, PrepareError> {
     let spec = &task.spec.container;
     let now = SystemTime::now();
-    let no_options = BTreeMap::new();
+    let none = BTreeMap::new();
     let mut binds = Vec::new();
     for mount in spec.mounts.iter().filter(|mount| mount.kind == MountKind::Volume) {
-        let wanted = if mount.source.is_empty() {
-            Wanted::Anonymous { task: &task.id, target: &mount.target }
-        } else {
-            let options = mount.volume_driver.as_ref().map_or(&no_options, |driver| &driver.options);
-            Wanted::Named { name: &mount.source, labels: &mount.volume_labels, options }
+        let options = mount.volume_driver.as_ref().map_or(&none, |driver| &driver.options);
+        let labels = &mount.volume_labels;
+        let wanted = match mount.source.as_str() {
+            "" => Wanted::Anonymous { task: &task.id, target: &mount.target, labels, options },
+            name => Wanted::Named { name, labels, options },
         };
         let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
         let source = host.volumes.prepare(wanted, fill_from, now)?;
@@ -385,7 +403,8 @@ fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result
         binds.push(BindMount { source, target, read_only, propagation: String::new() });
     }
     for target in undeclared(spec, image) {
-        let source = host.volumes.prepare(Wanted::Anonymous { task: &task.id, target }, Some((root, target)), now)?;
+        let wanted = Wanted::Anonymous { task: &task.id, target, labels: &none, options: &none };
+        let source = host.volumes.prepare(wanted, Some((root, target)), now)?;
         binds.push(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() });
     }
     Ok(binds)

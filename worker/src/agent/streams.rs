@@ -91,7 +91,7 @@ async fn run(
                 drop(from_command);
             };
             let target = attach::Target::of_task(host, &task)?;
-            let exec = attach::exec(target, start, ReceiverStream::new(inputs), outputs);
+            let exec = attach::exec(&host.events, target, start, ReceiverStream::new(inputs), outputs);
             tokio::select! {
                 (ended, ()) = async { tokio::join!(exec, forward) } => ended,
                 // The client went away.

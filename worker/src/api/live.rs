@@ -1,6 +1,9 @@
 //! What containers do and use: pause, limits, counters, processes, events; the disk's use.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::wire::{
@@ -162,18 +165,20 @@ pub(super) async fn disk_usage(agent: &Agent) -> Result<DiskUsageReport, Status>
 
 /// What happened, and what happens until then; without an end when there is none.
 pub(super) fn events(agent: &Agent, request: EventsRequest) -> BoxStream<'static, Result<ContainerEvent, Status>> {
-    let (past, receiver) = agent.locals.events.listen(request.since_ms);
+    let (past, receiver) = agent.host.events.listen(request.since_ms);
     let now_ms = crate::agent::unix_ms(std::time::SystemTime::now());
     let until = request.until_ms;
     let past = futures::stream::iter(
-        past.into_iter().filter(move |event| until == 0 || event.at_ns / 1_000_000 <= until).map(Ok),
+        past.into_iter()
+            .filter(move |event| until == 0 || event.at_ns / 1_000_000 <= until)
+            .map(|event| Ok(Arc::unwrap_or_clone(event))),
     );
     if until > 0 && until <= now_ms {
         return past.boxed();
     }
     let coming = futures::stream::unfold(receiver, |mut receiver| async move {
         match receiver.recv().await {
-            Ok(event) => Some((Ok(event), receiver)),
+            Ok(event) => Some((Ok(Arc::unwrap_or_clone(event)), receiver)),
             Err(RecvError::Lagged(missed)) => Some((
                 Err(Status::data_loss(format!("{missed} events were missed: they came faster than they were read"))),
                 receiver,

@@ -130,12 +130,7 @@ impl WorkerLocal for Api {
             Err(error @ VolumeError::Name(_)) => Err(Status::invalid_argument(error.to_string())),
             Err(error) => Err(Status::internal(chain(&error))),
             Ok(()) => {
-                self.agent.locals.events.tell(
-                    "volume",
-                    "destroy",
-                    name,
-                    [("driver".to_owned(), "local".to_owned())].into(),
-                );
+                self.agent.host.events.of_volume("destroy", name);
                 Ok(Response::new(Empty {}))
             }
         }
@@ -225,8 +220,7 @@ impl WorkerLocal for Api {
             VolumeError::Differs(_) => Status::already_exists(error.to_string()),
             error => Status::internal(chain(&error)),
         })?;
-        let about = [("driver".to_owned(), "local".to_owned())].into();
-        self.agent.locals.events.tell("volume", "create", volume.name.clone(), about);
+        self.agent.host.events.of_volume("create", volume.name.clone());
         Ok(Response::new(wire_volume(volume, &std::collections::BTreeMap::new())))
     }
 

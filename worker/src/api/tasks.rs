@@ -18,6 +18,7 @@ use tonic::{Status, Streaming};
 
 use crate::{
     agent::{self, Agent, Entry, Host, Target, container_id},
+    events::task_labels,
     local,
 };
 
@@ -45,7 +46,7 @@ pub(super) fn container(entry: &Entry) -> Container {
         created_at_ms: entry.created_at_ms,
         status: Some(status.to_proto()),
         pid,
-        labels: spec.labels.clone(),
+        labels: task_labels(&entry.task),
         ports: entry.task.host_ports.iter().map(port_words).collect(),
         shim_pid: 0,
         health: entry.health.map(|health| health.to_proto()),
@@ -92,7 +93,7 @@ pub(super) async fn exec(
     let (failed, failure) = mpsc::channel(1);
     tokio::spawn(async move {
         let rest = inputs.filter_map(|input| std::future::ready(input.ok().and_then(|input| input.input)));
-        if let Err(error) = agent::exec(target, &start, rest, outputs).await {
+        if let Err(error) = agent::exec(&agent.host.events, target, &start, rest, outputs).await {
             // The caller may be gone.
             let _ = failed.send(Err(Status::failed_precondition(error))).await;
         }
@@ -104,7 +105,12 @@ pub(super) async fn exec(
 /// A one-off container or a task's.
 fn target(agent: &Agent, reference: &str) -> Result<Target, Status> {
     if let Ok(one) = agent.locals.find(reference) {
-        return Ok(Target { id: one.id.clone(), container: one.container(), log: agent.locals.log_files(&one) });
+        return Ok(Target {
+            id: one.id.clone(),
+            subject: one.subject(),
+            container: one.container(),
+            log: agent.locals.log_files(&one),
+        });
     }
     let task = find(&agent.host, reference)?;
     Target::of_task(&agent.host, &task).map_err(Status::not_found)

@@ -1,6 +1,7 @@
 //! Start, stop, end, restart and removal of a one-off container.
 
 use std::{
+    collections::BTreeSet,
     future::Future,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -22,6 +23,7 @@ use super::{
 };
 use crate::{
     agent::{prepare, signal_number, unix_ms},
+    events::health_action,
     image::chain,
     runtime::{Attachment, Container, ContainerPlan, Exit, LogFiles, Recovered},
 };
@@ -137,7 +139,7 @@ impl Locals {
             now.record.paused = false;
         });
         self.tell(one, "start");
-        self.clone().supervise(one.clone(), container);
+        self.clone().supervise(one.clone(), container, Some(Health::Starting));
         Ok(attached)
     }
 
@@ -148,10 +150,10 @@ impl Locals {
         error.into()
     }
 
-    /// Follows it to its end.
-    fn supervise(self: Arc<Self>, one: Arc<One>, container: Container) {
+    /// Follows it to its end, and its health from what is known of it.
+    fn supervise(self: Arc<Self>, one: Arc<One>, container: Container, health: Option<Health>) {
         if container.is_checked() {
-            tokio::spawn(follow_health(one.clone(), container.clone()));
+            tokio::spawn(follow_health(self.clone(), one.clone(), container.clone(), health));
         }
         tokio::spawn(async move {
             let exit = loop {
@@ -189,10 +191,7 @@ impl Locals {
                 again.then(|| policy::pause(now.restarts))
             };
             let auto_remove = one.now().record.auto_remove && next.is_none();
-            if exit.oom_killed {
-                self.tell(&one, "oom");
-            }
-            self.tell_with(&one, "die", &[("exitCode", exit.code.to_string())]);
+            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
             self.change(&one, |now| {
                 now.container = None;
                 now.record.paused = false;
@@ -265,12 +264,12 @@ impl Locals {
         let Some(container) = one.container() else { return Ok(()) };
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
-        container.kill(signal).await?;
+        self.signal(one, &container, signal).await?;
         self.thaw(one, &container).await?;
         let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
         let over = |ends: &Ends| ends.count > seen;
         if timeout(grace, ends.wait_for(over)).await.is_err() {
-            container.kill(SIGKILL).await?;
+            self.signal(one, &container, SIGKILL).await?;
             // The sender lives as long as the container.
             let _ = ends.wait_for(over).await;
         }
@@ -287,12 +286,17 @@ impl Locals {
         }
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
-        container.kill(number).await?;
-        self.tell_with(one, "kill", &[("signal", number.to_string())]);
+        self.signal(one, &container, number).await?;
         if number == SIGKILL {
             self.thaw(one, &container).await?;
             let _ = ends.wait_for(|ends| ends.count > seen).await;
         }
+        Ok(())
+    }
+
+    async fn signal(&self, one: &One, container: &Container, number: i32) -> Result<(), LocalError> {
+        container.kill(number).await?;
+        self.tell_with(one, "kill", &[("signal", number.to_string())]);
         Ok(())
     }
 
@@ -314,13 +318,23 @@ impl Locals {
     async fn delete(&self, one: &One, volumes: bool) -> Result<(), LocalError> {
         self.change(one, |now| now.record.state = LocalState::Removing.into());
         let (host, task) = (self.host.clone(), one.id.clone());
-        let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes)).await;
+        let in_use = self.mounted_by_others(one);
+        let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes, &in_use)).await;
         deleted.map_err(prepare::PrepareError::from)??;
         self.host.store.forget_local(&one.id)?;
         self.lock().remove(&one.id);
         one.ends.send_modify(|ends| ends.removed = true);
         self.tell(one, "destroy");
         Ok(())
+    }
+
+    /// What `--volumes-from` has made others mount of it, too.
+    fn mounted_by_others(&self, one: &One) -> BTreeSet<String> {
+        let others = self.all().into_iter().filter(|other| other.id != one.id);
+        let sources = |other: Arc<One>| -> Vec<String> {
+            other.task.spec.container.mounts.iter().map(|mount| mount.source.clone()).collect()
+        };
+        others.flat_map(sources).collect()
     }
 
     /// Until it does not run (any more): at once when it does not.
@@ -375,7 +389,7 @@ impl Locals {
             now.health = container.is_checked().then_some(Health::Starting);
             now.container = Some(container.clone());
         }
-        self.clone().supervise(one.clone(), container);
+        self.clone().supervise(one.clone(), container, None);
     }
 
     fn not_running(self: &Arc<Self>, one: &Arc<One>) {
@@ -441,11 +455,16 @@ impl Locals {
     }
 }
 
-async fn follow_health(one: Arc<One>, container: Container) {
+async fn follow_health(locals: Arc<Locals>, one: Arc<One>, container: Container, mut known: Option<Health>) {
     while let Ok(Some(mut watch)) = container.watch_health().await {
         loop {
             match watch.next().await {
-                Ok(Some(health)) => one.now().health = Some(health),
+                Ok(Some(health)) => {
+                    one.now().health = Some(health);
+                    if let Some(action) = health_action(known.replace(health), health) {
+                        locals.tell(&one, &action);
+                    }
+                }
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(task = %one.id, error = chain(&error), "cannot follow the container's health");

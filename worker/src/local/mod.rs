@@ -7,7 +7,6 @@
 mod attachment;
 mod create;
 mod error;
-mod events;
 mod life;
 mod limits;
 mod live;
@@ -31,7 +30,6 @@ use orch_proto::wire::{LocalContainer, LocalState};
 use tokio::sync::watch;
 
 pub(crate) use error::LocalError;
-pub(crate) use events::Events;
 pub(crate) use networks::NetworkError;
 pub(crate) use report::{details, health_report, list_entry, of_task};
 
@@ -40,6 +38,7 @@ use networks::UserNetworks;
 
 use crate::{
     agent::{CurrentSession, Host, container_id_of},
+    events::Subject,
     runtime::{Container, Recovered},
     store::StoreError,
 };
@@ -52,7 +51,6 @@ pub(crate) struct Locals {
     host: Arc<Host>,
     networks: UserNetworks,
     pub(crate) presence: Presence,
-    pub(crate) events: Events,
     table: Mutex<BTreeMap<TaskId, Arc<One>>>,
 }
 
@@ -128,18 +126,18 @@ impl One {
     pub(crate) fn container(&self) -> Option<Container> {
         self.now().container.clone()
     }
+
+    /// As its events name it.
+    pub(crate) fn subject(&self) -> Subject {
+        let spec = &self.task.spec.container;
+        Subject::new(self.container_id(), self.name(), &spec.image, spec.labels.clone())
+    }
 }
 
 impl Locals {
     pub(crate) fn new(host: Arc<Host>, session: Arc<CurrentSession>) -> Arc<Self> {
         let networks = UserNetworks::new(host.store.clone());
-        Arc::new(Self {
-            host,
-            networks,
-            presence: Presence::new(session),
-            events: Events::default(),
-            table: Mutex::default(),
-        })
+        Arc::new(Self { host, networks, presence: Presence::new(session), table: Mutex::default() })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<One>> {
@@ -193,6 +191,14 @@ impl Locals {
         let one = Arc::new(One::new(task, record));
         self.lock().insert(one.id.clone(), one.clone());
         one
+    }
+
+    fn tell(&self, one: &One, action: &str) {
+        self.tell_with(one, action, &[]);
+    }
+
+    fn tell_with(&self, one: &One, action: &str, more: &[(&str, String)]) {
+        self.host.events.of_container(one.subject(), action, more);
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskId, Arc<One>>> {

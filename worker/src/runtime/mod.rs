@@ -33,6 +33,7 @@ mod usage;
 mod user;
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, DirBuilder, File},
     io,
@@ -164,6 +165,7 @@ impl Runtime {
             Found::Ended(exit) => {
                 container.delete().await?;
                 let message = exit.error.unwrap_or_else(|| "the container could not be made".to_owned());
+                let message = explain_sysctls(message, &plan.spec.container.sysctls, |path| path.exists());
                 Err(RuntimeError::Start { message, code: Some(exit.code) })
             }
         }
@@ -358,6 +360,19 @@ fn apparmor_profile(plan: &ContainerPlan<'_>) -> Option<String> {
     }
 }
 
+/// libcontainer does not say which one it could not write.
+fn explain_sysctls(message: String, sysctls: &BTreeMap<String, String>, exists: impl Fn(&Path) -> bool) -> String {
+    let is_missing = |name: &&String| !exists(&Path::new("/proc/sys").join(name.replace('.', "/")));
+    match sysctls.keys().find(is_missing) {
+        Some(name) if message.contains("procfs") => {
+            format!(
+                "sysctl {name} is none that this node's kernel has: leave it out, or load the module that brings it"
+            )
+        }
+        _ => message,
+    }
+}
+
 fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {
     let mut binds = container.mounts.iter().filter(|mount| mount.kind == MountKind::Bind);
     match binds.find(|mount| !Path::new(&mount.source).exists()) {
@@ -422,6 +437,15 @@ fn make_private(folder: &Path) -> Result<(), RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sysctl_that_the_kernel_lacks_is_named() {
+        let sysctls = ["net.core.somaxconn", "net.nope"].map(|name| (name.to_owned(), "1".to_owned())).into();
+        let exists = |path: &Path| path == Path::new("/proc/sys/net/core/somaxconn");
+        let said = |message: &str| explain_sysctls(message.to_owned(), &sysctls, exists);
+        assert!(said("open subpath in procfs failed").starts_with("sysctl net.nope is none that"));
+        assert_eq!(said("permission denied"), "permission denied");
+    }
 
     #[test]
     fn devices_are_written_as_docker_has_them() {

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use orch_model::{
@@ -183,6 +183,14 @@ pub struct Exit {
     /// `None` when it never ran.
     pub started_at: Option<SystemTime>,
     pub finished_at: SystemTime,
+}
+
+impl Exit {
+    /// How long it ran.
+    #[must_use]
+    pub fn ran(&self) -> Duration {
+        self.started_at.and_then(|at| self.finished_at.duration_since(at).ok()).unwrap_or_default()
+    }
 }
 
 /// A command to run in a running container.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use orch_model::{
     linux::is_ulimit,
-    service::{ContainerSpec, Mount, MountKind, ResourceLimits, Ulimit},
+    service::{BindRecursive, ContainerSpec, Mount, MountKind, ResourceLimits, Ulimit},
 };
 
 use super::{
@@ -393,21 +393,29 @@ fn cgroup_mounts(facts: &Facts<'_>, read: &str) -> Vec<Value> {
 }
 
 fn bind_mount(bind: &BindMount) -> Value {
-    let propagation = if bind.propagation.is_empty() { "rprivate" } else { &bind.propagation };
-    let access = if bind.read_only { "ro" } else { "rw" };
-    json!({"destination": bind.target, "type": "bind", "source": bind.source, "options": ["rbind", propagation, access]})
+    let options = bind_options(bind.read_only, &bind.propagation, None);
+    json!({"destination": bind.target, "type": "bind", "source": bind.source, "options": options})
+}
+
+/// Read-only is all of a bind, as with Docker: also what is mounted below it.
+fn bind_options(read_only: bool, propagation: &str, recursive: Option<BindRecursive>) -> [&str; 3] {
+    let (bind, read) = match recursive {
+        Some(BindRecursive::Disabled) => ("bind", "ro"),
+        Some(BindRecursive::Writable) => ("rbind", "ro"),
+        Some(BindRecursive::Readonly) | None => ("rbind", "rro"),
+    };
+    let propagation = if propagation.is_empty() { "rprivate" } else { propagation };
+    [bind, propagation, if read_only { read } else { "rw" }]
 }
 
 /// Volumes come as binds from the caller, who knows where they are.
 fn own_mount(mount: &Mount, tmpfs: &BTreeMap<String, Vec<String>>) -> Option<Value> {
     match mount.kind {
         MountKind::Volume => None,
-        MountKind::Bind => Some(bind_mount(&BindMount {
-            source: mount.source.clone().into(),
-            target: mount.target.clone(),
-            read_only: mount.read_only,
-            propagation: mount.propagation.clone(),
-        })),
+        MountKind::Bind => {
+            let options = bind_options(mount.read_only, &mount.propagation, mount.bind_recursive);
+            Some(json!({"destination": mount.target, "type": "bind", "source": mount.source, "options": options}))
+        }
         MountKind::Tmpfs => {
             if let Some(given) = tmpfs.get(&mount.target) {
                 return Some(tmpfs_mount(&mount.target, given));
@@ -595,6 +603,21 @@ mod tests {
     }
 
     #[test]
+    fn read_only_is_all_of_a_bind_unless_it_is_said_otherwise() {
+        use BindRecursive::{Disabled, Readonly, Writable};
+        for (read_only, recursive, want) in [
+            (false, None, ["rbind", "rslave", "rw"]),
+            (true, None, ["rbind", "rslave", "rro"]),
+            (false, Some(Disabled), ["bind", "rslave", "rw"]),
+            (true, Some(Disabled), ["bind", "rslave", "ro"]),
+            (true, Some(Writable), ["rbind", "rslave", "ro"]),
+            (true, Some(Readonly), ["rbind", "rslave", "rro"]),
+        ] {
+            assert_eq!(bind_options(read_only, "rslave", recursive), want, "{read_only} {recursive:?}");
+        }
+    }
+
+    #[test]
     fn a_privileged_container_sees_the_machine() {
         let mut task = TaskSpec::default();
         task.container.privileged = true;
@@ -639,22 +662,11 @@ mod tests {
         };
         assert_eq!(options("/t"), json!(["nosuid", "nodev", "size=64m", "mode=700"]));
         assert_eq!(options("/dev/shm"), json!(["nosuid", "noexec", "nodev", "mode=1777", "size=1048576k"]));
-        assert_eq!(options("/dev/init"), json!(["rbind", "rprivate", "ro"]));
+        assert_eq!(options("/dev/init"), json!(["rbind", "rprivate", "rro"]));
     }
 
     fn tmpfs() -> Mount {
-        Mount {
-            kind: MountKind::Tmpfs,
-            source: String::new(),
-            target: String::new(),
-            read_only: false,
-            no_copy: false,
-            volume_driver: None,
-            volume_labels: BTreeMap::new(),
-            propagation: String::new(),
-            tmpfs_size_bytes: 0,
-            tmpfs_mode: 0,
-        }
+        Mount { kind: MountKind::Tmpfs, ..Mount::default() }
     }
 
     #[test]

@@ -4,9 +4,10 @@
 //! belongs to its task and goes with it.
 
 mod mounts;
+pub(crate) mod propagation;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::{
         fd::AsRawFd,
@@ -103,6 +104,8 @@ pub(crate) enum Wanted<'a> {
     Anonymous {
         task: &'a TaskId,
         target: &'a str,
+        labels: &'a BTreeMap<String, String>,
+        options: &'a BTreeMap<String, String>,
     },
 }
 
@@ -243,10 +246,11 @@ impl Volumes {
         own.collect()
     }
 
-    /// Deletes the anonymous volumes of a task that is gone.
-    pub(crate) fn remove_of_task(&self, task: &TaskId) -> Result<(), VolumeError> {
+    /// Deletes the anonymous volumes of a task that is gone, except those that others have mounted by now.
+    pub(crate) fn remove_of_task(&self, task: &TaskId, in_use: &BTreeSet<String>) -> Result<(), VolumeError> {
         for volume in self.list()? {
-            if describe(&self.dir.join(&volume.name)).task.as_deref() == Some(task.as_str()) {
+            let is_own = describe(&self.dir.join(&volume.name)).task.as_deref() == Some(task.as_str());
+            if is_own && !in_use.contains(&volume.name) {
                 self.remove(&volume.name)?;
             }
         }
@@ -262,14 +266,15 @@ impl Wanted<'_> {
                 let (labels, options) = (labels.clone(), options.clone());
                 (name.to_owned(), Description { labels, options, created_at_ms, ..Default::default() })
             }
-            Self::Anonymous { task, target } => (
+            Self::Anonymous { task, target, labels, options } => (
                 hex::encode(Sha256::digest(format!("{task}\0{target}"))),
                 Description {
+                    labels: labels.clone(),
+                    options: options.clone(),
                     created_at_ms,
                     task: Some(task.to_string()),
                     target: target.to_owned(),
                     anonymous: true,
-                    ..Default::default()
                 },
             ),
         }
@@ -384,15 +389,34 @@ mod tests {
         assert!(matches!(volumes.remove("db"), Err(VolumeError::NotFound(_))));
     }
 
+    fn anonymous(task: &TaskId) -> Wanted<'_> {
+        static NONE: BTreeMap<String, String> = BTreeMap::new();
+        Wanted::Anonymous { task, target: "/data", labels: &NONE, options: &NONE }
+    }
+
+    #[test]
+    fn anonymous_volumes_have_their_labels() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::open(dir.path()).unwrap();
+        let (task, labels) = (TaskId::from_random(1), BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        let Wanted::Anonymous { options, .. } = anonymous(&task) else { unreachable!() };
+        let wanted = Wanted::Anonymous { task: &task, target: "/data", labels: &labels, options };
+        volumes.prepare(wanted, None, SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(volumes.list().unwrap()[0].labels, labels);
+    }
+
     #[test]
     fn anonymous_volumes_go_with_their_task() {
         let dir = tempfile::tempdir().unwrap();
         let volumes = Volumes::open(dir.path()).unwrap();
         let (mine, other) = (TaskId::from_random(1), TaskId::from_random(2));
         for task in [&mine, &other] {
-            volumes.prepare(Wanted::Anonymous { task, target: "/data" }, None, SystemTime::UNIX_EPOCH).unwrap();
+            volumes.prepare(anonymous(task), None, SystemTime::UNIX_EPOCH).unwrap();
         }
-        volumes.remove_of_task(&mine).unwrap();
+        let name = |task: &TaskId| volumes.of_task(task)[0].0.clone();
+        volumes.remove_of_task(&mine, &[name(&mine)].into()).unwrap();
+        assert_eq!(volumes.list().unwrap().len(), 2);
+        volumes.remove_of_task(&mine, &[name(&other)].into()).unwrap();
         assert_eq!(volumes.list().unwrap().len(), 1);
     }
 

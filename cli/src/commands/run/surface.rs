@@ -3,13 +3,14 @@
 
 use clap::{Args, Command, Parser};
 
-use super::{CreateArgs, RunArgs, request};
+use super::{CreateArgs, RunArgs, given::Given, request};
 
 /// Flag, good value, wrong value (empty: none is, or the worker knows), what the refusal has to say besides both.
 const FLAGS: &[(&str, &str, &str, &str)] = &[
     ("add-host", "db:1.2.3.4", "a\nb:1.2.3.4", "db:10.1.2.3"),
     ("cap-add", "NET_ADMIN", "NET", "NET_ADMIN"),
     ("cap-drop", "CHOWN", "NOPE", "NET_ADMIN"),
+    ("cpu-quota", "50000", "999", "microseconds"),
     ("cpu-shares", "512", "-1", "whole number"),
     ("cpus", "0.5", "two", "0.5"),
     ("cpuset-cpus", "0-1", "x", "0-3,5"),
@@ -67,13 +68,18 @@ const SWITCHES: &[&str] =
 /// What the command itself does.
 const OWN: &[(&str, &str, &str)] = &[
     ("cidfile", "", ""),
+    ("cpu-period", "5", "1000..=1000000"),
     ("detach", "", ""),
     ("detach-keys", "alt-x", "ctrl- and a letter"),
     ("env-file", "", ""),
+    ("expose", "8080:80", "53/udp"),
     ("help", "", ""),
+    ("label-file", "", ""),
+    ("platform", "linux/s390x", "this node runs linux/"),
     ("pull", "often", "always, missing, never"),
     ("quiet", "", ""),
     ("sig-proxy", "maybe", "true"),
+    ("volumes-from", "store:z", "CONTAINER[:ro|rw]"),
 ];
 
 #[derive(Debug, Parser)]
@@ -91,7 +97,7 @@ fn asked(flag: Option<String>) -> String {
     let words = ["run".to_owned()].into_iter().chain(network).chain(flag).chain(["busybox".to_owned()]);
     let words: Vec<String> = words.collect();
     let line = Line::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-    format!("{:?}", request(&line.args).unwrap_or_else(|error| panic!("{words:?}: {error}")))
+    format!("{:?}", request(&line.args, &Given::default()).unwrap_or_else(|error| panic!("{words:?}: {error}")))
 }
 
 #[test]
@@ -124,4 +130,38 @@ fn a_wrong_value_is_refused_by_name_value_and_form() {
             assert!(refusal.contains(part), "--{flag}={wrong}: {part:?} is not in {refusal}");
         }
     }
+}
+
+#[test]
+fn what_flags_come_to_together() {
+    let spec = |flags: &[&str]| {
+        let words = [&["run"], flags, &["busybox"]].concat();
+        let line = Line::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        request(&line.args, &Given { address: "10.0.0.1".to_owned(), ..Given::default() })
+    };
+    let nano_cpus = |flags: &[&str]| spec(flags).unwrap().spec.unwrap().limits.unwrap().nano_cpus;
+    for (flags, want) in [
+        (&["--cpu-quota=50000"][..], 500_000_000),
+        (&["--cpu-quota=50000", "--cpu-period=25000"], 2_000_000_000),
+        (&["--cpu-period=25000"], 0),
+        (&["--cpu-quota=-1"], 0),
+        (&["--cpus=2"], 2_000_000_000),
+    ] {
+        assert_eq!(nano_cpus(flags), want, "{flags:?}");
+    }
+    assert!(spec(&["--cpus=0.001"]).unwrap_err().to_string().contains("from 0.01"));
+    assert!(spec(&["--cpus=1", "--cpu-quota=50000"]).unwrap_err().to_string().contains("leave one out"));
+
+    let ports = |flags: &[&str]| spec(flags).unwrap().ports.iter().map(|port| port.target_port).collect::<Vec<_>>();
+    assert!(ports(&["--expose=80"]).is_empty());
+    assert_eq!(ports(&["-P", "--expose=80-81", "--expose=53/udp"]), [80, 81, 53]);
+
+    let container = |flags: &[&str]| spec(flags).unwrap().spec.unwrap().container.unwrap();
+    assert_eq!(container(&["--add-host=host.docker.internal:host-gateway"]).hosts, ["10.0.0.1 host.docker.internal"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("labels");
+    std::fs::write(&file, "# ours\na=1\n\nb\n").unwrap();
+    let from_file = format!("--label-file={}", file.display());
+    let labels = container(&[&from_file, "--label=a=2"]).labels;
+    assert_eq!(labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>(), ["a=2", "b="]);
 }

@@ -245,18 +245,7 @@ fn file(target: &str, owner: &str) -> FileRef<SecretId> {
 }
 
 fn tmpfs_mount() -> Mount {
-    Mount {
-        kind: MountKind::Tmpfs,
-        source: String::new(),
-        target: String::new(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
-    }
+    Mount { kind: MountKind::Tmpfs, target: String::new(), ..Mount::default() }
 }
 
 #[test]

@@ -12,9 +12,12 @@ use orch_model::{
     network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec},
     node::{
         Encryption, NodeDescription, TunnelKey,
-        features::{ENCRYPTED_NETWORKS, PUBLISH_OPTIONS},
+        features::{ENCRYPTED_NETWORKS, MOUNT_OPTIONS, PUBLISH_OPTIONS},
     },
-    service::{Balance, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec, WEIGHT_LABEL},
+    service::{
+        Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec,
+        WEIGHT_LABEL,
+    },
     task::{Task, TaskState, TaskStatus},
 };
 
@@ -231,18 +234,28 @@ fn ports_are_published_once_and_automatic_ones_stay() {
 #[test]
 fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
     type Option = fn(&mut ServiceSpec);
-    let options: [(&str, Option); 4] = [
+    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS].map(str::to_owned).to_vec();
+    let options: [(&str, Option); 5] = [
         ("a port that answers on one address", |s| s.endpoint.ports[0].host_ip = Some([127, 0, 0, 1].into())),
         ("a port with source=masquerade", |s| s.endpoint.ports[0].masquerade = true),
         ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
         ("endpoint balance weighted", |s| s.endpoint.balance = Some(Balance::Weighted)),
+        ("a bind with bind-recursive", |s| {
+            s.task.container.mounts = vec![Mount {
+                kind: MountKind::Bind,
+                source: "/a".into(),
+                target: "/b".into(),
+                bind_recursive: Some(BindRecursive::Disabled),
+                ..Mount::default()
+            }];
+        }),
     ];
     for (what, option) in options {
         let mut sim = Sim::new(2);
         let knows = |sim: &mut Sim, node, knows: bool| {
             sim.edit_node(node, |node| {
                 node.description.engine_version = "0.1.0".into();
-                node.description.features = knows.then(|| PUBLISH_OPTIONS.to_owned()).into_iter().collect();
+                node.description.features = if knows { known.clone() } else { Vec::new() };
             });
         };
         knows(&mut sim, 1, true);

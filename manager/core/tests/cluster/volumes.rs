@@ -12,18 +12,8 @@ use crate::sim::{Sim, node_id, secs, web};
 
 fn with_volume(replicas: u64, edit: impl FnOnce(&mut ServiceSpec)) -> ServiceSpec {
     let mut spec = web("db", "postgres", replicas);
-    spec.task.container.mounts = vec![Mount {
-        kind: MountKind::Volume,
-        source: "data".into(),
-        target: "/data".into(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: [].into(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
-    }];
+    spec.task.container.mounts =
+        vec![Mount { kind: MountKind::Volume, source: "data".into(), target: "/data".into(), ..Mount::default() }];
     edit(&mut spec);
     spec
 }

@@ -28,13 +28,7 @@ async fn a_task_runs_is_watched_and_stops() {
         kind: MountKind::Volume,
         source: "seeded".to_owned(),
         target: "/data".to_owned(),
-        read_only: false,
-        no_copy: false,
-        volume_driver: None,
-        volume_labels: BTreeMap::new(),
-        propagation: String::new(),
-        tmpfs_size_bytes: 0,
-        tmpfs_mode: 0,
+        ..Mount::default()
     }];
     let web = task_with(1, spec);
     node.assign(&[(&web, TaskState::Ready)]);
@@ -67,6 +61,25 @@ async fn a_task_runs_is_watched_and_stops() {
     let gone = || !node.paths.worker_dir().join("containers").join(web.id.as_str()).exists();
     wait_until(gone).await;
     wait_until(|| worker.agent.host.entries().is_empty()).await;
+
+    let told = worker.agent.host.events.listen(1).0;
+    let actions: Vec<_> = told.iter().map(|event| event.action.as_str()).collect();
+    let command = "sh -c echo inside; exit 3";
+    let (made, ran) = (format!("exec_create: {command}"), format!("exec_start: {command}"));
+    assert_eq!(actions, ["create", "start", &made, &ran, "exec_die", "kill", "kill", "die", "stop", "destroy"]);
+    for (event, key, value) in [
+        (0, "name", web.container_name().as_str()),
+        (1, "image", "box"),
+        (1, "com.docker.swarm.service.name", web.service_annotations.name.as_str()),
+        (1, "com.docker.swarm.task.id", web.id.as_str()),
+        (4, "exitCode", "3"),
+        (5, "signal", "15"),
+        (6, "signal", "9"),
+        (7, "exitCode", "137"),
+    ] {
+        assert_eq!(told[event].attributes[key], value, "{event} {key}");
+    }
+    assert!(told.iter().all(|event| event.kind == "container" && event.id == container_id(&web)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
