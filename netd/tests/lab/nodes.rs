@@ -424,6 +424,8 @@ impl Lab {
             assert_eq!(tables, "", "node {node}");
             let links = command(&self.host(node), "ip", &["-o", "link"]);
             assert!(!links.contains(": orch"), "node {node}: {links}");
+            let forwards = command(&self.host(node), "cat", &["/proc/sys/net/ipv6/conf/all/forwarding"]);
+            assert_eq!(forwards, "0\n", "node {node}");
             assert_eq!(std::fs::read_dir(paths.netns_dir()).unwrap().count(), 0);
         }
     }

@@ -189,6 +189,9 @@ fn no_task_and_no_stranger_is_taken_for_a_node() {
 fn nobody_sends_in_anothers_name_by_ipv6() {
     let mut lab = started();
     let v6 = |last: u16| Ipv6Addr::new(0xfd00, 3, 0, 0, 0, 0, 0, last);
+    for (ns, addr) in [(lab.host(1), "fd99::1/64"), (lab.client(), "fd99::99/64")] {
+        command(&ns, "ip", &["address", "add", addr, "dev", "u0", "nodad"]);
+    }
     let mut items = crate::items(&[1, 2]);
     items.push(network_of_both(crate::network(USER_C, "net_c", "10.0.3.0/24", false), "fd00:3::/64"));
     for (task, node) in [(8, 1), (9, 2), (10, 1), (11, 1)] {
@@ -210,6 +213,18 @@ fn nobody_sends_in_anothers_name_by_ipv6() {
         assert_eq!([received(target.1), received(target.1)], ["mine", "mine again"]);
     }
     counted(&lab, 1, "orch_spoofed_packets_total{network=\"net_c\"}");
+
+    // By the way out: only what is from the address there.
+    let (outside, target) = (listener(&lab.client()), "fd99::99".parse().unwrap());
+    let text = command(&thief, "ip", &["-6", "-o", "address", "show", "dev", "eth1", "scope", "global"]);
+    let own = text.split_whitespace().find_map(|word| word.strip_suffix("/128")).unwrap();
+    let own: Ipv6Addr = own.parse().unwrap();
+    send_raw_v6(&thief, own, target, b"mine");
+    send_raw_v6(&thief, v6(10), target, b"of the other link");
+    send_raw_v6(&thief, Ipv6Addr::from_bits(own.to_bits() + 1), target, b"the neighbour's");
+    send_raw_v6(&thief, own, target, b"mine again");
+    assert_eq!([received(&outside), received(&outside)], ["mine", "mine again"]);
+    counted(&lab, 1, "orch_spoofed_packets_total{network=\"gateway\"}");
 
     // With the victim's address on its own interface, it would answer who asks for the victim.
     command(&thief, "ip", &["address", "add", &format!("{}/128", v6(8)), "dev", "eth0", "nodad"]);
