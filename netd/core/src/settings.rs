@@ -9,6 +9,9 @@ use crate::{names::HOST_PREFIX, ns::NsPlan};
 const LEARNS: &str = "1";
 const FORWARDS_NOT: &str = "0";
 
+/// Stays on: who came later and found it so (Docker, hypervisors) relies on it.
+const IP_FORWARD: &str = "net/ipv4/ip_forward";
+
 /// Path below /proc/sys to the value before the daemon's.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings(BTreeMap<String, String>);
@@ -21,10 +24,11 @@ impl Settings {
         Self(text.lines().filter_map(setting).collect())
     }
 
-    /// What `plan` changes for the first time.
+    /// What `plan` changes for the first time and is to be as before in the end.
     pub fn unknown<'a>(&'a self, plan: &'a NsPlan) -> impl Iterator<Item = &'a str> {
         let is_own = |path: &str| link_of(path).is_some_and(|link| link.starts_with(HOST_PREFIX));
-        plan.sysctls.keys().map(String::as_str).filter(move |path| !is_own(path) && !self.0.contains_key(*path))
+        let is_lent = move |path: &&str| *path != IP_FORWARD && !is_own(path) && !self.0.contains_key(*path);
+        plan.sysctls.keys().map(String::as_str).filter(is_lent)
     }
 
     /// Keeps what a setting was; not again.
@@ -89,18 +93,14 @@ mod tests {
         plan.sysctls.insert(accept_ra_of("eth0.7"), "2".to_owned());
         let mut settings = Settings::default();
         let unknown: Vec<_> = settings.unknown(&plan).map(str::to_owned).collect();
-        assert_eq!(unknown, ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0.7/accept_ra"]);
-        for (path, value) in unknown.into_iter().zip(["1", "0", "1"]) {
+        assert_eq!(unknown, ["net/ipv6/conf/all/forwarding", "net/ipv6/conf/eth0.7/accept_ra"]);
+        for (path, value) in unknown.into_iter().zip(["0", "1"]) {
             settings.keep(path.clone(), value.to_owned());
             settings.keep(path, "another".to_owned());
         }
         assert_eq!(settings.unknown(&plan).count(), 0);
         assert_eq!(Settings::parse(&settings.to_string()), settings);
-        let expected = [
-            ("net/ipv6/conf/all/forwarding", "0"),
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/eth0.7/accept_ra", "1"),
-        ];
+        let expected = [("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/eth0.7/accept_ra", "1")];
         assert_eq!(settings.put_back(), expected);
     }
 
