@@ -28,6 +28,10 @@ const DEFAULT_USER: &str = "orchremap";
 /// When that user has no range of its own.
 const DEFAULT_RANGE: (u32, u32) = (1_000_000, 65536);
 
+/// What EINVAL means there.
+const NOT_SHIFTABLE: &str = "its file system cannot be mounted with other users on this kernel: put the node's data on ext4, xfs or btrfs, \
+     or leave userns-remap out";
+
 /// Which numbers of the node stand for a container's users and groups 0 and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Remap {
@@ -174,8 +178,11 @@ fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
             size,
         )
     };
-    nix::errno::Errno::result(done)?;
-    Ok(tree)
+    match nix::errno::Errno::result(done) {
+        Ok(_) => Ok(tree),
+        Err(nix::Error::EINVAL) => Err(io::Error::new(io::ErrorKind::Unsupported, NOT_SHIFTABLE)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A process that does nothing but have namespaces of its own, until this is dropped.
