@@ -91,18 +91,6 @@ step "a new worker, a profile that was removed"
 
 orch service rm web >/dev/null
 orch rm -f one free >/dev/null
-# Root of a container is nobody on the node, and confined.
-first=$(worker)
-mkdir -p /etc/orch && echo 'userns-remap = "default"' >/etc/orch/orch.toml
-kill -9 $first
-within 60 "a new worker" answers
-orch run -d --name nobody --cap-add SYS_ADMIN --security-opt systempaths=unconfined busybox sleep 10000 >/dev/null
-[ "$(orch exec nobody cat /proc/self/uid_map | tr -s ' ')" = " 0 1000000 65536" ] || fail "users are not remapped"
-confined "orch-default (enforce)" orch exec nobody cat /proc/1/attr/current
-confined "orch-default (enforce)" orch exec nobody $current
-refused "ermission denied" orch exec nobody sh -c "mkdir -p /mnt; mount -t tmpfs none /mnt"
-step "remapped users"
-orch rm -f nobody >/dev/null
 orch leave --force >/dev/null
 grep -q '^orch-default (enforce)' /sys/kernel/security/apparmor/profiles || fail "leaving removed the profile that other nodes of the machine may use"
 step "left"
