@@ -138,6 +138,13 @@ impl Shifted {
         folders.map(|folder| shifted(folder, &users)).collect::<io::Result<_>>().map(Self)
     }
 
+    /// Makes them mounts of this node, each over the one before.
+    pub(crate) fn attach(&self, at: &Path) -> io::Result<()> {
+        use rustix::{fs::CWD, mount::MoveMountFlags};
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(self.0.iter().try_for_each(|tree| rustix::mount::move_mount(tree, "", CWD, at, flags))?)
+    }
+
     /// Their names for as long as this lives.
     pub(crate) fn paths(&self) -> Vec<std::path::PathBuf> {
         self.0.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect()
@@ -147,6 +154,7 @@ impl Shifted {
 #[allow(unsafe_code)]
 fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
     const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const MOUNT_ATTR_RDONLY: u64 = 1;
     const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
     #[repr(C)]
     struct Attributes {
@@ -164,7 +172,7 @@ fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
         OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
     };
     let users = u64::from(users.as_raw_fd().unsigned_abs());
-    let attributes = Attributes { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, users };
+    let attributes = Attributes { set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, users };
     let size = size_of::<Attributes>();
     // SAFETY: the kernel reads `size` bytes of attributes; the empty path means the tree itself.
     let done = unsafe {
