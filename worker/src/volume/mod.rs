@@ -485,11 +485,11 @@ mod tests {
     #[test]
     fn anonymous_volumes_have_their_labels() {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = open(dir.path());
         let (task, labels) = (TaskId::from_random(1), BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         let Wanted::Anonymous { options, .. } = anonymous(&task) else { unreachable!() };
         let wanted = Wanted::Anonymous { task: &task, target: "/data", labels: &labels, options };
-        volumes.prepare(wanted, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.prepare(wanted, &task, None, SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(volumes.list().unwrap()[0].labels, labels);
     }
 
