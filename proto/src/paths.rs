@@ -68,6 +68,18 @@ impl Paths {
         self.worker_dir().join("containers")
     }
 
+    /// One folder per volume of the `local` driver.
+    #[must_use]
+    pub fn volumes_dir(&self) -> PathBuf {
+        self.worker_dir().join("volumes")
+    }
+
+    /// Who uses which volume that is a mount.
+    #[must_use]
+    pub fn volume_users_dir(&self) -> PathBuf {
+        self.run.join("volumes")
+    }
+
     /// The network daemon's data.
     #[must_use]
     pub fn netd_dir(&self) -> PathBuf {

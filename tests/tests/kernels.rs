@@ -39,6 +39,16 @@ fn encrypted_networks_cannot_be_read_on_the_wire() {
 }
 
 #[test]
+fn containers_are_confined_by_apparmor() {
+    run("apparmor.sh");
+}
+
+#[test]
+fn volumes_are_mounted_from_an_nfs_server() {
+    run("nfs.sh");
+}
+
+#[test]
 fn a_node_without_ipv6_works() {
     run_with("no-ipv6.sh", "ipv6.disable=1");
 }

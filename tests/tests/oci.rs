@@ -283,6 +283,7 @@ fn volumes_live_beside_containers() {
     let _ = lab.orch(&[&["volume", "create"][..], &options, &["scratch"]].concat()).ok();
     let seen = run(&["-v", "scratch:/s", "busybox", "sh", "-c", "grep ' /s ' /proc/mounts | cut -d' ' -f1,4"]).ok();
     assert_eq!(seen, "tmpfs rw,relatime,size=128k,uid=7\n");
+    assert!(!lab.exec("n1", &["cat", "/proc/mounts"]).ok().contains("/scratch/"), "mounted for nobody");
     // A folder of the node, in the words of Docker's own example.
     let _ = lab.exec("n1", &["sh", "-c", "mkdir -p /srv/bound && echo given > /srv/bound/file"]).ok();
     let options = ["-o", "type=none", "-o", "o=bind,ro", "-o", "device=/srv/bound"];

@@ -11,6 +11,7 @@ use crate::{
     contents::is_mounted,
     image::rootfs::Rootfs,
     runtime::{Recovered, Runtime},
+    volume,
 };
 
 /// Kills this node's containers, unmounts what was mounted for them and deletes their records and run state. Images and
@@ -33,6 +34,8 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
         let _ = unmount(&dir, UnmountFlags::DETACH);
     }
     problems.note(delete_dir(&secrets));
+    problems.note(volume::unmount_all(&paths.volumes_dir()).context("unmount volumes"));
+    problems.note(delete_dir(&paths.volume_users_dir()));
     problems.note(delete_dir(&paths.run.join("files")));
     problems.note(delete_dir(&paths.shims_dir()));
     for records in ["tasks", "local"] {

@@ -28,6 +28,10 @@ const DEFAULT_USER: &str = "orchremap";
 /// When that user has no range of its own.
 const DEFAULT_RANGE: (u32, u32) = (1_000_000, 65536);
 
+/// What EINVAL means there.
+const NOT_SHIFTABLE: &str = "its file system cannot be mounted with other users on this kernel: put the node's data on ext4, xfs or btrfs, \
+     or leave userns-remap out";
+
 /// Which numbers of the node stand for a container's users and groups 0 and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Remap {
@@ -134,6 +138,13 @@ impl Shifted {
         folders.map(|folder| shifted(folder, &users)).collect::<io::Result<_>>().map(Self)
     }
 
+    /// Makes them mounts of this node, each over the one before.
+    pub(crate) fn attach(&self, at: &Path) -> io::Result<()> {
+        use rustix::{fs::CWD, mount::MoveMountFlags};
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        Ok(self.0.iter().try_for_each(|tree| rustix::mount::move_mount(tree, "", CWD, at, flags))?)
+    }
+
     /// Their names for as long as this lives.
     pub(crate) fn paths(&self) -> Vec<std::path::PathBuf> {
         self.0.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd()).into()).collect()
@@ -143,6 +154,7 @@ impl Shifted {
 #[allow(unsafe_code)]
 fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
     const OPEN_TREE_CLONE: libc::c_uint = 1;
+    const MOUNT_ATTR_RDONLY: u64 = 1;
     const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
     #[repr(C)]
     struct Attributes {
@@ -160,7 +172,7 @@ fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
         OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
     };
     let users = u64::from(users.as_raw_fd().unsigned_abs());
-    let attributes = Attributes { set: MOUNT_ATTR_IDMAP, clear: 0, propagation: 0, users };
+    let attributes = Attributes { set: MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, users };
     let size = size_of::<Attributes>();
     // SAFETY: the kernel reads `size` bytes of attributes; the empty path means the tree itself.
     let done = unsafe {
@@ -174,8 +186,11 @@ fn shifted(folder: &Path, users: &File) -> io::Result<OwnedFd> {
             size,
         )
     };
-    nix::errno::Errno::result(done)?;
-    Ok(tree)
+    match nix::errno::Errno::result(done) {
+        Ok(_) => Ok(tree),
+        Err(nix::Error::EINVAL) => Err(io::Error::new(io::ErrorKind::Unsupported, NOT_SHIFTABLE)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A process that does nothing but have namespaces of its own, until this is dropped.

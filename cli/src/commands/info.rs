@@ -128,6 +128,7 @@ impl Facts {
             "Name": description.hostname,
             "ServerVersion": node.version,
             "CgroupVersion": worker.cgroup_version,
+            "SecurityOptions": worker.security_options,
             "Swarm": {
                 "NodeID": node.node_id,
                 "NodeAddr": host(&node.advertise_addr),
@@ -155,6 +156,10 @@ impl Facts {
             let (running, stopped) = (worker.containers_running, worker.containers_stopped);
             writeln!(out, " Containers: {}\n  Running: {running}\n  Stopped: {stopped}", running + stopped)?;
             writeln!(out, " Images: {}\n Cgroup Version: {}", worker.images, worker.cgroup_version)?;
+            for (i, option) in worker.security_options.iter().enumerate() {
+                let title = if i == 0 { " Security Options:\n" } else { "" };
+                writeln!(out, "{title}  {}", security_option(option))?;
+            }
             if let Some(description) = &worker.description {
                 let resources = description.resources.unwrap_or_default();
                 writeln!(out, " Name: {}\n CPUs: {}", description.hostname, resources.nano_cpus / 1_000_000_000)?;
@@ -211,6 +216,16 @@ impl Facts {
             (_, None) => &[],
         }
     }
+}
+
+/// `name=seccomp,profile=builtin` as `docker info` prints it.
+fn security_option(words: &str) -> String {
+    let lines = words.split(',').filter_map(|word| word.split_once('=')).map(|(key, value)| match key {
+        "name" => value.to_owned(),
+        "profile" => format!("\n   Profile: {value}"),
+        other => format!("\n   {other}: {value}"),
+    });
+    lines.collect()
 }
 
 /// `host` of `host:port`.

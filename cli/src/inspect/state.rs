@@ -35,6 +35,7 @@ pub(crate) fn local_container(details: &wire::ContainerDetails) -> Value {
         .always("RestartCount", local.restart_count)
         .always("Driver", "overlay2")
         .always("Platform", "linux")
+        .always("AppArmorProfile", details.apparmor_profile.as_str())
         .always("HostConfig", host_config(&spec, &local, details))
         .always("Mounts", details.mounts.iter().map(mount).collect::<Value>())
         .always("Config", config(&spec.container, &container, details))

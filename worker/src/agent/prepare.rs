@@ -260,16 +260,20 @@ pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     remove_users(host, task)?;
     let unmounted = Rootfs::inside(&dir).delete();
     let secrets = files::remove_secret_files(&secrets_dir(host, task));
+    let volumes = host.volumes.release(task);
     delete(&network_files_dir(host, task))?;
     unmounted?;
-    Ok(secrets?)
+    secrets?;
+    Ok(volumes?)
 }
 
 /// Gives back what a one-off container that has ended does not need; what it wrote stays.
 pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
     remove_users(host, task)?;
     delete(&network_files_dir(host, task))?;
-    Ok(Rootfs::inside(&host.store.container_dir(task)).unmount()?)
+    let unmounted = Rootfs::inside(&host.store.container_dir(task)).unmount();
+    host.volumes.release(task)?;
+    Ok(unmounted?)
 }
 
 /// Deletes all of a one-off container but its record; its anonymous volumes, unless others use them, when they are to go
@@ -398,13 +402,13 @@ fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result
             name => Wanted::Named { name, labels, options },
         };
         let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
-        let source = host.volumes.prepare(wanted, fill_from, now)?;
+        let source = host.volumes.prepare(wanted, &task.id, fill_from, now)?;
         let (target, read_only) = (mount.target.clone(), mount.read_only);
         binds.push(BindMount { source, target, read_only, propagation: String::new() });
     }
     for target in undeclared(spec, image) {
         let wanted = Wanted::Anonymous { task: &task.id, target, labels: &none, options: &none };
-        let source = host.volumes.prepare(wanted, Some((root, target)), now)?;
+        let source = host.volumes.prepare(wanted, &task.id, Some((root, target)), now)?;
         binds.push(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() });
     }
     Ok(binds)

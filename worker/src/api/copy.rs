@@ -3,6 +3,7 @@
 use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt, stream::BoxStream};
+use orch_model::{TaskId, service::MountKind};
 use orch_proto::wire::{
     CopyFromRequest, CopyFromResponse, CopyToRequest, FileChange, FileChangeList, PathStat,
     copy_from_response::Message as From, copy_to_request::Message as To,
@@ -13,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::live;
 use crate::{
-    agent::Agent,
+    agent::{Agent, Host},
     arriving::Arriving,
     contents::{self, ChangeKind, Found},
     image::{chain, rootfs::Rootfs, unpack},
@@ -33,6 +34,8 @@ struct View {
     /// Volumes and binds of a stopped container: place inside, folder.
     mounts: Vec<(String, PathBuf)>,
     mounted: Option<Rootfs>,
+    /// Whom its volumes are mounted for.
+    borrower: Option<(Arc<Host>, TaskId)>,
     /// Whose numbers the files have.
     remap: Option<Remap>,
 }
@@ -44,13 +47,18 @@ impl Drop for View {
         {
             tracing::warn!(error = chain(&error), "a container's root stays mounted");
         }
+        if let Some((host, task)) = &self.borrower
+            && let Err(error) = host.volumes.release(task)
+        {
+            tracing::warn!(error = chain(&error), "a container's volumes stay mounted");
+        }
     }
 }
 
 impl View {
     fn of_running(container: &Container, remap: Option<Remap>) -> Self {
         let root = PathBuf::from(format!("/proc/{}/root", container.pid()));
-        Self { root, mounts: Vec::new(), mounted: None, remap }
+        Self { root, mounts: Vec::new(), mounted: None, borrower: None, remap }
     }
 
     fn of_stopped(agent: &Agent, one: &One) -> Result<Self, Status> {
@@ -63,16 +71,22 @@ impl View {
         rootfs.mount_again(&layers, remap).map_err(|error| Status::internal(chain(&error)))?;
         let volumes =
             agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| (target, folder.into()));
-        let named = one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()).map(|mount| {
+        // From here on what is mounted goes with it.
+        let borrower = Some((agent.host.clone(), one.id.clone()));
+        let mut view =
+            Self { root: rootfs.root.clone(), mounts: volumes.collect(), mounted: Some(rootfs), borrower, remap };
+        for mount in one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()) {
             let folder = match mount.kind {
-                orch_model::service::MountKind::Volume => agent.host.volumes.mountpoint(&mount.source).into(),
-                _ => PathBuf::from(&mount.source),
+                MountKind::Volume => {
+                    let borrowed = agent.host.volumes.borrow(&mount.source, &one.id);
+                    borrowed.map_err(|error| Status::failed_precondition(chain(&error)))?
+                }
+                MountKind::Bind | MountKind::Tmpfs => PathBuf::from(&mount.source),
             };
-            (mount.target.clone(), folder)
-        });
-        let mut mounts: Vec<(String, PathBuf)> = volumes.chain(named).collect();
-        mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
-        Ok(Self { root: rootfs.root.clone(), mounts, mounted: Some(rootfs), remap })
+            view.mounts.push((mount.target.clone(), folder));
+        }
+        view.mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
+        Ok(view)
     }
 
     /// The folder that stands for the root, and the path below it.

@@ -313,8 +313,19 @@ impl WorkerLocal for Api {
             node_role: self.agent.node_role().map(role_word).unwrap_or_default().to_owned(),
             root_cert_pem: trust.roots_pem,
             certificate_issuer: trust.issuer,
+            security_options: security_options(self.agent.host.remap.is_some()),
         }))
     }
+}
+
+/// As `docker info` names them.
+fn security_options(remapped: bool) -> Vec<String> {
+    let all = [
+        ("name=apparmor", crate::runtime::apparmor::is_on()),
+        ("name=seccomp,profile=builtin", true),
+        ("name=userns", remapped),
+    ];
+    all.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn wire_volume(

@@ -20,6 +20,7 @@ use crate::{
     agent::{self, Agent, Entry, Host, Target, container_id},
     events::task_labels,
     local,
+    runtime::apparmor::Confinement,
 };
 
 const BUFFERED_MESSAGES: usize = 64;
@@ -133,6 +134,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         hostname: agent::prepare::hostname(&entry.task),
         ports: entry.task.host_ports.to_proto(),
         error: entry.status.error.clone().unwrap_or_default(),
+        apparmor_profile: Confinement::here(None, entry.task.spec.container.privileged).profile().to_owned(),
         ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())
     })
 }

@@ -26,6 +26,12 @@ use crate::users::{Remap, Shifted};
 /// Before Linux 6.8 there is no `lowerdir+`, and each try would leave a line in the kernel's log.
 static NO_PARTS: AtomicBool = AtomicBool::new(false);
 
+/// Before Linux 6.15 an overlay takes only folders of the node's own mounts: layers with other users have to be mounted.
+static NO_DETACHED: AtomicBool = AtomicBool::new(false);
+
+/// More than an image has.
+const MAX_LAYERS: usize = 128;
+
 #[derive(Debug, thiserror::Error)]
 #[error("{action} {path:?}")]
 pub(crate) struct RootfsError {
@@ -53,6 +59,8 @@ enum Written {
 pub(crate) struct Rootfs {
     upper: PathBuf,
     work: PathBuf,
+    /// Where layers with other users are mounted, read-only, for as long as the overlay is made.
+    shifted: PathBuf,
     pub root: PathBuf,
     written: Written,
 }
@@ -60,7 +68,13 @@ pub(crate) struct Rootfs {
 impl Rootfs {
     /// Inside a container's folder; touches nothing.
     pub(crate) fn inside(dir: &Path) -> Self {
-        Self { upper: dir.join("upper"), work: dir.join("work"), root: dir.join("rootfs"), written: Written::Kept }
+        Self {
+            upper: dir.join("upper"),
+            work: dir.join("work"),
+            shifted: dir.join("layers"),
+            root: dir.join("rootfs"),
+            written: Written::Kept,
+        }
     }
 
     /// Mounts the layers (bottom first) with an empty folder on top. An old mount of the same container is replaced.
@@ -79,7 +93,27 @@ impl Rootfs {
         let shifted = Shifted::of(remap, layers.iter().map(PathBuf::as_path));
         let shifted = shifted.map_err(failed("mount the image with the users of containers for", &self.root))?;
         chown(&self.upper, Some(remap.uid), Some(remap.gid)).map_err(failed("change the owner of", &self.upper))?;
-        self.mount_layers(&shifted.paths())
+        let mounted = match NO_DETACHED.load(Ordering::Relaxed) {
+            true => Err(Errno::INVAL),
+            false => self.mount_either_way(&shifted.paths()),
+        };
+        match mounted {
+            Err(Errno::INVAL) => self.mount_attached(&shifted),
+            mounted => mounted.map_err(|e| failed("mount the container's root on", &self.root)(e.into())),
+        }
+    }
+
+    fn mount_attached(&self, shifted: &Shifted) -> Result<(), RootfsError> {
+        fs::create_dir_all(&self.shifted).map_err(failed("create", &self.shifted))?;
+        let attached = shifted.attach(&self.shifted).map_err(failed("mount layers on", &self.shifted));
+        let mounted = attached.and_then(|()| self.mount_layers(&shifted.paths()));
+        // The overlay has its own.
+        self.unmount_shifted();
+        mounted.inspect(|()| NO_DETACHED.store(true, Ordering::Relaxed))
+    }
+
+    fn unmount_shifted(&self) {
+        let _ = (0..MAX_LAYERS).try_for_each(|_| unmount(&self.shifted, UnmountFlags::DETACH));
     }
 
     fn mount_layers(&self, layers: &[PathBuf]) -> Result<(), RootfsError> {
@@ -88,6 +122,7 @@ impl Rootfs {
 
     /// Unmounts the root and keeps what the container wrote.
     pub(crate) fn unmount(&self) -> Result<(), RootfsError> {
+        self.unmount_shifted();
         match unmount(&self.root, UnmountFlags::DETACH) {
             // Not mounted, or not there.
             Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),

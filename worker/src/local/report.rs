@@ -6,8 +6,12 @@ use orch_proto::{
     wire::{self, Container, ContainerDetails, LocalState, MountPoint},
 };
 
-use super::{One, attachment::network_names};
-use crate::{agent::Host, api::port_words, runtime::HealthState};
+use super::{One, attachment::network_names, options};
+use crate::{
+    agent::Host,
+    api::port_words,
+    runtime::{HealthState, apparmor::Confinement},
+};
 
 /// A line of `orch ps`.
 pub(crate) fn list_entry(one: &One) -> Container {
@@ -50,6 +54,8 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
     };
     let now = one.now();
     let record = now.record.clone();
+    let asked = record.options.as_ref().and_then(|options| options::apparmor(&options.security));
+    let confinement = Confinement::here(asked.as_deref(), one.task.spec.container.privileged);
     ContainerDetails {
         health: health.as_ref().map(health_report),
         log_path,
@@ -61,6 +67,7 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
         local: Some(record.clone()),
         container: Some(container),
         spec: record.spec.clone(),
+        apparmor_profile: confinement.profile().to_owned(),
         ..of_task(host, &one.task, &record.image_digest)
     }
 }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
 use super::{
+    apparmor,
     caps::CapSet,
     cgroup::Layout,
     client::{Connection, ask},
@@ -133,6 +134,10 @@ impl Container {
     /// Runs a command inside.
     pub async fn exec(&self, request: &ExecRequest) -> Result<Exec, RuntimeError> {
         let order = self.exec_order(request)?;
+        let profile = order.process["apparmorProfile"].as_str();
+        if profile.is_some_and(apparmor::is_gone_default) {
+            blocking(|| Ok(apparmor::load_default()?)).await?;
+        }
         let io_error = |source| RuntimeError::Io { what: "cannot make the streams of", path: "exec".into(), source };
         let open = || if request.detach { Pipes::nowhere() } else { Pipes::open(request.stdin) };
         let pipes = (!request.tty).then(open).transpose().map_err(io_error)?;

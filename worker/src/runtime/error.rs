@@ -2,7 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-use super::{caps::UnknownCapability, seccomp::SeccompError, spec::SpecError, user::UserError};
+use super::{
+    apparmor::AppArmorError, caps::UnknownCapability, seccomp::SeccompError, spec::SpecError, user::UserError,
+};
 
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -57,4 +59,4 @@ macro_rules! invalid {
     )*};
 }
 
-invalid!(SpecError, UnknownCapability, SeccompError);
+invalid!(AppArmorError, SpecError, UnknownCapability, SeccompError);

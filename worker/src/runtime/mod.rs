@@ -12,7 +12,7 @@
 //! container.delete().await?;                            // idempotent; then the caller unmounts the rootfs
 //! ```
 
-mod apparmor;
+pub(crate) mod apparmor;
 mod caps;
 pub(crate) mod cgroup;
 mod client;
@@ -176,6 +176,7 @@ impl Runtime {
         let inner = Arc::clone(&self.0);
         let _ = blocking(move || {
             let _ = inner.nursery.warm_up();
+            apparmor::warm_up();
             Ok(())
         })
         .await;
@@ -243,7 +244,7 @@ impl Inner {
             cgroup: &cgroup,
             devices: &devices,
             counts_swap: self.layout.counts_swap(),
-            apparmor: apparmor_profile(plan),
+            apparmor: apparmor::ready(plan.options.apparmor.as_deref(), container.privileged)?,
             init: &self.init,
         };
         let spec = spec::build(plan, &facts)?;
@@ -348,16 +349,6 @@ impl Inner {
 
 fn user_name<'a>(container: &'a ContainerSpec, image: &'a ImageDefaults) -> &'a str {
     if container.user.is_empty() { &image.user } else { &container.user }
-}
-
-/// Its own, else the node's default; a privileged container has none.
-fn apparmor_profile(plan: &ContainerPlan<'_>) -> Option<String> {
-    match plan.options.apparmor.as_deref() {
-        Some("unconfined") => None,
-        Some(profile) => apparmor::is_enabled().then(|| profile.to_owned()),
-        None if plan.spec.container.privileged => None,
-        None => apparmor::default_profile().map(str::to_owned),
-    }
 }
 
 /// libcontainer does not say which one it could not write.

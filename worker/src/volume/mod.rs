@@ -1,8 +1,10 @@
 //! Volumes of the `local` driver: folders of this node that outlive the tasks which use them.
 //!
 //! A new volume is filled with what the image has at the place where it is mounted, as Docker does. An anonymous one
-//! belongs to its task and goes with it.
+//! belongs to its task and goes with it. One that is a mount is mounted for as long as somebody uses it: who does, is noted
+//! in files that a reboot clears, as it does the mounts.
 
+mod bounded;
 mod mounts;
 pub(crate) mod propagation;
 
@@ -53,6 +55,14 @@ pub(crate) enum VolumeError {
         name: String,
         device: String,
         at: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// Nearly Docker's words.
+    #[error("error while mounting volume {name:?}: error resolving passed in network volume address {server:?}")]
+    Address {
+        name: String,
+        server: String,
         #[source]
         source: io::Error,
     },
@@ -109,19 +119,24 @@ pub(crate) enum Wanted<'a> {
     },
 }
 
-/// Clones share the lock that keeps two tasks from filling one volume.
+/// Clones share the locks.
 #[derive(Clone)]
 pub(crate) struct Volumes {
     dir: PathBuf,
-    changing: Arc<Mutex<()>>,
+    /// Of volumes that are mounts: a folder for each, with a file for each task that uses it.
+    users: PathBuf,
+    /// One lock for each volume that somebody changes, fills or mounts: one whose server is away holds up no other.
+    changing: Arc<Mutex<BTreeMap<String, Arc<Mutex<()>>>>>,
     /// Whose new volumes are.
     owner: Option<Remap>,
 }
 
 impl Volumes {
-    pub(crate) fn open(dir: &Path) -> Result<Self, VolumeError> {
-        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-        Ok(Self { dir: dir.to_owned(), changing: Arc::default(), owner: None })
+    pub(crate) fn open(dir: &Path, users: &Path) -> Result<Self, VolumeError> {
+        for dir in [dir, users] {
+            fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        }
+        Ok(Self { dir: dir.to_owned(), users: users.to_owned(), changing: Arc::default(), owner: None })
     }
 
     /// New volumes are of containers' root.
@@ -130,25 +145,28 @@ impl Volumes {
     }
 
     /// Makes the volume when it is not there, fills it when it is empty, and returns its folder. `fill_from` is the
-    /// container's root and the place in it.
+    /// container's root and the place in it. To be given back with [`Self::release`], also after a failure.
     pub(crate) fn prepare(
         &self,
         wanted: Wanted<'_>,
+        user: &TaskId,
         fill_from: Option<(&Path, &str)>,
         now: SystemTime,
     ) -> Result<PathBuf, VolumeError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (name, description) = wanted.describe(now);
         check_name(&name)?;
+        let turn = self.turn(&name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let data = self.dir.join(&name).join("_data");
-        fs::create_dir_all(&data).map_err(io_error("create", &data))?;
         if !self.dir.join(&name).join("volume.json").exists() {
             mounts::check(&description.options)?;
             self.describe_new(&name, &description)?;
         }
         let options = describe(&self.dir.join(&name)).options;
-        if !options.is_empty() {
-            mounts::mount(&name, &options, &data)?;
+        if options.is_empty() {
+            fs::create_dir_all(&data).map_err(io_error("create", &data))?;
+        } else {
+            self.mount_for(user, &name, &options, &data)?;
         }
         if let Some((root, target)) = fill_from
             && is_empty(&data).map_err(io_error("list", &data))?
@@ -156,6 +174,60 @@ impl Volumes {
             fill(&data, root, target).map_err(io_error("fill the volume", &data))?;
         }
         Ok(data)
+    }
+
+    /// The folder of a volume that is there, for as long as `user` has it.
+    pub(crate) fn borrow(&self, name: &str, user: &TaskId) -> Result<PathBuf, VolumeError> {
+        check_name(name)?;
+        let turn = self.turn(name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let data = self.dir.join(name).join("_data");
+        let options = describe(&self.dir.join(name)).options;
+        if !options.is_empty() {
+            self.mount_for(user, name, &options, &data)?;
+        }
+        Ok(data)
+    }
+
+    /// Unmounts what nobody else uses.
+    pub(crate) fn release(&self, user: &TaskId) -> Result<(), VolumeError> {
+        for entry in fs::read_dir(&self.users).map_err(io_error("list", &self.users))? {
+            let folder = entry.map_err(io_error("list", &self.users))?.path();
+            let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
+            if !folder.join(user.as_str()).exists() {
+                continue;
+            }
+            let turn = self.turn(name);
+            let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let note = folder.join(user.as_str());
+            fs::remove_file(&note).map_err(io_error("delete", &note))?;
+            if is_empty(&folder).map_err(io_error("list", &folder))? {
+                mounts::unmount(&self.dir.join(name).join("_data"))?;
+                fs::remove_dir(&folder).map_err(io_error("delete", &folder))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Noted first: a worker that ends in between leaves nothing mounted that nobody knows of.
+    fn mount_for(
+        &self,
+        user: &TaskId,
+        name: &str,
+        options: &BTreeMap<String, String>,
+        data: &Path,
+    ) -> Result<(), VolumeError> {
+        let folder = self.users.join(name);
+        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        let note = folder.join(user.as_str());
+        fs::write(&note, "").map_err(io_error("write", &note))?;
+        mounts::mount(name, options, data)
+    }
+
+    fn turn(&self, name: &str) -> Arc<Mutex<()>> {
+        let mut turns = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+        turns.entry(name.to_owned()).or_default().clone()
     }
 
     pub(crate) fn list(&self) -> Result<Vec<Volume>, VolumeError> {
@@ -184,7 +256,8 @@ impl Volumes {
         check_name(name)?;
         mounts::check(options)?;
         let path = self.dir.join(name);
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn(name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
         if path.exists() {
             let found = volume(name, &path);
             // The same again is fine; another one of that name is not.
@@ -199,8 +272,11 @@ impl Volumes {
         Ok(volume(name, &path))
     }
 
-    /// Bytes that the volume's files take.
+    /// Bytes that the volume's files take. As with Docker none of one that is a mount: its files may be far away.
     pub(crate) fn size_bytes(&self, name: &str) -> u64 {
+        if !describe(&self.dir.join(name)).options.is_empty() {
+            return 0;
+        }
         crate::contents::disk_bytes(&self.dir.join(name).join("_data"))
     }
 
@@ -218,7 +294,8 @@ impl Volumes {
     /// The caller has made sure that no container uses it.
     pub(crate) fn remove(&self, name: &str) -> Result<(), VolumeError> {
         check_name(name)?;
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn(name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.dir.join(name);
         // Never through a mount: what is mounted there is not the volume's own.
         mounts::unmount(&path.join("_data"))?;
@@ -256,6 +333,13 @@ impl Volumes {
         }
         Ok(())
     }
+}
+
+/// For a node whose containers are gone: unmounts all volumes, and goes on after a failure.
+pub(crate) fn unmount_all(dir: &Path) -> Result<(), VolumeError> {
+    let volumes = fs::read_dir(dir).into_iter().flatten().flatten();
+    let failures = volumes.filter_map(|volume| mounts::unmount(&volume.path().join("_data")).err());
+    failures.last().map_or(Ok(()), Err)
 }
 
 impl Wanted<'_> {
@@ -362,6 +446,10 @@ fn copy_attributes(from: &fs::Metadata, to: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
+    fn open(dir: &Path) -> Volumes {
+        Volumes::open(&dir.join("volumes"), &dir.join("users")).unwrap()
+    }
+
     /// Needs root: it gives files to another user.
     #[test]
     fn a_new_volume_has_what_the_image_has_and_keeps_what_tasks_write() {
@@ -372,17 +460,17 @@ mod tests {
         lchown(root.join("real"), Some(999), Some(998)).unwrap();
         // Absolute inside the image, not on the node.
         symlink("/real", root.join("data")).unwrap();
-        let volumes = Volumes::open(&dir.path().join("volumes")).unwrap();
+        let volumes = open(dir.path());
         let none = BTreeMap::new();
         let wanted = Wanted::Named { name: "db", labels: &none, options: &none };
-        let now = SystemTime::UNIX_EPOCH;
-        let data = volumes.prepare(wanted, Some((&root, "/data")), now).unwrap();
+        let (now, user) = (SystemTime::UNIX_EPOCH, TaskId::from_random(1));
+        let data = volumes.prepare(wanted, &user, Some((&root, "/data")), now).unwrap();
         assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "from the image");
         let owner = fs::metadata(&data).unwrap();
         assert_eq!((owner.uid(), owner.gid()), (999, 998));
 
         fs::write(data.join("sub/file"), "mine").unwrap();
-        volumes.prepare(wanted, Some((&root, "/data")), now).unwrap();
+        volumes.prepare(wanted, &user, Some((&root, "/data")), now).unwrap();
         assert_eq!(fs::read_to_string(data.join("sub/file")).unwrap(), "mine");
         assert_eq!(volumes.list().unwrap().len(), 1);
         volumes.remove("db").unwrap();
@@ -397,21 +485,21 @@ mod tests {
     #[test]
     fn anonymous_volumes_have_their_labels() {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = open(dir.path());
         let (task, labels) = (TaskId::from_random(1), BTreeMap::from([("a".to_owned(), "b".to_owned())]));
         let Wanted::Anonymous { options, .. } = anonymous(&task) else { unreachable!() };
         let wanted = Wanted::Anonymous { task: &task, target: "/data", labels: &labels, options };
-        volumes.prepare(wanted, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.prepare(wanted, &task, None, SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(volumes.list().unwrap()[0].labels, labels);
     }
 
     #[test]
     fn anonymous_volumes_go_with_their_task() {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = open(dir.path());
         let (mine, other) = (TaskId::from_random(1), TaskId::from_random(2));
         for task in [&mine, &other] {
-            volumes.prepare(anonymous(task), None, SystemTime::UNIX_EPOCH).unwrap();
+            volumes.prepare(anonymous(task), task, None, SystemTime::UNIX_EPOCH).unwrap();
         }
         let name = |task: &TaskId| volumes.of_task(task)[0].0.clone();
         volumes.remove_of_task(&mine, &[name(&mine)].into()).unwrap();
@@ -420,10 +508,33 @@ mod tests {
         assert_eq!(volumes.list().unwrap().len(), 1);
     }
 
+    /// Needs root.
+    #[test]
+    fn a_mount_stays_until_the_last_user_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = open(dir.path());
+        let none = BTreeMap::new();
+        let options = [("type", "tmpfs"), ("device", "tmpfs")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let wanted = Wanted::Named { name: "scratch", labels: &none, options: &options };
+        let (one, other) = (TaskId::from_random(1), TaskId::from_random(2));
+        let data = volumes.prepare(wanted, &one, None, SystemTime::UNIX_EPOCH).unwrap();
+        fs::write(data.join("file"), "").unwrap();
+        volumes.prepare(wanted, &other, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.release(&one).unwrap();
+        volumes.release(&one).unwrap();
+        // By another worker on the same node.
+        let volumes = open(dir.path());
+        assert!(volumes.borrow("scratch", &other).unwrap().join("file").exists());
+        volumes.release(&other).unwrap();
+        assert!(!data.join("file").exists() && data.exists());
+        volumes.remove("scratch").unwrap();
+        assert!(!data.exists());
+    }
+
     #[test]
     fn a_name_cannot_leave_the_folder() {
         let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
+        let volumes = open(dir.path());
         for name in ["..", ".", "", "a", "a/b", "../x", "-a"] {
             assert!(matches!(volumes.remove(name), Err(VolumeError::Name(_))), "{name}");
         }
