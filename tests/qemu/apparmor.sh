@@ -1,4 +1,5 @@
 # AppArmor: which profile containers have and what it keeps them from, on a node and in a service; profiles that are not there.
+# And users that are remapped, on the oldest kind of kernel for it.
 fail() { echo "FAILED: $*"; orch service ps --no-trunc web || true; tail -n 5 /var/lib/orch/node/log/worker.log; exit 1; }
 step() { echo "$(cut -d. -f1 /proc/uptime) s: $*"; }
 # confined WORD COMMAND…: what the command prints is the kernel's word for the process's profile.
@@ -91,6 +92,21 @@ step "a new worker, a profile that was removed"
 
 orch service rm web >/dev/null
 orch rm -f one free >/dev/null
+mkdir -p /etc/orch && echo 'userns-remap = "default"' >/etc/orch/orch.toml
+first=$(worker)
+kill -9 $first
+within 60 "a new worker" answers
+orch network create -d overlay far >/dev/null
+orch service create -d --name nobody --network far --mount type=volume,source=vol,target=/v busybox \
+  sh -c 'echo hi >/v/f; exec httpd -f -p 80 -h /v' >/dev/null
+within 60 "a task of remapped users runs" running "nobody 1/1"
+nobody() { orch exec "$(orch ps -q --no-trunc --filter name=nobody)" "$@"; }
+confined "orch-default (enforce)" nobody $current
+[ "$(nobody stat -c %u:%g /bin/busybox /v/f | tr '\n' ' ')" = "0:0 0:0 " ] || fail "files of the image or the volume are not root's"
+[ "$(nobody wget -qO - http://nobody/f)" = hi ] || fail "a remapped task does not answer"
+[ "$(stat -c %u /var/lib/orch/worker/volumes/vol/_data/f)" = 1000000 ] || fail "root of the container is root of the node"
+step "remapped users"
+orch service rm nobody >/dev/null
 orch leave --force >/dev/null
 grep -q '^orch-default (enforce)' /sys/kernel/security/apparmor/profiles || fail "leaving removed the profile that other nodes of the machine may use"
 step "left"
