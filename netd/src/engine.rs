@@ -121,6 +121,8 @@ pub(crate) struct Engine {
     gateway: Gateway,
     gateway_v6: GatewayV6,
     way_out_v6: Option<WayOutV6>,
+    /// Whether a task wants one.
+    looks_for_v6: bool,
     /// What the node's settings were.
     settings: Settings,
     last_addr: Option<Ipv4Addr>,
@@ -141,6 +143,8 @@ pub(crate) struct Engine {
     /// What the rules of tasks say of them, and since when.
     backends: Backends,
     turned: Instant,
+    /// What the last plan said of them.
+    latest: Backends,
     /// When rules that wait are due.
     late: Option<Instant>,
     entries: Entries,
@@ -185,6 +189,7 @@ impl Engine {
             gateway,
             gateway_v6,
             way_out_v6: None,
+            looks_for_v6: false,
             settings,
             last_addr: None,
             underlay: None,
@@ -199,6 +204,7 @@ impl Engine {
             keeper,
             standings: Standings::new(),
             backends: Backends::new(),
+            latest: Backends::new(),
             turned: Instant::now(),
             late: None,
             entries: Entries::default(),

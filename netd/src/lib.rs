@@ -128,13 +128,15 @@ fn delete_rules() -> io::Result<()> {
 
 /// What the node's settings were before. Those of a link that is gone are gone too.
 fn put_back_settings(store: &Store) -> io::Result<()> {
-    for (path, value) in store.load_settings().put_back() {
+    let settings = store.load_settings();
+    let mut result = Ok(());
+    for (path, value) in settings.put_back(|path| netlink::read_setting(path).ok()) {
         match fs::write(netlink::setting(path), value) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => result = Err(error),
             _ => {}
         }
     }
-    Ok(())
+    result
 }
 
 /// Links are deleted by hand: the kernel takes its time with those of a namespace that goes, and a tunnel with the same

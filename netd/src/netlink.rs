@@ -15,7 +15,7 @@ use rtnetlink::{Handle, packet_route::route::RouteProtocol};
 use crate::netns::NetNs;
 
 pub(crate) use execute::{cut_off, delete_all_links, delete_own_links, make_wireguard};
-pub(crate) use observe::{host_networks, links_out_v6, links_with_v6, mtu_of, setting};
+pub(crate) use observe::{host_networks, links_out_v6, links_with_v6, mtu_of, read_setting, setting};
 
 /// Marks routes and rules as the daemon's.
 const PROTOCOL: u8 = 79;

@@ -7,7 +7,14 @@ use crate::{names::HOST_PREFIX, ns::NsPlan};
 
 /// Of a link that learns routes from router advertisements, unless it forwards.
 const LEARNS: &str = "1";
+const LEARNS_NOT: &str = "0";
+/// Of such links: also while the node forwards.
+pub(crate) const LEARNS_AND_FORWARDS: &str = "2";
+const FORWARDS: &str = "1";
 const FORWARDS_NOT: &str = "0";
+
+/// Of each link, too.
+pub const FORWARD_ALL: &str = "net/ipv6/conf/all/forwarding";
 
 /// Stays on: who came later and found it so (Docker, hypervisors) relies on it.
 const IP_FORWARD: &str = "net/ipv4/ip_forward";
@@ -36,19 +43,27 @@ impl Settings {
         self.0.entry(path).or_insert(value);
     }
 
-    /// What to set, in order: nothing forwards any more when links learn as they did.
+    /// What to set, in order, where settings are as `now` says. What somebody else has set since stays.
     #[must_use]
-    pub fn put_back(&self) -> Vec<(&str, &str)> {
-        let mut settings: Vec<_> = self.0.iter().map(|(path, value)| (path.as_str(), value.as_str())).collect();
-        settings.sort_by_key(|(path, _)| !forwards(path));
+    pub fn put_back(&self, now: impl Fn(&str) -> Option<String>) -> Vec<(&str, &str)> {
+        let is_ours = |path: &str| match forwards(path) {
+            // Setting it for all sets it for each.
+            true => now(FORWARD_ALL).as_deref() == Some(FORWARDS),
+            false => now(path).as_deref() == Some(LEARNS_AND_FORWARDS),
+        };
+        let kept = self.0.iter().map(|(path, value)| (path.as_str(), value.as_str()));
+        let mut settings: Vec<_> = kept.filter(|(path, _)| is_ours(path)).collect();
+        // Nothing forwards any more when links learn as they did.
+        settings.sort_by_key(|(path, _)| (!forwards(path), *path != FORWARD_ALL));
         settings
     }
 
-    /// Whether `link` learns routes from router advertisements, by its settings now or by those that it had before.
+    /// Whether `link` learns routes from router advertisements, by its settings now or by those that it had before. Who has
+    /// told it not to since is right.
     #[must_use]
     pub fn learns(&self, link: &str, accept_ra: &str, forwarding: &str) -> bool {
         let before = self.0.get(&accept_ra_of(link)).map(String::as_str);
-        before == Some(LEARNS) || (accept_ra, forwarding) == (LEARNS, FORWARDS_NOT)
+        (before == Some(LEARNS) && accept_ra != LEARNS_NOT) || (accept_ra, forwarding) == (LEARNS, FORWARDS_NOT)
     }
 }
 
@@ -68,6 +83,11 @@ pub fn accept_ra_of(link: &str) -> String {
 #[must_use]
 pub fn disable_ipv6(link: &str) -> String {
     format!("net/ipv6/conf/{link}/disable_ipv6")
+}
+
+#[must_use]
+pub fn forwarding_of(link: &str) -> String {
+    format!("net/ipv6/conf/{link}/forwarding")
 }
 
 /// Whether the setting makes something forward by IPv6.
@@ -100,8 +120,17 @@ mod tests {
         }
         assert_eq!(settings.unknown(&plan).count(), 0);
         assert_eq!(Settings::parse(&settings.to_string()), settings);
-        let expected = [("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/eth0.7/accept_ra", "1")];
-        assert_eq!(settings.put_back(), expected);
+        settings.keep("net/ipv6/conf/a/forwarding".to_owned(), "1".to_owned());
+        let forwarding = [("net/ipv6/conf/all/forwarding", "0"), ("net/ipv6/conf/a/forwarding", "1")];
+        let learning = [("net/ipv6/conf/eth0.7/accept_ra", "1")];
+        for (all, learns, expected) in [
+            ("1", "2", [&forwarding[..], &learning].concat()),
+            ("0", "2", learning.to_vec()),
+            ("1", "0", forwarding.to_vec()),
+        ] {
+            let now = |path: &str| Some(if forwards(path) { all } else { learns }.to_owned());
+            assert_eq!(settings.put_back(now), expected, "{all} {learns}");
+        }
     }
 
     #[test]
@@ -113,6 +142,7 @@ mod tests {
             ("eth0", "2", "1", true),
             ("eth0", "1", "1", true),
             ("eth1", "0", "1", false),
+            ("eth0", "0", "1", false),
             ("new", "1", "0", true),
             ("new", "1", "1", false),
             ("new", "0", "0", false),

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
@@ -17,6 +17,7 @@ use orch_netd_core::{
     flows::{self, Backends, Cut},
     ns::{NsName, NsPlan},
     plan::{Plan, plan},
+    settings::{FORWARD_ALL, forwarding_of},
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -46,7 +47,7 @@ impl Engine {
     /// Makes it so. With `check` every namespace is looked at, else only those whose plan changed.
     pub(super) async fn pass(&mut self, check: bool) {
         self.update_facts(check).await;
-        self.look_for_way_out_v6().await;
+        self.look_for_way_out_v6(check).await;
         self.forget_old_suspects();
         self.prepare_tasks().await;
         if check {
@@ -68,15 +69,12 @@ impl Engine {
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
-        if waits {
-            self.late = Some(self.turned + BACKENDS_PAUSE);
-        } else {
-            self.late = None;
-            if self.backends != plan.backends {
-                self.backends = plan.backends;
-                self.turned = Instant::now();
-            }
+        self.late = waits.then(|| self.turned + BACKENDS_PAUSE);
+        if !waits && self.backends != plan.backends {
+            self.backends.clone_from(&plan.backends);
+            self.turned = Instant::now();
         }
+        self.latest = plan.backends;
         self.plan_problems = plan.problems;
         self.save_tasks();
     }
@@ -87,6 +85,8 @@ impl Engine {
         *backends != self.backends
             && self.turned.elapsed() < BACKENDS_PAUSE
             && flows::only_more(&self.backends, backends)
+            // What has come and gone meanwhile is in the rules of who was attached in between.
+            && flows::only_more(&self.latest, backends)
     }
 
     async fn update_facts(&mut self, check: bool) {
@@ -111,13 +111,17 @@ impl Engine {
         }
     }
 
-    /// Only where a task wants it: the node's settings are changed for it.
-    async fn look_for_way_out_v6(&mut self) {
+    /// Only where a task wants it: the node's settings are changed for it. With `check`, and for the first such task.
+    async fn look_for_way_out_v6(&mut self, check: bool) {
         let wanted = self.tasks.values().any(|task| task.wants_way_out_v6(&self.desired));
+        let is_first = wanted && !std::mem::replace(&mut self.looks_for_v6, wanted);
         let Some(host) = self.namespaces.get(&NsName::Host).filter(|_| wanted) else {
             self.way_out_v6 = None;
             return;
         };
+        if !(check || is_first) {
+            return;
+        }
         match look_for_way_out_v6(host, self.gateway_v6, self.settings.clone()).await {
             Ok(found) => self.way_out_v6 = found,
             Err(error) => tracing::warn!(%error, "cannot read how the node goes out by IPv6"),
@@ -127,12 +131,14 @@ impl Engine {
     /// Before they are changed.
     fn keep_settings(&mut self, plan: &Plan) {
         let Some(host) = plan.namespaces.get(&NsName::Host) else { return };
-        let unknown: Vec<_> = self.settings.unknown(host).map(str::to_owned).collect();
-        let now = unknown.into_iter().filter_map(|path| {
-            let value = fs::read_to_string(netlink::setting(&path)).ok()?;
-            Some((path, value.trim().to_owned()))
-        });
-        let now: Vec<_> = now.collect();
+        let mut unknown: Vec<_> = self.settings.unknown(host).map(str::to_owned).collect();
+        if unknown.iter().any(|path| path == FORWARD_ALL) {
+            // The kernel sets each with all.
+            let links = netlink::links_with_v6().unwrap_or_default().into_iter().map(|link| link.name);
+            unknown.extend(links.chain(["default".to_owned()]).map(|link| forwarding_of(&link)));
+        }
+        let read = |path: String| netlink::read_setting(&path).ok().map(|value| (path, value));
+        let now: Vec<_> = unknown.into_iter().filter_map(read).collect();
         if now.is_empty() {
             return;
         }

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use orch_netd_core::{
     names::{HOST_PREFIX, Mac, WIREGUARD},
     ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
-    settings::accept_ra_of,
+    settings::{accept_ra_of, forwarding_of},
 };
 use orch_proto::silence;
 use rtnetlink::{
@@ -307,6 +307,11 @@ pub(crate) struct LinkV6 {
     pub(crate) forwarding: String,
 }
 
+/// What it is set to in the thread's namespace.
+pub(crate) fn read_setting(path: &str) -> io::Result<String> {
+    fs::read_to_string(setting(path)).map(|value| value.trim().to_owned())
+}
+
 /// The links of others that have IPv6.
 pub(crate) fn links_with_v6() -> io::Result<Vec<LinkV6>> {
     let mut links = Vec::new();
@@ -315,10 +320,10 @@ pub(crate) fn links_with_v6() -> io::Result<Vec<LinkV6>> {
         if ["all", "default", "lo"].contains(&name.as_str()) || name.starts_with(HOST_PREFIX) {
             continue;
         }
-        let read = |path: &str| fs::read_to_string(setting(path)).map(|value| value.trim().to_owned());
-        let forwarding = read(&format!("net/ipv6/conf/{name}/forwarding"));
         // One that goes meanwhile is no longer of interest.
-        if let (Ok(accept_ra), Ok(forwarding)) = (read(&accept_ra_of(&name)), forwarding) {
+        if let (Ok(accept_ra), Ok(forwarding)) =
+            (read_setting(&accept_ra_of(&name)), read_setting(&forwarding_of(&name)))
+        {
             links.push(LinkV6 { name, accept_ra, forwarding });
         }
     }

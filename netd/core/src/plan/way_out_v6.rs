@@ -12,11 +12,8 @@ use crate::{
     names::{self, GATEWAY_PREFIX, Mac},
     ns::{Neighbour, NsPlan, Route, Target},
     ruleset::{Chain, Direction, Expr, Family, Hook, HookKind, Is, Point, Rule, Side, Table, Version, Way},
-    settings::{accept_ra_of, disable_ipv6},
+    settings::{FORWARD_ALL, LEARNS_AND_FORWARDS, accept_ra_of, disable_ipv6},
 };
-
-/// Of links that learn from router advertisements: also while the node forwards.
-const LEARNS_AND_FORWARDS: &str = "2";
 
 /// `None`: `task` has none.
 fn of_task<'a>(context: &Context<'a>, task: &LocalTask) -> Option<&'a WayOutV6> {
@@ -37,17 +34,17 @@ pub(super) fn add_to_task(context: &Context<'_>, task: &LocalTask, ns: &mut NsPl
 }
 
 pub(super) fn add_to_host(context: &Context<'_>, ns: &mut NsPlan) {
-    let Some(way_out) = context.inputs.way_out_v6 else { return };
     let tasks: Vec<_> = context.inputs.tasks.values().filter(|task| of_task(context, task).is_some()).collect();
-    if tasks.is_empty() {
+    let Some(way_out) = context.inputs.way_out_v6.filter(|_| !tasks.is_empty()) else {
+        ns.ruleset.tables.extend(underlay_guard(context));
         return;
-    }
+    };
     for task in &tasks {
         add_link(context, way_out, task, ns);
     }
     let learning = way_out.learning.iter().map(|link| (accept_ra_of(link), LEARNS_AND_FORWARDS.to_owned()));
     ns.sysctls.extend(learning);
-    ns.sysctls.insert("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
+    ns.sysctls.insert(FORWARD_ALL.to_owned(), "1".to_owned());
     ns.ruleset.tables.push(table(context, way_out, &tasks));
 }
 
@@ -73,6 +70,14 @@ fn address(way_out: &WayOutV6, task: &LocalTask) -> IpAddr {
 
 fn mac(task: &LocalTask) -> Mac {
     Mac::of(task.gateway_addr.into())
+}
+
+/// Where tunnels go by IPv6, strangers are kept from them also without a task that goes out by it.
+fn underlay_guard(context: &Context<'_>) -> Option<Table> {
+    context.desired.peers.values().any(|peer| peer.data_addr.is_ipv6()).then(|| {
+        let (sets, guard) = guard::host(context, Version::V6, &[]);
+        Table { family: Family::V6, name: "orch_host", sets, chains: vec![guard] }
+    })
 }
 
 fn table(context: &Context<'_>, way_out: &WayOutV6, tasks: &[&LocalTask]) -> Table {
