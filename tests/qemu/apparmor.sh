@@ -20,6 +20,9 @@ echo "kernel $(uname -r)"
 [ "$(cat /sys/module/apparmor/parameters/enabled)" = Y ] || fail "this kernel has no AppArmor"
 ip link add outside type dummy && ip addr add 10.9.0.1/24 dev outside && ip link set outside up
 
+# In memory nothing can be mounted with other users on this kernel.
+truncate -s 400M /disk && mke2fs -F /disk >/dev/null 2>&1 && mkdir -p /var/lib/orch && mount -t ext4 -o loop /disk /var/lib/orch
+
 # Without what loads profiles the node has no AppArmor, as Docker sees it, and says so.
 parser=$(command -v apparmor_parser)
 mv "$parser" /files/
