@@ -5,7 +5,7 @@ mod given;
 mod surface;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,7 +14,10 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use orch_model::{
     Duration,
-    service::{ContainerSpec, DnsConfig, LogDriver, Mount, MountKind, PublishMode, ResourceLimits, TaskSpec, Ulimit},
+    service::{
+        ContainerSpec, DnsConfig, LogDriver, Mount, MountKind, PortConfig, PublishMode, ResourceLimits, TaskSpec,
+        Ulimit,
+    },
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
@@ -406,16 +409,11 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
     if args.rm && args.restart.0.condition != "no" {
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
-    let exposed = args.expose.iter().filter(|_| args.publish_all);
-    let ports = args.publish.iter().chain(exposed).flat_map(|list| list.0.clone()).map(|mut port| {
-        port.publish_mode = PublishMode::Host;
-        port
-    });
     let (network, networks) = args.networks.chosen()?;
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
         spec: Some(task_spec(args, given)?.to_proto()),
-        ports: ports.collect::<Vec<_>>().to_proto(),
+        ports: ports(args).to_proto(),
         publish_all: args.publish_all,
         network,
         networks,
@@ -424,6 +422,18 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
         options: Some(local_options(args)),
         ..Default::default()
     })
+}
+
+/// With `-P` what is exposed too, unless it is published already.
+fn ports(args: &CreateArgs) -> Vec<PortConfig> {
+    let mut ports: Vec<PortConfig> = args.publish.iter().flat_map(|list| list.0.clone()).collect();
+    if args.publish_all {
+        let mut taken: BTreeSet<_> = ports.iter().map(|port| (port.protocol, port.target_port)).collect();
+        let exposed = args.expose.iter().flat_map(|list| list.0.clone());
+        ports.extend(exposed.filter(|port| taken.insert((port.protocol, port.target_port))));
+    }
+    ports.iter_mut().for_each(|port| port.publish_mode = PublishMode::Host);
+    ports
 }
 
 fn local_options(args: &CreateArgs) -> wire::LocalOptions {

@@ -155,6 +155,7 @@ fn what_flags_come_to_together() {
     let ports = |flags: &[&str]| spec(flags).unwrap().ports.iter().map(|port| port.target_port).collect::<Vec<_>>();
     assert!(ports(&["--expose=80"]).is_empty());
     assert_eq!(ports(&["-P", "--expose=80-81", "--expose=53/udp"]), [80, 81, 53]);
+    assert_eq!(ports(&["-P", "-p=8080:80", "--expose=80-81", "--expose=80/udp", "--expose=81"]), [80, 81, 80]);
 
     let container = |flags: &[&str]| spec(flags).unwrap().spec.unwrap().container.unwrap();
     assert_eq!(container(&["--add-host=host.docker.internal:host-gateway"]).hosts, ["10.0.0.1 host.docker.internal"]);
