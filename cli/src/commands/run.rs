@@ -512,14 +512,18 @@ fn container_spec(args: &CreateArgs, given: &Given) -> anyhow::Result<ContainerS
 fn nano_cpus(args: &CreateArgs) -> anyhow::Result<u64> {
     const DEFAULT_PERIOD_US: u64 = 100_000;
     const LEAST_NANO_CPUS: u64 = 10_000_000;
-    match (args.cpus, args.cpu_quota.unwrap_or(0), args.cpu_period) {
+    let (flag, nano_cpus) = match (args.cpus, args.cpu_quota.unwrap_or(0), args.cpu_period) {
         (Some(_), 1.., _) => bail!("conflicting options: --cpus and --cpu-quota say the same, leave one out"),
         (Some(_), 0, Some(_)) => bail!("conflicting options: --cpus has a period of its own, leave --cpu-period out"),
-        (Some(1..LEAST_NANO_CPUS), 0, None) => bail!("range of CPUs is from 0.01: --cpus is less"),
-        (Some(cpus), 0, None) => Ok(cpus),
-        (None, quota_us, period_us) => {
-            Ok(quota_us.saturating_mul(1_000_000_000) / period_us.unwrap_or(DEFAULT_PERIOD_US))
-        }
+        (Some(cpus), 0, None) => ("--cpus", cpus),
+        (None, quota_us, period_us) => (
+            "--cpu-quota of each --cpu-period",
+            quota_us.saturating_mul(1_000_000_000) / period_us.unwrap_or(DEFAULT_PERIOD_US),
+        ),
+    };
+    match nano_cpus {
+        1..LEAST_NANO_CPUS => bail!("range of CPUs is from 0.01: {flag} is less"),
+        _ => Ok(nano_cpus),
     }
 }
 
