@@ -1,6 +1,6 @@
 //! The command line: which words lead where.
 
-use std::process::ExitCode;
+use std::{any::TypeId, process::ExitCode, time::Duration};
 
 use clap::{Arg, ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::ValueParser};
 use orch_model::Kind;
@@ -208,8 +208,8 @@ pub(crate) fn main() -> ExitCode {
     })
 }
 
-/// Flags that are there or not take Go's booleans, too (`--rm=true`, `-d=0`), and whoever gives a negative number is told
-/// that the flag does not take it, not that `-1` is no flag.
+/// Flags that are there or not take Go's booleans, too (`--rm=true`, `-d=0`), and whoever gives a negative number,
+/// size or duration is told that the flag does not take it, not that `-1` or `-1s` is no flag.
 fn as_docker_reads(command: clap::Command) -> clap::Command {
     command.mut_args(boolean_or_number).mut_subcommands(as_docker_reads)
 }
@@ -227,9 +227,17 @@ fn boolean_or_number(arg: Arg) -> Arg {
             .value_name("BOOL")
             .value_parser(flags::is_true),
         ArgAction::Set if is_boolean => arg.value_parser(flags::is_true),
+        ArgAction::Set if is_amount(&arg) && !arg.is_positional() => arg.allow_hyphen_values(true),
         ArgAction::Set | ArgAction::Append if !arg.is_positional() => arg.allow_negative_numbers(true),
         _ => arg,
     }
+}
+
+fn is_amount(arg: &Arg) -> bool {
+    let kind = arg.get_value_parser().type_id();
+    [TypeId::of::<Duration>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<f32>()]
+        .iter()
+        .any(|id| kind == *id)
 }
 
 /// Where a command ends with another program's code, our own mistakes have one that programs seldom use.
@@ -375,6 +383,11 @@ mod tests {
             ("orch run --rm=maybe busybox", ["--rm", "'maybe'", "true or false"]),
             ("orch service create --init=yes busybox", ["--init", "'yes'", "true or false"]),
             ("orch service create --replicas -1 busybox", ["--replicas", "'-1'", "whole number"]),
+            ("orch service create --restart-delay -1s busybox", ["--restart-delay", "'-1s'", "such as 10s"]),
+            ("orch service update --update-max-failure-ratio -.5 web", ["--update-max", "'-.5'", "from 0 to 1"]),
+            ("orch run --memory -1g busybox", ["--memory", "'-1g'", "such as 512k"]),
+            ("orch run --health-retries -1x busybox", ["--health-retries", "'-1x'", "whole number"]),
+            ("orch swarm update --cert-expiry -1h", ["--cert-expiry", "'-1h'", "such as"]),
             ("orch service logs --tail -1 web", ["--tail", "'-1'", "number of lines"]),
         ] {
             let refusal = run(line).unwrap_err();

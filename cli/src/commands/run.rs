@@ -5,7 +5,7 @@ mod given;
 mod surface;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -14,7 +14,10 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use orch_model::{
     Duration,
-    service::{ContainerSpec, DnsConfig, LogDriver, Mount, MountKind, PublishMode, ResourceLimits, TaskSpec, Ulimit},
+    service::{
+        ContainerSpec, DnsConfig, LogDriver, Mount, MountKind, PortConfig, PublishMode, ResourceLimits, TaskSpec,
+        Ulimit,
+    },
 };
 use orch_proto::{conv::ToProto, paths::Paths, wire};
 
@@ -406,16 +409,11 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
     if args.rm && args.restart.0.condition != "no" {
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
-    let exposed = args.expose.iter().filter(|_| args.publish_all);
-    let ports = args.publish.iter().chain(exposed).flat_map(|list| list.0.clone()).map(|mut port| {
-        port.publish_mode = PublishMode::Host;
-        port
-    });
     let (network, networks) = args.networks.chosen()?;
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
         spec: Some(task_spec(args, given)?.to_proto()),
-        ports: ports.collect::<Vec<_>>().to_proto(),
+        ports: ports(args).to_proto(),
         publish_all: args.publish_all,
         network,
         networks,
@@ -424,6 +422,18 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
         options: Some(local_options(args)),
         ..Default::default()
     })
+}
+
+/// With `-P` what is exposed too, unless it is published already.
+fn ports(args: &CreateArgs) -> Vec<PortConfig> {
+    let mut ports: Vec<PortConfig> = args.publish.iter().flat_map(|list| list.0.clone()).collect();
+    if args.publish_all {
+        let mut taken: BTreeSet<_> = ports.iter().map(|port| (port.protocol, port.target_port)).collect();
+        let exposed = args.expose.iter().flat_map(|list| list.0.clone());
+        ports.extend(exposed.filter(|port| taken.insert((port.protocol, port.target_port))));
+    }
+    ports.iter_mut().for_each(|port| port.publish_mode = PublishMode::Host);
+    ports
 }
 
 fn local_options(args: &CreateArgs) -> wire::LocalOptions {
@@ -502,14 +512,18 @@ fn container_spec(args: &CreateArgs, given: &Given) -> anyhow::Result<ContainerS
 fn nano_cpus(args: &CreateArgs) -> anyhow::Result<u64> {
     const DEFAULT_PERIOD_US: u64 = 100_000;
     const LEAST_NANO_CPUS: u64 = 10_000_000;
-    match (args.cpus, args.cpu_quota.unwrap_or(0), args.cpu_period) {
+    let (flag, nano_cpus) = match (args.cpus, args.cpu_quota.unwrap_or(0), args.cpu_period) {
         (Some(_), 1.., _) => bail!("conflicting options: --cpus and --cpu-quota say the same, leave one out"),
         (Some(_), 0, Some(_)) => bail!("conflicting options: --cpus has a period of its own, leave --cpu-period out"),
-        (Some(1..LEAST_NANO_CPUS), 0, None) => bail!("range of CPUs is from 0.01: --cpus is less"),
-        (Some(cpus), 0, None) => Ok(cpus),
-        (None, quota_us, period_us) => {
-            Ok(quota_us.saturating_mul(1_000_000_000) / period_us.unwrap_or(DEFAULT_PERIOD_US))
-        }
+        (Some(cpus), 0, None) => ("--cpus", cpus),
+        (None, quota_us, period_us) => (
+            "--cpu-quota of each --cpu-period",
+            quota_us.saturating_mul(1_000_000_000) / period_us.unwrap_or(DEFAULT_PERIOD_US),
+        ),
+    };
+    match nano_cpus {
+        1..LEAST_NANO_CPUS => bail!("range of CPUs is from 0.01: {flag} is less"),
+        _ => Ok(nano_cpus),
     }
 }
 

@@ -15,7 +15,10 @@ const MAX_NAMED: usize = 3;
 /// Why `spec` cannot be carried out by all nodes yet, for the operator; `None`: it can.
 #[must_use]
 pub fn missing(state: &State, spec: &ServiceSpec) -> Option<String> {
-    let (feature, what) = needed(spec)?;
+    needed(spec).find_map(|(feature, what)| refusal(state, feature, what))
+}
+
+fn refusal(state: &State, feature: &str, what: &str) -> Option<String> {
     let knows = |features: &[String]| features.iter().any(|known| known == feature);
     // A node that has only just joined has said nothing of itself yet.
     let told = state.nodes().filter(|node| !node.description.engine_version.is_empty());
@@ -33,20 +36,18 @@ pub fn missing(state: &State, spec: &ServiceSpec) -> Option<String> {
     ))
 }
 
-/// The feature that the spec needs, and what of the spec needs it.
-fn needed(spec: &ServiceSpec) -> Option<(&'static str, &'static str)> {
-    let endpoint = &spec.endpoint;
-    if endpoint.ports.iter().any(|port| port.host_ip.is_some()) {
-        return Some((PUBLISH_OPTIONS, "a port that answers on one address only"));
-    }
-    if endpoint.ports.iter().any(|port| port.masquerade) {
-        return Some((PUBLISH_OPTIONS, "a port with source=masquerade"));
-    }
-    if endpoint.prefer_local {
-        return Some((PUBLISH_OPTIONS, "to prefer local tasks"));
-    }
-    if spec.task.container.mounts.iter().any(|mount| mount.bind_recursive.is_some()) {
-        return Some((MOUNT_OPTIONS, "a bind with bind-recursive"));
-    }
-    (endpoint.balance == Some(Balance::Weighted)).then_some((PUBLISH_OPTIONS, "endpoint balance weighted"))
+/// Each feature that the spec needs, and what of the spec needs it.
+fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let (endpoint, mounts) = (&spec.endpoint, &spec.task.container.mounts);
+    let asked = [
+        (
+            endpoint.ports.iter().any(|port| port.host_ip.is_some()),
+            (PUBLISH_OPTIONS, "a port that answers on one address only"),
+        ),
+        (endpoint.ports.iter().any(|port| port.masquerade), (PUBLISH_OPTIONS, "a port with source=masquerade")),
+        (endpoint.prefer_local, (PUBLISH_OPTIONS, "to prefer local tasks")),
+        (endpoint.balance == Some(Balance::Weighted), (PUBLISH_OPTIONS, "endpoint balance weighted")),
+        (mounts.iter().any(|mount| mount.bind_recursive.is_some()), (MOUNT_OPTIONS, "a bind with bind-recursive")),
+    ];
+    asked.into_iter().filter_map(|(is_asked, need)| is_asked.then_some(need))
 }

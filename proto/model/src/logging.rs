@@ -14,7 +14,7 @@ pub struct Limits {
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogDriverError {
-    #[error("logging driver {0:?} is not known: json-file, journald and none are")]
+    #[error("logging driver {0:?} is not known: json-file, local, journald and none are")]
     Driver(String),
     #[error("unknown log opt {option:?} for the {driver} log driver: {known} are known")]
     Option { driver: &'static str, option: String, known: &'static str },
@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(read("json-file", &[("max-size", "2k"), ("max-file", "5")]), Ok((2048, 5)));
         assert_eq!(read("local", &[("max-size", "-1")]), Ok((0, 3)));
         for (driver, option, value, words) in [
-            ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, journald and none are"),
+            ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, local, journald and none are"),
             ("json-file", "size", "1", "unknown log opt \"size\" for the json-file log driver"),
             ("json-file", "max-size", "lots", "log opt max-size: \"lots\" is not a size such as 10m"),
             ("json-file", "max-size", "99999999999999999g", "is not a size"),

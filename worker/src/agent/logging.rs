@@ -170,7 +170,7 @@ mod tests {
         let say = |driver: LogDriver| check(Some(&driver)).unwrap_err().to_string();
         assert_eq!(
             say(driver("syslog", &[])),
-            "logging driver \"syslog\" is not known: json-file, journald and none are"
+            "logging driver \"syslog\" is not known: json-file, local, journald and none are"
         );
         assert_eq!(say(driver("", &[("max-file", "0")])), "log opt max-file: \"0\" is not a number of at least 1");
         assert!(say(driver("", &[("size", "1")])).starts_with("unknown log opt \"size\" for the json-file"));

@@ -1,8 +1,8 @@
 //! What only the node can say of `run`'s flags: another container's volumes, the node's own address.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use orch_model::service::{Mount, MountKind};
-use orch_proto::wire;
+use orch_proto::{conv::FromProto as _, wire};
 
 use super::{CreateArgs, Failure};
 use crate::{
@@ -73,27 +73,37 @@ fn mounts_of(details: &wire::ContainerDetails, from: &VolumesFrom) -> anyhow::Re
             from.container
         );
     }
-    let mounts = details.mounts.iter().filter_map(|mount| {
+    let container = details.spec.as_ref().and_then(|spec| spec.container.as_ref());
+    let asked = container.map_or(&[][..], |container| &container.mounts);
+    let mut mounts = Vec::new();
+    for mount in &details.mounts {
         let (kind, source) = match mount.kind.as_str() {
             "bind" => (MountKind::Bind, &mount.source),
             "volume" => (MountKind::Volume, &mount.name),
-            _ => return None,
+            _ => continue,
         };
-        Some(Mount {
+        let recursive = asked.iter().find(|asked| asked.target == mount.target).and_then(|asked| asked.bind_recursive);
+        mounts.push(Mount {
             kind,
             source: source.clone(),
             target: mount.target.clone(),
             // What the other may not write to, nobody may through it.
             read_only: mount.read_only || from.read_only == Some(true),
             propagation: mount.propagation.clone(),
+            bind_recursive: Option::from_proto(recursive).with_context(|| {
+                format!("--volumes-from {}: what is mounted below {}", from.container, mount.target)
+            })?,
             ..Mount::default()
-        })
-    });
-    Ok(mounts.collect())
+        });
+    }
+    Ok(mounts)
 }
 
 #[cfg(test)]
 mod tests {
+    use orch_model::service::BindRecursive;
+    use orch_proto::conv::ToProto as _;
+
     use super::*;
 
     #[test]
@@ -130,6 +140,37 @@ mod tests {
         details.mounts = vec![mount("volume", "", "", "/d", false)];
         let refused = mounts_of(&details, &volumes_from("store").unwrap()).unwrap_err().to_string();
         assert!(refused.contains("start it first"), "{refused}");
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_bind_of_another_container_stays_as_it_has_it() {
+        for recursive in
+            [None, Some(BindRecursive::Disabled), Some(BindRecursive::Writable), Some(BindRecursive::Readonly)]
+        {
+            let mount = Mount {
+                kind: MountKind::Bind,
+                source: "/srv".to_owned(),
+                target: "/s".to_owned(),
+                read_only: true,
+                propagation: "rprivate".to_owned(),
+                bind_recursive: recursive,
+                ..Mount::default()
+            };
+            let container = wire::ContainerSpec { mounts: vec![mount.to_proto()], ..wire::ContainerSpec::default() };
+            let details = wire::ContainerDetails {
+                spec: Some(wire::TaskSpec { container: Some(container), ..wire::TaskSpec::default() }),
+                mounts: vec![wire::MountPoint {
+                    kind: "bind".to_owned(),
+                    name: String::new(),
+                    source: mount.source.clone(),
+                    target: mount.target.clone(),
+                    read_only: mount.read_only,
+                    propagation: mount.propagation.clone(),
+                }],
+                ..wire::ContainerDetails::default()
+            };
+            assert_eq!(mounts_of(&details, &volumes_from("store").unwrap()).unwrap(), [mount]);
+        }
     }
 
     #[test]

@@ -143,18 +143,27 @@ fn what_flags_come_to_together() {
     for (flags, want) in [
         (&["--cpu-quota=50000"][..], 500_000_000),
         (&["--cpu-quota=50000", "--cpu-period=25000"], 2_000_000_000),
+        (&["--cpu-quota=1000"], 10_000_000),
+        (&["--cpu-quota=10000", "--cpu-period=1000000"], 10_000_000),
         (&["--cpu-period=25000"], 0),
         (&["--cpu-quota=-1"], 0),
         (&["--cpus=2"], 2_000_000_000),
     ] {
         assert_eq!(nano_cpus(flags), want, "{flags:?}");
     }
-    assert!(spec(&["--cpus=0.001"]).unwrap_err().to_string().contains("from 0.01"));
-    assert!(spec(&["--cpus=1", "--cpu-quota=50000"]).unwrap_err().to_string().contains("leave one out"));
+    for (flags, words) in [
+        (&["--cpus=0.001"][..], "from 0.01: --cpus is less"),
+        (&["--cpu-quota=1000", "--cpu-period=1000000"], "from 0.01: --cpu-quota of each --cpu-period is less"),
+        (&["--cpus=1", "--cpu-quota=50000"], "leave one out"),
+    ] {
+        let refused = spec(flags).unwrap_err().to_string();
+        assert!(refused.contains(words), "{flags:?}: {refused}");
+    }
 
     let ports = |flags: &[&str]| spec(flags).unwrap().ports.iter().map(|port| port.target_port).collect::<Vec<_>>();
     assert!(ports(&["--expose=80"]).is_empty());
     assert_eq!(ports(&["-P", "--expose=80-81", "--expose=53/udp"]), [80, 81, 53]);
+    assert_eq!(ports(&["-P", "-p=8080:80", "--expose=80-81", "--expose=80/udp", "--expose=81"]), [80, 81, 80]);
 
     let container = |flags: &[&str]| spec(flags).unwrap().spec.unwrap().container.unwrap();
     assert_eq!(container(&["--add-host=host.docker.internal:host-gateway"]).hosts, ["10.0.0.1 host.docker.internal"]);

@@ -209,7 +209,7 @@ fn logs_resources_and_reservations_are_refused_before_a_node_meets_them() {
         (
             (|s| s.task.log_driver = Some(LogDriver { name: "syslog".into(), ..LogDriver::default() }))
                 as fn(&mut ServiceSpec),
-            "logging driver \"syslog\" is not known: json-file, journald and none are",
+            "logging driver \"syslog\" is not known: json-file, local, journald and none are",
         ),
         (
             |s| {

@@ -275,6 +275,36 @@ fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
     }
 }
 
+/// What a node knows of a spec that needs two features, and what the refusal begins with.
+#[test]
+fn each_feature_that_a_spec_needs_is_asked_of_nodes() {
+    for (known, refused) in [
+        (&[][..], Some("to prefer local tasks")),
+        (&[PUBLISH_OPTIONS], Some("a bind with bind-recursive")),
+        (&[MOUNT_OPTIONS], Some("to prefer local tasks")),
+        (&[PUBLISH_OPTIONS, MOUNT_OPTIONS], None),
+    ] {
+        let mut sim = Sim::new(1);
+        sim.edit_node(1, |node| {
+            node.description.engine_version = "0.1.0".into();
+            node.description.features = known.iter().map(|&feature| feature.to_owned()).collect();
+        });
+        let mut spec = web("a", "nginx", 1);
+        spec.endpoint.ports = vec![port(8080, 80, PublishMode::Ingress)];
+        spec.endpoint.prefer_local = true;
+        spec.task.container.mounts = vec![Mount {
+            kind: MountKind::Bind,
+            source: "/a".into(),
+            target: "/b".into(),
+            bind_recursive: Some(BindRecursive::Disabled),
+            ..Mount::default()
+        }];
+        let said = sim.create(spec).err().map(|error| error.to_string());
+        let is_said = said.as_deref().zip(refused).is_some_and(|(said, refused)| said.starts_with(refused));
+        assert!(is_said || (said.is_none() && refused.is_none()), "{known:?}: {said:?}");
+    }
+}
+
 #[test]
 fn weights_are_labels_of_nodes() {
     let mut sim = Sim::new(1);
