@@ -368,7 +368,7 @@ impl Agent {
             news,
         });
         let task = self.with_placeholders(assignment.task);
-        let executor = Executor::new(self.host.clone(), task, machine, receiver, container);
+        let executor = Executor::new(self.host.clone(), self.locals.clone(), task, machine, receiver, container);
         tokio::spawn(executor.run(commands));
     }
 

@@ -293,9 +293,9 @@ pub(crate) fn delete_local(
     delete(&dir)
 }
 
-/// Deletes what is left of a task, its log included.
-pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
-    host.volumes.remove_of_task(task, &BTreeSet::new())?;
+/// Deletes what is left of a task, its log included; its anonymous volumes unless others use them.
+pub(crate) fn forget(host: &Host, task: &TaskId, in_use: &BTreeSet<String>) -> Result<(), PrepareError> {
+    host.volumes.remove_of_task(task, in_use)?;
     delete(&host.store.container_dir(task))
 }
 
