@@ -214,6 +214,19 @@ impl Volumes {
         Ok(())
     }
 
+    /// Notes that `user` has these folders, which a worker that wrote no notes may have mounted.
+    pub(crate) fn note(&self, user: &TaskId, folders: &[PathBuf]) -> Result<(), VolumeError> {
+        let below = folders.iter().filter_map(|folder| folder.strip_prefix(&self.dir).ok()?.iter().next()?.to_str());
+        for name in below {
+            let turn = self.turn(name);
+            let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if !describe(&self.dir.join(name)).options.is_empty() {
+                self.note_one(user, name)?;
+            }
+        }
+        Ok(())
+    }
+
     fn note_one(&self, user: &TaskId, name: &str) -> Result<(), VolumeError> {
         let folder = self.users.join(name);
         fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
@@ -547,6 +560,29 @@ mod tests {
 
     fn a_tmpfs() -> BTreeMap<String, String> {
         [("type", "tmpfs"), ("device", "tmpfs")].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    }
+
+    /// Needs root.
+    #[test]
+    fn users_from_before_there_were_notes_are_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = open(dir.path());
+        let (none, options) = (BTreeMap::new(), a_tmpfs());
+        let wanted = Wanted::Named { name: "scratch", labels: &none, options: &options };
+        let (old, new) = (TaskId::from_random(1), TaskId::from_random(2));
+        let data = volumes.prepare(wanted, &old, None, SystemTime::UNIX_EPOCH).unwrap();
+        fs::write(data.join("file"), "").unwrap();
+        fs::remove_dir_all(dir.path().join("users/scratch")).unwrap();
+        let plain = Wanted::Named { name: "plain", labels: &none, options: &none };
+        let plain = volumes.prepare(plain, &old, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.note(&old, &[data.clone(), plain, "/etc/hosts".into()]).unwrap();
+        assert!(!dir.path().join("users/plain").exists());
+
+        volumes.prepare(wanted, &new, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.release(&new).unwrap();
+        assert!(data.join("file").exists());
+        volumes.release(&old).unwrap();
+        assert!(!data.join("file").exists());
     }
 
     /// Needs root.
