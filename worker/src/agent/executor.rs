@@ -29,6 +29,7 @@ use super::{
 use crate::{
     events::{Events, Subject, health_action},
     image::{chain, config::ImageConfig},
+    local::Locals,
     runtime::{Container, ContainerPlan, HostOptions, LogFiles, RuntimeError},
 };
 
@@ -44,6 +45,7 @@ type Job = Pin<Box<dyn Future<Output = Event> + Send>>;
 
 pub(crate) struct Executor {
     host: Arc<Host>,
+    locals: Arc<Locals>,
     task: Arc<Task>,
     machine: Machine,
     news: watch::Receiver<News>,
@@ -69,6 +71,7 @@ enum Flow {
 impl Executor {
     pub(crate) fn new(
         host: Arc<Host>,
+        locals: Arc<Locals>,
         task: Arc<Task>,
         machine: Machine,
         news: watch::Receiver<News>,
@@ -77,6 +80,7 @@ impl Executor {
         let known = News::new(news.borrow().desired);
         Self {
             host,
+            locals,
             task,
             machine,
             news,
@@ -330,7 +334,8 @@ impl Executor {
 
     async fn forget(&mut self) {
         let (host, task) = (self.host.clone(), self.task.id.clone());
-        let work = tokio::task::spawn_blocking(move || prepare::forget(&host, &task));
+        let in_use = self.locals.mounted_by_others(&task);
+        let work = tokio::task::spawn_blocking(move || prepare::forget(&host, &task, &in_use));
         if let Ok(Err(error)) = work.await {
             tracing::warn!(task = %self.task.id, error = chain(&error), "something of the task stays on disk");
         }

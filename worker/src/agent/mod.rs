@@ -55,7 +55,7 @@ use self::{
 use crate::{
     config::{ConfigError, Settings},
     events::Events,
-    image::Images,
+    image::{Images, chain},
     local::Locals,
     netd_client::Netd,
     peer::Members,
@@ -212,6 +212,7 @@ impl Agent {
         for found in self.host.runtime.recover().await? {
             containers.insert(recovered_task(&found), found);
         }
+        containers.values().for_each(|found| self.note_volumes(found));
         for record in self.host.store.tasks()? {
             let Some(known) = decode_record(record) else {
                 tracing::error!("a task record of an earlier version is ignored");
@@ -226,6 +227,17 @@ impl Agent {
             delete_container(found).await;
         }
         Ok(())
+    }
+
+    /// Before anything is given back: an earlier version that mounted volumes noted nowhere for whom.
+    fn note_volumes(&self, found: &Recovered) {
+        let Recovered::Running(container) = found else { return };
+        let task = container.task_id();
+        let folders = container.sources().map_err(|error| chain(&error));
+        let noted = folders.and_then(|folders| self.host.volumes.note(task, &folders).map_err(|error| chain(&error)));
+        if let Err(error) = noted {
+            tracing::warn!(%task, error, "who uses the container's volumes is not noted");
+        }
     }
 
     /// The role that the leader says this node has.
@@ -269,7 +281,7 @@ impl Agent {
         let revision = if delta.complete || changed {
             let items: Vec<_> = set.items().filter(|item| is_network(&item.key())).map(ToProto::to_proto).collect();
             if let Err(error) = self.host.store.save_networks(&items) {
-                tracing::warn!(error = crate::image::chain(&error), "the networks are not saved");
+                tracing::warn!(error = chain(&error), "the networks are not saved");
             }
             self.set_networks(items)
         } else {
@@ -368,7 +380,7 @@ impl Agent {
             news,
         });
         let task = self.with_placeholders(assignment.task);
-        let executor = Executor::new(self.host.clone(), task, machine, receiver, container);
+        let executor = Executor::new(self.host.clone(), self.locals.clone(), task, machine, receiver, container);
         tokio::spawn(executor.run(commands));
     }
 
@@ -410,7 +422,7 @@ impl Agent {
             return;
         }
         if let Err(error) = self.host.store.save_managers(&managers) {
-            tracing::warn!(error = crate::image::chain(&error), "the managers' addresses are not saved");
+            tracing::warn!(error = chain(&error), "the managers' addresses are not saved");
         }
         *known = managers;
     }
@@ -469,7 +481,7 @@ fn recovered_task(found: &Recovered) -> TaskId {
 async fn delete_container(found: Recovered) {
     let (Recovered::Running(container) | Recovered::Created(container) | Recovered::Ended(container, _)) = found;
     if let Err(error) = container.delete().await {
-        tracing::warn!(task = %container.task_id(), error = crate::image::chain(&error), "a container stays");
+        tracing::warn!(task = %container.task_id(), error = chain(&error), "a container stays");
     }
 }
 

@@ -254,26 +254,30 @@ pub(crate) fn attach_request(task: &Task) -> AttachTaskRequest {
     }
 }
 
-/// Gives back what [`prepare`] took, except the log and the record.
+/// Gives back what [`prepare`] took, except the log and the record. Goes on after a failure.
 pub(crate) fn release(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
-    let dir = host.store.container_dir(task);
-    remove_users(host, task)?;
-    let unmounted = Rootfs::inside(&dir).delete();
+    let users = remove_users(host, task);
+    let unmounted = Rootfs::inside(&host.store.container_dir(task)).delete();
     let secrets = files::remove_secret_files(&secrets_dir(host, task));
     let volumes = host.volumes.release(task);
-    delete(&network_files_dir(host, task))?;
+    let files = delete(&network_files_dir(host, task));
+    users?;
     unmounted?;
     secrets?;
-    Ok(volumes?)
+    volumes?;
+    files
 }
 
-/// Gives back what a one-off container that has ended does not need; what it wrote stays.
+/// Gives back what a one-off container that has ended does not need; what it wrote stays. Goes on after a failure.
 pub(crate) fn release_local(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
-    remove_users(host, task)?;
-    delete(&network_files_dir(host, task))?;
+    let users = remove_users(host, task);
+    let files = delete(&network_files_dir(host, task));
     let unmounted = Rootfs::inside(&host.store.container_dir(task)).unmount();
-    host.volumes.release(task)?;
-    Ok(unmounted?)
+    let volumes = host.volumes.release(task);
+    users?;
+    files?;
+    unmounted?;
+    Ok(volumes?)
 }
 
 /// Deletes all of a one-off container but its record; its anonymous volumes, unless others use them, when they are to go
@@ -287,16 +291,19 @@ pub(crate) fn delete_local(
     let dir = host.store.container_dir(task);
     Rootfs::inside(&dir).delete()?;
     delete(&network_files_dir(host, task))?;
+    host.volumes.release(task)?;
     if volumes {
         host.volumes.remove_of_task(task, in_use)?;
     }
     delete(&dir)
 }
 
-/// Deletes what is left of a task, its log included.
-pub(crate) fn forget(host: &Host, task: &TaskId) -> Result<(), PrepareError> {
-    host.volumes.remove_of_task(task, &BTreeSet::new())?;
-    delete(&host.store.container_dir(task))
+/// Deletes what is left of a task, its log included; its anonymous volumes unless others use them.
+pub(crate) fn forget(host: &Host, task: &TaskId, in_use: &BTreeSet<String>) -> Result<(), PrepareError> {
+    let released = host.volumes.release(task);
+    host.volumes.remove_of_task(task, in_use)?;
+    delete(&host.store.container_dir(task))?;
+    Ok(released?)
 }
 
 fn remove_users(host: &Host, task: &TaskId) -> Result<(), PrepareError> {

@@ -117,23 +117,20 @@ async fn with_view<T: Send + 'static>(
         Some(one) if container.is_none() => Some(one.hold().await),
         _ => None,
     };
-    let blocking = {
-        let one = one.clone();
-        move || {
-            let view = match (container, &one) {
-                (Some(container), one) => {
-                    let own = |one: &Arc<One>| agent.locals.remap_of(&one.now().record);
-                    View::of_running(&container, one.as_ref().map_or(agent.host.remap, own))
-                }
-                (None, Some(one)) if one.container().is_none() => View::of_stopped(&agent, one)?,
-                (None, _) => return Err(Status::failed_precondition(format!("Container {id} is not running"))),
-            };
-            work(&view)
-        }
+    let blocking = move || {
+        // Moved in here, and dropped after the view: whoever gives up waiting does not end this work.
+        let _turn = turn;
+        let view = match (container, &one) {
+            (Some(container), one) => {
+                let own = |one: &Arc<One>| agent.locals.remap_of(&one.now().record);
+                View::of_running(&container, one.as_ref().map_or(agent.host.remap, own))
+            }
+            (None, Some(one)) if one.container().is_none() => View::of_stopped(&agent, one)?,
+            (None, _) => return Err(Status::failed_precondition(format!("Container {id} is not running"))),
+        };
+        work(&view)
     };
-    let done = tokio::task::spawn_blocking(blocking).await.map_err(|error| Status::internal(error.to_string()))?;
-    drop(turn);
-    done
+    tokio::task::spawn_blocking(blocking).await.map_err(|error| Status::internal(error.to_string()))?
 }
 
 fn not_found(reference: &str, path: &str, error: &io::Error) -> Status {

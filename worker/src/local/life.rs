@@ -7,7 +7,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use orch_model::task::Health;
+use orch_model::{
+    TaskId,
+    task::{Health, Task},
+};
 use orch_proto::{
     conv::ToProto,
     wire::{LocalContainer, LocalState},
@@ -318,7 +321,7 @@ impl Locals {
     async fn delete(&self, one: &One, volumes: bool) -> Result<(), LocalError> {
         self.change(one, |now| now.record.state = LocalState::Removing.into());
         let (host, task) = (self.host.clone(), one.id.clone());
-        let in_use = self.mounted_by_others(one);
+        let in_use = self.mounted_by_others(&one.id);
         let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes, &in_use)).await;
         deleted.map_err(prepare::PrepareError::from)??;
         self.host.store.forget_local(&one.id)?;
@@ -329,12 +332,13 @@ impl Locals {
     }
 
     /// What `--volumes-from` has made others mount of it, too.
-    fn mounted_by_others(&self, one: &One) -> BTreeSet<String> {
-        let others = self.all().into_iter().filter(|other| other.id != one.id);
-        let sources = |other: Arc<One>| -> Vec<String> {
-            other.task.spec.container.mounts.iter().map(|mount| mount.source.clone()).collect()
+    pub(crate) fn mounted_by_others(&self, id: &TaskId) -> BTreeSet<String> {
+        let ones = self.all().into_iter().map(|one| one.task.clone());
+        let tasks = self.host.entries().into_iter().map(|entry| entry.task);
+        let sources = |other: Arc<Task>| -> Vec<String> {
+            other.spec.container.mounts.iter().map(|mount| mount.source.clone()).collect()
         };
-        others.flat_map(sources).collect()
+        ones.chain(tasks).filter(|other| other.id != *id).flat_map(sources).collect()
     }
 
     /// Until it does not run (any more): at once when it does not.

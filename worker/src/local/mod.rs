@@ -61,7 +61,7 @@ pub(crate) struct One {
     pub(crate) task: Arc<Task>,
     now: Mutex<Now>,
     /// Held by whoever starts, stops or removes it.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// Counts ends, so that waiting for the next one cannot miss it.
     ends: watch::Sender<Ends>,
 }
@@ -92,13 +92,7 @@ fn invalid(error: impl std::fmt::Display) -> LocalError {
 impl One {
     fn new(task: Arc<Task>, record: LocalContainer) -> Self {
         let now = Now { record, container: None, health: None, address: String::new(), ending: false, restarts: 0 };
-        Self {
-            id: task.id.clone(),
-            task,
-            now: Mutex::new(now),
-            turn: tokio::sync::Mutex::default(),
-            ends: watch::Sender::default(),
-        }
+        Self { id: task.id.clone(), task, now: Mutex::new(now), turn: Arc::default(), ends: watch::Sender::default() }
     }
 
     pub(crate) fn now(&self) -> MutexGuard<'_, Now> {
@@ -107,8 +101,8 @@ impl One {
     }
 
     /// Keeps it as it is: nobody starts, stops or removes it meanwhile.
-    pub(crate) async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    pub(crate) async fn hold(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.turn.clone().lock_owned().await
     }
 
     pub(crate) fn container_id(&self) -> String {

@@ -8,8 +8,10 @@ use std::{
     env, fs,
     io::{self, Write},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{Mutex, OnceLock, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 const DEFAULT_PROFILE: &str = "orch-default";
@@ -20,6 +22,9 @@ const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 const PARSER: &str = "apparmor_parser";
 /// Where it is when `PATH` does not lead to it.
 const PARSER_DIRS: [&str; 2] = ["/sbin", "/usr/sbin"];
+/// It needs a fraction of a second.
+const PARSER_LIMIT: Duration = Duration::from_secs(10);
+const PARSER_POLL_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppArmorError {
@@ -205,7 +210,7 @@ fn load(parser: &Path) -> Result<(), AppArmorError> {
             // One that ends without reading says why.
             let _ = input.write_all(profile().as_bytes());
         }
-        running.wait_with_output()
+        output_within(PARSER_LIMIT, running)
     };
     let output = run().map_err(AppArmorError::Parser)?;
     if output.status.success() {
@@ -213,6 +218,21 @@ fn load(parser: &Path) -> Result<(), AppArmorError> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(AppArmorError::Refused(format!("{} ({})", said.trim(), output.status)))
+}
+
+fn output_within(limit: Duration, mut running: Child) -> io::Result<Output> {
+    let started = Instant::now();
+    while running.try_wait()?.is_none() {
+        if started.elapsed() >= limit {
+            running.kill()?;
+            // The kernel may not let it go at once.
+            thread::spawn(move || running.wait());
+            let text = format!("it did not end within {} s, and was killed", limit.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        thread::sleep(PARSER_POLL_PAUSE);
+    }
+    running.wait_with_output()
 }
 
 /// What a container may not do even as root: change the kernel's settings, mount, and trace others.
@@ -270,6 +290,18 @@ mod tests {
         for asked in [None, Some("mine"), Some("unconfined")] {
             check(Off, asked, false, "");
         }
+    }
+
+    #[test]
+    fn a_parser_that_does_not_end_is_killed() {
+        let output = |script: &str, limit| {
+            let mut command = Command::new("sh");
+            let running = command.args(["-c", script]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            output_within(limit, running)
+        };
+        assert_eq!(output("echo said >&2", PARSER_LIMIT).unwrap().stderr, b"said\n");
+        let given_up = output("exec sleep 1000", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(given_up.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

@@ -97,6 +97,13 @@ impl Container {
         &self.0.log
     }
 
+    /// Folders and files of the node that it was given.
+    pub(crate) fn sources(&self) -> Result<Vec<PathBuf>, RuntimeError> {
+        let spec = self.spec()?;
+        let mounts = spec["mounts"].as_array().into_iter().flatten();
+        Ok(mounts.filter_map(|mount| mount["source"].as_str().map(PathBuf::from)).collect())
+    }
+
     /// Runs the program. An error with an exit code says why it cannot be executed; the container has ended then.
     pub async fn start(&self) -> Result<(), RuntimeError> {
         crate::metrics::CONTAINERS_STARTED.inc();
@@ -289,11 +296,16 @@ impl Container {
         blocking(move || inner.settle()).await
     }
 
+    /// What it was made with.
+    fn spec(&self) -> Result<Value, RuntimeError> {
+        let path = Files(&self.0.folder).bundle().join("config.json");
+        let spec = fs::read(&path).and_then(|text| serde_json::from_slice(&text).map_err(Into::into));
+        spec.map_err(|err| io_error("cannot read", &path, err))
+    }
+
     fn exec_order(&self, request: &ExecRequest) -> Result<ExecOrder, RuntimeError> {
         let config = &self.0.config;
-        let path = Files(&self.0.folder).bundle().join("config.json");
-        let spec = fs::read(&path).and_then(|text| serde_json::from_slice::<Value>(&text).map_err(Into::into));
-        let mut process = spec.map_err(|err| io_error("cannot read", &path, err))?["process"].take();
+        let mut process = self.spec()?["process"].take();
         let caps = if request.privileged { CapSet::ALL.grantable() } else { CapSet(config.caps) };
         process["terminal"] = json!(request.tty);
         process["args"] = json!(request.args);

@@ -150,7 +150,9 @@ impl Runtime {
     pub async fn create(&self, plan: &ContainerPlan<'_>) -> Result<Container, RuntimeError> {
         let inner = Arc::clone(&self.0);
         let folder = inner.shims_dir.join(plan.task_id.as_str());
-        let prepared = inner.prepare(plan)?;
+        let (asked, privileged) = (plan.options.apparmor.clone(), plan.spec.container.privileged);
+        let profile = blocking(move || Ok(apparmor::ready(asked.as_deref(), privileged)?)).await?;
+        let prepared = inner.prepare(plan, profile)?;
         let task_id = plan.task_id.clone();
         let container = Container::new(task_id, folder.clone(), prepared.config.clone(), inner.layout.clone());
         blocking(move || inner.launch(&folder, &prepared)).await?;
@@ -226,7 +228,7 @@ struct Prepared {
 }
 
 impl Inner {
-    fn prepare(&self, plan: &ContainerPlan<'_>) -> Result<Prepared, RuntimeError> {
+    fn prepare(&self, plan: &ContainerPlan<'_>, apparmor: Option<String>) -> Result<Prepared, RuntimeError> {
         let container = &plan.spec.container;
         let user = user::lookup(&plan.rootfs, user_name(container, &plan.image), &container.groups)?;
         let caps = self.capabilities(container)?;
@@ -244,7 +246,7 @@ impl Inner {
             cgroup: &cgroup,
             devices: &devices,
             counts_swap: self.layout.counts_swap(),
-            apparmor: apparmor::ready(plan.options.apparmor.as_deref(), container.privileged)?,
+            apparmor,
             init: &self.init,
         };
         let spec = spec::build(plan, &facts)?;

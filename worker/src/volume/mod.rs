@@ -189,24 +189,49 @@ impl Volumes {
         Ok(data)
     }
 
-    /// Unmounts what nobody else uses.
+    /// Unmounts what nobody else uses. Goes on after a failure.
     pub(crate) fn release(&self, user: &TaskId) -> Result<(), VolumeError> {
+        let mut outcome = Ok(());
         for entry in fs::read_dir(&self.users).map_err(io_error("list", &self.users))? {
-            let folder = entry.map_err(io_error("list", &self.users))?.path();
-            let Some(name) = folder.file_name().and_then(|name| name.to_str()) else { continue };
-            if !folder.join(user.as_str()).exists() {
-                continue;
-            }
+            let entry = entry.map_err(io_error("list", &self.users));
+            outcome = entry.and_then(|entry| self.release_one(user, &entry.path())).and(outcome);
+        }
+        outcome
+    }
+
+    fn release_one(&self, user: &TaskId, folder: &Path) -> Result<(), VolumeError> {
+        let note = folder.join(user.as_str());
+        let Some(name) = folder.file_name().and_then(|name| name.to_str()).filter(|_| note.exists()) else {
+            return Ok(());
+        };
+        let turn = self.turn(name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        fs::remove_file(&note).map_err(io_error("delete", &note))?;
+        if is_empty(folder).map_err(io_error("list", folder))? {
+            mounts::unmount(&self.dir.join(name).join("_data"))?;
+            fs::remove_dir(folder).map_err(io_error("delete", folder))?;
+        }
+        Ok(())
+    }
+
+    /// Notes that `user` has these folders, which a worker that wrote no notes may have mounted.
+    pub(crate) fn note(&self, user: &TaskId, folders: &[PathBuf]) -> Result<(), VolumeError> {
+        let below = folders.iter().filter_map(|folder| folder.strip_prefix(&self.dir).ok()?.iter().next()?.to_str());
+        for name in below {
             let turn = self.turn(name);
             let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            let note = folder.join(user.as_str());
-            fs::remove_file(&note).map_err(io_error("delete", &note))?;
-            if is_empty(&folder).map_err(io_error("list", &folder))? {
-                mounts::unmount(&self.dir.join(name).join("_data"))?;
-                fs::remove_dir(&folder).map_err(io_error("delete", &folder))?;
+            if !describe(&self.dir.join(name)).options.is_empty() {
+                self.note_one(user, name)?;
             }
         }
         Ok(())
+    }
+
+    fn note_one(&self, user: &TaskId, name: &str) -> Result<(), VolumeError> {
+        let folder = self.users.join(name);
+        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+        let note = folder.join(user.as_str());
+        fs::write(&note, "").map_err(io_error("write", &note))
     }
 
     /// Noted first: a worker that ends in between leaves nothing mounted that nobody knows of.
@@ -217,10 +242,7 @@ impl Volumes {
         options: &BTreeMap<String, String>,
         data: &Path,
     ) -> Result<(), VolumeError> {
-        let folder = self.users.join(name);
-        fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
-        let note = folder.join(user.as_str());
-        fs::write(&note, "").map_err(io_error("write", &note))?;
+        self.note_one(user, name)?;
         mounts::mount(name, options, data)
     }
 
@@ -299,6 +321,11 @@ impl Volumes {
         let path = self.dir.join(name);
         // Never through a mount: what is mounted there is not the volume's own.
         mounts::unmount(&path.join("_data"))?;
+        let users = self.users.join(name);
+        match fs::remove_dir_all(&users) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("delete", &users)(e)),
+            _ => {}
+        }
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(VolumeError::NotFound(name.to_owned())),
             removed => removed.map_err(io_error("delete", &path)),
@@ -514,7 +541,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volumes = open(dir.path());
         let none = BTreeMap::new();
-        let options = [("type", "tmpfs"), ("device", "tmpfs")].map(|(k, v)| (k.to_owned(), v.to_owned())).into();
+        let options = a_tmpfs();
         let wanted = Wanted::Named { name: "scratch", labels: &none, options: &options };
         let (one, other) = (TaskId::from_random(1), TaskId::from_random(2));
         let data = volumes.prepare(wanted, &one, None, SystemTime::UNIX_EPOCH).unwrap();
@@ -529,6 +556,55 @@ mod tests {
         assert!(!data.join("file").exists() && data.exists());
         volumes.remove("scratch").unwrap();
         assert!(!data.exists());
+    }
+
+    fn a_tmpfs() -> BTreeMap<String, String> {
+        [("type", "tmpfs"), ("device", "tmpfs")].map(|(k, v)| (k.to_owned(), v.to_owned())).into()
+    }
+
+    /// Needs root.
+    #[test]
+    fn users_from_before_there_were_notes_are_noted() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = open(dir.path());
+        let (none, options) = (BTreeMap::new(), a_tmpfs());
+        let wanted = Wanted::Named { name: "scratch", labels: &none, options: &options };
+        let (old, new) = (TaskId::from_random(1), TaskId::from_random(2));
+        let data = volumes.prepare(wanted, &old, None, SystemTime::UNIX_EPOCH).unwrap();
+        fs::write(data.join("file"), "").unwrap();
+        fs::remove_dir_all(dir.path().join("users/scratch")).unwrap();
+        let plain = Wanted::Named { name: "plain", labels: &none, options: &none };
+        let plain = volumes.prepare(plain, &old, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.note(&old, &[data.clone(), plain, "/etc/hosts".into()]).unwrap();
+        assert!(!dir.path().join("users/plain").exists());
+
+        volumes.prepare(wanted, &new, None, SystemTime::UNIX_EPOCH).unwrap();
+        volumes.release(&new).unwrap();
+        assert!(data.join("file").exists());
+        volumes.release(&old).unwrap();
+        assert!(!data.join("file").exists());
+    }
+
+    /// Needs root.
+    #[test]
+    fn notes_go_with_their_volume_and_one_that_stays_holds_up_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = open(dir.path());
+        let (none, options, user) = (BTreeMap::new(), a_tmpfs(), TaskId::from_random(1));
+        let names = ["v1", "v2", "v3"];
+        for name in names {
+            let wanted = Wanted::Named { name, labels: &none, options: &options };
+            volumes.prepare(wanted, &user, None, SystemTime::UNIX_EPOCH).unwrap();
+        }
+        let notes = |name: &str| dir.path().join("users").join(name);
+        volumes.remove("v3").unwrap();
+        assert!(!notes("v3").exists());
+        // A folder is no note that could be deleted.
+        for name in ["v0", "v4"] {
+            fs::create_dir_all(notes(name).join(user.as_str())).unwrap();
+        }
+        assert!(matches!(volumes.release(&user), Err(VolumeError::Io { action: "delete", .. })));
+        assert!(names.iter().all(|name| !notes(name).exists()));
     }
 
     #[test]

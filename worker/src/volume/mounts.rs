@@ -185,11 +185,16 @@ fn bind(device: &str, at: &Path, recursive: bool, flags: Vec<Flag>) -> io::Resul
         true => rustix::mount::mount_bind_recursive(device, at)?,
         false => rustix::mount::mount_bind(device, at)?,
     }
-    if !flags.is_empty() {
-        let flags = flags.into_iter().fold(MountFlags::BIND, |all, flag| all | flag.of_remount());
-        mount_remount(at, flags, c"")?;
+    let flags = flags.into_iter().fold(MountFlags::BIND, |all, flag| all | flag.of_remount());
+    // With all below it, and first: else what is unmounted here goes at its source, too.
+    mount_change(at, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let remounted = if flags == MountFlags::BIND { Ok(()) } else { mount_remount(at, flags, c"") };
+    if let Err(error) = remounted {
+        // Else the next try would take it as mounted, without its flags.
+        unmount_now(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
+        return Err(error.into());
     }
-    Ok(mount_change(at, MountPropagationFlags::PRIVATE)?)
+    Ok(())
 }
 
 fn attach(kind: &str, device: &str, at: &Path, words: &Words) -> io::Result<()> {

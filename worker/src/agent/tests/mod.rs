@@ -83,6 +83,36 @@ async fn a_task_runs_is_watched_and_stops() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tasks_volume_stays_while_a_one_off_container_has_it() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let volume = |source: &str| Mount {
+        kind: MountKind::Volume,
+        source: source.to_owned(),
+        target: "/data".to_owned(),
+        ..Mount::default()
+    };
+    let mut spec = task(1, "box", &["sleep", "1000"]).spec.container.clone();
+    spec.mounts = vec![volume("")];
+    let web = task_with(1, spec);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    let (name, ..) = worker.agent.host.volumes.of_task(&web.id).remove(0);
+    let mut own = task(2, "box", &["sleep", "1000"]).spec.as_ref().clone();
+    own.container.mounts = vec![volume(&name)];
+    let request = wire::CreateContainerRequest { spec: Some(own.to_proto()), ..Default::default() };
+    let one = worker.agent.locals.create(request).await.unwrap();
+
+    node.assign(&[]);
+    wait_until(|| worker.agent.host.entries().is_empty()).await;
+    let names =
+        || -> Vec<String> { worker.agent.host.volumes.list().unwrap().into_iter().map(|volume| volume.name).collect() };
+    assert_eq!(names(), [name]);
+    worker.agent.locals.remove(&one, true, true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn failures_are_reported_in_words() {
     let node = Node::new().await;
     let worker = node.worker().await;
