@@ -146,7 +146,9 @@ pub(crate) async fn prepare_on(
     ground: Ground,
 ) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
-    check_mounts(&spec.mounts)?;
+    let mounts = spec.mounts.clone();
+    // A folder of a server that is away holds up whoever looks.
+    tokio::task::spawn_blocking(move || check_mounts(&mounts)).await??;
     if task.spec.limits.nano_cpus > 0 {
         check_cpus(task.spec.limits.nano_cpus, describe::cpus())?;
     }
@@ -343,7 +345,8 @@ fn check_mounts(mounts: &[Mount]) -> Result<(), PrepareError> {
                 }
             }
             MountKind::Bind if propagation::needs_more(&mount.propagation) => {
-                let source = Path::new(&mount.source).canonicalize().map_err(PrepareError::Mountinfo)?;
+                let source = Path::new(&mount.source).canonicalize();
+                let source = source.map_err(|_| PrepareError::NoBindSource(mount.source.clone()))?;
                 let mountinfo = fs::read("/proc/self/mountinfo").map_err(PrepareError::Mountinfo)?;
                 propagation::check(&mountinfo, &source, &mount.propagation)?;
             }

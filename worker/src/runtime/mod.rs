@@ -355,7 +355,11 @@ fn user_name<'a>(container: &'a ContainerSpec, image: &'a ImageDefaults) -> &'a 
 
 /// libcontainer does not say which one it could not write.
 fn explain_sysctls(message: String, sysctls: &BTreeMap<String, String>, exists: impl Fn(&Path) -> bool) -> String {
-    let is_missing = |name: &&String| !exists(&Path::new("/proc/sys").join(name.replace('.', "/")));
+    // Those of a link are where the link is: in the container.
+    let is_of_link =
+        |name: &str| name.starts_with("net.") && [".conf.", ".neigh."].iter().any(|part| name.contains(part));
+    let is_missing =
+        |name: &&String| !is_of_link(name) && !exists(&Path::new("/proc/sys").join(name.replace('.', "/")));
     match sysctls.keys().find(is_missing) {
         Some(name) if message.contains("procfs") => {
             format!(
@@ -433,7 +437,9 @@ mod tests {
 
     #[test]
     fn a_sysctl_that_the_kernel_lacks_is_named() {
-        let sysctls = ["net.core.somaxconn", "net.nope"].map(|name| (name.to_owned(), "1".to_owned())).into();
+        let sysctls = ["net.core.somaxconn", "net.ipv4.conf.eth0.forwarding", "net.nope"]
+            .map(|name| (name.to_owned(), "1".to_owned()))
+            .into();
         let exists = |path: &Path| path == Path::new("/proc/sys/net/core/somaxconn");
         let said = |message: &str| explain_sysctls(message.to_owned(), &sysctls, exists);
         assert!(said("open subpath in procfs failed").starts_with("sysctl net.nope is none that"));
