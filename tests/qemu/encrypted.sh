@@ -49,7 +49,10 @@ at n1 ip link show orch_wg0 >/dev/null 2>&1 && fail "the device is where others 
 
 step "it answers"
 # What arrives at the other node: with a pattern that would stand there in clear text.
-at n2 nft -f - <<'NFT'
+watch() {
+  at n2 nft -f - <<'NFT'
+table inet watch
+delete table inet watch
 table inet watch {
   counter clear {}
   counter sealed {}
@@ -63,6 +66,8 @@ table inet watch {
   }
 }
 NFT
+}
+watch
 seen() { at n2 nft list counter inet watch "$1" | sed -n 's/.*packets \([0-9]*\) .*/\1/p'; }
 ping_web() { on n1 exec "$user" ping -c 5 -s 300 -p a5 -W 20 "tasks.web.$1" >/tmp/said || { cat /tmp/said; fail "no ping on $1"; }; }
 ping_web open
@@ -100,5 +105,32 @@ within 120 "the node tells its new key" has_another_key n2 "$first"
 within 120 "the service answers again" asked web.secret
 within 30 "the way is told" says "encrypted, to 192.168.100.12" on n1 network trace web.secret
 step "a node came back"
+# The same where tunnels go by IPv6.
+on n2 leave --force >/dev/null
+on n1 leave --force >/dev/null
+at n1 ip address add fd00:9::1/64 dev eth0 nodad
+at n2 ip address add fd00:9::2/64 dev eth0 nodad
+on n1 init --advertise-addr 192.168.100.11 --data-path-addr fd00:9::1 >/dev/null
+token=$(on n1 join-token -q worker)
+on n2 join --token "$token" --data-path-addr fd00:9::2 192.168.100.11:2377 >/dev/null
+within 60 "both nodes tell their keys" has_key n2
+on n1 image import busybox /files/busybox.tar >/dev/null
+on n1 network create -d overlay --opt encrypted secret >/dev/null
+on n1 service create -d --name web --network secret --constraint node.hostname==n2 \
+  busybox sh -c 'echo found >/index.html; exec httpd -f -p 80' >/dev/null
+on n1 service create -d --name user --network secret --constraint node.hostname==n1 busybox sleep 10000 >/dev/null
+within 120 "a task runs" running "user 1/1"
+within 120 "the other runs" running "web 1/1"
+user=$(on n1 service ps -q --no-trunc user)
+within 60 "the service answers by IPv6" asked web.secret
+within 30 "the way is told" says "encrypted, to fd00:9::2" on n1 network trace web.secret
+watch
+ping_web secret
+echo "five packets by IPv6: sealed $(seen sealed), clear $(seen clear), pattern $(seen pattern)"
+[ "$(seen sealed)" -ge 5 ] && [ "$(seen clear)" = 0 ] && [ "$(seen pattern)" = 0 ] || fail "it can be read on its way by IPv6"
+mtu=$(on n1 exec "$user" cat /sys/class/net/eth0/mtu)
+[ "$mtu" = 1370 ] || fail "by IPv6 the MTU is $mtu"
+on n1 exec "$user" ping -c 2 -s $((mtu - 28)) -W 20 tasks.web.secret >/tmp/said || { cat /tmp/said; fail "large packets are lost by IPv6"; }
+step "by IPv6"
 orch lab down --name vm
 echo "encrypted networks work on $(uname -r)"
