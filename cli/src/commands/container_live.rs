@@ -9,7 +9,9 @@ use tokio_stream::StreamExt as _;
 
 use super::{
     container_control::{Named, named},
-    for_each, run,
+    for_each,
+    image::asked_for,
+    run,
 };
 use crate::{
     api::{Worker, explain, worker},
@@ -276,12 +278,7 @@ fn is_wanted(event: &wire::ContainerEvent, filters: &FilterSet) -> bool {
 
 /// The name of `name:tag@digest`.
 fn without_tag(image: &str) -> &str {
-    let image = image.split('@').next().unwrap_or(image);
-    match image.rsplit_once(':') {
-        // Else it is a registry's port.
-        Some((name, tag)) if !tag.contains('/') => name,
-        _ => image,
-    }
+    asked_for(image.split('@').next().unwrap_or(image)).0
 }
 
 fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Result<()> {

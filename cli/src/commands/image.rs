@@ -462,14 +462,14 @@ fn split_name(name: &str) -> (String, String) {
     if let Some((repository, _)) = familiar(name).split_once('@') {
         return (repository.into(), "<none>".into());
     }
-    match familiar(name).rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => (repository.into(), tag.into()),
-        _ => (familiar(name).into(), "<none>".into()),
+    match asked_for(familiar(name)) {
+        (repository, "") => (repository.into(), "<none>".into()),
+        (repository, tag) => (repository.into(), tag.into()),
     }
 }
 
 /// Repository and tag of what the user typed; no tag: any. A colon before a slash is a registry's port.
-fn asked_for(text: &str) -> (&str, &str) {
+pub(super) fn asked_for(text: &str) -> (&str, &str) {
     match text.rsplit_once(':') {
         Some((repository, tag)) if !tag.contains('/') => (repository, tag),
         _ => (text, ""),
