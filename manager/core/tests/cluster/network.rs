@@ -230,6 +230,17 @@ fn ports_are_published_once_and_automatic_ones_stay() {
     assert_eq!(sim.service("a").endpoint.vips, vips, "the address stays across an update");
 }
 
+/// Without what is mounted below it.
+fn bind_alone() -> Mount {
+    Mount {
+        kind: MountKind::Bind,
+        source: "/a".into(),
+        target: "/b".into(),
+        bind_recursive: Some(BindRecursive::Disabled),
+        ..Mount::default()
+    }
+}
+
 /// Services as the options make them, and what the refusal begins with.
 #[test]
 fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
@@ -241,13 +252,7 @@ fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
         ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
         ("endpoint balance weighted", |s| s.endpoint.balance = Some(Balance::Weighted)),
         ("a bind with bind-recursive", |s| {
-            s.task.container.mounts = vec![Mount {
-                kind: MountKind::Bind,
-                source: "/a".into(),
-                target: "/b".into(),
-                bind_recursive: Some(BindRecursive::Disabled),
-                ..Mount::default()
-            }];
+            s.task.container.mounts = vec![bind_alone()];
         }),
     ];
     for (what, option) in options {
@@ -292,13 +297,7 @@ fn each_feature_that_a_spec_needs_is_asked_of_nodes() {
         let mut spec = web("a", "nginx", 1);
         spec.endpoint.ports = vec![port(8080, 80, PublishMode::Ingress)];
         spec.endpoint.prefer_local = true;
-        spec.task.container.mounts = vec![Mount {
-            kind: MountKind::Bind,
-            source: "/a".into(),
-            target: "/b".into(),
-            bind_recursive: Some(BindRecursive::Disabled),
-            ..Mount::default()
-        }];
+        spec.task.container.mounts = vec![bind_alone()];
         let said = sim.create(spec).err().map(|error| error.to_string());
         let is_said = said.as_deref().zip(refused).is_some_and(|(said, refused)| said.starts_with(refused));
         assert!(is_said || (said.is_none() && refused.is_none()), "{known:?}: {said:?}");
