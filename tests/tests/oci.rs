@@ -417,6 +417,15 @@ fn root_of_a_container_can_be_nobody_on_its_node() {
         other => Err(other),
     });
     let _ = lab.orch(&["service", "rm", "reader"]).ok();
+    let _ =
+        lab.orch(&["service", "create", "-d", "--name", "agent", "--network", "host", "busybox", "sleep", "9"]).ok();
+    let rejected =
+        "cannot share the host's network namespace when user namespaces are enabled (userns-remap): let its tasks";
+    eventually("its task is rejected", || match lab.orch(&["service", "ps", "--no-trunc", "agent"]).result()? {
+        said if said.contains("Rejected") && said.contains(rejected) => Ok(()),
+        other => Err(other),
+    });
+    let _ = lab.orch(&["service", "rm", "agent"]).ok();
     eventually("no namespace of users is left", || match on_node("ls /run/orch/users").result()? {
         left if left.is_empty() => Ok(()),
         left => Err(left),

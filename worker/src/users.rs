@@ -47,8 +47,8 @@ pub(crate) enum RemapError {
     NoRange { user: String, file: &'static str },
     #[error("privileged mode is incompatible with user namespaces (userns-remap): {0}")]
     Privileged(&'static str),
-    #[error("cannot share the host's {0} namespace when user namespaces are enabled (userns-remap): add --userns host")]
-    Shared(&'static str),
+    #[error("cannot share the host's {0} namespace when user namespaces are enabled (userns-remap): {1}")]
+    Shared(&'static str, &'static str),
 }
 
 impl Remap {

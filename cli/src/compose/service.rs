@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use orch_model::{
     Annotations,
+    network::NodeNetwork,
     service::{
         Balance, ContainerSpec, EndpointSpec, HealthConfig, LogDriver, Mount, MountKind, PlacementStrategy, PortConfig,
         ServiceMode, ServiceSpec, TaskSpec, Ulimit,
@@ -333,11 +334,13 @@ fn networks(
             let message = format!("undefined network {name:?}: add it under the top-level `networks:`");
             return Err(reader.error(place, message));
         }
-        let (network, _) = reader.real_name("networks", &name)?;
+        let (network, is_external) = reader.real_name("networks", &name)?;
         let driver_options = options.remove(&name).unwrap_or_default();
         used.insert(name);
-        // The service is found by its short name by its neighbours.
-        aliases.push(service.to_owned());
+        // The service is found by its short name by its neighbours; a node's own network has no names.
+        if !is_external || NodeNetwork::find(&network).is_none() {
+            aliases.push(service.to_owned());
+        }
         attachments.push(NamedAttachment { network, aliases, driver_options });
     }
     attachments.sort_by(|a, b| a.network.cmp(&b.network));

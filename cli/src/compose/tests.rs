@@ -126,6 +126,23 @@ fn a_file_becomes_specs() {
     assert!(stack.warnings[1].starts_with("Ignoring deprecated options:\n\ncontainer_name: "));
 }
 
+/// The network's definition, and what the service is on and by which names.
+#[test]
+fn networks_of_the_nodes_are_external_and_without_names() {
+    for (key, definition, network, aliases) in [
+        ("x", "{external: true, name: host}", "host", ""),
+        ("host", "{external: true}", "host", ""),
+        ("bridge", "{external: {name: bridge}}", "bridge", ""),
+        ("x", "{external: true, name: theirs}", "theirs", "web"),
+        ("host", "{}", "shop_host", "web"),
+    ] {
+        let text = format!("services: {{web: {{image: web, networks: [{key}]}}}}\nnetworks: {{{key}: {definition}}}\n");
+        let stack = load(&text).unwrap();
+        let attachment = &stack.services[0].networks[0];
+        assert_eq!((attachment.network.as_str(), attachment.aliases.join(",").as_str()), (network, aliases), "{text}");
+    }
+}
+
 #[test]
 fn the_same_file_gives_the_same_spec() {
     let (first, second) = (load(SHOP).unwrap(), load(SHOP).unwrap());
@@ -379,11 +396,13 @@ services:
       placement: {constraints: [node.role==manager], preferences: [{spread: node.labels.z}], max_replicas_per_node: 1}
     x-orch: {image-digest: "sha256:00", placement-strategy: pack}
   db: {image: db, deploy: {mode: global, endpoint_mode: dnsrr}}
+  agent: {image: agent, networks: [host], deploy: {mode: global}}
   job: {image: j, deploy: {mode: replicated-job, replicas: 5}, x-orch: {max-concurrent: 2}}
 networks:
   front: {attachable: true, internal: true, enable_ipv6: true, labels: {a: b}, driver_opts: {o: p},
     ipam: {config: [{subnet: 10.5.0.0/24, gateway: 10.5.0.1, ip_range: 10.5.0.128/25, aux_addresses: {router: 10.5.0.9}}]}}
   other: {external: true, name: theirs}
+  host: {external: true}
 volumes:
   data: {driver: local, driver_opts: {type: nfs}, labels: {x: y}, name: fixed}
   kept: {external: true}

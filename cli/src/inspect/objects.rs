@@ -2,7 +2,7 @@
 
 use orch_model::{
     Annotations, Meta, Timestamp,
-    network::{IpamConfig, Network},
+    network::{IpamConfig, Network, predefined_id},
     secret::{Config, Secret, TemplateDriver},
     task::{Task, TaskState},
 };
@@ -25,6 +25,7 @@ pub(crate) fn task(task: &Task) -> Value {
         let addresses: Vec<String> = a.addresses.iter().map(ToString::to_string).collect();
         json!({"Network": {"ID": a.network.as_str()}, "Addresses": addresses, "Aliases": a.aliases})
     };
+    let of_node = task.spec.node_network.map(|n| json!({"Network": {"ID": predefined_id(n.name())}}));
     head(task.id.as_str(), &task.meta)
         .always("Name", task.name())
         .always("Labels", json!(&task.service_annotations.labels))
@@ -44,7 +45,7 @@ pub(crate) fn task(task: &Task) -> Value {
                 .done(),
         )
         .always("DesiredState", word(task.desired_state))
-        .some("NetworksAttachments", task.networks.iter().map(attachment).collect::<Value>())
+        .some("NetworksAttachments", task.networks.iter().map(attachment).chain(of_node).collect::<Value>())
         .done()
 }
 

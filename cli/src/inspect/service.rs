@@ -7,6 +7,7 @@ use orch_model::service::{
 };
 use orch_model::{
     Timestamp,
+    network::predefined_id,
     node::{GenericResources, Resources},
 };
 use serde_json::{Value, json};
@@ -54,12 +55,13 @@ pub(crate) fn task_spec(spec: &TaskSpec) -> Value {
             .some("DriverOpts", json!(n.driver_options))
             .done()
     };
+    let of_node = spec.node_network.map(|network| json!({"Target": predefined_id(network.name())}));
     Fields::default()
         .always("ContainerSpec", container_spec(&spec.container))
         .always("Resources", resources(spec.limits, spec.reservations, &asked(spec)))
         .always("RestartPolicy", restart(&spec.restart))
         .always("Placement", placement(&spec.placement))
-        .some("Networks", spec.networks.iter().map(network).collect::<Value>())
+        .some("Networks", spec.networks.iter().map(network).chain(of_node).collect::<Value>())
         .some("LogDriver", spec.log_driver.as_ref().map(log_driver))
         .always("ForceUpdate", spec.force_update)
         .always("Runtime", "container")

@@ -2,6 +2,7 @@
 
 use orch_model::{
     Annotations, NetworkId, ServiceId, Timestamp, Version,
+    network::NodeNetwork,
     service::{ContainerSpec, Endpoint, EndpointSpec, Service, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, Vip},
 };
 
@@ -87,4 +88,17 @@ fn a_service_has_dockers_shape() {
         }
     });
     assert_eq!(service(&sample()), expected);
+}
+
+/// As `network ls` lists it.
+#[test]
+fn a_network_of_the_nodes_is_shown_by_its_id() {
+    for (network, target) in
+        [(NodeNetwork::Host, "host000000000000000000000"), (NodeNetwork::Bridge, "bridge0000000000000000000")]
+    {
+        let mut shown = sample();
+        shown.spec.task.node_network = Some(network);
+        assert_eq!(service(&shown)["Spec"]["TaskTemplate"]["Networks"], json!([{"Target": target}]));
+        assert_eq!(NodeNetwork::find(target), Some(network));
+    }
 }

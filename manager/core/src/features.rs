@@ -3,8 +3,12 @@
 //! spec is refused until every node says that it knows.
 
 use orch_model::{
-    node::features::{MOUNT_OPTIONS, PUBLISH_OPTIONS},
-    service::{Balance, ServiceSpec},
+    network::NodeNetwork,
+    node::{
+        NodeDescription,
+        features::{MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS},
+    },
+    service::{Balance, ServiceSpec, TaskSpec},
 };
 
 use crate::state::State;
@@ -18,12 +22,24 @@ pub fn missing(state: &State, spec: &ServiceSpec) -> Option<String> {
     needed(spec).find_map(|(feature, what)| refusal(state, feature, what))
 }
 
+/// Whether a task may run on this node. One that joined since the spec was accepted, or went back to an older version,
+/// would start it in a network of its own.
+#[must_use]
+pub fn allows(node: &NodeDescription, task: &TaskSpec) -> bool {
+    task.node_network != Some(NodeNetwork::Host) || knows(node, NODE_NETWORKS)
+}
+
+/// Whether the node says that its version knows it.
+#[must_use]
+pub fn knows(node: &NodeDescription, feature: &str) -> bool {
+    node.features.iter().any(|known| known == feature)
+}
+
 fn refusal(state: &State, feature: &str, what: &str) -> Option<String> {
-    let knows = |features: &[String]| features.iter().any(|known| known == feature);
     // A node that has only just joined has said nothing of itself yet.
     let told = state.nodes().filter(|node| !node.description.engine_version.is_empty());
     let older: Vec<&str> =
-        told.filter(|n| !knows(&n.description.features)).map(|n| n.description.hostname.as_str()).collect();
+        told.filter(|n| !knows(&n.description, feature)).map(|n| n.description.hostname.as_str()).collect();
     let more = match older.len() {
         0 => return None,
         count if count > MAX_NAMED => format!(" and {} more", count - MAX_NAMED),
@@ -39,6 +55,7 @@ fn refusal(state: &State, feature: &str, what: &str) -> Option<String> {
 /// Each feature that the spec needs, and what of the spec needs it.
 fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (endpoint, mounts) = (&spec.endpoint, &spec.task.container.mounts);
+    let node_network = spec.task.node_network;
     let asked = [
         (
             endpoint.ports.iter().any(|port| port.host_ip.is_some()),
@@ -48,6 +65,8 @@ fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static st
         (endpoint.prefer_local, (PUBLISH_OPTIONS, "to prefer local tasks")),
         (endpoint.balance == Some(Balance::Weighted), (PUBLISH_OPTIONS, "endpoint balance weighted")),
         (mounts.iter().any(|mount| mount.bind_recursive.is_some()), (MOUNT_OPTIONS, "a bind with bind-recursive")),
+        (node_network == Some(NodeNetwork::Host), (NODE_NETWORKS, "a service on the network host")),
+        (node_network == Some(NodeNetwork::Bridge), (NODE_NETWORKS, "a service on the network bridge")),
     ];
     asked.into_iter().filter_map(|(is_asked, need)| is_asked.then_some(need))
 }

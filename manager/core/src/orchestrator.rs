@@ -25,7 +25,7 @@ use orch_model::{
 };
 
 use crate::{
-    constraint, encryption,
+    constraint, encryption, features,
     state::{State, publishes_on_ingress},
 };
 use slot::SlotKey;
@@ -107,12 +107,16 @@ pub fn takes_tasks(node: &Node) -> bool {
 /// Whether a node fits the placement that the service asks for now, and can take part in its networks.
 pub(crate) fn fits(state: &State, service: &Service, node: &Node) -> bool {
     let networks = service.spec.task.networks.iter().map(|attachment| &attachment.network);
-    constraint::all_match(&service.spec.task.placement.constraints, node) && encryption::allows(state, node, networks)
+    constraint::all_match(&service.spec.task.placement.constraints, node)
+        && encryption::allows(state, node, networks)
+        && features::allows(&node.description, &service.spec.task)
 }
 
 /// Whether a task may stay on its node: the networks that it is on count, which may not be those that its service asks for
 /// now.
 pub(crate) fn may_stay(state: &State, service: &Service, task: &Task, node: &Node) -> bool {
     let networks = task.networks.iter().map(|attachment| &attachment.network);
-    constraint::all_match(&service.spec.task.placement.constraints, node) && encryption::allows(state, node, networks)
+    constraint::all_match(&service.spec.task.placement.constraints, node)
+        && encryption::allows(state, node, networks)
+        && features::allows(&node.description, &task.spec)
 }

@@ -2,11 +2,15 @@
 
 use orch_manager_core::{State, resolve};
 use orch_model::{
-    Annotations, cluster::ClusterSpec, network::NetworkSpec, node::NodeSpec, secret::TemplateDriver,
+    Annotations,
+    cluster::ClusterSpec,
+    network::{NetworkSpec, NodeNetwork},
+    node::NodeSpec,
+    secret::TemplateDriver,
     service::ServiceSpec,
 };
 use orch_proto::{
-    conv::{FromProto, required},
+    conv::{FromProto, ToProto, required},
     wire::{self, spec},
 };
 use tonic::Status;
@@ -54,6 +58,7 @@ fn annotations(proto: Option<wire::Annotations>, message: &'static str) -> Resul
 /// Replaces names by ids.
 fn identify(state: &State, service: &mut wire::ServiceSpec) -> Result<(), Box<Status>> {
     let Some(task) = &mut service.task else { return Ok(()) };
+    name_node_network(task)?;
     for attachment in &mut task.networks {
         let network = resolve::network(state, &attachment.network).map_err(refused)?;
         attachment.network = network.id.to_string();
@@ -69,6 +74,25 @@ fn identify(state: &State, service: &mut wire::ServiceSpec) -> Result<(), Box<St
         let config = resolve::config(state, reference).map_err(refused)?;
         (file.id, file.name) = (config.id.to_string(), config.annotations.name.clone());
     }
+    Ok(())
+}
+
+/// Networks that every node has are none of the cluster's: one among those that are named becomes the field that it is.
+fn name_node_network(task: &mut wire::TaskSpec) -> Result<(), Box<Status>> {
+    let mut of_cluster = Vec::with_capacity(task.networks.len());
+    for attachment in std::mem::take(&mut task.networks) {
+        let is_plain = attachment.aliases.is_empty() && attachment.driver_options.is_empty();
+        let network = NodeNetwork::of_service(&attachment.network, is_plain);
+        match network.map_err(|error| Box::new(Status::invalid_argument(error.to_string())))? {
+            None => of_cluster.push(attachment),
+            Some(_) if task.node_network.is_some() => {
+                let said = "a service is on one network of its nodes at most: name host or bridge, and once";
+                return Err(Box::new(Status::invalid_argument(said)));
+            }
+            Some(network) => task.node_network = Some(network.to_proto()),
+        }
+    }
+    task.networks = of_cluster;
     Ok(())
 }
 

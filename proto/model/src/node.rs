@@ -129,6 +129,8 @@ pub mod features {
     pub const PUBLISH_OPTIONS: &str = "publish-options";
     /// Binds without what is mounted below them, or with it and writable.
     pub const MOUNT_OPTIONS: &str = "mount-options";
+    /// Services on the node's own network.
+    pub const NODE_NETWORKS: &str = "node-networks";
     /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.
     pub const ENCRYPTED_NETWORKS: &str = "encrypted-networks";
 }

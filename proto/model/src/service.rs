@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
-    Annotations, ConfigId, Duration, Meta, NetworkId, SecretId, ServiceId, Timestamp, Version, node::Resources,
+    Annotations, ConfigId, Duration, Meta, NetworkId, SecretId, ServiceId, Timestamp, Version, network::NodeNetwork,
+    node::Resources,
 };
 
 /// Automatically published ports.
@@ -217,6 +218,8 @@ pub struct TaskSpec {
     pub restart: RestartPolicy,
     pub placement: Placement,
     pub networks: Vec<NetworkAttachmentSpec>,
+    /// With the node's own network there is no other.
+    pub node_network: Option<NodeNetwork>,
     pub log_driver: Option<LogDriver>,
     /// Raised by `update --force`: tasks are replaced although nothing else changed.
     pub force_update: u64,

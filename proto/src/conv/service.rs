@@ -1,5 +1,6 @@
 //! Services and what their tasks are made from.
 
+use orch_model::network::NodeNetwork;
 use orch_model::service::{
     Balance, BindRecursive, ContainerSpec, Dependency, DependencyCondition, DnsConfig, Endpoint, EndpointMode,
     EndpointSpec, FailureAction, FileRef, HealthConfig, LogDriver, Mount, MountKind, NetworkAttachmentSpec, Placement,
@@ -24,6 +25,7 @@ choice!(DependencyCondition { Started, Healthy, Completed });
 choice!(RestartCondition { None, OnFailure, Any });
 choice!(MountKind { Volume, Bind, Tmpfs });
 choice!(BindRecursive { Disabled, Writable, Readonly });
+choice!(NodeNetwork { Host, Bridge });
 
 record!(Service {
     values: id, spec_version, previous_spec, update_status, removing;
@@ -41,7 +43,7 @@ record!(UpdateConfig {
 });
 record!(UpdateStatus { values: state, started_at, completed_at, message; });
 record!(TaskSpec {
-    values: networks, log_driver, force_update, generic;
+    values: networks, log_driver, force_update, generic, node_network;
     parts: container, limits, reservations, restart, placement;
 });
 record!(ResourceLimits { values: nano_cpus, memory_bytes, pids; });

@@ -1,6 +1,7 @@
 //! Brings one task where its state machine says: a thin shell around [`super::task::Machine`].
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     future::Future,
     path::PathBuf,
@@ -13,6 +14,7 @@ use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use orch_model::{
     TaskId, Timestamp,
     linux::real_time_offset,
+    service::TaskSpec,
     task::{ContainerStatus, Health, Task, TaskState, TaskStatus},
 };
 use tokio::{sync::watch, task::AbortHandle, time::sleep};
@@ -148,6 +150,7 @@ impl Executor {
                 }
                 Command::SignalStop => self.stop(),
                 Command::Kill => self.kill(),
+                Command::NetDown if !prepare::has_namespace(&self.task) => {}
                 Command::NetDown => self.host.netd.task_down(&self.task.id).await,
                 Command::Release => self.release(),
                 Command::Forget => {
@@ -218,14 +221,16 @@ impl Executor {
         let (host, task, slot) = (self.host.clone(), self.task.clone(), self.container.clone());
         let work = async move {
             let prepared = prepared.ok_or_else(|| "it was not prepared".to_owned())?;
+            let host_network = !prepare::has_namespace(&task);
+            let spec = if host_network { Cow::Owned(with_hostname(&task)) } else { Cow::Borrowed(task.spec.as_ref()) };
             let plan = ContainerPlan {
                 task_id: task.id.clone(),
                 container_id: container_id(&task),
                 rootfs: prepared.rootfs,
                 image: prepared.defaults,
-                spec: &task.spec,
+                spec: &spec,
                 netns: prepared.netns,
-                host_network: false,
+                host_network,
                 binds: prepared.binds,
                 log: log_files(&host, &task),
                 options: HostOptions::default(),
@@ -319,7 +324,9 @@ impl Executor {
             {
                 warn("the container is not deleted", chain(&error));
             }
-            if let Err(error) = host.netd.detach(&task.id).await {
+            if prepare::has_namespace(&task)
+                && let Err(error) = host.netd.detach(&task.id).await
+            {
                 warn("the network namespace stays", chain(&error));
             }
             let _turn = folders.lock().await;
@@ -415,6 +422,13 @@ async fn send_signal(events: &Events, task: &Task, container: &Container, number
     container.kill(number).await?;
     events.of_container(Subject::of_task(task), "kill", &[("signal", number.to_string())]);
     Ok(())
+}
+
+/// The node's name is written out: the runtime's own default is another.
+fn with_hostname(task: &Task) -> TaskSpec {
+    let mut spec = task.spec.as_ref().clone();
+    spec.container.hostname = prepare::hostname(task);
+    spec
 }
 
 fn start_failed(reason: &str) -> String {

@@ -11,7 +11,7 @@ use std::{
 
 use orch_model::{
     secret::TemplateDriver,
-    service::{ContainerSpec, FileRef},
+    service::{ContainerSpec, DnsConfig, FileRef},
 };
 use orch_template::{TemplateError, files::Sources};
 use rustix::{
@@ -80,6 +80,24 @@ pub(crate) fn hosts_file_of_node(own: &str, extra: &[String]) -> String {
     }
     extra.iter().for_each(|line| text.extend([line.as_str(), "\n"]));
     text
+}
+
+/// The node's resolvers, but for what the container is given of its own.
+pub(crate) fn resolv_conf_of_node(own: String, dns: &DnsConfig) -> String {
+    let servers = dns.nameservers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let list = |keyword: &str, words: &[String]| match words {
+        [] => String::new(),
+        words => format!("{keyword} {}\n", words.join(" ")),
+    };
+    let given = [
+        (&["nameserver"][..], servers),
+        (&["search", "domain"], list("search", &dns.search)),
+        (&["options"], list("options", &dns.options)),
+    ];
+    given.into_iter().filter(|(_, lines)| !lines.is_empty()).fold(own, |text, (keywords, lines): (_, String)| {
+        let is_replaced = |line: &&str| line.split_whitespace().next().is_some_and(|word| keywords.contains(&word));
+        text.lines().filter(|line| !is_replaced(line)).map(|line| format!("{line}\n")).collect::<String>() + &lines
+    })
 }
 
 pub(crate) fn hosts_file(hostname: &str, address: &str, extra: &[String]) -> String {
@@ -207,5 +225,27 @@ mod tests {
     fn the_container_finds_itself_and_the_extra_hosts() {
         let text = hosts_file("web", "10.0.1.3", &["1.2.3.4 db".to_owned()]);
         assert!(text.starts_with("127.0.0.1\tlocalhost\n") && text.ends_with("1.2.3.4 db\n10.0.1.3\tweb\n"), "{text}");
+    }
+
+    /// What the container is given, and what comes of the node's file.
+    #[test]
+    fn resolvers_of_its_own_take_the_place_of_the_nodes() {
+        let own = "# the node's\nnameserver 10.0.0.2\nsearch lan\noptions ndots:2";
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        for (servers, search, options, want) in [
+            ("", "", "", own),
+            (
+                "9.9.9.9 fd00::1",
+                "",
+                "",
+                "# the node's\nsearch lan\noptions ndots:2\nnameserver 9.9.9.9\nnameserver fd00::1\n",
+            ),
+            ("", "a b", "", "# the node's\nnameserver 10.0.0.2\noptions ndots:2\nsearch a b\n"),
+            ("9.9.9.9", "a", "rotate", "# the node's\nnameserver 9.9.9.9\nsearch a\noptions rotate\n"),
+        ] {
+            let nameservers = words(servers).iter().map(|server| server.parse().unwrap()).collect();
+            let dns = DnsConfig { nameservers, search: words(search), options: words(options) };
+            assert_eq!(resolv_conf_of_node(own.to_owned(), &dns), want);
+        }
     }
 }

@@ -357,7 +357,9 @@ impl Agent {
         };
         if let Found::Running { pid } = found {
             tracing::info!(task = %assignment.task.id, pid, "found a running container again");
-            self.host.netd.remember(&assignment.task.id, prepare::attach_request(&assignment.task));
+            if prepare::has_namespace(&assignment.task) {
+                self.host.netd.remember(&assignment.task.id, prepare::attach_request(&assignment.task));
+            }
         }
         let (machine, commands) = Machine::recover(known.status.state, assignment.desired_state, found);
         self.spawn(known, machine, commands, container);

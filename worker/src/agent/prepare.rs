@@ -10,6 +10,7 @@ use std::{
 
 use orch_model::{
     TaskId,
+    network::NodeNetwork,
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
@@ -135,7 +136,11 @@ pub(crate) async fn prepare(
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
 ) -> Result<Prepared, PrepareError> {
-    let ground = Ground { keep_root: false, attach: Some(attach_request(task)), remap: host.remap };
+    if host.remap.is_some() && !has_namespace(task) {
+        return Err(RemapError::Shared("network", "let its tasks run on nodes without userns-remap").into());
+    }
+    let attach = has_namespace(task).then(|| attach_request(task));
+    let ground = Ground { keep_root: false, attach, remap: host.remap };
     prepare_on(host, task, folders, ground).await
 }
 
@@ -182,6 +187,7 @@ pub(crate) async fn prepare_on(
     let hostname = hostname(task);
     // Without a network of its own it has the node's, as the node's programs see it.
     let own = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let dns = &spec.dns;
     let (netns, address, resolv_conf, hosts) = match attached {
         Some(attached) => {
             let hosts = files::hosts_file(&hostname, &attached.primary_address, &spec.hosts);
@@ -189,7 +195,7 @@ pub(crate) async fn prepare_on(
         }
         None => {
             let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &spec.hosts);
-            (None, String::new(), own("/etc/resolv.conf"), hosts)
+            (None, String::new(), files::resolv_conf_of_node(own("/etc/resolv.conf"), dns), hosts)
         }
     };
     let network_files = files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?;
@@ -320,11 +326,23 @@ fn delete(dir: &Path) -> Result<(), PrepareError> {
     }
 }
 
+/// Whether netd makes its namespace.
+pub(super) fn has_namespace(task: &Task) -> bool {
+    task.spec.node_network != Some(NodeNetwork::Host)
+}
+
+/// In the node's network it has the node's name, unless it is given one.
 pub(crate) fn hostname(task: &Task) -> String {
     match task.spec.container.hostname.as_str() {
+        "" if !has_namespace(task) => host_name(),
         "" => container_id(task)[..HOSTNAME_LEN].to_owned(),
         given => given.to_owned(),
     }
+}
+
+/// What the node's kernel calls it.
+pub(crate) fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
 fn secrets_dir(host: &Host, task: &TaskId) -> PathBuf {

@@ -31,6 +31,7 @@ pub(super) fn container(entry: &Entry) -> Container {
     let spec = &entry.task.spec.container;
     let pid = entry.container.as_ref().map_or(0, |container| container.pid());
     let status = &entry.status;
+    let own = entry.task.spec.node_network.map(|network| network.name().to_owned()).into_iter();
     // What managers take for starting until it answers is a running container.
     let state = match status.state {
         state if state.is_terminal() => "exited",
@@ -58,7 +59,7 @@ pub(super) fn container(entry: &Entry) -> Container {
         one_off: false,
         image_digest: entry.image.clone().unwrap_or_default(),
         mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
-        networks: entry.task.networks.iter().map(|network| network.network.to_string()).collect(),
+        networks: own.chain(entry.task.networks.iter().map(|network| network.network.to_string())).collect(),
     }
 }
 

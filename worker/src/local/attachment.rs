@@ -12,7 +12,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, NodeId, TaskId, task::TaskAttachment};
+use orch_model::{NetworkId, NodeId, TaskId, network::is_predefined, task::TaskAttachment};
 use orch_proto::{
     conv::{FromProto, ToProto},
     wire::{
@@ -25,7 +25,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     LocalError, Locals, One,
     create::{BRIDGE, HOST, NAMED, NONE},
-    networks::{NetworkError, Taken, is_predefined},
+    networks::{NetworkError, Taken},
 };
 use crate::agent::{CurrentSession, Live, has_ipv6, host_networks, prepare, unix_ms};
 

@@ -24,8 +24,8 @@ use crate::{
 
 /// The node's own network: addresses behind its NAT.
 pub(crate) const BRIDGE: &str = "bridge";
-pub(crate) const NONE: &str = "none";
 pub(crate) const HOST: &str = "host";
+pub(crate) const NONE: &str = orch_model::network::NONE;
 /// In a record: none of these, only networks that have a name.
 pub(crate) const NAMED: &str = "named";
 /// Tries to make up a name that is free.
@@ -60,7 +60,7 @@ impl Locals {
             return Err(LocalError::Invalid("no command specified".to_owned()));
         }
         if network == HOST && spec.container.hostname.is_empty() {
-            spec.container.hostname = host_name();
+            spec.container.hostname = prepare::host_name();
         }
         let id = TaskId::from_random(rand::random());
         let mut record = LocalContainer {
@@ -232,11 +232,6 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
     ports
         .filter(|port| !published.iter().any(|p| p.target_port == port.target_port && p.protocol == port.protocol))
         .collect()
-}
-
-/// A container in the host's network has the host's name, unless it is given one.
-fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
 fn free_port(protocol: Protocol) -> Option<u16> {

@@ -13,7 +13,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use orch_model::{
     NetworkId, NodeId, ServiceId, TaskId,
     assignment::{Assignment, EndpointItem, NetworkItem},
-    network::IpamConfig,
+    network::{IpamConfig, is_predefined, predefined_id},
     task::TaskAttachment,
 };
 use orch_proto::{
@@ -256,7 +256,6 @@ impl UserNetworks {
     ) -> Vec<LocalNetwork> {
         let mut networks: Vec<_> = [(BRIDGE, DRIVER_BRIDGE), (HOST, "host"), (NONE, "null")]
             .map(|(name, driver)| LocalNetwork {
-                // The same on every node: nobody draws ids that begin with a name and end with so many zeros.
                 id: predefined_id(name),
                 name: name.to_owned(),
                 driver: driver.to_owned(),
@@ -403,19 +402,10 @@ impl Bridge {
     }
 }
 
-/// The id that a predefined network is listed with.
-fn predefined_id(name: &str) -> String {
-    format!("{name:0<25}")
-}
-
 fn is_valid(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.len() <= MAX_NAME_LEN
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
-}
-
-pub(crate) fn is_predefined(name: &str) -> bool {
-    matches!(name, BRIDGE | HOST | NONE | "default")
 }
 
 fn wire_member(task: &TaskId, member: &Member) -> wire::NetworkMember {

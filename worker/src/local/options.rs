@@ -10,6 +10,8 @@ use crate::{
     users::{Remap, RemapError},
 };
 
+const OWN_USERS: &str = "add --userns host";
+
 impl Locals {
     /// Everything that can be refused without looking at other containers.
     pub(super) fn check_options(&self, options: &LocalOptions) -> Result<(), LocalError> {
@@ -74,10 +76,10 @@ impl Locals {
         match self.remap_of(record) {
             None => Ok(()),
             Some(_) if privileged => refused(RemapError::Privileged("run the container with --userns host")),
-            Some(_) if record.network == HOST => refused(RemapError::Shared("network")),
-            Some(_) if options.pid_mode == "host" => refused(RemapError::Shared("PID")),
-            Some(_) if options.ipc_mode == "host" => refused(RemapError::Shared("IPC")),
-            Some(_) if options.uts_mode == "host" => refused(RemapError::Shared("UTS")),
+            Some(_) if record.network == HOST => refused(RemapError::Shared("network", OWN_USERS)),
+            Some(_) if options.pid_mode == "host" => refused(RemapError::Shared("PID", OWN_USERS)),
+            Some(_) if options.ipc_mode == "host" => refused(RemapError::Shared("IPC", OWN_USERS)),
+            Some(_) if options.uts_mode == "host" => refused(RemapError::Shared("UTS", OWN_USERS)),
             Some(_) => Ok(()),
         }
     }

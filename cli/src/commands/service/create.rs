@@ -6,7 +6,7 @@ use orch_model::{
     Annotations,
     service::{EndpointSpec, Mount, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit},
 };
-use orch_proto::{conv::ToProto, paths::Paths, wire};
+use orch_proto::paths::Paths;
 
 use super::{change, flags::SpecFlags, registry, resolve};
 use crate::{
@@ -110,13 +110,14 @@ pub(crate) async fn run(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut spec = spec(&args, name, files, |name| std::env::var(name).ok()).map_err(anyhow::Error::msg)?;
 
     let mut api = Api::connect(paths).await?;
-    spec.task.networks = resolve::networks(&mut api, &args.network).await?;
+    let networks = resolve::networks(&mut api, &args.network).await?;
+    (spec.task.networks, spec.task.node_network) = (networks.of_cluster, networks.of_node);
     spec.task.container.secrets = resolve::secrets(&mut api, &args.secret).await?;
     spec.task.container.configs = resolve::configs(&mut api, &args.config).await?;
     let service_name = spec.annotations.name.clone();
     let login =
         registry::settle(&mut api, &service_name, &mut spec.task.container, args.flags.image_wanted(true)).await?;
-    let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
+    let created = api.create::<Service>(resolve::asked(&spec)).await;
     let (service, warnings) = match created {
         Ok(created) => created,
         Err(error) => {

@@ -26,7 +26,7 @@ use orch_model::{
     network::Network,
     service::{Service, ServiceMode, ServiceSpec},
 };
-use orch_proto::{conv::ToProto, paths::Paths, wire};
+use orch_proto::paths::Paths;
 use tonic::Code;
 
 use super::{ListFlags, for_each, print_inspected, warn};
@@ -208,7 +208,7 @@ async fn roll_back(api: &mut Api, before: &Service) -> anyhow::Result<progress::
 pub(crate) async fn send(api: &mut Api, before: &Service, spec: Option<&ServiceSpec>) -> anyhow::Result<Arc<Service>> {
     let (id, mut version, mut attempts) = (before.id.as_str(), before.meta.version, 1..STORE_ATTEMPTS);
     loop {
-        let wire = spec.map(|spec| wire::spec::Spec::Service(spec.to_proto()));
+        let wire = spec.map(resolve::asked);
         let status = match api.try_update(Kind::Service, id, version, wire).await {
             Ok(response) => {
                 let (after, warnings) = updated::<Service>(response)?;

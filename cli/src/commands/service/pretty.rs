@@ -49,8 +49,9 @@ fn write(out: &mut String, service: &Service, now: Timestamp, network: &dyn Fn(&
         }
     }
     resources(out, &spec.task)?;
-    if !spec.task.networks.is_empty() {
-        let names: Vec<_> = spec.task.networks.iter().map(|n| network(n.network.as_str())).collect();
+    let of_node = spec.task.node_network.map(|network| network.to_string());
+    let names: Vec<_> = spec.task.networks.iter().map(|n| network(n.network.as_str())).chain(of_node).collect();
+    if !names.is_empty() {
         writeln!(out, "Networks: {}", names.join(" "))?;
     }
     writeln!(out, "Endpoint Mode:\t{}", inspect::endpoint_mode(spec.endpoint.mode))?;

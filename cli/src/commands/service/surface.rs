@@ -132,7 +132,7 @@ struct UpdateLine {
     args: UpdateArgs,
 }
 
-fn created(line: &str) -> ServiceSpec {
+pub(super) fn created(line: &str) -> ServiceSpec {
     let words = words::split(&format!("create {line} web:1")).unwrap();
     let line = CreateLine::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
     create::spec(&line.args, "web".into(), Vec::new(), |_| None).unwrap()

@@ -5,13 +5,18 @@ mod removals;
 use std::collections::BTreeMap;
 
 use clap::Args;
-use orch_model::service::{FileRef, Mount, PortConfig, Protocol, Service, ServiceMode, ServiceSpec, Ulimit};
+use orch_model::{
+    network::NodeNetwork,
+    service::{FileRef, Mount, PortConfig, Protocol, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit},
+};
 use orch_proto::paths::Paths;
 
 use super::{
     change,
     flags::{SpecFlags, Words, command_words},
-    registry, resolve, store,
+    registry,
+    resolve::{self, Networks},
+    store,
 };
 use crate::{
     api::Api,
@@ -275,27 +280,50 @@ fn change_ports(args: &UpdateArgs, ports: &mut Vec<PortConfig>) {
 }
 
 async fn resolve_changes(args: &UpdateArgs, api: &mut Api, spec: &mut ServiceSpec) -> anyhow::Result<()> {
-    let gone: Vec<_> = resolve::networks(api, &args.network_rm).await?.into_iter().map(|n| n.network).collect();
+    let gone = resolve::networks(api, &args.network_rm).await?;
     let added = resolve::networks(api, &args.network_add).await?;
-    let networks = &mut spec.task.networks;
-    for (network, named) in gone.iter().zip(&args.network_rm) {
-        if !networks.iter().any(|have| have.network == *network) {
-            warn(&[format!("--network-rm {}: the service is not attached to it", named.network)]);
-        }
-    }
-    networks.retain(|have| !gone.contains(&have.network));
-    for (attachment, named) in added.into_iter().zip(&args.network_add) {
-        if networks.iter().any(|have| have.network == attachment.network) {
-            anyhow::bail!(
-                "service is already attached to network {0}: to change how, give --network-rm {0} as well",
-                named.network
-            );
-        }
-        networks.push(attachment);
-    }
+    change_networks(args, &mut spec.task, &gone, added).map_err(anyhow::Error::msg)?;
     let container = &mut spec.task.container;
     add_files("secret", &mut container.secrets, resolve::secrets(api, &args.secret_add).await?)?;
     add_files("config", &mut container.configs, resolve::configs(api, &args.config_add).await?)
+}
+
+fn change_networks(args: &UpdateArgs, task: &mut TaskSpec, gone: &Networks, added: Networks) -> Result<(), String> {
+    let of_cluster = |named: &&NamedAttachment| NodeNetwork::find(&named.network).is_none();
+    let not_there = |name: &str| warn(&[format!("--network-rm {name}: the service is not attached to it")]);
+    let already = |name: &str| {
+        Err(format!("service is already attached to network {name}: to change how, give --network-rm {name} as well"))
+    };
+    let networks = &mut task.networks;
+    for (attachment, named) in gone.of_cluster.iter().zip(args.network_rm.iter().filter(of_cluster)) {
+        if !networks.iter().any(|have| have.network == attachment.network) {
+            not_there(&named.network);
+        }
+    }
+    networks.retain(|have| !gone.of_cluster.iter().any(|gone| gone.network == have.network));
+    for (attachment, named) in added.of_cluster.into_iter().zip(args.network_add.iter().filter(of_cluster)) {
+        if networks.iter().any(|have| have.network == attachment.network) {
+            return already(&named.network);
+        }
+        networks.push(attachment);
+    }
+    match gone.of_node {
+        Some(gone) if task.node_network != Some(gone) => not_there(gone.name()),
+        Some(_) => task.node_network = None,
+        None => {}
+    }
+    match (added.of_node, task.node_network) {
+        (Some(added), Some(have)) if added == have => already(have.name()),
+        (Some(added), Some(have)) => Err(format!(
+            "a service is on one network of its nodes at most: to have {added} instead of {have}, give --network-rm {have} \
+             as well"
+        )),
+        (Some(_), None) => {
+            task.node_network = added.of_node;
+            Ok(())
+        }
+        (None, _) => Ok(()),
+    }
 }
 
 /// In Docker's words: one file takes no other's place unless the other goes.
@@ -323,10 +351,7 @@ fn labels(labels: &mut BTreeMap<String, String>, gone: &[String], added: &[(Stri
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use orch_model::{
-        Annotations,
-        service::{EndpointSpec, TaskSpec},
-    };
+    use orch_model::{Annotations, service::EndpointSpec};
 
     use super::*;
 
@@ -425,6 +450,46 @@ mod tests {
         assert!(refusal.contains("--secret-rm s1"), "{refusal}");
         add_files("secret", &mut files, vec![file("s2", "s2")]).unwrap();
         assert_eq!(files.len(), 2);
+    }
+
+    /// Where the service is, what is asked for, and where it is afterwards or what the refusal begins with.
+    #[test]
+    fn networks_of_the_nodes_come_and_go() {
+        const HOST: Option<NodeNetwork> = Some(NodeNetwork::Host);
+        const BRIDGE: Option<NodeNetwork> = Some(NodeNetwork::Bridge);
+        for (before, line, want) in [
+            (None, "--network-add host", Ok(HOST)),
+            (HOST, "--network-rm host", Ok(None)),
+            (HOST, "--network-rm host --network-add bridge", Ok(BRIDGE)),
+            (HOST, "--network-rm bridge", Ok(HOST)),
+            (HOST, "--network-rm host --network-add host", Ok(HOST)),
+            (HOST, "--network-add host", Err("service is already attached to network host: to change how, give")),
+            (
+                BRIDGE,
+                "--network-add host",
+                Err("a service is on one network of its nodes at most: to have host instead"),
+            ),
+            (None, "--network-add host --network-add bridge", Err("a service is on one network of its nodes at most")),
+            (None, "--network-add name=host,alias=a", Err("the network host is each node's own and knows neither")),
+            (None, "--network-add none", Err("a service cannot be on the network none")),
+        ] {
+            let words = crate::flags::words::split(&format!("update {line} web")).unwrap();
+            let args = Line::try_parse_from(words).unwrap().args;
+            let mut task = TaskSpec { node_network: before, ..TaskSpec::default() };
+            let of = |named: &[NamedAttachment]| -> anyhow::Result<Networks> {
+                Ok(Networks { of_node: resolve::of_node(named)?, ..Networks::default() })
+            };
+            let changed = of(&args.network_rm)
+                .and_then(|gone| Ok((gone, of(&args.network_add)?)))
+                .map_err(|error| error.to_string())
+                .and_then(|(gone, added)| change_networks(&args, &mut task, &gone, added));
+            match want {
+                Ok(want) => assert_eq!((changed, task.node_network), (Ok(()), want), "{line}"),
+                Err(start) => {
+                    assert!(changed.as_ref().is_err_and(|said| said.starts_with(start)), "{line}: {changed:?}")
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use orch_model::{
     Annotations, Kind,
-    network::Network,
+    network::{Network, NetworkSpec, NodeNetwork},
     service::{FileRef, Service},
 };
 
@@ -24,20 +24,27 @@ pub(super) async fn stack(api: &mut Api, name: &str) -> anyhow::Result<Stack> {
     }
     stack.services.sort_by(|a, b| a.spec.annotations.name.cmp(&b.spec.annotations.name));
     let is_own = |annotations: &Annotations| annotations.labels.get(NAMESPACE_LABEL).is_some_and(|own| own == name);
-    let used = |network: &Network| {
-        let attached = |service: &StackService| {
-            service.networks.iter().any(|attachment| attachment.network == network.spec.annotations.name)
-        };
-        stack.services.iter().any(attached)
-    };
+    let used = |network: &Network| is_used(&stack.services, &network.spec.annotations.name);
     let of_stack =
         networks.iter().filter(|network| !network.removing && (is_own(&network.spec.annotations) || used(network)));
     stack.networks = of_stack
         .map(|network| StackNetwork { external: !is_own(&network.spec.annotations), spec: network.spec.clone() })
         .collect();
+    let of_nodes = NodeNetwork::ALL.into_iter().filter(|network| is_used(&stack.services, network.name())).map(of_node);
+    stack.networks.extend(of_nodes);
     stack.networks.sort_by(|a, b| a.spec.annotations.name.cmp(&b.spec.annotations.name));
     stack.data = data(&stack.services);
     Ok(stack)
+}
+
+fn is_used(services: &[StackService], network: &str) -> bool {
+    services.iter().any(|service| service.networks.iter().any(|attachment| attachment.network == network))
+}
+
+/// As a file names it.
+fn of_node(network: NodeNetwork) -> StackNetwork {
+    let annotations = Annotations { name: network.to_string(), ..Annotations::default() };
+    StackNetwork { external: true, spec: NetworkSpec { annotations, ..NetworkSpec::default() } }
 }
 
 /// A service with the names of what it uses in place of the ids.
@@ -55,6 +62,8 @@ fn named(service: &Service, networks: &[Arc<Network>]) -> StackService {
             driver_options: attachment.driver_options,
         })
         .collect();
+    let of_node = spec.task.node_network.take();
+    attachments.extend(of_node.map(|n| NamedAttachment { network: n.to_string(), ..NamedAttachment::default() }));
     attachments.sort_by(|a, b| a.network.cmp(&b.network));
     let secrets = std::mem::take(&mut spec.task.container.secrets).iter().map(file).collect();
     let configs = std::mem::take(&mut spec.task.container.configs).iter().map(file).collect();

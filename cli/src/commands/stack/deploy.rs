@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_model::{
     Kind, ServiceId,
-    network::Network,
+    network::{Network, NodeNetwork},
     secret::{Config, Secret},
     service::{Service, ServiceSpec},
 };
@@ -220,7 +220,7 @@ impl Deployment<'_> {
                 }
                 Done::Removed(spec) => {
                     println!("Creating service {} again (the deployment failed)", spec.annotations.name);
-                    api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await.map(drop)
+                    api.create::<Service>(resolve::asked(spec)).await.map(drop)
                 }
             };
             if let Err(error) = outcome {
@@ -246,7 +246,8 @@ impl Deployment<'_> {
     async fn service(&mut self, api: &mut Api, service: &StackService) -> anyhow::Result<progress::Watched> {
         let mut spec = service.spec.clone();
         let name = spec.annotations.name.clone();
-        spec.task.networks = resolve::networks(api, &service.networks).await?;
+        let networks = resolve::networks(api, &service.networks).await?;
+        (spec.task.networks, spec.task.node_network) = (networks.of_cluster, networks.of_node);
         spec.task.container.secrets =
             resolve::secrets(api, &rotate::renamed(&self.current, Kind::Secret, &service.secrets)).await?;
         spec.task.container.configs =
@@ -256,7 +257,7 @@ impl Deployment<'_> {
         let Some(before) = existing else {
             println!("Creating service {name}");
             let login = registry::settle(api, &name, &mut spec.task.container, self.options.image).await?;
-            let created = api.create::<Service>(wire::spec::Spec::Service(spec.to_proto())).await;
+            let created = api.create::<Service>(resolve::asked(&spec)).await;
             let (created, warnings) = match created.with_context(|| format!("failed to create service {name}")) {
                 Ok(created) => created,
                 Err(error) => {
@@ -307,7 +308,8 @@ pub(super) fn content(item: &StackData) -> anyhow::Result<Option<Vec<u8>>> {
 pub(super) async fn check_external(api: &mut Api, stack: &Stack) -> anyhow::Result<()> {
     for network in stack.networks.iter().filter(|n| n.external) {
         let name = &network.spec.annotations.name;
-        if api.get_optional::<Network>(name).await?.is_none() {
+        // What every node has needs nobody to make it.
+        if NodeNetwork::of_service(name, true)?.is_none() && api.get_optional::<Network>(name).await?.is_none() {
             bail!(
                 "network {name:?} is declared as external, but could not be found. You need to create an overlay \
                  network before the stack is deployed: orch network create --driver overlay {name}"

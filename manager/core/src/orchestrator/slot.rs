@@ -131,6 +131,7 @@ fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
         restart,
         placement: _,
         networks,
+        node_network,
         log_driver,
         force_update,
         generic,
@@ -140,6 +141,7 @@ fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
         && *reservations == b.reservations
         && *restart == b.restart
         && *networks == b.networks
+        && *node_network == b.node_network
         && *log_driver == b.log_driver
         && *force_update == b.force_update
         && *generic == b.generic

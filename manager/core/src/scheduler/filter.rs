@@ -7,14 +7,15 @@ use std::{
 
 use orch_model::{
     Kind, ObjectId,
-    network::Network,
-    node::{GenericResources, NamedResource, Node, Platform, Resources},
+    network::{Network, NodeNetwork},
+    node::{GenericResources, NamedResource, Node, Platform, Resources, features::NODE_NETWORKS},
     service::{ContainerSpec, Protocol, Service, TaskSpec},
     task::{Task, TaskState},
 };
 
 use crate::{
     constraint::{Constraint, same_arch},
+    features,
     image_name::normalise_image_name,
     orchestrator::takes_tasks,
     state::State,
@@ -47,6 +48,8 @@ pub struct Needs<'a> {
     pub features: Vec<&'static str>,
     /// Whether one of their networks is encrypted.
     pub encryption: bool,
+    /// Whether they have the node's own network.
+    pub on_the_host: bool,
 }
 
 /// The filters, in the order in which they are asked.
@@ -55,6 +58,7 @@ pub enum Filter {
     Ready,
     Resources,
     Features,
+    Version,
     Encryption,
     Constraints,
     Platform,
@@ -63,10 +67,11 @@ pub enum Filter {
 }
 
 impl Filter {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Ready,
         Self::Resources,
         Self::Features,
+        Self::Version,
         Self::Encryption,
         Self::Constraints,
         Self::Platform,
@@ -74,7 +79,8 @@ impl Filter {
         Self::MaxReplicas,
     ];
     /// Those whose answer is the same for all tasks that are alike, whatever is assigned.
-    pub const FIXED: [Self; 5] = [Self::Ready, Self::Features, Self::Encryption, Self::Constraints, Self::Platform];
+    pub const FIXED: [Self; 6] =
+        [Self::Ready, Self::Features, Self::Version, Self::Encryption, Self::Constraints, Self::Platform];
     /// Those whose answer changes with what is assigned.
     pub const CHANGING: [Self; 3] = [Self::Resources, Self::HostPort, Self::MaxReplicas];
 
@@ -94,6 +100,7 @@ impl Filter {
                 let has = |feature: &&str| info.node.description.features.iter().any(|known| known == feature);
                 needs.features.iter().all(has)
             }
+            Self::Version => !needs.on_the_host || features::knows(&info.node.description, NODE_NETWORKS),
             Self::Encryption => !needs.encryption || info.node.description.can_encrypt(),
             Self::Platform => needs.platform.as_ref().is_none_or(|platform| runs_on(platform, &info.node)),
             Self::Constraints => match &needs.constraints {
@@ -118,6 +125,7 @@ impl Filter {
         match self {
             Self::Ready | Self::Features => None,
             Self::Resources => Some("lower what its tasks reserve, or add a node"),
+            Self::Version => Some("upgrade these nodes, or add one of a newer version"),
             Self::Encryption => Some("give nodes a kernel with WireGuard, or add a node that has it"),
             Self::Platform => Some("name an image for the nodes' platform"),
             Self::Constraints => Some("change the constraint, or label a node with `orch node update --label-add`"),
@@ -134,6 +142,7 @@ impl Filter {
             Self::Ready => format!("{nodes} node{s} not available for new tasks"),
             Self::Resources => format!("insufficient resources on {nodes} node{s}"),
             Self::Features => format!("missing feature of the kernel on {nodes} node{s}"),
+            Self::Version => format!("a version without the network host on {nodes} node{s}"),
             Self::Encryption => format!("no WireGuard for an encrypted network on {nodes} node{s}"),
             Self::Platform => format!("unsupported platform on {nodes} node{s}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} node{s}"),
@@ -151,7 +160,8 @@ impl<'a> Needs<'a> {
         let platform = platform_of(state, &task.spec.container);
         let features = features_of(state, &task.spec);
         let encryption = networks_of(state, &task.spec).any(|network| network.spec.is_encrypted());
-        Self { service, task, constraints, platform, features, encryption }
+        let on_the_host = task.spec.node_network == Some(NodeNetwork::Host);
+        Self { service, task, constraints, platform, features, encryption, on_the_host }
     }
 }
 

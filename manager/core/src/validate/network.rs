@@ -1,7 +1,7 @@
 //! Networks: driver, subnets, gateways.
 
 use ipnetwork::IpNetwork;
-use orch_model::network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec};
+use orch_model::network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec, is_predefined};
 
 use super::{SpecError, field, labels, object_name};
 use crate::allocator::ipam::overlaps;
@@ -20,6 +20,10 @@ const MAX_PREFIX_V6: u8 = 120;
 /// See [`SpecError`].
 pub fn network_spec(spec: &NetworkSpec) -> Result<(), SpecError> {
     object_name("network name", &spec.annotations.name)?;
+    if is_predefined(&spec.annotations.name) {
+        let name = &spec.annotations.name;
+        return Err(field("network name", name, "every node has a predefined network of this name: choose another"));
+    }
     labels(&spec.annotations)?;
     if spec.driver != DRIVER_OVERLAY {
         return Err(field("network driver", &spec.driver, "networks of a cluster use the driver \"overlay\""));

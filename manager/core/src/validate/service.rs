@@ -3,6 +3,7 @@
 use orch_model::{
     Duration,
     logging::{self, Limits},
+    network::NodeNetwork,
     service::{
         EndpointMode, EndpointSpec, FailureAction, Placement, PublishMode, ResourceLimits, ServiceMode, ServiceSpec,
         TaskSpec, UpdateConfig,
@@ -54,7 +55,30 @@ pub fn service_spec(spec: &ServiceSpec) -> Result<(), SpecError> {
             update_config(which, config)?;
         }
     }
+    if spec.task.node_network == Some(NodeNetwork::Host) {
+        on_the_host(spec)?;
+    }
     endpoint(&spec.endpoint)
+}
+
+/// What has no meaning where tasks have the node's own network.
+fn on_the_host(spec: &ServiceSpec) -> Result<(), SpecError> {
+    let refused = |what: String| {
+        Err(SpecError::Rule(format!("a service on the network host has each node's own network for its tasks: {what}")))
+    };
+    if !spec.task.networks.is_empty() {
+        return refused("it cannot be on any other network; name host alone, or leave it out".to_owned());
+    }
+    if let Some(port) = spec.endpoint.ports.first() {
+        return refused(format!(
+            "it publishes no ports, what its tasks listen on is on the nodes' addresses already; leave the port {} out",
+            port.target_port
+        ));
+    }
+    match spec.task.container.sysctls.keys().find(|key| key.starts_with("net.")) {
+        Some(key) => refused(format!("sysctl {key} would change the node; leave it out, or set it on the nodes")),
+        None => Ok(()),
+    }
 }
 
 fn mode(mode: ServiceMode) -> Result<(), SpecError> {

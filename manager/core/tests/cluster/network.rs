@@ -9,10 +9,10 @@ use orch_model::{
     assignment::{Assignment, AssignmentKey},
     change::Change,
     cluster::ClusterSpec,
-    network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec},
+    network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec, NodeNetwork},
     node::{
         Encryption, NodeDescription, TunnelKey,
-        features::{ENCRYPTED_NETWORKS, MOUNT_OPTIONS, PUBLISH_OPTIONS},
+        features::{ENCRYPTED_NETWORKS, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS},
     },
     service::{
         Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec,
@@ -245,8 +245,8 @@ fn bind_alone() -> Mount {
 #[test]
 fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
     type Option = fn(&mut ServiceSpec);
-    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS].map(str::to_owned).to_vec();
-    let options: [(&str, Option); 5] = [
+    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS, NODE_NETWORKS].map(str::to_owned).to_vec();
+    let options: [(&str, Option); 6] = [
         ("a port that answers on one address", |s| s.endpoint.ports[0].host_ip = Some([127, 0, 0, 1].into())),
         ("a port with source=masquerade", |s| s.endpoint.ports[0].masquerade = true),
         ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
@@ -254,6 +254,7 @@ fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
         ("a bind with bind-recursive", |s| {
             s.task.container.mounts = vec![bind_alone()];
         }),
+        ("a service on the network bridge", |s| s.task.node_network = Some(NodeNetwork::Bridge)),
     ];
     for (what, option) in options {
         let mut sim = Sim::new(2);
@@ -405,6 +406,92 @@ fn a_network_in_use_stays() {
     assert!(refused.text.contains("task web.1 (which is stopping)"), "{refused}");
     sim.run(secs(4));
     control::remove_network(&sim.state, sim.now, &id).expect("free now");
+}
+
+fn on_the_host(name: &str, replicas: u64) -> ServiceSpec {
+    let mut spec = web(name, "nginx", replicas);
+    spec.task.node_network = Some(NodeNetwork::Host);
+    spec
+}
+
+/// What a service on the nodes' own network asks for besides, and what the refusal says of it.
+#[test]
+fn the_nodes_own_network_comes_alone() {
+    type Edit = fn(&mut ServiceSpec);
+    let other: Edit = |s| {
+        let (network, aliases) = (NetworkId::from_random(1), Vec::new());
+        s.task.networks = vec![NetworkAttachmentSpec { network, aliases, driver_options: BTreeMap::new() }];
+    };
+    let cases: [(Edit, Option<&str>); 7] = [
+        (|_| {}, None),
+        (|s| s.mode = ServiceMode::Global, None),
+        (|s| s.task.container.sysctls = [("kernel.shmmax".into(), "9".into())].into(), None),
+        (other, Some("it cannot be on any other network; name host alone")),
+        (|s| s.endpoint.ports = vec![port(0, 80, PublishMode::Ingress)], Some("it publishes no ports")),
+        (|s| s.endpoint.ports = vec![port(80, 80, PublishMode::Host)], Some("leave the port 80 out")),
+        (
+            |s| s.task.container.sysctls = [("net.core.somaxconn".into(), "9".into())].into(),
+            Some("sysctl net.core.somaxconn would change the node"),
+        ),
+    ];
+    for (edit, refused) in cases {
+        let mut spec = on_the_host("agent", 1);
+        edit(&mut spec);
+        let said = validate::service_spec(&spec).err().map(|error| error.to_string());
+        assert!(said.as_deref().unwrap_or_default().contains(refused.unwrap_or_default()), "{said:?}");
+        assert_eq!(said.is_some(), refused.is_some(), "{said:?}");
+        // Where a way out is all that is asked for, nothing of this is anybody's concern.
+        spec.task.node_network = Some(NodeNetwork::Bridge);
+        assert_eq!(validate::service_spec(&spec), Ok(()));
+    }
+}
+
+#[test]
+fn networks_of_the_nodes_keep_their_names() {
+    let mut sim = Sim::new(1);
+    for name in ["host", "bridge", "none", "default"] {
+        let refused = network(&mut sim, name, None).expect_err(name).to_string();
+        assert!(refused.contains("every node has a predefined network of this name"), "{refused}");
+    }
+    network(&mut sim, "hosts", None).expect("another name");
+}
+
+/// Such a service has neither addresses nor names. A node that went back to an older version loses its tasks, one that joins with
+/// one gets none, and an update away from the network starts them everywhere.
+#[test]
+fn tasks_on_the_nodes_own_network_are_for_versions_that_know_it() {
+    let mut sim = Sim::new(2);
+    let knows = |sim: &mut Sim, node, knows: bool| {
+        sim.edit_node(node, |node| {
+            node.description.engine_version = "0.1.0".into();
+            node.description.features = knows.then(|| NODE_NETWORKS.to_owned()).into_iter().collect();
+        });
+    };
+    knows(&mut sim, 1, true);
+    knows(&mut sim, 2, false);
+    let refused = sim.create(on_the_host("pair", 4)).expect_err("n2 is older").to_string();
+    assert!(refused.starts_with("a service on the network host needs every node"), "{refused}");
+    knows(&mut sim, 2, true);
+    sim.create(on_the_host("pair", 4)).expect("accepted");
+    sim.create(ServiceSpec { mode: ServiceMode::Global, ..on_the_host("each", 0) }).expect("accepted");
+    sim.run(secs(1));
+    let on = |nodes: &[(&str, usize)]| -> BTreeMap<_, _> {
+        nodes.iter().map(|(n, count)| ((*n).to_owned(), *count)).collect()
+    };
+    assert_eq!(sim.running("pair"), on(&[("n1", 2), ("n2", 2)]), "two share a node");
+    assert_eq!(sim.running("each"), on(&[("n1", 1), ("n2", 1)]));
+    assert!(sim.service("pair").endpoint.vips.is_empty() && sim.service("pair").endpoint.problem.is_none());
+
+    knows(&mut sim, 2, false);
+    sim.run(secs(30));
+    assert_eq!([sim.running("pair"), sim.running("each")], [on(&[("n1", 4)]), on(&[("n1", 1)])]);
+    knows(&mut sim, 1, false);
+    sim.run(secs(30));
+    let said = sim.ps("pair");
+    assert!(said.contains("a version without the network host on 2 nodes"), "{said}");
+    sim.update("pair", |s| s.task.node_network = None).expect("away from it");
+    sim.run(secs(60));
+    assert_eq!(sim.running("pair").values().sum::<usize>(), 4, "{}", sim.ps("pair"));
 }
 
 /// Three nodes: the first cannot, of the third's version nothing is known of it, the second can later.
