@@ -1,6 +1,7 @@
 //! `orch run` and `orch create`: a container of this node alone, from one command line.
 
 mod given;
+mod joined;
 #[cfg(test)]
 mod surface;
 
@@ -26,7 +27,7 @@ use super::{
     container_attach::{self, DetachKeys, Session},
     health::HealthFlags,
     image,
-    network::NetworkFlags,
+    network::{NetworkFlags, is_joined},
 };
 use crate::{
     api::{Worker, explain, worker},
@@ -410,6 +411,9 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
     let (network, networks) = args.networks.chosen()?;
+    if is_joined(&network) {
+        joined::check(args)?;
+    }
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
         spec: Some(task_spec(args, given)?.to_proto()),

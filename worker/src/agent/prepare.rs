@@ -15,6 +15,7 @@ use orch_model::{
 };
 pub(crate) use orch_proto::wire::AttachTaskRequest;
 use orch_proto::{conv::ToProto, wire::RegistryAuth};
+use orch_template::placeholders;
 use prost::Message as _;
 
 use super::{
@@ -127,6 +128,8 @@ pub(crate) struct Ground {
     pub attach: Option<AttachTaskRequest>,
     /// Whose numbers it has on the node; `None`: the node's own.
     pub remap: Option<Remap>,
+    /// Whose network it shares, and with it these files; `None`: it has its own.
+    pub files_of: Option<TaskId>,
 }
 
 /// `folders` is held whenever the container's folders change.
@@ -135,7 +138,7 @@ pub(crate) async fn prepare(
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
 ) -> Result<Prepared, PrepareError> {
-    let ground = Ground { keep_root: false, attach: Some(attach_request(task)), remap: host.remap };
+    let ground = Ground { keep_root: false, attach: Some(attach_request(task)), remap: host.remap, files_of: None };
     prepare_on(host, task, folders, ground).await
 }
 
@@ -192,7 +195,10 @@ pub(crate) async fn prepare_on(
             (None, String::new(), own("/etc/resolv.conf"), hosts)
         }
     };
-    let network_files = files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?;
+    let network_files = match &ground.files_of {
+        Some(other) => files::network_files_in(&network_files_dir(host, other)),
+        None => files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?,
+    };
     if let Some(remap) = remap {
         for path in network_files.iter().map(|bind| &bind.source) {
             remap.own(path).map_err(|source| PrepareError::Users { path: path.clone(), source })?;
@@ -324,6 +330,14 @@ pub(crate) fn hostname(task: &Task) -> String {
     match task.spec.container.hostname.as_str() {
         "" => container_id(task)[..HOSTNAME_LEN].to_owned(),
         given => given.to_owned(),
+    }
+}
+
+/// The same of a task as managers have it: its placeholders are not filled in.
+pub(crate) fn hostname_here(host: &Host, task: &Task) -> String {
+    match placeholders::fill(&task.spec.container, &host.values(task)) {
+        Ok(Some(filled)) if !filled.hostname.is_empty() => filled.hostname,
+        _ => hostname(task),
     }
 }
 

@@ -131,7 +131,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         health: health.as_ref().map(local::health_report),
         log_path: agent::log_files(host, &entry.task).path.display().to_string(),
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
-        hostname: agent::prepare::hostname(&entry.task),
+        hostname: agent::prepare::hostname_here(host, &entry.task),
         ports: entry.task.host_ports.to_proto(),
         error: entry.status.error.clone().unwrap_or_default(),
         apparmor_profile: Confinement::here(None, entry.task.spec.container.privileged).profile().to_owned(),
@@ -140,7 +140,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
 }
 
 /// Task id, its unique prefix, task name (`web.5`), container name, or a prefix of the container id.
-pub(super) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
+pub(crate) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     let entries = host.entries();
     let exact = |entry: &&Entry| {
         entry.task.id.as_str() == reference
