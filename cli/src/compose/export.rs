@@ -210,9 +210,12 @@ impl Exporter<'_> {
         if mount.read_only {
             entry.insert("read_only".into(), true.into());
         }
+        let mut volume = Map::new();
         if mount.no_copy {
-            entry.insert("volume".into(), json!({"nocopy": true}));
+            volume.insert("nocopy".into(), true.into());
         }
+        put(&mut volume, "subpath", mount.volume_subpath.clone().into());
+        put(&mut entry, "volume", Value::Object(volume));
         if !mount.propagation.is_empty() {
             entry.insert("bind".into(), json!({"propagation": mount.propagation}));
         }

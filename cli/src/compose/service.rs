@@ -266,6 +266,9 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     if let Some(no_copy) = item.get("volume").and_then(|v| v.get("nocopy")) {
         made.no_copy = reader.boolean(no_copy, path)?;
     }
+    if let Some(subpath) = item.get("volume").and_then(|v| v.get("subpath")) {
+        made.volume_subpath = reader.text(subpath, path)?;
+    }
     if let Some(size) = item.get("tmpfs").and_then(|t| t.get("size")) {
         made.tmpfs_size_bytes = reader.parsed(size, path, quantity::bytes)?;
     }

@@ -3,7 +3,7 @@
 //! spec is refused until every node says that it knows.
 
 use orch_model::{
-    node::features::{MOUNT_OPTIONS, PUBLISH_OPTIONS},
+    node::features::{MOUNT_OPTIONS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     service::{Balance, ServiceSpec},
 };
 
@@ -48,6 +48,7 @@ fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static st
         (endpoint.prefer_local, (PUBLISH_OPTIONS, "to prefer local tasks")),
         (endpoint.balance == Some(Balance::Weighted), (PUBLISH_OPTIONS, "endpoint balance weighted")),
         (mounts.iter().any(|mount| mount.bind_recursive.is_some()), (MOUNT_OPTIONS, "a bind with bind-recursive")),
+        (mounts.iter().any(|mount| !mount.volume_subpath.is_empty()), (VOLUME_SUBPATH, "a mount with volume-subpath")),
     ];
     asked.into_iter().filter_map(|(is_asked, need)| is_asked.then_some(need))
 }

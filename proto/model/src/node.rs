@@ -129,6 +129,8 @@ pub mod features {
     pub const PUBLISH_OPTIONS: &str = "publish-options";
     /// Binds without what is mounted below them, or with it and writable.
     pub const MOUNT_OPTIONS: &str = "mount-options";
+    /// A folder of a volume instead of all of it.
+    pub const VOLUME_SUBPATH: &str = "volume-subpath";
     /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.
     pub const ENCRYPTED_NETWORKS: &str = "encrypted-networks";
 }

@@ -152,7 +152,7 @@ impl Host {
         let Some(remap) = self.remap else { return Ok(()) };
         let users = prepare::users_dir(self);
         std::fs::create_dir_all(&users)?;
-        [self.paths.worker_dir(), self.paths.shims_dir(), users, files]
+        [self.paths.worker_dir(), self.paths.shims_dir(), self.paths.volume_pins_dir(), users, files]
             .iter()
             .try_for_each(|folder| remap.open_folder(folder))
     }

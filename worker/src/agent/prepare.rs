@@ -426,7 +426,10 @@ fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result
             name => Wanted::Named { name, labels, options },
         };
         let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
-        let source = host.volumes.prepare(wanted, &task.id, fill_from, now)?;
+        let source = match mount.volume_subpath.as_str() {
+            "" => host.volumes.prepare(wanted, &task.id, fill_from, now)?,
+            inside => host.volumes.prepare_inside(wanted, inside, &task.id, fill_from, now)?,
+        };
         let (target, read_only) = (mount.target.clone(), mount.read_only);
         binds.push(BindMount { source, target, read_only, propagation: String::new() });
     }

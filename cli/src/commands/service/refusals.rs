@@ -96,6 +96,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("mount", "type=bind,source=/a,target=/b,tmpfs-size=1m", "cannot mix 'tmpfs-*' options with mount type 'bind'"),
     ("mount", "type=tmpfs,target=/b,volume-nocopy", "cannot mix 'volume-*'"),
     ("mount", "source=a,target=/b,target=/c", "twice"),
+    ("mount", "source=a,target=/b,volume-subpath=../c", "subpath must be a relative path within the volume"),
     ("mount", "source=a,target=/b,volume-opt==x", "volume-opt=KEY=VALUE"),
     ("mount", "type=tmpfs,target=/a,tmpfs-size=-1", "50M"),
     ("mount-add", "target=x", "absolute"),
