@@ -33,6 +33,8 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
             "flags",
             "--env",
             "COLOUR=green",
+            "--host",
+            "outside:host-gateway",
             "--hostname",
             "bluebell",
             "--user",
@@ -64,6 +66,11 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
     assert_eq!(through.ok(), "typed\n");
     let seccomp = lab.orch(&["exec", &task, "grep", "^Seccomp:", "/proc/self/status"]).ok();
     assert!(seccomp.trim().ends_with('2'), "exec runs without the seccomp filter: {seccomp}");
+    let node = lab.orch(&["service", "ps", "--format", "{{.Node}}", "flags"]).ok();
+    let hosts = lab.orch(&["exec", &task, "cat", "/etc/hosts"]).ok();
+    let line = format!("{} outside", lab.address(node.trim()));
+    assert!(hosts.lines().any(|found| found == line), "{line} in {hosts}");
+    let _ = lab.orch(&["exec", &task, "ping", "-c", "1", "-W", "5", "outside"]).ok();
     let _ = lab.orch(&["service", "rm", "flags"]).ok();
 }
 

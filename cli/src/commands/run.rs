@@ -198,7 +198,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl: Vec<(String, String)>,
     /// Add a custom host-to-IP mapping (host:ip, host:host-gateway for this node)
-    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry_of_node)]
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     add_host: Vec<String>,
     /// Set custom DNS servers
     #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]

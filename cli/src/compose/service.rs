@@ -18,7 +18,9 @@ use super::{
     export, keys, ports, volumes,
     yaml::{Key, Node, Yaml},
 };
-use crate::flags::{duration, file_ref::NamedFile, key_value, linux, mount, network::NamedAttachment, quantity, words};
+use crate::flags::{
+    duration, file_ref::NamedFile, key_value, linux, mount, network::NamedAttachment, quantity, resolver, words,
+};
 
 /// Collects in `used` the networks that the service is on.
 pub(super) fn service(
@@ -388,12 +390,12 @@ fn hosts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, Co
     let Some(list) = node.get("extra_hosts") else { return Ok(Vec::new()) };
     let path = format!("{path}.extra_hosts");
     let mut lines = Vec::new();
-    let mut add = |place: &Node, host: &str, ip: &str| match ip.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
-        Ok(ip) => {
+    let mut add = |place: &Node, host: &str, ip: &str| match resolver::host_address(ip) {
+        Some(ip) => {
             lines.push(format!("{ip} {host}"));
             Ok(())
         }
-        Err(_) => Err(reader.error(place, format!("{path}: \"{host}:{ip}\": expected HOST:IP, such as db:10.1.2.3"))),
+        None => Err(reader.error(place, format!("{path}: \"{host}:{ip}\": expected HOST:IP, such as db:10.1.2.3"))),
     };
     for item in list.items() {
         let text = reader.text(item, &path)?;

@@ -353,7 +353,7 @@ services:
       - {type: volume, source: data, target: /n, volume: {nocopy: true}}
     secrets: [{source: pw, target: x, uid: "5", gid: "6", mode: 256}]
     configs: [site]
-    extra_hosts: ["a:1.1.1.1", "b=::1"]
+    extra_hosts: ["a:1.1.1.1", "b=::1", "c:host-gateway"]
     dns: [1.1.1.1]
     dns_search: [x]
     dns_opt: [ndots:1]

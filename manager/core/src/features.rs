@@ -3,7 +3,8 @@
 //! spec is refused until every node says that it knows.
 
 use orch_model::{
-    node::features::{MOUNT_OPTIONS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
+    node::features::{HOST_GATEWAY, MOUNT_OPTIONS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
+    resolver,
     service::{Balance, ServiceSpec},
 };
 
@@ -39,6 +40,7 @@ fn refusal(state: &State, feature: &str, what: &str) -> Option<String> {
 /// Each feature that the spec needs, and what of the spec needs it.
 fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (endpoint, mounts) = (&spec.endpoint, &spec.task.container.mounts);
+    let hosts = &spec.task.container.hosts;
     let asked = [
         (
             endpoint.ports.iter().any(|port| port.host_ip.is_some()),
@@ -49,6 +51,7 @@ fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static st
         (endpoint.balance == Some(Balance::Weighted), (PUBLISH_OPTIONS, "endpoint balance weighted")),
         (mounts.iter().any(|mount| mount.bind_recursive.is_some()), (MOUNT_OPTIONS, "a bind with bind-recursive")),
         (mounts.iter().any(|mount| !mount.volume_subpath.is_empty()), (VOLUME_SUBPATH, "a mount with volume-subpath")),
+        (hosts.iter().any(|line| resolver::is_of_node(line)), (HOST_GATEWAY, "a host with host-gateway")),
     ];
     asked.into_iter().filter_map(|(is_asked, need)| is_asked.then_some(need))
 }

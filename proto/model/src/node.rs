@@ -129,6 +129,8 @@ pub mod features {
     pub const PUBLISH_OPTIONS: &str = "publish-options";
     /// Binds without what is mounted below them, or with it and writable.
     pub const MOUNT_OPTIONS: &str = "mount-options";
+    /// Names for the node's own address.
+    pub const HOST_GATEWAY: &str = "host-gateway";
     /// A folder of a volume instead of all of it.
     pub const VOLUME_SUBPATH: &str = "volume-subpath";
     /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.

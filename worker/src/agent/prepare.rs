@@ -3,13 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use orch_model::{
-    TaskId,
+    TaskId, resolver,
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
@@ -85,6 +86,8 @@ pub(crate) enum PrepareError {
         #[source]
         source: io::Error,
     },
+    #[error("a host with host-gateway: this node does not know its own address yet; it is told when it joins")]
+    NoGateway,
     #[error("preparing was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
 }
@@ -183,15 +186,16 @@ pub(crate) async fn prepare_on(
     let (rootfs, mut binds) = root??;
     let attached = attached?;
     let hostname = hostname(task);
+    let extra = hosts_here(&spec.hosts, host.data_addr.get().copied()).ok_or(PrepareError::NoGateway)?;
     // Without a network of its own it has the node's, as the node's programs see it.
     let own = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let (netns, address, resolv_conf, hosts) = match attached {
         Some(attached) => {
-            let hosts = files::hosts_file(&hostname, &attached.primary_address, &spec.hosts);
+            let hosts = files::hosts_file(&hostname, &attached.primary_address, &extra);
             (Some(attached.netns_path.into()), attached.primary_address, attached.resolv_conf, hosts)
         }
         None => {
-            let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &spec.hosts);
+            let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &extra);
             (None, String::new(), own("/etc/resolv.conf"), hosts)
         }
     };
@@ -207,6 +211,15 @@ pub(crate) async fn prepare_on(
     binds.extend(network_files);
     let defaults = defaults(config);
     Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults, binds, users })
+}
+
+/// Lines of /etc/hosts with the node's address where they ask for it; `None`: it is not known.
+fn hosts_here(lines: &[String], node: Option<IpAddr>) -> Option<Vec<String>> {
+    let line = |line: &String| match resolver::is_of_node(line) {
+        true => Some(line.replacen(resolver::HOST_GATEWAY, &node?.to_string(), 1)),
+        false => Some(line.clone()),
+    };
+    lines.iter().map(line).collect()
 }
 
 /// The namespace of the container's users, with one for its network, which netd finds there.
@@ -466,5 +479,19 @@ pub(crate) fn defaults(image: ImageConfig) -> ImageDefaults {
         working_dir: config.working_dir,
         user: config.user,
         health,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_address_stands_where_it_is_asked_for() {
+        let lines = ["host-gateway node a", "1.2.3.4 host-gateway"].map(str::to_owned);
+        let here = hosts_here(&lines, Some([10, 0, 0, 7].into())).unwrap();
+        assert_eq!(here, ["10.0.0.7 node a", "1.2.3.4 host-gateway"]);
+        assert_eq!(hosts_here(&lines, None), None);
+        assert_eq!(hosts_here(&lines[1..], None).unwrap(), lines[1..]);
     }
 }

@@ -1,14 +1,14 @@
 //! What only the node can say of `run`'s flags: another container's volumes, the node's own address.
 
 use anyhow::{Context as _, bail};
-use orch_model::service::{Mount, MountKind};
+use orch_model::{
+    resolver::{self, HOST_GATEWAY},
+    service::{Mount, MountKind},
+};
 use orch_proto::{conv::FromProto as _, wire};
 
 use super::{CreateArgs, Failure};
-use crate::{
-    api::{Worker, explain},
-    flags::resolver::HOST_GATEWAY,
-};
+use crate::api::{Worker, explain};
 
 /// What the node has said.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ impl Given {
             let details = worker.inspect_container(request).await.map_err(explain)?.into_inner();
             given.mounts.extend(mounts_of(&details, from)?);
         }
-        if args.add_host.iter().any(|line| line.starts_with(HOST_GATEWAY)) {
+        if args.add_host.iter().any(|line| resolver::is_of_node(line)) {
             let node = worker.info(wire::Empty {}).await.map_err(explain)?.into_inner().description.unwrap_or_default();
             given.address = node.data_addr.unwrap_or_default();
         }
@@ -36,7 +36,7 @@ impl Given {
 
     /// A line of /etc/hosts with the address in it.
     pub(super) fn host(&self, line: &str) -> String {
-        line.replacen(HOST_GATEWAY, &self.address, usize::from(line.starts_with(HOST_GATEWAY)))
+        line.replacen(HOST_GATEWAY, &self.address, usize::from(resolver::is_of_node(line)))
     }
 }
 

@@ -65,7 +65,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("host", "a b:1.2.3.4", "db:10.1.2.3"),
     ("host", "a#b:1.2.3.4", "db:10.1.2.3"),
     ("host", "a\nb:1.2.3.4", "db:10.1.2.3"),
-    ("host", "db:host-gateway", "another address on each node"),
+    ("host", "db:host-gateways", "db:10.1.2.3"),
     ("host-add", "db:nowhere", "db:10.1.2.3"),
     ("host-rm", "db:x", "HOST alone"),
     ("init", "maybe", "true, false"),

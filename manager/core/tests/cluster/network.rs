@@ -12,7 +12,7 @@ use orch_model::{
     network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec},
     node::{
         Encryption, NodeDescription, TunnelKey,
-        features::{ENCRYPTED_NETWORKS, MOUNT_OPTIONS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
+        features::{ENCRYPTED_NETWORKS, HOST_GATEWAY, MOUNT_OPTIONS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     },
     service::{
         Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec,
@@ -245,8 +245,8 @@ fn bind_alone() -> Mount {
 #[test]
 fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
     type Option = fn(&mut ServiceSpec);
-    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS, VOLUME_SUBPATH].map(str::to_owned).to_vec();
-    let options: [(&str, Option); 6] = [
+    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS, VOLUME_SUBPATH, HOST_GATEWAY].map(str::to_owned).to_vec();
+    let options: [(&str, Option); 7] = [
         ("a port that answers on one address", |s| s.endpoint.ports[0].host_ip = Some([127, 0, 0, 1].into())),
         ("a port with source=masquerade", |s| s.endpoint.ports[0].masquerade = true),
         ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
@@ -254,6 +254,7 @@ fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
         ("a bind with bind-recursive", |s| {
             s.task.container.mounts = vec![bind_alone()];
         }),
+        ("a host with host-gateway", |s| s.task.container.hosts = vec!["host-gateway node".into()]),
         ("a mount with volume-subpath", |s| {
             let target = "/b".to_owned();
             s.task.container.mounts = vec![Mount { target, volume_subpath: "a".into(), ..Mount::default() }];
