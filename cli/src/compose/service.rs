@@ -264,6 +264,8 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     made.read_only = item.get("read_only").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(false);
     if let Some(bind) = item.get("bind") {
         made.propagation = bind.get("propagation").map(|n| reader.text(n, path)).transpose()?.unwrap_or_default();
+        made.bind_recursive =
+            bind.get("recursive").map(|n| reader.parsed(n, path, mount::recursive)).transpose()?.flatten();
     }
     if let Some(no_copy) = item.get("volume").and_then(|v| v.get("nocopy")) {
         made.no_copy = reader.boolean(no_copy, path)?;
@@ -277,7 +279,8 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     if let Some(mode) = item.get("tmpfs").and_then(|t| t.get("mode")) {
         made.tmpfs_mode = reader.parsed(mode, path, file_mode)?;
     }
-    mount::check(made).map_err(|reason| reader.error(item, format!("{path}: {reason}")))
+    let checked = mount::check_recursive(&made).and_then(|()| mount::check(made));
+    checked.map_err(|reason| reader.error(item, format!("{path}: {reason}")))
 }
 
 /// The volume's name in the cluster, its driver and labels, from the top-level section.

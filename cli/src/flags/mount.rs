@@ -63,17 +63,26 @@ fn word(kind: MountKind) -> &'static str {
 }
 
 /// As Docker's client has it.
-fn check_recursive(mount: &Mount) -> Result<(), Refusal> {
-    let (word, is_private) = match mount.bind_recursive {
+pub(crate) fn check_recursive(mount: &Mount) -> Result<(), Refusal> {
+    let (recursive, is_private) = match mount.bind_recursive {
         None | Some(BindRecursive::Disabled) => return Ok(()),
-        Some(BindRecursive::Writable) => ("writable", true),
-        Some(BindRecursive::Readonly) => ("readonly", mount.propagation == "rprivate"),
+        Some(recursive @ BindRecursive::Writable) => (recursive, true),
+        Some(recursive @ BindRecursive::Readonly) => (recursive, mount.propagation == "rprivate"),
     };
+    let word = recursive_word(recursive);
     let needs = |what: &str| Err(format!("bind-recursive={word} needs {what} beside it"));
     match (mount.read_only, is_private) {
         (false, _) => needs("readonly"),
         (true, false) => needs("bind-propagation=rprivate"),
         (true, true) => Ok(()),
+    }
+}
+
+pub(crate) fn recursive_word(recursive: BindRecursive) -> &'static str {
+    match recursive {
+        BindRecursive::Disabled => "disabled",
+        BindRecursive::Writable => "writable",
+        BindRecursive::Readonly => "readonly",
     }
 }
 
@@ -133,7 +142,7 @@ fn propagation(text: &str) -> Result<String, Refusal> {
     }
 }
 
-fn recursive(text: &str) -> Result<Option<BindRecursive>, Refusal> {
+pub(crate) fn recursive(text: &str) -> Result<Option<BindRecursive>, Refusal> {
     match text {
         "enabled" => Ok(None),
         "disabled" => Ok(Some(BindRecursive::Disabled)),
