@@ -7,7 +7,7 @@
 mod assignments;
 mod attach;
 mod book;
-mod describe;
+pub(crate) mod describe;
 mod executor;
 mod files;
 pub(crate) mod generic;

@@ -36,9 +36,9 @@ impl Locals {
         Restart::parse(request.restart.as_ref())?;
         let options = request.options.clone().unwrap_or_default();
         self.check_options(&options)?;
-        let memory =
-            request.spec.as_ref().and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
-        limits::check(memory, &options.limits.unwrap_or_default())?;
+        let asked = request.spec.as_ref().and_then(|spec| spec.limits).unwrap_or_default();
+        limits::check(asked.memory_bytes, &options.limits.unwrap_or_default())?;
+        limits::cpus(asked.nano_cpus)?;
         let joined = joined::reference(&request.network).map(|other| self.other(other)).transpose()?;
         let network = match &joined {
             Some(other) => other.mode(),
