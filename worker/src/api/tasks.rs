@@ -20,7 +20,6 @@ use crate::{
     agent::{self, Agent, Entry, Host, Target, container_id},
     events::task_labels,
     local,
-    runtime::apparmor::Confinement,
 };
 
 const BUFFERED_MESSAGES: usize = 64;
@@ -134,7 +133,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         hostname: agent::prepare::hostname_here(host, &entry.task),
         ports: entry.task.host_ports.to_proto(),
         error: entry.status.error.clone().unwrap_or_default(),
-        apparmor_profile: Confinement::here(None, entry.task.spec.container.privileged).profile().to_owned(),
+        apparmor_profile: entry.container.as_ref().and_then(|c| c.apparmor_profile().ok()).unwrap_or_default(),
         ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())
     })
 }

@@ -133,8 +133,10 @@ impl Locals {
         if let Err(error) = container.start().await {
             return Err(self.give_up(&container, error).await);
         }
+        let profile = container.apparmor_profile().unwrap_or_default();
         self.change(one, |now| {
             now.container = Some(container.clone());
+            now.record.apparmor_profile = profile;
             now.ending = false;
             now.address = address;
             now.health = container.is_checked().then_some(Health::Starting);

@@ -96,11 +96,6 @@ impl Locals {
     }
 }
 
-/// The profile that is asked for.
-pub(super) fn apparmor(words: &[String]) -> Option<String> {
-    security(words).ok()?.apparmor
-}
-
 fn security(words: &[String]) -> Result<HostOptions, LocalError> {
     let mut options = HostOptions::default();
     for word in words {
