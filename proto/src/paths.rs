@@ -80,6 +80,12 @@ impl Paths {
         self.run.join("volumes")
     }
 
+    /// What containers have of volumes by a subpath: a folder of mounts for each.
+    #[must_use]
+    pub fn volume_pins_dir(&self) -> PathBuf {
+        self.run.join("subpaths")
+    }
+
     /// The network daemon's data.
     #[must_use]
     pub fn netd_dir(&self) -> PathBuf {

@@ -236,3 +236,106 @@ fn networks_are_listed_and_pruned(lab: &Lab) {
     let left = lab.orch(&["network", "ls", "--format", "{{.Name}}"]).ok();
     assert_eq!(left, "bridge\nhost\ningress\nnone\n");
 }
+
+#[test]
+fn a_container_shares_anothers_network() {
+    let lab = Lab::up("joined", 1, 1);
+    lab.import("hits", "hits", HITS);
+    lab.import("busybox", "busybox", &[]);
+    let serve = "echo shared > /index.html; httpd -p 80 -h /; trap exit TERM; while :; do sleep 1; done";
+    let web = ["run", "-d", "--name", "web", "-h", "box", "-p", "18095:80", "busybox", "sh", "-c", serve];
+    let web = lab.orch(&web).ok().trim().to_owned();
+    let published = format!("http://{}:18095/", lab.address("n1"));
+    assert_eq!(eventually("published", || lab.get("client", &published)), "shared\n");
+    one_network_for_two(&lab, &web, &published);
+    the_network_ends_with_its_owner(&lab);
+    networks_of_all_kinds_are_shared(&lab);
+}
+
+/// What a container prints that shares another's network.
+fn beside(lab: &Lab, other: &str, command: &[&str]) -> Result<String, String> {
+    lab.orch(&[&["run", "--rm", "--network", &format!("container:{other}"), "busybox"], command].concat()).result()
+}
+
+fn one_network_for_two(lab: &Lab, web: &str, published: &str) {
+    assert_eq!(beside(lab, "web", &["wget", "-qO-", "http://127.0.0.1/"]).as_deref(), Ok("shared\n"));
+    let said = "hostname; cat /etc/hostname /etc/hosts /etc/resolv.conf";
+    let own = lab.orch(&["exec", "web", "sh", "-c", said]).ok();
+    assert!(own.starts_with("box\nbox\n"), "{own}");
+    assert_eq!(beside(lab, web, &["sh", "-c", said]), Ok(own));
+    run(lab, "n1", "side", &["--network", "container:web"]);
+    let _ = lab.orch(&["exec", "side", "sh", "-c", "echo 1.2.3.4 later >> /etc/hosts"]).ok();
+    assert!(lab.orch(&["exec", "web", "cat", "/etc/hosts"]).ok().contains("1.2.3.4 later"), "the file is the same");
+    let _ = lab.orch(&["rename", "web", "renamed"]).ok();
+    let format = "{{.HostConfig.NetworkMode}} {{.Config.Hostname}} {{.NetworkSettings.Networks}}";
+    assert_eq!(lab.orch(&["inspect", "-f", format, "side"]).ok(), format!("container:{web} box map[]\n"));
+    let _ = lab.orch(&["rename", "renamed", "web"]).ok();
+    // A killed container's network is silenced, but this one is not its own.
+    let _ = lab.orch(&["kill", "side"]).ok();
+    assert_eq!(lab.get("client", published).as_deref(), Ok("shared\n"));
+    let _ = lab.orch(&["start", "side"]).ok();
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    eventually("the worker answers", || lab.orch(&["ps", "-q"]).result());
+    let page = ["exec", "side", "wget", "-qO-", "http://127.0.0.1/"];
+    assert_eq!(eventually("it is shared still", || lab.orch(&page).result()), "shared\n");
+    let _ = lab.orch(&["network", "create", "-d", "bridge", "more"]).ok();
+    for (args, said) in [
+        (&["network", "connect", "more", "side"][..], "container sharing network namespace with another container"),
+        (&["network", "disconnect", "bridge", "side"], "container sharing network namespace with another container"),
+        (&["create", "--network", "container:nosuch", "busybox"], "No such container: nosuch"),
+        (&["create", "--network", "container:", "busybox"], "invalid container format container:<name|id>"),
+        (&["create", "--network", "container:web", "-p", "80", "busybox"], "conflicting options: port publishing"),
+    ] {
+        let refused = lab.orch(args).refused();
+        assert!(refused.contains(said), "{args:?}: {refused}");
+    }
+}
+
+fn the_network_ends_with_its_owner(lab: &Lab) {
+    run(lab, "n1", "again", &["--network", "container:web", "--restart", "always"]);
+    let _ = lab.orch(&["stop", "web"]).ok();
+    let links = || lab.orch(&["exec", "side", "ls", "/sys/class/net"]).result();
+    eventually("the links are gone", || match links()?.as_str() {
+        "lo\n" => Ok(()),
+        others => Err(others.to_owned()),
+    });
+    let _ = lab.orch(&["stop", "side"]).ok();
+    let refused = lab.orch(&["start", "side"]).refused();
+    assert!(refused.contains("cannot join network of a non running container"), "{refused}");
+    let _ = lab.orch(&["exec", "again", "kill", "1"]);
+    let state = || lab.orch(&["inspect", "-f", "{{.State.Status}}", "again"]).result();
+    let is = |wanted: &str| match state()?.trim() {
+        now if now == wanted => Ok(()),
+        now => Err(now.to_owned()),
+    };
+    eventually("it is tried again", || is("restarting"));
+    let _ = lab.orch(&["start", "web", "side"]).ok();
+    eventually("it runs with the other", || is("running"));
+    for name in ["side", "again"] {
+        let page = ["exec", name, "wget", "-qO-", "http://127.0.0.1/"];
+        assert_eq!(eventually("it is shared again", || lab.orch(&page).result()), "shared\n", "{name}");
+    }
+    let _ = lab.orch(&["rm", "-f", "web", "side", "again"]).ok();
+}
+
+fn networks_of_all_kinds_are_shared(lab: &Lab) {
+    for network in ["none", "host"] {
+        run(lab, "n1", network, &["--network", network]);
+        let names = ["ls", "/sys/class/net"];
+        let own = lab.orch(&[&["exec", network], &names[..]].concat()).ok();
+        assert_eq!(beside(lab, network, &names), Ok(own), "{network}");
+    }
+    // Defaults of a network of one's own would be the node's.
+    let port_start = ["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"];
+    let before = lab.exec("n1", &port_start).ok();
+    assert_eq!(beside(lab, "host", &port_start), Ok(before.clone()));
+    assert_eq!(lab.exec("n1", &port_start).ok(), before);
+    let _ = lab.orch(&["rm", "-f", "none", "host"]).ok();
+    let _ = lab.orch(&["service", "create", "-d", "--name", "hits", "--hostname", "{{.Task.Name}}", "hits"]).ok();
+    lab.wait_replicas("hits", "1/1");
+    let task = lab.orch(&["service", "ps", "-q", "hits"]).ok();
+    let ask = ["timeout", "3", "wget", "-q", "-O", "-", "http://127.0.0.1/"];
+    let _ = eventually("a task is asked from beside", || beside(lab, task.trim(), &ask));
+    let hostname = lab.orch(&["exec", task.trim(), "hostname"]).ok();
+    assert_eq!(beside(lab, task.trim(), &["hostname"]), Ok(hostname));
+}

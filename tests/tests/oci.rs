@@ -210,6 +210,8 @@ fn a_running_container_is_looked_at_and_changed() {
     assert!(refused(&["unpause", "live"]).contains("is not paused"));
     eventually("it counts on", || count().and_then(|now| if now == first { Err(now) } else { Ok(()) }));
 
+    let refused = lab.orch(&["container", "update", "--memory", "48m", "--cpus", "0.001", "live"]).refused();
+    assert!(refused.contains("Range of CPUs is from 0.01 to "), "{refused}");
     let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
     let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
     assert_eq!(lab.orch(&["exec", "live", "sh", "-c", limits]).ok(), format!("{}\n50\n50000\n", 48 << 20));

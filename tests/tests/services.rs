@@ -33,6 +33,8 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
             "flags",
             "--env",
             "COLOUR=green",
+            "--host",
+            "outside:host-gateway",
             "--hostname",
             "bluebell",
             "--user",
@@ -64,6 +66,10 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
     assert_eq!(through.ok(), "typed\n");
     let seccomp = lab.orch(&["exec", &task, "grep", "^Seccomp:", "/proc/self/status"]).ok();
     assert!(seccomp.trim().ends_with('2'), "exec runs without the seccomp filter: {seccomp}");
+    let node = lab.orch(&["service", "ps", "--format", "{{.Node}}", "flags"]).ok();
+    let hosts = lab.orch(&["exec", &task, "cat", "/etc/hosts"]).ok();
+    let line = format!("{} outside", lab.address(node.trim()));
+    assert!(hosts.lines().any(|found| found == line), "{line} in {hosts}");
     let _ = lab.orch(&["service", "rm", "flags"]).ok();
 }
 
@@ -280,7 +286,49 @@ fn volumes_and_binds_hold_data(lab: &Lab) {
         let text = lab.orch(&["exec", "keeper.1", "cat", "/data/file"]).result()?;
         if text.trim() == "kept" { Ok(()) } else { Err(text) }
     });
+    let _ = lab.orch(&[
+        "exec",
+        "keeper.1",
+        "sh",
+        "-c",
+        "mkdir -p /data/a/b; echo inner > /data/a/b/file; ln -s /etc /data/out",
+    ]);
+    parts_of_a_volume_are_mounted(lab);
     let _ = lab.orch(&["service", "rm", "keeper"]).ok();
+}
+
+fn parts_of_a_volume_are_mounted(lab: &Lab) {
+    let part = |path: &str| format!("source=data,target=/part,volume-subpath={path}");
+    let here = ["--constraint", "node.hostname == n1", "box"];
+    let _ = lab.orch(&[&["service", "create", "--name", "part", "--mount", &part("a/b")][..], &here].concat()).ok();
+    assert_eq!(lab.orch(&["exec", "part.1", "cat", "/part/file"]).ok(), "inner\n");
+    let _ = lab.orch(&["exec", "part.1", "sh", "-c", "echo more > /part/more"]).ok();
+    assert_eq!(lab.orch(&["exec", "keeper.1", "cat", "/data/a/b/more"]).ok(), "more\n");
+    let format = "{{(index .Spec.TaskTemplate.ContainerSpec.Mounts 0).VolumeOptions.Subpath}}";
+    assert_eq!(lab.orch(&["service", "inspect", "-f", format, "part"]).ok(), "a/b\n");
+    for (path, said) in [("nowhere", "has to be there before it is mounted"), ("out", "leads out of the volume")] {
+        let mount = part(path);
+        let refused = lab.orch(&["run", "--rm", "--mount", &mount, "box", "true"]).refused();
+        assert!(refused.contains(said), "{path}: {refused}");
+        let _ = lab.orch(&[&["service", "create", "-d", "--name", "bad", "--mount", &mount][..], &here].concat()).ok();
+        eventually("the task is rejected", || {
+            let tasks = lab.orch(&["service", "ps", "--no-trunc", "bad"]).result()?;
+            if tasks.contains("Rejected") && tasks.contains(said) { Ok(()) } else { Err(tasks) }
+        });
+        let _ = lab.orch(&["service", "rm", "bad"]).ok();
+    }
+    // Of a stopped one-off container, too.
+    let file = lab.orch(&["run", "--rm", "--mount", &part("a/b/file"), "box", "cat", "/part"]).ok();
+    assert_eq!(file, "inner\n");
+    let _ = lab.orch(&["run", "--name", "seen", "--mount", &part("a/b"), "box", "true"]).ok();
+    let copied = lab.orch(&["cp", "seen:/part/file", "-"]).ok();
+    assert!(copied.contains("inner"), "{copied}");
+    let _ = lab.orch(&["rm", "-f", "seen"]).ok();
+    let _ = lab.orch(&["service", "rm", "part"]).ok();
+    eventually("no mount is left", || {
+        let mounts = lab.exec("n1", &["cat", "/proc/self/mountinfo"]).result()?;
+        if mounts.contains("/subpaths/") { Err(mounts) } else { Ok(()) }
+    });
 }
 
 fn a_shared_bind_shows_the_node_what_a_container_mounts(lab: &Lab) {

@@ -34,6 +34,10 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
         let _ = unmount(&dir, UnmountFlags::DETACH);
     }
     problems.note(delete_dir(&secrets));
+    for dir in subfolders(&paths.volume_pins_dir()) {
+        problems.note(volume::unpin(&dir).context("unmount what containers had of volumes"));
+    }
+    problems.note(absent_is_fine(fs::remove_dir(paths.volume_pins_dir())).context("delete the folder of these mounts"));
     problems.note(volume::unmount_all(&paths.volumes_dir()).context("unmount volumes"));
     problems.note(delete_dir(&paths.volume_users_dir()));
     problems.note(delete_dir(&paths.run.join("files")));

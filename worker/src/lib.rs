@@ -102,7 +102,8 @@ async fn start(
     let images = ImageStore::open(&dir.join("images")).context("open the image store")?;
     let images = Images::new(images, settings.clone(), identity.clone());
     let remap = settings.remap()?;
-    let volumes = Volumes::open(&paths.volumes_dir(), &paths.volume_users_dir())?.owned_by(remap);
+    let volumes =
+        Volumes::open(&paths.volumes_dir(), &paths.volume_users_dir(), &paths.volume_pins_dir())?.owned_by(remap);
     let netd = Netd::new(paths.netd_sock(), daemon.node_id.clone());
     let runtime = make_runtime(paths, &settings.cgroup_parent()?)?;
     runtime.warm_up().await;

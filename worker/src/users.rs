@@ -49,6 +49,10 @@ pub(crate) enum RemapError {
     Privileged(&'static str),
     #[error("cannot share the host's {0} namespace when user namespaces are enabled (userns-remap): {1}")]
     Shared(&'static str, &'static str),
+    #[error(
+        "cannot share another container's network when user namespaces are enabled (userns-remap): add --userns host"
+    )]
+    Joined,
 }
 
 impl Remap {

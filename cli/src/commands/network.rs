@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-pub(crate) use member::NetworkFlags;
+pub(crate) use member::{NetworkFlags, is_joined};
 
 /// Networks of one node.
 const DRIVER_BRIDGE: &str = "bridge";

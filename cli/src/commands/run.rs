@@ -1,6 +1,7 @@
 //! `orch run` and `orch create`: a container of this node alone, from one command line.
 
 mod given;
+mod joined;
 #[cfg(test)]
 mod surface;
 
@@ -26,7 +27,7 @@ use super::{
     container_attach::{self, DetachKeys, Session},
     health::HealthFlags,
     image,
-    network::NetworkFlags,
+    network::{NetworkFlags, is_joined},
 };
 use crate::{
     api::{Worker, explain, worker},
@@ -197,7 +198,7 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "KEY=VALUE", value_parser = linux::sysctl)]
     sysctl: Vec<(String, String)>,
     /// Add a custom host-to-IP mapping (host:ip, host:host-gateway for this node)
-    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry_of_node)]
+    #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     add_host: Vec<String>,
     /// Set custom DNS servers
     #[arg(long, value_name = "ADDRESS", value_parser = resolver::address)]
@@ -410,6 +411,9 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
     let (network, networks) = args.networks.chosen()?;
+    if is_joined(&network) {
+        joined::check(args)?;
+    }
     Ok(wire::CreateContainerRequest {
         name: args.name.clone(),
         spec: Some(task_spec(args, given)?.to_proto()),

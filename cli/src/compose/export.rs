@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Content, IMAGE_LABEL, NAMESPACE_LABEL, Stack, StackData, StackService};
 use crate::{
-    flags::{duration, file_ref::NamedFile},
+    flags::{duration, file_ref::NamedFile, mount},
     inspect,
 };
 
@@ -210,12 +210,16 @@ impl Exporter<'_> {
         if mount.read_only {
             entry.insert("read_only".into(), true.into());
         }
+        let mut volume = Map::new();
         if mount.no_copy {
-            entry.insert("volume".into(), json!({"nocopy": true}));
+            volume.insert("nocopy".into(), true.into());
         }
-        if !mount.propagation.is_empty() {
-            entry.insert("bind".into(), json!({"propagation": mount.propagation}));
-        }
+        put(&mut volume, "subpath", mount.volume_subpath.clone().into());
+        put(&mut entry, "volume", Value::Object(volume));
+        let mut bind = Map::new();
+        put(&mut bind, "propagation", mount.propagation.clone().into());
+        put(&mut bind, "recursive", mount.bind_recursive.map_or(Value::Null, |r| mount::recursive_word(r).into()));
+        put(&mut entry, "bind", Value::Object(bind));
         let mut tmpfs = Map::new();
         if mount.tmpfs_size_bytes != 0 {
             tmpfs.insert("size".into(), mount.tmpfs_size_bytes.into());

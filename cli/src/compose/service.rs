@@ -19,7 +19,9 @@ use super::{
     export, keys, ports, volumes,
     yaml::{Key, Node, Yaml},
 };
-use crate::flags::{duration, file_ref::NamedFile, key_value, linux, mount, network::NamedAttachment, quantity, words};
+use crate::flags::{
+    duration, file_ref::NamedFile, key_value, linux, mount, network::NamedAttachment, quantity, resolver, words,
+};
 
 /// Collects in `used` the networks that the service is on.
 pub(super) fn service(
@@ -263,9 +265,14 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     made.read_only = item.get("read_only").map(|n| reader.boolean(n, path)).transpose()?.unwrap_or(false);
     if let Some(bind) = item.get("bind") {
         made.propagation = bind.get("propagation").map(|n| reader.text(n, path)).transpose()?.unwrap_or_default();
+        made.bind_recursive =
+            bind.get("recursive").map(|n| reader.parsed(n, path, mount::recursive)).transpose()?.flatten();
     }
     if let Some(no_copy) = item.get("volume").and_then(|v| v.get("nocopy")) {
         made.no_copy = reader.boolean(no_copy, path)?;
+    }
+    if let Some(subpath) = item.get("volume").and_then(|v| v.get("subpath")) {
+        made.volume_subpath = reader.text(subpath, path)?;
     }
     if let Some(size) = item.get("tmpfs").and_then(|t| t.get("size")) {
         made.tmpfs_size_bytes = reader.parsed(size, path, quantity::bytes)?;
@@ -273,7 +280,8 @@ fn long_mount(reader: &Reader<'_>, item: &Node, path: &str) -> Result<Mount, Com
     if let Some(mode) = item.get("tmpfs").and_then(|t| t.get("mode")) {
         made.tmpfs_mode = reader.parsed(mode, path, file_mode)?;
     }
-    mount::check(made).map_err(|reason| reader.error(item, format!("{path}: {reason}")))
+    let checked = mount::check_recursive(&made).and_then(|()| mount::check(made));
+    checked.map_err(|reason| reader.error(item, format!("{path}: {reason}")))
 }
 
 /// The volume's name in the cluster, its driver and labels, from the top-level section.
@@ -388,12 +396,12 @@ fn hosts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, Co
     let Some(list) = node.get("extra_hosts") else { return Ok(Vec::new()) };
     let path = format!("{path}.extra_hosts");
     let mut lines = Vec::new();
-    let mut add = |place: &Node, host: &str, ip: &str| match ip.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
-        Ok(ip) => {
+    let mut add = |place: &Node, host: &str, ip: &str| match resolver::host_address(ip) {
+        Some(ip) => {
             lines.push(format!("{ip} {host}"));
             Ok(())
         }
-        Err(_) => Err(reader.error(place, format!("{path}: \"{host}:{ip}\": expected HOST:IP, such as db:10.1.2.3"))),
+        None => Err(reader.error(place, format!("{path}: \"{host}:{ip}\": expected HOST:IP, such as db:10.1.2.3"))),
     };
     for item in list.items() {
         let text = reader.text(item, &path)?;

@@ -1,6 +1,6 @@
 //! Files to specs, and what bad files are told.
 
-use orch_model::service::{MountKind, RestartCondition, ServiceMode};
+use orch_model::service::{BindRecursive, LogDriver, Mount, MountKind, RestartCondition, ServiceMode};
 
 use super::*;
 
@@ -370,7 +370,7 @@ services:
       - {type: volume, source: data, target: /n, volume: {nocopy: true}}
     secrets: [{source: pw, target: x, uid: "5", gid: "6", mode: 256}]
     configs: [site]
-    extra_hosts: ["a:1.1.1.1", "b=::1"]
+    extra_hosts: ["a:1.1.1.1", "b=::1", "c:host-gateway"]
     dns: [1.1.1.1]
     dns_search: [x]
     dns_opt: [ndots:1]
@@ -443,6 +443,71 @@ fn an_export_means_the_same_again() {
         }
         assert_eq!(format!("{:#?}", after.networks), format!("{:#?}", before.networks));
         assert_eq!(format!("{:#?}", after.data), format!("{:#?}", before.data));
+    }
+}
+
+/// Every kind of mount with every option that a file can say of it.
+fn every_mount() -> Vec<Mount> {
+    let labels = [("x", "y"), (NAMESPACE_LABEL, "shop")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let options = [("type".to_owned(), "nfs".to_owned())].into();
+    let own = Mount {
+        source: "shop_data".to_owned(),
+        volume_driver: Some(LogDriver { name: "local".to_owned(), options }),
+        volume_labels: labels.into(),
+        ..Mount::default()
+    };
+    let other = Mount { source: "theirs".to_owned(), ..Mount::default() };
+    let bind = Mount { kind: MountKind::Bind, source: "/srv".to_owned(), ..Mount::default() };
+    let tmpfs = Mount { kind: MountKind::Tmpfs, ..Mount::default() };
+    let mut all = Vec::new();
+    for volume in [own, other, Mount::default()] {
+        for (no_copy, volume_subpath) in [(false, ""), (true, ""), (false, "a/b"), (true, "a/b")] {
+            all.push(Mount { no_copy, volume_subpath: volume_subpath.to_owned(), ..volume.clone() });
+        }
+    }
+    for propagation in ["", "rprivate", "private", "rshared", "shared", "rslave", "slave"] {
+        for bind_recursive in
+            [None, Some(BindRecursive::Disabled), Some(BindRecursive::Writable), Some(BindRecursive::Readonly)]
+        {
+            all.push(Mount { propagation: propagation.to_owned(), bind_recursive, ..bind.clone() });
+        }
+    }
+    for (tmpfs_size_bytes, tmpfs_mode) in [(0, 0), (1 << 20, 0), (0, 0o1777), (9, 0o700)] {
+        all.push(Mount { tmpfs_size_bytes, tmpfs_mode, ..tmpfs.clone() });
+    }
+    let both = all.into_iter().flat_map(|mount| [false, true].map(|read_only| Mount { read_only, ..mount.clone() }));
+    let mut kept: Vec<Mount> = both.filter(|mount| crate::flags::mount::check_recursive(mount).is_ok()).collect();
+    for (n, mount) in kept.iter_mut().enumerate() {
+        // A new field is a new option: say above what it can be.
+        let Mount {
+            kind: _,
+            source: _,
+            target,
+            read_only: _,
+            no_copy: _,
+            volume_driver: _,
+            volume_labels: _,
+            propagation: _,
+            tmpfs_size_bytes: _,
+            tmpfs_mode: _,
+            bind_recursive: _,
+            volume_subpath: _,
+        } = mount;
+        *target = format!("/t{n}");
+    }
+    kept
+}
+
+#[test]
+fn every_mount_of_an_export_is_the_same_again() {
+    let mut before = load("services: {web: {image: x}}\n").unwrap();
+    before.services[0].spec.task.container.mounts = every_mount();
+    let file = serde_json::to_string(&export::escaped(&export::document("shop", &before))).unwrap();
+    let after = load(&file).unwrap_or_else(|error| panic!("{error}: {file}"));
+    let [before, after] = [&before, &after].map(|stack| &stack.services[0].spec.task.container.mounts);
+    assert_eq!(before.len(), after.len());
+    for (before, after) in before.iter().zip(after) {
+        assert_eq!(before, after);
     }
 }
 

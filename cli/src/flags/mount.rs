@@ -6,8 +6,6 @@ use orch_model::service::{BindRecursive, LogDriver, Mount, MountKind};
 
 use super::{Refusal, boolean, long_form_once, quantity};
 
-const NO_SUBPATH: &str = "volume-subpath is not here: mount the whole volume, or make a volume of that folder (orch volume create -o type=none -o o=bind \
-     -o device=/PATH NAME)";
 const FORM: &str = "expected type=volume|bind|tmpfs,source=NAME|/HOST/PATH,target=/PATH[,readonly]";
 
 pub(crate) fn empty(kind: MountKind) -> Mount {
@@ -34,7 +32,7 @@ pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
             "bind-nonrecursive" => {
                 mount.bind_recursive = boolean(key, value.as_deref())?.then_some(BindRecursive::Disabled);
             }
-            "volume-subpath" => return Err(NO_SUBPATH.to_owned()),
+            "volume-subpath" => mount.volume_subpath = text_value()?,
             "tmpfs-size" => mount.tmpfs_size_bytes = quantity::bytes(&text_value()?)?,
             "tmpfs-mode" => mount.tmpfs_mode = octal(&text_value()?)?,
             // What Docker's client on a Mac makes of it.
@@ -65,17 +63,26 @@ fn word(kind: MountKind) -> &'static str {
 }
 
 /// As Docker's client has it.
-fn check_recursive(mount: &Mount) -> Result<(), Refusal> {
-    let (word, is_private) = match mount.bind_recursive {
+pub(crate) fn check_recursive(mount: &Mount) -> Result<(), Refusal> {
+    let (recursive, is_private) = match mount.bind_recursive {
         None | Some(BindRecursive::Disabled) => return Ok(()),
-        Some(BindRecursive::Writable) => ("writable", true),
-        Some(BindRecursive::Readonly) => ("readonly", mount.propagation == "rprivate"),
+        Some(recursive @ BindRecursive::Writable) => (recursive, true),
+        Some(recursive @ BindRecursive::Readonly) => (recursive, mount.propagation == "rprivate"),
     };
+    let word = recursive_word(recursive);
     let needs = |what: &str| Err(format!("bind-recursive={word} needs {what} beside it"));
     match (mount.read_only, is_private) {
         (false, _) => needs("readonly"),
         (true, false) => needs("bind-propagation=rprivate"),
         (true, true) => Ok(()),
+    }
+}
+
+pub(crate) fn recursive_word(recursive: BindRecursive) -> &'static str {
+    match recursive {
+        BindRecursive::Disabled => "disabled",
+        BindRecursive::Writable => "writable",
+        BindRecursive::Readonly => "readonly",
     }
 }
 
@@ -89,6 +96,15 @@ pub(crate) fn check(mount: Mount) -> Result<Mount, Refusal> {
     }
     if join("/", &mount.target) == "/" {
         return Err(format!("target {:?} is the container's root: expected a folder in it", mount.target));
+    }
+    if !mount.has_valid_subpath() {
+        return Err(format!(
+            "volume-subpath {:?}: subpath must be a relative path within the volume",
+            mount.volume_subpath
+        ));
+    }
+    if !mount.volume_subpath.is_empty() && mount.kind != MountKind::Volume {
+        return Err(format!("volume-subpath {:?}: only a mount of type volume has one", mount.volume_subpath));
     }
     match mount.kind {
         MountKind::Bind if mount.source.is_empty() => Err("a bind mount needs source=/PATH on the host".into()),
@@ -126,7 +142,7 @@ fn propagation(text: &str) -> Result<String, Refusal> {
     }
 }
 
-fn recursive(text: &str) -> Result<Option<BindRecursive>, Refusal> {
+pub(crate) fn recursive(text: &str) -> Result<Option<BindRecursive>, Refusal> {
     match text {
         "enabled" => Ok(None),
         "disabled" => Ok(Some(BindRecursive::Disabled)),
@@ -180,6 +196,10 @@ mod tests {
         assert_eq!(mount.volume_driver.unwrap().options["type"], "nfs");
         let mount = parse("type=tmpfs,target=/t,tmpfs-size=64m,tmpfs-mode=0770").unwrap();
         assert_eq!((mount.tmpfs_size_bytes, mount.tmpfs_mode), (64 << 20, 0o770));
+        for path in ["a", "a/b", "./a", "a/../b", ".."] {
+            let mount = parse(&format!("source=a,target=/b,volume-subpath={path}")).map(|mount| mount.volume_subpath);
+            assert_eq!(mount.ok().as_deref(), (path != "..").then_some(path), "{path}");
+        }
         for (text, want) in [
             ("bind-recursive=enabled,ro", None),
             ("bind-recursive=disabled", Some(BindRecursive::Disabled)),
@@ -196,7 +216,9 @@ mod tests {
             "type=bind,source=/a,target=/b,bind-recursive=readonly,ro",
             "type=bind,source=/a,target=/b,bind-recursive=all",
             "source=a,target=/b,bind-recursive=disabled",
-            "source=a,target=/b,volume-subpath=c",
+            "source=a,target=/b,volume-subpath=/c",
+            "source=a,target=/b,volume-subpath=c/../../d",
+            "type=bind,source=/a,target=/b,volume-subpath=c",
             "type=image,source=a,target=/b",
             "type=bind,target=/b",
             "type=nfs,target=/x",

@@ -6,26 +6,21 @@ use orch_model::resolver;
 
 use super::Refusal;
 
-/// What stands for the node's address in `--add-host NAME:host-gateway`.
-pub(crate) const HOST_GATEWAY: &str = "host-gateway";
-
-/// The same as [`host_entry`], for a container of this node, which has an address.
-pub(crate) fn host_entry_of_node(text: &str) -> Result<String, Refusal> {
-    match text.split_once([':', '=']) {
-        Some((host, HOST_GATEWAY)) if resolver::is_host(host) => Ok(format!("{HOST_GATEWAY} {host}")),
-        _ => host_entry(text),
-    }
-}
-
-/// `host:ip` as the user writes it; `ip host` as /etc/hosts has it.
+/// `host:ip` as the user writes it; `ip host` as /etc/hosts has it. The node where the container is says what
+/// `host-gateway` is.
 pub(crate) fn host_entry(text: &str) -> Result<String, Refusal> {
     let form = "expected HOST:IP, such as db:10.1.2.3";
     let (host, ip) = text.split_once([':', '=']).ok_or(form)?;
-    if ip == HOST_GATEWAY {
-        return Err(format!("{HOST_GATEWAY} is another address on each node, write one: {form}"));
-    }
-    let ip: IpAddr = ip.trim_matches(['[', ']']).parse().map_err(|_| form)?;
+    let ip = host_address(ip).ok_or(form)?;
     if resolver::is_host(host) { Ok(format!("{ip} {host}")) } else { Err(form.into()) }
+}
+
+/// An address, in brackets or not, or the word for the node's.
+pub(crate) fn host_address(text: &str) -> Option<String> {
+    if text == resolver::HOST_GATEWAY {
+        return Some(text.to_owned());
+    }
+    text.trim_matches(['[', ']']).parse().ok().map(|ip: IpAddr| ip.to_string())
 }
 
 /// What `--host-rm` names: one mapping, or a host with all its addresses.
@@ -87,11 +82,13 @@ mod tests {
         for text in ["db", "db:x", ":1.2.3.4", "a b:1.2.3.4", "a\nb:1.2.3.4", "a#b:1.2.3.4", "db:1.2.3.4:5"] {
             assert!(host_entry(text).unwrap_err().contains("db:10.1.2.3"), "{text:?}");
         }
-        assert!(host_entry("db:host-gateway").unwrap_err().contains("host-gateway is another address on each node"));
+        assert_eq!(host_entry("db:host-gateway"), Ok("host-gateway db".into()));
         for (removal, line, names) in [
             ("db:10.1.2.3", "10.1.2.3 db", true),
             ("db:10.1.2.4", "10.1.2.3 db", false),
             ("db", "10.1.2.3 db", true),
+            ("db:host-gateway", "host-gateway db", true),
+            ("db:host-gateway", "10.1.2.3 db", false),
             ("d", "10.1.2.3 db", false),
         ] {
             assert_eq!(HostRemoval::parse(removal).unwrap().names(line), names, "{removal}");

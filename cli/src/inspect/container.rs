@@ -66,7 +66,8 @@ fn mount(mount: &Mount) -> Value {
     let volume = Fields::default()
         .some("NoCopy", mount.no_copy)
         .some("Labels", json!(mount.volume_labels))
-        .some("DriverConfig", driver);
+        .some("DriverConfig", driver)
+        .some("Subpath", mount.volume_subpath.as_str());
     let tmpfs = Fields::default().some("SizeBytes", mount.tmpfs_size_bytes).some("Mode", mount.tmpfs_mode);
     let bind = Fields::default()
         .some("Propagation", mount.propagation.as_str())

@@ -6,8 +6,9 @@ use orch_model::{
     network::NodeNetwork,
     node::{
         NodeDescription,
-        features::{MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS},
+        features::{HOST_GATEWAY, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     },
+    resolver,
     service::{Balance, ServiceSpec, TaskSpec},
 };
 
@@ -56,6 +57,7 @@ fn refusal(state: &State, feature: &str, what: &str) -> Option<String> {
 fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static str)> {
     let (endpoint, mounts) = (&spec.endpoint, &spec.task.container.mounts);
     let node_network = spec.task.node_network;
+    let hosts = &spec.task.container.hosts;
     let asked = [
         (
             endpoint.ports.iter().any(|port| port.host_ip.is_some()),
@@ -67,6 +69,8 @@ fn needed(spec: &ServiceSpec) -> impl Iterator<Item = (&'static str, &'static st
         (mounts.iter().any(|mount| mount.bind_recursive.is_some()), (MOUNT_OPTIONS, "a bind with bind-recursive")),
         (node_network == Some(NodeNetwork::Host), (NODE_NETWORKS, "a service on the network host")),
         (node_network == Some(NodeNetwork::Bridge), (NODE_NETWORKS, "a service on the network bridge")),
+        (mounts.iter().any(|mount| !mount.volume_subpath.is_empty()), (VOLUME_SUBPATH, "a mount with volume-subpath")),
+        (hosts.iter().any(|line| resolver::is_of_node(line)), (HOST_GATEWAY, "a host with host-gateway")),
     ];
     asked.into_iter().filter_map(|(is_asked, need)| is_asked.then_some(need))
 }

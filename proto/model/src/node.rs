@@ -131,6 +131,10 @@ pub mod features {
     pub const MOUNT_OPTIONS: &str = "mount-options";
     /// Services on the node's own network.
     pub const NODE_NETWORKS: &str = "node-networks";
+    /// Names for the node's own address.
+    pub const HOST_GATEWAY: &str = "host-gateway";
+    /// A folder of a volume instead of all of it.
+    pub const VOLUME_SUBPATH: &str = "volume-subpath";
     /// Networks with packets that are encrypted between nodes, whether this node can take part in them or not.
     pub const ENCRYPTED_NETWORKS: &str = "encrypted-networks";
 }

@@ -11,14 +11,23 @@ pub fn is_host(name: &str) -> bool {
         && !name.contains(|c: char| c == '#' || c.is_whitespace() || c.is_control())
 }
 
-/// A line of /etc/hosts as specs have it: `10.1.2.3 db database`.
+/// In the place of an address: that of the node where the container is.
+pub const HOST_GATEWAY: &str = "host-gateway";
+
+/// Whether a line's address is the node's.
+#[must_use]
+pub fn is_of_node(line: &str) -> bool {
+    line.split_whitespace().next() == Some(HOST_GATEWAY)
+}
+
+/// A line of /etc/hosts as specs have it: `10.1.2.3 db database`, `host-gateway node`.
 #[must_use]
 pub fn is_host_line(line: &str) -> bool {
     if line.contains(char::is_control) {
         return false;
     }
     let mut words = line.split_whitespace();
-    let is_addr = words.next().is_some_and(|addr| addr.parse::<std::net::IpAddr>().is_ok());
+    let is_addr = words.next().is_some_and(|addr| addr == HOST_GATEWAY || addr.parse::<std::net::IpAddr>().is_ok());
     let mut names = words.peekable();
     is_addr && names.peek().is_some() && names.all(is_host)
 }
@@ -51,8 +60,8 @@ mod tests {
 
     #[test]
     fn nothing_begins_another_line_or_word() {
-        for line in ["10.1.2.3 db", "fd00::1 db database"] {
-            assert!(is_host_line(line), "{line}");
+        for (line, of_node) in [("10.1.2.3 db", false), ("fd00::1 host-gateway", false), ("host-gateway db", true)] {
+            assert!(is_host_line(line) && is_of_node(line) == of_node, "{line}");
         }
         for line in ["", "db", "1.2.3.4", "db 1.2.3.4", "1.2.3.4 a\n6.6.6.6 b", "1.2.3.4 a#b", "1.2.3.4 a\u{0}"] {
             assert!(!is_host_line(line), "{line:?}");

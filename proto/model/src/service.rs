@@ -370,6 +370,27 @@ pub struct Mount {
     pub tmpfs_mode: u32,
     /// Bind: what is mounted below its source; `None`: comes along, read-only where the bind is.
     pub bind_recursive: Option<BindRecursive>,
+    /// Volume: the folder or file in it that is mounted; empty: all of it.
+    pub volume_subpath: String,
+}
+
+impl Mount {
+    /// Whether the subpath is one, as far as its letters say: relative, and never above where it began. Links are the
+    /// node's to follow.
+    #[must_use]
+    pub fn has_valid_subpath(&self) -> bool {
+        let mut depth = 0_usize;
+        let stays = |part: &str| match part {
+            "" | "." => true,
+            ".." => depth.checked_sub(1).map(|up| depth = up).is_some(),
+            _ => {
+                depth += 1;
+                true
+            }
+        };
+        let path = &self.volume_subpath;
+        !path.starts_with('/') && !path.contains(char::is_control) && path.split('/').all(stays)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -84,7 +84,7 @@ record!(ContainerSpec {
 record!(DnsConfig { values: nameservers, search, options; });
 record!(Mount {
     values: kind, source, target, read_only, no_copy, volume_driver, volume_labels, propagation, tmpfs_size_bytes,
-        tmpfs_mode, bind_recursive;
+        tmpfs_mode, bind_recursive, volume_subpath;
 });
 record!(HealthConfig {
     values: test, retries;

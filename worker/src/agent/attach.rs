@@ -1,7 +1,6 @@
 //! Logs of and commands in the containers of this node, whoever asks: a manager's stream or the local socket.
 
 use std::{
-    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -201,11 +200,11 @@ impl Told {
     }
 }
 
-/// A command's output and end. Dropped, it closes the command's streams.
+/// A command's output and end. Dropped, it closes the command's streams; the command's end is told all the same.
 struct Session {
     outputs: mpsc::Receiver<Output>,
     /// Reads what the command prints, and waits for its end.
-    work: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
+    work: tokio::task::JoinHandle<Result<i32, RuntimeError>>,
     code: Option<Result<i32, RuntimeError>>,
 }
 
@@ -217,20 +216,22 @@ enum Said {
 impl Session {
     fn of(running: Exec, told: Told) -> Self {
         let (to, outputs) = mpsc::channel(1);
+        // Its terminal is closed by who reads from it: another holder would keep it open.
+        let Exec { stdout, stderr, exit, .. } = running;
         let work = async move {
-            let out = pass_on(running.stdout, to.clone(), Output::Stdout);
+            let out = pass_on(stdout, to.clone(), Output::Stdout);
             let err = async {
-                if let Some(stderr) = running.stderr {
+                if let Some(stderr) = stderr {
                     pass_on(stderr, to.clone(), Output::Stderr).await;
                 }
             };
-            let (code, (), ()) = tokio::join!(running.exit.wait(), out, err);
+            let (code, (), ()) = tokio::join!(exit.wait(), out, err);
             if let Ok(code) = code {
                 told.died(code);
             }
             code
         };
-        Self { outputs, work: Box::pin(work), code: None }
+        Self { outputs, work: tokio::spawn(work), code: None }
     }
 
     /// May be cancelled. The end comes after all output, and once.
@@ -243,9 +244,9 @@ impl Session {
                         return Said::Output(output);
                     }
                     (None, Some(code)) => return Said::Ended(code),
-                    (None, None) => return Said::Ended((&mut self.work).await),
+                    (None, None) => return Said::Ended(outcome((&mut self.work).await)),
                 },
-                code = &mut self.work, if self.code.is_none() => self.code = Some(code),
+                code = &mut self.work, if self.code.is_none() => self.code = Some(outcome(code)),
             }
         }
     }
@@ -254,6 +255,10 @@ impl Session {
     async fn drain(mut self) {
         while matches!(self.next().await, Said::Output(_)) {}
     }
+}
+
+fn outcome(work: Result<Result<i32, RuntimeError>, tokio::task::JoinError>) -> Result<i32, RuntimeError> {
+    work.unwrap_or_else(|error| Err(RuntimeError::Protocol(error.to_string())))
 }
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
@@ -274,14 +279,21 @@ fn signal(pid: u32, number: i32) {
     }
 }
 
+/// Until the output ends or nobody takes it any more; either closes it.
 pub(crate) async fn pass_on(
     mut from: impl AsyncRead + Unpin,
     to: mpsc::Sender<Output>,
     wrap: fn(bytes::Bytes) -> Output,
 ) {
     let mut buffer = vec![0; CHUNK_BYTES];
-    // A terminal whose process has ended answers with an error instead of the end.
-    while let Ok(n @ 1..) = from.read(&mut buffer).await {
+    loop {
+        let read = tokio::select! {
+            read = from.read(&mut buffer) => read,
+            // It may be long until more is printed.
+            () = to.closed() => return,
+        };
+        // A terminal whose process has ended answers with an error instead of the end.
+        let Ok(n @ 1..) = read else { return };
         if to.send(wrap(bytes::Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
             return;
         }

@@ -67,8 +67,14 @@ fn known_features() -> Vec<String> {
     let found = [("seccomp", seccomp), ("ipv6", has_ipv6())];
     let mut known: Vec<String> = found.into_iter().filter(|(_, has)| *has).map(|(name, _)| name.to_owned()).collect();
     known.push(format!("cgroup-v{}", cgroup_version()));
-    let own =
-        [features::PUBLISH_OPTIONS, features::ENCRYPTED_NETWORKS, features::MOUNT_OPTIONS, features::NODE_NETWORKS];
+    let own = [
+        features::PUBLISH_OPTIONS,
+        features::ENCRYPTED_NETWORKS,
+        features::MOUNT_OPTIONS,
+        features::VOLUME_SUBPATH,
+        features::HOST_GATEWAY,
+        features::NODE_NETWORKS,
+    ];
     known.extend(own.map(str::to_owned));
     known
 }

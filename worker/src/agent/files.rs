@@ -57,19 +57,27 @@ pub(crate) fn write_network_files(
     hosts: String,
 ) -> Result<Vec<BindMount>, FilesError> {
     fs::create_dir_all(dir).map_err(io_error("create", dir))?;
-    let files = [
-        ("hosts", "/etc/hosts", hosts),
-        ("hostname", "/etc/hostname", format!("{hostname}\n")),
-        ("resolv.conf", "/etc/resolv.conf", resolv_conf.to_owned()),
-    ];
-    let write = |(name, target, content): (&str, &str, String)| {
-        let source = dir.join(name);
-        fs::write(&source, content).map_err(io_error("write", &source))?;
-        fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
-            .map_err(io_error("change the mode of", &source))?;
-        Ok(BindMount { source, target: target.to_owned(), read_only: false, propagation: String::new() })
+    let binds = network_files_in(dir);
+    // In their order.
+    let contents = [hosts, format!("{hostname}\n"), resolv_conf.to_owned()];
+    for (bind, content) in binds.iter().zip(contents) {
+        let source = &bind.source;
+        fs::write(source, content).map_err(io_error("write", source))?;
+        fs::set_permissions(source, fs::Permissions::from_mode(0o644))
+            .map_err(io_error("change the mode of", source))?;
+    }
+    Ok(binds)
+}
+
+/// The same files once they are written, for those too that share their owner's network.
+pub(crate) fn network_files_in(dir: &Path) -> Vec<BindMount> {
+    let bind = |name| BindMount {
+        source: dir.join(name),
+        target: format!("/etc/{name}"),
+        read_only: false,
+        propagation: String::new(),
     };
-    files.into_iter().map(write).collect()
+    ["hosts", "hostname", "resolv.conf"].map(bind).into()
 }
 
 /// The names that a container in the node's network knows: the node's own, and its own extra ones.

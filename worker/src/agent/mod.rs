@@ -7,7 +7,7 @@
 mod assignments;
 mod attach;
 mod book;
-mod describe;
+pub(crate) mod describe;
 mod executor;
 mod files;
 pub(crate) mod generic;
@@ -24,6 +24,7 @@ mod task;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::DirBuilder,
+    net::IpAddr,
     os::unix::fs::DirBuilderExt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -80,6 +81,8 @@ pub(crate) struct Host {
     pub items: Items,
     /// This node, as placeholders show it.
     pub facts: OnceLock<placeholders::NodeFacts>,
+    /// Where containers reach this node.
+    pub data_addr: OnceLock<IpAddr>,
     pub images: Images,
     pub volumes: Volumes,
     pub netd: Netd,
@@ -142,7 +145,8 @@ impl Host {
     ) -> Self {
         let book = Book::new(store.clone());
         let (items, facts, events) = (Items::default(), OnceLock::new(), Arc::default());
-        Self { paths, store, book, events, items, facts, images, volumes, netd, runtime, identity, remap }
+        let data_addr = OnceLock::new();
+        Self { paths, store, book, events, items, facts, data_addr, images, volumes, netd, runtime, identity, remap }
     }
 
     /// Remapped containers reach their files through folders of the worker's, which are nobody else's.
@@ -152,7 +156,7 @@ impl Host {
         let Some(remap) = self.remap else { return Ok(()) };
         let users = prepare::users_dir(self);
         std::fs::create_dir_all(&users)?;
-        [self.paths.worker_dir(), self.paths.shims_dir(), users, files]
+        [self.paths.worker_dir(), self.paths.shims_dir(), self.paths.volume_pins_dir(), users, files]
             .iter()
             .try_for_each(|folder| remap.open_folder(folder))
     }
@@ -182,6 +186,9 @@ impl Agent {
             arch: platform.arch,
         };
         host.facts.get_or_init(|| facts);
+        if let Ok(addr) = daemon.data_addr.parse() {
+            host.data_addr.get_or_init(|| addr);
+        }
         let known = host.store.managers();
         let managers = known.into_iter().chain(daemon.managers.iter().cloned()).collect();
         let host = Arc::new(host);

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -11,11 +12,13 @@ use std::{
 use orch_model::{
     TaskId,
     network::NodeNetwork,
+    resolver,
     service::{ContainerSpec, HealthConfig, Mount, MountKind},
     task::Task,
 };
 pub(crate) use orch_proto::wire::AttachTaskRequest;
 use orch_proto::{conv::ToProto, wire::RegistryAuth};
+use orch_template::placeholders;
 use prost::Message as _;
 
 use super::{
@@ -85,6 +88,8 @@ pub(crate) enum PrepareError {
         #[source]
         source: io::Error,
     },
+    #[error("a host with host-gateway: this node does not know its own address yet; it is told when it joins")]
+    NoGateway,
     #[error("preparing was interrupted")]
     Interrupted(#[from] tokio::task::JoinError),
 }
@@ -128,6 +133,8 @@ pub(crate) struct Ground {
     pub attach: Option<AttachTaskRequest>,
     /// Whose numbers it has on the node; `None`: the node's own.
     pub remap: Option<Remap>,
+    /// Whose network it shares, and with it these files; `None`: it has its own.
+    pub files_of: Option<TaskId>,
 }
 
 /// `folders` is held whenever the container's folders change.
@@ -140,7 +147,7 @@ pub(crate) async fn prepare(
         return Err(RemapError::Shared("network", "let its tasks run on nodes without userns-remap").into());
     }
     let attach = has_namespace(task).then(|| attach_request(task));
-    let ground = Ground { keep_root: false, attach, remap: host.remap };
+    let ground = Ground { keep_root: false, attach, remap: host.remap, files_of: None };
     prepare_on(host, task, folders, ground).await
 }
 
@@ -185,20 +192,24 @@ pub(crate) async fn prepare_on(
     let (rootfs, mut binds) = root??;
     let attached = attached?;
     let hostname = hostname(task);
+    let extra = hosts_here(&spec.hosts, host.data_addr.get().copied()).ok_or(PrepareError::NoGateway)?;
     // Without a network of its own it has the node's, as the node's programs see it.
     let own = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let dns = &spec.dns;
     let (netns, address, resolv_conf, hosts) = match attached {
         Some(attached) => {
-            let hosts = files::hosts_file(&hostname, &attached.primary_address, &spec.hosts);
+            let hosts = files::hosts_file(&hostname, &attached.primary_address, &extra);
             (Some(attached.netns_path.into()), attached.primary_address, attached.resolv_conf, hosts)
         }
         None => {
-            let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &spec.hosts);
+            let hosts = files::hosts_file_of_node(&own("/etc/hosts"), &extra);
             (None, String::new(), files::resolv_conf_of_node(own("/etc/resolv.conf"), dns), hosts)
         }
     };
-    let network_files = files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?;
+    let network_files = match &ground.files_of {
+        Some(other) => files::network_files_in(&network_files_dir(host, other)),
+        None => files::write_network_files(&network_files_dir(host, &task.id), &hostname, &resolv_conf, hosts)?,
+    };
     if let Some(remap) = remap {
         for path in network_files.iter().map(|bind| &bind.source) {
             remap.own(path).map_err(|source| PrepareError::Users { path: path.clone(), source })?;
@@ -207,6 +218,15 @@ pub(crate) async fn prepare_on(
     binds.extend(network_files);
     let defaults = defaults(config);
     Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults, binds, users })
+}
+
+/// Lines of /etc/hosts with the node's address where they ask for it; `None`: it is not known.
+fn hosts_here(lines: &[String], node: Option<IpAddr>) -> Option<Vec<String>> {
+    let line = |line: &String| match resolver::is_of_node(line) {
+        true => Some(line.replacen(resolver::HOST_GATEWAY, &node?.to_string(), 1)),
+        false => Some(line.clone()),
+    };
+    lines.iter().map(line).collect()
 }
 
 /// The namespace of the container's users, with one for its network, which netd finds there.
@@ -340,6 +360,14 @@ pub(crate) fn hostname(task: &Task) -> String {
     }
 }
 
+/// The same of a task as managers have it: its placeholders are not filled in.
+pub(crate) fn hostname_here(host: &Host, task: &Task) -> String {
+    match placeholders::fill(&task.spec.container, &host.values(task)) {
+        Ok(Some(filled)) if !filled.hostname.is_empty() => filled.hostname,
+        _ => hostname(task),
+    }
+}
+
 /// What the node's kernel calls it.
 pub(crate) fn host_name() -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
@@ -430,7 +458,10 @@ fn volumes(host: &Host, task: &Task, root: &Path, image: &ImageConfig) -> Result
             name => Wanted::Named { name, labels, options },
         };
         let fill_from = (!mount.no_copy).then_some((root, mount.target.as_str()));
-        let source = host.volumes.prepare(wanted, &task.id, fill_from, now)?;
+        let source = match mount.volume_subpath.as_str() {
+            "" => host.volumes.prepare(wanted, &task.id, fill_from, now)?,
+            inside => host.volumes.prepare_inside(wanted, inside, &task.id, fill_from, now)?,
+        };
         let (target, read_only) = (mount.target.clone(), mount.read_only);
         binds.push(BindMount { source, target, read_only, propagation: String::new() });
     }
@@ -467,5 +498,19 @@ pub(crate) fn defaults(image: ImageConfig) -> ImageDefaults {
         working_dir: config.working_dir,
         user: config.user,
         health,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_address_stands_where_it_is_asked_for() {
+        let lines = ["host-gateway node a", "1.2.3.4 host-gateway"].map(str::to_owned);
+        let here = hosts_here(&lines, Some([10, 0, 0, 7].into())).unwrap();
+        assert_eq!(here, ["10.0.0.7 node a", "1.2.3.4 host-gateway"]);
+        assert_eq!(hosts_here(&lines, None), None);
+        assert_eq!(hosts_here(&lines[1..], None).unwrap(), lines[1..]);
     }
 }

@@ -78,7 +78,7 @@ impl View {
         for mount in one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()) {
             let folder = match mount.kind {
                 MountKind::Volume => {
-                    let borrowed = agent.host.volumes.borrow(&mount.source, &one.id);
+                    let borrowed = agent.host.volumes.borrow_inside(&mount.source, &mount.volume_subpath, &one.id);
                     borrowed.map_err(|error| Status::failed_precondition(chain(&error)))?
                 }
                 MountKind::Bind | MountKind::Tmpfs => PathBuf::from(&mount.source),

@@ -265,6 +265,8 @@ pub(super) fn status(error: &LocalError) -> Status {
         )
         | LocalError::OfService(_)
         | LocalError::NotRunning(_)
+        | LocalError::JoinsStopped(_)
+        | LocalError::JoinsRestarting(_)
         | LocalError::Running(_)
         | LocalError::Port { .. }
         | LocalError::NoPort(_)

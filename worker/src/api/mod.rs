@@ -36,7 +36,7 @@ use crate::{
     volume::VolumeError,
 };
 
-pub(crate) use tasks::{count, port_words};
+pub(crate) use tasks::{count, find as find_task, port_words};
 
 /// Root and the socket's group.
 const SOCKET_MODE: u32 = 0o660;

@@ -20,7 +20,6 @@ use crate::{
     agent::{self, Agent, Entry, Host, Target, container_id},
     events::task_labels,
     local,
-    runtime::apparmor::Confinement,
 };
 
 const BUFFERED_MESSAGES: usize = 64;
@@ -132,16 +131,16 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         health: health.as_ref().map(local::health_report),
         log_path: agent::log_files(host, &entry.task).path.display().to_string(),
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
-        hostname: agent::prepare::hostname(&entry.task),
+        hostname: agent::prepare::hostname_here(host, &entry.task),
         ports: entry.task.host_ports.to_proto(),
         error: entry.status.error.clone().unwrap_or_default(),
-        apparmor_profile: Confinement::here(None, entry.task.spec.container.privileged).profile().to_owned(),
+        apparmor_profile: entry.container.as_ref().and_then(|c| c.apparmor_profile().ok()).unwrap_or_default(),
         ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())
     })
 }
 
 /// Task id, its unique prefix, task name (`web.5`), container name, or a prefix of the container id.
-pub(super) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
+pub(crate) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     let entries = host.entries();
     let exact = |entry: &&Entry| {
         entry.task.id.as_str() == reference

@@ -25,6 +25,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{
     LocalError, Locals, One,
     create::{BRIDGE, HOST, NAMED, NONE},
+    joined::is_joined,
     networks::{NetworkError, Taken},
 };
 use crate::agent::{CurrentSession, Live, has_ipv6, host_networks, prepare, unix_ms};
@@ -227,7 +228,7 @@ impl Locals {
         let _turn = one.turn.lock().await;
         let before = one.now().record.clone();
         match before.network.as_str() {
-            HOST => return Err(LocalError::HostMode),
+            _ if is_shared(&before) => return Err(LocalError::HostMode),
             NONE => return Err(LocalError::NoneMode),
             _ => {}
         }
@@ -260,7 +261,7 @@ impl Locals {
         let _turn = one.turn.lock().await;
         let before = one.now().record.clone();
         let not_there = || LocalError::NotConnected { container: before.name.clone(), network: network.to_owned() };
-        if before.network == HOST {
+        if is_shared(&before) {
             return Err(LocalError::HostMode);
         }
         if network == BRIDGE {
@@ -369,12 +370,17 @@ pub(super) fn attach_request(
 
 /// Whether netd makes its namespace.
 pub(super) fn has_namespace(record: &LocalContainer) -> bool {
-    !matches!(record.network.as_str(), HOST | NONE)
+    record.network != NONE && !is_shared(record)
+}
+
+/// Whether its network is the node's or another container's.
+pub(super) fn is_shared(record: &LocalContainer) -> bool {
+    record.network == HOST || is_joined(record)
 }
 
 /// What `orch ps` and `orch inspect` call its networks.
 pub(super) fn network_names(record: &LocalContainer) -> Vec<String> {
-    let own = Some(record.network.clone()).filter(|name| name != NAMED);
+    let own = Some(record.network.clone()).filter(|name| name != NAMED && !is_joined(record));
     own.into_iter().chain(record.networks.iter().map(|network| network.network.clone())).collect()
 }
 

@@ -16,7 +16,7 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, limits, names, policy::Restart, port_holder};
+use super::{LocalError, Locals, One, joined, limits, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
     image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
@@ -36,12 +36,17 @@ impl Locals {
         Restart::parse(request.restart.as_ref())?;
         let options = request.options.clone().unwrap_or_default();
         self.check_options(&options)?;
-        let memory =
-            request.spec.as_ref().and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
-        limits::check(memory, &options.limits.unwrap_or_default())?;
-        let network = network_of(&request.network, !request.networks.is_empty())?;
-        if matches!(network, HOST | NONE) && !request.networks.is_empty() {
-            return Err(if network == HOST { LocalError::HostMode } else { LocalError::NoneMode });
+        let asked = request.spec.as_ref().and_then(|spec| spec.limits).unwrap_or_default();
+        limits::check(asked.memory_bytes, &options.limits.unwrap_or_default())?;
+        limits::cpus(asked.nano_cpus)?;
+        let joined = joined::reference(&request.network).map(|other| self.other(other)).transpose()?;
+        let network = match &joined {
+            Some(other) => other.mode(),
+            None => network_of(&request.network, !request.networks.is_empty())?.to_owned(),
+        };
+        let has_own = joined.is_none() && !matches!(network.as_str(), HOST | NONE);
+        if !has_own && !request.networks.is_empty() {
+            return Err(if network == NONE { LocalError::NoneMode } else { LocalError::HostMode });
         }
         let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
         let mut spec = TaskSpec::from_proto(request.spec.unwrap_or_default()).map_err(invalid)?;
@@ -52,15 +57,19 @@ impl Locals {
         if request.publish_all {
             ports.extend(exposed(&config, &ports));
         }
-        if matches!(network, HOST | NONE) && !ports.is_empty() {
-            return Err(LocalError::PortsOn(network.to_owned()));
+        if !has_own && !ports.is_empty() {
+            return Err(LocalError::PortsOn(request.network));
         }
         let command = prepare::command_line(&spec.container, &config.config.entrypoint, &config.config.cmd);
         if command.is_empty() {
             return Err(LocalError::Invalid("no command specified".to_owned()));
         }
-        if network == HOST && spec.container.hostname.is_empty() {
-            spec.container.hostname = prepare::host_name();
+        match &joined {
+            Some(other) => spec.container.hostname.clone_from(&other.hostname),
+            None if network == HOST && spec.container.hostname.is_empty() => {
+                spec.container.hostname = prepare::host_name()
+            }
+            None => {}
         }
         let id = TaskId::from_random(rand::random());
         let mut record = LocalContainer {
@@ -68,7 +77,7 @@ impl Locals {
             name: self.name_for(&request.name)?,
             spec: Some(spec.to_proto()),
             ports: ports.to_proto(),
-            network: network.to_owned(),
+            network,
             restart: request.restart,
             auto_remove: request.auto_remove,
             created_at_ms: unix_ms(SystemTime::now()),

@@ -30,6 +30,10 @@ pub(crate) enum LocalError {
          `orch service rm`"
     )]
     OfService(String),
+    #[error("cannot join network of a non running container: {0}: start that one first")]
+    JoinsStopped(String),
+    #[error("container {0} is restarting, wait until the container is running")]
+    JoinsRestarting(String),
     #[error("Container {0} is not running")]
     NotRunning(String),
     #[error("You cannot remove a running container {0}. Stop the container before attempting removal or force remove")]

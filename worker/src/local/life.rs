@@ -28,7 +28,7 @@ use crate::{
     agent::{prepare, signal_number, unix_ms},
     events::health_action,
     image::chain,
-    runtime::{Attachment, Container, ContainerPlan, Exit, LogFiles, Recovered},
+    runtime::{Attachment, Container, ContainerPlan, Exit, HostOptions, LogFiles, Recovered},
 };
 
 /// Between the stop signal and SIGKILL, when neither the user nor the container says.
@@ -92,13 +92,18 @@ impl Locals {
         let ports = self.assign_ports(one)?;
         let attachments = self.join_networks(one).await?;
         let record = LocalContainer { ports: ports.to_proto(), ..one.now().record.clone() };
-        let network = record.network.clone();
+        let joined = self.joined(&record)?;
         let ground = prepare::Ground {
             keep_root: true,
             attach: has_namespace(&record).then(|| attach_request(one, &record, &attachments)),
             remap: self.remap_of(&record),
+            files_of: joined.as_ref().map(|joined| joined.files_of.clone()),
         };
-        let options = self.host_options(&record.options.unwrap_or_default())?;
+        let host_network = record.network == HOST || joined.as_ref().is_some_and(|joined| joined.netns.is_none());
+        let options = HostOptions {
+            joined: joined.and_then(|joined| joined.netns),
+            ..self.host_options(&record.options.unwrap_or_default())?
+        };
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
         let spec = spec_now(one);
         let address = prepared.address.clone();
@@ -109,7 +114,7 @@ impl Locals {
             image: prepared.defaults,
             spec: &spec,
             netns: prepared.netns,
-            host_network: network == HOST,
+            host_network,
             binds: prepared.binds,
             log: self.log_files(one),
             options,
@@ -128,8 +133,10 @@ impl Locals {
         if let Err(error) = container.start().await {
             return Err(self.give_up(&container, error).await);
         }
+        let profile = container.apparmor_profile().unwrap_or_default();
         self.change(one, |now| {
             now.container = Some(container.clone());
+            now.record.apparmor_profile = profile;
             now.ending = false;
             now.address = address;
             now.health = container.is_checked().then_some(Health::Starting);

@@ -5,9 +5,12 @@ use std::{fs, path::Path};
 use orch_proto::wire::LocalLimits;
 
 use super::LocalError;
+use crate::agent::describe;
 
 /// With less than this the kernel cannot even start a program.
 const MIN_MEMORY_BYTES: u64 = 6 << 20;
+/// The kernel takes no less than a thousandth of a second of each tenth.
+const MIN_NANO_CPUS: u64 = 10_000_000;
 const CPUS: &str = "/sys/devices/system/cpu/online";
 const MEMORY_NODES: &str = "/sys/devices/system/node/online";
 
@@ -26,6 +29,18 @@ pub(super) fn check(memory_bytes: u64, limits: &LocalLimits) -> Result<(), Local
         }
     }
     Ok(())
+}
+
+/// What `--cpus` comes to; 0: no limit.
+pub(super) fn cpus(nano_cpus: u64) -> Result<(), LocalError> {
+    let there = describe::cpus();
+    let most = there.saturating_mul(describe::NANOS_PER_CPU);
+    if nano_cpus == 0 || (MIN_NANO_CPUS..=most).contains(&nano_cpus) {
+        return Ok(());
+    }
+    Err(LocalError::Invalid(format!(
+        "Range of CPUs is from 0.01 to {there}.00, as there are only {there} CPUs available"
+    )))
 }
 
 fn memory(bytes: u64, limits: &LocalLimits) -> Result<(), LocalError> {
@@ -68,6 +83,18 @@ mod tests {
 
     fn said(bytes: u64, limits: &LocalLimits) -> String {
         check(bytes, limits).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_limit_is_a_hundredth_of_a_processor_or_more_and_what_there_is_at_most() {
+        let most = describe::cpus() * describe::NANOS_PER_CPU;
+        for (nano_cpus, fits) in
+            [(0, true), (1, false), (9_999_999, false), (MIN_NANO_CPUS, true), (most, true), (most + 1, false)]
+        {
+            let said = cpus(nano_cpus).map_err(|error| error.to_string());
+            assert_eq!(said.is_ok(), fits, "{nano_cpus}: {said:?}");
+            assert!(said.err().is_none_or(|said| said.starts_with("Range of CPUs is from 0.01 to ")));
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use orch_model::service::{ResourceLimits, TaskSpec};
 use orch_proto::{conv::FromProto, wire::UpdateContainerRequest};
 
-use super::{LocalError, Locals, One, policy::Restart};
+use super::{LocalError, Locals, One, limits, policy::Restart};
 use crate::runtime::{Container, NewLimits};
 
 impl Locals {
@@ -45,6 +45,7 @@ impl Locals {
                 ));
             }
         }
+        limits::cpus(request.nano_cpus.unwrap_or(0))?;
         let new = NewLimits {
             nano_cpus: request.nano_cpus,
             memory_bytes: request.memory_bytes,

@@ -7,6 +7,7 @@
 mod attachment;
 mod create;
 mod error;
+mod joined;
 mod life;
 mod limits;
 mod live;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use orch_proto::wire::{LocalContainer, LocalOptions};
 
-use super::{LocalError, Locals, create::HOST};
+use super::{LocalError, Locals, create::HOST, joined::is_joined};
 use crate::{
     runtime::{HostOptions, MoreLimits, Sharing},
     users::{Remap, RemapError},
@@ -77,6 +77,7 @@ impl Locals {
             None => Ok(()),
             Some(_) if privileged => refused(RemapError::Privileged("run the container with --userns host")),
             Some(_) if record.network == HOST => refused(RemapError::Shared("network", OWN_USERS)),
+            Some(_) if is_joined(record) => refused(RemapError::Joined),
             Some(_) if options.pid_mode == "host" => refused(RemapError::Shared("PID", OWN_USERS)),
             Some(_) if options.ipc_mode == "host" => refused(RemapError::Shared("IPC", OWN_USERS)),
             Some(_) if options.uts_mode == "host" => refused(RemapError::Shared("UTS", OWN_USERS)),
@@ -95,11 +96,6 @@ impl Locals {
             }
         }
     }
-}
-
-/// The profile that is asked for.
-pub(super) fn apparmor(words: &[String]) -> Option<String> {
-    security(words).ok()?.apparmor
 }
 
 fn security(words: &[String]) -> Result<HostOptions, LocalError> {

@@ -6,12 +6,8 @@ use orch_proto::{
     wire::{self, Container, ContainerDetails, LocalState, MountPoint},
 };
 
-use super::{One, attachment::network_names, options};
-use crate::{
-    agent::Host,
-    api::port_words,
-    runtime::{HealthState, apparmor::Confinement},
-};
+use super::{One, attachment::network_names};
+use crate::{agent::Host, api::port_words, runtime::HealthState};
 
 /// A line of `orch ps`.
 pub(crate) fn list_entry(one: &One) -> Container {
@@ -54,8 +50,8 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
     };
     let now = one.now();
     let record = now.record.clone();
-    let asked = record.options.as_ref().and_then(|options| options::apparmor(&options.security));
-    let confinement = Confinement::here(asked.as_deref(), one.task.spec.container.privileged);
+    // Containers that an older worker started have it in their own configuration only.
+    let running = now.container.as_ref().and_then(|container| container.apparmor_profile().ok());
     ContainerDetails {
         health: health.as_ref().map(health_report),
         log_path,
@@ -67,7 +63,7 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
         local: Some(record.clone()),
         container: Some(container),
         spec: record.spec.clone(),
-        apparmor_profile: confinement.profile().to_owned(),
+        apparmor_profile: running.unwrap_or(record.apparmor_profile),
         ..of_task(host, &one.task, &record.image_digest)
     }
 }

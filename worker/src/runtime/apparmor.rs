@@ -15,7 +15,7 @@ use std::{
 };
 
 const DEFAULT_PROFILE: &str = "orch-default";
-const UNCONFINED: &str = "unconfined";
+pub(super) const UNCONFINED: &str = "unconfined";
 
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
@@ -50,7 +50,7 @@ enum Host {
 
 /// What keeps a container within bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Confinement {
+enum Confinement {
     /// The host has no AppArmor.
     Off,
     Unconfined,
@@ -73,12 +73,11 @@ impl Confinement {
     }
 
     /// Of a container on this node.
-    pub(crate) fn here(asked: Option<&str>, privileged: bool) -> Self {
+    fn here(asked: Option<&str>, privileged: bool) -> Self {
         Self::decide(host(), asked, privileged)
     }
 
-    /// As `inspect` shows it.
-    pub(crate) fn profile(&self) -> &str {
+    fn profile(&self) -> &str {
         match self {
             Self::Off => "",
             Self::Unconfined => UNCONFINED,
@@ -134,7 +133,7 @@ fn host() -> Host {
 }
 
 /// Whether the kernel has AppArmor and lets its profiles be seen: both for as long as it runs.
-fn is_enabled() -> bool {
+pub(super) fn is_enabled() -> bool {
     static IS_ENABLED: OnceLock<bool> = OnceLock::new();
     *IS_ENABLED.get_or_init(|| {
         fs::read_to_string(ENABLED).is_ok_and(|text| text.starts_with('Y')) && Path::new(LOADED).exists()

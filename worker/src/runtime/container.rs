@@ -303,6 +303,13 @@ impl Container {
         spec.map_err(|err| io_error("cannot read", &path, err))
     }
 
+    /// What confines it, in Docker's words: a profile of AppArmor, or `unconfined` where the host has AppArmor.
+    pub(crate) fn apparmor_profile(&self) -> Result<String, RuntimeError> {
+        let spec = self.spec()?;
+        let none = if apparmor::is_enabled() { apparmor::UNCONFINED } else { "" };
+        Ok(spec["process"]["apparmorProfile"].as_str().unwrap_or(none).to_owned())
+    }
+
     fn exec_order(&self, request: &ExecRequest) -> Result<ExecOrder, RuntimeError> {
         let config = &self.0.config;
         let mut process = self.spec()?["process"].take();

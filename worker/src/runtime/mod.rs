@@ -186,7 +186,7 @@ impl Runtime {
 
     /// What libcontainer does not do.
     async fn finish(&self, plan: &ContainerPlan<'_>, container: &Container) -> Result<(), RuntimeError> {
-        if plan.netns.is_none() && !plan.host_network {
+        if plan.netns.is_none() && plan.options.joined.is_none() && !plan.host_network {
             container.raise_loopback().await?;
         }
         let Layout::V2(mount) = &self.0.layout else { return Ok(()) };

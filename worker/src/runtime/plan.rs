@@ -81,6 +81,8 @@ pub struct HostOptions {
     pub pid: Sharing,
     pub ipc: Sharing,
     pub uts: Sharing,
+    /// The network namespace of another container, by its file; then it has neither one of netd's nor the node's.
+    pub joined: Option<PathBuf>,
     /// Mount options of tmpfs mounts by target, instead of the mount's own.
     pub tmpfs: BTreeMap<String, Vec<String>>,
     pub limits: MoreLimits,

@@ -108,7 +108,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
     if let Some(users) = &plan.users {
         namespaces.push(json!({"type": "user", "path": users.path}));
     }
-    match &plan.netns {
+    match options.joined.as_ref().or(plan.netns.as_ref()) {
         Some(path) => namespaces.push(json!({"type": "network", "path": path})),
         None if plan.host_network => {}
         None => namespaces.push(json!({"type": "network"})),
@@ -120,7 +120,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         "namespaces": namespaces,
         "cgroupsPath": facts.cgroup,
         "resources": resources(plan.spec.limits, &options.limits, facts, container.privileged),
-        "sysctl": sysctls(container, plan.host_network, plan.users.is_some()),
+        "sysctl": sysctls(container, plan.host_network || options.joined.is_some(), plan.users.is_some()),
     });
     if plan.shares_mounts() {
         linux["rootfsPropagation"] = json!("shared");
@@ -313,12 +313,16 @@ fn memory(limit_bytes: u64, more: &MoreLimits, counts_swap: bool) -> Option<Valu
 }
 
 /// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
-fn sysctls(container: &ContainerSpec, host_network: bool, remapped: bool) -> Value {
+fn sysctls(container: &ContainerSpec, others_network: bool, remapped: bool) -> Value {
     let defaults = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
     // The range names groups that remapped users do not have.
     let usable = |(key, _): &(&str, &str)| !(remapped && *key == "net.ipv4.ping_group_range");
-    let mut all: serde_json::Map<String, Value> =
-        defaults.into_iter().filter(|_| !host_network).filter(usable).map(|(k, v)| (k.to_owned(), json!(v))).collect();
+    let mut all: serde_json::Map<String, Value> = defaults
+        .into_iter()
+        .filter(|_| !others_network)
+        .filter(usable)
+        .map(|(k, v)| (k.to_owned(), json!(v)))
+        .collect();
     all.extend(container.sysctls.iter().map(|(k, v)| (k.clone(), json!(v))));
     Value::Object(all)
 }
@@ -519,6 +523,11 @@ mod tests {
             spec["linux"]["namespaces"].as_array().unwrap().iter().map(|n| n["type"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["pid", "ipc", "uts", "mount", "network"]);
         assert_eq!(spec["linux"]["namespaces"][4]["path"], "/run/orch/netns/x");
+        assert_eq!(spec["linux"]["sysctl"]["net.ipv4.ip_unprivileged_port_start"], "0");
+        // Another's network is as the other has it.
+        let spec = make(&task, V1, |plan| plan.options.joined = Some("/proc/7/ns/net".into())).unwrap();
+        assert_eq!(spec["linux"]["namespaces"][4]["path"], "/proc/7/ns/net");
+        assert_eq!(spec["linux"]["sysctl"], json!({}));
     }
 
     #[test]

@@ -5,15 +5,18 @@
 //! in files that a reboot clears, as it does the mounts.
 
 mod bounded;
+mod inside;
 mod mounts;
 pub(crate) mod propagation;
+
+pub(crate) use inside::unpin;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt, lchown, symlink},
+        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, lchown, symlink},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -42,6 +45,18 @@ pub(crate) enum VolumeError {
         "volume name {0:?} is not valid: letters, digits, `_`, `.` and `-`, at least two, the first a letter or digit"
     )]
     Name(String),
+    #[error(
+        "cannot access path {inside:?} of volume {name:?}: it leads out of the volume, by .. or a link: name a path that \
+         stays in it"
+    )]
+    Escape { name: String, inside: String },
+    #[error("cannot access path {inside:?} of volume {name:?}: a subpath has to be there before it is mounted")]
+    Inside {
+        name: String,
+        inside: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("get {0}: no such volume")]
     NotFound(String),
     #[error("volume {0} is there already, with other options: remove it, or choose another name")]
@@ -125,6 +140,8 @@ pub(crate) struct Volumes {
     dir: PathBuf,
     /// Of volumes that are mounts: a folder for each, with a file for each task that uses it.
     users: PathBuf,
+    /// What containers have of volumes by a subpath: a folder for each.
+    pins: PathBuf,
     /// One lock for each volume that somebody changes, fills or mounts: one whose server is away holds up no other.
     changing: Arc<Mutex<BTreeMap<String, Arc<Mutex<()>>>>>,
     /// Whose new volumes are.
@@ -132,11 +149,14 @@ pub(crate) struct Volumes {
 }
 
 impl Volumes {
-    pub(crate) fn open(dir: &Path, users: &Path) -> Result<Self, VolumeError> {
+    pub(crate) fn open(dir: &Path, users: &Path, pins: &Path) -> Result<Self, VolumeError> {
         for dir in [dir, users] {
             fs::create_dir_all(dir).map_err(io_error("create", dir))?;
         }
-        Ok(Self { dir: dir.to_owned(), users: users.to_owned(), changing: Arc::default(), owner: None })
+        // Its content is nobody's on the node.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(pins).map_err(io_error("create", pins))?;
+        let [dir, users, pins] = [dir, users, pins].map(Path::to_owned);
+        Ok(Self { dir, users, pins, changing: Arc::default(), owner: None })
     }
 
     /// New volumes are of containers' root.
@@ -176,6 +196,46 @@ impl Volumes {
         Ok(data)
     }
 
+    /// The same of a folder or file in it, which has to be there.
+    pub(crate) fn prepare_inside(
+        &self,
+        wanted: Wanted<'_>,
+        inside: &str,
+        user: &TaskId,
+        fill_from: Option<(&Path, &str)>,
+        now: SystemTime,
+    ) -> Result<PathBuf, VolumeError> {
+        let data = self.prepare(wanted, user, None, now)?;
+        let (name, _) = wanted.describe(now);
+        let turn = self.turn(&name);
+        let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let pin = self.pin(&name, &data, inside, user)?;
+        if let Some((root, target)) = fill_from
+            && pin.is_dir()
+            && is_empty(&pin).map_err(io_error("list", &pin))?
+        {
+            fill(&pin, root, target).map_err(io_error("fill the volume", &pin))?;
+        }
+        Ok(pin)
+    }
+
+    fn pin(&self, name: &str, data: &Path, inside: &str, user: &TaskId) -> Result<PathBuf, VolumeError> {
+        inside::pin(data, inside, &self.pins.join(user.as_str())).map_err(|source| {
+            let (name, inside) = (name.to_owned(), inside.to_owned());
+            if inside::is_escape(&source) {
+                VolumeError::Escape { name, inside }
+            } else {
+                VolumeError::Inside { name, inside, source }
+            }
+        })
+    }
+
+    /// The same of a folder or file in it.
+    pub(crate) fn borrow_inside(&self, name: &str, inside: &str, user: &TaskId) -> Result<PathBuf, VolumeError> {
+        let data = self.borrow(name, user)?;
+        if inside.is_empty() { Ok(data) } else { self.pin(name, &data, inside, user) }
+    }
+
     /// The folder of a volume that is there, for as long as `user` has it.
     pub(crate) fn borrow(&self, name: &str, user: &TaskId) -> Result<PathBuf, VolumeError> {
         check_name(name)?;
@@ -191,7 +251,8 @@ impl Volumes {
 
     /// Unmounts what nobody else uses. Goes on after a failure.
     pub(crate) fn release(&self, user: &TaskId) -> Result<(), VolumeError> {
-        let mut outcome = Ok(());
+        let pins = self.pins.join(user.as_str());
+        let mut outcome = unpin(&pins).map_err(io_error("unmount", &pins));
         for entry in fs::read_dir(&self.users).map_err(io_error("list", &self.users))? {
             let entry = entry.map_err(io_error("list", &self.users));
             outcome = entry.and_then(|entry| self.release_one(user, &entry.path())).and(outcome);
@@ -474,7 +535,7 @@ mod tests {
     use super::*;
 
     fn open(dir: &Path) -> Volumes {
-        Volumes::open(&dir.join("volumes"), &dir.join("users")).unwrap()
+        Volumes::open(&dir.join("volumes"), &dir.join("users"), &dir.join("pins")).unwrap()
     }
 
     /// Needs root: it gives files to another user.
@@ -605,6 +666,33 @@ mod tests {
         }
         assert!(matches!(volumes.release(&user), Err(VolumeError::Io { action: "delete", .. })));
         assert!(names.iter().all(|name| !notes(name).exists()));
+    }
+
+    /// Needs root.
+    #[test]
+    fn a_folder_of_a_volume_is_filled_alone_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir_all(root.join("data")).unwrap();
+        fs::write(root.join("data/file"), "from the image").unwrap();
+        let volumes = open(dir.path());
+        let (none, now, user) = (BTreeMap::new(), SystemTime::UNIX_EPOCH, TaskId::from_random(1));
+        let wanted = Wanted::Named { name: "db", labels: &none, options: &none };
+        let inside = |path: &str| volumes.prepare_inside(wanted, path, &user, Some((&root, "/data")), now);
+        let said = inside("a/b").unwrap_err().to_string();
+        assert!(said.contains("cannot access path \"a/b\" of volume \"db\""), "{said}");
+        let data = dir.path().join("volumes/db/_data");
+        fs::create_dir_all(data.join("a/b")).unwrap();
+        symlink("/etc", data.join("link")).unwrap();
+        let said = inside("link").unwrap_err().to_string();
+        assert!(said.contains("it leads out of the volume"), "{said}");
+        let pin = inside("a/b").unwrap();
+        assert_eq!(fs::read_to_string(pin.join("file")).unwrap(), "from the image");
+        assert!(data.join("a/b/file").exists() && !data.join("file").exists());
+        assert!(volumes.borrow_inside("db", "a", &user).unwrap().join("b/file").exists());
+        volumes.release(&user).unwrap();
+        assert!(!pin.exists() && data.join("a/b/file").exists());
+        volumes.remove("db").unwrap();
     }
 
     #[test]

@@ -72,7 +72,7 @@ fn wanted(ip: Option<Ipv4Addr>, ip6: Option<Ipv6Addr>) -> Vec<String> {
 /// The flags of `orch run` and `orch create` that say where the container is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NetworkFlags {
-    /// Connect a container to a network (bridge, none, host, or the name of one; NAME, or name=NAME[,alias=A][,ip=ADDRESS])
+    /// Connect a container to a network (bridge, none, host, container:NAME, or the name of one; NAME, or name=NAME[,alias=A][,ip=ADDRESS])
     #[arg(long, visible_alias = "net", value_name = "NETWORK", value_parser = network)]
     network: Vec<wire::ContainerNetwork>,
     /// Add network-scoped alias for the container
@@ -91,21 +91,26 @@ impl NetworkFlags {
     pub(crate) fn chosen(&self) -> anyhow::Result<(String, Vec<wire::ContainerNetwork>)> {
         let is_own = |network: &&wire::ContainerNetwork| {
             matches!(network.network.as_str(), "" | "default" | "bridge" | "none" | "host")
+                || is_joined(&network.network)
         };
         let own: Vec<_> = self.network.iter().filter(is_own).collect();
         let mut named: Vec<_> = self.network.iter().filter(|network| !is_own(network)).cloned().collect();
-        if let Some(joined) = named.iter().find(|network| network.network.starts_with("container:")) {
-            bail!("--network {}: joining another container's network is not supported yet", joined.network);
+        if let Some(joined) = own.iter().find(|network| is_joined(&network.network) && self.network.len() > 1) {
+            bail!(
+                "conflicting options: cannot attach both user-defined and non-user-defined network-modes: --network {} \
+                 stands alone",
+                joined.network
+            );
         }
         let addresses = wanted(self.ip, self.ip6);
         let is_single = named.len() == 1 && own.is_empty();
-        if !addresses.is_empty() && !is_single {
+        if (!addresses.is_empty() && !is_single) || own.iter().any(|network| !network.addresses.is_empty()) {
             bail!(
                 "invalid config for network: --ip and --ip6 need one network with a subnet of its own (--network NAME); \
                  with several, write --network name=NAME,ip=ADDRESS"
             );
         }
-        if !self.network_alias.is_empty() && !is_single {
+        if (!self.network_alias.is_empty() && !is_single) || own.iter().any(|network| !network.aliases.is_empty()) {
             bail!(
                 "network-scoped alias is supported only for containers in user defined networks: name one with \
                  --network NAME; with several, write --network name=NAME,alias=ALIAS"
@@ -123,6 +128,11 @@ impl NetworkFlags {
             }
         }
     }
+}
+
+/// Whether it is another container's network.
+pub(crate) fn is_joined(network: &str) -> bool {
+    network.starts_with("container:")
 }
 
 /// `web`, or `name=web,alias=www,ip=10.5.0.9`.
@@ -172,6 +182,7 @@ mod tests {
             (&["web"], Some("10.5.0.9"), &["www"], (String::new(), vec![named("web", "www 10.5.0.9")])),
             (&["name=web,alias=a,alias=b,ip=10.5.0.9"], None, &[], (String::new(), vec![named("web", "a b 10.5.0.9")])),
             (&["bridge", "web"], None, &[], ("bridge".to_owned(), vec![named("web", "")])),
+            (&["container:web"], None, &[], ("container:web".to_owned(), vec![])),
         ] {
             assert_eq!(flags(networks, ip, alias).unwrap(), expected, "{networks:?}");
         }
@@ -182,7 +193,11 @@ mod tests {
             (&["host", "none"], None, &[]),
             (&["name=a,ip=x"], None, &[]),
             (&["alias=x"], None, &[]),
-            (&["container:web"], None, &[]),
+            (&["container:web", "web"], None, &[]),
+            (&["container:web", "bridge"], None, &[]),
+            (&["container:web"], Some("10.5.0.9"), &[]),
+            (&["container:web"], None, &["www"]),
+            (&["name=container:web,alias=www"], None, &[]),
         ] {
             assert!(flags(networks, ip, alias).is_err(), "{networks:?}");
         }

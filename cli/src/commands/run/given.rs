@@ -1,14 +1,14 @@
 //! What only the node can say of `run`'s flags: another container's volumes, the node's own address.
 
 use anyhow::{Context as _, bail};
-use orch_model::service::{Mount, MountKind};
+use orch_model::{
+    resolver::{self, HOST_GATEWAY},
+    service::{Mount, MountKind},
+};
 use orch_proto::{conv::FromProto as _, wire};
 
 use super::{CreateArgs, Failure};
-use crate::{
-    api::{Worker, explain},
-    flags::resolver::HOST_GATEWAY,
-};
+use crate::api::{Worker, explain};
 
 /// What the node has said.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +27,7 @@ impl Given {
             let details = worker.inspect_container(request).await.map_err(explain)?.into_inner();
             given.mounts.extend(mounts_of(&details, from)?);
         }
-        if args.add_host.iter().any(|line| line.starts_with(HOST_GATEWAY)) {
+        if args.add_host.iter().any(|line| resolver::is_of_node(line)) {
             let node = worker.info(wire::Empty {}).await.map_err(explain)?.into_inner().description.unwrap_or_default();
             given.address = node.data_addr.unwrap_or_default();
         }
@@ -36,7 +36,7 @@ impl Given {
 
     /// A line of /etc/hosts with the address in it.
     pub(super) fn host(&self, line: &str) -> String {
-        line.replacen(HOST_GATEWAY, &self.address, usize::from(line.starts_with(HOST_GATEWAY)))
+        line.replacen(HOST_GATEWAY, &self.address, usize::from(resolver::is_of_node(line)))
     }
 }
 
@@ -74,7 +74,7 @@ fn mounts_of(details: &wire::ContainerDetails, from: &VolumesFrom) -> anyhow::Re
         );
     }
     let container = details.spec.as_ref().and_then(|spec| spec.container.as_ref());
-    let asked = container.map_or(&[][..], |container| &container.mounts);
+    let all_asked = container.map_or(&[][..], |container| &container.mounts);
     let mut mounts = Vec::new();
     for mount in &details.mounts {
         let (kind, source) = match mount.kind.as_str() {
@@ -82,7 +82,7 @@ fn mounts_of(details: &wire::ContainerDetails, from: &VolumesFrom) -> anyhow::Re
             "volume" => (MountKind::Volume, &mount.name),
             _ => continue,
         };
-        let recursive = asked.iter().find(|asked| asked.target == mount.target).and_then(|asked| asked.bind_recursive);
+        let asked = all_asked.iter().find(|asked| asked.target == mount.target).cloned().unwrap_or_default();
         mounts.push(Mount {
             kind,
             source: source.clone(),
@@ -90,9 +90,10 @@ fn mounts_of(details: &wire::ContainerDetails, from: &VolumesFrom) -> anyhow::Re
             // What the other may not write to, nobody may through it.
             read_only: mount.read_only || from.read_only == Some(true),
             propagation: mount.propagation.clone(),
-            bind_recursive: Option::from_proto(recursive).with_context(|| {
+            bind_recursive: Option::from_proto(asked.bind_recursive).with_context(|| {
                 format!("--volumes-from {}: what is mounted below {}", from.container, mount.target)
             })?,
+            volume_subpath: asked.volume_subpath,
             ..Mount::default()
         });
     }
@@ -171,6 +172,25 @@ mod tests {
             };
             assert_eq!(mounts_of(&details, &volumes_from("store").unwrap()).unwrap(), [mount]);
         }
+    }
+
+    #[test]
+    fn of_a_volume_no_more_is_taken_than_the_other_container_has() {
+        let mount = Mount {
+            source: "data".to_owned(),
+            target: "/d".to_owned(),
+            volume_subpath: "a/b".to_owned(),
+            ..Mount::default()
+        };
+        let container = wire::ContainerSpec { mounts: vec![mount.to_proto()], ..wire::ContainerSpec::default() };
+        let point =
+            wire::MountPoint { kind: "volume".into(), name: "data".into(), target: "/d".into(), ..Default::default() };
+        let details = wire::ContainerDetails {
+            spec: Some(wire::TaskSpec { container: Some(container), ..wire::TaskSpec::default() }),
+            mounts: vec![point],
+            ..wire::ContainerDetails::default()
+        };
+        assert_eq!(mounts_of(&details, &volumes_from("store").unwrap()).unwrap(), [mount]);
     }
 
     #[test]

@@ -160,6 +160,23 @@ fn what_flags_come_to_together() {
         assert!(refused.contains(words), "{flags:?}: {refused}");
     }
 
+    for (flag, words) in [
+        ("--hostname=a", "hostname and the network mode"),
+        ("--dns=1.2.3.4", "dns and the network mode"),
+        ("--dns-search=example.org", "dns and the network mode"),
+        ("--add-host=a:1.2.3.4", "custom host-to-IP mapping and the network mode"),
+        ("--publish=80", "port publishing and the container type network mode"),
+        ("-P", "port publishing and the container type network mode"),
+        ("--expose=80", "port exposing and the container type network mode"),
+        ("--network=front", "cannot attach both user-defined and non-user-defined network-modes"),
+        ("--network=host", "cannot attach both user-defined and non-user-defined network-modes"),
+    ] {
+        let refused = spec(&["--network=container:web", flag]).unwrap_err().to_string();
+        assert!(refused.starts_with(&format!("conflicting options: {words}")), "{flag}: {refused}");
+    }
+    let joined = spec(&["--network=container:web", "--env=A=1"]).unwrap();
+    assert_eq!((joined.network.as_str(), joined.networks.len()), ("container:web", 0));
+
     let ports = |flags: &[&str]| spec(flags).unwrap().ports.iter().map(|port| port.target_port).collect::<Vec<_>>();
     assert!(ports(&["--expose=80"]).is_empty());
     assert_eq!(ports(&["-P", "--expose=80-81", "--expose=53/udp"]), [80, 81, 53]);

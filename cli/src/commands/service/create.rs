@@ -57,7 +57,7 @@ pub(crate) struct CreateArgs {
     /// Set one or more supplementary user groups for the container
     #[arg(long, value_name = "GROUP", value_parser = linux::group)]
     group: Vec<String>,
-    /// Set one or more custom host-to-IP mappings (host:ip)
+    /// Set one or more custom host-to-IP mappings (host:ip, host:host-gateway for the task's node)
     #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     host: Vec<String>,
     /// Service labels

@@ -104,7 +104,7 @@ pub(crate) struct UpdateArgs {
     /// Remove a configuration file
     #[arg(long, value_name = "CONFIG")]
     config_rm: Vec<String>,
-    /// Add a custom host-to-IP mapping (host:ip)
+    /// Add a custom host-to-IP mapping (host:ip, host:host-gateway for the task's node)
     #[arg(long, value_name = "HOST:IP", value_parser = resolver::host_entry)]
     host_add: Vec<String>,
     /// Remove a custom host-to-IP mapping (host:ip), or all of a host

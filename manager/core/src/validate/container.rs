@@ -128,6 +128,16 @@ fn mount(mount: &Mount) -> Result<(), SpecError> {
     if !mount.target.starts_with('/') || parts(&mount.target).is_empty() {
         return Err(field("mount target", &mount.target, "invalid mount target, must be an absolute path and not /"));
     }
+    if !mount.has_valid_subpath() {
+        return Err(field(
+            "volume subpath",
+            &mount.volume_subpath,
+            "subpath must be a relative path within the volume",
+        ));
+    }
+    if !mount.volume_subpath.is_empty() && mount.kind != MountKind::Volume {
+        return Err(field("volume subpath", &mount.volume_subpath, "only a mount of type volume has one"));
+    }
     for (what, path) in [("mount target", &mount.target), ("mount source", &mount.source)] {
         if path.contains(char::is_control) {
             return Err(field(what, path, "a path has no control characters"));

@@ -63,6 +63,11 @@ fn specs_are_refused_with_a_sentence() {
         ("invalid bind mount source", mount(MountKind::Bind, "data", "/data")),
         ("use type=bind", mount(MountKind::Volume, "/data", "/data")),
         (
+            "subpath must be a relative path within the volume",
+            Mount { volume_subpath: "a/../../b".into(), ..mount(MountKind::Volume, "data", "/data") },
+        ),
+        ("only a mount of type volume", Mount { volume_subpath: "a".into(), ..mount(MountKind::Bind, "/a", "/data") }),
+        (
             "volume driver \"rexray\" is not known, only \"local\" is",
             Mount {
                 volume_driver: Some(LogDriver { name: "rexray".into(), ..LogDriver::default() }),

@@ -12,7 +12,7 @@ use orch_model::{
     network::{DRIVER_OVERLAY, ENCRYPTED_OPTION, ENCRYPTED_PORT, IpamConfig, NetworkSpec, NodeNetwork},
     node::{
         Encryption, NodeDescription, TunnelKey,
-        features::{ENCRYPTED_NETWORKS, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS},
+        features::{ENCRYPTED_NETWORKS, HOST_GATEWAY, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     },
     service::{
         Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec,
@@ -245,8 +245,9 @@ fn bind_alone() -> Mount {
 #[test]
 fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
     type Option = fn(&mut ServiceSpec);
-    let known = [PUBLISH_OPTIONS, MOUNT_OPTIONS, NODE_NETWORKS].map(str::to_owned).to_vec();
-    let options: [(&str, Option); 6] = [
+    let known =
+        [PUBLISH_OPTIONS, MOUNT_OPTIONS, VOLUME_SUBPATH, HOST_GATEWAY, NODE_NETWORKS].map(str::to_owned).to_vec();
+    let options: [(&str, Option); 8] = [
         ("a port that answers on one address", |s| s.endpoint.ports[0].host_ip = Some([127, 0, 0, 1].into())),
         ("a port with source=masquerade", |s| s.endpoint.ports[0].masquerade = true),
         ("to prefer local tasks", |s| s.endpoint.prefer_local = true),
@@ -255,6 +256,11 @@ fn what_older_nodes_would_ignore_waits_until_they_are_upgraded() {
             s.task.container.mounts = vec![bind_alone()];
         }),
         ("a service on the network bridge", |s| s.task.node_network = Some(NodeNetwork::Bridge)),
+        ("a host with host-gateway", |s| s.task.container.hosts = vec!["host-gateway node".into()]),
+        ("a mount with volume-subpath", |s| {
+            let target = "/b".to_owned();
+            s.task.container.mounts = vec![Mount { target, volume_subpath: "a".into(), ..Mount::default() }];
+        }),
     ];
     for (what, option) in options {
         let mut sim = Sim::new(2);

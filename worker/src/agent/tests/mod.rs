@@ -52,6 +52,21 @@ async fn a_task_runs_is_watched_and_stops() {
     node.heard.wait("exit 3").await;
     assert!(node.heard.has("stdout inside"));
 
+    // Whoever asked is gone before the command ends.
+    let (events, target) = (&worker.agent.host.events, Target::of_task(&worker.agent.host, &web.id).unwrap());
+    let argv = ["sh", "-c", "trap '' HUP; echo set; sleep 1; exit 4"].map(str::to_owned);
+    let start = ExecStart { argv: argv.into(), ..Default::default() };
+    let (outputs, mut printed) = tokio::sync::mpsc::channel(1);
+    let listens_once = async {
+        printed.recv().await.unwrap();
+        drop(printed);
+    };
+    let left = super::exec(events, target, &start, futures::stream::pending(), outputs);
+    tokio::join!(left, listens_once).0.unwrap();
+    let deaths = || events.listen(1).0.iter().filter(|event| event.action == "exec_die").count();
+    assert_eq!(deaths(), 1);
+    wait_until(|| deaths() == 2).await;
+
     node.assign(&[(&web, TaskState::Shutdown)]);
     node.wait(&web, TaskState::Shutdown).await;
     let down = node.heard.position(&format!("down {}", web.id)).unwrap();
@@ -66,16 +81,21 @@ async fn a_task_runs_is_watched_and_stops() {
     let actions: Vec<_> = told.iter().map(|event| event.action.as_str()).collect();
     let command = "sh -c echo inside; exit 3";
     let (made, ran) = (format!("exec_create: {command}"), format!("exec_start: {command}"));
-    assert_eq!(actions, ["create", "start", &made, &ran, "exec_die", "kill", "kill", "die", "stop", "destroy"]);
+    let left = "sh -c trap '' HUP; echo set; sleep 1; exit 4";
+    let (made_left, ran_left) = (format!("exec_create: {left}"), format!("exec_start: {left}"));
+    let commands = [made.as_str(), &ran, "exec_die", &made_left, &ran_left, "exec_die"];
+    let all = [&["create", "start"][..], &commands, &["kill", "kill", "die", "stop", "destroy"]].concat();
+    assert_eq!(actions, all);
     for (event, key, value) in [
         (0, "name", web.container_name().as_str()),
         (1, "image", "box"),
         (1, "com.docker.swarm.service.name", web.service_annotations.name.as_str()),
         (1, "com.docker.swarm.task.id", web.id.as_str()),
         (4, "exitCode", "3"),
-        (5, "signal", "15"),
-        (6, "signal", "9"),
-        (7, "exitCode", "137"),
+        (7, "exitCode", "4"),
+        (8, "signal", "15"),
+        (9, "signal", "9"),
+        (10, "exitCode", "137"),
     ] {
         assert_eq!(told[event].attributes[key], value, "{event} {key}");
     }
