@@ -278,6 +278,11 @@ fn one_network_for_two(lab: &Lab, web: &str, published: &str) {
     eventually("the worker answers", || lab.orch(&["ps", "-q"]).result());
     let page = ["exec", "side", "wget", "-qO-", "http://127.0.0.1/"];
     assert_eq!(eventually("it is shared still", || lab.orch(&page).result()), "shared\n");
+    // Through one that shares it itself: the network and the files are those of the first.
+    assert_eq!(
+        beside(lab, "side", &["sh", "-c", "wget -qO- http://127.0.0.1/; hostname"]).as_deref(),
+        Ok("shared\nbox\n")
+    );
     let _ = lab.orch(&["network", "create", "-d", "bridge", "more"]).ok();
     for (args, said) in [
         (&["network", "connect", "more", "side"][..], "container sharing network namespace with another container"),

@@ -7,7 +7,7 @@ use std::{
 
 use orch_model::{
     Annotations, Kind,
-    network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec},
+    network::{DRIVER_OVERLAY, IpamConfig, NetworkSpec, is_predefined},
     secret::TemplateDriver,
 };
 
@@ -235,6 +235,10 @@ fn network(reader: &Reader<'_>, name: &str) -> Result<StackNetwork, ComposeError
     let (real, external) = reader.real_name("networks", name)?;
     let empty = Node { value: Yaml::Null, kind: ScalarKind::Text, place: reader.root.place };
     let node = reader.defined("networks", name).unwrap_or(&empty);
+    if !external && is_predefined(&real) {
+        let what = format!("{path}: every node has the network {real} already: write `external: true` to use it");
+        return Err(reader.error(node, what));
+    }
     let driver = node.get("driver").map(|n| reader.text(n, &path)).transpose()?;
     let driver = driver.filter(|d| d != "default").unwrap_or_else(|| DRIVER_OVERLAY.into());
     let flag = |key: &str| node.get(key).map(|n| reader.boolean(n, &format!("{path}.{key}"))).transpose();

@@ -171,6 +171,10 @@ fn bad_files_are_told_what_and_where() {
         ("services:\n  web:\n    build: .\n", &["compose.yml:2", "no image"]),
         ("services:\n  web:\n    image: x\n    ports: ['80:x']\n", &["compose.yml:4", "services.web.ports", "8080:80"]),
         ("services:\n  web:\n    image: x\n    networks: [nope]\n", &["compose.yml:4", "undefined network \"nope\""]),
+        (
+            "services: {a: {image: b, networks: [x]}}\nnetworks:\n  x: {name: host}\n",
+            &["compose.yml:3", "networks.x: every node has the network host already", "external: true"],
+        ),
         ("services:\n  web:\n    image: x\n    volumes: ['d:/d']\n", &["compose.yml:4", "undefined volume \"d\""]),
         (
             "services:\n  web:\n    image: x\n    deploy:\n      replicas: many\n",

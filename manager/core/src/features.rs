@@ -24,10 +24,18 @@ pub fn missing(state: &State, spec: &ServiceSpec) -> Option<String> {
 }
 
 /// Whether a task may run on this node. One that joined since the spec was accepted, or went back to an older version,
-/// would start it in a network of its own.
+/// would start it in a network of its own, or with all of a volume.
 #[must_use]
 pub fn allows(node: &NodeDescription, task: &TaskSpec) -> bool {
-    task.node_network != Some(NodeNetwork::Host) || knows(node, NODE_NETWORKS)
+    required(task).iter().all(|feature| knows(node, feature))
+}
+
+/// What a node's version must know for the task to do no harm there.
+#[must_use]
+pub fn required(task: &TaskSpec) -> Vec<&'static str> {
+    let is_inside = task.container.mounts.iter().any(|mount| !mount.volume_subpath.is_empty());
+    let asked = [(task.node_network == Some(NodeNetwork::Host), NODE_NETWORKS), (is_inside, VOLUME_SUBPATH)];
+    asked.into_iter().filter_map(|(is_asked, feature)| is_asked.then_some(feature)).collect()
 }
 
 /// Whether the node says that its version knows it.

@@ -4,10 +4,15 @@
 //! alone. It lasts as long as a process is in it, but when the other ends netd takes its links away: who shares it is left
 //! with the loopback, as with Docker, until both are started again.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd,
+    path::PathBuf,
+};
 
 use orch_model::TaskId;
 use orch_proto::wire::{LocalContainer, LocalState};
+use tonic::Code;
 
 use super::{LocalError, Locals};
 use crate::{
@@ -30,9 +35,11 @@ pub(super) fn is_joined(record: &LocalContainer) -> bool {
 
 /// Whose network it is to be: a one-off container, or a task's.
 pub(super) struct Other {
-    id: TaskId,
+    /// Whose /etc/hosts and the like it has: its own, or those of the container whose network it shares itself.
+    files_of: TaskId,
     container_id: String,
     pub(super) hostname: String,
+    /// While it runs.
     container: Option<Container>,
     is_restarting: bool,
 }
@@ -41,11 +48,29 @@ pub(super) struct Other {
 pub(super) struct Joined {
     /// Whose /etc/hosts, /etc/hostname and /etc/resolv.conf it has, too.
     pub(super) files_of: TaskId,
-    /// `None`: the node's own network.
-    pub(super) netns: Option<PathBuf>,
+    /// Held open: what its number stands for may be another process by the time that the container is made. `None`: the
+    /// node's own network.
+    netns: Option<File>,
+}
+
+impl Joined {
+    pub(super) fn is_nodes(&self) -> bool {
+        self.netns.is_none()
+    }
+
+    /// Good while this is held.
+    pub(super) fn netns(&self) -> Option<PathBuf> {
+        let path = |file: &File| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
+        self.netns.as_ref().map(path)
+    }
 }
 
 impl Other {
+    /// 0: it does not run.
+    fn pid(&self) -> u32 {
+        self.container.as_ref().map_or(0, Container::pid)
+    }
+
     /// With the id: names change.
     pub(super) fn mode(&self) -> String {
         format!("{PREFIX}{}", self.container_id)
@@ -58,19 +83,26 @@ impl Locals {
             return Err(LocalError::Invalid("invalid container format container:<name|id>".to_owned()));
         }
         match self.find(reference) {
-            Ok(one) => Ok(Other {
-                id: one.id.clone(),
-                container_id: one.container_id(),
-                hostname: prepare::hostname(&one.task),
-                container: one.container(),
-                is_restarting: one.state() == LocalState::Restarting,
-            }),
+            Ok(one) => {
+                let (container, record) = one.running();
+                // Made before it, by its id: there is an end.
+                let shared = self::reference(&record.network).map(|other| self.other(other)).transpose()?;
+                Ok(Other {
+                    files_of: shared.map_or_else(|| one.id.clone(), |other| other.files_of),
+                    container_id: one.container_id(),
+                    hostname: prepare::hostname(&one.task),
+                    container,
+                    is_restarting: record.state() == LocalState::Restarting,
+                })
+            }
             Err(LocalError::NotFound(_)) => {
-                let gone = |_| LocalError::NotFound(reference.to_owned());
-                let task = api::find_task(&self.host, reference).map_err(gone)?;
+                let task = api::find_task(&self.host, reference).map_err(|status| match status.code() {
+                    Code::NotFound => LocalError::NotFound(reference.to_owned()),
+                    _ => LocalError::Invalid(status.message().to_owned()),
+                })?;
                 let entry = self.host.book.entry(&task).ok_or_else(|| LocalError::NotFound(reference.to_owned()))?;
                 Ok(Other {
-                    id: task,
+                    files_of: task,
                     container_id: container_id(&entry.task),
                     hostname: prepare::hostname_here(&self.host, &entry.task),
                     container: entry.container,
@@ -85,14 +117,23 @@ impl Locals {
     pub(super) fn joined(&self, record: &LocalContainer) -> Result<Option<Joined>, LocalError> {
         let Some(reference) = reference(&record.network) else { return Ok(None) };
         let other = self.other(reference)?;
-        let pid = other.container.as_ref().map_or(0, Container::pid);
-        if pid == 0 {
+        let stopped = |other: Other| {
             let error = if other.is_restarting { LocalError::JoinsRestarting } else { LocalError::JoinsStopped };
-            return Err(error(other.container_id));
+            Err(error(other.container_id))
+        };
+        let pid = other.pid();
+        if pid == 0 {
+            return stopped(other);
         }
-        let netns = PathBuf::from(format!("/proc/{pid}/ns/net"));
+        let path = format!("/proc/{pid}/ns/net");
         // A link to a namespace says which one it is.
-        let is_nodes = fs::read_link(&netns).ok() == fs::read_link("/proc/self/ns/net").ok();
-        Ok(Some(Joined { files_of: other.id, netns: (!is_nodes).then_some(netns) }))
+        let is_nodes = fs::read_link(&path).ok() == fs::read_link("/proc/self/ns/net").ok();
+        let netns = if is_nodes { Ok(None) } else { File::open(&path).map(Some) };
+        // Still it, and not who got its number.
+        let now = self.other(reference)?;
+        match netns {
+            Ok(netns) if now.pid() == pid => Ok(Some(Joined { files_of: other.files_of, netns })),
+            _ => stopped(now),
+        }
     }
 }

@@ -21,6 +21,7 @@ use super::{
     Ends, LocalError, Locals, One,
     attachment::{attach_request, has_namespace},
     create::HOST,
+    joined::Joined,
     live::spec_now,
     policy::{self, Restart},
 };
@@ -99,9 +100,9 @@ impl Locals {
             remap: self.remap_of(&record),
             files_of: joined.as_ref().map(|joined| joined.files_of.clone()),
         };
-        let host_network = record.network == HOST || joined.as_ref().is_some_and(|joined| joined.netns.is_none());
+        let host_network = record.network == HOST || joined.as_ref().is_some_and(Joined::is_nodes);
         let options = HostOptions {
-            joined: joined.and_then(|joined| joined.netns),
+            joined: joined.as_ref().and_then(Joined::netns),
             ..self.host_options(&record.options.unwrap_or_default())?
         };
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;

@@ -122,6 +122,12 @@ impl One {
         self.now().container.clone()
     }
 
+    /// The container, unless it has ended or is about to, and the record of that moment.
+    fn running(&self) -> (Option<Container>, LocalContainer) {
+        let now = self.now();
+        (now.container.clone().filter(|_| !now.ending), now.record.clone())
+    }
+
     /// As its events name it.
     pub(crate) fn subject(&self) -> Subject {
         let spec = &self.task.spec.container;

@@ -16,7 +16,7 @@ use std::{
 use rustix::{
     fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
     io::Errno,
-    mount::{UnmountFlags, mount_bind_recursive, unmount},
+    mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount},
 };
 
 /// Pins of one container at most: each is a mount of it.
@@ -34,12 +34,21 @@ pub(super) fn pin(volume: &Path, inside: &str, pins: &Path) -> io::Result<PathBu
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => {
                 made?;
-                mount_bind_recursive(format!("/proc/self/fd/{}", found.as_raw_fd()), &at)?;
+                let mounted = mount_bind_recursive(format!("/proc/self/fd/{}", found.as_raw_fd()), &at);
+                if let Err(error) = mounted.and_then(|()| cut(&at)) {
+                    let _ = unpin_one(&at);
+                    return Err(error.into());
+                }
                 return Ok(at);
             }
         }
     }
     Err(io::Error::other("a container has too many mounts"))
+}
+
+/// What is unmounted in the pin stays where it comes from, also on a node whose mounts are shared, as systemd has them.
+fn cut(at: &Path) -> Result<(), Errno> {
+    mount_change(at, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
 }
 
 fn open(volume: &Path, inside: &str) -> io::Result<OwnedFd> {
@@ -67,7 +76,9 @@ pub(crate) fn unpin(pins: &Path) -> io::Result<()> {
 }
 
 fn unpin_one(at: &Path) -> io::Result<()> {
-    match unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+    // A worker may have ended before it did.
+    let cut = cut(at);
+    match cut.and_then(|()| unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)) {
         // A worker that ended between making the place and mounting on it.
         Ok(()) | Err(Errno::INVAL) => {}
         Err(error) => return Err(error.into()),
@@ -79,6 +90,9 @@ fn unpin_one(at: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountFlags, mount};
 
     use super::*;
 
@@ -127,5 +141,33 @@ mod tests {
         unpin(&pins).unwrap();
         unpin(&pins).unwrap();
         assert!(!pins.exists() && volume.join("moved/b/file").exists());
+    }
+
+    /// Needs root. Mount namespaces are a thread's own, so the other tests do not notice.
+    #[test]
+    fn what_is_mounted_in_the_volume_stays_when_its_pin_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (volume, pins) = (dir.path().join("volume"), dir.path().join("pins"));
+        let node = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            let tmpfs = |at: &Path| {
+                fs::create_dir_all(at).unwrap();
+                mount("none", at, "tmpfs", MountFlags::empty(), None).unwrap();
+            };
+            tmpfs(&volume);
+            mount_change(&volume, MountPropagationFlags::SHARED).unwrap();
+            tmpfs(&volume.join("a/below"));
+            fs::write(volume.join("a/below/file"), "").unwrap();
+            let place = pin(&volume, "a", &pins).unwrap();
+            assert!(place.join("below/file").exists());
+            // As a worker leaves it that ends before the pin is cut off.
+            let early = pins.join("9");
+            fs::create_dir(&early).unwrap();
+            mount_bind_recursive(volume.join("a"), &early).unwrap();
+            unpin(&pins).unwrap();
+            assert!(volume.join("a/below/file").exists(), "the volume lost what is mounted in it");
+        });
+        node.join().unwrap();
     }
 }

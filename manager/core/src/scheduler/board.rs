@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What the fixed filters look at, and spread descriptors: services with the same ones share a class.
-type ClassKey = (Vec<String>, Vec<String>, Option<(String, String)>, Vec<&'static str>, (bool, bool));
+type ClassKey = (Vec<String>, Vec<String>, Option<(String, String)>, Vec<&'static str>, Vec<&'static str>, bool);
 
 pub(super) struct Board<'a> {
     state: &'a State,
@@ -54,7 +54,7 @@ impl<'a> Board<'a> {
         let placement = &needs.service.spec.task.placement;
         let platform = needs.platform.as_ref().map(|platform| (platform.os.clone(), platform.arch.clone()));
         let (constraints, spread) = (placement.constraints.clone(), placement.spread.clone());
-        let key = (constraints, spread, platform, needs.features.clone(), (needs.encryption, needs.on_the_host));
+        let key = (constraints, spread, platform, needs.features.clone(), needs.versions.clone(), needs.encryption);
         if let Some(known) = self.class_of.get(&key) {
             return *known;
         }

@@ -7,8 +7,8 @@ use std::{
 
 use orch_model::{
     Kind, ObjectId,
-    network::{Network, NodeNetwork},
-    node::{GenericResources, NamedResource, Node, Platform, Resources, features::NODE_NETWORKS},
+    network::Network,
+    node::{GenericResources, NamedResource, Node, Platform, Resources},
     service::{ContainerSpec, Protocol, Service, TaskSpec},
     task::{Task, TaskState},
 };
@@ -48,8 +48,8 @@ pub struct Needs<'a> {
     pub features: Vec<&'static str>,
     /// Whether one of their networks is encrypted.
     pub encryption: bool,
-    /// Whether they have the node's own network.
-    pub on_the_host: bool,
+    /// What the node's version must know.
+    pub versions: Vec<&'static str>,
 }
 
 /// The filters, in the order in which they are asked.
@@ -100,7 +100,7 @@ impl Filter {
                 let has = |feature: &&str| info.node.description.features.iter().any(|known| known == feature);
                 needs.features.iter().all(has)
             }
-            Self::Version => !needs.on_the_host || features::knows(&info.node.description, NODE_NETWORKS),
+            Self::Version => needs.versions.iter().all(|feature| features::knows(&info.node.description, feature)),
             Self::Encryption => !needs.encryption || info.node.description.can_encrypt(),
             Self::Platform => needs.platform.as_ref().is_none_or(|platform| runs_on(platform, &info.node)),
             Self::Constraints => match &needs.constraints {
@@ -142,7 +142,7 @@ impl Filter {
             Self::Ready => format!("{nodes} node{s} not available for new tasks"),
             Self::Resources => format!("insufficient resources on {nodes} node{s}"),
             Self::Features => format!("missing feature of the kernel on {nodes} node{s}"),
-            Self::Version => format!("a version without the network host on {nodes} node{s}"),
+            Self::Version => format!("a version too old for what the service asks for on {nodes} node{s}"),
             Self::Encryption => format!("no WireGuard for an encrypted network on {nodes} node{s}"),
             Self::Platform => format!("unsupported platform on {nodes} node{s}"),
             Self::Constraints => format!("scheduling constraints not satisfied on {nodes} node{s}"),
@@ -160,8 +160,8 @@ impl<'a> Needs<'a> {
         let platform = platform_of(state, &task.spec.container);
         let features = features_of(state, &task.spec);
         let encryption = networks_of(state, &task.spec).any(|network| network.spec.is_encrypted());
-        let on_the_host = task.spec.node_network == Some(NodeNetwork::Host);
-        Self { service, task, constraints, platform, features, encryption, on_the_host }
+        let versions = features::required(&task.spec);
+        Self { service, task, constraints, platform, features, encryption, versions }
     }
 }
 

@@ -462,6 +462,29 @@ fn networks_of_the_nodes_keep_their_names() {
     network(&mut sim, "hosts", None).expect("another name");
 }
 
+/// A node of an older version would show the container all of the volume.
+#[test]
+fn folders_of_volumes_are_for_versions_that_know_them() {
+    let mut sim = Sim::new(2);
+    let knows = |sim: &mut Sim, node, feature: &str| {
+        sim.edit_node(node, |node| {
+            node.description.engine_version = "0.1.0".into();
+            node.description.features = vec![feature.to_owned()];
+        });
+    };
+    knows(&mut sim, 1, VOLUME_SUBPATH);
+    knows(&mut sim, 2, VOLUME_SUBPATH);
+    let mut spec = web("part", "nginx", 4);
+    let mount = Mount { source: "v".into(), target: "/b".into(), volume_subpath: "a".into(), ..Mount::default() };
+    spec.task.container.mounts = vec![Mount { kind: MountKind::Volume, ..mount }];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    assert_eq!(sim.running("part").len(), 2);
+    knows(&mut sim, 2, MOUNT_OPTIONS);
+    sim.run(secs(30));
+    assert_eq!(sim.running("part").keys().map(String::as_str).collect::<Vec<_>>(), ["n1"]);
+}
+
 /// Such a service has neither addresses nor names. A node that went back to an older version loses its tasks, one that joins with
 /// one gets none, and an update away from the network starts them everywhere.
 #[test]
@@ -494,7 +517,7 @@ fn tasks_on_the_nodes_own_network_are_for_versions_that_know_it() {
     knows(&mut sim, 1, false);
     sim.run(secs(30));
     let said = sim.ps("pair");
-    assert!(said.contains("a version without the network host on 2 nodes"), "{said}");
+    assert!(said.contains("a version too old for what the service asks for on 2 nodes"), "{said}");
     sim.update("pair", |s| s.task.node_network = None).expect("away from it");
     sim.run(secs(60));
     assert_eq!(sim.running("pair").values().sum::<usize>(), 4, "{}", sim.ps("pair"));
