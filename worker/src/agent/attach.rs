@@ -18,6 +18,7 @@ use crate::{
     events::{Events, Subject},
     image::chain,
     runtime::{self, Container, Exec, ExecInput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal},
+    signals,
 };
 
 /// Output is passed on in pieces of at most this size.
@@ -272,10 +273,9 @@ impl Drop for AbortOnDrop {
 const HANG_UP: i32 = 1;
 
 fn signal(pid: u32, number: i32) {
-    let (Ok(pid), Ok(signal)) = (i32::try_from(pid), nix::sys::signal::Signal::try_from(number)) else { return };
-    if pid > 0 {
-        // Gone already: nothing to tell.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    if let Ok(pid @ 1..) = i32::try_from(pid) {
+        // Gone already, or no signal: nothing to tell.
+        let _ = signals::send(pid, number);
     }
 }
 
