@@ -298,4 +298,18 @@ fn stopping_and_signals() {
     });
     sleep(Duration::from_secs(1));
     assert_eq!((restarts("stays"), status(&lab, "stays")), (Ok("0\n".to_owned()), Ok("exited 4".to_owned())));
+
+    // A command is over when it ends, also when it leaves something behind.
+    for tty in [false, true] {
+        let began = Instant::now();
+        let exec = ["orch", "exec", "returns", "sh", "-c", "sleep 100 & echo hi; exit 3"];
+        let exec = if tty {
+            vec!["script", "-qec", "orch exec -t returns sh -c 'sleep 100 & echo hi; exit 3'", "/dev/null"]
+        } else {
+            exec.to_vec()
+        };
+        let said = lab.exec("n1", &exec);
+        assert_eq!((said.code, said.stdout.trim_end()), (3, "hi"), "{said:?}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    }
 }
