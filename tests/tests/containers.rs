@@ -1,5 +1,7 @@
 //! One-off containers, as the tutorials use them.
 
+use std::{thread::sleep, time::Duration, time::Instant};
+
 use orch_tests::{Lab, eventually};
 
 fn lab(name: &str) -> Lab {
@@ -203,4 +205,111 @@ fn restart_policies_hold_across_the_worker() {
         let running = now.trim().ends_with("running") && !now.starts_with(&format!("{} ", pid.trim()));
         if running { Ok(()) } else { Err(now) }
     });
+}
+
+fn eventually_is(lab: &Lab, name: &str, want: &str) {
+    eventually(&format!("{name} is {want}"), || match status(lab, name)? {
+        now if now == want => Ok(()),
+        other => Err(other),
+    });
+}
+
+/// As Docker does, whatever becomes of who asks.
+#[test]
+fn stopping_and_signals() {
+    let lab = lab("stopping");
+    let run = |flags: &[&str], script: &str| {
+        let _ = lab.orch(&[&["run", "-d"][..], flags, &["busybox", "sh", "-c", script]].concat()).ok();
+    };
+    const FOREVER: &str = "while :; do sleep 0.1; done";
+
+    // Images of systemd stop by a real-time signal.
+    run(&["--name", "systemd", "--stop-signal", "SIGRTMIN+3"], &format!("trap 'exit 5' 37; echo up; {FOREVER}"));
+    eventually("it is up", || match lab.orch(&["logs", "systemd"]).result()? {
+        text if text.contains("up") => Ok(()),
+        other => Err(other),
+    });
+    let _ = lab.orch(&["stop", "-t", "20", "systemd"]).ok();
+    assert_eq!(status(&lab, "systemd"), Ok("exited 5".to_owned()));
+    run(&["--name", "deaf", "--stop-signal", "SIGRTMIN+3"], FOREVER);
+    let _ = lab.orch(&["stop", "-t", "1", "deaf"]).ok();
+    assert_eq!(status(&lab, "deaf"), Ok("exited 137".to_owned()));
+    run(&["--name", "init", "--init"], "exec sleep 1000");
+    for (signal, code) in [("RTMIN+3", "165\n"), ("SIGRTMAX", "192\n"), ("63", "191\n")] {
+        let _ = lab.orch(&["start", "init"]).ok();
+        eventually("it sleeps", || match lab.orch(&["exec", "init", "ps"]).result()? {
+            text if text.lines().any(|line| line.ends_with(" sleep 1000")) => Ok(()),
+            other => Err(other),
+        });
+        let _ = lab.orch(&["kill", "-s", signal, "init"]).ok();
+        assert_eq!(lab.orch(&["wait", "init"]).ok(), code, "{signal}");
+    }
+
+    // Nobody waits for the stop, and it is finished.
+    let deaf = format!("trap 'echo told' TERM; {FOREVER}");
+    run(&["--name", "left", "--restart", "always"], &deaf);
+    let given_up = lab.exec("n1", &["timeout", "0.7", "orch", "stop", "-t", "2", "left"]);
+    assert_ne!(given_up.code, 0);
+    eventually_is(&lab, "left", "exited 137");
+    let _ = lab.orch(&["start", "left"]).ok();
+    let started = || lab.orch(&["inspect", "-f", "{{.State.StartedAt}}", "left"]).result();
+    let before = started();
+    let _ = lab.exec("n1", &["timeout", "0.7", "orch", "restart", "-t", "2", "left"]);
+    eventually("it is started again", || match (started(), status(&lab, "left")?.as_str()) {
+        (now, state) if now != before && state.starts_with("running") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+
+    // Others need not wait for it either.
+    run(&["--name", "slow"], &deaf);
+    let mut stop = lab.spawn("n1", &["orch", "stop", "-t", "100", "slow"]);
+    eventually("it is told", || match lab.orch(&["logs", "slow"]).result()? {
+        text if text.contains("told") => Ok(()),
+        other => Err(other),
+    });
+    let began = Instant::now();
+    let _ = lab.orch(&["pause", "slow"]).ok();
+    let _ = lab.orch(&["unpause", "slow"]).ok();
+    let _ = lab.orch(&["rm", "-f", "slow"]).ok();
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert!(stop.wait().is_ok_and(|status| status.success()));
+
+    // Removals whose clients go: each is done or was not asked for.
+    for n in 0..12 {
+        run(&["--name", &format!("many{n}")], "exec sleep 1000");
+    }
+    let script = "for n in $(seq 0 11); do timeout 0.0$((n / 2 + 1)) orch rm -f many$n & done; wait; true";
+    let _ = lab.exec("n1", &["sh", "-c", script]).ok();
+    eventually("nothing is half removed", || {
+        let states = lab.orch(&["ps", "-a", "--filter", "name=many", "--format", "{{.State}}"]).result()?;
+        if states.lines().all(|state| state == "running") { Ok(()) } else { Err(states) }
+    });
+
+    // Any signal of the user's that ends a container is a stop, unless another one is its stop signal.
+    let leaves = format!("trap 'exit 4' HUP; {FOREVER}");
+    run(&["--name", "stays", "--restart", "always"], &leaves);
+    run(&["--name", "returns", "--restart", "always", "--stop-signal", "TERM"], &leaves);
+    sleep(Duration::from_secs(1));
+    let _ = lab.orch(&["kill", "-s", "HUP", "stays", "returns"]).ok();
+    let restarts = |name: &str| lab.orch(&["inspect", "-f", "{{.RestartCount}}", name]).result();
+    eventually("it is restarted", || match restarts("returns")?.as_str() {
+        "1\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    sleep(Duration::from_secs(1));
+    assert_eq!((restarts("stays"), status(&lab, "stays")), (Ok("0\n".to_owned()), Ok("exited 4".to_owned())));
+
+    // A command is over when it ends, also when it leaves something behind.
+    for tty in [false, true] {
+        let began = Instant::now();
+        let exec = ["orch", "exec", "returns", "sh", "-c", "sleep 100 & echo hi; exit 3"];
+        let exec = if tty {
+            vec!["script", "-qec", "orch exec -t returns sh -c 'sleep 100 & echo hi; exit 3'", "/dev/null"]
+        } else {
+            exec.to_vec()
+        };
+        let said = lab.exec("n1", &exec);
+        assert_eq!((said.code, said.stdout.trim_end()), (3, "hi"), "{said:?}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    }
 }

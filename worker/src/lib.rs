@@ -23,6 +23,7 @@ mod local;
 mod metrics;
 mod netd_client;
 mod peer;
+mod signals;
 mod store;
 mod users;
 mod volume;

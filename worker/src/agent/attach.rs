@@ -10,18 +10,28 @@ use orch_model::TaskId;
 use orch_proto::wire::{self, exec_input::Input, exec_output::Output};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
-    sync::mpsc,
+    sync::{mpsc, watch},
+    time::{Instant, sleep},
 };
 
 use super::{Host, executor::log_files, logging};
 use crate::{
     events::{Events, Subject},
     image::chain,
-    runtime::{self, Container, Exec, ExecInput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal},
+    runtime::{
+        self, Container, Exec, ExecInput, ExecOutput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal,
+    },
+    signals,
 };
 
 /// Output is passed on in pieces of at most this size.
 const CHUNK_BYTES: usize = 32 << 10;
+/// What processes that a command leaves behind print for so long after its end is still passed on, as with Docker.
+const DRAIN: Duration = Duration::from_secs(2);
+/// After that, a terminal that has been silent for so long has handed over everything.
+const QUIET: Duration = Duration::from_millis(100);
+/// More than a terminal keeps for who reads slowly.
+const TERMINAL_BYTES: usize = 64 << 10;
 
 /// A container to look into, a task's or a one-off one.
 pub(crate) struct Target {
@@ -219,13 +229,19 @@ impl Session {
         // Its terminal is closed by who reads from it: another holder would keep it open.
         let Exec { stdout, stderr, exit, .. } = running;
         let work = async move {
-            let out = pass_on(stdout, to.clone(), Output::Stdout);
+            let (tell_end, end) = watch::channel(false);
+            let out = pass_on_of(stdout, to.clone(), Output::Stdout, stderr.is_none(), end.clone());
             let err = async {
                 if let Some(stderr) = stderr {
-                    pass_on(stderr, to.clone(), Output::Stderr).await;
+                    pass_on_of(stderr, to.clone(), Output::Stderr, false, end).await;
                 }
             };
-            let (code, (), ()) = tokio::join!(exit.wait(), out, err);
+            let exit = async {
+                let code = exit.wait().await;
+                tell_end.send_replace(true);
+                code
+            };
+            let (code, (), ()) = tokio::join!(exit, out, err);
             if let Ok(code) = code {
                 told.died(code);
             }
@@ -272,10 +288,9 @@ impl Drop for AbortOnDrop {
 const HANG_UP: i32 = 1;
 
 fn signal(pid: u32, number: i32) {
-    let (Ok(pid), Ok(signal)) = (i32::try_from(pid), nix::sys::signal::Signal::try_from(number)) else { return };
-    if pid > 0 {
-        // Gone already: nothing to tell.
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+    if let Ok(pid @ 1..) = i32::try_from(pid) {
+        // Gone already, or no signal: nothing to tell.
+        let _ = signals::send(pid, number);
     }
 }
 
@@ -300,6 +315,64 @@ pub(crate) async fn pass_on(
     }
 }
 
+/// As [`pass_on`], of a command. When it has ended, what it printed is passed on however long that takes; others that it
+/// has left behind with the same output are not waited for.
+async fn pass_on_of(
+    mut from: ExecOutput,
+    to: mpsc::Sender<Output>,
+    wrap: fn(bytes::Bytes) -> Output,
+    is_terminal: bool,
+    mut end: watch::Receiver<bool>,
+) {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut rest: Option<Rest> = None;
+    loop {
+        let patience = rest.as_ref().map(|rest| rest.patience(Instant::now()));
+        if patience == Some(Duration::ZERO) {
+            return;
+        }
+        let read = tokio::select! {
+            biased;
+            () = to.closed() => return,
+            () = is_over(&mut end), if rest.is_none() => {
+                let unseen = if is_terminal { TERMINAL_BYTES } else { 0 };
+                rest = Some(Rest { until: Instant::now() + DRAIN, own_bytes: from.held_bytes() + unseen });
+                continue;
+            }
+            read = from.read(&mut buffer) => read,
+            () = sleep(patience.unwrap_or_default()), if patience.is_some() => return,
+        };
+        let Ok(n @ 1..) = read else { return };
+        if let Some(rest) = &mut rest {
+            rest.own_bytes = rest.own_bytes.saturating_sub(n);
+        }
+        if to.send(wrap(bytes::Bytes::copy_from_slice(&buffer[..n]))).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn is_over(end: &mut watch::Receiver<bool>) {
+    // Who knows that is gone only when it is over.
+    let _ = end.wait_for(|ended| *ended).await;
+}
+
+/// What is read yet from the output of a command that has ended.
+struct Rest {
+    /// So long others may add to it.
+    until: Instant,
+    /// At most so much is its own, and comes first.
+    own_bytes: usize,
+}
+
+impl Rest {
+    /// How long to wait for more.
+    fn patience(&self, now: Instant) -> Duration {
+        let left = self.until.saturating_duration_since(now);
+        if self.own_bytes == 0 { left } else { left.max(QUIET) }
+    }
+}
+
 pub(crate) fn terminal_size(size: &wire::TerminalSize) -> (u16, u16) {
     let clamp = |n: u32| u16::try_from(n).unwrap_or(u16::MAX);
     (clamp(size.rows), clamp(size.columns))
@@ -318,5 +391,59 @@ fn wire_line(task: &str, line: runtime::LogLine, stderr: bool) -> wire::LogLine 
         data: line.line.into_bytes().into(),
         notice: String::new(),
         details: line.details.into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// The command prints so much and ends. Another process holds its output and prints on.
+    async fn check(printed: usize, reader_pause: Duration, other_prints: bool) {
+        let (from, to) = std::io::pipe().unwrap();
+        let (mut command, mut other) = (to.try_clone().unwrap(), to);
+        let (outputs, mut receiver) = mpsc::channel(1);
+        let (tell_end, end) = watch::channel(false);
+        let from = ExecOutput::over(from.into()).unwrap();
+        let work = tokio::spawn(pass_on_of(from, outputs, Output::Stdout, false, end));
+        let text = vec![b'x'; printed];
+        // As the command would: it waits for the reader while the pipe is full.
+        let command =
+            tokio::task::spawn_blocking(move || command.write_all(&text).map(|()| tell_end.send_replace(true)));
+        let began = Instant::now();
+        let others = tokio::task::spawn_blocking(move || {
+            while other_prints && other.write_all(b"o").is_ok() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            other
+        });
+        let mut got = Vec::new();
+        while let Some(Output::Stdout(bytes)) = receiver.recv().await {
+            got.extend_from_slice(&bytes);
+            sleep(reader_pause).await;
+        }
+        work.await.unwrap();
+        command.await.unwrap().unwrap();
+        let own = got.iter().filter(|&&byte| byte == b'x').count();
+        assert_eq!(own, printed, "of {printed} bytes, reading every {reader_pause:?}");
+        let pauses = reader_pause * u32::try_from(printed / 4096 + 3).unwrap();
+        assert!(began.elapsed() < DRAIN + pauses + Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(began.elapsed() > DRAIN - QUIET, "others may say something yet");
+        drop(others.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_command_leaves_behind_is_not_waited_for_and_nothing_of_its_own_is_lost() {
+        let slow = Duration::from_millis(1500);
+        tokio::join!(
+            check(0, Duration::ZERO, false),
+            check(3, Duration::ZERO, false),
+            check(3, Duration::ZERO, true),
+            check(1 << 20, Duration::ZERO, true),
+            check(100 << 10, slow, false),
+            check(100 << 10, slow, true),
+        );
     }
 }

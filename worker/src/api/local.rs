@@ -15,7 +15,7 @@ use tonic::{Code, Status, Streaming, metadata::MetadataValue};
 use crate::{
     agent::{self, Agent},
     image::{ImageError, chain},
-    local::{self, LocalError, NetworkError, One},
+    local::{self, LocalError, Locals, NetworkError, One},
     netd_client::NetdError,
     runtime::{Attachment, Container},
 };
@@ -139,7 +139,7 @@ pub(super) async fn attach(
     }
     let (outputs, receiver) = mpsc::channel(BUFFERED_MESSAGES);
     tokio::spawn(async move {
-        let feed = tokio::spawn(feed(inputs, attachment.stdin, container));
+        let feed = tokio::spawn(feed(inputs, attachment.stdin, container, agent.locals.clone(), one.clone()));
         let out = agent::pass_on(attachment.stdout, outputs.clone(), Output::Stdout);
         let err = agent::pass_on(attachment.stderr, outputs.clone(), Output::Stderr);
         tokio::select! {
@@ -157,7 +157,9 @@ pub(super) async fn attach(
 
 async fn attach_to(agent: &Agent, one: &Arc<One>, start: &AttachStart) -> Result<Attachment, Status> {
     if start.run {
-        let started = agent.locals.start(one, Some(start.stdin)).await.map_err(|error| status(&error))?;
+        let (locals, one, stdin) = (agent.locals.clone(), one.clone(), start.stdin);
+        let work = async move { locals.start(&one, Some(stdin)).await.map_err(|error| status(&error)) };
+        let started = super::to_the_end(work).await?;
         if let Some(attachment) = started {
             return Ok(attachment);
         }
@@ -178,6 +180,8 @@ async fn feed(
     mut inputs: Streaming<AttachInput>,
     mut stdin: Option<crate::runtime::ExecInput>,
     container: Option<Container>,
+    locals: Arc<Locals>,
+    one: Arc<One>,
 ) {
     while let Ok(Some(message)) = inputs.message().await {
         match message.input {
@@ -194,9 +198,8 @@ async fn feed(
                 }
             }
             Some(Input::Signal(number)) => {
-                if let Some(container) = &container
-                    && let Err(error) = container.kill(number).await
-                {
+                // As if the user had typed `orch kill`.
+                if let Err(error) = locals.kill(&one, &number.to_string()).await {
                     tracing::debug!(error = chain(&error), "a signal was not delivered");
                 }
             }

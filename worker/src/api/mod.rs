@@ -72,6 +72,25 @@ struct Api {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+impl Api {
+    /// For what must not be left half done: it goes on when the caller has gone.
+    async fn to_the_end<T, Work>(&self, work: impl FnOnce(Arc<Agent>) -> Work) -> Result<T, Status>
+    where
+        T: Send + 'static,
+        Work: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        to_the_end(work(self.agent.clone())).await
+    }
+}
+
+/// See [`Api::to_the_end`].
+async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Status>> + Send + 'static,
+) -> Result<T, Status> {
+    let ended = tokio::spawn(work).await;
+    ended.unwrap_or_else(|error| Err(Status::internal(format!("the worker did not finish this: {error}"))))
+}
+
 #[tonic::async_trait]
 impl WorkerLocal for Api {
     type PullImageStream = BoxStream<'static, Result<PullProgress, Status>>;
@@ -149,26 +168,28 @@ impl WorkerLocal for Api {
     }
 
     async fn start_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
-        local::start(&self.agent, &request.into_inner().reference).await.map(done)
+        self.to_the_end(|agent| async move { local::start(&agent, &request.into_inner().reference).await })
+            .await
+            .map(done)
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<Empty> {
-        local::stop(&self.agent, request.into_inner()).await.map(done)
+        self.to_the_end(|agent| async move { local::stop(&agent, request.into_inner()).await }).await.map(done)
     }
 
     async fn kill_container(&self, request: Request<KillContainerRequest>) -> Answer<Empty> {
         let KillContainerRequest { reference, signal } = request.into_inner();
-        local::kill(&self.agent, &reference, &signal).await.map(done)
+        self.to_the_end(|agent| async move { local::kill(&agent, &reference, &signal).await }).await.map(done)
     }
 
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<Empty> {
         let RemoveContainerRequest { reference, force, volumes } = request.into_inner();
-        local::remove(&self.agent, &reference, force, volumes).await.map(done)
+        self.to_the_end(|agent| async move { local::remove(&agent, &reference, force, volumes).await }).await.map(done)
     }
 
     async fn rename_container(&self, request: Request<RenameContainerRequest>) -> Answer<Empty> {
         let RenameContainerRequest { reference, name } = request.into_inner();
-        local::rename(&self.agent, &reference, &name).await.map(done)
+        self.to_the_end(|agent| async move { local::rename(&agent, &reference, &name).await }).await.map(done)
     }
 
     async fn wait_container(&self, request: Request<ContainerReference>) -> Answer<ContainerExit> {
@@ -225,15 +246,19 @@ impl WorkerLocal for Api {
     }
 
     async fn pause_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
-        live::set_paused(&self.agent, &request.into_inner().reference, true).await.map(done)
+        self.to_the_end(|agent| async move { live::set_paused(&agent, &request.into_inner().reference, true).await })
+            .await
+            .map(done)
     }
 
     async fn unpause_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
-        live::set_paused(&self.agent, &request.into_inner().reference, false).await.map(done)
+        self.to_the_end(|agent| async move { live::set_paused(&agent, &request.into_inner().reference, false).await })
+            .await
+            .map(done)
     }
 
     async fn update_container(&self, request: Request<wire::UpdateContainerRequest>) -> Answer<Empty> {
-        live::update(&self.agent, request.into_inner()).await.map(done)
+        self.to_the_end(|agent| async move { live::update(&agent, request.into_inner()).await }).await.map(done)
     }
 
     async fn container_stats(&self, request: Request<wire::ContainerReferences>) -> Answer<wire::ContainerStatsList> {
@@ -280,11 +305,11 @@ impl WorkerLocal for Api {
     }
 
     async fn connect_container(&self, request: Request<ConnectContainerRequest>) -> Answer<Empty> {
-        local::connect(&self.agent, request.into_inner()).await.map(done)
+        self.to_the_end(|agent| async move { local::connect(&agent, request.into_inner()).await }).await.map(done)
     }
 
     async fn disconnect_container(&self, request: Request<DisconnectContainerRequest>) -> Answer<Empty> {
-        local::disconnect(&self.agent, request.into_inner()).await.map(done)
+        self.to_the_end(|agent| async move { local::disconnect(&agent, request.into_inner()).await }).await.map(done)
     }
 
     async fn resolve_image(&self, request: Request<PullImageRequest>) -> Answer<ImageReference> {

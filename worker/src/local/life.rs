@@ -15,7 +15,10 @@ use orch_proto::{
     conv::ToProto,
     wire::{LocalContainer, LocalState},
 };
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::{
     Ends, LocalError, Locals, One,
@@ -55,6 +58,9 @@ impl Locals {
         attach: Option<bool>,
     ) -> Result<Option<Attachment>, LocalError> {
         let _turn = one.turn.lock().await;
+        if one.is_removed() {
+            return Err(LocalError::NotFound(one.container_id()));
+        }
         if one.now().container.is_some() {
             return Ok(None);
         }
@@ -192,18 +198,16 @@ impl Locals {
             }
             self.give_back(&one).await;
             let ran = SystemTime::now().duration_since(exit.started_at.unwrap_or(SystemTime::UNIX_EPOCH));
-            let next = {
-                let mut now = one.now();
+            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
+            let mut next = None;
+            // Decided and written in one: who stops it now either is heeded or finds it restarting.
+            self.change(&one, |now| {
                 if policy::is_stable(ran.unwrap_or_default()) {
                     now.restarts = 0;
                 }
                 let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
                 let again = !now.record.stopped && restart.after_exit(exit.code, now.restarts);
-                again.then(|| policy::pause(now.restarts))
-            };
-            let auto_remove = one.now().record.auto_remove && next.is_none();
-            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
-            self.change(&one, |now| {
+                next = again.then(|| policy::pause(now.restarts));
                 now.container = None;
                 now.record.paused = false;
                 now.health = None;
@@ -214,7 +218,8 @@ impl Locals {
                 now.record.finished_at_ms = unix_ms(exit.finished_at);
                 now.record.state = if next.is_some() { LocalState::Restarting } else { LocalState::Exited }.into();
             });
-            if auto_remove && let Err(error) = self.delete(&one, true).await {
+            let auto_remove = one.now().record.auto_remove && next.is_none();
+            if auto_remove && let Err(error) = self.delete_unless_running(&one).await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
             }
             one.ends.send_modify(|ends| ends.count += 1);
@@ -259,28 +264,22 @@ impl Locals {
         Box::pin(self.restart_after(one, pause))
     }
 
-    /// The stop signal, then SIGKILL after the grace period; returns when it has ended. Fine when it does not run.
+    /// The stop signal, then SIGKILL after the grace period; returns when it has ended. Fine when it does not run. Whoever
+    /// wants to do something else to it need not wait for the end.
     pub(crate) async fn stop(&self, one: &Arc<One>, signal: &str, grace: Option<Duration>) -> Result<(), LocalError> {
         let signal = match signal {
             "" => self.stop_signal(one),
             given => signal_number(given).ok_or_else(|| LocalError::Signal(given.to_owned()))?,
         };
-        let _turn = one.turn.lock().await;
-        self.change(one, |now| {
-            now.record.stopped = true;
-            if now.record.state() == LocalState::Restarting {
-                now.record.state = LocalState::Exited.into();
-            }
-        });
-        let Some(container) = one.container() else { return Ok(()) };
-        let mut ends = one.ends.subscribe();
-        let seen = ends.borrow_and_update().count;
-        self.signal(one, &container, signal).await?;
-        self.thaw(one, &container).await?;
+        let Some((container, mut ends, seen)) = self.begin_stop(one).await else { return Ok(()) };
+        // A signal that does not arrive is no reason to let it run on.
+        if let Err(error) = self.signal_and_thaw(one, &container, signal).await {
+            tracing::warn!(task = %one.id, signal, error = chain(&error), "the stop signal was not delivered");
+        }
         let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
         let over = |ends: &Ends| ends.count > seen;
         if timeout(grace, ends.wait_for(over)).await.is_err() {
-            self.signal(one, &container, SIGKILL).await?;
+            self.signal_and_thaw(one, &container, SIGKILL).await?;
             // The sender lives as long as the container.
             let _ = ends.wait_for(over).await;
         }
@@ -288,21 +287,37 @@ impl Locals {
         Ok(())
     }
 
+    /// From here on its restart policy does not count. What runs of it, and its ends so far.
+    async fn begin_stop(&self, one: &One) -> Option<(Container, watch::Receiver<Ends>, u64)> {
+        let _turn = one.turn.lock().await;
+        let mut ends = one.ends.subscribe();
+        let seen = ends.borrow_and_update().count;
+        self.change(one, |now| {
+            now.record.stopped = true;
+            if now.record.state() == LocalState::Restarting {
+                now.record.state = LocalState::Exited.into();
+            }
+        });
+        Some((one.container()?, ends, seen))
+    }
+
     pub(crate) async fn kill(&self, one: &Arc<One>, signal: &str) -> Result<(), LocalError> {
         let name = if signal.is_empty() { "KILL" } else { signal };
         let number = signal_number(name).ok_or_else(|| LocalError::Signal(signal.to_owned()))?;
         let container = one.container().ok_or_else(|| LocalError::NotRunning(one.container_id()))?;
-        if number == SIGKILL {
-            self.change(one, |now| now.record.stopped = true);
-        }
+        let own = self.own_stop_signal(one);
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
-        self.signal(one, &container, number).await?;
+        self.change(one, |now| {
+            let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
+            now.record.stopped |= number == SIGKILL || restart.is_ended_by(number, own);
+        });
         if number == SIGKILL {
-            self.thaw(one, &container).await?;
+            self.signal_and_thaw(one, &container, number).await?;
             let _ = ends.wait_for(|ends| ends.count > seen).await;
+            return Ok(());
         }
-        Ok(())
+        self.signal(one, &container, number).await
     }
 
     async fn signal(&self, one: &One, container: &Container, number: i32) -> Result<(), LocalError> {
@@ -311,18 +326,41 @@ impl Locals {
         Ok(())
     }
 
-    pub(crate) async fn remove(&self, one: &Arc<One>, force: bool, volumes: bool) -> Result<(), LocalError> {
-        if one.now().container.is_some() {
-            if !force {
-                return Err(LocalError::Running(one.container_id()));
-            }
-            self.stop(one, "KILL", Some(Duration::ZERO)).await?;
-        }
+    /// A paused one would not hear it.
+    async fn signal_and_thaw(&self, one: &One, container: &Container, number: i32) -> Result<(), LocalError> {
+        let signalled = self.signal(one, container, number).await;
+        // Who is pausing it finishes that first.
         let _turn = one.turn.lock().await;
-        if one.ends.borrow().removed {
+        self.thaw(one, container).await?;
+        signalled
+    }
+
+    pub(crate) async fn remove(&self, one: &Arc<One>, force: bool, volumes: bool) -> Result<(), LocalError> {
+        loop {
+            if one.container().is_some() {
+                if !force {
+                    return Err(LocalError::Running(one.container_id()));
+                }
+                self.stop(one, "KILL", Some(Duration::ZERO)).await?;
+            }
+            let _turn = one.turn.lock().await;
+            if one.is_removed() {
+                return Ok(());
+            }
+            // Else somebody has started it meanwhile.
+            if one.container().is_none() {
+                return self.delete(one, volumes).await;
+            }
+        }
+    }
+
+    /// What `--rm` asks for.
+    async fn delete_unless_running(&self, one: &One) -> Result<(), LocalError> {
+        let _turn = one.turn.lock().await;
+        if one.is_removed() || one.container().is_some() {
             return Ok(());
         }
-        self.delete(one, volumes).await
+        self.delete(one, true).await
     }
 
     /// Everything of a container that does not run.
@@ -418,7 +456,7 @@ impl Locals {
         if state == LocalState::Removing || (auto_remove && !restart.at_start(was_running, stopped)) {
             let (locals, one) = (self.clone(), one.clone());
             tokio::spawn(async move {
-                if let Err(error) = locals.delete(&one, true).await {
+                if let Err(error) = locals.delete_unless_running(&one).await {
                     tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
                 }
             });
@@ -451,19 +489,27 @@ impl Locals {
             change(&mut now);
             now.record.clone()
         };
+        if one.is_removed() {
+            return;
+        }
         if let Err(error) = tokio::task::block_in_place(|| self.host.store.save_local(&record)) {
             tracing::error!(name = record.name, error = chain(&error), "the container's record is not saved");
         }
     }
 
     fn stop_signal(&self, one: &One) -> i32 {
+        self.own_stop_signal(one).unwrap_or(SIGTERM)
+    }
+
+    /// Its own or its image's.
+    fn own_stop_signal(&self, one: &One) -> Option<i32> {
         let own = &one.task.spec.container.stop_signal;
         let of_image = || {
             let image = self.host.images.store.by_digest(&one.now().record.image_digest)?;
             self.host.images.store.config(&image.record.config).ok().map(|config| config.config.stop_signal)
         };
         let text = if own.is_empty() { of_image().unwrap_or_default() } else { own.clone() };
-        signal_number(&text).unwrap_or(SIGTERM)
+        signal_number(&text)
     }
 }
 

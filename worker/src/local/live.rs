@@ -37,6 +37,9 @@ impl Locals {
     /// New limits, now and for later starts.
     pub(crate) async fn update(&self, one: &One, request: UpdateContainerRequest) -> Result<(), LocalError> {
         let _turn = one.turn.lock().await;
+        if one.is_removed() {
+            return Err(LocalError::NotFound(one.container_id()));
+        }
         if let Some(restart) = &request.restart {
             Restart::parse(Some(restart))?;
             if one.now().record.auto_remove && restart.condition != "no" {

@@ -118,6 +118,11 @@ impl One {
         self.now().record.state()
     }
 
+    /// Whoever has found it before and waited for their turn asks again.
+    fn is_removed(&self) -> bool {
+        self.ends.borrow().removed
+    }
+
     pub(crate) fn container(&self) -> Option<Container> {
         self.now().container.clone()
     }

@@ -53,6 +53,12 @@ impl Restart {
         }
     }
 
+    /// Whether a signal that the user sends counts as a stop, whenever it ends then. `own_stop`: the stop signal that the
+    /// container or its image names; other signals are then messages to it, which only `unless-stopped` heeds.
+    pub(crate) fn is_ended_by(self, signal: i32, own_stop: Option<i32>) -> bool {
+        self == Self::UnlessStopped || own_stop.is_none_or(|stop| stop == signal)
+    }
+
     /// When the worker starts and it does not run. `was_running`: nobody saw it end.
     pub(crate) fn at_start(self, was_running: bool, stopped: bool) -> bool {
         match self {
@@ -106,6 +112,22 @@ mod tests {
         assert_eq!(Restart::parse(None), Ok(Restart::No));
         assert_eq!(policy("sometimes", 0), Err(PolicyError::Unknown("sometimes".to_owned())));
         assert_eq!(policy("always", 3), Err(PolicyError::Retries));
+    }
+
+    #[test]
+    fn signals_count_as_stops_as_with_docker() {
+        const HUP: i32 = 1;
+        const TERM: i32 = 15;
+        // Signal HUP to a container without an own stop signal, with HUP, and with TERM.
+        for (condition, want) in [
+            ("always", [true, true, false]),
+            ("unless-stopped", [true, true, true]),
+            ("on-failure", [true, true, false]),
+        ] {
+            let restart = policy(condition, 0).unwrap();
+            let got = [None, Some(HUP), Some(TERM)].map(|own| restart.is_ended_by(HUP, own));
+            assert_eq!(got, want, "{condition}");
+        }
     }
 
     #[test]

@@ -102,8 +102,8 @@ impl Pipes {
         Ok(Self {
             theirs: [their_stdin, stdout, stderr],
             stdin: our_stdin,
-            stdout: ExecOutput(pipe::Receiver::from_owned_fd(our_stdout)?),
-            stderr: ExecOutput(pipe::Receiver::from_owned_fd(our_stderr)?),
+            stdout: ExecOutput::over(our_stdout)?,
+            stderr: ExecOutput::over(our_stderr)?,
         })
     }
 
@@ -168,6 +168,19 @@ fn set_size(master: &OwnedFd, rows: u16, cols: u16) -> io::Result<()> {
     // SAFETY: TIOCSWINSZ reads one Winsize.
     let done = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl ExecOutput {
+    /// A pipe's read end.
+    pub(crate) fn over(pipe: OwnedFd) -> io::Result<Self> {
+        pipe::Receiver::from_owned_fd(pipe).map(Self)
+    }
+
+    /// Bytes that have been printed and not read yet: all of them, for a pipe; at least, for a terminal, in which some are
+    /// still on their way.
+    pub(crate) fn held_bytes(&self) -> usize {
+        rustix::io::ioctl_fionread(&self.0).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
 }
 
 impl AsyncRead for ExecOutput {

@@ -16,13 +16,9 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{Signal, kill},
-        signalfd::SignalFd,
-        wait::{WaitPidFlag, WaitStatus, waitpid},
-    },
-    unistd::Pid,
+    sys::signalfd::SignalFd,
 };
+use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use super::{
     attach::{Attached, Waits},
@@ -37,6 +33,7 @@ use super::{
     starting::{Started, Starting},
     wire,
 };
+use crate::signals;
 
 /// More connections than this are refused: the worker needs one per waiter and one per executed process.
 const MAX_CONNECTIONS: usize = 256;
@@ -374,8 +371,7 @@ impl Server {
         self.signalled = true;
         let failure =
             |err: Errno| Failure { message: format!("cannot send signal {signal}: {}", err.desc()), code: None };
-        let signal = Signal::try_from(signal).map_err(failure)?;
-        kill(Pid::from_raw(self.instance.pid()), signal).map_err(failure)
+        signals::send(self.instance.pid(), signal).map_err(failure)
     }
 
     /// Answered when the program runs, or cannot.
@@ -411,13 +407,10 @@ impl Server {
     fn reap(&mut self) -> Option<WaitStatus> {
         let mut container = None;
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(status) => match status.pid() {
-                    Some(pid) if pid.as_raw() == self.instance.pid() => container = Some(status),
-                    Some(pid) => self.executed_ended(pid.as_raw(), status),
-                    None => return container,
-                },
-                Err(_) => return container,
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_pid() == self.instance.pid() => container = Some(status),
+                Ok(Some((pid, status))) => self.executed_ended(pid.as_raw_pid(), status),
+                Ok(None) | Err(_) => return container,
             }
         }
     }
@@ -439,7 +432,7 @@ impl Server {
 
     /// A program that ended by itself may have an answer on its way; one that was killed has none.
     fn silence_if_killed(&self, status: WaitStatus) {
-        let killed = matches!(status, WaitStatus::Signaled(..)) && !self.signalled;
+        let killed = status.signaled() && !self.signalled;
         if let (true, Some(network)) = (killed, &self.network)
             && let Err(error) = network.silence()
         {
@@ -547,12 +540,11 @@ impl Connection {
     }
 }
 
-/// Code as a shell has it, and the signal if there was one.
+/// Code as a shell has it, and the signal if there was one: any, also a real-time one.
 fn code_of(status: WaitStatus) -> (i32, Option<i32>) {
-    match status {
-        WaitStatus::Exited(_, code) => (code, None),
-        WaitStatus::Signaled(_, signal, _) => (SIGNAL_CODE_BASE + signal as i32, Some(signal as i32)),
-        _ => (0, None),
+    match status.terminating_signal() {
+        Some(signal) => (SIGNAL_CODE_BASE + signal, Some(signal)),
+        None => (status.exit_status().unwrap_or(0), None),
     }
 }
 
@@ -578,4 +570,30 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use rustix::process::{Pid, waitpid};
+
+    use super::*;
+
+    #[test]
+    fn every_signal_ends_a_program_with_its_code() {
+        for (script, want) in [
+            ("exit 0", (0, None)),
+            ("exit 42", (42, None)),
+            ("kill -9 $$", (137, Some(9))),
+            ("kill -37 $$", (165, Some(37))),
+            ("kill -64 $$", (192, Some(64))),
+        ] {
+            // It is waited for below, as the server does it.
+            #[allow(clippy::zombie_processes)]
+            let child = Command::new("sh").args(["-c", script]).spawn().unwrap();
+            let (_, status) = waitpid(Some(Pid::from_child(&child)), WaitOptions::empty()).unwrap().unwrap();
+            assert_eq!(code_of(status), want, "{script}");
+        }
+    }
 }
