@@ -79,11 +79,10 @@ pub(crate) struct StackLogsArgs {
 #[derive(Debug, Clone, Copy)]
 struct Tail(Option<u64>);
 
+/// As with Docker, whatever is no number of lines means all of them: `all`, `-1`.
+#[allow(clippy::unnecessary_wraps)] // The shape that clap wants.
 fn tail(text: &str) -> Result<Tail, String> {
-    match text {
-        "all" => Ok(Tail(None)),
-        count => count.parse().map(|n| Tail(Some(n))).map_err(|_| "expected a number of lines, or all".into()),
-    }
+    Ok(Tail(text.parse().ok()))
 }
 
 fn since(text: &str) -> Result<u64, String> {
