@@ -344,7 +344,7 @@ fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_tru
         ("Names", container.name.as_str().into()),
         ("Labels", labels.join(",").into()),
         ("Label", container.labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect::<Map<_, _>>().into()),
-        ("Mounts", container.mounts.iter().map(|m| shown(m)).collect::<Vec<_>>().join(",").into()),
+        ("Mounts", container.mounts.iter().map(shown).collect::<Vec<_>>().join(",").into()),
         ("LocalVolumes", container.mounts.iter().filter(|m| !m.starts_with('/')).count().to_string().into()),
         ("Networks", container.networks.join(",").into()),
         ("Size", size.into()),
