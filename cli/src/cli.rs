@@ -375,6 +375,10 @@ mod tests {
             ("orch service create -td --init=1 busybox", "init: Some(true)"),
             ("orch service update -qd=0 web", "quiet: true"),
             ("orch service update -qd=0 web", "detach: Some(false)"),
+            // Of a container, not of a service: as with Docker.
+            ("orch logs --tail -1 web", "tail: Tail(None)"),
+            ("orch logs -n=some web", "tail: Tail(None)"),
+            ("orch logs -n5 web", "tail: Tail(Some(5))"),
         ] {
             let parsed = run(line).unwrap_or_else(|error| panic!("{line}: {error}"));
             assert!(parsed.contains(shown), "{line}: {shown} is not in {parsed}");

@@ -108,6 +108,10 @@ fn commands_go_on_without_their_user(lab: &Lab) {
     goes_on(lab, "/detached");
     let missing = lab.orch(&["exec", "-d", "keeper", "nosuch"]);
     assert_eq!(missing.code, 127, "{missing:?}");
+    let nobody = lab.orch(&["exec", "-u", "nosuch", "keeper", "true"]);
+    assert!(nobody.code == 126 && nobody.stderr.contains("unable to find user nosuch"), "{nobody:?}");
+    let negative = lab.orch(&["logs", "--tail", "-1", "keeper"]);
+    assert_eq!(negative.code, 0, "{negative:?}");
 
     // At a terminal, until the keys that leave it.
     let exec = format!("orch exec -it --detach-keys a,b keeper sh -c '{}'", counting("/left"));
@@ -116,6 +120,74 @@ fn commands_go_on_without_their_user(lab: &Lab) {
     goes_on(lab, "/left");
     assert!(lab.orch(&["exec", "keeper", "ls", "/hung-up"]).refused().contains("No such file"));
     let _ = lab.orch(&["rm", "-f", "keeper"]).ok();
+}
+
+#[test]
+fn what_the_image_says_is_its_containers() {
+    let lab = Lab::up("said", 1, 1);
+    let changes = ["LABEL a.b=image x=image", "ENV SP=set", "VOLUME /anonymous", "EXPOSE 80"];
+    lab.import("labelled", "busybox", &changes);
+    let run = |args: &[&str]| lab.orch(&[&["run", "-d"][..], args].concat()).ok().trim().to_owned();
+    let first = run(&["--name", "first", "-l", "x=own", "-p", "8080:80", "labelled", "sleep", "1000"]);
+    let _ = run(&["--name", "second", "-v", "named:/named", "labelled", "sleep", "1000"]);
+    let service =
+        ["service", "create", "-d", "--name", "busybox", "--container-label", "x=service", "labelled", "sleep", "999"];
+    let _ = lab.orch(&service).ok();
+    lab.wait_replicas("busybox", "1/1");
+    let names = |filters: &[&str]| {
+        let flags: Vec<&str> = filters.iter().flat_map(|filter| ["-f", *filter]).collect();
+        let names = lab.orch(&[&["ps", "-a", "--format", "{{.Names}}"][..], &flags].concat()).ok();
+        let mut names: Vec<String> =
+            names.lines().map(|name| name.split('.').next().unwrap_or_default().into()).collect();
+        names.sort_unstable();
+        names.join(" ")
+    };
+    for (filters, want) in [
+        (&["label=a.b"][..], "busybox first second"),
+        (&["label=a.b=image", "label=x=own"], "first"),
+        (&["label=x=service", "label=com.docker.swarm.service.name=busybox"], "busybox"),
+        (&["is-task=false"], "first second"),
+        (&["since=first", "is-task=0"], "second"),
+        (&["before=second"], "first"),
+        (&["publish=8000-8100/tcp"], "first"),
+        (&["expose=80", "is-task=false"], "first second"),
+        (&["expose=80/udp"], ""),
+        (&["volume=named"], "second"),
+    ] {
+        assert_eq!(names(filters), want, "{filters:?}");
+    }
+    let format = "{{.Label \"a.b\"}} {{.Label \"x\"}} {{.LocalVolumes}} {{.Networks}}";
+    let shown = lab.orch(&["ps", "--filter", "name=second", "--format", format]).ok();
+    assert_eq!(shown, "image image 2 bridge\n");
+    let sized = lab.orch(&["ps", "-s", "--filter", "name=second"]).ok();
+    assert!(sized.contains("SIZE") && sized.contains(" (virtual "), "{sized}");
+    for (filter, said) in
+        [("status=bogus", "invalid filter status=bogus"), ("since=nosuch", "No such container: nosuch")]
+    {
+        let refused = lab.orch(&["ps", "--filter", filter]).refused();
+        assert!(refused.contains(said), "{refused}");
+    }
+    let labels = lab.orch(&["inspect", "-f", "{{json .Config.Labels}}", "first"]).ok();
+    assert_eq!(labels, "{\"a.b\":\"image\",\"x\":\"own\"}\n");
+
+    // A variable that the user's shell does not have takes the image's away, in services too.
+    let show = ["labelled", "sh", "-c", "echo ${SP-unset}"];
+    assert_eq!(lab.orch(&[&["run", "--rm", "-e", "SP"][..], &show].concat()).ok(), "unset\n");
+    assert_eq!(lab.orch(&[&["run", "--rm"][..], &show].concat()).ok(), "set\n");
+
+    // By any name, of any kind, in Docker's order: an image before a service.
+    lab.import("busybox", "busybox", &[]);
+    let inspected = lab.orch(&["inspect", "first", "labelled", "nosuch", "named", "bridge", "n1"]);
+    assert!(inspected.code == 1 && inspected.stderr.contains("no such object: nosuch"), "{inspected:?}");
+    let all: serde_json::Value = serde_json::from_str(&inspected.stdout).expect("one array");
+    assert_eq!(all.as_array().map(Vec::len), Some(5), "{all}");
+    assert_eq!((&all[0]["Id"], &all[2]["Name"], &all[3]["Name"]), (&first.into(), &"named".into(), &"bridge".into()));
+    let kind = |args: &[&str]| lab.orch(&[&["inspect"][..], args].concat());
+    assert!(kind(&["busybox"]).ok().contains("RepoTags"));
+    assert_eq!(kind(&["--type", "service", "-f", "{{.Spec.Name}}", "busybox"]).ok(), "busybox\n");
+    assert!(kind(&["--type", "volume", "first"]).refused().contains("no such volume: first"));
+    let container = lab.orch(&["ps", "-q", "-f", "is-task=true"]).ok();
+    assert!(kind(&["-f", "{{.Name}}", container.trim()]).ok().starts_with("/busybox.1."));
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The process beside each container: what becomes of the container when it is killed, and of it when others are.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    time::{Duration, Instant},
+};
 
 use orch_tests::{Lab, eventually};
 
@@ -28,8 +32,12 @@ fn shim_of(pid: i32) -> i32 {
 }
 
 fn kill(lab: &Lab, pids: &[i32]) {
+    kill_with(lab, "-KILL", pids);
+}
+
+fn kill_with(lab: &Lab, signal: &str, pids: &[i32]) {
     let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
-    let args: Vec<&str> = ["kill", "-9"].into_iter().chain(pids.iter().map(String::as_str)).collect();
+    let args: Vec<&str> = ["kill", signal].into_iter().chain(pids.iter().map(String::as_str)).collect();
     let _ = lab.exec("n1", &args).ok();
 }
 
@@ -47,6 +55,24 @@ fn wait_replaced(lab: &Lab, before: &BTreeMap<String, i32>) -> BTreeMap<String, 
         let fresh = now.len() == 3 && now.keys().all(|id| !before.contains_key(id));
         if fresh { Ok(now) } else { Err(format!("{now:?} after {before:?}")) }
     })
+}
+
+#[test]
+fn a_shim_that_stands_still_keeps_nobody_waiting() {
+    let lab = Lab::up("still", 1, 1);
+    lab.import("busybox", "busybox", &[]);
+    let _ = lab.orch(&["run", "-d", "--name", "still", "busybox", "sh", "-c", "echo said; exec sleep 1000"]).ok();
+    let pid: i32 = lab.orch(&["inspect", "-f", "{{.State.Pid}}", "still"]).ok().trim().parse().expect("a pid");
+    let shim = shim_of(pid);
+    kill_with(&lab, "-STOP", &[shim]);
+    let begun = Instant::now();
+    assert_eq!(lab.orch(&["inspect", "-f", "{{.State.Status}}", "still"]).ok(), "running\n");
+    assert!(lab.orch(&["ps"]).ok().contains("still"));
+    assert_eq!(lab.orch(&["logs", "still"]).ok(), "said\n");
+    assert!(begun.elapsed() < Duration::from_secs(6), "looked for {:?}", begun.elapsed());
+    let _ = lab.orch(&["rm", "-f", "still"]).ok();
+    wait_gone(&[pid, shim]);
+    assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");
 }
 
 #[test]

@@ -1,20 +1,23 @@
 //! `orch ps` and `orch container …`: this node's containers.
 
-use std::process::ExitCode;
+use std::{collections::BTreeMap, ops::RangeInclusive, process::ExitCode};
 
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use orch_model::{
     Timestamp,
     task::{Health, TaskState, TaskStatus},
 };
 use orch_proto::{conv::FromProto, paths::Paths, wire};
+use serde_json::Map;
 
 use super::{
     ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
     container_live as live, exec, logs, run,
 };
 use crate::{
-    api::{explain, worker},
+    api::{Worker, explain, worker},
+    flags::{filter::FilterSet, quantity},
     render::{
         ellipsis,
         listing::{Listing, Row, row},
@@ -123,6 +126,9 @@ pub(crate) struct PsArgs {
     /// Show the latest created container (includes all states)
     #[arg(short, long)]
     latest: bool,
+    /// Display total file sizes
+    #[arg(short, long)]
+    size: bool,
 }
 
 const CONTAINERS: Listing<'static> = Listing {
@@ -138,21 +144,39 @@ const CONTAINERS: Listing<'static> = Listing {
         ("Ports", "PORTS"),
         ("Names", "NAMES"),
         ("Labels", "LABELS"),
+        ("Mounts", "MOUNTS"),
+        ("LocalVolumes", "LOCAL VOLUMES"),
+        ("Networks", "NETWORKS"),
+        ("Size", "SIZE"),
     ],
     quiet: "ID",
 };
 
+const FILTERS: &[&str] = &[
+    "id", "name", "label", "status", "ancestor", "health", "exited", "volume", "network", "before", "since", "publish",
+    "expose", "is-task",
+];
+/// Docker cuts names of mounts there.
+const MOUNT_WIDTH: usize = 15;
+const STATES: &[&str] = &["created", "restarting", "running", "removing", "paused", "exited", "dead"];
+const HEALTHS: &[&str] = &["starting", "healthy", "unhealthy", "none"];
+
 pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     let flags = &args.list;
-    let filters =
-        flags.filters(&["id", "name", "label", "status", "ancestor", "health", "exited", "volume", "network"])?;
+    let filters = flags.filters(FILTERS)?;
+    let filters = filters.only("status", STATES).and_then(|filters| filters.only("health", HEALTHS));
+    let filters = filters.and_then(|filters| filters.only("is-task", &["true", "false", "1", "0"]));
+    let filters = filters.map_err(anyhow::Error::msg)?;
+    let publish = PortFilter::parse("publish", &filters)?;
+    let expose = PortFilter::parse("expose", &filters)?;
     let mut worker = worker(paths).await?;
     let mut containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
     containers.sort_by_key(|c| std::cmp::Reverse(c.created_at_ms));
+    let before = made_at("before", &filters, &containers)?;
+    let since = made_at("since", &filters, &containers)?;
     let limit = if args.latest { Some(1) } else { args.last };
-    let all = args.all || limit.is_some() || flags_filter_status(&args);
-    let now = time::now();
-    let mut rows: Vec<Row> = Vec::new();
+    let all = args.all || limit.is_some() || filters.has("status");
+    let mut kept = Vec::new();
     for container in &containers {
         let status = container.status.clone().map(TaskStatus::from_proto).transpose()?;
         let state = container.state.as_str();
@@ -168,17 +192,105 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
             && filters.any("exited", |code| state == "exited" && code == container.exit_code.to_string())
             && filters.any("volume", |name| container.mounts.iter().any(|mount| mount == name))
             && filters.any("network", |name| container.networks.iter().any(|network| network == name))
+            && filters.any("is-task", |wanted| matches!(wanted, "true" | "1") != container.one_off)
+            && before.is_none_or(|at| container.created_at_ms < at)
+            && since.is_none_or(|at| container.created_at_ms > at)
             && filters.labels("label", &container.labels)
+            && (!publish.is_set() || ports(container).any(|(public, _, protocol)| publish.has(public, protocol)))
+            && (!expose.is_set() || exposes(container, &expose, &mut worker).await?)
         {
-            rows.push(container_row(container, now, flags.no_trunc));
+            kept.push(container);
         }
     }
-    rows.truncate(limit.unwrap_or(usize::MAX));
-    Ok(CONTAINERS.print(&flags.shape(), &rows)?)
+    kept.truncate(limit.unwrap_or(usize::MAX));
+    // Looked up only where somebody asks: every file is counted.
+    let asks = args.size || flags.format.as_ref().is_some_and(|format| format.contains(".Size"));
+    let sizes = if asks { sizes(&mut worker).await? } else { BTreeMap::new() };
+    let now = time::now();
+    let rows: Vec<Row> = kept
+        .into_iter()
+        .map(|container| {
+            let size = sizes.get(&container.container_id).cloned().unwrap_or_else(|| "0B".to_owned());
+            container_row(container, &size, now, flags.no_trunc)
+        })
+        .collect();
+    let with_size = format!("{}\t{{{{.Size}}}}", CONTAINERS.default);
+    let listing = Listing { default: if args.size { &with_size } else { CONTAINERS.default }, ..CONTAINERS };
+    Ok(listing.print(&flags.shape(), &rows)?)
 }
 
-fn flags_filter_status(args: &PsArgs) -> bool {
-    args.list.filter.iter().any(|filter| filter.starts_with("status="))
+/// What each container wrote, and its image besides.
+async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> {
+    let report = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
+    let images: BTreeMap<String, u64> =
+        report.images.into_iter().filter_map(|usage| usage.image).map(|i| (i.digest, i.size_bytes)).collect();
+    let of_container = |usage: wire::ContainerUsage| {
+        let container = usage.container.unwrap_or_default();
+        let image = images.get(&container.image_digest).copied().unwrap_or_default();
+        let (own, whole) = (quantity::human(usage.size_bytes), quantity::human(usage.size_bytes + image));
+        (container.container_id, format!("{own} (virtual {whole})"))
+    };
+    Ok(report.containers.into_iter().map(of_container).collect())
+}
+
+/// When the container that `before` or `since` names was made; the last one counts, as with Docker.
+fn made_at(key: &str, filters: &FilterSet, containers: &[wire::Container]) -> anyhow::Result<Option<u64>> {
+    let Some(reference) = filters.values(key).last() else { return Ok(None) };
+    let named = containers.iter().find(|container| container.name == *reference);
+    let by_id = || containers.iter().find(|container| container.container_id.starts_with(reference.as_str()));
+    let found = named.or_else(by_id).with_context(|| format!("No such container: {reference}"))?;
+    Ok(Some(found.created_at_ms))
+}
+
+/// Published ports: on the node, in the container, protocol. `0.0.0.0:8080->80/tcp`
+fn ports(container: &wire::Container) -> impl Iterator<Item = (u16, u16, &str)> {
+    container.ports.iter().filter_map(|words| {
+        let (node, inside) = words.split_once("->")?;
+        let (inside, protocol) = inside.split_once('/')?;
+        Some((node.rsplit_once(':')?.1.parse().ok()?, inside.parse().ok()?, protocol))
+    })
+}
+
+/// Ports that it publishes, and those that its image or `--expose` names.
+async fn exposes(container: &wire::Container, wanted: &PortFilter, worker: &mut Worker) -> anyhow::Result<bool> {
+    if ports(container).any(|(_, inside, protocol)| wanted.has(inside, protocol)) {
+        return Ok(true);
+    }
+    let reference = wire::ContainerReference { reference: container.container_id.clone() };
+    let exposed = match worker.inspect_container(reference).await {
+        // It went meanwhile.
+        Err(status) if status.code() == tonic::Code::NotFound => return Ok(false),
+        details => details.map_err(explain)?.into_inner().exposed,
+    };
+    Ok(exposed.iter().any(|port| {
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        port.parse().is_ok_and(|port| wanted.has(port, protocol))
+    }))
+}
+
+/// `80`, `80/udp`, `8000-8080/tcp`: any of them.
+struct PortFilter(Vec<(RangeInclusive<u16>, String)>);
+
+impl PortFilter {
+    fn parse(key: &str, filters: &FilterSet) -> anyhow::Result<Self> {
+        let one = |text: &String| {
+            let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+            let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+            let (Ok(first), Ok(last)) = (first.parse(), last.parse()) else {
+                bail!("invalid filter '{key}={text}': expected PORT[-PORT][/PROTOCOL], such as 80/tcp");
+            };
+            Ok((first..=last, protocol.to_lowercase()))
+        };
+        Ok(Self(filters.values(key).iter().map(one).collect::<anyhow::Result<_>>()?))
+    }
+
+    fn is_set(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn has(&self, port: u16, protocol: &str) -> bool {
+        self.0.iter().any(|(ports, of)| ports.contains(&port) && of == protocol)
+    }
 }
 
 fn health(container: &wire::Container) -> Option<Health> {
@@ -204,7 +316,7 @@ fn health_words(container: &wire::Container) -> &'static str {
     }
 }
 
-fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) -> Row {
+fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_trunc: bool) -> Row {
     let created = Timestamp::from_unix_ms(container.created_at_ms);
     let command = format!("{:?}", container.command.join(" "));
     let since = |unix_ms: u64| Timestamp::from_unix_ms(unix_ms);
@@ -219,6 +331,7 @@ fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) ->
     };
     let labels: Vec<String> = container.labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let id = container.container_id.as_str();
+    let shown = |mount: &String| if no_trunc { mount.clone() } else { ellipsis(mount, MOUNT_WIDTH) };
     row([
         ("ID", if no_trunc { id } else { short_id(id) }.into()),
         ("Image", container.image.split('@').next().unwrap_or_default().into()),
@@ -230,6 +343,11 @@ fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) ->
         ("Ports", container.ports.join(", ").into()),
         ("Names", container.name.as_str().into()),
         ("Labels", labels.join(",").into()),
+        ("Label", container.labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect::<Map<_, _>>().into()),
+        ("Mounts", container.mounts.iter().map(shown).collect::<Vec<_>>().join(",").into()),
+        ("LocalVolumes", container.mounts.iter().filter(|m| !m.starts_with('/')).count().to_string().into()),
+        ("Networks", container.networks.join(",").into()),
+        ("Size", size.into()),
         ("PID", container.pid.into()),
     ])
 }
@@ -237,4 +355,58 @@ fn container_row(container: &wire::Container, now: Timestamp, no_trunc: bool) ->
 /// Twenty characters, in quotes.
 fn command_cut(command: &str) -> String {
     format!("\"{}\"", ellipsis(command, 20))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_filtered_by_number_range_and_protocol() {
+        let container = wire::Container {
+            ports: vec!["0.0.0.0:8080->80/tcp".into(), "[::1]:53->5353/udp".into()],
+            ..wire::Container::default()
+        };
+        let matches = |key: &str, value: &str| {
+            let filters = FilterSet::parse(&[format!("{key}={value}")], FILTERS).unwrap();
+            let wanted = PortFilter::parse(key, &filters).map_err(|error| error.to_string())?;
+            let port =
+                |(public, inside, protocol)| wanted.has(if key == "publish" { public } else { inside }, protocol);
+            Ok::<bool, String>(ports(&container).any(port))
+        };
+        for (key, value, want) in [
+            ("publish", "8080", true),
+            ("publish", "80", false),
+            ("publish", "53/udp", true),
+            ("publish", "8000-8090/tcp", true),
+            ("expose", "80/tcp", true),
+            ("expose", "5353", false),
+        ] {
+            assert_eq!(matches(key, value), Ok(want), "{key}={value}");
+        }
+        assert!(matches("publish", "8080:80").unwrap_err().starts_with("invalid filter 'publish=8080:80'"));
+    }
+
+    #[test]
+    fn a_row_has_what_dockers_templates_name() {
+        let container = wire::Container {
+            container_id: "0123456789abcdef".into(),
+            labels: [("a.b".to_owned(), "x,y".to_owned())].into(),
+            mounts: vec!["data".into(), "/srv/a/very/long/path".into()],
+            networks: vec!["bridge".into(), "web".into()],
+            state: "created".into(),
+            ..wire::Container::default()
+        };
+        let rows = [container_row(&container, "0B", Timestamp::default(), false)];
+        for (format, want) in [
+            ("{{.Label \"a.b\"}}|{{.Label \"none\"}}|{{.Labels}}", "x,y||a.b=x,y\n"),
+            ("{{.Mounts}} {{.LocalVolumes}} {{.Networks}} {{.Size}}", "data,/srv/a/very/lo… 1 bridge,web 0B\n"),
+            ("table {{.Names}}\t{{.Label \"a.b\"}}", "NAMES     a.b\n          x,y\n"),
+        ] {
+            let shape = crate::render::listing::Shape { format: Some(format.into()), quiet: false };
+            assert_eq!(CONTAINERS.render(&shape, &rows).as_deref(), Ok(want), "{format}");
+        }
+        let shape = crate::render::listing::Shape { format: Some("json".into()), quiet: false };
+        assert!(!CONTAINERS.render(&shape, &rows).unwrap().contains("\"Label\""));
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -269,6 +270,17 @@ fn add<W: Write>(
     } else if metadata.is_file() {
         let file = File::open(source).with_context(|| format!("cannot read {}", source.display()))?;
         tar.append_data(&mut header, name, file.take(metadata.len()))?;
+    } else if metadata.file_type().is_socket() {
+        // As with Docker: nobody would listen to a copy.
+        eprintln!("WARNING: {} is a socket and was left out", source.display());
+    } else {
+        // Pipes and devices: what they are is all that there is of them.
+        header.set_size(0);
+        if !metadata.file_type().is_fifo() {
+            header.set_device_major(libc::major(metadata.rdev()))?;
+            header.set_device_minor(libc::minor(metadata.rdev()))?;
+        }
+        tar.append_data(&mut header, name, io::empty())?;
     }
     Ok(())
 }
@@ -305,6 +317,23 @@ mod tests {
             assert_eq!(place(text), want, "{text}");
         }
         assert!(means_content("a/.") && means_content(".") && !means_content("a"));
+    }
+
+    #[test]
+    fn pipes_are_packed_and_sockets_are_not() {
+        let dir = tempfile::tempdir().unwrap();
+        nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::from_bits_truncate(0o640)).unwrap();
+        let _listening = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();
+        let mut packed = Vec::new();
+        pack(dir.path(), Path::new("in"), false, None, &mut packed).unwrap();
+        let mut tar = tar::Archive::new(packed.as_slice());
+        let kinds: Vec<_> = tar
+            .entries()
+            .unwrap()
+            .map(Result::unwrap)
+            .map(|entry| (entry.path().unwrap().display().to_string(), entry.header().entry_type()))
+            .collect();
+        assert_eq!(kinds, [("in/".into(), tar::EntryType::Directory), ("in/pipe".into(), tar::EntryType::Fifo)]);
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     let start = wire::ExecStart {
         task: task.clone(),
         argv: argv.to_vec(),
-        env: key_value::merge_env(args.env.clone(), |name| std::env::var(name).ok()),
+        env: key_value::merge_env([], args.env.clone(), |name| std::env::var(name).ok()),
         dir: args.workdir.clone(),
         user: args.user.clone(),
         tty: args.tty,

@@ -24,9 +24,6 @@ pub(crate) struct LogFlags {
     /// Show logs before a timestamp or relative time
     #[arg(long, value_name = "TIME", value_parser = since, allow_hyphen_values = true)]
     until: Option<u64>,
-    /// Number of lines to show from the end of the logs, or all
-    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail, allow_hyphen_values = true)]
-    tail: Tail,
     /// Show timestamps
     #[arg(short, long)]
     timestamps: bool,
@@ -39,6 +36,9 @@ pub(crate) struct LogFlags {
 pub(crate) struct LogsArgs {
     #[command(flatten)]
     flags: LogFlags,
+    /// Number of lines to show from the end of the logs, or all
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = tail, allow_hyphen_values = true)]
+    tail: Tail,
     task: String,
 }
 
@@ -47,6 +47,9 @@ pub(crate) struct LogsArgs {
 pub(crate) struct LinesArgs {
     #[command(flatten)]
     flags: LogFlags,
+    /// Number of lines to show from the end of the logs, or all
+    #[arg(short = 'n', long, value_name = "LINES", default_value = "all", value_parser = strict_tail, allow_hyphen_values = true)]
+    tail: Tail,
     /// Do not map IDs to names in output
     #[arg(long)]
     no_resolve: bool,
@@ -79,11 +82,18 @@ pub(crate) struct StackLogsArgs {
 #[derive(Debug, Clone, Copy)]
 struct Tail(Option<u64>);
 
-fn tail(text: &str) -> Result<Tail, String> {
+/// Docker's services refuse what its containers take for all.
+fn strict_tail(text: &str) -> Result<Tail, String> {
     match text {
         "all" => Ok(Tail(None)),
         count => count.parse().map(|n| Tail(Some(n))).map_err(|_| "expected a number of lines, or all".into()),
     }
+}
+
+/// As with Docker, whatever is no number of lines means all of them: `all`, `-1`.
+#[allow(clippy::unnecessary_wraps)] // The shape that clap wants.
+fn tail(text: &str) -> Result<Tail, String> {
+    Ok(Tail(text.parse().ok()))
 }
 
 fn since(text: &str) -> Result<u64, String> {
@@ -91,10 +101,10 @@ fn since(text: &str) -> Result<u64, String> {
 }
 
 impl LogFlags {
-    fn options(&self) -> wire::LogOptions {
+    fn options(&self, tail: Tail) -> wire::LogOptions {
         wire::LogOptions {
             follow: self.follow,
-            tail: self.tail.0,
+            tail: tail.0,
             since_ms: self.since,
             until_ms: self.until,
             stdout: true,
@@ -105,8 +115,11 @@ impl LogFlags {
 
 /// One task's output as it was written.
 pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
-    let request =
-        wire::LogsRequest { tasks: vec![args.task.clone()], services: Vec::new(), options: Some(args.flags.options()) };
+    let request = wire::LogsRequest {
+        tasks: vec![args.task.clone()],
+        services: Vec::new(),
+        options: Some(args.flags.options(args.tail)),
+    };
     let one_off = container::one_off(paths, &args.task).await;
     let mut lines = match Api::connect(paths).await {
         _ if one_off.is_some() => worker(paths).await?.logs(request).await.map_err(explain)?.into_inner(),
@@ -130,7 +143,7 @@ pub(crate) async fn service_logs(args: ServiceLogsArgs, paths: &Paths) -> anyhow
         Some(service) => (vec![service.id.to_string()], Vec::new()),
         None => (Vec::new(), vec![args.target.clone()]),
     };
-    let request = wire::LogsRequest { tasks, services, options: Some(args.lines.flags.options()) };
+    let request = wire::LogsRequest { tasks, services, options: Some(args.lines.flags.options(args.lines.tail)) };
     let lines = match api.control.logs(request).await {
         Ok(lines) => lines.into_inner(),
         Err(status) if service.is_none() && status.code() == tonic::Code::NotFound => {
@@ -146,7 +159,8 @@ pub(crate) async fn stack_logs(args: StackLogsArgs, paths: &Paths) -> anyhow::Re
     let mut api = Api::connect(paths).await?;
     let services = super::stack::services_of(&mut api, &args.stack).await?;
     let services = services.iter().map(|service| service.id.to_string()).collect();
-    let request = wire::LogsRequest { tasks: Vec::new(), services, options: Some(args.lines.flags.options()) };
+    let request =
+        wire::LogsRequest { tasks: Vec::new(), services, options: Some(args.lines.flags.options(args.lines.tail)) };
     let lines = api.control.logs(request).await.map_err(explain)?.into_inner();
     print(&mut api, lines, &args.lines).await
 }

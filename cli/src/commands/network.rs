@@ -120,6 +120,12 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
     }
 }
 
+/// A network of the cluster or of this node, as `inspect` shows it.
+pub(super) async fn inspected(reference: &str, paths: &Paths) -> anyhow::Result<Option<Value>> {
+    let known = Known::read(paths).await?;
+    Ok(known.find(reference).map(Found::inspected))
+}
+
 /// Every network that this node can see.
 struct Known {
     /// Empty on a worker: managers are not asked from there.
@@ -163,15 +169,18 @@ impl Known {
     }
 
     fn inspected(&self, reference: &str) -> anyhow::Result<Value> {
-        match self.find(reference) {
-            Some(Found::OfCluster(network)) => Ok(inspect::network(network)),
-            Some(Found::OfNode(network)) => Ok(inspect::local_network(network)),
-            None => Err(not_found(reference)),
-        }
+        self.find(reference).map(Found::inspected).ok_or_else(|| not_found(reference))
     }
 }
 
 impl Found<'_> {
+    fn inspected(self) -> Value {
+        match self {
+            Self::OfCluster(network) => inspect::network(network),
+            Self::OfNode(network) => inspect::local_network(network),
+        }
+    }
+
     fn id(&self) -> &str {
         match self {
             Self::OfCluster(network) => network.id.as_str(),

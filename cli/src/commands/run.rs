@@ -553,8 +553,7 @@ fn environment(args: &CreateArgs) -> anyhow::Result<Vec<String>> {
             std::fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
         env.extend(key_value::env_file(&text).map_err(|e| anyhow!("--env-file {}: {e}", file.display()))?);
     }
-    env.extend(args.env.iter().cloned());
-    Ok(key_value::merge_env(env, |name| std::env::var(name).ok()))
+    Ok(key_value::merge_env(env, args.env.iter().cloned(), |name| std::env::var(name).ok()))
 }
 
 /// `-v` makes the host's folder where it is missing, as Docker does; `--mount` refuses.

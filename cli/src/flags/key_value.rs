@@ -44,24 +44,38 @@ fn in_docker(line: &str) -> String {
     }
 }
 
-/// Later values win; a bare name takes the value from `environment` and is dropped when it has none there.
+/// What env files and then `--env` say; later ones win.
+///
+/// A bare name takes the value from `environment`. Where that has none, a name in a file says nothing, while one in
+/// `--env` stays as it is: it takes the image's variable of that name away, as with Docker.
 pub(crate) fn merge_env(
-    lists: impl IntoIterator<Item = String>,
+    files: impl IntoIterator<Item = String>,
+    flags: impl IntoIterator<Item = String>,
     environment: impl Fn(&str) -> Option<String>,
 ) -> Vec<String> {
-    let mut merged: Vec<(String, String)> = Vec::new();
-    for entry in lists {
-        let (name, value) = match entry.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (entry.clone(), environment(&entry)),
-        };
-        let Some(value) = value else { continue };
-        match merged.iter_mut().find(|(known, _)| *known == name) {
-            Some(slot) => slot.1 = value,
-            None => merged.push((name, value)),
+    let of_files = files.into_iter().map(|entry| resolve(entry, &environment)).filter(|entry| entry.contains('='));
+    let of_flags = flags.into_iter().map(|entry| resolve(entry, &environment));
+    last_of_each(of_files.chain(of_flags))
+}
+
+/// With the value that `environment` has, when the entry is a bare name that has one there.
+fn resolve(entry: String, environment: impl Fn(&str) -> Option<String>) -> String {
+    match environment(&entry).filter(|_| !entry.contains('=')) {
+        Some(value) => format!("{entry}={value}"),
+        None => entry,
+    }
+}
+
+fn last_of_each(entries: impl Iterator<Item = String>) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut merged: Vec<String> = Vec::new();
+    for entry in entries {
+        match merged.iter_mut().find(|known| name(known) == name(&entry)) {
+            Some(slot) => *slot = entry,
+            None => merged.push(entry),
         }
     }
-    merged.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    merged
 }
 
 pub(crate) fn map(pairs: &[(String, String)]) -> BTreeMap<String, String> {
@@ -74,8 +88,16 @@ mod tests {
 
     #[test]
     fn later_variables_win_and_bare_names_are_looked_up() {
-        let list = ["A=1", "B", "A=2", "NONE", "C="].map(String::from);
-        assert_eq!(merge_env(list, |name| (name == "B").then(|| "b".into())), ["A=2", "B=b", "C="]);
+        let environment = |name: &str| (name == "B").then(|| "b".into());
+        for (files, flags, want) in [
+            (&[][..], &["A=1", "B", "A=2", "C="][..], &["A=2", "B=b", "C="][..]),
+            (&["A=1", "B", "NONE"], &["A=2"], &["A=2", "B=b"]),
+            // Docker drops an unset name of a file, and hands one of --env on: the container goes without it.
+            (&["NONE=1"], &["NONE", "A=1"], &["NONE", "A=1"]),
+        ] {
+            let list = |entries: &[&str]| entries.iter().map(ToString::to_string).collect::<Vec<_>>();
+            assert_eq!(merge_env(list(files), list(flags), environment), want);
+        }
     }
 
     #[test]

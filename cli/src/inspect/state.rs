@@ -2,7 +2,7 @@
 
 use orch_model::{
     Timestamp,
-    service::{ContainerSpec, PortConfig, TaskSpec},
+    service::{ContainerSpec, HealthConfig, PortConfig, TaskSpec},
     task::Health,
 };
 use orch_proto::{conv::FromProto, wire};
@@ -188,7 +188,7 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .some("ExposedPorts", Value::Object(exposed))
         .always("Env", json!(environment(&image.env, &spec.env)))
         .always("Cmd", or_null(cmd))
-        .some("Healthcheck", spec.health.as_ref().map(super::container::health))
+        .some("Healthcheck", health_check(spec.health.as_ref(), &image).as_ref().map(super::container::health))
         .always("Image", container.image.as_str())
         .always("Volumes", if volumes.is_empty() { Value::Null } else { Value::Object(volumes) })
         .always("WorkingDir", either(&spec.dir, &image.working_dir))
@@ -196,6 +196,20 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .always("Labels", Value::Object(labels))
         .some("StopSignal", either(&spec.stop_signal, &image.stop_signal))
         .done()
+}
+
+/// What the user leaves open is the image's, field by field.
+fn health_check(own: Option<&HealthConfig>, image: &wire::ImageWords) -> Option<HealthConfig> {
+    let of_image = image.health.clone().and_then(|health| HealthConfig::from_proto(health).ok());
+    let (Some(own), Some(of_image)) = (own, &of_image) else { return own.cloned().or(of_image) };
+    Some(HealthConfig {
+        test: if own.test.is_empty() { of_image.test.clone() } else { own.test.clone() },
+        interval: own.interval.or(of_image.interval),
+        timeout: own.timeout.or(of_image.timeout),
+        start_period: own.start_period.or(of_image.start_period),
+        start_interval: own.start_interval.or(of_image.start_interval),
+        retries: if own.retries == 0 { of_image.retries } else { own.retries },
+    })
 }
 
 /// The user's variables first, then those of the image that they do not set, as Docker shows it.

@@ -102,3 +102,37 @@ fn a_network_of_the_nodes_is_shown_by_its_id() {
         assert_eq!(NodeNetwork::find(target), Some(network));
     }
 }
+
+#[test]
+fn a_containers_health_check_is_the_users_over_the_images() {
+    use orch_model::service::HealthConfig;
+    use orch_proto::{conv::ToProto, wire};
+    let seconds = std::time::Duration::from_secs;
+    let check = |test: &str, interval: Option<u64>, retries: u32| HealthConfig {
+        test: if test.is_empty() { Vec::new() } else { vec!["CMD".into(), test.into()] },
+        interval: interval.map(seconds),
+        retries,
+        timeout: None,
+        start_period: None,
+        start_interval: None,
+    };
+    for (own, of_image, want) in [
+        (None, None, json!(null)),
+        (None, Some(check("image", None, 7)), json!({"Test": ["CMD", "image"], "Retries": 7})),
+        (Some(check("own", None, 2)), None, json!({"Test": ["CMD", "own"], "Retries": 2})),
+        (
+            Some(check("", Some(9), 0)),
+            Some(check("image", Some(1), 7)),
+            json!({"Test": ["CMD", "image"], "Interval": 9_000_000_000_u64, "Retries": 7}),
+        ),
+        (Some(check("own", None, 0)), Some(check("image", None, 7)), json!({"Test": ["CMD", "own"], "Retries": 7})),
+    ] {
+        let container = ContainerSpec { health: own, ..ContainerSpec::default() };
+        let details = wire::ContainerDetails {
+            spec: Some(TaskSpec { container, ..TaskSpec::default() }.to_proto()),
+            image: Some(wire::ImageWords { health: of_image.map(|check| check.to_proto()), ..Default::default() }),
+            ..Default::default()
+        };
+        assert_eq!(local_container(&details)["Config"]["Healthcheck"], want);
+    }
+}

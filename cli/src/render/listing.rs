@@ -37,7 +37,7 @@ impl Listing<'_> {
         // As with Docker, an empty format is none.
         let format = shape.format.as_deref().map(str::trim).filter(|format| !format.is_empty()).unwrap_or("table");
         match format {
-            "json" => Ok(rows.iter().map(|row| format!("{}\n", Value::Object(row.clone()))).collect()),
+            "json" => Ok(rows.iter().map(|row| format!("{}\n", Value::Object(fields(row)))).collect()),
             "table" if shape.quiet => self.lines(&format!("{{{{.{}}}}}", self.quiet), rows),
             "table" => self.table(self.default, rows),
             _ => match format.strip_prefix("table") {
@@ -56,13 +56,24 @@ impl Listing<'_> {
 
     fn table(&self, template: &str, rows: &[Row]) -> Result<String, TemplateError> {
         let template = Template::parse(template)?;
-        let headings: Row = self.headings.iter().map(|(field, text)| ((*field).into(), (*text).into())).collect();
+        let mut headings: Row = self.headings.iter().map(|(field, text)| ((*field).into(), (*text).into())).collect();
+        for (field, value) in rows.iter().flatten() {
+            let Value::Object(keys) = value else { continue };
+            if let Value::Object(known) = headings.entry(field).or_insert_with(|| Row::new().into()) {
+                known.extend(keys.keys().map(|key| (key.clone(), key.as_str().into())));
+            }
+        }
         let mut lines = vec![template.render(&Value::Object(headings))?];
         for row in rows {
             lines.push(template.render(&Value::Object(row.clone()))?);
         }
         Ok(align(&lines))
     }
+}
+
+/// Without what templates ask by key (`{{.Label "a"}}`): for Docker that is none of a row's fields.
+fn fields(row: &Row) -> Row {
+    row.iter().filter(|(_, value)| !value.is_object()).map(|(field, value)| (field.clone(), value.clone())).collect()
 }
 
 /// `\t` and `\n` typed in a shell.

@@ -168,6 +168,13 @@ impl Run<'_> {
             return Err(TemplateError("missing value for command".into()));
         };
         let Operand::Function(name) = first else {
+            if let ([key], None) = (rest, &piped)
+                && let Value::Object(map) = self.operand(first, scope)?
+            {
+                // What Go has as a method of the value, such as `.Label "a"`.
+                let key = functions::display(&self.operand(key, scope)?);
+                return Ok(map.get(&key).cloned().unwrap_or_else(|| "".into()));
+            }
             if !rest.is_empty() || piped.is_some() {
                 return Err(TemplateError("can't give argument to a value that is not a function".into()));
             }

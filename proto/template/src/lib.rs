@@ -92,6 +92,7 @@ mod tests {
         check("{{join .List \", \"}}", "a, b");
         check("{{index .List 1}} {{index .Spec.Labels \"k\"}} {{index .Spec \"Labels\" \"a\"}}", "b v x");
         check("{{(index .Tasks 0).Name}}", "web.1");
+        check("{{.Spec.Labels \"k\"}}|{{.Spec.Labels \"none\"}}", "v|");
         check("{{range .Tasks}}{{.Name}};{{end}}", "web.1;web.2;");
         check("{{range $i, $t := .List}}{{$i}}={{$t}} {{end}}", "0=a 1=b ");
         check("{{range $k, $v := .Spec.Labels}}{{$k}}:{{$v}} {{end}}", "a:x k:v ");

@@ -111,7 +111,8 @@ pub(crate) async fn exec(
         Ok(running) => running,
         Err(error) => {
             // As a shell does: say why and end with 126 or 127.
-            let Some(code) = error.exit_code() else { return Err(chain(&error)) };
+            let unknown_user = matches!(error, RuntimeError::User(_)).then_some(CANNOT_EXECUTE);
+            let Some(code) = error.exit_code().or(unknown_user) else { return Err(chain(&error)) };
             told.died(code);
             let text = format!("{}\n", chain(&error)).into_bytes();
             let _ = outputs.send(Output::Stderr(text.into())).await;
@@ -286,6 +287,8 @@ impl Drop for AbortOnDrop {
 }
 
 const HANG_UP: i32 = 1;
+/// As a shell returns it.
+const CANNOT_EXECUTE: i32 = 126;
 
 fn signal(pid: u32, number: i32) {
     if let Ok(pid @ 1..) = i32::try_from(pid) {

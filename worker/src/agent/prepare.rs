@@ -30,7 +30,7 @@ use super::{
 use crate::{
     image::{
         ImageError,
-        config::ImageConfig,
+        config::{Healthcheck, ImageConfig},
         rootfs::{Rootfs, RootfsError},
         store::StoreError,
     },
@@ -480,24 +480,27 @@ fn undeclared<'a>(spec: &ContainerSpec, image: &'a ImageConfig) -> impl Iterator
     image.config.volumes.keys().map(String::as_str).filter(move |target| !mounted.contains(&clean(target)))
 }
 
-pub(crate) fn defaults(image: ImageConfig) -> ImageDefaults {
-    let config = image.config;
+pub(crate) fn health_config(check: Healthcheck) -> HealthConfig {
     let length = |nanos: u64| (nanos > 0).then(|| Duration::from_nanos(nanos));
-    let health = config.healthcheck.map(|check| HealthConfig {
+    HealthConfig {
         interval: length(check.interval),
         timeout: length(check.timeout),
         retries: check.retries,
         start_period: length(check.start_period),
         start_interval: length(check.start_interval),
         test: check.test,
-    });
+    }
+}
+
+pub(crate) fn defaults(image: ImageConfig) -> ImageDefaults {
+    let config = image.config;
     ImageDefaults {
         entrypoint: config.entrypoint,
         cmd: config.cmd,
         env: config.env,
         working_dir: config.working_dir,
         user: config.user,
-        health,
+        health: config.healthcheck.map(health_config),
     }
 }
 

@@ -111,6 +111,16 @@ pub(super) fn volume_users(agent: &Agent) -> BTreeMap<String, BTreeSet<String>> 
     users
 }
 
+/// Anonymous volumes are mounts too.
+pub(super) fn name_volumes(agent: &Agent, containers: &mut [orch_proto::wire::Container]) {
+    for (volume, users) in volume_users(agent) {
+        let uses = |container: &&mut orch_proto::wire::Container| {
+            users.contains(&container.container_id) && !container.mounts.contains(&volume)
+        };
+        containers.iter_mut().filter(uses).for_each(|container| container.mounts.push(volume.clone()));
+    }
+}
+
 pub(super) async fn disk_usage(agent: &Agent) -> Result<DiskUsageReport, Status> {
     let images = super::images::list(agent);
     let mut of_blob: BTreeMap<String, usize> = BTreeMap::new();
@@ -133,7 +143,7 @@ pub(super) async fn disk_usage(agent: &Agent) -> Result<DiskUsageReport, Status>
     let mut containers: Vec<_> =
         agent.locals.all().iter().map(|one| (list_entry(one), agent.host.store.container_dir(&one.id))).collect();
     for entry in agent.host.entries() {
-        containers.push((tasks::container(&entry), agent.host.store.container_dir(&entry.task.id)));
+        containers.push((tasks::container(&agent.host, &entry), agent.host.store.container_dir(&entry.task.id)));
     }
     let host = agent.host.clone();
     let measured = tokio::task::spawn_blocking(move || DiskUsageReport {

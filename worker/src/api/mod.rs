@@ -106,7 +106,10 @@ impl WorkerLocal for Api {
         let of_tasks = self.agent.host.entries();
         let one_off = self.agent.locals.all();
         let one_off = one_off.iter().map(|one| local_containers::list_entry(one));
-        Ok(Response::new(ContainerList { containers: of_tasks.iter().map(tasks::container).chain(one_off).collect() }))
+        let of_tasks = of_tasks.iter().map(|entry| tasks::container(&self.agent.host, entry));
+        let mut containers: Vec<_> = of_tasks.chain(one_off).collect();
+        live::name_volumes(&self.agent, &mut containers);
+        Ok(Response::new(ContainerList { containers }))
     }
 
     async fn list_images(&self, _: Request<Empty>) -> Answer<ImageList> {

@@ -26,8 +26,11 @@ const BUFFERED_MESSAGES: usize = 64;
 /// Shortest prefix of a container id that is looked up.
 const MIN_ID_PREFIX: usize = 3;
 
-pub(super) fn container(entry: &Entry) -> Container {
+pub(super) fn container(host: &Host, entry: &Entry) -> Container {
     let spec = &entry.task.spec.container;
+    let image = entry.image.as_deref().and_then(|digest| host.images.store.config_of(digest));
+    let mut labels = image.unwrap_or_default().config.labels;
+    labels.extend(task_labels(&entry.task));
     let pid = entry.container.as_ref().map_or(0, |container| container.pid());
     let status = &entry.status;
     let own = entry.task.spec.node_network.map(|network| network.name().to_owned()).into_iter();
@@ -47,7 +50,7 @@ pub(super) fn container(entry: &Entry) -> Container {
         created_at_ms: entry.created_at_ms,
         status: Some(status.to_proto()),
         pid,
-        labels: task_labels(&entry.task),
+        labels,
         ports: entry.task.host_ports.iter().map(port_words).collect(),
         shim_pid: 0,
         health: entry.health.map(|health| health.to_proto()),
@@ -57,7 +60,7 @@ pub(super) fn container(entry: &Entry) -> Container {
         exit_code: status.container.as_ref().and_then(|c| c.exit_code).unwrap_or_default(),
         one_off: false,
         image_digest: entry.image.clone().unwrap_or_default(),
-        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
+        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).filter(|source| !source.is_empty()).collect(),
         networks: own.chain(entry.task.networks.iter().map(|network| network.network.to_string())).collect(),
     }
 }
@@ -127,7 +130,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
     };
     let address = entry.task.networks.first().and_then(|network| network.addresses.first());
     Ok(ContainerDetails {
-        container: Some(container(&entry)),
+        container: Some(container(host, &entry)),
         health: health.as_ref().map(local::health_report),
         log_path: agent::log_files(host, &entry.task).path.display().to_string(),
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),

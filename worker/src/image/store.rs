@@ -274,6 +274,11 @@ impl ImageStore {
         self.json("image configuration", digest)
     }
 
+    /// Of the image with this manifest; `None` when it is not here any more.
+    pub(crate) fn config_of(&self, manifest: &str) -> Option<ImageConfig> {
+        self.config(&self.by_digest(manifest)?.record.config).ok()
+    }
+
     /// Unpacks the layers of an image whose blobs are all here, and puts it into the index.
     pub(crate) fn add_image(&self, digest: &str) -> Result<StoredImage> {
         let manifest = self.manifest(digest)?;

@@ -54,6 +54,10 @@ impl Locals {
         let image = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
         let config = self.host.images.store.config(&image.record.config).map_err(prepare::PrepareError::from)?;
         spec.container.image_digest = Some(image.digest.clone());
+        // As with Docker, the image's labels are the container's from here on, whatever becomes of the image.
+        for (key, value) in &config.config.labels {
+            spec.container.labels.entry(key.clone()).or_insert_with(|| value.clone());
+        }
         if request.publish_all {
             ports.extend(exposed(&config, &ports));
         }

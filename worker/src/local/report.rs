@@ -7,7 +7,11 @@ use orch_proto::{
 };
 
 use super::{One, attachment::network_names};
-use crate::{agent::Host, api::port_words, runtime::HealthState};
+use crate::{
+    agent::{Host, prepare},
+    api::port_words,
+    runtime::HealthState,
+};
 
 /// A line of `orch ps`.
 pub(crate) fn list_entry(one: &One) -> Container {
@@ -36,7 +40,7 @@ pub(crate) fn list_entry(one: &One) -> Container {
         exit_code: record.exit_code,
         one_off: true,
         image_digest: record.image_digest.clone(),
-        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).collect(),
+        mounts: spec.mounts.iter().map(|mount| mount.source.clone()).filter(|source| !source.is_empty()).collect(),
         networks: network_names(record),
     }
 }
@@ -93,6 +97,7 @@ pub(crate) fn of_task(host: &Host, task: &Task, image_digest: &str) -> Container
         labels: said.labels.into_iter().collect(),
         stop_signal: said.stop_signal,
         volumes: said.volumes.into_keys().collect(),
+        health: said.healthcheck.map(|check| prepare::health_config(check).to_proto()),
     };
     ContainerDetails {
         spec: Some(task.spec.to_proto()),

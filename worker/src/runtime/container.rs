@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicI32, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use orch_model::TaskId;
@@ -57,6 +57,10 @@ pub(super) enum Found {
     Running,
     Ended(Exit),
 }
+
+/// A busy node's shims take their time; one that has not answered by then stands still.
+const SILENT_SHIM: Duration = Duration::from_secs(10);
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 
 impl Container {
     pub(super) fn new(task_id: TaskId, folder: PathBuf, config: ShimConfig, layout: Layout) -> Self {
@@ -121,11 +125,36 @@ impl Container {
 
     /// Signals the first process. Fine when the container has ended. A container that was only created takes SIGKILL
     /// alone: nothing in it listens yet.
+    ///
+    /// A shim that stands still (stopped, frozen) is passed over after a while, and ends with what is killed.
     pub async fn kill(&self, signal: i32) -> Result<(), RuntimeError> {
-        match ask(&self.0.folder, Request::Kill { signal }).await? {
+        let asked = ask(&self.0.folder, Request::Kill { signal });
+        let answer = match tokio::time::timeout(SILENT_SHIM, asked).await {
+            Err(_) if self.pid() > 0 => return self.kill_past_shim(signal),
+            Err(_) => return Err(RuntimeError::Silent),
+            Ok(answer) => answer?,
+        };
+        match answer {
             Some(Reply::Done) | None => Ok(()),
             Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: None }),
             Some(other) => Err(unexpected(&other)),
+        }
+    }
+
+    fn kill_past_shim(&self, signal: i32) -> Result<(), RuntimeError> {
+        let pid = self.0.pid.load(Ordering::Relaxed);
+        tracing::warn!(task = %self.0.task_id, pid, signal, "the container's shim stands still: signalled without it");
+        let failed = |err: nix::errno::Errno| io_error("cannot signal", format!("/proc/{pid}"), err.into());
+        let number = nix::sys::signal::Signal::try_from(signal).map_err(failed)?;
+        let shim = shim_of(pid);
+        let send = |pid: i32| match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), number) {
+            Err(nix::errno::Errno::ESRCH) => Ok(()),
+            sent => sent.map_err(failed),
+        };
+        send(pid)?;
+        match shim {
+            Some(shim) if signal == libc::SIGKILL => send(shim),
+            _ => Ok(()),
         }
     }
 
@@ -233,9 +262,10 @@ impl Container {
         self.0.config.health.is_some()
     }
 
-    /// What its health checks said last; `None` when it has none, or has ended.
+    /// What its health checks said last; `None` when it has none, or has ended. Whoever looks does not wait for long.
     pub async fn health(&self) -> Result<Option<HealthState>, RuntimeError> {
-        match ask(&self.0.folder, Request::Health).await? {
+        let asked = tokio::time::timeout(LOOK_LIMIT, ask(&self.0.folder, Request::Health)).await;
+        match asked.unwrap_or(Err(RuntimeError::Silent))? {
             Some(Reply::Health(record)) => Ok(Some(record.into())),
             Some(Reply::Done) | None => Ok(None),
             Some(other) => Err(unexpected(&other)),
@@ -332,6 +362,14 @@ impl Container {
         }
         Ok(ExecOrder { process, tty: request.tty, caps: caps.0, seccomp: !request.privileged })
     }
+}
+
+/// The parent of a container's first process, if it is a shim.
+fn shim_of(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()?;
+    let command = fs::read(format!("/proc/{parent}/cmdline")).ok()?;
+    command.split(|&byte| byte == 0).nth(1).filter(|word| *word == b"shim").map(|_| parent)
 }
 
 impl Inner {

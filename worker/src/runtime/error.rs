@@ -16,6 +16,8 @@ pub enum RuntimeError {
     Exists(String),
     #[error("the container has ended")]
     Ended,
+    #[error("the container's shim does not answer: it is stopped, or its node is overloaded; `orch rm -f` kills both")]
+    Silent,
     #[error("bind source path does not exist: {0}")]
     NoBindSource(PathBuf),
     #[error("the device {path} cannot be used")]

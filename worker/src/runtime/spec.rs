@@ -23,7 +23,10 @@ use super::{
 /// Where programs are looked for unless the image says otherwise.
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Length of the scheduler's period, in microseconds; the quota is a share of it.
-pub(super) const CPU_PERIOD_US: u64 = 100_000;
+const CPU_PERIOD_US: u64 = 100_000;
+/// The kernel's limits.
+const MAX_CPU_PERIOD_US: u64 = 1_000_000;
+const MIN_CPU_QUOTA_US: u64 = 1000;
 const NANOS_PER_CPU: u64 = 1_000_000_000;
 /// Size of /dev/shm unless the user says otherwise.
 const SHM_BYTES: u64 = 64 << 20;
@@ -268,8 +271,9 @@ fn resources(limits: ResourceLimits, more: &MoreLimits, facts: &Facts<'_>, privi
     }
     let mut cpu = serde_json::Map::new();
     if limits.nano_cpus > 0 {
-        cpu.insert("quota".to_owned(), json!(cpu_quota_us(limits.nano_cpus)));
-        cpu.insert("period".to_owned(), json!(CPU_PERIOD_US));
+        let share = cpu_share(limits.nano_cpus);
+        cpu.insert("quota".to_owned(), json!(share.quota_us));
+        cpu.insert("period".to_owned(), json!(share.period_us));
     }
     if more.cpu_shares > 0 {
         cpu.insert("shares".to_owned(), json!(more.cpu_shares));
@@ -288,9 +292,19 @@ fn resources(limits: ResourceLimits, more: &MoreLimits, facts: &Facts<'_>, privi
     resources
 }
 
-/// The kernel takes no quota under a millisecond.
-pub(super) fn cpu_quota_us(nano_cpus: u64) -> u64 {
-    (nano_cpus.saturating_mul(CPU_PERIOD_US) / NANOS_PER_CPU).max(1000)
+/// So much of every so much time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CpuShare {
+    pub(super) quota_us: u64,
+    pub(super) period_us: u64,
+}
+
+/// The kernel takes no quota under a millisecond: a smaller part of a processor is one of a longer time.
+pub(super) fn cpu_share(nano_cpus: u64) -> CpuShare {
+    let quota_us = |period_us: u64| nano_cpus.saturating_mul(period_us) / NANOS_PER_CPU;
+    let is_small = nano_cpus > 0 && quota_us(CPU_PERIOD_US) < MIN_CPU_QUOTA_US;
+    let period_us = if is_small { MAX_CPU_PERIOD_US } else { CPU_PERIOD_US };
+    CpuShare { quota_us: quota_us(period_us).max(MIN_CPU_QUOTA_US), period_us }
 }
 
 /// Swap without a limit would make that of memory one of speed only: with Docker, and here, as much swap as memory.
@@ -497,6 +511,18 @@ mod tests {
             serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
         assert!(read.linux().is_some());
         Ok(spec)
+    }
+
+    #[test]
+    fn a_small_part_of_a_processor_is_one_of_a_longer_time() {
+        for (nano_cpus, quota_us, period_us) in [
+            (1_500_000_000, 150_000, 100_000),
+            (10_000_000, 1000, 100_000),
+            (9_000_000, 9000, 1_000_000),
+            (1_000_000, 1000, 1_000_000),
+        ] {
+            assert_eq!(cpu_share(nano_cpus), CpuShare { quota_us, period_us }, "{nano_cpus}");
+        }
     }
 
     #[test]

@@ -111,8 +111,7 @@ pub(super) fn set_limits(layout: &Layout, cgroup: &str, new: &NewLimits) -> io::
     let set = |controller: &str, file: &str, value: String| write(layout, cgroup, controller, file, &value);
     let no_limit = || "max".to_owned();
     if let Some(nano_cpus) = new.nano_cpus {
-        let quota = super::spec::cpu_quota_us(nano_cpus);
-        let period = super::spec::CPU_PERIOD_US;
+        let super::spec::CpuShare { quota_us: quota, period_us: period } = super::spec::cpu_share(nano_cpus);
         if layout.is_v2() {
             let quota = if nano_cpus == 0 { no_limit() } else { quota.to_string() };
             set("cpu", "cpu.max", format!("{quota} {period}"))?;

@@ -489,10 +489,11 @@ fn fill(data: &Path, root: &Path, target: &str) -> io::Result<()> {
     else {
         return Ok(());
     };
-    copy_folder(&PathBuf::from(format!("/proc/self/fd/{}/.", from.as_raw_fd())), data)
+    copy_folder(&PathBuf::from(format!("/proc/self/fd/{}/.", from.as_raw_fd())), data, &mut BTreeMap::new())
 }
 
-fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
+/// `copied`: files with several names, by device and number, and the first name of their copy.
+fn copy_folder(from: &Path, to: &Path, copied: &mut BTreeMap<(u64, u64), PathBuf>) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
@@ -500,20 +501,25 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
         let kind = metadata.file_type();
         if kind.is_dir() {
             fs::create_dir(&target)?;
-            copy_folder(&source, &target)?;
+            copy_folder(&source, &target, copied)?;
             continue;
+        }
+        if metadata.nlink() > 1 {
+            if let Some(first) = copied.get(&(metadata.dev(), metadata.ino())) {
+                fs::hard_link(first, &target)?;
+                continue;
+            }
+            copied.insert((metadata.dev(), metadata.ino()), target.clone());
         }
         if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
-            lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
-            continue;
-        }
-        if kind.is_file() {
+        } else if kind.is_file() {
             fs::copy(&source, &target)?;
         } else if kind.is_fifo() {
             mknodat(CWD, &target, FileType::Fifo, Mode::from_raw_mode(metadata.mode() & 0o7777), 0)?;
         } else {
             // Sockets and devices of an image have no meaning in a volume.
+            copied.remove(&(metadata.dev(), metadata.ino()));
             continue;
         }
         copy_attributes(&metadata, &target)?;
@@ -523,8 +529,10 @@ fn copy_folder(from: &Path, to: &Path) -> io::Result<()> {
 
 fn copy_attributes(from: &fs::Metadata, to: &Path) -> io::Result<()> {
     lchown(to, Some(from.uid()), Some(from.gid()))?;
-    // After the owner: changing that clears the set-id bits.
-    fs::set_permissions(to, from.permissions())?;
+    // After the owner: changing that clears the set-id bits. Links have none of their own.
+    if !from.is_symlink() {
+        fs::set_permissions(to, from.permissions())?;
+    }
     let at = Timespec { tv_sec: from.mtime(), tv_nsec: from.mtime_nsec() };
     utimensat(CWD, to, &Timestamps { last_access: at, last_modification: at }, AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
@@ -579,6 +587,25 @@ mod tests {
         let wanted = Wanted::Anonymous { task: &task, target: "/data", labels: &labels, options };
         volumes.prepare(wanted, &task, None, SystemTime::UNIX_EPOCH).unwrap();
         assert_eq!(volumes.list().unwrap()[0].labels, labels);
+    }
+
+    #[test]
+    fn a_filled_volume_has_the_links_and_times_of_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, data) = (dir.path().join("root"), dir.path().join("data"));
+        fs::create_dir_all(root.join("real/sub")).unwrap();
+        fs::create_dir(&data).unwrap();
+        fs::write(root.join("real/one"), "same").unwrap();
+        fs::hard_link(root.join("real/one"), root.join("real/sub/two")).unwrap();
+        symlink("one", root.join("real/link")).unwrap();
+        let old = Timespec { tv_sec: 1_000_000_000, tv_nsec: 5 };
+        let times = Timestamps { last_access: old, last_modification: old };
+        utimensat(CWD, root.join("real/link"), &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        fill(&data, &root, "/real").unwrap();
+        let of = |name: &str| fs::symlink_metadata(data.join(name)).unwrap();
+        assert_eq!((of("one").nlink(), of("one").ino()), (2, of("sub/two").ino()));
+        assert_eq!((of("link").mtime(), of("link").mtime_nsec()), (1_000_000_000, 5));
+        assert_eq!(fs::read_to_string(data.join("sub/two")).unwrap(), "same");
     }
 
     #[test]

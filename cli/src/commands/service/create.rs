@@ -153,7 +153,7 @@ pub(super) fn spec(
     let container = &mut spec.task.container;
     container.image = image.clone();
     container.args = words.to_vec();
-    container.env = key_value::merge_env(env_files.into_iter().chain(args.env.iter().cloned()), environment);
+    container.env = key_value::merge_env(env_files, args.env.iter().cloned(), environment);
     container.labels = key_value::map(&args.container_label);
     container.mounts = args.mount.clone();
     container.groups = args.group.clone();

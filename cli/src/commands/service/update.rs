@@ -249,8 +249,10 @@ fn change_container(args: &UpdateArgs, spec: &mut ServiceSpec, environment: impl
         container.args = words.clone();
     }
     container.env.retain(|entry| !args.env_rm.iter().any(|gone| entry.split('=').next() == Some(gone)));
-    let all = std::mem::take(&mut container.env).into_iter().chain(args.env_add.iter().cloned());
-    container.env = key_value::merge_env(all, environment);
+    let added = key_value::merge_env([], args.env_add.iter().cloned(), environment);
+    // What is there already is not looked up again: it was meant in another shell.
+    let known = std::mem::take(&mut container.env);
+    container.env = key_value::merge_env([], known.into_iter().chain(added), |_| None);
     labels(&mut container.labels, &args.container_label_rm, &args.container_label_add);
     container.sysctls.retain(|key, _| !args.sysctl_rm.iter().any(|gone| removals::key_of(gone) == key));
     container.sysctls.extend(args.sysctl_add.iter().cloned());
