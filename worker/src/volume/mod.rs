@@ -16,7 +16,7 @@ use std::{
     fs, io,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, lchown, symlink},
+        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, lchown, symlink},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -514,7 +514,9 @@ fn copy_folder(from: &Path, to: &Path, copied: &mut BTreeMap<(u64, u64), PathBuf
         if kind.is_symlink() {
             symlink(fs::read_link(&source)?, &target)?;
         } else if kind.is_file() {
-            fs::copy(&source, &target)?;
+            // Never through a link that another container with the volume has put there meanwhile.
+            let mut copy = fs::File::options().write(true).create_new(true).mode(0o600).open(&target)?;
+            io::copy(&mut fs::File::open(&source)?, &mut copy)?;
         } else if kind.is_fifo() {
             mknodat(CWD, &target, FileType::Fifo, Mode::from_raw_mode(metadata.mode() & 0o7777), 0)?;
         } else {
