@@ -459,8 +459,11 @@ fn hard_link(root: BorrowedFd<'_>, target: &Path, parent: BorrowedFd<'_>, name: 
 
 fn make_node<R: Read>(parent: BorrowedFd<'_>, name: &OsStr, kind: EntryType, entry: &Entry<'_, R>) -> io::Result<()> {
     let header = entry.header();
-    let major = header.device_major()?.unwrap_or(0);
-    let minor = header.device_minor()?.unwrap_or(0);
+    let (major, minor) = match kind {
+        // Python's tarfile leaves the numbers of what has none empty.
+        EntryType::Fifo => (0, 0),
+        _ => (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)),
+    };
     let (kind, device) = match kind {
         EntryType::Char if (major, minor) == (0, 0) => return Err(invalid("a whiteout device inside a tar")),
         EntryType::Char => (FileType::CharacterDevice, makedev(major, minor)),
