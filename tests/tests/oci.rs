@@ -247,7 +247,7 @@ fn a_running_container_is_looked_at_and_changed() {
          ./\na\nsub/\nsub/b\n1\n2\nold\nfresh\n"
     );
     for (from, to, said) in [
-        ("live:/s/d", "new/new/.", "does not exist"),
+        ("live:/s/d", "none/new", "does not exist"),
         ("live:/s/d/.", "none/.", "no such directory"),
         ("live:/s/d/a", "none/", "no such directory"),
         ("live:/s/d/a/.", "x", "not a directory"),
