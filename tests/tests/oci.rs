@@ -240,11 +240,12 @@ fn a_running_container_is_looked_at_and_changed() {
         orch cp -q live:/s/ld/ into && orch cp -q live:/s/./d/../d/. dotted && \
         (cd ../there && find . -type f | sort) && find . -type f | sort && orch cp live:/s/ld/. - | tar -tf - && \
         orch cp -q new/a live:/s/lold && orch cp -q new/sub/. live:/s/ldang && \
+        orch cp -q new/. live:/s/ld/ && orch exec live readlink /s/ld && \
         orch exec live sh -c 'cat /s/old /s/fresh/b; readlink /s/lold; readlink /s/ldang'";
     assert_eq!(
         on_node(content).ok(),
         "./a\n./sub/b\n./a\n./dotted/a\n./dotted/sub/b\n./into/a\n./into/sub/b\n./new/a\n./new/sub/b\n./sub/b\n\
-         ./\na\nsub/\nsub/b\n1\n2\nold\nfresh\n"
+         ./\na\nsub/\nsub/b\nd\n1\n2\nold\nfresh\n"
     );
     for (from, to, said) in [
         ("live:/s/d", "none/new", "does not exist"),

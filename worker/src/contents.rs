@@ -327,6 +327,13 @@ mod tests {
         crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias"), None).unwrap();
         assert_eq!(fs::read_to_string(to.join("real/cfg/sub/.wh.file")).unwrap(), "content");
         assert_eq!(fs::read_link(to.join("real/cfg/link")).unwrap(), Path::new("/nowhere"));
+        // A folder's content goes to where a link leads; the link stays.
+        let (opened, found) = find(root.as_fd(), "/etc/sub/.", false).unwrap();
+        let mut tar = Vec::new();
+        pack(&opened, &Found { name: ".".to_owned(), ..found }, None, &mut tar).unwrap();
+        crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias"), None).unwrap();
+        assert_eq!(fs::read_link(to.join("alias")).unwrap(), Path::new("/real"));
+        assert_eq!(fs::read_to_string(to.join("real/.wh.file")).unwrap(), "content");
         // A file does not take a folder's place.
         fs::write(from.join("sub"), "").unwrap();
         let (opened, found) = find(root.as_fd(), "sub", false).unwrap();

@@ -203,9 +203,10 @@ impl Layer {
             attributes.owner = Uid::from_raw(shift(attributes.owner.as_raw(), remap.uid)?);
             attributes.group = Gid::from_raw(shift(attributes.group.as_raw(), remap.gid)?);
         }
-        let Some(name) = path.file_name() else {
-            // The root folder itself.
-            return self.add_folder_attributes(path, &attributes);
+        let name = match path.file_name() {
+            Some(name) if path != self.base => name,
+            // The folder itself: the root, or what a link at the base leads to, which stays a link.
+            _ => return self.add_folder_attributes(path, &attributes),
         };
         self.room.entry(&self.root)?;
         let parent = open_folder(self.root.as_fd(), path.parent().unwrap_or(Path::new("")), MAX_DEPTH)?;
