@@ -49,6 +49,15 @@ fn run_in_the_foreground() {
     let seen = run(&[&flags[..], &more, &[script]].concat());
     assert_eq!(seen.stdout, "/tmp\nb\n1000\n7\nbox\ngiven\nwrote\n");
     assert!(seen.stderr.contains("Read-only file system"), "{}", seen.stderr);
+    // One path, whatever is in it; empty: the image's entrypoint goes, and its command with it.
+    let entry = r#"ENTRYPOINT ["/bin/sh","-c","echo \"ep:$0:$@\""]"#;
+    lab.import("epsh", "busybox", &[entry, "CMD [\"cmd\"]"]);
+    assert_eq!(run(&["epsh"]).stdout, "ep:cmd:\n");
+    assert_eq!(run(&["--entrypoint", "", "epsh", "echo", "reset"]).stdout, "reset\n");
+    let none = run(&["--entrypoint=", "epsh"]);
+    assert_eq!((none.code, none.stderr.contains("no command specified")), (125, true), "{none:?}");
+    let split = run(&["--entrypoint", "sh -c", "epsh", "echo split"]);
+    assert_eq!((split.code, split.stderr.contains("sh -c")), (127, true), "{split:?}");
     // Standard input, to its end; more than any buffer.
     let input = vec![b'x'; 3 << 20];
     let counted = lab.exec_with_input("n1", &["orch", "run", "-i", "--rm", "busybox", "wc", "-c"], &input).ok();

@@ -16,6 +16,23 @@ fn images_travel_as_files() {
     let id = ids(&lab, &["busybox"]);
     let _ = lab.orch(&["tag", "busybox", "reg.example:5000/team/box:2"]).ok();
     assert_eq!(ids(&lab, &["reg.example:5000/team/box"]), id);
+    for (args, count) in [
+        (&["b*"][..], 1),
+        (&["*:2"], 0),
+        (&["*/*/*:2"], 1),
+        (&["--filter", "reference=*:latest"], 1),
+        (&["--filter", "since=busybox"], 0),
+        (&["--filter", "label=none"], 0),
+        (&["--filter", "dangling=false"], 1),
+    ] {
+        assert_eq!(ids(&lab, args).len(), count, "{args:?}");
+    }
+    for (filter, said) in
+        [("dangling=maybe", "dangling is one of"), ("before=nope", "nope"), ("reference=[", "invalid pattern")]
+    {
+        let refused = lab.orch(&["images", "--filter", filter]).refused();
+        assert!(refused.contains(said), "{filter}: {refused}");
+    }
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("box.tar");
     let file = file.to_str().expect("utf-8 path");

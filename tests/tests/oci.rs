@@ -232,6 +232,38 @@ fn a_running_container_is_looked_at_and_changed() {
         orch cp -q live:/opt/in . && readlink in/link && orch cp live:/etc/hostname - | tar -tf - && \
         tar -cf - -C in sub | orch cp - live:/tmp && orch exec live cat /tmp/sub/file";
     assert_eq!(on_node(copied).ok(), "one\none\none\nsub/file\nhostname\none\n");
+    // A folder's content, by `/.` or through a link; what stands at the destination decides.
+    let content = "cd /run/orch/cp && mkdir c there && cd c && \
+        orch exec live sh -c 'mkdir -p /s/d/sub && echo 1 >/s/d/a && echo 2 >/s/d/sub/b && ln -s d /s/ld && echo x >/s/old && \
+            ln -s old /s/lold && ln -s fresh /s/ldang' && \
+        orch cp -q live:/s/d/. ../there && orch cp -q live:/s/d/. new && orch cp -q live:/s/ld/. . && \
+        orch cp -q live:/s/ld/ into && orch cp -q live:/s/./d/../d/. dotted && \
+        (cd ../there && find . -type f | sort) && find . -type f | sort && orch cp live:/s/ld/. - | tar -tf - && \
+        orch cp -q new/a live:/s/lold && orch cp -q new/sub/. live:/s/ldang && \
+        orch cp -q new/. live:/s/ld/ && orch exec live readlink /s/ld && \
+        orch exec live sh -c 'cat /s/old /s/fresh/b; readlink /s/lold; readlink /s/ldang'";
+    assert_eq!(
+        on_node(content).ok(),
+        "./a\n./sub/b\n./a\n./dotted/a\n./dotted/sub/b\n./into/a\n./into/sub/b\n./new/a\n./new/sub/b\n./sub/b\n\
+         ./\na\nsub/\nsub/b\nd\n1\n2\nold\nfresh\n"
+    );
+    for (from, to, said) in [
+        ("live:/s/d", "none/new", "does not exist"),
+        ("live:/s/d/.", "none/.", "no such directory"),
+        ("live:/s/d/a", "none/", "no such directory"),
+        ("live:/s/d/a/.", "x", "not a directory"),
+        ("new", "live:/s/lold", "cannot copy directory"),
+        ("new", "live:/none/.", "no such directory"),
+        ("new/a", "live:/none/", "no such directory"),
+    ] {
+        let refused = on_node(&format!("cd /run/orch/cp/c && orch cp {from} {to}")).refused();
+        assert!(refused.contains(said), "{from} to {to}: {refused}");
+    }
+    // A stopped container's mounts may be single files.
+    let single = "cd /run/orch/cp && echo mine > mine && \
+        orch create -q --name filed -v /run/orch/cp/mine:/etc/mine busybox true >/dev/null && \
+        orch cp -q filed:/etc/mine got && cat got && orch cp filed:/etc/mine - | tar -tf - && orch rm filed >/dev/null";
+    assert_eq!(on_node(single).ok(), "mine\nmine\n");
     assert!(on_node("orch cp live:/nope /tmp/x").refused().contains("Could not find the file /nope in container live"));
     assert!(on_node("orch cp /run/orch/cp/in live:/etc/passwd").refused().contains("cannot copy directory"));
     let _ = lab.orch(&["stop", "-t", "0", "live"]).ok();

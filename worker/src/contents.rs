@@ -61,9 +61,10 @@ pub(crate) fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(rfs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// What `path` is; a link at its end is followed only when asked for.
+/// What `path` is; a link at its end is followed only when asked for, or where the path goes on behind it (`link/`, `link/.`).
 pub(crate) fn find(root: BorrowedFd<'_>, path: &str, follow: bool) -> io::Result<(OwnedFd, Found)> {
-    let nofollow = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let wants_folder = path.ends_with('/') || path.ends_with("/.");
+    let nofollow = if follow || wants_folder { OFlags::empty() } else { OFlags::NOFOLLOW };
     let opened = open_in(root, path, OFlags::PATH | nofollow)?;
     let stat = rfs::fstat(&opened)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
@@ -73,7 +74,7 @@ pub(crate) fn find(root: BorrowedFd<'_>, path: &str, follow: bool) -> io::Result
     } else {
         String::new()
     };
-    if path.ends_with('/') && kind != FileType::Directory {
+    if wants_folder && kind != FileType::Directory {
         return Err(Errno::NOTDIR.into());
     }
     let name = clean(path).file_name().map_or_else(|| "/".to_owned(), |name| name.to_string_lossy().into_owned());
@@ -81,10 +82,11 @@ pub(crate) fn find(root: BorrowedFd<'_>, path: &str, follow: bool) -> io::Result
     Ok((opened, Found { name, mode: stat.st_mode, size_bytes, link_target }))
 }
 
-/// Writes what was found, with everything below it, as a tar whose names begin with the found one's.
+/// Writes what was found, with everything below it, as a tar whose names begin with the found one's; with none when that is
+/// `/` or `.`, which means a folder's content.
 pub(crate) fn pack(opened: &OwnedFd, found: &Found, remap: Option<Remap>, to: impl Write) -> io::Result<()> {
     let mut tar = Packer { tar: Builder::new(to), remap };
-    let name = if found.name == "/" { PathBuf::from("./") } else { PathBuf::from(&found.name) };
+    let name = if matches!(found.name.as_str(), "/" | ".") { PathBuf::from("./") } else { PathBuf::from(&found.name) };
     let stat = rfs::fstat(opened)?;
     add(&mut tar, &name, opened.as_fd(), &stat, 0)?;
     tar.tar.into_inner()?.flush()
@@ -325,6 +327,13 @@ mod tests {
         crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias"), None).unwrap();
         assert_eq!(fs::read_to_string(to.join("real/cfg/sub/.wh.file")).unwrap(), "content");
         assert_eq!(fs::read_link(to.join("real/cfg/link")).unwrap(), Path::new("/nowhere"));
+        // A folder's content goes to where a link leads; the link stays.
+        let (opened, found) = find(root.as_fd(), "/etc/sub/.", false).unwrap();
+        let mut tar = Vec::new();
+        pack(&opened, &Found { name: ".".to_owned(), ..found }, None, &mut tar).unwrap();
+        crate::image::unpack::unpack_into(tar.as_slice(), open_root(&to).unwrap(), Path::new("/alias"), None).unwrap();
+        assert_eq!(fs::read_link(to.join("alias")).unwrap(), Path::new("/real"));
+        assert_eq!(fs::read_to_string(to.join("real/.wh.file")).unwrap(), "content");
         // A file does not take a folder's place.
         fs::write(from.join("sub"), "").unwrap();
         let (opened, found) = find(root.as_fd(), "sub", false).unwrap();

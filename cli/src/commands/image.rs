@@ -1,7 +1,7 @@
 //! `orch image …` and `orch images`: this node's images.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::IsTerminal as _,
     path::{Path, PathBuf},
 };
@@ -20,7 +20,7 @@ pub(crate) use super::image_registry::{PushArgs, TagArgs, push, tag};
 use super::{ListFlags, for_each, image_build, image_login as login, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
-    flags::quantity,
+    flags::{pattern::Pattern, quantity},
     inspect,
     render::{
         listing::{Listing, Row, row},
@@ -384,22 +384,27 @@ pub(super) fn layer_words(state: &str) -> &str {
 
 pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
     let flags = &args.list;
-    let filters = flags.filters(&["reference", "dangling"])?;
+    let filters = flags.filters(&["reference", "dangling", "label", "before", "since"])?;
+    let filters = filters.only("dangling", &["true", "false", "1", "0"]).map_err(anyhow::Error::msg)?;
+    // As with Docker, what is asked for by name is one more pattern.
+    let patterns = args.repository.iter().chain(filters.values("reference"));
+    let patterns: Vec<Pattern> =
+        patterns.map(|text| Pattern::parse(text)).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
     let mut worker = worker(paths).await?;
     let mut images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
     images.sort_by(|a, b| b.created_at_ms.cmp(&a.created_at_ms).then(a.names.cmp(&b.names)));
+    let before = created(filters.values("before"), &mut worker).await?.into_iter().min();
+    let since = created(filters.values("since"), &mut worker).await?.into_iter().max();
+    let is_between = |image: &wire::LocalImage| {
+        before.is_none_or(|at| image.created_at_ms < at) && since.is_none_or(|at| image.created_at_ms > at)
+    };
     let now = time::now();
     let mut rows: Vec<Row> = Vec::new();
-    for image in &images {
+    for image in images.iter().filter(|image| is_between(image) && filters.labels("label", &labels(image))) {
         let is_dangling = image.names.iter().all(|name| name.contains('@'));
         for name in shown_names(image) {
             let (repository, tag) = split_name(&name);
-            let wanted = args.repository.as_deref().is_none_or(|wanted| {
-                let (wanted_repository, wanted_tag) = asked_for(wanted);
-                wanted_repository == repository && (wanted_tag.is_empty() || wanted_tag == tag)
-            });
-            if wanted
-                && filters.any("reference", |r| r == repository || r == format!("{repository}:{tag}"))
+            if (patterns.is_empty() || patterns.iter().any(|pattern| is_named(pattern, &name)))
                 && filters.any("dangling", |d| matches!(d, "true" | "1") == is_dangling)
             {
                 rows.push(image_row(image, &repository, &tag, now, flags.no_trunc));
@@ -415,6 +420,32 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
         "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
     };
     Ok(Listing { default, headings: HEADINGS, quiet: "ID" }.print(&flags.shape(), &rows)?)
+}
+
+/// When the named images were created.
+async fn created(names: &[String], worker: &mut Worker) -> anyhow::Result<Vec<u64>> {
+    let mut times = Vec::new();
+    for name in names {
+        let request = wire::ImageReference { reference: name.clone() };
+        times.push(worker.inspect_image(request).await.map_err(explain)?.into_inner().created_at_ms);
+    }
+    Ok(times)
+}
+
+fn labels(image: &wire::LocalImage) -> BTreeMap<String, String> {
+    let config: serde_json::Value = serde_json::from_str(&image.config_json).unwrap_or_default();
+    serde_json::from_value(config["config"]["Labels"].clone()).unwrap_or_default()
+}
+
+/// As it is typed or in full, with its tag or without.
+fn is_named(pattern: &Pattern, name: &str) -> bool {
+    let short = familiar(name);
+    let repository = |name: &str| match name.split_once('@') {
+        Some((repository, _)) => repository.to_owned(),
+        None => asked_for(name).0.to_owned(),
+    };
+    !name.is_empty()
+        && [short, name].into_iter().any(|name| pattern.matches(name) || pattern.matches(&repository(name)))
 }
 
 fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timestamp, no_trunc: bool) -> Row {
@@ -486,6 +517,29 @@ mod tests {
         assert_eq!(asked_for("web:1"), ("web", "1"));
         assert_eq!(asked_for("reg:5000/web"), ("reg:5000/web", ""));
         assert_eq!(asked_for("reg:5000/web:1"), ("reg:5000/web", "1"));
+    }
+
+    #[test]
+    fn patterns_are_for_every_way_to_write_a_name() {
+        const WEB: &str = "docker.io/library/web:1";
+        const TEAM: &str = "reg:5000/team/web:2";
+        for (pattern, name, is_match) in [
+            ("web", WEB, true),
+            ("web:1", WEB, true),
+            ("w*", WEB, true),
+            ("*:1", WEB, true),
+            ("*:2", WEB, false),
+            ("docker.io/library/web", WEB, true),
+            ("docker.io/*/w*", WEB, true),
+            ("reg:5000/team/*", TEAM, true),
+            ("reg:5000/*", TEAM, false),
+            ("*/*/web:[2-3]", TEAM, true),
+            ("web", TEAM, false),
+            ("web", "docker.io/library/web@sha256:00", true),
+            ("*", "", false),
+        ] {
+            assert_eq!(is_named(&Pattern::parse(pattern).unwrap(), name), is_match, "{pattern} {name}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{key_value, linux, mount, port, quantity, resolver, words},
+    flags::{key_value, linux, mount, port, quantity, resolver},
 };
 
 /// What Docker's client ends with when the container could not even be started.
@@ -652,12 +652,12 @@ fn platform(text: &str) -> Result<(), String> {
     Err(format!("this node runs linux/{own} alone: leave --platform out, or use a node of that platform"))
 }
 
+/// A program's path, spaces and all, as with Docker (services split theirs); empty resets the image's. Besides, a list.
 fn entrypoint(text: &str) -> Result<Words, String> {
-    // As with Docker, a program's path may have spaces in it only in the list form.
     if text.starts_with('[') {
         return serde_json::from_str(text).map(Words).map_err(|_| "expected [\"program\", \"argument\"]".into());
     }
-    words::split(text).map(Words)
+    Ok(Words(vec![text.to_owned()]))
 }
 
 pub(super) fn restart(text: &str) -> Result<Restart, String> {

@@ -10,6 +10,7 @@ pub(crate) mod key_value;
 pub(crate) mod linux;
 pub(crate) mod mount;
 pub(crate) mod network;
+pub(crate) mod pattern;
 pub(crate) mod port;
 pub(crate) mod quantity;
 pub(crate) mod resolver;

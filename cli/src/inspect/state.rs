@@ -170,12 +170,7 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .collect();
     let image = details.image.clone().unwrap_or_default();
     let either = |own: &str, other: &str| if own.is_empty() { other.to_owned() } else { own.to_owned() };
-    let entrypoint = if spec.command.is_empty() { &image.entrypoint } else { &spec.command };
-    let cmd: &[String] = match (spec.args.is_empty(), spec.command.is_empty()) {
-        (false, _) => &spec.args,
-        (true, true) => &image.cmd,
-        (true, false) => &[],
-    };
+    let (entrypoint, cmd) = spec.invocation(&image.entrypoint, &image.cmd);
     let or_null = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
     let volumes: Map<String, Value> = image.volumes.iter().map(|target| (target.clone(), json!({}))).collect();
     let labels: Map<String, Value> =

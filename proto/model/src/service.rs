@@ -305,7 +305,7 @@ pub struct ContainerSpec {
     pub image: String,
     /// Manifest digest, when the cluster knows one.
     pub image_digest: Option<String>,
-    /// Replaces the image's entrypoint when not empty.
+    /// Replaces the image's entrypoint when not empty; `[""]` replaces it by none.
     pub command: Vec<String>,
     /// Replaces the image's command when not empty.
     pub args: Vec<String>,
@@ -342,6 +342,18 @@ pub struct ContainerSpec {
     pub oom_score_adj: i32,
     /// The secret with the login for the image's registry; it belongs to this service alone.
     pub registry_auth: Option<SecretId>,
+}
+
+impl ContainerSpec {
+    /// What runs in a container of an image with this entrypoint and command: its own entrypoint, and the words behind it. An
+    /// entrypoint of its own leaves out both of the image's. `[""]` is none at all, as Docker writes it.
+    pub fn invocation<'a>(&'a self, entrypoint: &'a [String], cmd: &'a [String]) -> (&'a [String], &'a [String]) {
+        match self.command.as_slice() {
+            [] => (entrypoint, if self.args.is_empty() { cmd } else { &self.args }),
+            [none] if none.is_empty() => (&[], &self.args),
+            own => (own, &self.args),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

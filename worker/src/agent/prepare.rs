@@ -116,12 +116,7 @@ impl Prepared {
 
 /// The service's command and arguments over the image's.
 pub(crate) fn command_line(spec: &ContainerSpec, entrypoint: &[String], cmd: &[String]) -> Vec<String> {
-    let first = if spec.command.is_empty() { entrypoint } else { &spec.command };
-    let args = match (spec.args.is_empty(), spec.command.is_empty()) {
-        (false, _) => spec.args.as_slice(),
-        (true, true) => cmd,
-        (true, false) => &[],
-    };
+    let (first, args) = spec.invocation(entrypoint, cmd);
     first.iter().chain(args).cloned().collect()
 }
 

@@ -1,6 +1,11 @@
 //! Files into and out of containers, and what a container has changed.
 
-use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_model::{TaskId, service::MountKind};
@@ -31,7 +36,7 @@ const PLACES_OF_MOUNTS: [&str; 6] = ["/dev", "/etc/hostname", "/etc/hosts", "/et
 /// Where a container's files are. A stopped one's root is mounted for as long as this lives.
 struct View {
     root: PathBuf,
-    /// Volumes and binds of a stopped container: place inside, folder.
+    /// Volumes and binds of a stopped container: place inside, folder or file.
     mounts: Vec<(String, PathBuf)>,
     mounted: Option<Rootfs>,
     /// Whom its volumes are mounted for.
@@ -89,7 +94,21 @@ impl View {
         Ok(view)
     }
 
-    /// The folder that stands for the root, and the path below it.
+    /// The folder that stands for the root, open, and the path below it.
+    fn open(&self, path: &str) -> io::Result<(OwnedFd, String)> {
+        let (source, below) = self.place(path);
+        let is_mounted_file = source != &self.root && !source.is_dir();
+        if !is_mounted_file {
+            return Ok((contents::open_root(source)?, below.to_owned()));
+        }
+        // A single file is mounted there: its folder stands for the root.
+        let file = source.canonicalize()?;
+        let (folder, name) = file.parent().zip(file.file_name()).ok_or(io::ErrorKind::NotFound)?;
+        let name = name.to_str().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((contents::open_root(folder)?, format!("{name}{below}")))
+    }
+
+    /// What stands for the root, and the path below it.
     fn place<'a>(&'a self, path: &'a str) -> (&'a PathBuf, &'a str) {
         let below = |target: &str| {
             let rest = path.strip_prefix(target.trim_end_matches('/'))?;
@@ -100,8 +119,24 @@ impl View {
     }
 }
 
+/// From the root, without `.` and `..` on the way, as Docker reads paths before it follows links. What it ends in stays: a
+/// slash is for a folder, `/.` for what is in one.
 fn absolute(path: &str) -> String {
-    if path.starts_with('/') { path.to_owned() } else { format!("/{path}") }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    let trimmed = path.trim_end_matches('/');
+    let end = match () {
+        () if trimmed == "." || trimmed.ends_with("/.") => "/.",
+        () if path.ends_with('/') || parts.is_empty() => "/",
+        () => "",
+    };
+    if parts.is_empty() { end.to_owned() } else { format!("/{}{end}", parts.join("/")) }
 }
 
 /// Does something with a container's files. A one-off container that is stopped stays so meanwhile.
@@ -165,9 +200,8 @@ pub(super) fn copy_from(
 fn send(view: &View, request: &CopyFromRequest, chunks: Chunks) -> Result<(), Status> {
     let path = absolute(&request.path);
     let failed = |error: io::Error| not_found(&request.reference, &path, &error);
-    let (root, inside) = view.place(&path);
-    let root = contents::open_root(root).map_err(failed)?;
-    let (opened, found) = contents::find(root.as_fd(), inside, request.follow_link).map_err(failed)?;
+    let (root, inside) = view.open(&path).map_err(failed)?;
+    let (opened, found) = contents::find(root.as_fd(), &inside, request.follow_link).map_err(failed)?;
     let name = path.trim_end_matches('/').rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("/").to_owned();
     let found = Found { name, ..found };
     let stat = PathStat {
@@ -225,12 +259,11 @@ pub(super) async fn copy_to(agent: &Arc<Agent>, mut messages: Streaming<CopyToRe
 
 fn receive(view: &View, reference: &str, path: &str, tar: Arriving) -> Result<(), Status> {
     let failed = |error: io::Error| not_found(reference, path, &error);
-    let (root, inside) = view.place(path);
-    let root = contents::open_root(root).map_err(failed)?;
-    if !contents::is_folder(root.as_fd(), inside).map_err(failed)? {
+    let (root, inside) = view.open(path).map_err(failed)?;
+    if !contents::is_folder(root.as_fd(), &inside).map_err(failed)? {
         return Err(Status::invalid_argument(format!("extraction point is not a directory: {path}")));
     }
-    unpack::unpack_into(tar, root, std::path::Path::new(inside), view.remap)
+    unpack::unpack_into(tar, root, std::path::Path::new(&inside), view.remap)
         .map_err(|error| Status::internal(chain(&error)))
 }
 
@@ -265,4 +298,64 @@ pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileC
         change.kind == ChangeKind::Added && PLACES_OF_MOUNTS.contains(&change.path.as_str())
     };
     Ok(FileChangeList { changes: found.into_iter().filter(|change| !made_for_it(change)).map(wire).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_as_docker_reads_them() {
+        for (path, want) in [
+            ("/s/d", "/s/d"),
+            ("s/d/", "/s/d/"),
+            ("/s/./d/../d/.", "/s/d/."),
+            ("/s/d/./", "/s/d/."),
+            ("/s/d/..", "/s"),
+            ("../../x", "/x"),
+            ("/", "/"),
+            ("", "/"),
+            (".", "/."),
+            ("/..", "/"),
+        ] {
+            assert_eq!(absolute(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_stopped_container_may_have_files_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["root/etc", "volume/sub"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::fs::write(at("file"), "mounted").unwrap();
+        std::os::unix::fs::symlink("file", at("link")).unwrap();
+        let mounts = vec![
+            ("/etc/link".to_owned(), at("link")),
+            ("/etc/conf".to_owned(), at("file")),
+            ("/data".to_owned(), at("volume")),
+        ];
+        let view = View { root: at("root"), mounts, mounted: None, borrower: None, remap: None };
+        let kind = |path: &str| {
+            let (root, inside) = view.open(path).map_err(|error| error.kind())?;
+            contents::find(root.as_fd(), &inside, false)
+                .map(|(_, found)| found.mode >> 12)
+                .map_err(|error| error.kind())
+        };
+        const FOLDER: u32 = 0o4;
+        const FILE: u32 = 0o10;
+        for (path, want) in [
+            ("/etc/conf", Ok(FILE)),
+            ("/etc/link", Ok(FILE)),
+            ("/etc/conf/", Err(io::ErrorKind::NotADirectory)),
+            ("/etc/conf/x", Err(io::ErrorKind::NotADirectory)),
+            ("/data/sub", Ok(FOLDER)),
+            ("/data/.", Ok(FOLDER)),
+            ("/etc", Ok(FOLDER)),
+            ("/none", Err(io::ErrorKind::NotFound)),
+        ] {
+            assert_eq!(kind(path), want, "{path}");
+        }
+    }
 }

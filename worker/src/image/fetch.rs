@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::{
     arrival::Arrival,
-    pull::{bytes_of, platform_manifest},
+    pull::{MAX_INDEXES, bytes_of, platform_manifest},
     store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage, UnpackedLayer},
 };
 
@@ -130,16 +130,20 @@ struct Fetcher<'a> {
 impl Fetcher<'_> {
     /// The digest of the manifest for this machine.
     async fn manifest_digest(&self) -> Result<String, FetchError> {
-        let text = self.store.read_blob(&self.from.digest)?;
-        let read: OciManifest = serde_json::from_slice(&text).map_err(|source| StoreError::Json {
-            what: "manifest",
-            digest: self.from.digest.clone(),
-            source,
-        })?;
-        let OciManifest::ImageIndex(index) = read else { return Ok(self.from.digest.clone()) };
-        let chosen = platform_manifest(&index).ok_or_else(|| FetchError::Platform(self.from.digest.clone()))?;
-        self.blob(0, chosen, Some(MAX_METADATA_BYTES)).await?;
-        Ok(chosen.to_owned())
+        let mut digest = self.from.digest.clone();
+        for _ in 0..=MAX_INDEXES {
+            let text = self.store.read_blob(&digest)?;
+            let read: OciManifest = serde_json::from_slice(&text).map_err(|source| StoreError::Json {
+                what: "manifest",
+                digest: digest.clone(),
+                source,
+            })?;
+            let OciManifest::ImageIndex(index) = read else { return Ok(digest) };
+            let chosen = platform_manifest(&index).ok_or_else(|| FetchError::Platform(self.from.digest.clone()))?;
+            self.blob(0, chosen, Some(MAX_METADATA_BYTES)).await?;
+            chosen.clone_into(&mut digest);
+        }
+        Err(FetchError::Platform(self.from.digest.clone()))
     }
 
     /// A layer, unpacked aside; `None` when it is here.

@@ -18,6 +18,7 @@ use oci_client::{
 use orch_proto::wire;
 use tokio::sync::mpsc;
 
+use self::patience::Patience;
 use super::{
     arrival::Arrival,
     import::architecture,
@@ -28,8 +29,8 @@ use super::{
 use crate::config::RegistryConfig;
 
 const PARALLEL_LAYERS: usize = 3;
-/// How often a download that breaks off is gone on with.
-const DOWNLOAD_ATTEMPTS: u32 = 5;
+/// Deepest index in an index that is followed.
+pub(super) const MAX_INDEXES: usize = 4;
 const RESUME_PAUSE: Duration = Duration::from_millis(500);
 const ACCEPTED: [&str; 4] =
     [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
@@ -51,6 +52,9 @@ pub(crate) enum PullError {
         #[source]
         source: serde_json::Error,
     },
+    /// An answer that may be another one soon.
+    #[error("registry {registry}: {reason}")]
+    Busy { registry: String, url: String, reason: String },
     #[error("registry {registry}: the download of {digest} broke off: {reason}")]
     BrokeOff { registry: String, digest: String, reason: String },
     #[error("denied: requested access to the resource is denied: log in with `orch login` to push {image}")]
@@ -109,8 +113,14 @@ async fn resolve_at(
 ) -> Result<String, PullError> {
     let auth = endpoint.auth(login_for(login, endpoint, reference), reference, RegistryOperation::Pull).await?;
     let target = oci_reference(endpoint, reference, None);
-    let asked = endpoint.client()?.fetch_manifest_digest(&target, &auth).await;
-    let digest = asked.map_err(|error| unless_absent(endpoint, reference, error))?;
+    let client = endpoint.client()?;
+    let mut patience = Patience::new(endpoint, reference, None);
+    let digest = loop {
+        match client.fetch_manifest_digest(&target, &auth).await {
+            Ok(digest) => break digest,
+            Err(error) => patience.wait(unless_absent(endpoint, reference, error)).await?,
+        }
+    };
     if is_digest(&digest) {
         return Ok(digest);
     }
@@ -208,7 +218,7 @@ impl<'a> Session<'a> {
     }
 
     async fn pull(&self, progress: &Progress) -> Result<(StoredImage, Option<String>), PullError> {
-        let (index_digest, digest, manifest) = self.manifest().await?;
+        let (index_digest, digest, manifest) = self.manifest(progress).await?;
         self.blob(&manifest.config, None, &mpsc::channel(1).0).await?;
         let config = self.store.config(&manifest.config.digest)?;
         let diff_ids = config.rootfs.diff_ids;
@@ -235,23 +245,33 @@ impl<'a> Session<'a> {
     }
 
     /// The digest of the index, when there is one; the platform's manifest, stored, with its digest.
-    async fn manifest(&self) -> Result<(Option<String>, String, OciImageManifest), PullError> {
-        let (digest, manifest) = self.fetch_manifest(&self.oci_reference(None)).await?;
-        match manifest {
-            OciManifest::Image(image) => Ok((None, digest, image)),
-            OciManifest::ImageIndex(index) => {
-                let chosen = platform_manifest(&index).ok_or_else(|| self.no_platform())?.to_owned();
-                match self.fetch_manifest(&self.oci_reference(Some(&chosen))).await? {
-                    (chosen, OciManifest::Image(image)) => Ok((Some(digest), chosen, image)),
-                    _ => Err(self.no_platform()),
-                }
-            }
+    async fn manifest(&self, progress: &Progress) -> Result<(Option<String>, String, OciImageManifest), PullError> {
+        let (mut digest, mut manifest) = self.fetch_manifest(&self.oci_reference(None), progress).await?;
+        let mut outermost = None;
+        for _ in 0..=MAX_INDEXES {
+            let index = match manifest {
+                OciManifest::Image(image) => return Ok((outermost, digest, image)),
+                OciManifest::ImageIndex(index) => index,
+            };
+            let _ = outermost.get_or_insert(digest);
+            let chosen = platform_manifest(&index).ok_or_else(|| self.no_platform())?;
+            (digest, manifest) = self.fetch_manifest(&self.oci_reference(Some(chosen)), progress).await?;
         }
+        Err(self.no_platform())
     }
 
-    async fn fetch_manifest(&self, reference: &OciReference) -> Result<(String, OciManifest), PullError> {
-        let pulled = self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await;
-        let (bytes, _) = pulled.map_err(|error| unless_absent(self.endpoint, self.reference, error))?;
+    async fn fetch_manifest(
+        &self,
+        reference: &OciReference,
+        progress: &Progress,
+    ) -> Result<(String, OciManifest), PullError> {
+        let mut patience = Patience::new(self.endpoint, self.reference, Some(progress));
+        let bytes = loop {
+            match self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await {
+                Ok((bytes, _)) => break bytes,
+                Err(error) => patience.wait(unless_absent(self.endpoint, self.reference, error)).await?,
+            }
+        };
         let digest = self.store.put_bytes(&bytes, reference.digest())?;
         let manifest = serde_json::from_slice(&bytes)
             .map_err(|source| PullError::Manifest { image: self.reference.familiar(), source })?;
@@ -301,13 +321,19 @@ impl<'a> Session<'a> {
         self.store.check_room(bytes_of(blob).saturating_sub(download.arrival.bytes))?;
         report(progress, &blob.digest, bytes_of(blob), "downloading", download.arrival.bytes);
         let mut attempt = 1;
+        let mut patience = Patience::new(self.endpoint, self.reference, Some(progress));
         // What has arrived is kept: the next attempt asks for the rest.
         while let Err(error) = self.go_on(&mut download, blob, is_new_layer, progress).await {
             let broke_off = matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. });
-            if !broke_off {
+            let is_busy = matches!(error, PullError::Busy { .. });
+            if !broke_off && !is_busy {
                 download.arrival.spoil();
             }
-            if !broke_off || attempt == DOWNLOAD_ATTEMPTS {
+            if is_busy {
+                patience.wait(error).await?;
+                continue;
+            }
+            if !broke_off || attempt == patience::ATTEMPTS {
                 return Err(error);
             }
             attempt += 1;
@@ -414,6 +440,7 @@ pub(super) fn bytes_of(blob: &OciDescriptor) -> u64 {
     u64::try_from(blob.size).unwrap_or(0)
 }
 
+/// This machine's; else one that does not say whose it is.
 pub(super) fn platform_manifest(index: &OciImageIndex) -> Option<&str> {
     let fits = |entry: &&oci_client::manifest::ImageIndexEntry| {
         entry
@@ -421,7 +448,8 @@ pub(super) fn platform_manifest(index: &OciImageIndex) -> Option<&str> {
             .as_ref()
             .is_some_and(|p| p.os.to_string() == "linux" && p.architecture.to_string() == architecture())
     };
-    index.manifests.iter().find(fits).map(|entry| entry.digest.as_str())
+    let says_nothing = || index.manifests.iter().find(|entry| entry.platform.is_none());
+    index.manifests.iter().find(fits).or_else(says_nothing).map(|entry| entry.digest.as_str())
 }
 
 /// Docker Hub asks strangers for a login where an image does not exist.
@@ -453,6 +481,8 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     }
     error.to_string()
 }
+
+pub(super) mod patience;
 
 #[cfg(test)]
 mod tests;

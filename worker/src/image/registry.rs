@@ -8,18 +8,18 @@ use std::{net::IpAddr, path::Path, time::Duration};
 use oci_client::{
     Client, RegistryOperation,
     client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    errors::OciDistributionError,
+    errors::{OciDistributionError, OciErrorCode},
     secrets::RegistryAuth,
 };
 use orch_proto::wire;
 use reqwest::{
     StatusCode, Url,
-    header::{CONTENT_TYPE, WWW_AUTHENTICATE},
+    header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Deserialize;
 
 use super::{
-    pull::{PullError, innermost},
+    pull::{PullError, innermost, patience::is_passing},
     reference::{DEFAULT_REGISTRY, Reference},
 };
 use crate::config::RegistryConfig;
@@ -33,6 +33,8 @@ const CLIENT_ID: &str = "orch";
 /// Where Docker Hub answers; its name in references is not its host.
 const HUB_HOST: &str = "index.docker.io";
 const CERTIFICATE_BEGINS: &str = "-----BEGIN CERTIFICATE-----";
+/// Longest part of a registry's words that is shown.
+const MAX_REASON_CHARS: usize = 1000;
 /// Longest answer of a token server that is read.
 const MAX_TOKEN_BYTES: usize = 1 << 20;
 
@@ -290,8 +292,31 @@ impl Endpoint {
     pub(super) fn error(&self, error: OciDistributionError) -> PullError {
         match error {
             OciDistributionError::RequestError(error) => self.unreachable(&error),
-            other => self.failed(innermost(&other)),
+            OciDistributionError::ServerError { code, url, message } if is_passing(code) => {
+                let message = printable(message.trim());
+                let reason = format!("it answers {code}{}{message}", if message.is_empty() { "" } else { ": " });
+                PullError::Busy { registry: self.host.clone(), url, reason }
+            }
+            OciDistributionError::RegistryError { envelope, url }
+                if envelope.errors.iter().any(|error| error.code == OciErrorCode::Toomanyrequests) =>
+            {
+                let said: Vec<_> = envelope.errors.iter().map(|error| error.message.as_str()).collect();
+                let reason = format!("too many requests: {}", printable(&said.join("; ")));
+                PullError::Busy { registry: self.host.clone(), url, reason }
+            }
+            other => self.failed(printable(&innermost(&other))),
         }
+    }
+
+    /// For how long a registry that is busy wants to be left alone. The client keeps an answer's headers to itself, so what was
+    /// asked for is asked about once more; a date instead of seconds counts as nothing.
+    pub(super) async fn retry_after(&self, url: &str) -> Option<Duration> {
+        let answer = self.http().ok()?.head(url).timeout(CONNECT_TIMEOUT).send().await.ok()?;
+        if !is_passing(answer.status().as_u16()) {
+            return None;
+        }
+        let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> PullError {
@@ -309,6 +334,25 @@ impl Endpoint {
     fn no_realm(&self, realm: &str) -> PullError {
         self.failed(format!("its token server's address {realm:?} is none"))
     }
+}
+
+/// What a registry says, fit for a terminal: on one line, no longer than one reads, without what steers terminals.
+fn printable(text: &str) -> String {
+    let plain = |c: char| match c {
+        c if c.is_whitespace() => ' ',
+        c if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') =>
+        {
+            char::REPLACEMENT_CHARACTER
+        }
+        c => c,
+    };
+    let mut plain: String = text.chars().map(plain).take(MAX_REASON_CHARS + 1).collect();
+    if plain.chars().count() > MAX_REASON_CHARS {
+        plain.pop();
+        plain.push('\u{2026}');
+    }
+    plain
 }
 
 /// How a registry wants to be logged in to.
@@ -397,6 +441,26 @@ mod tests {
         let roots = |host| of_host(&registries, host).remove(0).roots;
         assert_eq!(roots("reg:5000"), [one("x"), one("y")]);
         assert!(roots("reg:5001").is_empty());
+    }
+
+    #[test]
+    fn what_a_registry_says_is_fit_for_a_terminal() {
+        for (said, shown) in [
+            ("no such thing", "no such thing".to_owned()),
+            ("\u{1b}[2J\u{1b}]0;x\u{7}\u{9b}31m", "\u{fffd}[2J\u{fffd}]0;x\u{fffd}\u{fffd}31m".to_owned()),
+            ("a\r\nb\tc", "a  b c".to_owned()),
+            ("\u{202e}gpj", "\u{fffd}gpj".to_owned()),
+            (&"x".repeat(5000), "x".repeat(MAX_REASON_CHARS) + "\u{2026}"),
+        ] {
+            assert_eq!(printable(said), shown);
+        }
+        let endpoint = of_host(&RegistryConfig::default(), "reg").remove(0);
+        for (code, is_busy) in [(429, true), (503, true), (418, false)] {
+            let (url, message) = ("https://reg/v2/".to_owned(), "\u{1b}[31mno".to_owned());
+            let error = endpoint.error(OciDistributionError::ServerError { code, url, message });
+            assert_eq!(matches!(error, PullError::Busy { .. }), is_busy, "{code}");
+            assert!(!error.to_string().contains('\u{1b}') && error.to_string().contains("[31mno"), "{error}");
+        }
     }
 
     #[test]

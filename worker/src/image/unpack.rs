@@ -203,9 +203,10 @@ impl Layer {
             attributes.owner = Uid::from_raw(shift(attributes.owner.as_raw(), remap.uid)?);
             attributes.group = Gid::from_raw(shift(attributes.group.as_raw(), remap.gid)?);
         }
-        let Some(name) = path.file_name() else {
-            // The root folder itself.
-            return self.add_folder_attributes(path, &attributes);
+        let name = match path.file_name() {
+            Some(name) if path != self.base => name,
+            // The folder itself: the root, or what a link at the base leads to, which stays a link.
+            _ => return self.add_folder_attributes(path, &attributes),
         };
         self.room.entry(&self.root)?;
         let parent = open_folder(self.root.as_fd(), path.parent().unwrap_or(Path::new("")), MAX_DEPTH)?;
@@ -459,8 +460,11 @@ fn hard_link(root: BorrowedFd<'_>, target: &Path, parent: BorrowedFd<'_>, name: 
 
 fn make_node<R: Read>(parent: BorrowedFd<'_>, name: &OsStr, kind: EntryType, entry: &Entry<'_, R>) -> io::Result<()> {
     let header = entry.header();
-    let major = header.device_major()?.unwrap_or(0);
-    let minor = header.device_minor()?.unwrap_or(0);
+    let (major, minor) = match kind {
+        // Python's tarfile leaves the numbers of what has none empty.
+        EntryType::Fifo => (0, 0),
+        _ => (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)),
+    };
     let (kind, device) = match kind {
         EntryType::Char if (major, minor) == (0, 0) => return Err(invalid("a whiteout device inside a tar")),
         EntryType::Char => (FileType::CharacterDevice, makedev(major, minor)),

@@ -235,13 +235,7 @@ fn with_init(container: &ContainerSpec, args: Vec<String>) -> Vec<String> {
 
 /// A service's command replaces the image's entrypoint, and with it the image's arguments.
 fn args(container: &ContainerSpec, image: &ImageDefaults) -> Result<Vec<String>, SpecError> {
-    let own = !container.command.is_empty();
-    let entrypoint = if own { &container.command } else { &image.entrypoint };
-    let args = match (container.args.is_empty(), own) {
-        (false, _) => container.args.as_slice(),
-        (true, false) => image.cmd.as_slice(),
-        (true, true) => &[],
-    };
+    let (entrypoint, args) = container.invocation(&image.entrypoint, &image.cmd);
     let all: Vec<String> = entrypoint.iter().chain(args).cloned().collect();
     if all.is_empty() { Err(SpecError::NoCommand) } else { Ok(all) }
 }
@@ -595,6 +589,9 @@ mod tests {
         check([&["own"], &[]], [&["entry"], &["cmd"]], Ok(&["own"]));
         check([&["own"], &["arg"]], [&["entry"], &["cmd"]], Ok(&["own", "arg"]));
         check([&[], &[]], [&[], &[]], Err(SpecError::NoCommand));
+        check([&[""], &["arg", "b"]], [&["entry"], &["cmd"]], Ok(&["arg", "b"]));
+        check([&[""], &[]], [&["entry"], &["cmd"]], Err(SpecError::NoCommand));
+        check([&["", "a"], &[]], [&["entry"], &["cmd"]], Ok(&["", "a"]));
     }
 
     #[test]

@@ -19,7 +19,7 @@ const FLAGS: &[(&str, &str, &str, &str)] = &[
     ("dns", "1.2.3.4", "resolver", "10.1.2.3"),
     ("dns-option", "ndots:2", "a b", "ndots:2"),
     ("dns-search", "example.org", "a b", "example.org"),
-    ("entrypoint", "sh -c", "'open", "quote"),
+    ("entrypoint", "/my app/run", "[open", "program"),
     ("env", "A=1", "=x", "NAME=VALUE"),
     ("group-add", "44", "a b", "video or 44"),
     ("health-cmd", "true", "", ""),
@@ -158,6 +158,17 @@ fn what_flags_come_to_together() {
     ] {
         let refused = spec(flags).unwrap_err().to_string();
         assert!(refused.contains(words), "{flags:?}: {refused}");
+    }
+
+    let command = |flag: &str| spec(&[flag]).unwrap().spec.unwrap().container.unwrap().command;
+    for (flag, want) in [
+        ("--entrypoint=/my app/run", &["/my app/run"][..]),
+        ("--entrypoint=sh -c", &["sh -c"]),
+        ("--entrypoint='open", &["'open"]),
+        ("--entrypoint=[\"sh\",\"-c\"]", &["sh", "-c"]),
+        ("--entrypoint=", &[""]),
+    ] {
+        assert_eq!(command(flag), want, "{flag}");
     }
 
     for (flag, words) in [

@@ -286,3 +286,143 @@ async fn a_download_that_breaks_off_goes_on_where_it_was() {
         check_pulled(&store, &image, &content);
     }
 }
+
+/// Before a registry: the first questions for each thing are answered with something else.
+struct Busy {
+    host: String,
+    asked: Arc<AtomicU64>,
+}
+
+impl Busy {
+    /// `times` questions for each path are answered with `answer`, a status line and headers.
+    async fn start(registry: &Registry, times: u64, answer: &'static str) -> Self {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let busy = Self { host: listener.local_addr().unwrap().to_string(), asked: Arc::default() };
+        let (upstream, asked) = (registry.host.clone(), busy.asked.clone());
+        let seen: Arc<std::sync::Mutex<std::collections::HashMap<String, u64>>> = Arc::default();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (upstream, asked, seen) = (upstream.clone(), asked.clone(), seen.clone());
+                tokio::spawn(async move {
+                    let mut head = vec![0; 16 << 10];
+                    let read = client.read(&mut head).await.unwrap_or(0);
+                    // One that tries TLS is sent away.
+                    let Some(question) =
+                        std::str::from_utf8(&head[..read]).ok().filter(|text| text.ends_with("\r\n\r\n"))
+                    else {
+                        return;
+                    };
+                    let (first, rest) = question.split_once("\r\n").unwrap();
+                    let path = first.split(' ').nth(1).unwrap();
+                    let is_thing = path.contains("/manifests/") || path.contains("/blobs/");
+                    let before = {
+                        let mut seen = seen.lock().unwrap();
+                        let count = seen.entry(path.to_owned()).or_default();
+                        // Asking about it is not asking for it.
+                        *count += u64::from(first.starts_with("GET "));
+                        *count
+                    };
+                    if is_thing && before <= times {
+                        asked.fetch_add(u64::from(first.starts_with("GET ")), SeqCst);
+                        let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                        let _ = client.write_all(answer.as_bytes()).await;
+                        return;
+                    }
+                    let mut server = tokio::net::TcpStream::connect(&upstream).await.unwrap();
+                    let question = format!("{first}\r\nConnection: close\r\n{rest}");
+                    server.write_all(question.as_bytes()).await.unwrap();
+                    let _ = tokio::io::copy(&mut server, &mut client).await;
+                });
+            }
+        });
+        busy
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_registry_is_asked_again() {
+    orch_proto::tls::install_crypto_provider();
+    let registry = registry().await;
+    let digest = push(&registry, "team/web").await;
+    // Manifest, configuration and layer, each.
+    const THINGS: u64 = 3;
+    for (times, answer, questions, at_least, fails) in [
+        (1, "429 Too Many Requests\r\nRetry-After: 1", THINGS, Duration::from_secs(3), None),
+        (2, "503 Service Unavailable", 2 * THINGS, Duration::ZERO, None),
+        (4, "500 Internal Server Error", 4 * THINGS, Duration::ZERO, None),
+        (99, "503 Service Unavailable", 5, Duration::ZERO, Some("it answers 503")),
+        (1, "429 Too Many Requests\r\nRetry-After: 3600", 1, Duration::ZERO, Some("left alone for 3600 s")),
+    ] {
+        let busy = Busy::start(&registry, times, answer).await;
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let reference = Reference::parse(&format!("{}/team/web:1", busy.host)).unwrap();
+        let (progress, mut messages) = mpsc::channel(100);
+        let begun = std::time::Instant::now();
+        let pulled = pull(&store, &RegistryConfig::default(), &reference, None, &progress).await;
+        match (pulled, fails) {
+            (Ok((image, _)), None) => assert_eq!(image.digest, digest, "{answer}"),
+            (Err(error), Some(words)) => assert!(error.to_string().contains(words), "{answer}: {error}"),
+            (pulled, _) => panic!("{answer}: {pulled:?}"),
+        }
+        assert!(begun.elapsed() >= at_least, "{answer}: {:?}", begun.elapsed());
+        assert_eq!(busy.asked.load(SeqCst), questions, "{answer}");
+        let mut said = 0;
+        while let Ok(message) = messages.try_recv() {
+            said += usize::from(matches!(
+                message.progress,
+                Some(wire::pull_progress::Progress::Status(text)) if text.contains("is busy: asking again in 1 s")
+            ));
+        }
+        assert_eq!(said > 0, at_least > Duration::ZERO || times > 1, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn indexes_may_say_no_platform_and_hold_indexes() {
+    orch_proto::tls::install_crypto_provider();
+    let registry = registry().await;
+    let digest = push(&registry, "team/web").await;
+    let client = Client::new(ClientConfig { protocol: ClientProtocol::Http, ..Default::default() });
+    let entry = |media_type: &str, digest: &str, platform: Option<&str>| {
+        let mut entry = serde_json::json!({ "mediaType": media_type, "digest": digest, "size": 1 });
+        if let Some(architecture) = platform {
+            entry["platform"] = serde_json::json!({ "architecture": architecture, "os": "linux" });
+        }
+        entry
+    };
+    let put = async |tag: &str, entries: Vec<serde_json::Value>| {
+        let index = serde_json::json!(
+            { "schemaVersion": 2, "mediaType": OCI_IMAGE_INDEX_MEDIA_TYPE, "manifests": entries }
+        );
+        let bytes = serde_json::to_vec(&index).unwrap();
+        let tagged = OciReference::with_tag(registry.host.clone(), "team/web".to_owned(), tag.to_owned());
+        let kind = OCI_IMAGE_INDEX_MEDIA_TYPE.parse().unwrap();
+        client.push_manifest_raw(&tagged, bytes.clone(), kind).await.unwrap();
+        use sha2::Digest;
+        format!("sha256:{}", hex::encode(sha2::Sha256::digest(&bytes)))
+    };
+    let image = |platform| entry(OCI_IMAGE_MEDIA_TYPE, &digest, platform);
+    let inner = put("silent", vec![image(None)]).await;
+    let _ = put("nested", vec![entry(OCI_IMAGE_INDEX_MEDIA_TYPE, &inner, None)]).await;
+    let _ = put("foreign", vec![image(Some("pdp11"))]).await;
+    let mut below = inner;
+    for depth in 2..=MAX_INDEXES + 1 {
+        below = put(&format!("depth{depth}"), vec![entry(OCI_IMAGE_INDEX_MEDIA_TYPE, &below, None)]).await;
+    }
+    let (deepest, too_deep) = (format!("depth{MAX_INDEXES}"), format!("depth{}", MAX_INDEXES + 1));
+    for (tag, is_found) in
+        [("silent", true), ("nested", true), ("foreign", false), (deepest.as_str(), true), (too_deep.as_str(), false)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let reference = Reference::parse(&format!("{}/team/web:{tag}", registry.host)).unwrap();
+        match pull(&store, &RegistryConfig::default(), &reference, None, &mpsc::channel(1).0).await {
+            Ok((image, index)) => {
+                assert_eq!((is_found, &image.digest, index.is_some()), (true, &digest, true), "{tag}")
+            }
+            Err(error) => assert!(!is_found && matches!(error, PullError::Platform { .. }), "{tag}: {error}"),
+        }
+    }
+}

@@ -274,3 +274,20 @@ fn zeros_take_no_room() {
     assert_eq!(fs::read(&file).unwrap(), content);
     assert!(fs::metadata(file).unwrap().blocks() * 512 < 1 << 20);
 }
+
+/// As Python's `tarfile` writes them: whatever is no device has no numbers, not even zeros.
+#[test]
+fn numbers_of_devices_may_be_empty() {
+    let place = Place::new();
+    let mut tar = Builder::new(Vec::new());
+    for (kind, name) in [(EntryType::Fifo, "fifo"), (EntryType::Regular, "file"), (EntryType::Directory, "folder")] {
+        let mut header = header(kind, name, 0);
+        let ustar = header.as_gnu_mut().unwrap();
+        ustar.dev_major = [0; 8];
+        ustar.dev_minor = [0; 8];
+        header.set_cksum();
+        tar.append(&header, &b""[..]).unwrap();
+    }
+    let _ = unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
+    assert!(fs::symlink_metadata(place.root().join("fifo")).unwrap().file_type().is_fifo());
+}
