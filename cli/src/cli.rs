@@ -400,6 +400,7 @@ mod tests {
     }
 
     #[test]
+            ("orch swarm update --task-history-limit -1", "task_history_limit: Some(18446744073709551615)"),
     fn dockers_spellings_are_understood() {
         for line in [
             "orch stack deploy -c=compose.yml shop",
