@@ -272,19 +272,21 @@ fn a_task_that_waited_for_its_predecessor_starts_beside_it_once_it_may() {
 }
 
 #[test]
-fn a_paused_update_stays_paused_whatever_the_order() {
-    let mut sim = Sim::new(1);
-    sim.create(with_host_port(1, false, config(UpdateOrder::StartFirst, 1))).expect("accepted");
-    sim.run(secs(1));
-    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
-    sim.run(secs(700));
-    assert_eq!(update_state(&sim), Some(UpdateState::Paused));
-    sim.update("web", |s| s.update = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
-    assert_eq!(least_running(&mut sim, 50), 1, "{}", sim.ps("web"));
-    // What is told by its message: another update.
-    sim.update("web", |s| s.task.force_update += 1).expect("accepted");
-    sim.run(secs(20));
-    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned()]));
+fn a_paused_update_goes_on_in_another_order_and_for_nothing_less() {
+    for global in [false, true] {
+        let mut sim = Sim::new(3);
+        sim.create(with_host_port(3, global, config(UpdateOrder::StartFirst, 1))).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        sim.run(secs(700));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+        sim.update("web", |s| s.update = Some(config(UpdateOrder::StartFirst, 2))).expect("accepted");
+        assert_eq!(least_running(&mut sim, 50), 3, "{}", sim.ps("web"));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+        sim.update("web", |s| s.update = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
+        assert_eq!(least_running(&mut sim, 400), 2, "{}", sim.ps("web"));
+        assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned(); 3]));
+    }
 }
 
 #[test]
