@@ -2,7 +2,11 @@
 
 use std::{any::TypeId, process::ExitCode, time::Duration};
 
-use clap::{Arg, ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, builder::ValueParser};
+use clap::{
+    Arg, ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    builder::ValueParser,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 use orch_model::Kind;
 use orch_proto::paths::Paths;
 
@@ -185,7 +189,7 @@ pub(crate) fn main() -> ExitCode {
                 let _ = error.print();
                 // Help and version are not errors; everything else is one, with Docker's exit code.
                 return match error.use_stderr() {
-                    true => usage_error(std::env::args().skip(1)),
+                    true => usage_error(&error, std::env::args().skip(1)),
                     false => ExitCode::SUCCESS,
                 };
             }
@@ -240,12 +244,31 @@ fn is_amount(arg: &Arg) -> bool {
         .any(|id| kind == *id)
 }
 
-/// Where a command ends with another program's code, our own mistakes have one that programs seldom use.
-fn usage_error(words: impl Iterator<Item = String>) -> ExitCode {
+/// Docker's codes: 125 for a flag that is not known or has a wrong value, 1 for a wrong number of arguments or an unknown
+/// command. Where a command ends with another program's code, all of our own mistakes are 125, which programs seldom use.
+fn usage_error(error: &clap::Error, words: impl Iterator<Item = String>) -> ExitCode {
     let mut words = words.skip_while(|word| word == "container");
     match words.next().as_deref() {
         Some("run" | "create" | "exec") => ExitCode::from(run::NOT_RUN),
+        _ if is_about_a_flag(error) => ExitCode::from(run::NOT_RUN),
         _ => ExitCode::FAILURE,
+    }
+}
+
+fn is_about_a_flag(error: &clap::Error) -> bool {
+    let is_flag = |value: &ContextValue| match value {
+        ContextValue::String(text) => text.starts_with('-'),
+        _ => false,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument
+        | ErrorKind::InvalidValue
+        | ErrorKind::ValueValidation
+        | ErrorKind::TooFewValues
+        | ErrorKind::TooManyValues
+        | ErrorKind::WrongNumberOfValues
+        | ErrorKind::NoEquals => error.get(ContextKind::InvalidArg).is_some_and(is_flag),
+        _ => false,
     }
 }
 
@@ -377,6 +400,7 @@ mod tests {
             ("orch service update -qd=0 web", "detach: Some(false)"),
             // Of a container, not of a service: as with Docker.
             ("orch logs --tail -1 web", "tail: Tail(None)"),
+            ("orch swarm update --task-history-limit -1", "task_history_limit: Some(18446744073709551615)"),
             ("orch logs -n=some web", "tail: Tail(None)"),
             ("orch logs -n5 web", "tail: Tail(Some(5))"),
         ] {
@@ -396,6 +420,33 @@ mod tests {
         ] {
             let refusal = run(line).unwrap_err();
             assert!(words.iter().all(|word| refusal.contains(word)), "{line}: {refusal}");
+        }
+    }
+
+    /// Seen with Docker 28.2.
+    #[test]
+    fn a_wrong_flag_ends_with_125_and_wrong_arguments_with_1() {
+        for (line, code) in [
+            ("service ls --nope", 125),
+            ("secret ls -x", 125),
+            ("--nope", 125),
+            ("service create --replicas x busybox", 125),
+            ("service create --mode x busybox", 125),
+            ("service create --replicas", 125),
+            ("service create --detach=maybe busybox", 125),
+            ("service ls x", 1),
+            ("service logs", 1),
+            ("service scale", 1),
+            ("service nope", 1),
+            ("nope", 1),
+            ("run", 125),
+            ("container exec", 125),
+        ] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            let parsed =
+                as_docker_reads(Line::command()).try_get_matches_from([&["orch".to_owned()][..], &words].concat());
+            let error = parsed.expect_err(line);
+            assert_eq!(usage_error(&error, words.into_iter()), ExitCode::from(code), "{line}: {:?}", error.kind());
         }
     }
 

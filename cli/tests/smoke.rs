@@ -63,7 +63,8 @@ fn without_a_cluster_every_command_says_what_to_do() {
 
 #[test]
 fn bad_input_is_refused_before_anything_else() {
-    refused(&["service", "create", "--limit-memory", "lots", "web"], &["--limit-memory", "lots", "50M"]);
+    refused_with(125, &["service", "create", "--limit-memory", "lots", "web"], &["--limit-memory", "lots", "50M"]);
+    refused_with(125, &["service", "ls", "--bogus"], &["--bogus"]);
     refused(&["service", "scale", "web"], &["SERVICE=REPLICAS"]);
     refused(&["service", "ls", "--filter", "colour=red"], &["colour", "name"]);
     refused(&["stack", "deploy", "-c", "/nonexistent.yml", "s"], &["/nonexistent.yml"]);

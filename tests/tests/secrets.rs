@@ -136,7 +136,7 @@ fn secrets_and_configs_are_listed_inspected_and_removed() {
         assert_eq!(is_shown, kind == "config", "{all}");
         assert!(inspect(&["nobody"]).refused().contains(&format!("no such {kind}: nobody")));
 
-        let max = if kind == "secret" { 500 * 1024 } else { 1000 * 1024 };
+        let max = if kind == "secret" { 500 * 1024 - 1 } else { 1000 * 1024 - 1 };
         let _ = create(&[kind, "create", "largest", "-"], &vec![b'x'; max]).ok();
         for (content, name) in [(vec![b'x'; max + 1], "too-large"), (Vec::new(), "empty")] {
             let said = create(&[kind, "create", name, "-"], &content).refused();
@@ -217,8 +217,8 @@ fn another_content_reaches_the_tasks_and_a_rollback_brings_the_old_one_back() {
     assert_eq!(lab.orch(&["ps", "-q"]).ok(), before);
     let _ = put(&["config", "update", "app", "-"], "three").ok();
     reads("secondthree");
-    for content in ["", &"x".repeat(500 * 1024 + 1)] {
-        assert!(put(&["secret", "update", "db", "-"], content).refused().contains("512000"));
+    for content in ["", &"x".repeat(500 * 1024)] {
+        assert!(put(&["secret", "update", "db", "-"], content).refused().contains("511999"));
     }
 }
 

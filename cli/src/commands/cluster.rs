@@ -5,7 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::termios;
 use orch_model::{
     Duration,
-    cluster::{ClusterSpec, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD},
+    cluster::{ClusterSpec, MAX_CERT_EXPIRY, MAX_HEARTBEAT_PERIOD, MIN_HEARTBEAT_PERIOD, UNLIMITED_TASK_HISTORY},
 };
 use orch_proto::{
     code,
@@ -74,8 +74,8 @@ pub(crate) struct InitArgs {
     /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION", value_parser = heartbeat)]
     dispatcher_heartbeat: Option<Duration>,
-    /// Task history retention limit
-    #[arg(long, value_name = "N")]
+    /// Task history retention limit (-1: no limit)
+    #[arg(long, value_name = "N", value_parser = history_limit)]
     task_history_limit: Option<u64>,
     /// Force create a new cluster from current state
     #[arg(long)]
@@ -134,8 +134,8 @@ pub(crate) struct UpdateArgs {
     /// Dispatcher heartbeat period (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION", value_parser = heartbeat)]
     dispatcher_heartbeat: Option<Duration>,
-    /// Task history retention limit
-    #[arg(long, value_name = "N")]
+    /// Task history retention limit (-1: no limit)
+    #[arg(long, value_name = "N", value_parser = history_limit)]
     task_history_limit: Option<u64>,
     /// Change manager autolocking setting (true|false)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -434,6 +434,12 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
     if is_good { Ok(period) } else { Err("expected from 1s to 24h".into()) }
 }
 
+/// As with Docker, below zero is without a limit.
+fn history_limit(text: &str) -> Result<u64, String> {
+    let limit: i64 = text.parse().map_err(|_| "expected a whole number, or -1 for no limit")?;
+    Ok(u64::try_from(limit).unwrap_or(UNLIMITED_TASK_HISTORY))
+}
+
 fn data_path_port(text: &str) -> Result<u32, String> {
     let port = text.parse().ok().filter(|port| *port == 0 || (1024..=49151).contains(port));
     port.ok_or_else(|| "expected a port from 1024 to 49151, or 0 for the default".into())
@@ -481,6 +487,16 @@ mod tests {
              following command:\n\n    orch join --token ORCHTKN-1-a-b 10.0.0.1:2377\n\nTo add a manager to this \
              cluster, run 'orch join-token manager' and follow the instructions.\n\n"
         );
+    }
+
+    #[test]
+    fn history_limits() {
+        for (text, limit) in [("0", 0), ("5", 5), ("-1", UNLIMITED_TASK_HISTORY), ("-2", UNLIMITED_TASK_HISTORY)] {
+            assert_eq!(history_limit(text), Ok(limit), "{text}");
+        }
+        for text in ["", "x", "1.5", "--1"] {
+            assert!(history_limit(text).unwrap_err().contains("-1 for no limit"), "{text}");
+        }
     }
 
     #[test]

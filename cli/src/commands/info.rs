@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
+use orch_model::cluster::UNLIMITED_TASK_HISTORY;
 use orch_proto::{
     code,
     paths::Paths,
@@ -184,7 +185,11 @@ impl Facts {
             if let Some(spec) = &cluster.spec {
                 writeln!(out, "  Default Address Pool: {}", spec.address_pools.join(", "))?;
                 writeln!(out, "  SubnetSize: {}\n  Data Path Port: {}", spec.subnet_prefix_len, spec.data_path_port)?;
-                writeln!(out, "  Orchestration:\n   Task History Retention Limit: {}", spec.task_history_limit)?;
+                let limit = match spec.task_history_limit {
+                    UNLIMITED_TASK_HISTORY => "-1".to_owned(),
+                    limit => limit.to_string(),
+                };
+                writeln!(out, "  Orchestration:\n   Task History Retention Limit: {limit}")?;
                 let length = |ms| time::human(std::time::Duration::from_millis(ms));
                 writeln!(out, "  Dispatcher:\n   Heartbeat Period: {}", length(spec.heartbeat_period_ms))?;
                 let root = cluster.root.clone().unwrap_or_default();

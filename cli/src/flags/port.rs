@@ -31,10 +31,31 @@ pub(crate) fn parse_exposed(text: &str) -> Result<PortList, Refusal> {
 #[derive(Debug, Clone)]
 pub(crate) struct PortList(pub(crate) Vec<PortConfig>);
 
-/// What `--publish-rm` names: a target port, or any form of `--publish`.
-pub(crate) fn parse_target(text: &str) -> Result<(u16, Option<Protocol>), Refusal> {
-    let port = parse(text)?.into_iter().next().ok_or_else(|| FORMS.to_owned())?;
-    Ok((port.target_port, text.contains(['/', '=']).then_some(port.protocol)))
+/// What `--publish-rm` names: target ports, in any form of `--publish`. As with Docker, the protocol and the mode must be
+/// the same, and the published port is left aside.
+#[derive(Debug, Clone)]
+pub(crate) struct PortRemoval {
+    pub(crate) text: String,
+    ports: Vec<PortConfig>,
+}
+
+impl PortRemoval {
+    pub(crate) fn parse(text: &str) -> Result<Self, Refusal> {
+        Ok(Self { text: text.to_owned(), ports: parse(text)? })
+    }
+
+    pub(crate) fn names(&self, port: &PortConfig) -> bool {
+        self.ports.iter().any(|gone| same_target(gone, port) && gone.publish_mode == port.publish_mode)
+    }
+
+    /// Whether it would name the port if the mode were the other.
+    pub(crate) fn names_but_for_the_mode(&self, port: &PortConfig) -> bool {
+        self.ports.iter().any(|gone| same_target(gone, port) && gone.publish_mode != port.publish_mode)
+    }
+}
+
+fn same_target(one: &PortConfig, other: &PortConfig) -> bool {
+    (one.target_port, one.protocol) == (other.target_port, other.protocol)
 }
 
 pub(crate) fn protocol(text: &str) -> Result<Protocol, Refusal> {
@@ -142,6 +163,31 @@ mod tests {
                 .collect::<Vec<_>>()
                 .join(" "),
             Err(refusal) => format!("refused: {refusal}"),
+        }
+    }
+
+    #[test]
+    fn a_removal_names_target_ports_of_one_protocol_and_mode() {
+        let there = ["8081:80", "published=8083,target=80,mode=host", "8080:80/udp", "9000-9002:9000-9002"];
+        let there: Vec<PortConfig> = there.iter().flat_map(|text| parse(text).unwrap()).collect();
+        for (text, expected) in [
+            ("80", "8081"),
+            ("80/tcp", "8081"),
+            ("1:80", "8081"),
+            ("80/udp", "8080"),
+            ("target=80", "8081"),
+            ("target=80,mode=host", "8083"),
+            ("published=8083,target=80,mode=host", "8083"),
+            ("published=1,target=80,mode=host", "8083"),
+            ("target=80,mode=host,protocol=udp", ""),
+            ("9000", "9000"),
+            ("9000-9002", "9000 9001 9002"),
+            ("8999-9001", "9000 9001"),
+            ("8081", ""),
+        ] {
+            let gone = PortRemoval::parse(text).unwrap();
+            let named = there.iter().filter(|port| gone.names(port)).map(|port| port.published_port.to_string());
+            assert_eq!(named.collect::<Vec<_>>().join(" "), expected, "{text}");
         }
     }
 

@@ -10,6 +10,8 @@ pub const DEFAULT_ADDRESS_POOL: &str = "10.0.0.0/8";
 pub const DEFAULT_SUBNET_PREFIX_LEN: u8 = 24;
 /// Stopped tasks kept per slot.
 pub const DEFAULT_TASK_HISTORY_LIMIT: u64 = 5;
+/// Every ended task of a place is kept: Docker's -1.
+pub const UNLIMITED_TASK_HISTORY: u64 = u64::MAX;
 pub const DEFAULT_HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
 pub const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
@@ -50,6 +52,7 @@ pub struct RootRotation {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterSpec {
     pub annotations: Annotations,
+    /// [`UNLIMITED_TASK_HISTORY`]: nothing is forgotten.
     pub task_history_limit: u64,
     pub heartbeat_period: Duration,
     pub cert_expiry: Duration,

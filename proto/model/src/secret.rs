@@ -2,10 +2,10 @@
 
 use crate::{Annotations, ConfigId, Meta, SecretId};
 
-/// 500 KB as Docker counts them.
-pub const MAX_SECRET_BYTES: usize = 500 * 1024;
-/// 1000 KB as Docker counts them.
-pub const MAX_CONFIG_BYTES: usize = 1000 * 1024;
+/// Less than 500 KiB, as with Docker.
+pub const MAX_SECRET_BYTES: usize = 500 * 1024 - 1;
+/// Less than 1000 KiB, as with Docker.
+pub const MAX_CONFIG_BYTES: usize = 1000 * 1024 - 1;
 
 /// What fills in the content of a secret or config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

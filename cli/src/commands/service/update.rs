@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use orch_model::{
     network::NodeNetwork,
-    service::{FileRef, Mount, PortConfig, Protocol, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit},
+    service::{FileRef, Mount, PortConfig, Service, ServiceMode, ServiceSpec, TaskSpec, Ulimit},
 };
 use orch_proto::paths::Paths;
 
@@ -27,8 +27,6 @@ use crate::{
     },
     progress,
 };
-
-type Target = (u16, Option<Protocol>);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UpdateArgs {
@@ -84,8 +82,8 @@ pub(crate) struct UpdateArgs {
     #[arg(long, value_name = "PORT", value_parser = port::parse_flag)]
     publish_add: Vec<port::PortList>,
     /// Remove a published port by its target port
-    #[arg(long, value_name = "PORT", value_parser = port::parse_target)]
-    publish_rm: Vec<Target>,
+    #[arg(long, value_name = "PORT", value_parser = port::PortRemoval::parse)]
+    publish_rm: Vec<port::PortRemoval>,
     /// Add a network
     #[arg(long, value_name = "NETWORK", value_parser = network::parse)]
     network_add: Vec<NamedAttachment>,
@@ -270,12 +268,7 @@ fn change_container(args: &UpdateArgs, spec: &mut ServiceSpec, environment: impl
 }
 
 fn change_ports(args: &UpdateArgs, ports: &mut Vec<PortConfig>) {
-    let gone = |port: &PortConfig| {
-        args.publish_rm
-            .iter()
-            .any(|(target, protocol)| *target == port.target_port && protocol.unwrap_or(Protocol::Tcp) == port.protocol)
-    };
-    ports.retain(|port| !gone(port));
+    ports.retain(|port| !args.publish_rm.iter().any(|gone| gone.names(port)));
     let added: Vec<PortConfig> = args.publish_add.iter().flat_map(|list| list.0.clone()).collect();
     let key = |p: &PortConfig| (p.target_port, p.published_port, p.protocol, p.publish_mode);
     change::list(ports, &[], &added, key);
@@ -416,6 +409,7 @@ mod tests {
             "ulimit-rm core",
             "publish-rm 8080",
             "publish-rm 80/udp",
+            "publish-rm 81-82",
         ] {
             let notes = check(&format!("--{flag}")).unwrap();
             assert!(notes.len() == 1 && notes[0].starts_with(&format!("--{flag}: ")), "{flag}: {notes:?}");
@@ -492,6 +486,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_port_that_is_published_in_the_other_mode_stays_and_that_is_said() {
+        let there = "8081:80 published=8083,target=80,mode=host 9000-9002:9000-9002";
+        let there: Vec<_> = there.split(' ').flat_map(|text| port::parse(text).unwrap()).collect();
+        for (line, gone, note) in [
+            ("80", vec![8081], None),
+            ("target=80,mode=host", vec![8083], None),
+            ("9000-9002", vec![9000, 9001, 9002], None),
+            ("9000-9002 --publish-rm 80", vec![8081, 9000, 9001, 9002], None),
+            ("9001-9010", vec![9001, 9002], None),
+            (
+                "9000/udp",
+                vec![],
+                Some("no such target port is published, so nothing was removed; it is the container's port"),
+            ),
+            (
+                "target=9000,mode=host",
+                vec![],
+                Some("this port is published in ingress mode, so nothing was removed; give --publish-rm 9000/tcp"),
+            ),
+        ] {
+            let words = crate::flags::words::split(&format!("update --publish-rm {line} web")).unwrap();
+            let args = Line::try_parse_from(words).unwrap().args;
+            let mut spec = updated("web").unwrap();
+            spec.endpoint.ports.clone_from(&there);
+            let notes = removals::check(&args, &spec).unwrap();
+            assert_eq!(notes, note.map(|note| format!("--publish-rm {line}: {note}")).into_iter().collect::<Vec<_>>());
+            change_spec(&args, &mut spec, |_| None).unwrap();
+            let stays = there.iter().filter(|port| !gone.contains(&port.published_port)).cloned().collect::<Vec<_>>();
+            assert_eq!(spec.endpoint.ports, stays, "{line}");
+        }
+        let words = crate::flags::words::split("update --publish-rm 80 web").unwrap();
+        let mut spec = updated("web").unwrap();
+        spec.endpoint.ports = port::parse("published=8083,target=80,mode=host").unwrap();
+        let notes = removals::check(&Line::try_parse_from(words).unwrap().args, &spec).unwrap();
+        let said = "--publish-rm 80: this port is published in host mode, so nothing was removed; give --publish-rm \
+                    target=80,protocol=tcp,mode=host";
+        assert_eq!(notes, [said]);
     }
 
     #[test]

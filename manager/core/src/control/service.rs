@@ -6,7 +6,10 @@ use orch_model::{
     Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
     change::Change,
     network::ENCRYPTED_PORT,
-    service::{Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec},
+    service::{
+        Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec,
+        UpdateConfig, UpdateState,
+    },
     task::{Task, TaskState},
 };
 
@@ -17,7 +20,10 @@ use crate::{
     dispatch::DEFAULT_DATA_PATH_PORT,
     features,
     image_name::{digest_of, normalise_image_name},
-    orchestrator::{slot::is_replicated, update::rolled_back},
+    orchestrator::{
+        slot::is_replicated,
+        update::{begun, rolled_back},
+    },
     plan::MAX_CHANGES,
     rebalance,
     state::{State, check::protocol_word, check::unused_login, makes_other_tasks},
@@ -106,6 +112,8 @@ pub fn update_service(
     }
     if other_tasks {
         next.update_status = None;
+    } else if let Some(anew) = goes_on(service, &spec) {
+        next.update_status = Some(begun(anew, now.max(state.last_stamp())));
     }
     // Whatever it goes back to, it is pulled with the newest login.
     if let Some(previous) = &mut next.previous_spec {
@@ -118,6 +126,21 @@ pub fn update_service(
         changes.extend(unused_login(state, service).map(|login| removal(&Object::Secret(login.clone()))));
     }
     Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
+}
+
+/// What was paused goes on in another order: then it may have room for what it waited for in vain.
+fn goes_on(service: &Service, spec: &ServiceSpec) -> Option<UpdateState> {
+    let order = |config: &Option<UpdateConfig>| config.clone().unwrap_or_default().order;
+    match service.update_status.as_ref()?.state {
+        UpdateState::Paused => (order(&service.spec.update) != order(&spec.update)).then_some(UpdateState::Updating),
+        UpdateState::RollbackPaused => {
+            (order(&service.spec.rollback) != order(&spec.rollback)).then_some(UpdateState::RollbackStarted)
+        }
+        UpdateState::Updating
+        | UpdateState::Completed
+        | UpdateState::RollbackStarted
+        | UpdateState::RollbackCompleted => None,
+    }
 }
 
 /// As Docker does: who says nothing about the login leaves it as it is.

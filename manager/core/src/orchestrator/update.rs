@@ -231,7 +231,10 @@ impl Update<'_> {
 
     /// Replaces as many more as may be under way at once; completes when all have run for the monitored time.
     fn advance(&self, config: &UpdateConfig, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
-        let under_way = self.slots.values().filter(|slot| self.is_busy(slot, config, now, decision)).count();
+        // What is to be replaced holds nothing up, though it may be an attempt itself, which waits in vain. (`dirty` has
+        // the order of the slots.)
+        let others = self.slots.iter().filter(|(key, _)| self.dirty.binary_search(key).is_err());
+        let under_way = others.filter(|(_, slot)| self.is_busy(slot, config, now, decision)).count();
         let limit = match usize::try_from(config.parallelism) {
             Ok(0) | Err(_) => usize::MAX,
             Ok(limit) => limit,
@@ -264,7 +267,9 @@ impl Update<'_> {
         if slot.tasks.iter().all(|t| t.spec_version == self.service.spec_version && !t.displaced) {
             return false;
         }
-        let mut mine = slot.tasks.iter().filter(|t| self.is_mine(t));
+        // What was given up before it had a node was no attempt.
+        let was_tried = |t: &Task| t.is_wanted() || t.status.state >= TaskState::Assigned;
+        let mut mine = slot.tasks.iter().filter(|t| self.is_mine(t) && was_tried(t));
         let (Some(first), None) = (mine.next(), mine.next()) else { return false };
         match first.running_since.map(|since| since + config.delay) {
             _ if !first.is_wanted() => false,
@@ -320,15 +325,22 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
         SlotKey::Node(node) => state.node(node).is_some_and(|n| takes_tasks(n)),
         SlotKey::Slot(_) => true,
     };
+    let order = config(service).order;
     // A start-first attempt that ended for good leaves the old task running; it is not tried again and again.
     let tried = |slot: &Slot| {
         let current = |t: &Task| t.spec_version == service.spec_version && !t.displaced;
         slot.tasks.iter().any(|t| current(t) && (t.is_wanted() || ended_by_itself(t)))
     };
     let is_dirty_slot = |slot: &Slot| {
-        let has_clean = slot.wanted().any(|t| !is_dirty(state, service, t));
-        let is_stale = slot.holder().is_some_and(|t| is_dirty(state, service, t));
-        slot.is_occupied(service) && !has_clean && is_stale && !tried(slot)
+        let (dirty, clean): (Vec<_>, Vec<_>) = slot.wanted().partition(|t| is_dirty(state, service, t));
+        match clean.is_empty() {
+            true => {
+                let is_stale = slot.holder().is_some_and(|t| is_dirty(state, service, t));
+                slot.is_occupied(service) && is_stale && !tried(slot)
+            }
+            // Only beside an old task: what waits without one has nothing to gain from another that waits.
+            false => !dirty.is_empty() && clean.iter().all(|t| waits_in_vain(t, order)),
+        }
     };
     slots.iter().filter(|(key, slot)| usable(key) && is_dirty_slot(slot)).map(|(key, _)| key.clone()).collect()
 }
@@ -350,10 +362,20 @@ fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKe
 
 fn takes_over(task: &Task, order: UpdateOrder) -> bool {
     let has_its_image = task.status.state >= TaskState::Ready;
-    // It may be its predecessor's port, memory or address that it waits for.
-    let cannot_be_placed = task.status.state <= TaskState::Pending && task.status.error.is_some();
     let waits = task.desired_state == TaskState::Ready && order == UpdateOrder::StopFirst;
-    serves(task) || (waits && (has_its_image || cannot_be_placed))
+    // It may be its predecessor's port, memory or address that it waits for.
+    serves(task) || (waits && (has_its_image || cannot_be_placed(task)))
+}
+
+fn cannot_be_placed(task: &Task) -> bool {
+    task.status.state <= TaskState::Pending && task.status.error.is_some()
+}
+
+/// Whether a task was made to start beside its predecessor and finds no room there, although by now the predecessor may
+/// stop first. It is made anew, so that the predecessor goes in its turn and no sooner. (The other way round there is
+/// nothing to do: what waits for its predecessor is promoted.)
+fn waits_in_vain(task: &Task, order: UpdateOrder) -> bool {
+    order == UpdateOrder::StopFirst && task.desired_state == TaskState::Running && cannot_be_placed(task)
 }
 
 fn serves(task: &Task) -> bool {

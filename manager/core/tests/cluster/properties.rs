@@ -27,6 +27,7 @@ enum Step {
     Up(u8),
     Availability(u8, Availability),
     Constraint(Option<&'static str>),
+    Order(UpdateOrder),
     Wait(u64),
     Snapshot,
 }
@@ -43,6 +44,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (2u8..=4).prop_map(Step::Up),
         ((1u8..=4), availability).prop_map(|(n, a)| Step::Availability(n, a)),
         constraint.prop_map(Step::Constraint),
+        prop_oneof![Just(UpdateOrder::StopFirst), Just(UpdateOrder::StartFirst)].prop_map(Step::Order),
         (1u64..40).prop_map(Step::Wait),
         Just(Step::Snapshot),
     ];
@@ -68,6 +70,9 @@ fn act(sim: &mut Sim, step: &Step) {
         Step::Constraint(constraint) => {
             let constraints = constraint.map(str::to_owned).into_iter().collect();
             sim.update("web", |s| s.task.placement.constraints = constraints).expect("accepted");
+        }
+        Step::Order(order) => {
+            sim.update("web", |s| s.update.get_or_insert_default().order = *order).expect("accepted");
         }
         Step::Wait(steps) => (0..*steps).for_each(|_| sim.step()),
         Step::Snapshot => {
@@ -185,6 +190,7 @@ proptest! {
         delay in 0u64..3,
         start_first in any::<bool>(),
         force in any::<bool>(),
+        turns_at in prop::option::of(0usize..60),
     ) {
         let mut sim = Sim::new(3);
         sim.stop_takes = STEP * 2;
@@ -196,13 +202,18 @@ proptest! {
         sim.run(secs(2));
         sim.update("web", |s| if force { s.task.force_update = 1 } else { s.task.container.image = "v2".into() })
             .expect("accepted");
-        for _ in 0..1500 {
+        for step in 0..1500 {
+            // On its way the order becomes the other one.
+            if turns_at == Some(step) {
+                let order = if start_first { UpdateOrder::StopFirst } else { UpdateOrder::StartFirst };
+                sim.update("web", |s| s.update.get_or_insert_default().order = order).expect("accepted");
+            }
             sim.step();
             let running = sim.running("web").values().sum::<usize>() as u64;
             let id = sim.service("web").id.clone();
             let wanted = sim.state.tasks_of(&id).filter(|t| t.is_wanted()).count() as u64;
             prop_assert!(wanted <= replicas + parallelism, "{wanted} tasks: {}", sim.ps("web"));
-            let least = if start_first { replicas } else { replicas.saturating_sub(parallelism) };
+            let least = if start_first && turns_at.is_none_or(|at| step < at) { replicas } else { replicas.saturating_sub(parallelism) };
             prop_assert!(running >= least, "{running} run: {}", sim.ps("web"));
             if sim.service("web").update_status.as_ref().is_some_and(|s| s.state == UpdateState::Completed) {
                 break;

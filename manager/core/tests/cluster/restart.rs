@@ -2,6 +2,7 @@
 
 use orch_model::{
     Duration, Timestamp,
+    cluster::UNLIMITED_TASK_HISTORY,
     service::{RestartCondition, RestartPolicy, ServiceSpec},
     task::TaskState,
 };
@@ -107,12 +108,17 @@ fn a_place_that_fails_again_and_again_is_restarted_less_often() {
 
 #[test]
 fn no_more_than_the_history_is_kept() {
-    let mut sim = Sim::new(1);
-    let policy = RestartPolicy { delay: Duration::from_millis(100), ..RestartPolicy::default() };
-    sim.create(with_policy("crash", policy)).expect("accepted");
-    sim.run(secs(120));
-    let over = sim.state.tasks().filter(|t| t.status.state == TaskState::Failed).count();
-    assert_eq!(over, 5, "{}", sim.ps("web"));
+    let over = |limit| {
+        let mut cluster = orch_manager_core::bootstrap::default_cluster_spec();
+        cluster.task_history_limit = limit;
+        let mut sim = Sim::with_spec(1, cluster);
+        let policy = RestartPolicy { delay: Duration::from_millis(100), ..RestartPolicy::default() };
+        sim.create(with_policy("crash", policy)).expect("accepted");
+        sim.run(secs(120));
+        sim.state.tasks().filter(|t| t.status.state == TaskState::Failed).count()
+    };
+    assert_eq!((over(5), over(7)), (5, 7));
+    assert!(over(UNLIMITED_TASK_HISTORY) > 7);
 }
 
 #[test]

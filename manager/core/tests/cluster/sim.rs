@@ -219,8 +219,9 @@ impl Sim {
         let ends = |t: &Task| {
             t.status.state == TaskState::Running && ["flaky", "work"].contains(&t.spec.container.image.as_str())
         };
+        let pulls = |t: &Task| t.status.state == TaskState::Assigned && t.spec.container.image == "slow";
         let alive = |t: &Task| t.node.as_ref().is_some_and(|n| self.agents.get(n).is_some_and(|a| a.alive));
-        self.state.tasks().any(|t| !t.status.state.is_terminal() && alive(t) && (stops(t) || ends(t)))
+        self.state.tasks().any(|t| !t.status.state.is_terminal() && alive(t) && (stops(t) || ends(t) || pulls(t)))
     }
 
     /// Decides, lets agents act, checks what must always hold.
@@ -355,6 +356,7 @@ impl Sim {
             return (self.now.since(since) >= self.stop_takes).then(|| status(TaskState::Shutdown, None)).flatten();
         }
         match (state, image) {
+            (TaskState::Assigned, "slow") if self.now.since(task.meta.created_at) < Duration::from_secs(2) => None,
             (TaskState::Assigned, "missing") => status(TaskState::Rejected, Some("No such image: missing")),
             (TaskState::Assigned, _) => status(TaskState::Ready, None),
             (TaskState::Ready, "crash") if desired == TaskState::Running => status(TaskState::Failed, Some("exit 1")),

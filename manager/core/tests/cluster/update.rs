@@ -3,7 +3,7 @@
 use orch_manager_core::control;
 use orch_model::{
     Duration,
-    service::{FailureAction, PublishMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    service::{FailureAction, PublishMode, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
     task::TaskState,
 };
 
@@ -204,6 +204,108 @@ fn an_update_proceeds_where_old_and_new_cannot_be_side_by_side() {
     sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
     sim.run(secs(10));
     assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned()]));
+}
+
+/// A service that has all of its nodes' port 8080, replicated or on each node.
+fn with_host_port(replicas: u64, global: bool, config: UpdateConfig) -> ServiceSpec {
+    let mut spec = with_update(replicas, config);
+    spec.endpoint.ports = vec![port(8080, 80, PublishMode::Host)];
+    if global {
+        spec.mode = ServiceMode::Global;
+    }
+    spec
+}
+
+fn config(order: UpdateOrder, parallelism: u64) -> UpdateConfig {
+    UpdateConfig { order, parallelism, ..UpdateConfig::default() }
+}
+
+/// Runs, and says how few tasks ran at once.
+fn least_running(sim: &mut Sim, steps: usize) -> usize {
+    let mut least = usize::MAX;
+    for _ in 0..steps {
+        sim.step();
+        least = least.min(sim.running("web").values().sum());
+    }
+    least
+}
+
+#[test]
+fn another_order_frees_an_update_that_waits_for_its_predecessors() {
+    use UpdateOrder::{StartFirst, StopFirst};
+    for (nodes, global, parallelism, parallelism_then, least) in [
+        (1, false, 1, 1, 0),
+        (3, false, 1, 1, 2),
+        // All new tasks wait; they take their turns nevertheless.
+        (3, false, 0, 1, 2),
+        (3, false, 3, 2, 1),
+        (3, true, 0, 1, 2),
+        (3, true, 1, 1, 2),
+        (3, false, 1, 0, 0),
+    ] {
+        let case = format!("{nodes} nodes, global {global}, parallelism {parallelism}, then {parallelism_then}");
+        let mut sim = Sim::new(nodes);
+        sim.stop_takes = STEP * 5;
+        let replicas = u64::from(nodes);
+        sim.create(with_host_port(replicas, global, config(StartFirst, parallelism))).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        assert_eq!(least_running(&mut sim, 30), usize::from(nodes), "{case}: start-first stops nothing");
+        assert_eq!(update_state(&sim), Some(UpdateState::Updating), "{case}");
+        sim.update("web", |s| s.update = Some(config(StopFirst, parallelism_then))).expect("accepted");
+        assert_eq!(least_running(&mut sim, 400), least, "{case}: {}", sim.ps("web"));
+        assert_eq!(update_state(&sim), Some(UpdateState::Completed), "{case}: {}", sim.ps("web"));
+        assert_eq!(images(&sim), vec!["v2"; nodes.into()], "{case}");
+    }
+}
+
+#[test]
+fn a_task_that_waited_for_its_predecessor_starts_beside_it_once_it_may() {
+    let mut sim = Sim::new(2);
+    sim.create(with_update(3, config(UpdateOrder::StopFirst, 1))).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "slow".into()).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.update = Some(config(UpdateOrder::StartFirst, 1))).expect("accepted");
+    assert_eq!(least_running(&mut sim, 200), 3, "{}", sim.ps("web"));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["slow".to_owned(); 3]));
+}
+
+#[test]
+fn a_paused_update_goes_on_in_another_order_and_for_nothing_less() {
+    for global in [false, true] {
+        let mut sim = Sim::new(3);
+        sim.create(with_host_port(3, global, config(UpdateOrder::StartFirst, 1))).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        sim.run(secs(700));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+        sim.update("web", |s| s.update = Some(config(UpdateOrder::StartFirst, 2))).expect("accepted");
+        assert_eq!(least_running(&mut sim, 50), 3, "{}", sim.ps("web"));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused));
+        sim.update("web", |s| s.update = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
+        assert_eq!(least_running(&mut sim, 400), 2, "{}", sim.ps("web"));
+        assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned(); 3]));
+    }
+}
+
+#[test]
+fn another_order_frees_a_rollback_too() {
+    let mut sim = Sim::new(2);
+    let mut spec = with_host_port(2, false, config(UpdateOrder::StopFirst, 0));
+    spec.rollback = Some(config(UpdateOrder::StartFirst, 0));
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    sim.run(secs(20));
+    let service = sim.service("web");
+    let back = control::rollback_service(&sim.state, sim.now, &service.id, service.meta.version).expect("accepted");
+    sim.accept(&back);
+    assert_eq!(least_running(&mut sim, 50), 2, "{}", sim.ps("web"));
+    assert_eq!(update_state(&sim), Some(UpdateState::RollbackStarted));
+    sim.update("web", |s| s.rollback = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
+    assert_eq!(least_running(&mut sim, 200), 1, "{}", sim.ps("web"));
+    assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::RollbackCompleted), vec!["v1".to_owned(); 2]));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `--…-rm` of what is not there, and of what the same command adds: said, or refused, before anything changes.
 
-use orch_model::service::{Protocol, ServiceSpec};
+use orch_model::service::{PortConfig, PublishMode, ServiceSpec};
 
 use super::UpdateArgs;
 use crate::flags::resolver::HostRemoval;
@@ -63,19 +63,24 @@ fn hosts_and_ports(args: &UpdateArgs, spec: &ServiceSpec) -> Vec<String> {
     let hosts = hosts.map(|gone| match gone {
         HostRemoval::Entry(line) | HostRemoval::Host(line) => note("host-rm", line),
     });
-    let is_there = |target: u16, protocol: Option<Protocol>| {
-        let protocol = protocol.unwrap_or(Protocol::Tcp);
-        spec.endpoint.ports.iter().any(|port| port.target_port == target && port.protocol == protocol)
-    };
-    let ports = args.publish_rm.iter().filter(|(target, protocol)| !is_there(*target, *protocol));
-    let ports = ports.map(|(target, protocol)| {
-        let protocol = protocol.map_or_else(String::new, |protocol| format!("/{protocol:?}").to_lowercase());
-        format!(
-            "--publish-rm {target}{protocol}: no such target port is published, so nothing was removed; it is the \
-             container's port"
-        )
+    let published = &spec.endpoint.ports;
+    let ports = args.publish_rm.iter().filter(|gone| !published.iter().any(|port| gone.names(port))).map(|gone| {
+        let why = match published.iter().find(|port| gone.names_but_for_the_mode(port)) {
+            Some(port) => format!("this port is published in {}", of_other_mode(port)),
+            None => "no such target port is published, so nothing was removed; it is the container's port".to_owned(),
+        };
+        format!("--publish-rm {}: {why}", gone.text)
     });
     hosts.chain(ports).collect()
+}
+
+fn of_other_mode(port: &PortConfig) -> String {
+    let (target, protocol) = (port.target_port, format!("{:?}", port.protocol).to_lowercase());
+    let (mode, form) = match port.publish_mode {
+        PublishMode::Ingress => ("ingress", format!("{target}/{protocol}")),
+        PublishMode::Host => ("host", format!("target={target},protocol={protocol},mode=host")),
+    };
+    format!("{mode} mode, so nothing was removed; give --publish-rm {form}")
 }
 
 /// To replace a value by its key is one command; to add and remove the very same is a mistake.
