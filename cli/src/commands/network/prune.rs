@@ -25,7 +25,7 @@ pub(crate) struct PruneArgs {
 }
 
 pub(super) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["until", "label"]).map_err(anyhow::Error::msg)?;
+    let filters = FilterSet::parse(&args.filter, &["until", "label", "label!"]).map_err(anyhow::Error::msg)?;
     let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
     let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
     let known = Known::read(paths).await?;
@@ -55,7 +55,7 @@ pub(super) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
 }
 
 /// Networks that a service names, or a container of this node whether it runs or not.
-async fn used(paths: &Paths) -> anyhow::Result<BTreeSet<String>> {
+pub(super) async fn used(paths: &Paths) -> anyhow::Result<BTreeSet<String>> {
     let mut used = BTreeSet::new();
     if let Ok(mut api) = Api::connect(paths).await {
         for service in api.all::<Service>().await? {
