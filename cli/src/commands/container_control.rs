@@ -235,7 +235,7 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["until", "label"]).map_err(anyhow::Error::msg)?;
+    let filters = FilterSet::parse(&args.filter, &["until", "label", "label!"]).map_err(anyhow::Error::msg)?;
     let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
     let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
     let mut worker = worker(paths).await?;
@@ -268,10 +268,18 @@ pub(crate) fn confirmed(warning: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(anyhow!("{warning} Nobody can be asked whether that is meant: add --force"));
     }
+    agreed(warning)
+}
+
+/// As [`confirmed`], also through a pipe (`yes | orch …`); the end of the input is a no, which is said.
+pub(crate) fn agreed(warning: &str) -> anyhow::Result<bool> {
     print!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
+    if std::io::stdin().lock().read_line(&mut answer)? == 0 {
+        println!();
+        bail!("nobody said yes, so nothing was removed: add --force to go on without being asked");
+    }
     Ok(matches!(answer.trim(), "y" | "Y"))
 }
 
