@@ -2,7 +2,7 @@
 
 mod create;
 mod member;
-mod prune;
+pub(crate) mod prune;
 mod report;
 mod trace;
 

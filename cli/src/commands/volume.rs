@@ -154,6 +154,13 @@ async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()
     if !args.force && !confirmed(&format!("This will remove {which} not used by at least one container."))? {
         return Ok(());
     }
+    let freed_bytes = prune_unused(worker, &filters, all).await?;
+    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
+}
+
+/// Says what it removes; returns how many bytes that frees.
+pub(crate) async fn prune_unused(worker: &mut Worker, filters: &FilterSet, all: bool) -> anyhow::Result<u64> {
     let usage = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
     let mut freed_bytes = 0;
     let mut header = "Deleted Volumes:\n";
@@ -170,9 +177,10 @@ async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()
         header = "";
         freed_bytes += size_bytes;
     }
-    let gap = if header.is_empty() { "\n" } else { "" };
-    println!("{gap}Total reclaimed space: {}", quantity::human(freed_bytes));
-    Ok(())
+    if header.is_empty() {
+        println!();
+    }
+    Ok(freed_bytes)
 }
 
 fn volume_row(volume: &wire::Volume) -> Row {
