@@ -135,14 +135,19 @@ fn length(value: &Value) -> Result<usize, TemplateError> {
 }
 
 fn index(value: &Value, key: &Value) -> Outcome {
+    match native::text(value) {
+        // Without entries, of texts as Docker's maps are.
+        Some("map[]") => return Ok("".into()),
+        Some("[]") => return index(&Value::Array(Vec::new()), key),
+        Some(text) => return Err(TemplateError(format!("error calling index: can't index {text}"))),
+        None => {}
+    }
     match value {
         Value::Array(list) => {
             let at = whole(key)?;
             let item = list.get(at);
             item.cloned().ok_or_else(|| TemplateError(format!("error calling index: index out of range: {at}")))
         }
-        // A map without entries, of texts as Docker's are.
-        Value::Object(_) if native::text(value) == Some("map[]") => Ok("".into()),
         Value::Object(map) => Ok(native::field(map, &display(key)).cloned().unwrap_or(Value::Null)),
         Value::Null => Err(TemplateError("error calling index: index of untyped nil".into())),
         other => Err(TemplateError(format!("error calling index: can't index {}", display(other)))),
@@ -240,6 +245,7 @@ fn verb_text(verb: char, spec: &str, value: &Value) -> String {
     let digits = flags_width.trim_start_matches(['-', '+', ' ', '#']);
     let zero = digits.starts_with('0') && !left;
     let width = digits.parse::<usize>().unwrap_or(0);
+    let value = if matches!(verb, 's' | 'v' | 'q') { value } else { native::plain(value) };
     let body = match verb {
         'q' => format!("{:?}", display(value)),
         'x' => value.as_u64().map_or_else(|| display(value), |n| format!("{n:x}")),

@@ -133,13 +133,15 @@ mod tests {
             ("{{json .Spec}} {{json .}}", r#"{"Delay":10} {"Spec":{"Delay":10}}"#),
             ("{{index .Spec.Labels \"a\"}}|{{.Spec.Labels.a}}|{{join .Spec.Env \",\"}}", "|<no value>|"),
             ("{{eq .Spec.User \"\"}} {{eq .Spec.Delay 10}} {{lt .Spec.Count .Spec.Delay}}", "true true true"),
-            ("{{printf \"%s %d\" .Spec.Delay .Spec.Count}}", "10s 0"),
+            ("{{printf \"%s %d %d\" .Spec.Delay .Spec.Delay .Spec.Count}}", "10s 10 0"),
         ] {
             let rendered = Template::parse(template).and_then(|t| t.render(&sample()));
             assert_eq!(rendered.as_deref(), Ok(want), "{template}");
         }
         let refused = |text: &str| Template::parse(text).and_then(|t| t.render(&sample())).unwrap_err().to_string();
         assert!(refused("{{.Status.State}}").contains("nil pointer evaluating .Status.State"));
+        assert!(refused("{{index .Spec.Env 0}}").contains("index out of range: 0"));
+        assert!(refused("{{index .Status 0}}").contains("can't index <nil>"));
         assert!(refused("{{.Nope}}").ends_with("it has Spec"));
         assert_eq!(shown(&sample()), json!({"Spec": {"Delay": 10}}));
     }
