@@ -229,6 +229,14 @@ fn networks_are_listed_and_pruned(lab: &Lab) {
     assert_eq!(on_worker, "bridge\nhost\nnone\n");
     assert!(lab.orch(&["network", "rm", "bridge"]).refused().contains("is a pre-defined network"));
     let _ = lab.orch(&["network", "rm", "-f", "nowhere"]).ok();
+    let names = |filter: &str| lab.orch(&["network", "ls", "-f", filter, "--format", "{{.Name}}"]).ok();
+    assert_eq!(names("name=gress"), "", "of the cluster's networks the beginning counts");
+    assert_eq!(names("type=builtin"), "bridge\nhost\nnone\n");
+    assert!(names("dangling=true").contains("mine") && !names("dangling=false").contains("mine"));
+    let unasked = lab.orch(&["network", "rm", "ingress"]);
+    assert!(unasked.code != 0 && unasked.stderr.contains("nobody said yes"), "{unasked:?}");
+    let _ = lab.exec_with_input("n1", &["orch", "network", "rm", "ingress"], b"n\n").ok();
+    assert_eq!(lab.orch(&["network", "prune", "-f", "--filter", "label!=x", "--filter", "until=1h"]).ok(), "");
     let pruned = lab.orch(&["network", "prune", "-f"]).ok();
     for name in ["mine", "apart", "closed"] {
         assert!(pruned.lines().any(|line| line == name), "{name} in {pruned}");

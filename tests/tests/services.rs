@@ -59,6 +59,11 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
     });
     let inspected = lab.orch(&["service", "inspect", "flags", "--format", "{{.Spec.Labels.team}}"]).ok();
     assert_eq!(inspected.trim(), "red");
+    let poll = "{{with .UpdateStatus}}{{.State}}{{end}}<{{.Spec.TaskTemplate.ContainerSpec.Dir}}>";
+    assert_eq!(lab.orch(&["service", "inspect", "flags", "--format", poll]).ok(), "<>\n");
+    let here = lab.orch(&["service", "ps", "-q", "-f", "node=self", "flags"]).ok();
+    let on_self = lab.orch(&["node", "ps", "-q", "self"]).ok();
+    assert!(here.lines().all(|task| on_self.contains(task)), "{here} not in {on_self}");
     let task = lab.orch(&["service", "ps", "-q", "flags"]).ok().trim().to_owned();
     let said = lab.orch(&["exec", &task, "sh", "-c", "echo out; echo err >&2; exit 7"]);
     assert_eq!((said.code, said.stdout.trim(), said.stderr.trim()), (7, "out", "err"));

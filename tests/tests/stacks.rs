@@ -143,6 +143,10 @@ fn short_names_until_two_stacks_have_them(lab: &Lab, files: &Files) {
         "{refused}"
     );
     let _ = lab.orch(&["stack", "rm", "press"]).ok();
+    for command in [&["stack", "rm", "nope"][..], &["stack", "rm", "--wait", "nope"], &["stack", "services", "nope"]] {
+        let said = lab.orch(command);
+        assert!(said.code == 0 && said.stderr.contains("Nothing found in stack: nope"), "{command:?}: {}", said.stderr);
+    }
     let _ = lab.orch(&["service", "scale", "-d", "web=2"]).ok();
     lab.wait_replicas("shop_web", "2/2");
 }

@@ -235,13 +235,25 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["until", "label"]).map_err(anyhow::Error::msg)?;
-    let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
-    let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
+    let filters = FilterSet::parse(&args.filter, &["until", "label", "label!"]).map_err(anyhow::Error::msg)?;
+    let until = until(&filters)?;
     let mut worker = worker(paths).await?;
     if !args.force && !confirmed("This will remove all stopped containers.")? {
         return Ok(());
     }
+    let freed_bytes = prune_stopped(&mut worker, &filters, until).await?;
+    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
+}
+
+/// The time before which something must have been made for a prune to take it, in milliseconds.
+pub(crate) fn until(filters: &FilterSet) -> anyhow::Result<Option<u64>> {
+    let given = filters.values("until").first();
+    given.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)
+}
+
+/// Says what it removes; returns how many bytes that frees.
+pub(crate) async fn prune_stopped(worker: &mut Worker, filters: &FilterSet, until: Option<u64>) -> anyhow::Result<u64> {
     let usage = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
     let containers = usage.into_iter().filter_map(|usage| Some((usage.container?, usage.size_bytes)));
     let stopped = containers.filter(|(container, _)| {
@@ -253,14 +265,15 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
     let mut header = "Deleted Containers:\n";
     let mut freed_bytes = 0;
     for (container, size_bytes) in stopped {
-        remove_one(&mut worker, &container.container_id, false, false).await?;
+        remove_one(worker, &container.container_id, false, false).await?;
         println!("{header}{}", container.container_id);
         header = "";
         freed_bytes += size_bytes;
     }
-    let gap = if header.is_empty() { "\n" } else { "" };
-    println!("{gap}Total reclaimed space: {}", quantity::human(freed_bytes));
-    Ok(())
+    if header.is_empty() {
+        println!();
+    }
+    Ok(freed_bytes)
 }
 
 /// Whether the user says yes to what is about to go.
@@ -268,10 +281,18 @@ pub(crate) fn confirmed(warning: &str) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(anyhow!("{warning} Nobody can be asked whether that is meant: add --force"));
     }
+    agreed(warning)
+}
+
+/// As [`confirmed`], also through a pipe (`yes | orch …`); the end of the input is a no, which is said.
+pub(crate) fn agreed(warning: &str) -> anyhow::Result<bool> {
     print!("WARNING! {warning}\nAre you sure you want to continue? [y/N] ");
     std::io::stdout().flush()?;
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
+    if std::io::stdin().lock().read_line(&mut answer)? == 0 {
+        println!();
+        bail!("nobody said yes, so nothing was removed: add --force to go on without being asked");
+    }
     Ok(matches!(answer.trim(), "y" | "Y"))
 }
 

@@ -268,7 +268,7 @@ async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()
         .iter()
         .filter(|(id, _, annotations)| {
             filters.any("id", |prefix| id.starts_with(prefix))
-                && filters.any("name", |part| annotations.name.contains(part))
+                && filters.any("name", |prefix| annotations.name.starts_with(prefix))
                 && filters.labels("label", &annotations.labels)
                 // What belongs to a service is shown to those who ask for it.
                 && (!annotations.labels.contains_key(LOGIN_LABEL) || filters.has("label"))

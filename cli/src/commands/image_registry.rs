@@ -7,11 +7,11 @@ use orch_proto::{paths::Paths, wire};
 use serde_json::Value;
 
 use super::{
-    container_control::confirmed,
+    container_control::{confirmed, until},
     image::{Show, credentials_for, familiar, follow},
 };
 use crate::{
-    api::{explain, worker},
+    api::{Worker, explain, worker},
     flags::{filter::FilterSet, quantity},
     render::{
         ellipsis,
@@ -87,8 +87,7 @@ pub(crate) async fn tag(args: TagArgs, paths: &Paths) -> anyhow::Result<()> {
 
 pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
     let filters = FilterSet::parse(&args.filter, &["until", "dangling"]).map_err(anyhow::Error::msg)?;
-    let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
-    let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
+    let until = until(&filters)?;
     let all = args.all || !filters.any("dangling", |dangling| matches!(dangling, "true" | "1"));
     let warning = match all {
         true => "This will remove all images without at least one container associated to them.",
@@ -98,6 +97,13 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
     if !args.force && !confirmed(warning)? {
         return Ok(());
     }
+    let freed_bytes = prune_unused(&mut worker, all, until).await?;
+    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
+}
+
+/// Says what it removes; returns how many bytes that frees.
+pub(crate) async fn prune_unused(worker: &mut Worker, all: bool, until: Option<u64>) -> anyhow::Result<u64> {
     let request = wire::PruneImagesRequest { all, until_ms: until.unwrap_or(0) };
     let pruned = worker.prune_images(request).await.map_err(explain)?.into_inner();
     if !pruned.deleted.is_empty() {
@@ -106,8 +112,7 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
         pruned.deleted.iter().for_each(|digest| println!("deleted: {digest}"));
         println!();
     }
-    println!("Total reclaimed space: {}", quantity::human(pruned.freed_bytes));
-    Ok(())
+    Ok(pruned.freed_bytes)
 }
 
 const HISTORY: Listing<'static> = Listing {

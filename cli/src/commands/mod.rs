@@ -35,7 +35,7 @@ use clap::Args;
 use orch_model::{node::Node, service::Service};
 use serde_json::Value;
 
-use orch_template::Template;
+use orch_template::{Template, native};
 
 use crate::{flags::filter::FilterSet, render::listing::Shape};
 
@@ -69,8 +69,8 @@ impl ListFlags {
 /// `[…]` of all objects, or each through `--format`.
 fn print_inspected(objects: Vec<Value>, format: Option<&str>) -> anyhow::Result<()> {
     match format {
-        None => println!("{}", pretty(&Value::Array(objects))?),
-        Some("json") => objects.iter().for_each(|object| println!("{object}")),
+        None => println!("{}", pretty(&native::shown(&Value::Array(objects)))?),
+        Some("json") => objects.iter().for_each(|object| println!("{}", native::shown(object))),
         Some(format) => {
             let template = Template::parse(&format.replace("\\t", "\t").replace("\\n", "\n"))?;
             for object in &objects {

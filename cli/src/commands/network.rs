@@ -2,16 +2,18 @@
 
 mod create;
 mod member;
-mod prune;
+pub(crate) mod prune;
 mod report;
 mod trace;
+
+use std::collections::BTreeSet;
 
 use clap::Subcommand;
 use orch_model::{Annotations, Kind, network::Network};
 use orch_proto::{paths::Paths, wire};
 use serde_json::Value;
 
-use super::{ListFlags, for_each, print_inspected, warn};
+use super::{ListFlags, container_control::agreed, for_each, print_inspected, warn};
 use crate::{
     api::{Api, explain, worker},
     flags::filter::FilterSet,
@@ -23,6 +25,10 @@ use crate::{
 };
 
 pub(crate) use member::{NetworkFlags, is_joined};
+
+/// What people are told before the network of published ports goes.
+const MESH_GOES: &str = "This is the routing mesh: without it no port is published on all nodes until \
+    `orch network create --ingress` makes another.";
 
 /// Networks of one node.
 const DRIVER_BRIDGE: &str = "bridge";
@@ -50,7 +56,7 @@ pub(crate) enum NetworkCommand {
     /// Remove one or more networks
     #[command(visible_alias = "remove")]
     Rm {
-        /// Do not error if the network does not exist
+        /// Do not error if the network does not exist, and do not ask before the routing mesh goes
         #[arg(short, long)]
         force: bool,
         #[arg(required = true, value_name = "NETWORK")]
@@ -71,6 +77,7 @@ const NETWORKS: Listing<'static> = Listing {
         ("Name", "NAME"),
         ("Driver", "DRIVER"),
         ("Scope", "SCOPE"),
+        ("IPv4", "IPV4"),
         ("IPv6", "IPV6"),
         ("Internal", "INTERNAL"),
         ("Labels", "LABELS"),
@@ -104,12 +111,18 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
         }
         NetworkCommand::Rm { force, networks } => {
             let known = Known::read(paths).await?;
-            for_each(&networks, async |reference| match remove(&known, reference, paths).await {
-                Err(_) if force && known.find(reference).is_none() => Ok(()),
-                Err(error) => Err(error),
-                Ok(()) => {
-                    println!("{reference}");
-                    Ok(())
+            for_each(&networks, async |reference| {
+                let is_mesh = matches!(known.find(reference), Some(Found::OfCluster(network)) if network.spec.ingress);
+                if is_mesh && !force && !agreed(MESH_GOES)? {
+                    return Ok(());
+                }
+                match remove(&known, reference, paths).await {
+                    Err(_) if force && known.find(reference).is_none() => Ok(()),
+                    Err(error) => Err(error),
+                    Ok(()) => {
+                        println!("{reference}");
+                        Ok(())
+                    }
                 }
             })
             .await
@@ -223,14 +236,29 @@ impl Found<'_> {
         }
     }
 
-    fn matches(&self, filters: &FilterSet) -> bool {
-        let Annotations { name, labels } = self.annotations();
-        let kind = if self.is_builtin() { "builtin" } else { "custom" };
+    /// What a name filter takes: of a cluster's network its beginning, of a node's any part, as with Docker.
+    fn is_named(&self, wanted: &str) -> bool {
+        match self {
+            Self::OfCluster(_) => self.name().starts_with(wanted),
+            Self::OfNode(_) => self.name().contains(wanted),
+        }
+    }
+
+    /// Neither a service nor a container is on it; `used` is [`prune::used`].
+    fn is_dangling(&self, used: &BTreeSet<String>) -> bool {
+        !self.is_builtin() && !used.contains(self.id()) && !used.contains(self.name())
+    }
+
+    fn matches(&self, filters: &FilterSet, used: &BTreeSet<String>) -> bool {
+        let labels = self.annotations().labels;
+        // A cluster can be without its routing mesh, or with one of the user's making.
+        let kind = if matches!(self, Self::OfNode(network) if network.predefined) { "builtin" } else { "custom" };
         filters.any("id", |id| self.id().starts_with(id))
-            && filters.any("name", |part| name.contains(part))
+            && filters.any("name", |wanted| self.is_named(wanted))
             && filters.any("driver", |driver| self.driver() == driver)
             && filters.any("scope", |scope| scope == self.scope())
             && filters.any("type", |wanted| kind == wanted)
+            && filters.any("dangling", |wanted| matches!(wanted, "true" | "1") == self.is_dangling(used))
             && filters.labels("label", &labels)
     }
 
@@ -248,6 +276,7 @@ impl Found<'_> {
             ("Name", name.as_str().into()),
             ("Driver", self.driver().into()),
             ("Scope", self.scope().into()),
+            ("IPv4", "true".into()),
             ("IPv6", ipv6.to_string().into()),
             ("Internal", internal.to_string().into()),
             ("Labels", labels.join(",").into()),
@@ -276,9 +305,11 @@ async fn remove(known: &Known, reference: &str, paths: &Paths) -> anyhow::Result
 }
 
 async fn list(flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> {
-    let filters = flags.filters(&["id", "name", "driver", "label", "scope", "type"])?;
+    let filters = flags.filters(&["id", "name", "driver", "label", "scope", "type", "dangling"])?;
+    let filters = filters.only("dangling", &["true", "false", "1", "0"]).map_err(anyhow::Error::msg)?;
     let known = Known::read(paths).await?;
-    let mut networks: Vec<_> = known.all().filter(|network| network.matches(&filters)).collect();
+    let used = if filters.has("dangling") { prune::used(paths).await? } else { BTreeSet::new() };
+    let mut networks: Vec<_> = known.all().filter(|network| network.matches(&filters, &used)).collect();
     networks.sort_by(|a, b| natural_order(a.name(), b.name()));
     let rows: Vec<Row> = networks.iter().map(|network| network.row(flags.no_trunc)).collect();
     Ok(NETWORKS.print(&flags.shape(), &rows)?)

@@ -424,6 +424,13 @@ mod tests {
     }
 
     #[test]
+    fn templates_find_what_nobody_set() {
+        let template =
+            orch_template::Template::parse("<{{.Spec.Name}}{{.Status.Message}}> {{.ManagerStatus}}").unwrap();
+        assert_eq!(template.render(&inspect::node(&node(), None)).as_deref(), Ok("<> <nil>"));
+    }
+
+    #[test]
     fn inspect_pretty_says_what_a_node_is() {
         let text = pretty(&node());
         for line in

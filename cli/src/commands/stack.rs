@@ -117,12 +117,17 @@ pub(crate) async fn run(command: StackCommand, paths: &Paths) -> anyhow::Result<
 pub(crate) async fn services_of(api: &mut Api, stack: &str) -> anyhow::Result<Vec<Arc<Service>>> {
     let services = api.list::<Service>(in_stack(stack)).await?;
     if services.is_empty() {
-        bail!("nothing found in stack: {stack}; `orch stack ls` shows the stacks there are");
+        bail!("{}", nothing_found(stack));
     }
     Ok(services)
 }
 
-fn in_stack(stack: &str) -> wire::Filters {
+/// Docker's words. For `rm` and `services` that is a remark, as there: what was wanted gone is gone.
+pub(crate) fn nothing_found(stack: &str) -> String {
+    format!("Nothing found in stack: {stack}; `orch stack ls` shows the stacks there are")
+}
+
+pub(crate) fn in_stack(stack: &str) -> wire::Filters {
     wire::Filters { labels: vec![format!("{NAMESPACE_LABEL}={stack}")], ..wire::Filters::default() }
 }
 

@@ -3,10 +3,13 @@
 use clap::{Args, Subcommand};
 use orch_proto::{paths::Paths, wire};
 
-use super::{container_live, info};
+use super::{
+    container_control::{confirmed, prune_stopped, until},
+    container_live, image_registry, info, network, volume,
+};
 use crate::{
     api::{explain, worker},
-    flags::quantity,
+    flags::{filter::FilterSet, quantity},
     render::listing::{Listing, Row, Shape, row},
 };
 
@@ -16,6 +19,8 @@ pub(crate) enum SystemCommand {
     Df(DfArgs),
     /// Get events of this node's containers and volumes
     Events(container_live::EventsArgs),
+    /// Remove unused data of this node
+    Prune(PruneArgs),
     /// Display what is known of this node and its cluster
     Info(info::FormatArgs),
 }
@@ -28,6 +33,22 @@ pub(crate) struct DfArgs {
     /// Format output: 'table', 'table TEMPLATE', 'json' or a Go template
     #[arg(long, value_name = "TEMPLATE")]
     format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Remove all unused images, not just dangling ones
+    #[arg(short, long)]
+    all: bool,
+    /// Prune anonymous volumes too
+    #[arg(long)]
+    volumes: bool,
+    /// Do not prompt for confirmation
+    #[arg(short, long)]
+    force: bool,
+    /// Provide filter values (until=TIME, label=KEY=VALUE, label!=KEY=VALUE)
+    #[arg(long, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
 }
 
 const USAGE: Listing<'static> = Listing {
@@ -52,6 +73,7 @@ pub(crate) async fn run(command: SystemCommand, paths: &Paths) -> anyhow::Result
     match command {
         SystemCommand::Df(args) => df(args, paths).await,
         SystemCommand::Events(args) => container_live::events(args, paths).await,
+        SystemCommand::Prune(args) => prune(args, paths).await,
         SystemCommand::Info(args) => info::info(args, paths).await,
     }
 }
@@ -85,6 +107,62 @@ impl Sum {
             ("Reclaimable", format!("{} ({percent}%)", quantity::human(self.unused_bytes)).into()),
         ])
     }
+}
+
+impl PruneArgs {
+    /// Images are not chosen by label: with such a filter they stay.
+    fn takes_images(&self, filters: &FilterSet) -> bool {
+        !filters.has("label") && !filters.has("label!")
+    }
+
+    fn warning(&self, filters: &FilterSet) -> String {
+        let mut lines = vec!["all stopped containers", "all networks not used by at least one container"];
+        if self.volumes {
+            lines.push("all anonymous volumes not used by at least one container");
+        }
+        if self.takes_images(filters) {
+            lines.push(match self.all {
+                true => "all images without at least one container associated to them",
+                false => "all dangling images",
+            });
+        }
+        let mut text = format!("This will remove:\n  - {}", lines.join("\n  - "));
+        if !self.filter.is_empty() {
+            text += &format!("\nonly what fits:\n  - {}", self.filter.join("\n  - "));
+        }
+        text
+    }
+
+    fn filters(&self) -> anyhow::Result<FilterSet> {
+        let filters = FilterSet::parse(&self.filter, &["until", "label", "label!"]).map_err(anyhow::Error::msg)?;
+        if self.volumes && filters.has("until") {
+            anyhow::bail!("the filter until is not for volumes, whose age says nothing: leave out --volumes or until");
+        }
+        Ok(filters)
+    }
+}
+
+/// What nothing uses any more: containers first, which frees what they used.
+async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
+    let filters = args.filters()?;
+    let until = until(&filters)?;
+    let mut worker = worker(paths).await?;
+    if !args.force && !confirmed(&args.warning(&filters))? {
+        return Ok(());
+    }
+    let mut freed_bytes = prune_stopped(&mut worker, &filters, until).await?;
+    if network::prune::prune_unused(&filters, until, paths).await? {
+        println!();
+    }
+    if args.volumes {
+        freed_bytes += volume::prune_unused(&mut worker, &filters, false).await?;
+    }
+    match args.takes_images(&filters) {
+        true => freed_bytes += image_registry::prune_unused(&mut worker, args.all, until).await?,
+        false => eprintln!("images are not filtered by label and stay; `orch image prune` removes unused ones"),
+    }
+    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
 }
 
 async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
@@ -142,4 +220,37 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         })
         .collect();
     Ok(DETAILS.print(&shape, &rows)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: PruneArgs,
+    }
+
+    #[test]
+    fn a_prune_says_what_goes() {
+        let all = ["stopped containers", "networks", "anonymous volumes", "dangling images", "all images", "fits"];
+        for (line, said) in [
+            ("prune", &["stopped containers", "networks", "dangling images"][..]),
+            ("prune -a --volumes", &["stopped containers", "networks", "anonymous volumes", "all images"]),
+            ("prune --filter until=1h", &["stopped containers", "networks", "dangling images", "fits"]),
+            ("prune --filter label!=keep", &["stopped containers", "networks", "fits"]),
+        ] {
+            let args = Line::try_parse_from(line.split(' ')).unwrap().args;
+            let warning = args.warning(&args.filters().unwrap());
+            for part in all {
+                assert_eq!(warning.contains(part), said.contains(&part), "{line}: {part} in {warning}");
+            }
+        }
+        for line in ["prune --volumes --filter until=1h", "prune --filter name=x"] {
+            assert!(Line::try_parse_from(line.split(' ')).unwrap().args.filters().is_err(), "{line}");
+        }
+    }
 }

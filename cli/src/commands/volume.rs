@@ -53,6 +53,9 @@ pub(crate) struct CreateVolumeArgs {
     /// Made up when it is left out
     #[arg(value_name = "VOLUME", default_value = "")]
     name: String,
+    /// The name, as older clients of Docker gave it
+    #[arg(long = "name", value_name = "VOLUME", hide = true, conflicts_with = "name")]
+    old_name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -70,7 +73,18 @@ pub(crate) struct PruneVolumesArgs {
 
 const VOLUMES: Listing<'static> = Listing {
     default: "{{.Driver}}\t{{.Name}}",
-    headings: &[("Driver", "DRIVER"), ("Name", "VOLUME NAME"), ("Mountpoint", "MOUNTPOINT"), ("Labels", "LABELS")],
+    headings: &[
+        ("Driver", "DRIVER"),
+        ("Name", "VOLUME NAME"),
+        ("Scope", "SCOPE"),
+        ("Mountpoint", "MOUNTPOINT"),
+        ("Labels", "LABELS"),
+        ("Size", "SIZE"),
+        ("Links", "LINKS"),
+        ("Availability", "AVAILABILITY"),
+        ("Group", "GROUP"),
+        ("Status", "STATUS"),
+    ],
     quiet: "Name",
 };
 
@@ -79,7 +93,7 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
     match command {
         VolumeCommand::Create(args) => {
             let made = worker.create_volume(wire::Volume {
-                name: args.name,
+                name: args.old_name.unwrap_or(args.name),
                 driver: args.driver,
                 labels: args.label.into_iter().collect(),
                 options: args.opt.into_iter().collect(),
@@ -91,6 +105,7 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
         VolumeCommand::Prune(args) => prune(args, &mut worker).await,
         VolumeCommand::Ls(flags) => {
             let filters = flags.filters(&["name", "label", "driver", "dangling"])?;
+            let filters = filters.only("dangling", &["true", "false", "1", "0"]).map_err(anyhow::Error::msg)?;
             let mut volumes = worker.list_volumes(wire::Empty {}).await.map_err(explain)?.into_inner().volumes;
             volumes.sort_by(|a, b| a.name.cmp(&b.name));
             let rows: Vec<Row> = volumes
@@ -133,12 +148,19 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
 
 /// Without `--all` only those that nobody named.
 async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["label", "all"]).map_err(anyhow::Error::msg)?;
+    let filters = FilterSet::parse(&args.filter, &["label", "label!", "all"]).map_err(anyhow::Error::msg)?;
     let all = args.all || args.filter.iter().any(|filter| matches!(filter.as_str(), "all=true" | "all=1"));
     let which = if all { "all local volumes" } else { "anonymous local volumes" };
     if !args.force && !confirmed(&format!("This will remove {which} not used by at least one container."))? {
         return Ok(());
     }
+    let freed_bytes = prune_unused(worker, &filters, all).await?;
+    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    Ok(())
+}
+
+/// Says what it removes; returns how many bytes that frees.
+pub(crate) async fn prune_unused(worker: &mut Worker, filters: &FilterSet, all: bool) -> anyhow::Result<u64> {
     let usage = worker.disk_usage(wire::Empty {}).await.map_err(explain)?.into_inner();
     let mut freed_bytes = 0;
     let mut header = "Deleted Volumes:\n";
@@ -155,9 +177,10 @@ async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()
         header = "";
         freed_bytes += size_bytes;
     }
-    let gap = if header.is_empty() { "\n" } else { "" };
-    println!("{gap}Total reclaimed space: {}", quantity::human(freed_bytes));
-    Ok(())
+    if header.is_empty() {
+        println!();
+    }
+    Ok(freed_bytes)
 }
 
 fn volume_row(volume: &wire::Volume) -> Row {
@@ -167,5 +190,12 @@ fn volume_row(volume: &wire::Volume) -> Row {
         ("Name", volume.name.as_str().into()),
         ("Mountpoint", volume.mountpoint.as_str().into()),
         ("Labels", labels.join(",").into()),
+        ("Scope", "local".into()),
+        // Docker's words where nobody was asked (`system df` is) or there is no such thing.
+        ("Size", "N/A".into()),
+        ("Links", "N/A".into()),
+        ("Availability", "N/A".into()),
+        ("Group", "N/A".into()),
+        ("Status", "N/A".into()),
     ])
 }

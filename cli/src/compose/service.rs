@@ -111,7 +111,11 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         command: command("entrypoint")?.unwrap_or_default(),
         args: command("command")?.unwrap_or_default(),
         hostname: text("hostname")?.unwrap_or_default(),
-        env: environment(reader, node, path)?.into_iter().filter_map(|(k, v)| Some(format!("{k}={}", v?))).collect(),
+        env: environment(reader, node, path)?
+            .into_iter()
+            // A bare name takes the image's variable away.
+            .map(|(name, value)| value.map_or_else(|| name.clone(), |value| format!("{name}={value}")))
+            .collect(),
         dir: text("working_dir")?.unwrap_or_default(),
         user: text("user")?.unwrap_or_default(),
         labels: reader.labels(node.get("labels"), &format!("{path}.labels"))?,
@@ -159,7 +163,7 @@ fn command(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<String>, 
     }
 }
 
-/// Env files first, then `environment:`. What has no value gets the shell's, and none if that has none.
+/// Env files first, then `environment:`. What has no value gets the shell's, and keeps none if that has none.
 pub(super) fn environment(
     reader: &Reader<'_>,
     node: &Node,

@@ -22,6 +22,7 @@ services:
       RATIO: 0.10
       FLAG: yes
       FROM_SHELL:
+      NOWHERE:
     env_file: web.env
     networks:
       front:
@@ -98,7 +99,7 @@ fn a_file_becomes_specs() {
     assert_eq!(web.spec.annotations.name, "shop_web");
     assert_eq!(container.image, "shop/web:1");
     assert_eq!(container.args, ["serve", "--port", "80", "two words"]);
-    assert_eq!(container.env, ["A=1", "FLAG=yes", "FROM_SHELL=shell", "LEVEL=info", "RATIO=0.1"]);
+    assert_eq!(container.env, ["A=1", "FLAG=yes", "FROM_SHELL=shell", "LEVEL=info", "NOWHERE", "RATIO=0.1"]);
     assert_eq!(web.spec.mode, ServiceMode::Replicated { replicas: 3 });
     assert_eq!(web.spec.endpoint.ports.len(), 2);
     assert_eq!(web.spec.annotations.labels["tier"], "front");

@@ -50,13 +50,14 @@ impl FilterSet {
         self.values.contains_key(key)
     }
 
+    /// All labels of `key` are there, and not all of `key!`: `label!=keep` leaves out what has that label.
     pub(crate) fn labels(&self, key: &str, labels: &BTreeMap<String, String>) -> bool {
-        self.values.get(key).is_none_or(|wanted| {
-            wanted.iter().all(|wanted| match wanted.split_once('=') {
-                Some((name, value)) => labels.get(name).is_some_and(|have| have == value),
-                None => labels.contains_key(wanted.as_str()),
-            })
-        })
+        let has = |wanted: &String| match wanted.split_once('=') {
+            Some((name, value)) => labels.get(name).is_some_and(|have| have == value),
+            None => labels.contains_key(wanted.as_str()),
+        };
+        let left_out = self.values.get(&format!("{key}!"));
+        self.values(key).iter().all(has) && !left_out.is_some_and(|wanted| wanted.iter().all(has))
     }
 }
 
@@ -72,6 +73,18 @@ mod tests {
         let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
         assert!(set.labels("label", &labels(&[("x", ""), ("y", "1")])));
         assert!(!set.labels("label", &labels(&[("x", ""), ("y", "2")])));
+        for (flags, left_out) in [
+            (&["label!=x"][..], &["x", "both"][..]),
+            (&["label!=y=1"], &["both"]),
+            (&["label!=x", "label!=y"], &["both"]),
+            (&["label=x", "label!=y"], &["none", "both"]),
+        ] {
+            let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+            let set = FilterSet::parse(&flags, &["label", "label!"]).unwrap();
+            for (name, pairs) in [("none", &[][..]), ("x", &[("x", "")]), ("both", &[("x", "1"), ("y", "1")])] {
+                assert_eq!(set.labels("label", &labels(pairs)), !left_out.contains(&name), "{flags:?} {name}");
+            }
+        }
         assert!(FilterSet::parse(&["bogus=1".into()], &["name"]).unwrap_err().contains("name"));
         assert!(FilterSet::parse(&["name".into()], &["name"]).is_err());
         let set = FilterSet::parse(&["role=boss".into()], &["role"]).unwrap();

@@ -1,6 +1,7 @@
 //! `ContainerSpec` and what is in it.
 
 use orch_model::service::{BindRecursive, ContainerSpec, DnsConfig, FileRef, HealthConfig, Mount, MountKind};
+use orch_template::native::Zero;
 use serde_json::{Value, json};
 
 use super::{Fields, nanos};
@@ -17,6 +18,7 @@ pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
         .some("User", spec.user.as_str())
         .some("Groups", json!(spec.groups))
         .some("StopSignal", spec.stop_signal.as_str())
+        .unset("Privileges", Zero::Pointer)
         .some("TTY", spec.tty)
         .some("OpenStdin", spec.open_stdin)
         .some("ReadOnly", spec.read_only)
@@ -88,10 +90,10 @@ fn mount(mount: &Mount) -> Value {
 pub(super) fn health(health: &HealthConfig) -> Value {
     Fields::default()
         .some("Test", json!(health.test))
-        .some("Interval", health.interval.map(nanos))
-        .some("Timeout", health.timeout.map(nanos))
-        .some("StartPeriod", health.start_period.map(nanos))
-        .some("StartInterval", health.start_interval.map(nanos))
+        .some("Interval", nanos(health.interval.unwrap_or_default()))
+        .some("Timeout", nanos(health.timeout.unwrap_or_default()))
+        .some("StartPeriod", nanos(health.start_period.unwrap_or_default()))
+        .some("StartInterval", nanos(health.start_interval.unwrap_or_default()))
         .some("Retries", health.retries)
         .done()
 }

@@ -15,11 +15,16 @@ pub(crate) use service::{balance, endpoint_mode, service, update_state_word};
 pub(crate) use state::{host_ip, local_container};
 
 use orch_model::{Meta, service::PortConfig};
+use orch_template::native::{self, Zero};
 use serde_json::{Map, Value, json};
 
-use crate::render::{ports, time};
+use crate::{
+    flags::duration,
+    render::{ports, time},
+};
 
-/// Builds an object; what is empty (Go's `omitempty`) is left out unless [`Fields::always`] put it in.
+/// Builds an object; what is empty (Go's `omitempty`) is left out unless [`Fields::always`] put it in. Templates find it
+/// with Go's zero value all the same; [`native::shown`] is the object as JSON.
 #[derive(Default)]
 struct Fields(Map<String, Value>);
 
@@ -31,15 +36,16 @@ impl Fields {
 
     fn some(self, name: &str, value: impl Into<Value>) -> Self {
         let value = value.into();
-        let empty = match &value {
-            Value::Null => true,
-            Value::Bool(flag) => !flag,
-            Value::Number(number) => number.as_f64() == Some(0.0),
-            Value::String(text) => text.is_empty(),
-            Value::Array(list) => list.is_empty(),
-            Value::Object(map) => map.is_empty(),
-        };
-        if empty { self } else { self.always(name, value) }
+        match Zero::of(&value) {
+            Some(zero) => self.unset(name, zero),
+            None => self.always(name, value),
+        }
+    }
+
+    /// A field of Docker's that is never set here.
+    fn unset(mut self, name: &str, zero: Zero) -> Self {
+        native::hide(&mut self.0, name, zero);
+        self
     }
 
     fn done(self) -> Value {
@@ -71,8 +77,9 @@ fn port_list(list: &[PortConfig]) -> Value {
     list.iter().map(port).collect()
 }
 
-fn nanos(length: std::time::Duration) -> u64 {
-    u64::try_from(length.as_nanos()).unwrap_or(u64::MAX)
+/// A number in JSON; templates print it as Go does: `10s`.
+fn nanos(length: std::time::Duration) -> Value {
+    native::printed(&duration::show(length), u64::try_from(length.as_nanos()).unwrap_or(u64::MAX).into())
 }
 
 #[cfg(test)]

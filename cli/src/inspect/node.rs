@@ -2,6 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use orch_model::node::{Availability, Encryption, Node, NodeRole, NodeState};
+use orch_template::native::Zero;
 use serde_json::{Value, json};
 
 use super::{Fields, head, service::reserved};
@@ -70,6 +71,7 @@ fn description(node: &Node) -> Value {
     let engine = Fields::default()
         .always("EngineVersion", description.engine_version.as_str())
         .some("Labels", json!(description.engine_labels))
+        .unset("Plugins", Zero::List)
         .done();
     Fields::default()
         .always("Hostname", description.hostname.as_str())
@@ -77,9 +79,10 @@ fn description(node: &Node) -> Value {
         .always("Resources", reserved(description.resources, &description.generic))
         .always("Engine", engine)
         .some("Features", json!(description.features))
-        .some("DataPathAddr", description.data_addr.map(|a| a.to_string()))
+        .some("DataPathAddr", description.data_addr.map(|a| a.to_string()).unwrap_or_default())
         .some("Encryption", description.encryption.as_ref().map(encryption))
         .some("TLSInfo", tls_info(node))
+        .unset("CSIInfo", Zero::List)
         .done()
 }
 

@@ -7,6 +7,7 @@ use orch_model::{
     task::{Task, TaskState},
 };
 use orch_proto::wire;
+use orch_template::native::Zero;
 use serde_json::{Value, json};
 
 use super::{Fields, head, port_list, service::task_spec};
@@ -32,20 +33,23 @@ pub(crate) fn task(task: &Task) -> Value {
         .always("Spec", task_spec(&task.spec))
         .always("ServiceID", task.service.as_str())
         .some("Slot", task.slot)
-        .some("NodeID", task.node.as_ref().map(|n| n.to_string()))
+        .some("NodeID", task.node.as_ref().map(|n| n.to_string()).unwrap_or_default())
         .always(
             "Status",
             Fields::default()
                 .always("Timestamp", time::rfc3339(status.at))
                 .always("State", word(status.state))
                 .always("Message", status.message.as_str())
-                .some("Err", status.error.clone())
+                .some("Err", status.error.clone().unwrap_or_default())
                 .some("ContainerStatus", container)
                 .always("PortStatus", json!({"Ports": port_list(&task.host_ports)}))
                 .done(),
         )
         .always("DesiredState", word(task.desired_state))
         .some("NetworksAttachments", task.networks.iter().map(attachment).chain(of_node).collect::<Value>())
+        .unset("GenericResources", Zero::List)
+        .unset("JobIteration", Zero::Pointer)
+        .unset("Volumes", Zero::List)
         .done()
 }
 
@@ -58,8 +62,8 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
     let ipam = |config: &wire::IpamConfig| {
         Fields::default()
             .always("Subnet", config.subnet.as_str())
-            .some("IPRange", config.range.clone())
-            .some("Gateway", config.gateway.clone())
+            .some("IPRange", config.range.clone().unwrap_or_default())
+            .some("Gateway", config.gateway.clone().unwrap_or_default())
             .done()
     };
     let members = network.members.iter().map(|member| {
@@ -93,6 +97,8 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
         .always("Containers", members.collect::<serde_json::Map<_, _>>())
         .always("Options", json!(network.options))
         .always("Labels", json!(network.labels))
+        .unset("Peers", Zero::List)
+        .unset("Services", Zero::Map)
         .done()
 }
 
@@ -101,8 +107,9 @@ pub(crate) fn network(network: &Network) -> Value {
     let ipam = |config: &IpamConfig| {
         Fields::default()
             .always("Subnet", config.subnet.to_string())
-            .some("IPRange", config.range.map(|r| r.to_string()))
-            .some("Gateway", config.gateway.map(|g| g.to_string()))
+            .some("IPRange", config.range.map(|r| r.to_string()).unwrap_or_default())
+            .unset("AuxiliaryAddresses", Zero::Map)
+            .some("Gateway", config.gateway.map(|g| g.to_string()).unwrap_or_default())
             .done()
     };
     let mut options = network.spec.driver_options.clone();
@@ -129,7 +136,9 @@ pub(crate) fn network(network: &Network) -> Value {
         .always("Containers", Value::Null)
         .always("Options", json!(options))
         .always("Labels", json!(network.spec.annotations.labels))
-        .some("Problem", network.problem.clone())
+        .some("Problem", network.problem.clone().unwrap_or_default())
+        .unset("Peers", Zero::List)
+        .unset("Services", Zero::Map)
         .done()
 }
 
@@ -154,7 +163,8 @@ fn named(
     let spec = Fields::default()
         .always("Name", annotations.name.as_str())
         .always("Labels", json!(annotations.labels))
-        .some("Data", data)
+        .some("Data", data.map_or(json!([]), Value::from))
+        .unset("Driver", Zero::Pointer)
         .some("Templating", template.map(|TemplateDriver::Golang| json!({"Name": "golang"})))
         .done();
     head(id, meta).always("Spec", spec).done()
@@ -177,13 +187,16 @@ pub(crate) fn image(image: &wire::LocalImage) -> Value {
 }
 
 pub(crate) fn volume(volume: &wire::Volume) -> Value {
-    json!({
-        "CreatedAt": time::rfc3339(Timestamp::from_unix_ms(volume.created_at_ms)),
-        "Driver": volume.driver,
-        "Labels": volume.labels,
-        "Mountpoint": volume.mountpoint,
-        "Name": volume.name,
-        "Options": volume.options,
-        "Scope": "local",
-    })
+    Fields::default()
+        .always("CreatedAt", time::rfc3339(Timestamp::from_unix_ms(volume.created_at_ms)))
+        .always("Driver", volume.driver.as_str())
+        .always("Labels", json!(volume.labels))
+        .always("Mountpoint", volume.mountpoint.as_str())
+        .always("Name", volume.name.as_str())
+        .always("Options", json!(volume.options))
+        .always("Scope", "local")
+        .unset("Status", Zero::Map)
+        .unset("ClusterVolume", Zero::Pointer)
+        .unset("UsageData", Zero::Pointer)
+        .done()
 }

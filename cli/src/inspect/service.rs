@@ -10,17 +10,28 @@ use orch_model::{
     network::predefined_id,
     node::{GenericResources, Resources},
 };
+use orch_template::native::Zero;
 use serde_json::{Value, json};
 
 use super::{Fields, container::container_spec, head, nanos, port_list};
 use crate::render::time;
 
+/// How long a container gets to stop unless the spec says so.
+const DEFAULT_GRACE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// With what a spec leaves open as the daemons take it, as Docker's client asks for it.
 pub(crate) fn service(service: &Service) -> Value {
+    let mut spec = service.spec.clone();
+    spec.task.container.stop_grace_period.get_or_insert(DEFAULT_GRACE);
+    spec.update.get_or_insert_default();
+    spec.rollback.get_or_insert_default();
     head(service.id.as_str(), &service.meta)
-        .always("Spec", service_spec(&service.spec))
+        .always("Spec", service_spec(&spec))
         .some("PreviousSpec", service.previous_spec.as_deref().map(service_spec))
         .always("Endpoint", endpoint(&service.endpoint, &service.spec.endpoint))
         .some("UpdateStatus", service.update_status.as_ref().map(update_status))
+        .unset("ServiceStatus", Zero::Pointer)
+        .unset("JobStatus", Zero::Pointer)
         .done()
 }
 
@@ -32,6 +43,7 @@ fn service_spec(spec: &ServiceSpec) -> Value {
         .always("Mode", mode(spec.mode))
         .some("UpdateConfig", spec.update.as_ref().map(update_config))
         .some("RollbackConfig", spec.rollback.as_ref().map(update_config))
+        .unset("Networks", Zero::List)
         .always("EndpointSpec", endpoint_spec(&spec.endpoint))
         .done()
 }
@@ -63,6 +75,8 @@ pub(crate) fn task_spec(spec: &TaskSpec) -> Value {
         .always("Placement", placement(&spec.placement))
         .some("Networks", spec.networks.iter().map(network).chain(of_node).collect::<Value>())
         .some("LogDriver", spec.log_driver.as_ref().map(log_driver))
+        .unset("PluginSpec", Zero::Pointer)
+        .unset("NetworkAttachmentSpec", Zero::Pointer)
         .always("ForceUpdate", spec.force_update)
         .always("Runtime", "container")
         .done()
@@ -122,6 +136,7 @@ fn placement(placement: &Placement) -> Value {
     Fields::default()
         .some("Constraints", json!(placement.constraints))
         .some("Preferences", placement.spread.iter().map(spread).collect::<Value>())
+        .unset("Platforms", Zero::List)
         .some("MaxReplicas", placement.max_replicas_per_node)
         .some("Strategy", if placement.strategy == PlacementStrategy::Pack { "pack" } else { "" })
         .done()
@@ -150,7 +165,7 @@ fn update_config(config: &UpdateConfig) -> Value {
 fn endpoint_spec(spec: &EndpointSpec) -> Value {
     Fields::default()
         .always("Mode", endpoint_mode(spec.mode))
-        .some("Balance", spec.balance.map(balance))
+        .some("Balance", spec.balance.map(balance).unwrap_or_default())
         .some("PreferLocal", spec.prefer_local)
         .some("Ports", port_list(&spec.ports))
         .done()
@@ -178,7 +193,7 @@ fn endpoint(endpoint: &Endpoint, spec: &EndpointSpec) -> Value {
         .always("Spec", endpoint_spec(spec))
         .some("Ports", port_list(&endpoint.ports))
         .some("VirtualIPs", vips.collect::<Value>())
-        .some("Problem", endpoint.problem.clone())
+        .some("Problem", endpoint.problem.clone().unwrap_or_default())
         .done()
 }
 

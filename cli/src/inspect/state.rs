@@ -6,6 +6,7 @@ use orch_model::{
     task::Health,
 };
 use orch_proto::{conv::FromProto, wire};
+use orch_template::native::Zero;
 use serde_json::{Map, Value, json};
 
 use super::Fields;
@@ -40,6 +41,8 @@ pub(crate) fn local_container(details: &wire::ContainerDetails) -> Value {
         .always("Mounts", details.mounts.iter().map(mount).collect::<Value>())
         .always("Config", config(&spec.container, &container, details))
         .always("NetworkSettings", network_settings(&container, details))
+        .unset("SizeRw", Zero::Pointer)
+        .unset("SizeRootFs", Zero::Pointer)
         .done()
 }
 
@@ -189,6 +192,10 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .always("WorkingDir", either(&spec.dir, &image.working_dir))
         .always("Entrypoint", or_null(entrypoint))
         .always("Labels", Value::Object(labels))
+        .unset("MacAddress", Zero::Of("".into()))
+        .unset("NetworkDisabled", Zero::Of(false.into()))
+        .unset("StopTimeout", Zero::Pointer)
+        .unset("Shell", Zero::List)
         .some("StopSignal", either(&spec.stop_signal, &image.stop_signal))
         .done()
 }

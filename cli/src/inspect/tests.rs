@@ -60,6 +60,7 @@ fn a_service_has_dockers_shape() {
                     "Image": "web:1@sha256:ab",
                     "Env": ["A=1"],
                     "Mounts": [{"Type": "volume", "Source": "data", "Target": "/d"}],
+                    "StopGracePeriod": 10_000_000_000_u64,
                     "Isolation": "default"
                 },
                 "Resources": {"Limits": {}, "Reservations": {}},
@@ -70,6 +71,10 @@ fn a_service_has_dockers_shape() {
             },
             "Mode": {"Replicated": {"Replicas": 2}},
             "UpdateConfig": {
+                "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_u64,
+                "MaxFailureRatio": 0.0, "Order": "stop-first"
+            },
+            "RollbackConfig": {
                 "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_u64,
                 "MaxFailureRatio": 0.0, "Order": "stop-first"
             },
@@ -87,7 +92,46 @@ fn a_service_has_dockers_shape() {
             "VirtualIPs": [{"NetworkID": "0000000000000000000000002", "Addr": "10.0.1.2/24"}]
         }
     });
-    assert_eq!(service(&sample()), expected);
+    assert_eq!(native::shown(&service(&sample())), expected);
+}
+
+/// Docker's templates read Go's structs, where a field that nobody set exists all the same.
+#[test]
+fn templates_find_what_nobody_set() {
+    use orch_proto::wire;
+    for (object, template, want) in [
+        (service(&sample()), "{{with .UpdateStatus}}{{.State}}{{end}}", ""),
+        (
+            service(&sample()),
+            "{{.UpdateStatus}}{{.PreviousSpec}}{{.ServiceStatus}}{{.JobStatus}}",
+            "<nil><nil><nil><nil>",
+        ),
+        (
+            service(&sample()),
+            "{{with .Spec.TaskTemplate.ContainerSpec}}<{{.User}}{{.Dir}}> {{.StopGracePeriod}}{{end}}",
+            "<> 10s",
+        ),
+        (
+            service(&sample()),
+            "{{.Spec.UpdateConfig.Parallelism}} {{.Spec.UpdateConfig.Delay}} {{.Spec.TaskTemplate.RestartPolicy.Delay}}",
+            "1 0s 5s",
+        ),
+        (
+            service(&sample()),
+            "{{json .Spec.TaskTemplate.ContainerSpec.Secrets}} {{.Spec.TaskTemplate.LogDriver}}",
+            "null <nil>",
+        ),
+        (
+            local_container(&wire::ContainerDetails::default()),
+            "{{.State.Health}}{{with .State.Health}}{{.Status}}{{end}}",
+            "<nil>",
+        ),
+        (local_network(&wire::LocalNetwork::default()), "{{json .Peers}}", "null"),
+        (volume(&wire::Volume::default()), "{{.Status}} {{.UsageData}}", "map[] <nil>"),
+    ] {
+        let template_of = orch_template::Template::parse(template).unwrap();
+        assert_eq!(template_of.render(&object).as_deref(), Ok(want), "{template}");
+    }
 }
 
 /// As `network ls` lists it.
@@ -98,7 +142,7 @@ fn a_network_of_the_nodes_is_shown_by_its_id() {
     {
         let mut shown = sample();
         shown.spec.task.node_network = Some(network);
-        assert_eq!(service(&shown)["Spec"]["TaskTemplate"]["Networks"], json!([{"Target": target}]));
+        assert_eq!(native::shown(&service(&shown))["Spec"]["TaskTemplate"]["Networks"], json!([{"Target": target}]));
         assert_eq!(NodeNetwork::find(target), Some(network));
     }
 }
@@ -133,6 +177,6 @@ fn a_containers_health_check_is_the_users_over_the_images() {
             image: Some(wire::ImageWords { health: of_image.map(|check| check.to_proto()), ..Default::default() }),
             ..Default::default()
         };
-        assert_eq!(local_container(&details)["Config"]["Healthcheck"], want);
+        assert_eq!(native::shown(&local_container(&details))["Config"]["Healthcheck"], want);
     }
 }

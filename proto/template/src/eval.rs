@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    OwnFunctions, TemplateError, functions,
+    OwnFunctions, TemplateError, functions, native,
     parser::{Node, Operand, Pipeline},
 };
 
@@ -105,7 +105,8 @@ impl Run<'_> {
         let items: Vec<(Value, Value)> = match value {
             Value::Array(list) => list.into_iter().enumerate().map(|(i, v)| (Value::from(i), v)).collect(),
             Value::Object(map) => {
-                let mut items: Vec<_> = map.into_iter().map(|(k, v)| (Value::String(k), v)).collect();
+                let entries = native::entries(&map);
+                let mut items: Vec<_> = entries.map(|(k, v)| (Value::String(k.clone()), v.clone())).collect();
                 items.sort_by(|a, b| a.0.as_str().cmp(&b.0.as_str()));
                 items
             }
@@ -173,7 +174,7 @@ impl Run<'_> {
             {
                 // What Go has as a method of the value, such as `.Label "a"`.
                 let key = functions::display(&self.operand(key, scope)?);
-                return Ok(map.get(&key).cloned().unwrap_or_else(|| "".into()));
+                return Ok(native::field(&map, &key).cloned().unwrap_or_else(|| "".into()));
             }
             if !rest.is_empty() || piped.is_some() {
                 return Err(TemplateError("can't give argument to a value that is not a function".into()));
@@ -229,12 +230,16 @@ fn fields(value: &Value, path: &[String], strict: bool) -> Result<Value, Templat
     let mut value = value;
     for (depth, name) in path.iter().enumerate() {
         value = match value {
-            Value::Object(map) => match map.get(name) {
+            // Of nothing at all: as Go, said where the template says it of the whole value.
+            Value::Object(_) if strict && depth == 1 && native::text(value) == Some("<nil>") => {
+                return Err(TemplateError(format!("nil pointer evaluating .{}", path.join("."))));
+            }
+            Value::Object(map) => match native::field(map, name) {
                 Some(inner) => inner,
                 None if strict && depth == 0 => {
                     return Err(TemplateError(format!(
                         "at <.{name}>: map has no entry for key {name:?}; it has {}",
-                        map.keys().cloned().collect::<Vec<_>>().join(", ")
+                        native::entries(map).map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ")
                     )));
                 }
                 None => &Value::Null,

@@ -2,18 +2,21 @@
 
 use serde_json::Value;
 
-use super::TemplateError;
+use super::{TemplateError, native};
 
 type Outcome = Result<Value, TemplateError>;
 
 /// Go's `%v`.
 pub(super) fn display(value: &Value) -> String {
+    if let Some(text) = native::text(value) {
+        return text.to_owned();
+    }
     match value {
         Value::Null => "<no value>".into(),
         Value::String(text) => text.clone(),
         Value::Array(list) => format!("[{}]", list.iter().map(display).collect::<Vec<_>>().join(" ")),
         Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().map(|(k, v)| format!("{k}:{}", display(v))).collect();
+            let mut entries: Vec<_> = native::entries(map).map(|(k, v)| format!("{k}:{}", display(v))).collect();
             entries.sort();
             format!("map[{}]", entries.join(" "))
         }
@@ -23,7 +26,7 @@ pub(super) fn display(value: &Value) -> String {
 
 /// What `if` takes for true.
 pub(super) fn truth(value: &Value) -> bool {
-    match value {
+    match native::plain(value) {
         Value::Null => false,
         Value::Bool(flag) => *flag,
         Value::Number(number) => number.as_f64() != Some(0.0),
@@ -45,7 +48,7 @@ pub(super) fn call(name: &str, arguments: Vec<Value>) -> Outcome {
     match name {
         "json" => {
             need(1)?;
-            Ok(Value::String(arguments[0].to_string()))
+            Ok(Value::String(native::shown(&arguments[0]).to_string()))
         }
         "join" => {
             need(2)?;
@@ -122,23 +125,30 @@ fn whole(value: &Value) -> Result<usize, TemplateError> {
 }
 
 fn length(value: &Value) -> Result<usize, TemplateError> {
-    match value {
+    match native::plain(value) {
         Value::String(text) => Ok(text.len()),
         Value::Array(list) => Ok(list.len()),
-        Value::Object(map) => Ok(map.len()),
+        Value::Object(map) => Ok(native::entries(map).count()),
         Value::Null => Ok(0),
         other => Err(TemplateError(format!("len of {}", display(other)))),
     }
 }
 
 fn index(value: &Value, key: &Value) -> Outcome {
+    match native::text(value) {
+        // Without entries, of texts as Docker's maps are.
+        Some("map[]") => return Ok("".into()),
+        Some("[]") => return index(&Value::Array(Vec::new()), key),
+        Some(text) => return Err(TemplateError(format!("error calling index: can't index {text}"))),
+        None => {}
+    }
     match value {
         Value::Array(list) => {
             let at = whole(key)?;
             let item = list.get(at);
             item.cloned().ok_or_else(|| TemplateError(format!("error calling index: index out of range: {at}")))
         }
-        Value::Object(map) => Ok(map.get(&display(key)).cloned().unwrap_or(Value::Null)),
+        Value::Object(map) => Ok(native::field(map, &display(key)).cloned().unwrap_or(Value::Null)),
         Value::Null => Err(TemplateError("error calling index: index of untyped nil".into())),
         other => Err(TemplateError(format!("error calling index: can't index {}", display(other)))),
     }
@@ -164,6 +174,7 @@ fn slice(arguments: &[Value]) -> Outcome {
 }
 
 fn equal(a: &Value, b: &Value) -> bool {
+    let (a, b) = (native::plain(a), native::plain(b));
     match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a == b,
         _ => a == b,
@@ -174,6 +185,7 @@ fn compare(name: &str, a: &Value, b: &Value) -> Outcome {
     if name == "ne" {
         return Ok((!equal(a, b)).into());
     }
+    let (a, b) = (native::plain(a), native::plain(b));
     let order = match (a, b) {
         (Value::String(a), Value::String(b)) => Some(a.cmp(b)),
         _ => a.as_f64().zip(b.as_f64()).and_then(|(a, b)| a.partial_cmp(&b)),
@@ -233,6 +245,7 @@ fn verb_text(verb: char, spec: &str, value: &Value) -> String {
     let digits = flags_width.trim_start_matches(['-', '+', ' ', '#']);
     let zero = digits.starts_with('0') && !left;
     let width = digits.parse::<usize>().unwrap_or(0);
+    let value = if matches!(verb, 's' | 'v' | 'q') { value } else { native::plain(value) };
     let body = match verb {
         'q' => format!("{:?}", display(value)),
         'x' => value.as_u64().map_or_else(|| display(value), |n| format!("{n:x}")),

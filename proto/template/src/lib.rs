@@ -8,6 +8,7 @@ mod eval;
 pub mod files;
 mod functions;
 mod lexer;
+pub mod native;
 mod parser;
 pub mod placeholders;
 

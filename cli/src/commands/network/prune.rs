@@ -9,9 +9,8 @@ use orch_proto::{paths::Paths, wire};
 use super::{Found, Known};
 use crate::{
     api::{Api, explain, worker},
-    commands::container_control::confirmed,
+    commands::container_control::{confirmed, until},
     flags::filter::FilterSet,
-    render::time,
 };
 
 #[derive(Debug, Args)]
@@ -25,13 +24,17 @@ pub(crate) struct PruneArgs {
 }
 
 pub(super) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["until", "label"]).map_err(anyhow::Error::msg)?;
-    let until = args.filter.iter().find_map(|filter| filter.strip_prefix("until="));
-    let until = until.map(|text| time::parse_since(text, time::now())).transpose().map_err(anyhow::Error::msg)?;
-    let known = Known::read(paths).await?;
+    let filters = FilterSet::parse(&args.filter, &["until", "label", "label!"]).map_err(anyhow::Error::msg)?;
+    let until = until(&filters)?;
     if !args.force && !confirmed("This will remove all custom networks not used by at least one container.")? {
         return Ok(());
     }
+    prune_unused(&filters, until, paths).await.map(drop)
+}
+
+/// Says what it removes; returns whether that was anything.
+pub(crate) async fn prune_unused(filters: &FilterSet, until: Option<u64>, paths: &Paths) -> anyhow::Result<bool> {
+    let known = Known::read(paths).await?;
     let used = used(paths).await?;
     let mut header = "Deleted Networks:\n";
     for network in known.all().filter(|network| !network.is_builtin()) {
@@ -51,11 +54,11 @@ pub(super) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
             header = "";
         }
     }
-    Ok(())
+    Ok(header.is_empty())
 }
 
 /// Networks that a service names, or a container of this node whether it runs or not.
-async fn used(paths: &Paths) -> anyhow::Result<BTreeSet<String>> {
+pub(super) async fn used(paths: &Paths) -> anyhow::Result<BTreeSet<String>> {
     let mut used = BTreeSet::new();
     if let Ok(mut api) = Api::connect(paths).await {
         for service in api.all::<Service>().await? {

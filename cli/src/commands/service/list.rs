@@ -11,7 +11,7 @@ use orch_proto::{paths::Paths, wire};
 
 use crate::{
     api::Api,
-    commands::ListFlags,
+    commands::{ListFlags, stack},
     render::{
         self,
         listing::{Listing, Row, row},
@@ -46,8 +46,12 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
     let mut api = Api::connect(paths).await?;
     let services = match stack {
         None => api.all::<Service>().await?,
-        Some(stack) => crate::commands::stack::services_of(&mut api, stack).await?,
+        Some(stack) => api.list::<Service>(stack::in_stack(stack)).await?,
     };
+    if let (Some(stack), true) = (stack, services.is_empty()) {
+        eprintln!("{}", stack::nothing_found(stack));
+        return Ok(());
+    }
     let tasks = api.all::<Task>().await?;
     let counts = Counts::of(&tasks);
     let mut rows: Vec<(String, Row)> = services

@@ -59,7 +59,12 @@ pub(crate) async fn print_tasks(
 ) -> anyhow::Result<()> {
     let filters = flags.filters(&FILTERS)?.only("desired-state", &DESIRED).map_err(anyhow::Error::msg)?;
     let nodes = node_names(&api.all::<Node>().await?);
-    for name in filters.values("node") {
+    let own = if filters.values("node").iter().any(|name| name == "self") {
+        api.info().await?.node_id
+    } else {
+        String::new()
+    };
+    for name in filters.values("node").iter().filter(|name| *name != "self") {
         let is_node = nodes.iter().any(|(id, hostname)| id.starts_with(name.as_str()) || hostname == name);
         // A node that was removed has tasks for a while.
         let was_node =
@@ -82,7 +87,11 @@ pub(crate) async fn print_tasks(
             let node = t.node.as_ref().map(|n| n.as_str()).unwrap_or_default();
             filters.any("id", |id| t.id.as_str().starts_with(id))
                 && filters.any("name", |prefix| task::name(t, &view).starts_with(prefix))
-                && filters.any("node", |name| node.starts_with(name) || nodes.get(node).is_some_and(|n| n == name))
+                && filters.any("node", |name| {
+                    (name == "self" && node == own)
+                        || node.starts_with(name)
+                        || nodes.get(node).is_some_and(|n| n == name)
+                })
                 && filters.any("desired-state", |state| desired(t.desired_state, state))
         })
         .cloned()

@@ -160,7 +160,7 @@ fn stored(spec: ServiceSpec) -> Service {
 }
 
 fn shown(spec: &ServiceSpec, place: &str) -> Option<Value> {
-    inspect::service(&stored(spec.clone())).pointer(&format!("/Spec{place}")).cloned()
+    orch_template::native::shown(&inspect::service(&stored(spec.clone()))).pointer(&format!("/Spec{place}")).cloned()
 }
 
 fn long_flags(command: &Command) -> Vec<String> {

@@ -141,7 +141,7 @@ pub(super) async fn export(stack: &str, paths: &Paths) -> anyhow::Result<()> {
     let mut api = Api::connect(paths).await?;
     let objects = current::stack(&mut api, stack).await?;
     if objects.services.is_empty() {
-        bail!("nothing found in stack: {stack}; `orch stack ls` shows the stacks there are");
+        bail!("{}", super::nothing_found(stack));
     }
     print!("{}", config::yaml(&export::escaped(&export::document(stack, &objects))));
     Ok(())

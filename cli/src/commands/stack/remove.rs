@@ -38,7 +38,8 @@ pub(super) async fn run(stacks: &[String], wait: bool, paths: &Paths) -> anyhow:
     for_each(stacks, async |stack| {
         let parts = parts(&mut api, stack).await?;
         if parts.iter().all(|part| part.is_going) && (parts.is_empty() || !wait) {
-            anyhow::bail!("Nothing found in stack: {stack}");
+            eprintln!("{}", super::nothing_found(stack));
+            return Ok(());
         }
         let gone = remove(&mut api, stack, parts).await?;
         if wait { wait_until_gone(&mut api, stack, &gone).await } else { Ok(()) }
