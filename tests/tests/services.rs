@@ -59,7 +59,7 @@ fn containers_get_what_the_flags_say(lab: &Lab) {
     });
     let inspected = lab.orch(&["service", "inspect", "flags", "--format", "{{.Spec.Labels.team}}"]).ok();
     assert_eq!(inspected.trim(), "red");
-    let poll = "{{with .UpdateStatus}}{{.State}}{{end}}<{{.Spec.TaskTemplate.ContainerSpec.Dir}}>";
+    let poll = "{{with .UpdateStatus}}{{.State}}{{end}}<{{.Spec.TaskTemplate.ContainerSpec.StopSignal}}>";
     assert_eq!(lab.orch(&["service", "inspect", "flags", "--format", poll]).ok(), "<>\n");
     let here = lab.orch(&["service", "ps", "-q", "-f", "node=self", "flags"]).ok();
     let on_self = lab.orch(&["node", "ps", "-q", "self"]).ok();
