@@ -1,6 +1,6 @@
 //! One-off containers, as the tutorials use them.
 
-use std::{thread::sleep, time::Duration, time::Instant};
+use std::{time::Duration, time::Instant};
 
 use orch_tests::{Lab, eventually};
 
@@ -306,10 +306,11 @@ fn stopping_and_signals() {
 
     // Images of systemd stop by a real-time signal.
     run(&["--name", "systemd", "--stop-signal", "SIGRTMIN+3"], &format!("trap 'exit 5' 37; echo up; {FOREVER}"));
-    eventually("it is up", || match lab.orch(&["logs", "systemd"]).result()? {
+    let is_up = |name: &str| match lab.orch(&["logs", name]).result()? {
         text if text.contains("up") => Ok(()),
         other => Err(other),
-    });
+    };
+    eventually("it is up", || is_up("systemd"));
     let _ = lab.orch(&["stop", "-t", "20", "systemd"]).ok();
     assert_eq!(status(&lab, "systemd"), Ok("exited 5".to_owned()));
     run(&["--name", "deaf", "--stop-signal", "SIGRTMIN+3"], FOREVER);
@@ -367,18 +368,22 @@ fn stopping_and_signals() {
     });
 
     // Any signal of the user's that ends a container is a stop, unless another one is its stop signal.
-    let leaves = format!("trap 'exit 4' HUP; {FOREVER}");
+    let leaves = format!("trap 'exit 4' HUP; echo up; {FOREVER}");
     run(&["--name", "stays", "--restart", "always"], &leaves);
     run(&["--name", "returns", "--restart", "always", "--stop-signal", "TERM"], &leaves);
-    sleep(Duration::from_secs(1));
+    eventually("both have their traps", || is_up("stays").and_then(|()| is_up("returns")));
     let _ = lab.orch(&["kill", "-s", "HUP", "stays", "returns"]).ok();
     let restarts = |name: &str| lab.orch(&["inspect", "-f", "{{.RestartCount}}", name]).result();
     eventually("it is restarted", || match restarts("returns")?.as_str() {
         "1\n" => Ok(()),
         other => Err(other.to_owned()),
     });
-    sleep(Duration::from_secs(1));
-    assert_eq!((restarts("stays"), status(&lab, "stays")), (Ok("0\n".to_owned()), Ok("exited 4".to_owned())));
+    // One that is to be started again is "restarting" from the moment of its end.
+    eventually("the other has ended", || match status(&lab, "stays")?.as_str() {
+        "exited 4" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    assert_eq!(restarts("stays"), Ok("0\n".to_owned()));
 
     // A command is over when it ends, also when it leaves something behind.
     for tty in [false, true] {
