@@ -15,7 +15,7 @@ use std::{
 pub(crate) use forward::Resolvers;
 pub(crate) use server::{Server, TaskView};
 
-use crate::{netlink, netns::NetNs};
+use crate::netlink;
 
 const ADDR: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// A port that is free for UDP may be taken for TCP; then another is tried.
@@ -28,18 +28,12 @@ pub(crate) struct Sockets {
     pub(crate) port: u16,
 }
 
-/// Opens the sockets of a task, on `port` if that is not 0 and free: then its rules need no change.
-pub(crate) async fn open(ns: &NetNs, port: u16) -> io::Result<Sockets> {
-    ns.run(move || {
-        netlink::connected(|handle| async move {
-            use rtnetlink::LinkUnspec;
-            // 127.0.0.11 exists once loopback is up.
-            handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await
-        })?
-        .map_err(|error| io::Error::other(format!("bringing lo up: {error}")))?;
-        bind(port).or_else(|_| (0..BIND_ATTEMPTS).find_map(|_| bind(0).ok()).ok_or_else(no_port))
-    })
-    .await
+/// Opens the sockets of the task whose namespace the calling thread is in, on `port` if that is not 0 and free: then its
+/// rules need no change.
+pub(crate) fn open(port: u16) -> io::Result<Sockets> {
+    // 127.0.0.11 exists once loopback is up.
+    netlink::raise_loopback().map_err(|error| io::Error::new(error.kind(), format!("bringing lo up: {error}")))?;
+    bind(port).or_else(|_| (0..BIND_ATTEMPTS).find_map(|_| bind(0).ok()).ok_or_else(no_port))
 }
 
 impl Sockets {

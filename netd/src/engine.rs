@@ -550,7 +550,7 @@ pub(crate) fn decode(desired: DesiredNetworks) -> Result<Desired, DecodeError> {
 }
 
 async fn choose_gateway(host: &NetNs, desired: &Desired) -> Result<Gateway, EngineError> {
-    let networks = host.run(|| netlink::connected(netlink::host_networks)?).await;
+    let networks = host.run(netlink::host_networks).await;
     let mut taken = networks.map_err(failed("reading the node's networks"))?;
     taken.extend(desired.networks.values().flat_map(|network| network.subnets.iter().copied()));
     Gateway::choose(&taken).ok_or_else(|| EngineError::Io {
@@ -564,7 +564,7 @@ async fn choose_gateway(host: &NetNs, desired: &Desired) -> Result<Gateway, Engi
 /// Whether the node goes out by IPv6; `None`: it does not.
 async fn look_for_way_out_v6(host: &NetNs, gateway: GatewayV6, settings: Settings) -> io::Result<Option<WayOutV6>> {
     let look = move || {
-        if netlink::connected(netlink::links_out_v6)??.is_empty() {
+        if netlink::links_out_v6()?.is_empty() {
             return Ok(None);
         }
         let links = netlink::links_with_v6()?.into_iter();
@@ -576,6 +576,6 @@ async fn look_for_way_out_v6(host: &NetNs, gateway: GatewayV6, settings: Setting
 
 /// MTU of the link that has `addr`.
 async fn underlay_mtu(host: &NetNs, addr: IpAddr) -> Option<u32> {
-    let found = host.run(move || netlink::connected(|handle| netlink::mtu_of(handle, addr))?).await;
+    let found = host.run(move || netlink::mtu_of(addr)).await;
     found.inspect_err(|error| tracing::warn!(%error, "cannot read the underlay's MTU")).ok().flatten()
 }

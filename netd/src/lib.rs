@@ -115,7 +115,7 @@ pub fn cleanup(paths: &Paths) -> anyhow::Result<()> {
         }
         results.push(netns::remove(&path).with_context(|| format!("removing {}", path.display())));
     }
-    results.push(netns::on_own_thread(|| netlink::connected(netlink::delete_own_links)?).context("removing links"));
+    results.push(netns::on_own_thread(netlink::delete_own_links).context("removing links"));
     results.push(delete_rules().context("removing rules"));
     results.push(put_back_settings(&store).context("putting back settings"));
     results.push(store.remove().context("removing files"));
@@ -145,6 +145,6 @@ fn empty_sandbox(path: &Path) -> io::Result<()> {
     let Some(ns) = netns::NetNs::open(path)? else { return Ok(()) };
     netns::on_own_thread(move || {
         ns.enter()?;
-        netlink::connected(netlink::delete_all_links)?
+        netlink::delete_all_links()
     })
 }

@@ -51,15 +51,25 @@ impl NetNs {
     }
 
     /// Makes a namespace and mounts it at `path`.
-    pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        File::options().create(true).append(true).open(path)?;
-        let target = path.to_owned();
-        on_own_thread(move || {
+    pub(crate) async fn create(path: &Path) -> io::Result<Self> {
+        Self::create_and(path, || Ok(())).await.map(|(ns, ())| ns)
+    }
+
+    /// As [`NetNs::create`], and runs `work` inside.
+    pub(crate) async fn create_and<T: Send + 'static>(
+        path: &Path,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<(Self, T)> {
+        let path = path.to_owned();
+        aside(move || {
+            File::options().create(true).append(true).open(&path)?;
             unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(Some("/proc/thread-self/ns/net"), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-            Ok(())
-        })?;
-        Self::open(path)?.ok_or_else(|| io::Error::other("the namespace is not there after it was mounted"))
+            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            let ns = Self::open(&path)?;
+            let ns = ns.ok_or_else(|| io::Error::other("the namespace is not there after it was mounted"))?;
+            Ok((ns, work()?))
+        })
+        .await
     }
 
     /// Moves the calling thread there, for good.
@@ -109,11 +119,7 @@ impl NetNs {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         let ns = self.clone();
-        let (send, receive) = oneshot::channel();
-        spawn(move || {
-            let _ = send.send(ns.enter().and_then(|()| work()));
-        })?;
-        receive.await.unwrap_or_else(|_| Err(thread_died()))
+        aside(move || ns.enter().and_then(|()| work())).await
     }
 }
 
@@ -136,7 +142,14 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Runs `work` on a thread that ends with it, and waits.
+/// Runs `work` on a thread that ends with it.
+pub(crate) async fn aside<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let (send, receive) = oneshot::channel();
+    spawn(move || drop(send.send(work())))?;
+    receive.await.unwrap_or_else(|_| Err(thread_died()))
+}
+
+/// As [`aside`], for who may block.
 pub(crate) fn on_own_thread<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     spawn(work)?.join().unwrap_or_else(|_| Err(thread_died()))
 }

@@ -1,10 +1,13 @@
 //! The netfilter side of netlink, as far as it is needed: rulesets and their generation, forgetting connections. Generic
-//! netlink has messages of the same shape: its command stands where netfilter's family does.
+//! netlink has messages of the same shape: its command stands where netfilter's family does. Of rtnetlink's, which another
+//! module makes, only the exchange is here.
 //!
-//! Requests and replies are small and few, so that plain blocking sockets on a namespace's thread are enough.
+//! The kernel has carried a request out, and its answer waits, when the sending returns: plain blocking sockets on a
+//! namespace's thread are enough.
 
 use std::{
     io,
+    ops::Range,
     os::fd::{AsRawFd, OwnedFd},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -19,6 +22,8 @@ use nix::sys::{
 use zeroize::{Zeroize as _, Zeroizing};
 
 const HEADER_LEN: usize = 16;
+/// Where a header has the message's number.
+const SEQUENCE: Range<usize> = 8..12;
 /// Family, version and resource id of netfilter messages.
 const NFGEN_LEN: usize = 4;
 const NLM_F_REQUEST: u16 = 0x01;
@@ -59,6 +64,16 @@ pub(crate) enum Mode {
     Act,
 }
 
+impl Mode {
+    pub(crate) fn flags(self) -> u16 {
+        match self {
+            Self::Get => NLM_F_REQUEST,
+            Self::Dump => NLM_F_REQUEST | NLM_F_DUMP,
+            Self::Act => NLM_F_REQUEST | NLM_F_ACK,
+        }
+    }
+}
+
 impl Socket {
     pub(crate) fn open() -> io::Result<Self> {
         Self::of(SockProtocol::NetlinkNetFilter)
@@ -66,6 +81,10 @@ impl Socket {
 
     pub(crate) fn generic() -> io::Result<Self> {
         Self::of(SockProtocol::NetlinkGeneric)
+    }
+
+    pub(crate) fn route() -> io::Result<Self> {
+        Self::of(SockProtocol::NetlinkRoute)
     }
 
     fn of(protocol: SockProtocol) -> io::Result<Self> {
@@ -83,22 +102,35 @@ impl Socket {
         attributes: &[u8],
         mut each: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        let flags = match mode {
-            Mode::Get => NLM_F_REQUEST,
-            Mode::Dump => NLM_F_REQUEST | NLM_F_DUMP,
-            Mode::Act => NLM_F_REQUEST | NLM_F_ACK,
-        };
-        let sequence = self.next.fetch_add(1, Ordering::Relaxed);
         // It may carry a device's private key, as the answers may: no copy outlives the request.
         let mut message = Zeroizing::new(Vec::with_capacity(HEADER_LEN + NFGEN_LEN + attributes.len()));
-        append(&mut message, Header { kind, flags, sequence, family, resource: 0 }, attributes)?;
-        sendto(self.fd.as_raw_fd(), &message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        append(&mut message, Header { kind, flags: mode.flags(), sequence: 0, family, resource: 0 }, attributes)?;
         let mut buffer = match mode {
             Mode::Get => vec![0; SHORT_LEN],
             Mode::Dump | Mode::Act => vec![0; RECEIVE_LEN],
         };
+        let mut is_short = false;
+        self.exchange(&mut message, mode, &mut buffer, |_, body| match body.get(NFGEN_LEN..) {
+            Some(attributes) => each(attributes),
+            None => is_short = true,
+        })?;
+        if is_short { Err(short()) } else { Ok(()) }
+    }
+
+    /// Sends one message, whose number it sets, and hands the type and body of each that comes back to `each`. Nothing of
+    /// them is left in `buffer`.
+    pub(crate) fn exchange(
+        &self,
+        message: &mut [u8],
+        mode: Mode,
+        buffer: &mut [u8],
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> io::Result<()> {
+        let sequence = self.next.fetch_add(1, Ordering::Relaxed);
+        message.get_mut(SEQUENCE).ok_or_else(short)?.copy_from_slice(&sequence.to_ne_bytes());
+        sendto(self.fd.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
         loop {
-            let received = recv(self.fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let received = recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty())?;
             if read_and_wipe(&mut buffer[..received], sequence, mode, &mut each)? {
                 return Ok(());
             }
@@ -242,14 +274,14 @@ fn results(mut buffer: &[u8]) -> Vec<(u32, i32)> {
 }
 
 /// As [`read_messages`]; nothing of them is left. Only what was received is wiped: the buffer is much larger.
-fn read_and_wipe(messages: &mut [u8], wanted: u32, mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+fn read_and_wipe(messages: &mut [u8], wanted: u32, mode: Mode, each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
     let complete = read_messages(messages, wanted, mode, each);
     messages.zeroize();
     complete
 }
 
 /// Whether the reply is complete.
-fn read_messages(mut buffer: &[u8], wanted: u32, mode: Mode, each: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+fn read_messages(mut buffer: &[u8], wanted: u32, mode: Mode, each: &mut impl FnMut(u16, &[u8])) -> io::Result<bool> {
     while let Some(header) = buffer.first_chunk::<HEADER_LEN>() {
         let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let kind = u16::from_ne_bytes([header[4], header[5]]);
@@ -266,7 +298,7 @@ fn read_messages(mut buffer: &[u8], wanted: u32, mode: Mode, each: &mut impl FnM
             }
             NLMSG_DONE => return Ok(true),
             _ => {
-                each(body.get(NFGEN_LEN..).ok_or_else(short)?);
+                each(kind, body);
                 if mode == Mode::Get {
                     return Ok(true);
                 }
@@ -340,9 +372,9 @@ mod tests {
     #[test]
     fn an_error_of_the_kernel_is_reported() {
         let message = message(NLMSG_ERROR, 7, &[&(-2_i32).to_ne_bytes()[..], &[0; 16]].concat());
-        let error = read_messages(&message, 7, Mode::Act, &mut |_| {}).unwrap_err();
+        let error = read_messages(&message, 7, Mode::Act, &mut |_, _| {}).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(!read_messages(&message, 8, Mode::Act, &mut |_| {}).unwrap(), "the answer to another request");
+        assert!(!read_messages(&message, 8, Mode::Act, &mut |_, _| {}).unwrap(), "the answer to another request");
     }
 
     /// Of answers that end a request, do not end it, are none to it, or cannot be read.
@@ -363,8 +395,8 @@ mod tests {
             (&short, 7, Mode::Dump, 0, None),
         ] {
             let (mut messages, mut seen) = (messages.clone(), 0);
-            let told = read_and_wipe(&mut messages, wanted, mode, &mut |answer| {
-                seen += usize::from(attribute(answer, 3) == Some(&[0xa5; 32]));
+            let told = read_and_wipe(&mut messages, wanted, mode, &mut |_, answer| {
+                seen += usize::from(attribute(&answer[NFGEN_LEN..], 3) == Some(&[0xa5; 32]));
             });
             assert_eq!((seen, told.ok()), (read, complete));
             assert!(messages.iter().all(|byte| *byte == 0), "{messages:02x?}");

@@ -28,7 +28,7 @@ impl Netd {
     async fn cut_off(&self, id: &TaskId) {
         // The engine does it again and reports what fails; a task that is not here needs nothing.
         if let Ok(Some(ns)) = NetNs::open(&self.store.task_netns(id)) {
-            let done = ns.run(|| netlink::connected(netlink::cut_off)?).await;
+            let done = ns.run(netlink::cut_off).await;
             done.unwrap_or_else(|error| tracing::warn!(task = %id, %error, "cannot take a dead task's links down"));
         }
     }

@@ -4,13 +4,15 @@ use std::{collections::BTreeSet, io, sync::Arc};
 
 use orch_model::node::TunnelKey;
 use orch_netd_core::{
-    ns::{Link, LinkKind, NsName, NsPlan},
+    ns::{LinkKind, NsName, NsPlan},
     ops::{NetOp, steps},
 };
 
+use super::pass::blocking;
 use crate::{
     netlink::{Namespaces, Session},
     netns::{self, NetNs},
+    nfnetlink::Socket,
     nft,
 };
 
@@ -48,13 +50,16 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Blocks; must not run on a runtime's thread that is needed elsewhere.
-    pub(super) fn run(self) -> (NsName, Outcome) {
+    pub(super) async fn run(self) -> (NsName, Outcome) {
         let name = self.name.clone();
-        if let Some(outcome) = self.only_rules() {
-            return (name, outcome);
-        }
-        let outcome = netns::on_own_thread(move || self.carry_out());
+        let outcome = match self.changes_only_rules() {
+            Some(socket) => match blocking(move || Ok(self.only_rules(&socket).ok_or(self))).await {
+                Ok(Ok(outcome)) => return (name, outcome),
+                Ok(Err(job)) => netns::aside(move || job.carry_out()).await,
+                Err(error) => Err(error),
+            },
+            None => netns::aside(move || self.carry_out()).await,
+        };
         (
             name,
             outcome.unwrap_or_else(|error| Outcome {
@@ -67,26 +72,24 @@ impl Job {
         )
     }
 
+    /// With which socket; `None`: not so.
+    fn changes_only_rules(&self) -> Option<Arc<Socket>> {
+        self.last.as_ref().filter(|last| !self.thorough && last.plan.is_but_for_rules(&self.plan))?;
+        self.ns.opened_netfilter()
+    }
+
     /// A change of rules alone (backends that come and go, everywhere at once) needs neither a look at the rest nor a
-    /// thread inside. `None`: that is not what this is.
-    fn only_rules(&self) -> Option<Outcome> {
-        let last = self.last.as_ref().filter(|last| !self.thorough && last.plan.is_but_for_rules(&self.plan))?;
-        let socket = self.ns.opened_netfilter()?;
-        // What fails here, also because somebody else has changed rules, is done and told by the thorough way.
-        let generation = nft::reload(&socket, last.generation, &last.plan.ruleset, &self.plan.ruleset).ok()?;
+    /// thread inside. `None`: what fails here, also because somebody else has changed rules, is done and told by the thorough
+    /// way.
+    fn only_rules(&self, socket: &Socket) -> Option<Outcome> {
+        let last = self.last.as_ref()?;
+        let generation = nft::reload(socket, last.generation, &last.plan.ruleset, &self.plan.ruleset).ok()?;
         let applied = Some(Applied { plan: self.plan.clone(), generation });
         Some(Outcome { applied, touched: BTreeSet::new(), key: None, ended: false, error: None })
     }
 
-    /// Needed where a tunnel leads out there.
-    fn crypt(&self) -> Option<&NetNs> {
-        let leads_there =
-            |link: &Link| matches!(&link.kind, LinkKind::Vxlan { outside, .. } if *outside == NsName::Crypt);
-        self.plan.links.values().any(leads_there).then(|| self.peers.get(&NsName::Crypt)).flatten()
-    }
-
     fn carry_out(self) -> io::Result<Outcome> {
-        let session = Session::enter(&self.ns, self.crypt())?;
+        let session = Session::enter(&self.ns, &self.plan, &self.peers)?;
         let mut observed = session.observe(&self.plan)?;
         if matches!(self.name, NsName::Task(_)) && observed.has_ended(&self.plan) {
             // Up again, it would refuse clients that others can serve.

@@ -14,37 +14,34 @@ use crate::{
 
 /// The namespace and the public half of the device's key. What an earlier daemon made stays as it is: connections go on.
 pub(super) async fn open(path: PathBuf) -> io::Result<(NetNs, TunnelKey)> {
-    let opened = tokio::task::spawn_blocking(move || {
-        let found = match NetNs::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            found => found?,
-        };
-        let (ns, is_new) = match found {
-            Some(ns) => (ns, false),
-            None => (NetNs::create(&path)?, true),
-        };
-        let inside = ns.clone();
-        let key = netns::on_own_thread(move || {
-            netlink::make_wireguard(&inside, WIREGUARD)?;
-            inside.enter()?;
-            let device = Device::open(WIREGUARD)?;
-            if device.read()?.key.is_none() {
-                device.make_key()?;
-            }
-            device.read()?.key.ok_or_else(|| io::Error::other("the device has no key after it was given one"))
-        });
-        match key {
-            Ok(key) => Ok((ns, key)),
-            Err(error) => {
-                // Of one that was in use before, networks may still have their tunnels there.
-                if is_new {
-                    netns::remove(&path)?;
-                }
-                Err(error)
-            }
+    let found = match NetNs::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        found => found?,
+    };
+    let (ns, is_new) = match found {
+        Some(ns) => (ns, false),
+        None => (NetNs::create(&path).await?, true),
+    };
+    let inside = ns.clone();
+    let key = netns::aside(move || {
+        netlink::make_wireguard(&inside, WIREGUARD)?;
+        inside.enter()?;
+        let device = Device::open(WIREGUARD)?;
+        if device.read()?.key.is_none() {
+            device.make_key()?;
         }
+        device.read()?.key.ok_or_else(|| io::Error::other("the device has no key after it was given one"))
     });
-    opened.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+    match key.await {
+        Ok(key) => Ok((ns, key)),
+        Err(error) => {
+            // Of one that was in use before, networks may still have their tunnels there.
+            if is_new {
+                netns::remove(&path)?;
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Whether trying again is of no use: the kernel has no WireGuard.

@@ -205,7 +205,7 @@ impl Engine {
                 continue;
             }
             let path = self.store.sandbox_netns(network);
-            match blocking(move || NetNs::create(&path)).await {
+            match NetNs::create(&path).await {
                 Ok(ns) => drop(self.namespaces.insert(name.clone(), ns)),
                 Err(error) => drop(self.problems.insert(name.clone(), error.to_string())),
             }
@@ -238,11 +238,11 @@ impl Engine {
                 let limit = limit.clone();
                 work.spawn(async move {
                     let _permit = limit.acquire_owned().await;
-                    tokio::task::spawn_blocking(move || job.run()).await
+                    job.run().await
                 });
             }
             while let Some(done) = work.join_next().await {
-                if let Ok(Ok((name, outcome))) = done {
+                if let Ok((name, outcome)) = done {
                     touched.extend(outcome.touched.iter().cloned());
                     self.record(name, outcome);
                 }
@@ -425,27 +425,20 @@ async fn prepare(
     port: u16,
     kept: Option<dns::Sockets>,
 ) -> io::Result<(NetNs, dns::Sockets)> {
-    let ns = match known {
-        Some(ns) => ns,
-        // Where users are remapped, the worker has made it: it belongs to the container's users.
-        None => {
-            blocking(move || match NetNs::open(&path) {
-                Ok(Some(ns)) => Ok(ns),
-                Ok(None) | Err(_) => NetNs::create(&path),
-            })
-            .await?
-        }
+    // Where users are remapped, the worker has made it: it belongs to the container's users.
+    let Some(ns) = known.or_else(|| NetNs::open(&path).ok().flatten()) else {
+        return NetNs::create_and(&path, move || dns::open(port)).await;
     };
     let sockets = match kept.filter(|kept| ns.has(&kept.udp).unwrap_or(false)) {
         Some(kept) => kept,
-        None => dns::open(&ns, port).await?,
+        None => ns.run(move || dns::open(port)).await?,
     };
     Ok((ns, sockets))
 }
 
 async fn remove_sandbox(ns: NetNs, path: PathBuf) -> io::Result<()> {
     // A tunnel with the same number could not be made while the kernel still takes its time with this one.
-    ns.run(|| netlink::connected(netlink::delete_all_links)?).await?;
+    ns.run(netlink::delete_all_links).await?;
     blocking(move || netns::remove(&path)).await
 }
 
@@ -459,6 +452,8 @@ async fn forget(ns: NetNs, cuts: BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

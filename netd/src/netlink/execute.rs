@@ -3,11 +3,19 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr},
 };
 
-use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage as Message,
+    address::{AddressAttribute, AddressFlags, AddressMessage},
+    link::{InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
 use nix::errno::Errno;
 use orch_netd_core::{
     names::HOST_PREFIX,
@@ -15,24 +23,23 @@ use orch_netd_core::{
     ops::{LinkChange, NetOp},
 };
 use orch_proto::silence;
-use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder,
-    packet_route::{
-        AddressFamily,
-        address::{AddressAttribute, AddressFlags},
-        link::{InfoBridge, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteScope, RouteType},
-        rule::{RuleAction, RuleAttribute, RuleMessage},
-    },
-};
 
 use super::{
-    Namespaces, Session, connected, io_error,
-    observe::{has_nothing_to_set, setting},
+    Connection, Namespaces, Session,
+    observe::{has_nothing_to_set, name_of, setting},
     protocol,
 };
-use crate::{netns::NetNs, nfnetlink::Socket, nft, wireguard::Device};
+use crate::{
+    netns::NetNs,
+    nfnetlink::{Mode, Socket},
+    nft,
+    wireguard::Device,
+};
+
+/// Only what is not there yet.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// Instead of what may be there.
+const INSTEAD: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 /// Entries of the forwarding database that neither age nor are the bridge's own address (NUD_NOARP | NUD_REACHABLE).
 const FDB_STATIC: u16 = 0x40 | 0x02;
@@ -51,11 +58,11 @@ impl Session {
     /// Carries out `ops` in order. A step that fails does not stop the others; the first failure is reported.
     pub(crate) fn execute(&self, ops: &[NetOp], peers: &Namespaces, netfilter: &Socket) -> io::Result<()> {
         let mut first_error = None;
-        let mut indexes = Indexes { handle: &self.here, known: BTreeMap::new() };
+        let mut indexes = Indexes { connection: &self.here, known: BTreeMap::new() };
         crate::metrics::OPERATIONS.inc_by(ops.len() as u64);
         // Not when its turn comes but together: the kernel waits for a grace period per call, not per link.
         let deleted: Vec<&str> = ops.iter().filter_map(deleted_link).collect();
-        let together = deleted.len() > 1 && self.runtime.block_on(self.delete_together(&deleted)).is_ok();
+        let together = deleted.len() > 1 && self.delete_together(&deleted).is_ok();
         for op in ops.iter().filter(|op| !(together && deleted_link(op).is_some())) {
             let result = match op {
                 NetOp::LoadRuleset { known, wanted } => nft::load(netfilter, known.as_ref(), wanted),
@@ -68,7 +75,7 @@ impl Session {
                 NetOp::ForgetCorrespondent { link, key } => {
                     Device::open(link).and_then(|device| device.forget_correspondent(key))
                 }
-                _ => self.runtime.block_on(self.netlink(op, peers, &mut indexes)),
+                _ => self.netlink(op, peers, &mut indexes),
             };
             if let Err(error) = result {
                 crate::metrics::FAILED_OPERATIONS.inc();
@@ -80,7 +87,7 @@ impl Session {
         first_error.map_or(Ok(()), Err)
     }
 
-    async fn netlink(&self, op: &NetOp, peers: &Namespaces, indexes: &mut Indexes<'_>) -> io::Result<()> {
+    fn netlink(&self, op: &NetOp, peers: &Namespaces, indexes: &mut Indexes<'_>) -> io::Result<()> {
         let here = &self.here;
         match op {
             NetOp::LoadRuleset { .. }
@@ -89,91 +96,91 @@ impl Session {
             | NetOp::SetPort { .. }
             | NetOp::SetCorrespondent { .. }
             | NetOp::ForgetCorrespondent { .. } => Ok(()),
-            NetOp::CreateLink { name, link } => self.create(name, link, peers).await,
-            NetOp::SetLink { name, change } => set_link(here, name, change, indexes).await,
+            NetOp::CreateLink { name, link } => self.create(name, link, peers),
+            NetOp::SetLink { name, change } => set_link(here, name, change, indexes),
             NetOp::SetUp { name, up } => {
-                let message = LinkUnspec::new_with_index(indexes.get(name).await?);
-                let message = if *up { message.up() } else { message.down() };
-                here.link().set(message.build()).execute().await.map_err(io_error)
+                let mut message = link_at(indexes.get(name)?);
+                set_state(&mut message, *up);
+                here.act(Message::SetLink(message), 0)
             }
             NetOp::DeleteLink(name) => {
-                let index = indexes.get(name).await?;
+                let index = indexes.get(name)?;
                 indexes.known.remove(name);
-                gone(here.link().del(index).execute().await)
+                gone(here.act(Message::DelLink(link_at(index)), 0))
             }
             NetOp::AddAddress(link, addr) => {
-                let mut add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
+                let mut message = address_message(*addr, indexes.get(link)?);
                 if addr.is_ipv6() {
                     // Nobody else has it, as managers give each once: without asking around for a second or two the
                     // container can use it from its start.
-                    add.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+                    message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
                 }
-                exists(add.execute().await)
+                exists(here.act(Message::NewAddress(message), NEW))
             }
             NetOp::DeleteAddress(link, addr) => {
-                let mut add = here.address().add(indexes.get(link).await?, addr.ip(), addr.prefix());
-                gone(here.address().del(add.message_mut().clone()).execute().await)
+                gone(here.act(Message::DelAddress(address_message(*addr, indexes.get(link)?)), 0))
             }
-            NetOp::AddRoute(route) => {
-                let message = route_message(route, indexes).await?;
-                here.route().add(message).replace().execute().await.map_err(io_error)
-            }
-            NetOp::DeleteRoute(route) => gone(here.route().del(route_message(route, indexes).await?).execute().await),
-            NetOp::AddRule(rule) => {
-                let mut add = here.rule().add();
-                *add.message_mut() = rule_message(rule);
-                exists(add.execute().await)
-            }
-            NetOp::DeleteRule(rule) => gone(here.rule().del(rule_message(rule)).execute().await),
+            NetOp::AddRoute(route) => here.act(Message::NewRoute(route_message(route, indexes)?), INSTEAD),
+            NetOp::DeleteRoute(route) => gone(here.act(Message::DelRoute(route_message(route, indexes)?), 0)),
+            NetOp::AddRule(rule) => exists(here.act(Message::NewRule(rule_message(rule)), NEW)),
+            NetOp::DeleteRule(rule) => gone(here.act(Message::DelRule(rule_message(rule)), 0)),
             NetOp::SetNeighbour(n) => {
-                let add = here.neighbours().add(indexes.get(&n.link).await?, n.addr);
-                add.link_layer_address(&n.mac.0).replace().execute().await.map_err(io_error)
+                let mut message = neighbour_message(n, indexes.get(&n.link)?);
+                message.header.state = NeighbourState::Permanent;
+                message.attributes.push(NeighbourAttribute::LinkLayerAddress(n.mac.0.to_vec()));
+                here.act(Message::NewNeighbour(message), INSTEAD)
             }
             NetOp::DeleteNeighbour(n) => {
-                let message = neighbour_message(n, indexes.get(&n.link).await?);
-                gone(here.neighbours().del(message).execute().await)
+                gone(here.act(Message::DelNeighbour(neighbour_message(n, indexes.get(&n.link)?)), 0))
             }
-            NetOp::SetFdb(entry) => set_fdb(here, entry, indexes.get(&entry.link).await?).await,
+            NetOp::SetFdb(entry) => {
+                let mut message = fdb_message(entry, indexes.get(&entry.link)?);
+                message.header.state = NeighbourState::Other(FDB_STATIC);
+                message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(entry.vtep)));
+                here.act(Message::NewNeighbour(message), INSTEAD)
+            }
             NetOp::DeleteFdb(entry) => {
-                let message = fdb_message(entry, indexes.get(&entry.link).await?);
-                gone(here.neighbours().del(message).execute().await)
+                gone(here.act(Message::DelNeighbour(fdb_message(entry, indexes.get(&entry.link)?)), 0))
             }
         }
     }
 
     /// Those of one group go at once. A link that is gone already is fine; so is one left in the group by a daemon that died
     /// in between.
-    async fn delete_together(&self, names: &[&str]) -> io::Result<()> {
+    fn delete_together(&self, names: &[&str]) -> io::Result<()> {
         for name in names {
-            let message = LinkUnspec::new_with_name(name).append_extra_attribute(LinkAttribute::Group(GROUP_TO_DELETE));
-            gone(self.here.link().set(message.build()).execute().await)?;
+            let mut message = link_named(name);
+            message.attributes.push(LinkAttribute::Group(GROUP_TO_DELETE));
+            gone(self.here.act(Message::SetLink(message), 0))?;
         }
-        let mut delete = self.here.link().del(0);
-        delete.message_mut().attributes.push(LinkAttribute::Group(GROUP_TO_DELETE));
-        gone(delete.execute().await)
+        let mut group = LinkMessage::default();
+        group.attributes.push(LinkAttribute::Group(GROUP_TO_DELETE));
+        gone(self.here.act(Message::DelLink(group), 0))
     }
 
-    async fn create(&self, name: &str, link: &Link, peers: &Namespaces) -> io::Result<()> {
-        let (handle, message) = match &link.kind {
+    fn create(&self, name: &str, link: &Link, peers: &Namespaces) -> io::Result<()> {
+        let missing = |ns: &NsName| io::Error::new(io::ErrorKind::NotFound, format!("{ns} has no namespace"));
+        let (connection, message) = match &link.kind {
             LinkKind::Loopback | LinkKind::VethPeer => return Ok(()),
             LinkKind::Bridge => (&self.here, bridge(name, link)),
             LinkKind::Vxlan { tunnel, outside } => {
-                let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{outside} has no namespace"));
                 let from = match outside {
-                    NsName::Host => Some(&self.host),
+                    NsName::Host => self.host.as_ref(),
                     NsName::Crypt => self.crypt.as_ref(),
                     NsName::Sandbox(_) | NsName::Task(_) => None,
                 };
-                (from.ok_or_else(missing)?, vxlan(name, link, tunnel, self.here_fd))
+                (from.ok_or_else(|| missing(outside))?, vxlan(name, link, tunnel, self.here_fd))
             }
-            LinkKind::WireGuard => (&self.host, wireguard(name, link, self.here_fd)),
+            LinkKind::WireGuard => {
+                let host = self.host.as_ref().ok_or_else(|| missing(&NsName::Host))?;
+                (host, wireguard(name, link, self.here_fd))
+            }
             LinkKind::Veth { peer_ns, peer_name } => {
-                let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{peer_ns} has no namespace"));
-                let fd = peers.get(peer_ns).ok_or_else(missing)?.raw_fd();
+                let fd = peers.get(peer_ns).ok_or_else(|| missing(peer_ns))?.raw_fd();
                 (&self.here, pair(name, link, peer_name, fd))
             }
         };
-        handle.link().add(message).execute().await.map_err(io_error)
+        connection.act(Message::NewLink(message), NEW)
     }
 }
 
@@ -186,85 +193,128 @@ fn set_sysctl(path: &str, value: &str) -> io::Result<()> {
 
 /// Link indexes, asked for once each.
 struct Indexes<'a> {
-    handle: &'a Handle,
+    connection: &'a Connection,
     known: BTreeMap<String, u32>,
 }
 
 impl Indexes<'_> {
-    async fn get(&mut self, name: &str) -> io::Result<u32> {
+    fn get(&mut self, name: &str) -> io::Result<u32> {
         if let Some(index) = self.known.get(name) {
             return Ok(*index);
         }
-        let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
-        let message = found.try_next().await.map_err(io_error)?;
-        let index = message.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.header.index;
+        let found = self.connection.ask(Message::GetLink(link_named(name)), Mode::Get)?;
+        let index = found.iter().find_map(|answer| match answer {
+            Message::NewLink(link) => Some(link.header.index),
+            _ => None,
+        });
+        let index = index.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         self.known.insert(name.to_owned(), index);
         Ok(index)
     }
 }
 
-fn sized<T>(builder: LinkMessageBuilder<T>, link: &Link) -> LinkMessage {
-    let builder = match link.mtu {
-        Some(mtu) => builder.mtu(mtu),
-        None => builder,
-    };
-    let builder = match link.mac {
-        Some(mac) => builder.address(mac.0.to_vec()),
-        None => builder,
-    };
-    let mut message = builder.build();
-    // Links come up by a step of their own, when they are complete.
-    message.header.flags.remove(LinkFlags::Up);
+fn link_at(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn link_named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+fn set_state(message: &mut LinkMessage, up: bool) {
+    message.header.flags.set(LinkFlags::Up, up);
+    message.header.change_mask |= LinkFlags::Up;
+}
+
+/// A new link. It comes up by a step of its own, when it is complete.
+fn made(name: &str, link: &Link, infos: Vec<LinkInfo>) -> LinkMessage {
+    let mut message = link_named(name);
+    message.attributes.extend(link.mtu.map(LinkAttribute::Mtu));
+    message.attributes.extend(link.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.push(LinkAttribute::LinkInfo(infos));
+    message
+}
+
+/// As [`made`], in another namespace than that of who asks.
+fn made_in(target_fd: i32, name: &str, link: &Link, infos: Vec<LinkInfo>) -> LinkMessage {
+    let mut message = made(name, link, infos);
+    message.attributes.push(LinkAttribute::NetNsFd(target_fd));
     message
 }
 
 /// Without snooping: multicast groups are none of a bridge's business whose neighbours are all known.
 fn bridge(name: &str, link: &Link) -> LinkMessage {
-    sized(LinkBridge::new(name).append_info_data(InfoBridge::MulticastSnooping(false)), link)
+    let data = InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)]);
+    made(name, link, vec![LinkInfo::Kind(InfoKind::Bridge), LinkInfo::Data(data)])
 }
 
 fn wireguard(name: &str, link: &Link, target_fd: i32) -> LinkMessage {
-    sized(LinkWireguard::new(name).setns_by_fd(target_fd), link)
+    made_in(target_fd, name, link, vec![LinkInfo::Kind(InfoKind::Wireguard)])
 }
 
 fn vxlan(name: &str, link: &Link, vxlan: &Vxlan, target_fd: i32) -> LinkMessage {
-    let builder = LinkVxlan::new(name, vxlan.vni).port(vxlan.port).learning(false).proxy(true);
-    let builder = match vxlan.local {
-        IpAddr::V4(addr) => builder.local(addr),
-        IpAddr::V6(addr) => builder.local6(addr),
+    let local = match vxlan.local {
+        IpAddr::V4(addr) => InfoVxlan::Local(addr),
+        IpAddr::V6(addr) => InfoVxlan::Local6(addr),
     };
-    sized(builder.setns_by_fd(target_fd), link)
+    let data = vec![
+        InfoVxlan::Id(vxlan.vni),
+        InfoVxlan::Port(vxlan.port),
+        InfoVxlan::Learning(false),
+        InfoVxlan::Proxy(true),
+        local,
+    ];
+    made_in(target_fd, name, link, vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
 }
 
 fn pair(name: &str, link: &Link, peer_name: &str, peer_fd: i32) -> LinkMessage {
-    let mut peer = LinkUnspec::new_with_name(peer_name).setns_by_fd(peer_fd);
-    if let Some(mtu) = link.mtu {
-        peer = peer.mtu(mtu);
-    }
-    let builder = LinkVeth::new(name, peer_name).set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())));
-    sized(builder, link)
+    let mut peer = link_named(peer_name);
+    peer.attributes.push(LinkAttribute::NetNsFd(peer_fd));
+    peer.attributes.extend(link.mtu.map(LinkAttribute::Mtu));
+    let data = InfoData::Veth(InfoVeth::Peer(peer));
+    made(name, link, vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)])
 }
 
-async fn set_link(handle: &Handle, name: &str, change: &LinkChange, indexes: &mut Indexes<'_>) -> io::Result<()> {
-    let index = indexes.get(name).await?;
-    let mut message = LinkUnspec::new_with_index(index);
-    if let Some(mac) = change.mac {
-        message = message.address(mac.0.to_vec());
-    }
-    if let Some(mtu) = change.mtu {
-        message = message.mtu(mtu);
-    }
+fn set_link(here: &Connection, name: &str, change: &LinkChange, indexes: &mut Indexes<'_>) -> io::Result<()> {
+    let mut message = link_at(indexes.get(name)?);
+    message.attributes.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    message.attributes.extend(change.mtu.map(LinkAttribute::Mtu));
     if let Some(master) = &change.master {
-        message = message.append_extra_attribute(LinkAttribute::Controller(indexes.get(master).await?));
+        message.attributes.push(LinkAttribute::Controller(indexes.get(master)?));
     }
-    handle.link().set(message.build()).execute().await.map_err(io_error)
+    here.act(Message::SetLink(message), 0)
 }
 
-async fn route_message(route: &Route, indexes: &mut Indexes<'_>) -> io::Result<RouteMessage> {
-    let mut message = match route.destination {
-        IpNetwork::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().table_id(route.table).build(),
-        IpNetwork::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().table_id(route.table).build(),
-    };
+fn address_message(addr: IpNetwork, index: u32) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(addr.ip());
+    message.header.index = index;
+    message.header.prefix_len = addr.prefix();
+    message.attributes.extend([AddressAttribute::Address(addr.ip()), AddressAttribute::Local(addr.ip())]);
+    if let IpNetwork::V4(v4) = addr
+        && u32::from(v4.prefix()) < Ipv4Addr::BITS - 1
+    {
+        message.attributes.push(AddressAttribute::Broadcast(v4.broadcast()));
+    }
+    message
+}
+
+fn family_of(addr: IpAddr) -> AddressFamily {
+    if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn route_message(route: &Route, indexes: &mut Indexes<'_>) -> io::Result<RouteMessage> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(route.destination.ip());
+    match u8::try_from(route.table) {
+        Ok(table) => message.header.table = table,
+        Err(_) => message.attributes.push(RouteAttribute::Table(route.table)),
+    }
+    message.header.kind = RouteType::Unicast;
     message.header.protocol = protocol();
     message.header.destination_prefix_length = route.destination.prefix();
     if route.destination.prefix() > 0 {
@@ -274,12 +324,12 @@ async fn route_message(route: &Route, indexes: &mut Indexes<'_>) -> io::Result<R
         Target::Blackhole => message.header.kind = RouteType::BlackHole,
         Target::Link(link) => {
             message.header.scope = RouteScope::Link;
-            message.attributes.push(RouteAttribute::Oif(indexes.get(link).await?));
+            message.attributes.push(RouteAttribute::Oif(indexes.get(link)?));
         }
         Target::Via(via, link) => {
             message.header.flags |= RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(*via)));
-            message.attributes.push(RouteAttribute::Oif(indexes.get(link).await?));
+            message.attributes.push(RouteAttribute::Oif(indexes.get(link)?));
         }
     }
     Ok(message)
@@ -307,17 +357,11 @@ fn rule_message(rule: &PolicyRule) -> RuleMessage {
 
 fn neighbour_message(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = if neighbour.addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.family = family_of(neighbour.addr);
     message.header.ifindex = index;
     message.header.kind = RouteType::Unspec;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::from(neighbour.addr)));
     message
-}
-
-async fn set_fdb(handle: &Handle, entry: &FdbEntry, index: u32) -> io::Result<()> {
-    let add = handle.neighbours().add_bridge(index, &entry.mac.0).destination(entry.vtep);
-    let add = add.state(NeighbourState::Other(FDB_STATIC)).flags(fdb_flags(entry));
-    add.replace().execute().await.map_err(io_error)
 }
 
 fn fdb_message(entry: &FdbEntry, index: u32) -> NeighbourMessage {
@@ -339,61 +383,63 @@ fn fdb_flags(entry: &FdbEntry) -> NeighbourFlags {
 /// there stays.
 pub(crate) fn make_wireguard(ns: &NetNs, name: &str) -> io::Result<()> {
     let message = wireguard(name, &Link { up: false, ..Link::up(LinkKind::WireGuard) }, ns.raw_fd());
-    connected(|handle| async move { exists(handle.link().add(message).execute().await) })?
+    exists(Connection::open()?.act(Message::NewLink(message), NEW))
 }
 
-/// Removes the daemon's links from the node's own namespace.
-pub(crate) async fn delete_own_links(handle: Handle) -> io::Result<()> {
-    delete_links(&handle, |name| name.starts_with(HOST_PREFIX)).await
+/// In the calling thread's namespace.
+pub(crate) fn raise_loopback() -> io::Result<()> {
+    let mut message = link_named("lo");
+    set_state(&mut message, true);
+    Connection::open()?.act(Message::SetLink(message), 0)
 }
 
-/// Removes every link of a sandbox.
-pub(crate) async fn delete_all_links(handle: Handle) -> io::Result<()> {
-    delete_links(&handle, |name| name != "lo").await
+/// Removes the daemon's links from the node's own namespace, which the calling thread is in.
+pub(crate) fn delete_own_links() -> io::Result<()> {
+    delete_links(|name| name.starts_with(HOST_PREFIX))
 }
 
-/// Takes every link but loopback down, for good: nothing more leaves or reaches the namespace.
-pub(crate) async fn cut_off(handle: Handle) -> io::Result<()> {
-    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
-    for message in messages.iter().filter(|m| !m.header.flags.contains(LinkFlags::Loopback)) {
-        let mut down = LinkUnspec::new_with_index(message.header.index).down().build();
+/// Removes every link of a sandbox, which the calling thread is in.
+pub(crate) fn delete_all_links() -> io::Result<()> {
+    delete_links(|name| name != "lo")
+}
+
+/// Takes every link but loopback of the calling thread's namespace down, for good: nothing more leaves or reaches it.
+pub(crate) fn cut_off() -> io::Result<()> {
+    let here = Connection::open()?;
+    for message in here.links()?.iter().filter(|m| !m.header.flags.contains(LinkFlags::Loopback)) {
+        let mut down = link_at(message.header.index);
+        set_state(&mut down, false);
         let ended = LinkFlags::from_bits_retain(silence::ENDED.into());
         down.header.flags |= ended;
         down.header.change_mask |= ended;
-        gone(handle.link().set(down).execute().await)?;
+        gone(here.act(Message::SetLink(down), 0))?;
     }
     Ok(())
 }
 
-async fn delete_links(handle: &Handle, doomed: impl Fn(&str) -> bool) -> io::Result<()> {
-    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
-    for message in messages {
-        let name = message.attributes.iter().find_map(|a| match a {
-            LinkAttribute::IfName(name) => Some(name.as_str()),
-            _ => None,
-        });
-        if name.is_some_and(&doomed) {
-            match gone(handle.link().del(message.header.index).execute().await) {
-                // Tunnels that every namespace has from the start cannot be removed.
-                Err(error) if is(&error, &[Errno::EOPNOTSUPP, Errno::EINVAL]) => {}
-                result => result?,
-            }
+fn delete_links(doomed: impl Fn(&str) -> bool) -> io::Result<()> {
+    let here = Connection::open()?;
+    for message in here.links()?.iter().filter(|message| name_of(message).is_some_and(&doomed)) {
+        match gone(here.act(Message::DelLink(link_at(message.header.index)), 0)) {
+            // Tunnels that every namespace has from the start cannot be removed.
+            Err(error) if is(&error, &[Errno::EOPNOTSUPP, Errno::EINVAL]) => {}
+            result => result?,
         }
     }
     Ok(())
 }
 
 /// What is to go and is not there has gone.
-fn gone(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
-    match result.map_err(io_error) {
+fn gone(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if is(&error, &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL]) => Ok(()),
         result => result,
     }
 }
 
 /// What is to be there and is there already is fine.
-fn exists(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
-    match result.map_err(io_error) {
+fn exists(result: io::Result<()>) -> io::Result<()> {
+    match result {
         Err(error) if is(&error, &[Errno::EEXIST]) => Ok(()),
         result => result,
     }

@@ -7,28 +7,24 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage as Message,
+    address::{AddressAttribute, AddressMessage},
+    link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
+    rule::{RuleAttribute, RuleMessage},
+};
 use orch_netd_core::{
     names::{HOST_PREFIX, Mac, WIREGUARD},
     ns::{FdbEntry, Neighbour, NsPlan, Observed, ObservedLink, PolicyRule, Route, Selector, Target, Vxlan},
     settings::{accept_ra_of, forwarding_of},
 };
 use orch_proto::silence;
-use rtnetlink::{
-    Handle, IpVersion, RouteMessageBuilder,
-    packet_route::{
-        AddressFamily,
-        address::AddressAttribute,
-        link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
-        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
-        rule::{RuleAttribute, RuleMessage},
-    },
-};
 
-use super::{Session, io_error, protocol};
-use crate::wireguard::Device;
+use super::{Connection, Session, protocol};
+use crate::{nfnetlink::Mode, wireguard::Device};
 
 const SETTINGS: &str = "/proc/sys";
 
@@ -38,7 +34,7 @@ pub(super) type LinkNames = BTreeMap<u32, String>;
 impl Session {
     /// Everything that `plan` may be compared with, but the ruleset.
     pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
-        let mut observed = self.runtime.block_on(observe(&self.here)).map_err(io_error)?;
+        let mut observed = self.here.observe()?;
         if plan.wireguard.is_some() && observed.links.contains_key(WIREGUARD) {
             observed.wireguard = Some(Device::open(WIREGUARD)?.read()?);
         }
@@ -64,63 +60,80 @@ pub(super) fn has_nothing_to_set(path: &str) -> bool {
     !Path::new(SETTINGS).join(part.collect::<PathBuf>()).exists()
 }
 
-async fn observe(handle: &Handle) -> Result<Observed, rtnetlink::Error> {
-    let messages: Vec<_> = handle.link().get().execute().try_collect().await?;
-    let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?))).collect();
-    let links = messages.iter().filter_map(|m| Some((name_of(m)?, link(m, &names)))).collect();
-    let addresses = addresses(handle, &names).await?;
-    let mut route_messages = routes(handle, Ipv4Addr::UNSPECIFIED.into()).await?;
-    route_messages.extend(routes(handle, Ipv6Addr::UNSPECIFIED.into()).await?);
-    let routes = route_messages.iter().filter_map(|m| route(m, &names)).collect();
-    let rules: Vec<_> = handle.rule().get(IpVersion::V4).execute().try_collect().await?;
-    let mut neighbours: Vec<_> =
-        handle.neighbours().get().set_address_family(AddressFamily::Inet).execute().try_collect().await?;
-    let v6: Vec<_> = handle.neighbours().get().set_address_family(AddressFamily::Inet6).execute().try_collect().await?;
-    neighbours.extend(v6);
-    let bridge = handle.neighbours().get().set_address_family(AddressFamily::Bridge);
-    let fdb_messages: Vec<_> = bridge.execute().try_collect().await?;
-    Ok(Observed {
-        links,
-        addresses,
-        routes,
-        rules: rules.iter().filter_map(rule).collect(),
-        neighbours: neighbours.iter().filter_map(|m| neighbour(m, &names)).collect(),
-        fdb: fdb(&fdb_messages, &names),
-        ..Observed::default()
-    })
-}
-
-async fn addresses(handle: &Handle, names: &LinkNames) -> Result<BTreeSet<(String, IpNetwork)>, rtnetlink::Error> {
-    let messages: Vec<_> = handle.address().get().execute().try_collect().await?;
-    Ok(messages
-        .iter()
-        .filter_map(|m| {
-            let local = m.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(addr) => Some(*addr),
-                _ => None,
-            });
-            let plain = m.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Address(addr) => Some(*addr),
-                _ => None,
-            });
-            let addr = IpNetwork::new(local.or(plain)?, m.header.prefix_len).ok()?;
-            Some((names.get(&m.header.index)?.clone(), addr))
+impl Connection {
+    fn observe(&self) -> io::Result<Observed> {
+        let messages = self.links()?;
+        let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?.to_owned()))).collect();
+        let links = messages.iter().filter_map(|m| Some((name_of(m)?.to_owned(), link(m, &names)))).collect();
+        let mut routes = self.routes(AddressFamily::Inet)?;
+        routes.extend(self.routes(AddressFamily::Inet6)?);
+        let mut neighbours = self.neighbours(AddressFamily::Inet)?;
+        neighbours.extend(self.neighbours(AddressFamily::Inet6)?);
+        Ok(Observed {
+            links,
+            addresses: self.addresses()?.iter().filter_map(|m| address(m, &names)).collect(),
+            routes: routes.iter().filter_map(|m| route(m, &names)).collect(),
+            rules: self.rules(AddressFamily::Inet)?.iter().filter_map(rule).collect(),
+            neighbours: neighbours.iter().filter_map(|m| neighbour(m, &names)).collect(),
+            fdb: fdb(&self.neighbours(AddressFamily::Bridge)?, &names),
+            ..Observed::default()
         })
-        .collect())
+    }
+
+    pub(super) fn links(&self) -> io::Result<Vec<LinkMessage>> {
+        let answers = self.ask(Message::GetLink(LinkMessage::default()), Mode::Dump)?.into_iter();
+        Ok(answers.filter_map(|answer| if let Message::NewLink(link) = answer { Some(link) } else { None }).collect())
+    }
+
+    fn addresses(&self) -> io::Result<Vec<AddressMessage>> {
+        let answers = self.ask(Message::GetAddress(AddressMessage::default()), Mode::Dump)?.into_iter();
+        Ok(answers
+            .filter_map(|answer| if let Message::NewAddress(addr) = answer { Some(addr) } else { None })
+            .collect())
+    }
+
+    /// A kernel without the family tells those of IPv4.
+    fn routes(&self, family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let answers = self.ask(Message::GetRoute(request), Mode::Dump)?.into_iter();
+        Ok(answers
+            .filter_map(|answer| if let Message::NewRoute(route) = answer { Some(route) } else { None })
+            .collect())
+    }
+
+    fn rules(&self, family: AddressFamily) -> io::Result<Vec<RuleMessage>> {
+        let mut request = RuleMessage::default();
+        request.header.family = family;
+        let answers = self.ask(Message::GetRule(request), Mode::Dump)?.into_iter();
+        Ok(answers.filter_map(|answer| if let Message::NewRule(rule) = answer { Some(rule) } else { None }).collect())
+    }
+
+    /// Of a bridge's family: what is behind which of its ports.
+    fn neighbours(&self, family: AddressFamily) -> io::Result<Vec<NeighbourMessage>> {
+        let mut request = NeighbourMessage::default();
+        request.header.family = family;
+        let answers = self.ask(Message::GetNeighbour(request), Mode::Dump)?.into_iter();
+        Ok(answers.filter_map(|answer| if let Message::NewNeighbour(n) = answer { Some(n) } else { None }).collect())
+    }
 }
 
-/// Of the family of `any`; a kernel without IPv6 tells those of IPv4 then.
-async fn routes(handle: &Handle, any: IpAddr) -> Result<Vec<RouteMessage>, rtnetlink::Error> {
-    let of_family = match any {
-        IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
-        IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
-    };
-    handle.route().get(of_family).execute().try_collect().await
+fn address(message: &AddressMessage, names: &LinkNames) -> Option<(String, IpNetwork)> {
+    let local = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(addr) => Some(*addr),
+        _ => None,
+    });
+    let plain = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Address(addr) => Some(*addr),
+        _ => None,
+    });
+    let addr = IpNetwork::new(local.or(plain)?, message.header.prefix_len).ok()?;
+    Some((names.get(&message.header.index)?.clone(), addr))
 }
 
-fn name_of(message: &LinkMessage) -> Option<String> {
+pub(super) fn name_of(message: &LinkMessage) -> Option<&str> {
     message.attributes.iter().find_map(|a| match a {
-        LinkAttribute::IfName(name) => Some(name.clone()),
+        LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     })
 }
@@ -258,12 +271,18 @@ fn fdb(messages: &[NeighbourMessage], names: &LinkNames) -> BTreeSet<FdbEntry> {
         .collect()
 }
 
-/// The networks that the node itself has: addresses of its links and routes that are not the daemon's.
-pub(crate) async fn host_networks(handle: Handle) -> io::Result<Vec<IpNetwork>> {
-    let observed = observe(&handle).await.map_err(io_error)?;
-    let of_others = observed.addresses.iter().filter(|(link, _)| !link.starts_with(HOST_PREFIX));
-    let mut networks: Vec<_> = of_others.map(|(_, addr)| *addr).collect();
-    for message in routes(&handle, Ipv4Addr::UNSPECIFIED.into()).await.map_err(io_error)? {
+/// The networks that the node itself has: addresses of its links and routes that are not the daemon's. Of the calling
+/// thread's namespace, as below.
+pub(crate) fn host_networks() -> io::Result<Vec<IpNetwork>> {
+    let here = Connection::open()?;
+    let links = here.links()?;
+    let others: LinkNames = links
+        .iter()
+        .filter_map(|m| Some((m.header.index, name_of(m).filter(|name| !name.starts_with(HOST_PREFIX))?.to_owned())))
+        .collect();
+    let addresses = here.addresses()?;
+    let mut networks: Vec<_> = addresses.iter().filter_map(|m| address(m, &others)).map(|(_, addr)| addr).collect();
+    for message in here.routes(AddressFamily::Inet)? {
         let destination = message.attributes.iter().find_map(|a| match a {
             RouteAttribute::Destination(addr) => ip_of(addr),
             _ => None,
@@ -272,30 +291,24 @@ pub(crate) async fn host_networks(handle: Handle) -> io::Result<Vec<IpNetwork>> 
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         });
-        let names: BTreeSet<u32> = own_link_indexes(&handle).await?;
-        if let Some(addr) = destination.filter(|_| link.is_none_or(|index| !names.contains(&index))) {
+        if let Some(addr) = destination.filter(|_| link.is_none_or(|index| others.contains_key(&index))) {
             networks.extend(IpNetwork::new(addr, message.header.destination_prefix_length));
         }
     }
     Ok(networks)
 }
 
-async fn own_link_indexes(handle: &Handle) -> io::Result<BTreeSet<u32>> {
-    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
-    let ours = messages.iter().filter(|m| name_of(m).is_some_and(|name| name.starts_with(HOST_PREFIX)));
-    Ok(ours.map(|m| m.header.index).collect())
-}
-
 /// The links of others by which the node sends IPv6 further than to its neighbours' link-local addresses.
-pub(crate) async fn links_out_v6(handle: Handle) -> io::Result<BTreeSet<String>> {
-    let messages: Vec<_> = handle.link().get().execute().try_collect().await.map_err(io_error)?;
+pub(crate) fn links_out_v6() -> io::Result<BTreeSet<String>> {
+    let here = Connection::open()?;
+    let links = here.links()?;
     let is_others = |m: &&LinkMessage| {
         let is_own = name_of(m).is_none_or(|name| name.starts_with(HOST_PREFIX));
         !is_own && !m.header.flags.contains(LinkFlags::Loopback)
     };
     let names: LinkNames =
-        messages.iter().filter(is_others).filter_map(|m| Some((m.header.index, name_of(m)?))).collect();
-    let routes = routes(&handle, Ipv6Addr::UNSPECIFIED.into()).await.map_err(io_error)?;
+        links.iter().filter(is_others).filter_map(|m| Some((m.header.index, name_of(m)?.to_owned()))).collect();
+    let routes = here.routes(AddressFamily::Inet6)?;
     let links = routes.iter().filter(|route| leads_out_v6(route)).flat_map(links_of);
     Ok(links.filter_map(|index| names.get(&index).cloned()).collect())
 }
@@ -349,8 +362,8 @@ fn links_of(message: &RouteMessage) -> Vec<u32> {
 }
 
 /// MTU of the link that has `addr`; `None` when none has.
-pub(crate) async fn mtu_of(handle: Handle, addr: IpAddr) -> io::Result<Option<u32>> {
-    let observed = observe(&handle).await.map_err(io_error)?;
+pub(crate) fn mtu_of(addr: IpAddr) -> io::Result<Option<u32>> {
+    let observed = Connection::open()?.observe()?;
     let link = observed.addresses.iter().find(|(_, network)| network.ip() == addr).map(|(link, _)| link);
     Ok(link.and_then(|link| observed.links.get(link)).map(|link| link.mtu))
 }
