@@ -1,5 +1,7 @@
 //! Capabilities as a set of bits, with the names that users write.
 
+use std::sync::LazyLock;
+
 use orch_model::linux::CAPABILITIES as NAMES;
 
 /// What a container gets when nothing else is asked: the 14 that Docker gives.
@@ -26,7 +28,7 @@ const DEFAULT: [&str; 14] = [
 pub(crate) struct UnknownCapability(pub(crate) String);
 
 /// A set of capabilities; bit n is capability n.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CapSet(pub(crate) u64);
 
 impl CapSet {
@@ -82,10 +84,12 @@ impl CapSet {
     /// Without those that this process does not have itself (the kernel may not know them, or a machine that is a
     /// container may lack them): nobody can be given these.
     pub(crate) fn grantable(self) -> Self {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
-        let permitted = permitted.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
-        Self(self.0 & permitted.unwrap_or(u64::MAX))
+        static PERMITTED: LazyLock<u64> = LazyLock::new(|| {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+            let permitted = status.lines().find_map(|line| line.strip_prefix("CapPrm:"));
+            permitted.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(u64::MAX)
+        });
+        Self(self.0 & *PERMITTED)
     }
 }
 

@@ -70,6 +70,7 @@ use caps::CapSet;
 use cgroup::Layout;
 use container::{Found, blocking, io_error};
 use nursery::Nursery;
+use seccomp::Filters;
 use spec::{Device, Facts, SpecError};
 
 /// The cgroup of the shims, under the node's; containers are beside it.
@@ -88,7 +89,7 @@ struct Inner {
     shims_dir: PathBuf,
     /// Where containers have mounts of their own; their makers do not see each other's if these folders are mounts too.
     mounts_dirs: [PathBuf; 2],
-    seccomp_dir: PathBuf,
+    filters: Filters,
     cgroup_parent: String,
     layout: Layout,
     nursery: Nursery,
@@ -127,7 +128,7 @@ impl Runtime {
         let mounts_dirs = [paths.containers_dir(), paths.netns_dir()];
         make_private(&shims_dir)?;
         let cgroup_parent = format!("/{}", cgroup_parent.trim_matches('/'));
-        let seccomp_dir = paths.run.join("seccomp");
+        let filters = Filters::in_dir(paths.run.join("seccomp"));
         let nursery = Nursery::new(program, args);
         let filters_devices = layout.is_v2() && device_filter::is_available();
         let worker_dir = paths.worker_dir();
@@ -137,7 +138,7 @@ impl Runtime {
         Ok(Self(Arc::new(Inner {
             shims_dir,
             mounts_dirs,
-            seccomp_dir,
+            filters,
             cgroup_parent,
             layout,
             nursery,
@@ -251,7 +252,7 @@ impl Inner {
         };
         let spec = spec::build(plan, &facts)?;
         let filtered = !container.privileged && !plan.options.seccomp_off;
-        let filter = filtered.then(|| seccomp::store(&self.seccomp_dir, caps)).transpose()?;
+        let filter = filtered.then(|| self.filters.file(caps)).transpose()?;
         let config = ShimConfig {
             version: VERSION,
             task_id: plan.task_id.to_string(),

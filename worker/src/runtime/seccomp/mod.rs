@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use seccompiler::{
@@ -51,8 +52,34 @@ pub(crate) fn compile(caps: CapSet) -> Result<BpfProgram, SeccompError> {
     Ok(program)
 }
 
-/// Puts the filter for `caps` into `dir` unless it is there, and says where it is.
-pub(crate) fn store(dir: &Path, caps: CapSet) -> Result<PathBuf, SeccompError> {
+/// The filters' files.
+#[derive(Debug)]
+pub(crate) struct Filters {
+    dir: PathBuf,
+    /// Where this process has put them.
+    known: Mutex<BTreeMap<CapSet, PathBuf>>,
+}
+
+impl Filters {
+    pub(crate) fn in_dir(dir: PathBuf) -> Self {
+        Self { dir, known: Mutex::default() }
+    }
+
+    /// Where the filter for `caps` is, which is compiled and written unless it is there.
+    pub(crate) fn file(&self, caps: CapSet) -> Result<PathBuf, SeccompError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&caps) {
+            Some(path) if path.exists() => Ok(path.clone()),
+            _ => {
+                let path = store(&self.dir, caps)?;
+                known.insert(caps, path.clone());
+                Ok(path)
+            }
+        }
+    }
+}
+
+fn store(dir: &Path, caps: CapSet) -> Result<PathBuf, SeccompError> {
     let bytes = encode(&compile(caps)?);
     let path = dir.join(format!("{}.bpf", hex::encode(Sha256::digest(&bytes))));
     if path.exists() {
@@ -210,9 +237,14 @@ mod tests {
     #[test]
     fn a_stored_filter_reads_back() {
         let dir = tempfile::tempdir().unwrap();
-        let path = store(dir.path(), CapSet::default()).unwrap();
-        assert_eq!(store(dir.path(), CapSet::default()).unwrap(), path);
-        assert_eq!(decode(&fs::read(path).unwrap()), Some(compile(CapSet::default()).unwrap()));
+        let filters = Filters::in_dir(dir.path().join("filters"));
+        let path = filters.file(CapSet::default()).unwrap();
+        let compiled = Some(compile(CapSet::default()).unwrap());
+        assert_eq!(decode(&fs::read(&path).unwrap()), compiled);
+        assert_ne!(filters.file(CapSet::ALL).unwrap(), path);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(filters.file(CapSet::default()).unwrap(), path);
+        assert_eq!(decode(&fs::read(&path).unwrap()), compiled, "what somebody removed is written again");
         assert_eq!(decode(b""), None);
         assert_eq!(decode(b"cut off"), None);
     }
