@@ -19,7 +19,7 @@ use crate::{
     flags::filter::FilterSet,
     inspect,
     render::{
-        listing::{Listing, Row, row},
+        listing::{Listing, Row, by_key, row},
         natural_order, short_id, time,
     },
 };
@@ -266,7 +266,7 @@ impl Found<'_> {
 
     fn row(&self, no_trunc: bool) -> Row {
         let (id, Annotations { name, labels }) = (self.id(), self.annotations());
-        let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let listed: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let (ipv6, internal, created) = match self {
             Self::OfCluster(network) => (network.spec.has_ipv6(), network.spec.internal, network.meta.created_at),
             Self::OfNode(network) => {
@@ -281,7 +281,8 @@ impl Found<'_> {
             ("IPv4", "true".into()),
             ("IPv6", ipv6.to_string().into()),
             ("Internal", internal.to_string().into()),
-            ("Labels", labels.join(",").into()),
+            ("Labels", listed.join(",").into()),
+            ("Label", by_key(&labels)),
             ("CreatedAt", time::go_style(created).into()),
         ])
     }
