@@ -107,6 +107,10 @@ fn an_update_that_cannot_be_rolled_back_pauses_and_says_why() {
     assert!(status.message.starts_with("update (which cannot be rolled back: "), "{status:?}");
     assert!(status.message.contains(&format!("secret {key}, which does not exist")), "{status:?}");
     assert!(status.message.ends_with("correct it with `orch service update web`"), "{status:?}");
+    let web = sim.service("web");
+    let refused =
+        control::rollback_service(&sim.state, sim.now, &web.id, web.meta.version).expect_err("by hand neither");
+    assert_eq!(refused.text, format!("no such secret: key ({key})"));
 }
 
 #[test]
