@@ -78,6 +78,10 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
     assert_eq!(seen, "10.60.0.77\n");
     let format = "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}";
     assert_eq!(lab.orch(&["inspect", "-f", format, "probe"]).ok(), "10.60.0.77\n");
+    // Those of this node alone, each with its container's id.
+    let format = "{{range $id, $one := .Containers}}{{$one.Name}} {{$one.IPv4Address}} {{len $id}}\n{{end}}";
+    let here = lab.orch(&["network", "inspect", "-f", format, "shared"]).ok();
+    assert!(here.contains("probe 10.60.0.77/24 64\n") && !here.contains("other"), "{here}");
     // Whoever watches a service's tasks does not see it.
     let tasks = lab.orch(&["node", "ps", "n1", "--format", "{{.Name}}"]).ok();
     assert!(!tasks.contains("probe"), "{tasks}");

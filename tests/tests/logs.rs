@@ -58,6 +58,7 @@ fn logs_are_found_again_as_they_were_written() {
     assert_eq!(lab.orch(&["service", "logs", "--raw", "--details", "detailed"]).stdout, "WHO=me,team=a line\n");
     assert_eq!(lab.orch(&["service", "logs", "--raw", "detailed"]).stdout, "line\n");
 
+    following_ends_when_nothing_later_is_wanted(&lab);
     service(&lab, "none", &["--log-driver", "none"], "echo unheard");
     ended(&lab, "none");
     let refused = lab.orch(&["service", "logs", "none"]);
@@ -71,6 +72,28 @@ fn logs_are_found_again_as_they_were_written() {
         refused_because(&lab, "journal", "this node has no systemd journal");
     }
     the_journal_gets_lines_with_fields(&lab);
+}
+
+/// Of a container that runs on, quietly, and of its service.
+fn following_ends_when_nothing_later_is_wanted(lab: &Lab) {
+    service(lab, "quiet", &[], "echo said; sleep 10000");
+    let container = eventually("it has said something", || {
+        let container = lab.orch(&["ps", "-q", "--filter", "name=quiet"]).result()?;
+        let said = lab.orch(&["logs", container.trim()]).result()?;
+        if said == "said\n" { Ok(container.trim().to_owned()) } else { Err(said) }
+    });
+    for of in [&["logs", container.as_str()][..], &["service", "logs", "--raw", "quiet"]] {
+        let followed = |until: &str| {
+            let args = [&["timeout", "30", "orch"], of, &["--follow", "--until", until]].concat();
+            lab.exec("n1", &args).ok()
+        };
+        assert_eq!(followed("0s"), "said\n", "{of:?}");
+        assert_eq!(followed("2020-01-01"), "", "{of:?}");
+        let ahead = std::time::SystemTime::now() + Duration::from_secs(2);
+        let ahead = ahead.duration_since(std::time::UNIX_EPOCH).expect("a time").as_secs().to_string();
+        assert_eq!(followed(&ahead), "said\n", "{of:?}");
+    }
+    let _ = lab.orch(&["service", "rm", "quiet"]).ok();
 }
 
 /// With a socket of ours where systemd's is.

@@ -116,6 +116,7 @@ fn secrets_and_configs_are_listed_inspected_and_removed() {
             .collect();
         assert_eq!(columns.join("  "), heading);
         assert_eq!(listed(&["--format", "{{.Name}} {{.Labels}}"]), "from-file env=prod,tier=\nfrom.stdin_2 \n");
+        assert_eq!(listed(&["--format", "{{.Name}} {{.Label \"env\"}}"]), "from-file prod\nfrom.stdin_2 \n");
         assert_eq!(listed(&["-q", "--filter", "name=from-f"]), format!("{id}\n"));
         assert_eq!(listed(&["-q", "--filter", "label=env=prod"]), format!("{id}\n"));
         assert_eq!(listed(&["-q", "--filter", "label=env=test"]), "");

@@ -9,7 +9,6 @@ use orch_model::{
     task::{Health, TaskState, TaskStatus},
 };
 use orch_proto::{conv::FromProto, paths::Paths, wire};
-use serde_json::Map;
 
 use super::{
     ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
@@ -20,7 +19,7 @@ use crate::{
     flags::{filter::FilterSet, quantity},
     render::{
         ellipsis,
-        listing::{Listing, Row, row},
+        listing::{Listing, Row, by_key, row},
         short_id, time,
     },
 };
@@ -343,7 +342,7 @@ fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_tru
         ("Ports", container.ports.join(", ").into()),
         ("Names", container.name.as_str().into()),
         ("Labels", labels.join(",").into()),
-        ("Label", container.labels.iter().map(|(k, v)| (k.clone(), v.as_str().into())).collect::<Map<_, _>>().into()),
+        ("Label", by_key(&container.labels)),
         ("Mounts", container.mounts.iter().map(shown).collect::<Vec<_>>().join(",").into()),
         ("LocalVolumes", container.mounts.iter().filter(|m| !m.starts_with('/')).count().to_string().into()),
         ("Networks", container.networks.join(",").into()),

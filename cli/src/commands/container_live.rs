@@ -247,8 +247,7 @@ pub(crate) struct EventsArgs {
 
 /// What happens to this node's containers and volumes.
 pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()> {
-    let known = ["container", "event", "image", "label", "type", "volume"];
-    let filters = FilterSet::parse(&args.filter, &known).map_err(anyhow::Error::msg)?;
+    let filters = event_filters(&args.filter).map_err(anyhow::Error::msg)?;
     let at = |text: &Option<String>| -> anyhow::Result<u64> {
         text.as_ref().map_or(Ok(0), |text| time::parse_since(text, time::now()).map_err(anyhow::Error::msg))
     };
@@ -261,6 +260,12 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+/// Of anything else nothing is told, and whoever asked for it would wait without end.
+fn event_filters(given: &[String]) -> Result<FilterSet, String> {
+    let filters = FilterSet::parse(given, &["container", "event", "image", "label", "type", "volume"])?;
+    filters.only("type", &["container", "volume"])
 }
 
 fn is_wanted(event: &wire::ContainerEvent, filters: &FilterSet) -> bool {
@@ -315,7 +320,6 @@ mod tests {
             attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             ..wire::ContainerEvent::default()
         };
-        let known = ["container", "event", "image", "label", "type", "volume"];
         for (filters, wanted) in [
             (&[][..], true),
             (&["event=health_status"], true),
@@ -333,8 +337,10 @@ mod tests {
             (&["volume=0123456789ab"], false),
         ] {
             let flags: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-            let set = FilterSet::parse(&flags, &known).unwrap();
+            let set = event_filters(&flags).unwrap();
             assert_eq!(is_wanted(&event, &set), wanted, "{filters:?}");
         }
+        let refused = event_filters(&["type=node".to_owned()]).unwrap_err();
+        assert_eq!(refused, "invalid filter type=node: type is one of container, volume");
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     flags::key_value,
     inspect,
     render::{
-        listing::{Listing, Row, row},
+        listing::{Listing, Row, by_key, row},
         natural_order, time,
     },
 };
@@ -282,6 +282,7 @@ async fn list(kind: Kind, flags: &ListFlags, paths: &Paths) -> anyhow::Result<()
                 ("CreatedAt", time::ago(meta.created_at, now).into()),
                 ("UpdatedAt", time::ago(meta.updated_at, now).into()),
                 ("Labels", labels.join(",").into()),
+                ("Label", by_key(&annotations.labels)),
             ])
         })
         .collect();

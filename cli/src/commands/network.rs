@@ -6,10 +6,10 @@ pub(crate) mod prune;
 mod report;
 mod trace;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use clap::Subcommand;
-use orch_model::{Annotations, Kind, network::Network};
+use orch_model::{Annotations, Kind, network::Network, task::Task};
 use orch_proto::{paths::Paths, wire};
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ use crate::{
     flags::filter::FilterSet,
     inspect,
     render::{
-        listing::{Listing, Row, row},
+        listing::{Listing, Row, by_key, row},
         natural_order, short_id, time,
     },
 };
@@ -93,10 +93,11 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
         NetworkCommand::Trace(args) => trace::trace(args, paths).await,
         NetworkCommand::Inspect { format, verbose, networks } => {
             let known = Known::read(paths).await?;
+            let here = report::here(paths).await?;
             let cluster = if verbose { report::Cluster::read(paths).await? } else { None };
             let mut found = Vec::new();
             let outcome = for_each(&networks, async |reference| {
-                let mut shown = known.inspected(reference)?;
+                let mut shown = known.inspected(reference, &here)?;
                 if let (Some(cluster), Some(Found::OfCluster(network)), Value::Object(fields)) =
                     (&cluster, known.find(reference), &mut shown)
                 {
@@ -136,13 +137,14 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
 /// A network of the cluster or of this node, as `inspect` shows it.
 pub(super) async fn inspected(reference: &str, paths: &Paths) -> anyhow::Result<Option<Value>> {
     let known = Known::read(paths).await?;
-    Ok(known.find(reference).map(Found::inspected))
+    let Some(found) = known.find(reference) else { return Ok(None) };
+    Ok(Some(found.inspected(&report::here(paths).await?)))
 }
 
 /// Every network that this node can see.
 struct Known {
     /// Empty on a worker: managers are not asked from there.
-    of_cluster: Vec<std::sync::Arc<Network>>,
+    of_cluster: Vec<Arc<Network>>,
     of_node: Vec<wire::LocalNetwork>,
 }
 
@@ -181,15 +183,15 @@ impl Known {
         self.all().find(|n| n.name() == reference).or_else(|| self.all().find(|n| n.id() == reference)).or(start)
     }
 
-    fn inspected(&self, reference: &str) -> anyhow::Result<Value> {
-        self.find(reference).map(Found::inspected).ok_or_else(|| not_found(reference))
+    fn inspected(&self, reference: &str, here: &[(String, Arc<Task>)]) -> anyhow::Result<Value> {
+        self.find(reference).map(|found| found.inspected(here)).ok_or_else(|| not_found(reference))
     }
 }
 
 impl Found<'_> {
-    fn inspected(self) -> Value {
+    fn inspected(self, here: &[(String, Arc<Task>)]) -> Value {
         match self {
-            Self::OfCluster(network) => inspect::network(network),
+            Self::OfCluster(network) => inspect::network(network, here),
             Self::OfNode(network) => inspect::local_network(network),
         }
     }
@@ -264,7 +266,7 @@ impl Found<'_> {
 
     fn row(&self, no_trunc: bool) -> Row {
         let (id, Annotations { name, labels }) = (self.id(), self.annotations());
-        let labels: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        let listed: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
         let (ipv6, internal, created) = match self {
             Self::OfCluster(network) => (network.spec.has_ipv6(), network.spec.internal, network.meta.created_at),
             Self::OfNode(network) => {
@@ -279,7 +281,8 @@ impl Found<'_> {
             ("IPv4", "true".into()),
             ("IPv6", ipv6.to_string().into()),
             ("Internal", internal.to_string().into()),
-            ("Labels", labels.join(",").into()),
+            ("Labels", listed.join(",").into()),
+            ("Label", by_key(&labels)),
             ("CreatedAt", time::go_style(created).into()),
         ])
     }

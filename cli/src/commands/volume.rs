@@ -8,7 +8,7 @@ use crate::{
     api::{Worker, explain, worker},
     flags::{filter::FilterSet, key_value, quantity},
     inspect,
-    render::listing::{Listing, Row, row},
+    render::listing::{Listing, Row, by_key, row},
 };
 
 #[derive(Debug, Subcommand)]
@@ -190,6 +190,7 @@ fn volume_row(volume: &wire::Volume) -> Row {
         ("Name", volume.name.as_str().into()),
         ("Mountpoint", volume.mountpoint.as_str().into()),
         ("Labels", labels.join(",").into()),
+        ("Label", by_key(&volume.labels)),
         ("Scope", "local".into()),
         // Docker's words where nobody was asked (`system df` is) or there is no such thing.
         ("Size", "N/A".into()),

@@ -1,5 +1,7 @@
 //! Tasks, networks, secrets, configs, images and volumes.
 
+use std::sync::Arc;
+
 use orch_model::{
     Annotations, Meta, Timestamp,
     network::{IpamConfig, Network, predefined_id},
@@ -66,17 +68,7 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
             .some("Gateway", config.gateway.clone().unwrap_or_default())
             .done()
     };
-    let members = network.members.iter().map(|member| {
-        let of_family = |v6: bool| member.addresses.iter().find(|a| a.contains(':') == v6).cloned().unwrap_or_default();
-        let shown = json!({
-            "Name": member.name,
-            "EndpointID": "",
-            "MacAddress": "",
-            "IPv4Address": of_family(false),
-            "IPv6Address": of_family(true),
-        });
-        (member.container_id.clone(), shown)
-    });
+    let members = network.members.iter().map(|one| (one.container_id.clone(), member(&one.name, &one.addresses)));
     Fields::default()
         .always("Name", network.name.as_str())
         .always("Id", network.id.as_str())
@@ -102,7 +94,26 @@ pub(crate) fn local_network(network: &wire::LocalNetwork) -> Value {
         .done()
 }
 
-pub(crate) fn network(network: &Network) -> Value {
+/// One container on a network.
+fn member(name: &str, addresses: &[String]) -> Value {
+    let of_family = |v6: bool| addresses.iter().find(|a| a.contains(':') == v6).cloned().unwrap_or_default();
+    json!({
+        "Name": name,
+        "EndpointID": "",
+        "MacAddress": "",
+        "IPv4Address": of_family(false),
+        "IPv6Address": of_family(true),
+    })
+}
+
+/// `here`: what of it runs on this node, each with its container's id.
+pub(crate) fn network(network: &Network, here: &[(String, Arc<Task>)]) -> Value {
+    let members = here.iter().filter_map(|(container, task)| {
+        let attachment = task.networks.iter().find(|n| n.network == network.id)?;
+        let addresses: Vec<String> = attachment.addresses.iter().map(ToString::to_string).collect();
+        let name = if task.is_one_off() { task.name() } else { task.container_name() };
+        Some((container.clone(), member(&name, &addresses)))
+    });
     let configs = network.allocation.as_ref().map_or(&network.spec.ipam, |a| &a.ipam);
     let ipam = |config: &IpamConfig| {
         Fields::default()
@@ -133,7 +144,7 @@ pub(crate) fn network(network: &Network) -> Value {
         .always("Ingress", network.spec.ingress)
         .always("ConfigFrom", json!({"Network": ""}))
         .always("ConfigOnly", false)
-        .always("Containers", Value::Null)
+        .always("Containers", members.collect::<serde_json::Map<_, _>>())
         .always("Options", json!(options))
         .always("Labels", json!(network.spec.annotations.labels))
         .some("Problem", network.problem.clone().unwrap_or_default())

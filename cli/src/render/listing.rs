@@ -71,6 +71,11 @@ impl Listing<'_> {
     }
 }
 
+/// Labels as a row's `Label`, which templates ask by key: `{{.Label "a"}}`.
+pub(crate) fn by_key<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Value {
+    Value::Object(labels.into_iter().map(|(key, value)| (key.clone(), value.as_str().into())).collect())
+}
+
 /// Without what templates ask by key (`{{.Label "a"}}`): for Docker that is none of a row's fields.
 fn fields(row: &Row) -> Row {
     row.iter().filter(|(_, value)| !value.is_object()).map(|(field, value)| (field.clone(), value.clone())).collect()

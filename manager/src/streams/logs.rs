@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     pin::Pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures::Stream;
@@ -110,7 +110,10 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
     let mut readers = JoinSet::new();
     let mut merger = Merger::new(options.follow);
     let (pieces, mut incoming) = mpsc::channel::<Piece>(LINES);
-    let follows_services = options.follow && !wanted.services.is_empty();
+    let mut follows_services = options.follow && !wanted.services.is_empty();
+    // What comes later is not wanted: then the readers end by themselves, and no others come.
+    let past = sleep(left(options.until_ms).unwrap_or_default());
+    tokio::pin!(past);
     let mut look = interval(NEW_TASKS);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -158,9 +161,16 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
                     return;
                 }
             }
+            () = &mut past, if follows_services && options.until_ms.is_some() => follows_services = false,
             () = sleep(wake), if wake < LONGEST_SLEEP => {}
         }
     }
+}
+
+/// Until the time that the user named; `None` when there is none.
+fn left(until_ms: Option<u64>) -> Option<Duration> {
+    let until = UNIX_EPOCH + Duration::from_millis(until_ms?);
+    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// One task's output until it ends. While it is followed, a node whose worker restarts is asked again for the rest.
@@ -179,7 +189,8 @@ async fn read(reign: Arc<Reign>, task: Arc<Task>, options: wire::LogOptions, lin
             notice(&lines, &task, &format!("{}; waiting for it", lost.message())).await;
         }
         sleep(AGAIN).await;
-        if lines.is_closed() || !may_write(&reign, &task.id) {
+        let is_past = left(options.until_ms).is_some_and(|left| left.is_zero());
+        if lines.is_closed() || is_past || !may_write(&reign, &task.id) {
             return;
         }
         if last != Position::default() {

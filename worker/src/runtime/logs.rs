@@ -22,7 +22,7 @@ use std::{
 use futures::Stream;
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::{io::AsyncReadExt, net::unix::pipe, sync::mpsc};
+use tokio::{io::AsyncReadExt, net::unix::pipe, sync::mpsc, time::sleep};
 
 use super::{container::io_error, error::RuntimeError, plan::LogFiles};
 use crate::shim::log::numbered;
@@ -61,10 +61,12 @@ pub struct LogLine {
 pub struct LogStream(mpsc::Receiver<Result<LogLine, RuntimeError>>);
 
 impl LogStream {
-    /// Reads `files`; when following, until `ended` and everything written before it has been read.
+    /// Reads `files`; when following, until `ended` (or the time that `options` name) and everything written before it
+    /// has been read.
     pub(super) fn open(files: LogFiles, options: LogOptions, ended: impl Future<Output = ()> + Send + 'static) -> Self {
         let (lines, receiver) = mpsc::channel(LINES_AHEAD);
         tokio::spawn(async move {
+            let ended = ended_or_past(ended, options.until);
             let copied = match &files.journal {
                 Some(fields) => journal::copy(fields, &files.details, &options, ended, &lines).await,
                 None => copy(&files, &options, ended, &lines).await,
@@ -74,6 +76,20 @@ impl LogStream {
             }
         });
         Self(receiver)
+    }
+}
+
+/// Nothing that is written after `until` is wanted, so there is nothing to follow then.
+async fn ended_or_past(ended: impl Future<Output = ()>, until: Option<SystemTime>) {
+    let past = async {
+        match until {
+            Some(until) => sleep(until.duration_since(SystemTime::now()).unwrap_or_default()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = ended => {}
+        () = past => {}
     }
 }
 
@@ -305,5 +321,33 @@ fn inotify(folder: &Path) -> io::Result<OwnedFd> {
             return Err(io::Error::last_os_error());
         }
         Ok(fd)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::StreamExt as _;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::shim::log::{Lines as Writing, LogWriter, Source};
+
+    /// Of a container that runs on and on, and says nothing more.
+    #[tokio::test]
+    async fn following_ends_when_nothing_later_is_wanted() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = LogFiles::at(dir.path().join("log"));
+        let mut log = LogWriter::open((&files).into()).unwrap();
+        let (mut lines, mut out) = (Writing::new(Source::Stdout, &log), Vec::new());
+        lines.push(b"said\n", Timestamp::now(), &mut out);
+        log.write(&out).unwrap();
+        let soon = SystemTime::now() + Duration::from_millis(100);
+        for (until, count) in [(soon, 1), (SystemTime::UNIX_EPOCH, 0)] {
+            let options = LogOptions { follow: true, until: Some(until), ..Default::default() };
+            let read = LogStream::open(files.clone(), options, std::future::pending()).collect::<Vec<_>>();
+            assert_eq!(timeout(Duration::from_secs(20), read).await.unwrap().len(), count, "{until:?}");
+        }
     }
 }

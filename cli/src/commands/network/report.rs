@@ -13,7 +13,27 @@ use orch_model::{
 use orch_proto::{paths::Paths, wire};
 use serde_json::{Map, Value, json};
 
-use crate::api::Api;
+use crate::api::{Api, explain, worker};
+
+/// What of this node is on networks of the cluster, tasks and one-off containers, each with its container's id. Nothing
+/// on a worker, which is told nothing about networks of the cluster.
+pub(super) async fn here(paths: &Paths) -> anyhow::Result<Vec<(String, Arc<Task>)>> {
+    let Ok(mut api) = Api::connect(paths).await else { return Ok(Vec::new()) };
+    let of_services = wire::Filters { node_ids: vec![api.info().await?.node_id], ..Default::default() };
+    let one_off = wire::Filters { service_ids: vec![ServiceId::nobody().to_string()], ..of_services.clone() };
+    let mut tasks = api.list::<Task>(of_services).await?;
+    tasks.extend(api.list::<Task>(one_off).await?);
+    tasks.retain(|task| !task.status.state.is_terminal());
+    let containers = match worker(paths).await {
+        Ok(mut worker) => worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers,
+        Err(_) => Vec::new(),
+    };
+    let with_id = tasks.into_iter().filter_map(|task| {
+        let container = containers.iter().find(|container| container.task_id == task.id.as_str())?;
+        Some((container.container_id.clone(), task))
+    });
+    Ok(with_id.collect())
+}
 
 /// What managers know, read once for all networks.
 pub(super) struct Cluster {

@@ -313,14 +313,18 @@ fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
             )));
         }
     }
+    // A spec to go back to may name what is gone; its id alone tells nobody what that was.
+    let no_such = |kind: Kind, name: &str, id: &str| ControlError::not_found(format!("no such {kind}: {name} ({id})"));
     for file in &spec.task.container.secrets {
-        state.secret(&file.id).filter(|s| !s.removing).ok_or_else(|| missing(&file.id))?;
+        let found = state.secret(&file.id).filter(|s| !s.removing);
+        found.ok_or_else(|| no_such(Kind::Secret, &file.name, file.id.as_str()))?;
     }
     if let Some(login) = &spec.task.container.registry_auth {
         state.secret(login).ok_or_else(|| missing(login))?;
     }
     for file in &spec.task.container.configs {
-        state.config(&file.id).filter(|c| !c.removing).ok_or_else(|| missing(&file.id))?;
+        let found = state.config(&file.id).filter(|c| !c.removing);
+        found.ok_or_else(|| no_such(Kind::Config, &file.name, file.id.as_str()))?;
     }
     for port in spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress) {
         let holder = state.port_holder(port.protocol, port.published_port).filter(|h| Some(*h) != own);

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     decision::{Decision, Ids},
-    state::State,
+    state::{State, check::may_put},
 };
 
 /// Stands between what an update does and what it waits for.
@@ -203,8 +203,8 @@ impl Update<'_> {
         let because = because.replace('\n', " ");
         let pause = |state, word: &str| {
             let name = &self.service.spec.annotations.name;
-            let message = match state {
-                UpdateState::Paused => format!(
+            let message = match (state, word) {
+                (UpdateState::Paused, "update") => format!(
                     "{word} paused {because}; correct it with `orch service update {name}`, or return with \
                      `orch service rollback {name}`"
                 ),
@@ -222,7 +222,15 @@ impl Update<'_> {
                     if let Some(status) = &mut next.update_status {
                         status.message = format!("update rolled back {because}");
                     }
-                    Some(Change::Update(Object::Service(Arc::new(next))))
+                    let (old, next) =
+                        (Object::Service(Arc::new(self.service.clone())), Object::Service(Arc::new(next)));
+                    // What it used may have gone meanwhile, and its port to another service.
+                    match may_put(self.state, Some(&old), &next) {
+                        Ok(()) => Some(Change::Update(next)),
+                        Err(error) => {
+                            pause(UpdateState::Paused, &format!("update (which cannot be rolled back: {error})"))
+                        }
+                    }
                 }
                 None => pause(UpdateState::Paused, "update (there is no previous spec to roll back to)"),
             },

@@ -20,7 +20,7 @@ use super::{
     limits,
 };
 
-pub(super) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
+pub(crate) fn may_put(state: &State, old: Option<&Object>, new: &Object) -> Result<(), ApplyError> {
     limits::has_room(state, old, new)?;
     name_is_free(state, new)?;
     addresses_are_free(state, old, new)?;

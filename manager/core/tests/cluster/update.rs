@@ -2,8 +2,8 @@
 
 use orch_manager_core::control;
 use orch_model::{
-    Duration,
-    service::{FailureAction, PublishMode, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    Annotations, Duration, ObjectId, SecretId,
+    service::{FailureAction, FileRef, PublishMode, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
     task::TaskState,
 };
 
@@ -70,6 +70,47 @@ fn a_failing_update_rolls_back_if_asked_to_and_keeps_the_scale() {
     sim.run(secs(40));
     assert_eq!(update_state(&sim), Some(UpdateState::RollbackCompleted), "{}", sim.ps("web"));
     assert_eq!(images(&sim), ["v1"; 4]);
+}
+
+#[test]
+fn an_update_that_cannot_be_rolled_back_pauses_and_says_why() {
+    let mut sim = Sim::new(2);
+    let annotations = Annotations { name: "key".into(), ..Annotations::default() };
+    let now = sim.now;
+    let made = sim.with_ids(|s, ids| control::create_secret(s, now, ids, annotations, b"x".to_vec(), None));
+    let made = made.expect("accepted");
+    sim.accept(&made);
+    let ObjectId::Secret(key) = made.id else { panic!("not a secret") };
+    let mut spec = with_update(2, UpdateConfig { failure_action: FailureAction::Rollback, ..UpdateConfig::default() });
+    let file = |id: &SecretId| FileRef {
+        id: id.clone(),
+        name: "key".into(),
+        target: "key".into(),
+        uid: "0".into(),
+        gid: "0".into(),
+        mode: 0o444,
+    };
+    spec.task.container.secrets = vec![file(&key)];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    let update = |s: &mut ServiceSpec| {
+        s.task.container.image = "crash".into();
+        s.task.container.secrets.clear();
+    };
+    sim.update("web", update).expect("accepted");
+    let id = ObjectId::Secret(key.clone());
+    let gone = control::remove_when_free(&sim.state, sim.now, &id, false).expect("no service has it now");
+    sim.accept(&gone);
+    sim.run(secs(30));
+    let status = sim.service("web").update_status.clone().expect("an update");
+    assert_eq!(status.state, UpdateState::Paused, "{status:?}");
+    assert!(status.message.starts_with("update (which cannot be rolled back: "), "{status:?}");
+    assert!(status.message.contains(&format!("secret {key}, which does not exist")), "{status:?}");
+    assert!(status.message.ends_with("correct it with `orch service update web`"), "{status:?}");
+    let web = sim.service("web");
+    let refused =
+        control::rollback_service(&sim.state, sim.now, &web.id, web.meta.version).expect_err("by hand neither");
+    assert_eq!(refused.text, format!("no such secret: key ({key})"));
 }
 
 #[test]
