@@ -64,7 +64,11 @@ impl Locals {
         if one.now().container.is_some() {
             return Ok(None);
         }
-        one.now().restarts = 0;
+        {
+            let mut now = one.now();
+            now.restarts = 0;
+            now.record.restart_count = 0;
+        }
         self.start_now(one, attach).await
     }
 
@@ -206,7 +210,7 @@ impl Locals {
                     now.restarts = 0;
                 }
                 let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
-                let again = !now.record.stopped && restart.after_exit(exit.code, now.restarts);
+                let again = !now.record.stopped && restart.after_exit(exit.code, now.record.restart_count);
                 next = again.then(|| policy::pause(now.restarts));
                 now.container = None;
                 now.record.paused = false;
@@ -245,7 +249,7 @@ impl Locals {
             let again = {
                 let now = one.now();
                 let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
-                restart.after_exit(error.exit_code(), now.restarts).then(|| policy::pause(now.restarts))
+                restart.after_exit(error.exit_code(), now.record.restart_count).then(|| policy::pause(now.restarts))
             };
             let state = if again.is_some() { LocalState::Restarting } else { LocalState::Exited };
             self.change(&one, |now| now.record.state = state.into());
