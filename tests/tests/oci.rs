@@ -224,6 +224,27 @@ fn a_running_container_is_looked_at_and_changed() {
         assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");
     }
 
+    // Limits that do not fit each other are refused, also of a container that does not run: it could not be started then.
+    let _ = lab.orch(&["create", "--name", "resting", "--memory", "32m", "busybox", "true"]).ok();
+    for (flags, said) in [
+        (&["--memory", "1m"][..], "Minimum memory limit allowed is 6MB"),
+        (&["--memory", "64m", "--memory-swap", "32m"], "memoryswap limit should be larger"),
+        (&["--memory-swap", "16m"], "memoryswap limit should be larger"),
+        (&["--memory-reservation", "64m"], "can not be less than memory reservation"),
+        (&["--cpuset-cpus", "4000"], "Requested CPUs are not available"),
+    ] {
+        for name in ["resting", "live"] {
+            let refused = lab.orch(&[&["container", "update"], flags, &[name]].concat()).refused();
+            assert!(refused.contains(said), "{name} {flags:?}: {refused}");
+        }
+    }
+    // What swap was meant for goes with the memory that it was meant for.
+    let _ = lab.orch(&["container", "update", "--memory", "32m", "--memory-swap", "40m", "resting"]).ok();
+    let _ = lab.orch(&["container", "update", "--memory", "64m", "resting"]).ok();
+    let _ = lab.orch(&["start", "-a", "resting"]).ok();
+    let shown = lab.orch(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", "resting"]).ok();
+    assert_eq!(shown, format!("{} {}\n", 64 << 20, 128 << 20));
+    let _ = lab.orch(&["rm", "resting"]).ok();
     // Files in and out, of a running container and of one that has ended; folders, names, streams.
     let on_node = |script: &str| lab.exec("n1", &["sh", "-c", script]);
     let copied = "mkdir -p /run/orch/cp/in/sub && cd /run/orch/cp && echo one > in/sub/file && ln -s sub/file in/link && \
