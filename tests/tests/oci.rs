@@ -172,6 +172,17 @@ fn the_kernel_does_what_was_asked() {
     assert_eq!(killed.code, 137);
     let state = lab.orch(&["inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "greedy"]).ok();
     assert_eq!(state, "true 137\n");
+    // Also of a container that outlives it, such as a database that loses a worker.
+    let survivor = ["sh", "-c", "tail /dev/zero; echo survived; exec sleep 1000"];
+    let _ =
+        lab.orch(&[&["run", "-d", "--name", "survivor", "--memory", "16m", "busybox"], &survivor[..]].concat()).ok();
+    eventually("the kernel kills one of two", || match lab.orch(&["logs", "survivor"]).result()? {
+        said if said.contains("survived") => Ok(()),
+        other => Err(other),
+    });
+    let state = lab.orch(&["inspect", "-f", "{{.State.OOMKilled}} {{.State.Running}}", "survivor"]).ok();
+    assert_eq!(state, "true true\n");
+    let _ = lab.orch(&["rm", "-f", "survivor"]).ok();
 
     // The stop signal of the user; an init that passes it on.
     let _ = lab
@@ -213,18 +224,6 @@ fn a_running_container_is_looked_at_and_changed() {
 
     let refused = lab.orch(&["container", "update", "--memory", "48m", "--cpus", "0.001", "live"]).refused();
     assert!(refused.contains("Range of CPUs is from 0.01 to "), "{refused}");
-    let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
-    let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
-    assert_eq!(lab.orch(&["exec", "live", "sh", "-c", limits]).ok(), format!("{}\n50\n50000\n", 48 << 20));
-    let shown = lab.orch(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}"]).ok();
-    assert!(shown.starts_with("live ") && shown.contains("/ 48MiB"), "{shown}");
-    let processes = lab.orch(&["top", "live"]).ok();
-    assert!(processes.starts_with("UID") && processes.contains("sh -c mkdir /opt"), "{processes}");
-    let changed = lab.orch(&["diff", "live"]).ok();
-    for line in ["A /new", "C /etc/passwd", "D /etc/group"] {
-        assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");
-    }
-
     // Limits that do not fit each other are refused, also of a container that does not run: it could not be started then.
     let _ = lab.orch(&["create", "--name", "resting", "--memory", "32m", "busybox", "true"]).ok();
     for (flags, said) in [
@@ -246,6 +245,18 @@ fn a_running_container_is_looked_at_and_changed() {
     let shown = lab.orch(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", "resting"]).ok();
     assert_eq!(shown, format!("{} {}\n", 64 << 20, 128 << 20));
     let _ = lab.orch(&["rm", "resting"]).ok();
+    let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
+    let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
+    assert_eq!(lab.orch(&["exec", "live", "sh", "-c", limits]).ok(), format!("{}\n50\n50000\n", 48 << 20));
+    let shown = lab.orch(&["stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}"]).ok();
+    assert!(shown.starts_with("live ") && shown.contains("/ 48MiB"), "{shown}");
+    let processes = lab.orch(&["top", "live"]).ok();
+    assert!(processes.starts_with("UID") && processes.contains("sh -c mkdir /opt"), "{processes}");
+    let changed = lab.orch(&["diff", "live"]).ok();
+    for line in ["A /new", "C /etc/passwd", "D /etc/group"] {
+        assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");
+    }
+
     // Files in and out, of a running container and of one that has ended; folders, names, streams.
     let on_node = |script: &str| lab.exec("n1", &["sh", "-c", script]);
     let copied = "mkdir -p /run/orch/cp/in/sub && cd /run/orch/cp && echo one > in/sub/file && ln -s sub/file in/link && \

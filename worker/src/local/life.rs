@@ -24,6 +24,7 @@ use super::{
     Ends, LocalError, Locals, One,
     attachment::{attach_request, has_namespace},
     create::HOST,
+    health_report,
     joined::Joined,
     live::spec_now,
     policy::{self, Restart},
@@ -158,6 +159,7 @@ impl Locals {
             now.record.oom_killed = false;
             now.record.stopped = false;
             now.record.paused = false;
+            now.record.health = None;
         });
         self.tell(one, "start");
         self.clone().supervise(one.clone(), container, Some(Health::Starting));
@@ -220,6 +222,7 @@ impl Locals {
                 now.record.oom_killed = exit.oom_killed;
                 now.record.error = exit.error.clone().unwrap_or_default();
                 now.record.finished_at_ms = unix_ms(exit.finished_at);
+                now.record.health = exit.health.as_ref().map(health_report);
                 now.record.state = if next.is_some() { LocalState::Restarting } else { LocalState::Exited }.into();
             });
             let auto_remove = one.now().record.auto_remove && next.is_none();
