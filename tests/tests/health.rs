@@ -108,7 +108,16 @@ fn checks_of_one_container() {
     run("bad", &[&CHECK[..]].concat());
     run(
         "slow",
-        &["--health-cmd", "sleep 100", "--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "1"],
+        &[
+            "--health-cmd",
+            "echo asking; sleep 100",
+            "--health-interval",
+            "1s",
+            "--health-timeout",
+            "1s",
+            "--health-retries",
+            "1",
+        ],
     );
     run("none", &["--no-healthcheck"]);
     for (name, status) in [("good", "(healthy)"), ("bad", "(unhealthy)"), ("slow", "(unhealthy)")] {
@@ -122,7 +131,7 @@ fn checks_of_one_container() {
     // It runs as the container does.
     assert_eq!(last("good"), "0 1234\nbox\n");
     assert_eq!(last("bad"), "3 no /ok\n");
-    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s)");
+    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s): asking\n");
     let unchecked = containers(&lab).expect("containers");
     assert!(unchecked.iter().any(|(name, words)| name == "none" && !words.contains('(')), "{unchecked:?}");
     // A one-off container that is unhealthy goes on, as with Docker; and checks outlive the worker.
@@ -130,7 +139,7 @@ fn checks_of_one_container() {
     let _ = eventually("the worker is back", || lab.orch(&["exec", "bad", "touch", "/ok"]).result());
     wait_status(&lab, "bad", "(healthy)");
     let _ = lab.orch(&["stop", "-t", "0", "slow"]).ok();
-    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s)");
+    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s): asking\n");
     within(Duration::from_secs(20), "filters by health", || {
         let seen = lab.orch(&["ps", "--filter", "health=healthy", "--format", "{{.Names}}"]).result()?;
         let mut names: Vec<&str> = seen.lines().collect();
