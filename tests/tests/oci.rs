@@ -143,7 +143,7 @@ fn the_kernel_does_what_was_asked() {
         ),
         (&["--group-add", "55", "-u", "nobody"], "id -G", "65534 55\n"),
         (&["--cap-drop", "ALL", "--cap-add", "KILL"], "grep CapEff /proc/self/status | cut -f2", "0000000000000020\n"),
-        (&["--device", "/dev:/there:r"], "exec 3< /there/zero && ls /there/null", "/there/null\n"),
+        (&["--device", "/dev:/dev/there:r"], "exec 3< /dev/there/zero && ls /dev/there/null", "/dev/there/null\n"),
         (&["--device", "/dev/fuse"], "exec 3<>/dev/fuse && echo opened", "opened\n"),
         (&["--pid", "host", "-v", "/proc:/host:ro"], "[ $$ != 1 ] && readlink /proc/self/ns/pid | grep -c pid", "1\n"),
         (&["--uts", "host"], "[ $(hostname) = $(cat /proc/sys/kernel/hostname) ] && echo same", "same\n"),
