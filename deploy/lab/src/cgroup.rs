@@ -127,11 +127,11 @@ impl Cgroups {
 
     /// Removes the group where nothing is in it. Whether it is gone everywhere.
     pub(crate) fn remove_if_empty(&self, group: &str) -> bool {
-        let removed = self.0.iter().map(|hierarchy| match fs::remove_dir(hierarchy.root.join(group)) {
-            Ok(()) => true,
-            Err(error) => error.kind() == io::ErrorKind::NotFound,
-        });
-        removed.fold(true, |all, gone| all && gone)
+        let stays = |hierarchy: &&Hierarchy| match fs::remove_dir(hierarchy.root.join(group)) {
+            Ok(()) => false,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        };
+        self.0.iter().filter(stays).count() == 0
     }
 }
 
