@@ -234,7 +234,7 @@ pub(crate) fn updated<T: Stored>(response: wire::UpdateResponse) -> anyhow::Resu
 
 /// What the manager said, without gRPC's words around it.
 pub(crate) fn explain(status: Status) -> anyhow::Error {
-    let message = status.message();
+    let message = plain(status.message());
     match status.code() {
         Code::Unavailable | Code::Cancelled | Code::Unknown if is_transport(&status) => {
             anyhow!("the daemon closed the connection: {message}. See its log, then try again")
@@ -242,6 +242,12 @@ pub(crate) fn explain(status: Status) -> anyhow::Error {
         code if message.is_empty() => anyhow!("the daemon refused: {code}"),
         _ => anyhow!("{message}"),
     }
+}
+
+/// A daemon's words may quote what others wrote, an archive for one: without what steers terminals.
+fn plain(text: &str) -> String {
+    let steers = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    text.chars().map(|c| if steers(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn is_transport(status: &Status) -> bool {
@@ -291,4 +297,20 @@ async fn no_manager(paths: &Paths) -> anyhow::Error {
 
 fn denied(socket: &Path) -> bool {
     std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_daemon_quotes_does_not_steer_the_terminal() {
+        for (said, shown) in [
+            ("no such image", "no such image"),
+            ("first\n\tsecond", "first\n\tsecond"),
+            ("\u{1b}[2J\r\u{7}x\u{9b}", "\u{fffd}[2J\u{fffd}\u{fffd}x\u{fffd}"),
+        ] {
+            assert_eq!(explain(Status::not_found(said)).to_string(), shown);
+        }
+    }
 }

@@ -259,6 +259,7 @@ fn restart_policies_hold_across_the_worker() {
     run("stopped", "unless-stopped", "exec sleep 10000");
     run("thrice", "on-failure:2", "exit 7");
     run("done", "on-failure", "exit 0");
+    run("counted", "on-failure:2", "sleep 3; exit 7");
     run("plain", "no", "exec sleep 10000");
     let started = |name: &str| lab.orch(&["inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", name]).result();
     let before = started("plain").expect("it runs");
@@ -271,11 +272,25 @@ fn restart_policies_hold_across_the_worker() {
     let _ = lab.orch(&["exec", "always", "sh", "-c", "kill -9 -1 2>/dev/null; kill 1; true"]);
     let _ = lab.orch(&["stop", "-t", "0", "stopped"]).ok();
 
+    let count = |name: &str| lab.orch(&["inspect", "-f", "{{.RestartCount}}", name]).result();
+    eventually("it has been restarted once", || match count("counted")?.as_str() {
+        "1\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
     let _ = lab.command("kill", &["n1", "worker"]).ok();
     eventually("the worker is back", || lab.orch(&["ps", "-q"]).result());
     // Untouched: found again, not started again.
     assert_eq!(started("plain"), Ok(before));
     assert_eq!(status(&lab, "stopped"), Ok("exited 137".to_owned()));
+    // The next worker counts on, and who starts it by hand begins anew.
+    eventually("on-failure gives up across the worker", || match status(&lab, "counted")?.as_str() {
+        "exited 7" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    assert_eq!(count("counted"), Ok("2\n".to_owned()));
+    let _ = lab.orch(&["start", "counted"]).ok();
+    assert_eq!(count("counted"), Ok("0\n".to_owned()));
+    let _ = lab.orch(&["rm", "-f", "counted"]).ok();
     // What ends while no worker looks is noticed by the next one.
     let pid = lab.orch(&["inspect", "-f", "{{.State.Pid}}", "always"]).ok();
     let _ = lab.command("pause", &["n1"]);

@@ -53,6 +53,16 @@ fn running_means_healthy_and_unhealthy_tasks_are_replaced() {
         if replaced && (exit("143") || exit("137") || exit("0")) { Ok(()) } else { Err(format!("{seen:?}")) }
     });
     assert_eq!(lab.get("client", &format!("http://{}:8080/", lab.address("n1"))), Ok("hello\n".to_owned()));
+    // What the check said last is there when its container is gone, also for the next worker.
+    let last = |about: &str| {
+        let end =
+            "{{.State.Status}} {{.State.Health.Status}} {{range .State.Health.Log}}{{.ExitCode}} {{.Output}}{{end}}";
+        let seen = lab.orch(&["inspect", "-f", end, &name]).ok();
+        assert!(seen.starts_with("exited unhealthy ") && seen.ends_with("3 no /ok\n\n"), "{about}: {seen}");
+        let started = lab.orch(&["inspect", "-f", "{{.State.StartedAt}}", &name]).ok();
+        assert!(started.starts_with("20"), "{about}: {started}");
+    };
+    last("this worker");
 
     let container = format!("container={name}");
     let all = ["events", "--since", "10m", "--until", "0s", "--format", "{{.Action}}", "-f", &container];
@@ -62,6 +72,9 @@ fn running_means_healthy_and_unhealthy_tasks_are_replaced() {
     told.dedup();
     let lived = ["create", "start", "health_status: healthy", "health_status: unhealthy", "kill", "die", "stop"];
     assert_eq!(told[..lived.len()], lived, "{told:?}");
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    eventually("the worker is back", || lab.orch(&["ps", "-q"]).result());
+    last("the next worker");
 }
 
 #[test]
@@ -95,7 +108,16 @@ fn checks_of_one_container() {
     run("bad", &[&CHECK[..]].concat());
     run(
         "slow",
-        &["--health-cmd", "sleep 100", "--health-interval", "1s", "--health-timeout", "1s", "--health-retries", "1"],
+        &[
+            "--health-cmd",
+            "echo asking; sleep 100",
+            "--health-interval",
+            "1s",
+            "--health-timeout",
+            "1s",
+            "--health-retries",
+            "1",
+        ],
     );
     run("none", &["--no-healthcheck"]);
     for (name, status) in [("good", "(healthy)"), ("bad", "(unhealthy)"), ("slow", "(unhealthy)")] {
@@ -109,13 +131,15 @@ fn checks_of_one_container() {
     // It runs as the container does.
     assert_eq!(last("good"), "0 1234\nbox\n");
     assert_eq!(last("bad"), "3 no /ok\n");
-    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s)");
+    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s): asking\n");
     let unchecked = containers(&lab).expect("containers");
     assert!(unchecked.iter().any(|(name, words)| name == "none" && !words.contains('(')), "{unchecked:?}");
     // A one-off container that is unhealthy goes on, as with Docker; and checks outlive the worker.
     let _ = lab.command("kill", &["n1", "worker"]).ok();
     let _ = eventually("the worker is back", || lab.orch(&["exec", "bad", "touch", "/ok"]).result());
     wait_status(&lab, "bad", "(healthy)");
+    let _ = lab.orch(&["stop", "-t", "0", "slow"]).ok();
+    assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s): asking\n");
     within(Duration::from_secs(20), "filters by health", || {
         let seen = lab.orch(&["ps", "--filter", "health=healthy", "--format", "{{.Names}}"]).result()?;
         let mut names: Vec<&str> = seen.lines().collect();

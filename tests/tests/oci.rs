@@ -143,6 +143,7 @@ fn the_kernel_does_what_was_asked() {
         ),
         (&["--group-add", "55", "-u", "nobody"], "id -G", "65534 55\n"),
         (&["--cap-drop", "ALL", "--cap-add", "KILL"], "grep CapEff /proc/self/status | cut -f2", "0000000000000020\n"),
+        (&["--device", "/dev:/dev/there:r"], "exec 3< /dev/there/zero && ls /dev/there/null", "/dev/there/null\n"),
         (&["--device", "/dev/fuse"], "exec 3<>/dev/fuse && echo opened", "opened\n"),
         (&["--pid", "host", "-v", "/proc:/host:ro"], "[ $$ != 1 ] && readlink /proc/self/ns/pid | grep -c pid", "1\n"),
         (&["--uts", "host"], "[ $(hostname) = $(cat /proc/sys/kernel/hostname) ] && echo same", "same\n"),
@@ -171,6 +172,17 @@ fn the_kernel_does_what_was_asked() {
     assert_eq!(killed.code, 137);
     let state = lab.orch(&["inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "greedy"]).ok();
     assert_eq!(state, "true 137\n");
+    // Also of a container that outlives it, such as a database that loses a worker.
+    let survivor = ["sh", "-c", "tail /dev/zero; echo survived; exec sleep 1000"];
+    let _ =
+        lab.orch(&[&["run", "-d", "--name", "survivor", "--memory", "16m", "busybox"], &survivor[..]].concat()).ok();
+    eventually("the kernel kills one of two", || match lab.orch(&["logs", "survivor"]).result()? {
+        said if said.contains("survived") => Ok(()),
+        other => Err(other),
+    });
+    let state = lab.orch(&["inspect", "-f", "{{.State.OOMKilled}} {{.State.Running}}", "survivor"]).ok();
+    assert_eq!(state, "true true\n");
+    let _ = lab.orch(&["rm", "-f", "survivor"]).ok();
 
     // The stop signal of the user; an init that passes it on.
     let _ = lab
@@ -212,6 +224,27 @@ fn a_running_container_is_looked_at_and_changed() {
 
     let refused = lab.orch(&["container", "update", "--memory", "48m", "--cpus", "0.001", "live"]).refused();
     assert!(refused.contains("Range of CPUs is from 0.01 to "), "{refused}");
+    // Limits that do not fit each other are refused, also of a container that does not run: it could not be started then.
+    let _ = lab.orch(&["create", "--name", "resting", "--memory", "32m", "busybox", "true"]).ok();
+    for (flags, said) in [
+        (&["--memory", "1m"][..], "Minimum memory limit allowed is 6MB"),
+        (&["--memory", "64m", "--memory-swap", "32m"], "memoryswap limit should be larger"),
+        (&["--memory-swap", "16m"], "memoryswap limit should be larger"),
+        (&["--memory-reservation", "64m"], "can not be less than memory reservation"),
+        (&["--cpuset-cpus", "4000"], "Requested CPUs are not available"),
+    ] {
+        for name in ["resting", "live"] {
+            let refused = lab.orch(&[&["container", "update"], flags, &[name]].concat()).refused();
+            assert!(refused.contains(said), "{name} {flags:?}: {refused}");
+        }
+    }
+    // What swap was meant for goes with the memory that it was meant for.
+    let _ = lab.orch(&["container", "update", "--memory", "32m", "--memory-swap", "40m", "resting"]).ok();
+    let _ = lab.orch(&["container", "update", "--memory", "64m", "resting"]).ok();
+    let _ = lab.orch(&["start", "-a", "resting"]).ok();
+    let shown = lab.orch(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", "resting"]).ok();
+    assert_eq!(shown, format!("{} {}\n", 64 << 20, 128 << 20));
+    let _ = lab.orch(&["rm", "resting"]).ok();
     let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
     let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";
     assert_eq!(lab.orch(&["exec", "live", "sh", "-c", limits]).ok(), format!("{}\n50\n50000\n", 48 << 20));

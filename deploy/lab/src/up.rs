@@ -49,9 +49,11 @@ pub(crate) fn down(name: &str) -> Result<()> {
     let _lock = LabsLock::take()?;
     remove(name)?;
     if registry::all()?.is_empty() {
-        Cgroups::find()?.remove_if_empty("orch-lab");
-        // Where nodes saw their own folders. They stay when the machine itself has something there.
-        for dir in [host::LIB, host::RUN, host::ETC] {
+        let all_gone = Cgroups::find()?.remove_if_empty("orch-lab");
+        // Where nodes saw their own folders. They stay when the machine itself has something there, and while labs run whose
+        // registry is in another mount namespace: what is removed here would be unmounted under them.
+        let seen = if all_gone { [host::LIB, host::RUN, host::ETC].as_slice() } else { &[] };
+        for dir in seen {
             drop(fs::remove_dir(dir));
         }
     }

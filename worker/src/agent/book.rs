@@ -17,8 +17,12 @@ use orch_model::{
 use orch_proto::{conv::ToProto, wire};
 use tokio::sync::{Notify, watch};
 
-use super::task::Event;
-use crate::{runtime::Container, store::Store};
+use super::{task::Event, unix_ms};
+use crate::{
+    local::health_report,
+    runtime::{Container, Exit},
+    store::Store,
+};
 
 /// One task of this node.
 #[derive(Clone)]
@@ -29,6 +33,8 @@ pub(crate) struct Entry {
     pub acknowledged: bool,
     /// While the container exists.
     pub container: Option<Container>,
+    /// How the container ended.
+    pub end: Option<wire::ContainerEnd>,
     /// Manifest digest of the image that it was made from.
     pub image: Option<String>,
     pub command: Vec<String>,
@@ -184,6 +190,7 @@ impl Book {
             status: Some(entry.status.to_proto()),
             image_digest: entry.image.clone().unwrap_or_default(),
             command: entry.command.clone(),
+            end: entry.end.clone(),
         };
         // Without its record, a task is not found again after a restart, but it can run: go on.
         if let Err(error) = self.store.save_task(&entry.task.id, &record, durable) {
@@ -194,6 +201,16 @@ impl Book {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<TaskId, Entry>> {
         // Each holder changes one entry as a whole.
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What stays to be asked for when the container is gone: of a check that failed it, too.
+pub(super) fn container_end(exit: &Exit) -> wire::ContainerEnd {
+    wire::ContainerEnd {
+        started_at_ms: exit.started_at.map_or(0, unix_ms),
+        finished_at_ms: unix_ms(exit.finished_at),
+        oom_killed: exit.oom_killed,
+        health: exit.health.as_ref().map(health_report),
     }
 }
 

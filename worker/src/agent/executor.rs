@@ -21,7 +21,7 @@ use tokio::{sync::watch, task::AbortHandle, time::sleep};
 
 use super::{
     Host,
-    book::News,
+    book::{News, container_end},
     listening::{self, await_listening},
     logging,
     prepare::{self, Prepared},
@@ -251,12 +251,14 @@ impl Executor {
     /// Turns the container's end into an event.
     fn watch(&mut self) {
         let Some(container) = self.container() else { return };
-        let (events, task) = (self.host.events.clone(), self.task.clone());
+        let (host, task) = (self.host.clone(), self.task.clone());
+        let events = host.events.clone();
         let exited = async move {
             loop {
                 match container.wait().await {
                     Ok(exit) => {
                         events.died(Subject::of_task(&task), exit.code, exit.oom_killed, exit.ran());
+                        host.book.change(&task.id, |entry| entry.end = Some(container_end(&exit)));
                         let ended = Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error };
                         return Event::Exited(ended);
                     }

@@ -344,11 +344,15 @@ impl Agent {
             acknowledged: true,
             image: None,
             command: Vec::new(),
+            end: None,
         };
         self.spawn(known, machine, commands, None);
     }
 
-    async fn take_up(&self, known: Known, found: Option<Recovered>) {
+    async fn take_up(&self, mut known: Known, found: Option<Recovered>) {
+        if let Some(Recovered::Ended(_, exit)) = &found {
+            known.end = Some(book::container_end(exit));
+        }
         let assignment = &known.assignment;
         let (found, container) = match found {
             Some(Recovered::Running(container)) => (Found::Running { pid: container.pid() }, Some(container)),
@@ -373,7 +377,7 @@ impl Agent {
     }
 
     fn spawn(&self, known: Known, machine: Machine, commands: Vec<Command>, container: Option<Container>) {
-        let Known { assignment, status, acknowledged, image, command } = known;
+        let Known { assignment, status, acknowledged, image, command, end } = known;
         let (news, receiver) = watch::channel(News::new(assignment.desired_state));
         self.host.book.add(Entry {
             task: assignment.task.clone(),
@@ -386,6 +390,7 @@ impl Agent {
             status,
             acknowledged,
             container: container.clone(),
+            end,
             news,
         });
         let task = self.with_placeholders(assignment.task);
@@ -466,6 +471,7 @@ struct Known {
     acknowledged: bool,
     image: Option<String>,
     command: Vec<String>,
+    end: Option<wire::ContainerEnd>,
 }
 
 fn decode_record(record: wire::WorkerTaskRecord) -> Option<Known> {
@@ -476,6 +482,7 @@ fn decode_record(record: wire::WorkerTaskRecord) -> Option<Known> {
         acknowledged: false,
         image: Some(record.image_digest).filter(|digest| !digest.is_empty()),
         command: record.command,
+        end: record.end,
     })
 }
 

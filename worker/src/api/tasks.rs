@@ -35,7 +35,10 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
     let status = &entry.status;
     let own = entry.task.spec.node_network.map(|network| network.name().to_owned()).into_iter();
     // What managers take for starting until it answers is a running container.
+    let end = entry.end.clone().unwrap_or_default();
     let state = match status.state {
+        // It got no container that could end.
+        TaskState::Rejected if entry.end.is_none() => "created",
         state if state.is_terminal() => "exited",
         _ if pid > 0 => "running",
         _ => "created",
@@ -55,8 +58,12 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
         shim_pid: 0,
         health: entry.health.map(|health| health.to_proto()),
         state: state.to_owned(),
-        started_at_ms: if state == "running" { status.at.unix_ms } else { 0 },
-        finished_at_ms: if state == "exited" { status.at.unix_ms } else { 0 },
+        started_at_ms: if state == "running" { status.at.unix_ms } else { end.started_at_ms },
+        finished_at_ms: match state {
+            "exited" if end.finished_at_ms > 0 => end.finished_at_ms,
+            "exited" => status.at.unix_ms,
+            _ => 0,
+        },
         exit_code: status.container.as_ref().and_then(|c| c.exit_code).unwrap_or_default(),
         one_off: false,
         image_digest: entry.image.clone().unwrap_or_default(),
@@ -128,10 +135,12 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         Some(container) => container.health().await.ok().flatten(),
         None => None,
     };
+    let end = entry.end.clone().unwrap_or_default();
     let address = entry.task.networks.first().and_then(|network| network.addresses.first());
     Ok(ContainerDetails {
         container: Some(container(host, &entry)),
-        health: health.as_ref().map(local::health_report),
+        health: health.as_ref().map(local::health_report).or(end.health),
+        oom_killed: end.oom_killed || entry.container.as_ref().is_some_and(|running| running.has_oom_killed()),
         log_path: agent::log_files(host, &entry.task).path.display().to_string(),
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
         hostname: agent::prepare::hostname_here(host, &entry.task),

@@ -24,6 +24,7 @@ use super::{
     Ends, LocalError, Locals, One,
     attachment::{attach_request, has_namespace},
     create::HOST,
+    health_report,
     joined::Joined,
     live::spec_now,
     policy::{self, Restart},
@@ -64,7 +65,11 @@ impl Locals {
         if one.now().container.is_some() {
             return Ok(None);
         }
-        one.now().restarts = 0;
+        {
+            let mut now = one.now();
+            now.restarts = 0;
+            now.record.restart_count = 0;
+        }
         self.start_now(one, attach).await
     }
 
@@ -154,6 +159,7 @@ impl Locals {
             now.record.oom_killed = false;
             now.record.stopped = false;
             now.record.paused = false;
+            now.record.health = None;
         });
         self.tell(one, "start");
         self.clone().supervise(one.clone(), container, Some(Health::Starting));
@@ -206,7 +212,7 @@ impl Locals {
                     now.restarts = 0;
                 }
                 let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
-                let again = !now.record.stopped && restart.after_exit(exit.code, now.restarts);
+                let again = !now.record.stopped && restart.after_exit(exit.code, now.record.restart_count);
                 next = again.then(|| policy::pause(now.restarts));
                 now.container = None;
                 now.record.paused = false;
@@ -216,6 +222,7 @@ impl Locals {
                 now.record.oom_killed = exit.oom_killed;
                 now.record.error = exit.error.clone().unwrap_or_default();
                 now.record.finished_at_ms = unix_ms(exit.finished_at);
+                now.record.health = exit.health.as_ref().map(health_report);
                 now.record.state = if next.is_some() { LocalState::Restarting } else { LocalState::Exited }.into();
             });
             let auto_remove = one.now().record.auto_remove && next.is_none();
@@ -245,7 +252,7 @@ impl Locals {
             let again = {
                 let now = one.now();
                 let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
-                restart.after_exit(error.exit_code(), now.restarts).then(|| policy::pause(now.restarts))
+                restart.after_exit(error.exit_code(), now.record.restart_count).then(|| policy::pause(now.restarts))
             };
             let state = if again.is_some() { LocalState::Restarting } else { LocalState::Exited };
             self.change(&one, |now| now.record.state = state.into());

@@ -7,7 +7,7 @@ use orch_proto::wire::LocalRestart;
 /// The pause before the first restart; it doubles while the container does not stay up.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// Who ran for so long starts counting anew.
+/// Who ran for so long has its next restart at once.
 const STABLE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,8 @@ impl Restart {
         if wire.max_retries > 0 { Err(PolicyError::Retries) } else { Ok(policy) }
     }
 
-    /// After it ended by itself; `restarts` is how often it was restarted without staying up.
+    /// After it ended by itself; `restarts` is how often that has restarted it since the user started it, however long it
+    /// ran in between.
     pub(crate) fn after_exit(self, exit_code: i32, restarts: u32) -> bool {
         match self {
             Self::No => false,
@@ -75,7 +76,7 @@ pub(crate) fn pause(restarts: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(1 << restarts.min(16)).min(LONGEST_PAUSE)
 }
 
-/// Whether it stayed up long enough for the count to begin anew.
+/// Whether it stayed up long enough for the pauses to begin anew.
 pub(crate) fn is_stable(ran: Duration) -> bool {
     ran >= STABLE
 }

@@ -57,13 +57,13 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
     // Containers that an older worker started have it in their own configuration only.
     let running = now.container.as_ref().and_then(|container| container.apparmor_profile().ok());
     ContainerDetails {
-        health: health.as_ref().map(health_report),
+        health: health.as_ref().map(health_report).or_else(|| record.health.clone()),
         log_path,
         address: now.address.clone(),
         hostname: crate::agent::prepare::hostname(&one.task),
         ports: record.ports.clone(),
         error: record.error.clone(),
-        oom_killed: record.oom_killed,
+        oom_killed: record.oom_killed || now.container.as_ref().is_some_and(|running| running.has_oom_killed()),
         local: Some(record.clone()),
         container: Some(container),
         spec: record.spec.clone(),

@@ -217,6 +217,12 @@ impl Container {
         usage::usage(&self.0.layout, &self.0.config.cgroup, self.pid())
     }
 
+    /// Whether the kernel has killed something in it for want of memory, and it went on.
+    #[must_use]
+    pub fn has_oom_killed(&self) -> bool {
+        self.0.layout.oom_killed(&self.0.config.cgroup)
+    }
+
     /// Everything that runs in it.
     #[must_use]
     pub fn processes(&self) -> Vec<ProcessInfo> {
@@ -395,6 +401,7 @@ impl Inner {
             error: Some(self.shim_died()),
             started_at_ns: None,
             finished_at_ns: to_ns(SystemTime::now()),
+            health: None,
         };
         if self.folder.exists() {
             let text = serde_json::to_vec(&record).unwrap_or_default();

@@ -59,7 +59,7 @@ impl HealthWatch {
     }
 }
 
-/// What the checks of a running container said.
+/// What the checks of a container said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HealthState {
     pub health: Health,

@@ -381,7 +381,10 @@ fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {
 
 /// Those that are asked for; a privileged container gets what is directly in the host's /dev.
 fn devices(container: &ContainerSpec) -> Result<Vec<Device>, RuntimeError> {
-    let mut devices = container.devices.iter().map(|text| device(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut devices = Vec::new();
+    for text in &container.devices {
+        devices.extend(named_devices(text)?);
+    }
     if container.privileged {
         let host = fs::read_dir("/dev").into_iter().flatten().flatten();
         let own = host.filter(|entry| entry.file_type().is_ok_and(|t| t.is_char_device() || t.is_block_device()));
@@ -392,7 +395,8 @@ fn devices(container: &ContainerSpec) -> Result<Vec<Device>, RuntimeError> {
     Ok(devices)
 }
 
-fn device(text: &str) -> Result<Device, RuntimeError> {
+/// A device, or all that are in a folder, such as /dev/dri or /dev/bus/usb.
+fn named_devices(text: &str) -> Result<Vec<Device>, RuntimeError> {
     let malformed = || SpecError::Device(text.to_owned());
     let parts: Vec<&str> = text.split(':').collect();
     let is_access = |part: &str| !part.is_empty() && part.chars().all(|c| "rwm".contains(c));
@@ -406,7 +410,37 @@ fn device(text: &str) -> Result<Device, RuntimeError> {
     if !host.starts_with('/') || !path.starts_with('/') {
         return Err(malformed().into());
     }
-    look_at(host, path, access).map_err(|source| RuntimeError::Device { path: host.to_owned(), source })
+    let failed = |source| RuntimeError::Device { path: host.to_owned(), source };
+    if !Path::new(host).is_dir() {
+        return Ok(vec![look_at(host, path, access).map_err(failed)?]);
+    }
+    let mut found = Vec::new();
+    gather(Path::new(host), Path::new(path), access, &mut found).map_err(failed)?;
+    if found.is_empty() {
+        return Err(failed(io::Error::other("neither a device nor a folder with devices")));
+    }
+    Ok(found)
+}
+
+/// What is in /dev and no device of the machine: terminals and memory that come and go.
+const NO_DEVICES: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
+
+/// As with Docker, links and what else is not a device are left out.
+fn gather(host: &Path, path: &Path, access: &str, found: &mut Vec<Device>) -> io::Result<()> {
+    for entry in fs::read_dir(host)? {
+        let entry = entry?;
+        let (from, to, kind) = (entry.path(), path.join(entry.file_name()), entry.file_type()?);
+        if entry.file_name().to_str().is_some_and(|name| NO_DEVICES.contains(&name)) {
+            continue;
+        }
+        if kind.is_dir() {
+            gather(&from, &to, access, found)?;
+        } else if kind.is_char_device() || kind.is_block_device() {
+            let (Some(from), Some(to)) = (from.to_str(), to.to_str()) else { continue };
+            found.push(look_at(from, to, access)?);
+        }
+    }
+    Ok(())
 }
 
 fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
@@ -450,7 +484,8 @@ mod tests {
     #[test]
     fn devices_are_written_as_docker_has_them() {
         let check = |text: &str, path: &str, access: &str| {
-            let device = device(text).unwrap();
+            let devices = named_devices(text).unwrap();
+            let [device] = devices.as_slice() else { panic!("{devices:?}") };
             assert_eq!((device.path.as_str(), device.access.as_str(), device.kind), (path, access, 'c'));
             assert_eq!((device.major, device.minor), (1, 3));
         };
@@ -458,12 +493,23 @@ mod tests {
         check("/dev/null:/dev/x", "/dev/x", "rwm");
         check("/dev/null:r", "/dev/null", "r");
         check("/dev/null:/dev/x:rw", "/dev/x", "rw");
-        let refused = |text: &str| device(text).unwrap_err().to_string();
+        let refused = |text: &str| named_devices(text).unwrap_err().to_string();
         assert_eq!(refused("null"), "the device \"null\" is not written as /dev/x[:/dev/y[:rwm]]");
         assert_eq!(
             refused("/dev/null:/dev/x:z"),
             "the device \"/dev/null:/dev/x:z\" is not written as /dev/x[:/dev/y[:rwm]]"
         );
         assert_eq!(refused("/etc/passwd"), "the device /etc/passwd cannot be used");
+
+        // A folder means the devices in it, also in folders of it.
+        let folder = tempfile::tempdir().unwrap();
+        let below = folder.path().join("by/path");
+        fs::create_dir_all(&below).unwrap();
+        std::os::unix::fs::symlink("/dev/null", folder.path().join("link")).unwrap();
+        let host = folder.path().to_str().unwrap();
+        let empty = refused(&format!("{host}:/dev/x"));
+        assert_eq!(empty, format!("the device {host} cannot be used"));
+        let all: Vec<String> = named_devices("/dev:/there:r").unwrap().into_iter().map(|device| device.path).collect();
+        assert!(all.contains(&"/there/null".to_owned()) && !all.contains(&"/there/fd".to_owned()), "{all:?}");
     }
 }

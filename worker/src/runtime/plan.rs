@@ -185,6 +185,8 @@ pub struct Exit {
     /// `None` when it never ran.
     pub started_at: Option<SystemTime>,
     pub finished_at: SystemTime,
+    /// What its health checks said last, when it had any.
+    pub health: Option<super::HealthState>,
 }
 
 impl Exit {

@@ -109,12 +109,16 @@ impl Checks {
 
     /// What is due: starts a check, or ends one that takes too long. Whether the health changed.
     pub(super) fn tick(&mut self, entry: io::Result<&Entry>) -> bool {
-        if let Some(running) = self.running.take() {
+        if let Some(mut running) = self.running.take() {
             // With the runner, which may hang with it: the program may lie on a volume that does not answer.
             if let Some(pid) = self.runner.take().and_then(|runner| runner.check()) {
                 kill_group(pid);
             }
-            let text = format!("Health check exceeded timeout ({})", go_duration(self.monitor.timeout()));
+            running.read();
+            let mut text = format!("Health check exceeded timeout ({})", go_duration(self.monitor.timeout()));
+            if !running.text.is_empty() {
+                text = format!("{text}: {}", String::from_utf8_lossy(&running.text));
+            }
             return self.end(CODE_NOT_RUN, text, running.began, running.began_ns);
         }
         let (began, began_ns) = (Instant::now(), now_ns());

@@ -123,5 +123,6 @@ fn not_created(failure: Failure) -> ExitRecord {
         error: Some(failure.message),
         started_at_ns: None,
         finished_at_ns: to_ns(SystemTime::now()),
+        health: None,
     }
 }

@@ -242,6 +242,9 @@ pub(crate) struct ExitRecord {
     #[serde(default)]
     pub(crate) started_at_ns: Option<u64>,
     pub(crate) finished_at_ns: u64,
+    /// What the health checks said last.
+    #[serde(default)]
+    pub(crate) health: Option<HealthRecord>,
 }
 
 impl From<ExitRecord> for Exit {
@@ -253,6 +256,7 @@ impl From<ExitRecord> for Exit {
             error: record.error,
             started_at: record.started_at_ns.map(from_ns),
             finished_at: from_ns(record.finished_at_ns),
+            health: record.health.map(Into::into),
         }
     }
 }

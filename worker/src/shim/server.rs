@@ -445,7 +445,7 @@ impl Server {
     fn finish(mut self, status: WaitStatus) -> io::Result<()> {
         self.silence_if_killed(status);
         // They are in nobody's way, and would be found in the cgroup.
-        self.checks = None;
+        let health = self.checks.take().map(|checks| checks.record());
         self.drain_output();
         let (code, signal) = code_of(status);
         let failure = self.start_failure.take();
@@ -457,6 +457,7 @@ impl Server {
             error: failure.map(|failure| failure.message),
             started_at_ns: self.started_at.map(to_ns),
             finished_at_ns: to_ns(SystemTime::now()),
+            health,
         };
         write_exit(&Files(&self.folder), &record)?;
         let reply = Reply::Exit(record);
