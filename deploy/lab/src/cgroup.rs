@@ -125,11 +125,13 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Removes the group where nothing is in it.
-    pub(crate) fn remove_if_empty(&self, group: &str) {
-        for hierarchy in &self.0 {
-            drop(fs::remove_dir(hierarchy.root.join(group)));
-        }
+    /// Removes the group where nothing is in it. Whether it is gone everywhere.
+    pub(crate) fn remove_if_empty(&self, group: &str) -> bool {
+        self.0.iter().fold(true, |gone, hierarchy| {
+            let path = hierarchy.root.join(group);
+            drop(fs::remove_dir(&path));
+            gone && !path.exists()
+        })
     }
 }
 

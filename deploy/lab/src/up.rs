@@ -48,8 +48,9 @@ pub(crate) fn down(name: &str) -> Result<()> {
     check_name(name)?;
     let _lock = LabsLock::take()?;
     remove(name)?;
-    if registry::all()?.is_empty() {
-        Cgroups::find()?.remove_if_empty("orch-lab");
+    // Somebody with a mount namespace of their own (the benchmarks) does not see the labs of others, but sees their groups. The
+    // kernel takes the mounts of a folder that is removed away, in every namespace: those labs' nodes would lose their data.
+    if registry::all()?.is_empty() && Cgroups::find()?.remove_if_empty("orch-lab") {
         // Where nodes saw their own folders. They stay when the machine itself has something there.
         for dir in [host::LIB, host::RUN, host::ETC] {
             drop(fs::remove_dir(dir));
