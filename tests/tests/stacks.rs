@@ -105,6 +105,15 @@ fn a_refusal_leaves_everything_as_it_was(lab: &Lab, files: &Files) {
     assert!(spec.contains("LEVEL=debug") && spec.contains("9001") && !spec.contains("9003"), "{spec}");
     let services = lab.orch(&["stack", "services", "shop", "--format", "{{.Name}}"]).ok();
     assert_eq!(services.lines().collect::<BTreeSet<_>>(), ["shop_db", "shop_web"].into());
+
+    let networks = "networks:\n  a: {}\n  b: {driver: bridge}\n";
+    let file =
+        files.write("shop/driver.yml", &format!("services: {{web: {{image: busybox, networks: [a, b]}}}}\n{networks}"));
+    let outcome = lab.orch(&["stack", "deploy", "-c", &file, "driver"]);
+    assert!(outcome.code != 0 && outcome.stderr.contains("network driver \"bridge\" is not valid"), "{outcome:?}");
+    let once =
+        "Creating network driver_a\nCreating network driver_b\nRemoving network driver_a (the deployment failed)\n";
+    assert_eq!(outcome.stdout, once, "nothing is tried again");
 }
 
 fn files_that_must_fail_say_what_to_write(lab: &Lab) {

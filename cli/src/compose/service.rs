@@ -236,13 +236,36 @@ fn mounts(reader: &Reader<'_>, node: &Node, path: &str) -> Result<Vec<Mount>, Co
         };
         mounts.push(named_volume(reader, item, mount)?);
     }
-    for target in node.get("tmpfs").map(|n| reader.texts(n, &format!("{path}.tmpfs"))).transpose()?.unwrap_or_default()
-    {
-        let target = target.split(':').next().unwrap_or_default().to_owned();
-        let made = mount::check(Mount { target, ..mount::empty(MountKind::Tmpfs) });
-        mounts.push(made.map_err(|reason| reader.error(node, format!("{path}.tmpfs: {reason}")))?);
+    let Some(node) = node.get("tmpfs") else { return Ok(mounts) };
+    let path = format!("{path}.tmpfs");
+    for text in reader.texts(node, &path)? {
+        let (made, ignored) = tmpfs(&text).map_err(|reason| reader.error(node, format!("{path}: {reason}")))?;
+        if !ignored.is_empty() {
+            let ignored = ignored.join(", ");
+            let warning = format!("{path}: ignoring {ignored} of {text}: a service's tmpfs has size, mode and ro");
+            reader.warnings.borrow_mut().push(warning);
+        }
+        mounts.push(made);
     }
     Ok(mounts)
+}
+
+/// `/run`, `/run:size=64m,mode=1770`; and the options of `run --tmpfs` that services do not have.
+fn tmpfs(text: &str) -> Result<(Mount, Vec<&str>), String> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let mut made = Mount { target: target.to_owned(), ..mount::empty(MountKind::Tmpfs) };
+    let mut ignored = Vec::new();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("size", size) if !size.ends_with('%') => made.tmpfs_size_bytes = quantity::bytes(size)?,
+            ("mode", mode) => made.tmpfs_mode = mount::octal(mode)?,
+            ("ro", "") => made.read_only = true,
+            // As every tmpfs is.
+            ("rw" | "noexec" | "nosuid" | "nodev", "") => {}
+            _ => ignored.push(option),
+        }
+    }
+    mount::check(made).map(|made| (made, ignored))
 }
 
 fn short_mount(around: &Surroundings<'_>, text: &str) -> Result<Mount, String> {

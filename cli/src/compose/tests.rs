@@ -325,6 +325,28 @@ fn with_a_version_some_keys_are_warned_of() {
 }
 
 #[test]
+fn the_options_of_a_short_tmpfs_arrive() {
+    for (text, size, mode, read_only, ignored) in [
+        ("/t", 0, 0, false, ""),
+        ("/t:size=64m,mode=1770", 64 << 20, 0o1770, false, ""),
+        ("/t:ro,noexec,nosuid", 0, 0, true, ""),
+        ("/t:rw,exec,uid=5,size=1k", 1024, 0, false, "exec, uid=5"),
+        ("/t:size=50%", 0, 0, false, "size=50%"),
+    ] {
+        let stack = load(&format!("services:\n  a:\n    image: a\n    tmpfs: ['{text}']\n")).unwrap();
+        let mount = &stack.services[0].spec.task.container.mounts[0];
+        assert_eq!((mount.target.as_str(), mount.kind), ("/t", MountKind::Tmpfs), "{text}");
+        assert_eq!((mount.tmpfs_size_bytes, mount.tmpfs_mode, mount.read_only), (size, mode, read_only), "{text}");
+        let warned = stack.warnings.join("");
+        assert!(if ignored.is_empty() { warned.is_empty() } else { warned.contains(ignored) }, "{text}: {warned}");
+    }
+    for text in ["/t:size=much", "/t:mode=99", "t"] {
+        let refused = load(&format!("services: {{a: {{image: a, tmpfs: '{text}'}}}}")).unwrap_err();
+        assert!(refused.contains("services.a.tmpfs"), "{text}: {refused}");
+    }
+}
+
+#[test]
 fn hostile_files_are_refused_soon() {
     let deep = format!("a: {}", "[".repeat(100_000));
     let mut laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();

@@ -43,13 +43,12 @@ pub(super) fn container_spec(spec: &ContainerSpec) -> Value {
 
 /// With its tag, and what that meant when it was asked: `web:latest@sha256:…`.
 fn image(spec: &ContainerSpec) -> String {
-    match &spec.image_digest {
-        Some(digest) if !spec.image.contains('@') => {
-            let has_tag = spec.image.rsplit('/').next().is_some_and(|last| last.contains(':'));
-            format!("{}{}@{digest}", spec.image, if has_tag { "" } else { ":latest" })
-        }
-        _ => spec.image.clone(),
+    if spec.image.contains('@') {
+        return spec.image.clone();
     }
+    let has_tag = spec.image.rsplit('/').next().is_some_and(|last| last.contains(':'));
+    let tagged = format!("{}{}", spec.image, if has_tag { "" } else { ":latest" });
+    spec.image_digest.as_ref().map_or_else(|| tagged.clone(), |digest| format!("{tagged}@{digest}"))
 }
 
 fn ulimits(spec: &ContainerSpec) -> Value {
@@ -125,7 +124,8 @@ mod tests {
             ("web:1", Some("sha256:ab"), "web:1@sha256:ab"),
             ("host:5000/web", Some("sha256:ab"), "host:5000/web:latest@sha256:ab"),
             ("web@sha256:cd", Some("sha256:cd"), "web@sha256:cd"),
-            ("web", None, "web"),
+            ("web", None, "web:latest"),
+            ("host:5000/web:1", None, "host:5000/web:1"),
         ] {
             let spec = ContainerSpec {
                 image: name.into(),

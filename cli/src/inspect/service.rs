@@ -142,6 +142,11 @@ fn placement(placement: &Placement) -> Value {
         .done()
 }
 
+/// As Go writes a `float32`: 0, 0.1; not 0.0, 0.10000000149011612.
+fn ratio(ratio: f32) -> Value {
+    ratio.to_string().parse().map_or(Value::Null, Value::Number)
+}
+
 fn update_config(config: &UpdateConfig) -> Value {
     let action = match config.failure_action {
         FailureAction::Pause => "pause",
@@ -157,7 +162,7 @@ fn update_config(config: &UpdateConfig) -> Value {
         .some("Delay", nanos(config.delay))
         .always("FailureAction", action)
         .always("Monitor", nanos(config.monitor))
-        .always("MaxFailureRatio", config.max_failure_ratio)
+        .always("MaxFailureRatio", ratio(config.max_failure_ratio))
         .always("Order", order)
         .done()
 }

@@ -72,11 +72,11 @@ fn a_service_has_dockers_shape() {
             "Mode": {"Replicated": {"Replicas": 2}},
             "UpdateConfig": {
                 "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_u64,
-                "MaxFailureRatio": 0.0, "Order": "stop-first"
+                "MaxFailureRatio": 0, "Order": "stop-first"
             },
             "RollbackConfig": {
                 "Parallelism": 1, "FailureAction": "pause", "Monitor": 5_000_000_000_u64,
-                "MaxFailureRatio": 0.0, "Order": "stop-first"
+                "MaxFailureRatio": 0, "Order": "stop-first"
             },
             "EndpointSpec": {
                 "Mode": "vip",

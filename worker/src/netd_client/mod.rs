@@ -37,6 +37,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
 /// An exit is reported to the manager no later than this, netd or not.
 const DOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Nobody else takes a namespace away, so a netd that is just starting again is waited for.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
 /// Managers tell of a network as soon as the first container is on it.
 const TOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// netd answers a little after it has opened its socket.
@@ -232,11 +234,20 @@ impl Netd {
         }
     }
 
-    /// Removes the task's namespace. A netd that is away finds out by itself, or from the next worker.
+    /// Removes the task's namespace. A worker that ends meanwhile leaves it to the next one.
     pub(crate) async fn detach(&self, task: &TaskId) -> Result<(), NetdError> {
         lock(&self.inner.attached).remove(task);
-        let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
-        timeout(CALL_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady))
+        let deadline = Instant::now() + DETACH_TIMEOUT;
+        loop {
+            let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
+            match timeout(CALL_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady)) {
+                Err(error) if is_passing(&error) && Instant::now() < deadline => {
+                    self.disconnect();
+                    sleep(RETRY_PAUSE).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Keeps netd at what is desired; ends with the process.

@@ -127,6 +127,8 @@ struct Deployment<'a> {
     contents: &'a [Option<Vec<u8>>],
     /// What the secrets and configs of the file are called now.
     current: Current,
+    /// The stack's own networks that were there, or were made.
+    networks: Vec<&'a str>,
     options: &'a Options,
     /// Services that go.
     pruned: &'a [Arc<Service>],
@@ -146,8 +148,7 @@ async fn apply_or_undo(
 ) -> anyhow::Result<Vec<progress::Watched>> {
     let mut attempt = 1;
     loop {
-        let mut deployment =
-            Deployment { stack, contents, current: Current::default(), options, pruned, done: Vec::new() };
+        let mut deployment = Deployment::new(stack, contents, options, pruned);
         let error = match deployment.apply(api).await {
             Ok(watched) => return Ok(watched),
             Err(error) => error,
@@ -163,8 +164,8 @@ async fn apply_or_undo(
 
 /// Whether something of the stack is gone although it was there, or made, a moment ago.
 async fn lost_something(api: &mut Api, deployment: &Deployment<'_>) -> bool {
-    for network in deployment.stack.networks.iter().filter(|n| !n.external) {
-        if matches!(find_named_network(api, &network.spec.annotations.name).await, Ok(false)) {
+    for name in &deployment.networks {
+        if matches!(find_named_network(api, name).await, Ok(false)) {
             return true;
         }
     }
@@ -180,7 +181,17 @@ async fn lost_something(api: &mut Api, deployment: &Deployment<'_>) -> bool {
     false
 }
 
-impl Deployment<'_> {
+impl<'a> Deployment<'a> {
+    fn new(
+        stack: &'a Stack,
+        contents: &'a [Option<Vec<u8>>],
+        options: &'a Options,
+        pruned: &'a [Arc<Service>],
+    ) -> Self {
+        let (current, networks, done) = (Current::default(), Vec::new(), Vec::new());
+        Self { stack, contents, current, networks, options, pruned, done }
+    }
+
     async fn apply(&mut self, api: &mut Api) -> anyhow::Result<Vec<progress::Watched>> {
         // First: what comes may need their ports.
         for service in self.pruned {
@@ -229,15 +240,20 @@ impl Deployment<'_> {
         }
     }
 
-    async fn network(&mut self, api: &mut Api, network: &StackNetwork) -> anyhow::Result<()> {
+    async fn network(&mut self, api: &mut Api, network: &'a StackNetwork) -> anyhow::Result<()> {
         let name = &network.spec.annotations.name;
-        if network.external || find_named_network(api, name).await? {
+        if network.external {
+            return Ok(());
+        }
+        if find_named_network(api, name).await? {
+            self.networks.push(name);
             return Ok(());
         }
         println!("Creating network {name}");
         let spec = wire::spec::Spec::Network(network.spec.to_proto());
         let (_, warnings) =
             api.create::<Network>(spec).await.with_context(|| format!("failed to create network {name}"))?;
+        self.networks.push(name);
         self.done.push(Done::Created(Kind::Network, name.clone()));
         warn(&warnings);
         Ok(())

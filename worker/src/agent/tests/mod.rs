@@ -67,6 +67,8 @@ async fn a_task_runs_is_watched_and_stops() {
     assert_eq!(deaths(), 1);
     wait_until(|| deaths() == 2).await;
 
+    // Nobody else would take its namespace away.
+    *node.refusals.lock().unwrap() = 2;
     node.assign(&[(&web, TaskState::Shutdown)]);
     node.wait(&web, TaskState::Shutdown).await;
     let down = node.heard.position(&format!("down {}", web.id)).unwrap();

@@ -209,6 +209,7 @@ struct FakeNetd {
     paths: Paths,
     sequence: Arc<Mutex<u64>>,
     encryption: Arc<Mutex<Encryption>>,
+    refusals: Arc<Mutex<u32>>,
 }
 
 #[tonic::async_trait]
@@ -243,6 +244,13 @@ impl NetdService for FakeNetd {
 
     async fn detach_task(&self, request: Request<TaskRequest>) -> Result<Response<Empty>, Status> {
         let task = request.into_inner().task_id;
+        {
+            let mut refusals = self.refusals.lock().unwrap();
+            if *refusals > 0 {
+                *refusals -= 1;
+                return Err(Status::unavailable("netd is just starting"));
+            }
+        }
         remove_netns(&self.paths.netns(&task.parse().unwrap()));
         self.heard.note(format!("detach {task}"));
         Ok(Response::new(Empty {}))
@@ -292,6 +300,8 @@ pub(crate) struct Node {
     netd_sequence: Arc<Mutex<u64>>,
     /// What netd says of encrypted networks.
     pub encryption: Arc<Mutex<Encryption>>,
+    /// How many detachments netd still refuses, as if it were just starting.
+    pub refusals: Arc<Mutex<u32>>,
 }
 
 /// A worker in the test's own process, for looking into it.
@@ -361,11 +371,13 @@ impl Node {
 
         let netd_sequence = Arc::new(Mutex::new(0));
         let encryption = Arc::new(Mutex::new(Encryption::Unavailable("for a test".to_owned())));
+        let refusals = Arc::new(Mutex::new(0));
         let netd = FakeNetd {
             heard: heard.clone(),
             paths: paths.clone(),
             sequence: netd_sequence.clone(),
             encryption: encryption.clone(),
+            refusals: refusals.clone(),
         };
         let incoming = unix_incoming(&paths.netd_sock(), 0o600).unwrap();
         tokio::spawn(Server::builder().add_service(NetdServer::new(netd)).serve_with_incoming(incoming));
@@ -386,7 +398,7 @@ impl Node {
         let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
         fs::create_dir_all(&paths.etc).unwrap();
         fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
-        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence, encryption }
+        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence, encryption, refusals }
     }
 
     pub(crate) async fn worker(&self) -> Worker {
