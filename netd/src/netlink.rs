@@ -6,9 +6,14 @@
 mod execute;
 mod observe;
 
-use std::{cell::RefCell, collections::BTreeMap, io};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::{Mutex, PoisonError},
+};
 
-use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{DecodeError, NetlinkDeserializable as _, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{RouteNetlinkMessage, route::RouteProtocol};
 use orch_netd_core::ns::{LinkKind, NsName, NsPlan};
 
@@ -74,9 +79,17 @@ impl Connection {
             header.message_type = kind;
             match RouteNetlinkMessage::deserialize(&header, body) {
                 Ok(answer) => each(answer),
-                Err(error) => tracing::debug!(kind, %error, "passing over what cannot be read"),
+                Err(error) => pass_over(kind, &error),
             }
         })
+    }
+}
+
+/// Told once for each kind of message: it would come again with every look.
+fn pass_over(kind: u16, error: &DecodeError) {
+    static TOLD: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(kind) {
+        tracing::warn!(kind, %error, "passing over what the kernel told and cannot be read here");
     }
 }
 

@@ -276,12 +276,11 @@ fn fdb(messages: &[NeighbourMessage], names: &LinkNames) -> BTreeSet<FdbEntry> {
 pub(crate) fn host_networks() -> io::Result<Vec<IpNetwork>> {
     let here = Connection::open()?;
     let links = here.links()?;
-    let others: LinkNames = links
-        .iter()
-        .filter_map(|m| Some((m.header.index, name_of(m).filter(|name| !name.starts_with(HOST_PREFIX))?.to_owned())))
-        .collect();
+    let names: LinkNames = links.iter().filter_map(|m| Some((m.header.index, name_of(m)?.to_owned()))).collect();
+    let is_ours = |index: &u32| names.get(index).is_some_and(|name| name.starts_with(HOST_PREFIX));
     let addresses = here.addresses()?;
-    let mut networks: Vec<_> = addresses.iter().filter_map(|m| address(m, &others)).map(|(_, addr)| addr).collect();
+    let of_others = addresses.iter().filter(|m| !is_ours(&m.header.index));
+    let mut networks: Vec<_> = of_others.filter_map(|m| address(m, &names)).map(|(_, addr)| addr).collect();
     for message in here.routes(AddressFamily::Inet)? {
         let destination = message.attributes.iter().find_map(|a| match a {
             RouteAttribute::Destination(addr) => ip_of(addr),
@@ -291,7 +290,7 @@ pub(crate) fn host_networks() -> io::Result<Vec<IpNetwork>> {
             RouteAttribute::Oif(index) => Some(*index),
             _ => None,
         });
-        if let Some(addr) = destination.filter(|_| link.is_none_or(|index| others.contains_key(&index))) {
+        if let Some(addr) = destination.filter(|_| !link.is_some_and(|index| is_ours(&index))) {
             networks.extend(IpNetwork::new(addr, message.header.destination_prefix_length));
         }
     }
