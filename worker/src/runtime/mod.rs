@@ -452,6 +452,7 @@ fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
     };
     let number = metadata.rdev();
     Ok(Device {
+        host: host.to_owned(),
         path: path.to_owned(),
         kind,
         major: nix::sys::stat::major(number),

@@ -3,7 +3,10 @@
 //! The result is JSON rather than `oci_spec`'s types: it goes to a file, where libcontainer reads it; a test checks that
 //! it does.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
@@ -88,6 +91,8 @@ pub(crate) struct Facts<'a> {
 /// A device that the container gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
+    /// On the node.
+    pub(crate) host: String,
     /// In the container.
     pub(crate) path: String,
     /// `c` or `b`
@@ -96,6 +101,18 @@ pub(crate) struct Device {
     pub(crate) minor: u64,
     pub(crate) mode: u32,
     pub(crate) access: String,
+}
+
+impl Device {
+    /// libcontainer makes no nodes elsewhere; there the node's own is mounted.
+    fn is_in_dev(&self) -> bool {
+        Path::new(&self.path).starts_with("/dev")
+    }
+
+    fn as_bind(&self) -> BindMount {
+        let (source, target) = (PathBuf::from(&self.host), self.path.clone());
+        BindMount { source, target, read_only: false, propagation: String::new() }
+    }
 }
 
 /// The `config.json` of a bundle.
@@ -129,7 +146,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         linux["rootfsPropagation"] = json!("shared");
     }
     if !facts.devices.is_empty() {
-        linux["devices"] = facts.devices.iter().map(device).collect();
+        linux["devices"] = facts.devices.iter().filter(|device| device.is_in_dev()).map(node).collect();
     }
     if !container.privileged && !options.paths_shown {
         linux["maskedPaths"] = json!(MASKED_PATHS);
@@ -335,7 +352,7 @@ fn sysctls(container: &ContainerSpec, others_network: bool, remapped: bool) -> V
     Value::Object(all)
 }
 
-fn device(device: &Device) -> Value {
+fn node(device: &Device) -> Value {
     json!({
         "path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
         "fileMode": device.mode, "uid": 0, "gid": 0,
@@ -358,7 +375,9 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
     let binds = plan.binds.iter().map(|bind| (bind.target.clone(), bind_mount(bind)));
     let options = &plan.options.tmpfs;
     let own = container.mounts.iter().filter_map(|m| own_mount(m, options).map(|value| (m.target.clone(), value)));
-    let mut wanted: Vec<(String, Value)> = binds.chain(own).collect();
+    let elsewhere = facts.devices.iter().filter(|device| !device.is_in_dev());
+    let nodes = elsewhere.map(|device| (device.path.clone(), bind_mount(&device.as_bind())));
+    let mut wanted: Vec<(String, Value)> = binds.chain(own).chain(nodes).collect();
     if container.init == Some(true) {
         wanted.push((init::TARGET.to_owned(), bind_mount(&init_mount(facts.init))));
     }
@@ -474,6 +493,15 @@ mod tests {
     const V2: &str = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
 
     fn make(task: &TaskSpec, mountinfo: &str, change: impl FnOnce(&mut ContainerPlan<'_>)) -> Result<Value, SpecError> {
+        make_with(task, mountinfo, &[], change)
+    }
+
+    fn make_with(
+        task: &TaskSpec,
+        mountinfo: &str,
+        devices: &[Device],
+        change: impl FnOnce(&mut ContainerPlan<'_>),
+    ) -> Result<Value, SpecError> {
         let mut plan = ContainerPlan {
             task_id: TaskId::from_random(1),
             container_id: "0123456789abcdef".repeat(4),
@@ -495,7 +523,7 @@ mod tests {
             caps: CapSet(1),
             layout: &layout,
             cgroup: "/orch.slice/x",
-            devices: &[],
+            devices,
             counts_swap: true,
             apparmor: None,
             init: Path::new("/var/lib/orch/init"),
@@ -505,6 +533,27 @@ mod tests {
             serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
         assert!(read.linux().is_some());
         Ok(spec)
+    }
+
+    #[test]
+    fn devices_outside_dev_are_the_nodes_own() {
+        let device = |path: &str| Device {
+            host: "/dev/fuse".to_owned(),
+            path: path.to_owned(),
+            kind: 'c',
+            major: 10,
+            minor: 229,
+            mode: 0o666,
+            access: "rw".to_owned(),
+        };
+        for (path, is_node) in [("/dev/fuse", true), ("/dev/a/b", true), ("/srv/fuse", false), ("/device", false)] {
+            let spec = make_with(&TaskSpec::default(), V1, &[device(path)], |_| {}).unwrap();
+            let made = spec["linux"]["devices"].as_array().unwrap().iter().any(|node| node["path"] == path);
+            let mounts = spec["mounts"].as_array().unwrap();
+            let mounted = mounts.iter().any(|mount| mount["destination"] == path && mount["source"] == "/dev/fuse");
+            assert_eq!((made, mounted), (is_node, !is_node), "{path}");
+            assert_eq!(spec["linux"]["resources"]["devices"][1]["major"], 10, "{path} is not allowed");
+        }
     }
 
     #[test]
