@@ -167,6 +167,8 @@ fn the_kernel_does_what_was_asked() {
         let outcome = run(&[flags, &["busybox", "true"]].concat());
         assert!(outcome.stderr.contains(said) && outcome.code != 0, "{flags:?}: {} {}", outcome.code, outcome.stderr);
     }
+    let said = lab.orch(&["create", "--log-opt", "tag={{", "busybox"]).refused();
+    assert!(said.contains("log opt tag: \"{{\" is not"), "{said}");
 
     // Out of memory is called that.
     let killed = lab.orch(&["run", "--name", "greedy", "--memory", "16m", "busybox", "tail", "/dev/zero"]);
