@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde_json::{Value, json};
@@ -67,6 +67,8 @@ pub(crate) enum SpecError {
     Ulimit(String),
     #[error("the mount target {0:?} is not an absolute path")]
     Target(String),
+    #[error("{0:?} cannot be mounted because it is inside /proc, which says how the kernel is: choose another target")]
+    InsideProc(String),
     #[error("the working directory {0:?} is not an absolute path")]
     WorkingDir(String),
     #[error("the device {0:?} is not written as /dev/x[:/dev/y[:rwm]]")]
@@ -384,10 +386,41 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
     if let Some((target, _)) = wanted.iter().find(|(target, _)| !target.starts_with('/')) {
         return Err(SpecError::Target(target.clone()));
     }
+    if let Some((target, _)) = wanted.iter().find(|(target, _)| is_inside_proc(target)) {
+        return Err(SpecError::InsideProc(target.clone()));
+    }
     // What lies deeper comes later, or it would be covered.
     wanted.sort_by_key(|(target, _)| target.split('/').filter(|part| !part.is_empty()).count());
     all.extend(wanted.into_iter().map(|(_, value)| value));
     Ok(all)
+}
+
+/// What Docker lets programs see in place of the kernel's own numbers, as lxcfs gives them.
+const REPLACEABLE: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "net/dev",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// A program with another /proc in its place could be led to believe that it is confined when it is not.
+fn is_inside_proc(target: &str) -> bool {
+    let mut path = PathBuf::from("/");
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => drop(path.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    path.strip_prefix("/proc").is_ok_and(|below| !REPLACEABLE.iter().any(|name| below == Path::new(name)))
 }
 
 fn shm(options: &HostOptions) -> Value {
@@ -533,6 +566,34 @@ mod tests {
             serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
         assert!(read.linux().is_some());
         Ok(spec)
+    }
+
+    #[test]
+    fn proc_is_the_kernels() {
+        for (target, want) in [
+            ("/proc", true),
+            ("/proc/", true),
+            ("/proc/sys", true),
+            ("/proc/sys/net", true),
+            ("//proc/./foo", true),
+            ("/srv/../proc/foo", true),
+            ("/proc/uptime", false),
+            ("/proc/net/dev", false),
+            ("/proc/../srv", false),
+            ("/process", false),
+            ("/srv/proc", false),
+        ] {
+            assert_eq!(is_inside_proc(target), want, "{target}");
+        }
+        let bind = |target: &str| BindMount {
+            source: "/x".into(),
+            target: target.to_owned(),
+            read_only: false,
+            propagation: String::new(),
+        };
+        let refused = make(&TaskSpec::default(), V1, |plan| plan.binds = vec![bind("/proc/foo")]).unwrap_err();
+        assert!(refused.to_string().starts_with("\"/proc/foo\" cannot be mounted because it is inside /proc"));
+        assert!(make(&TaskSpec::default(), V1, |plan| plan.binds = vec![bind("/proc/uptime")]).is_ok());
     }
 
     #[test]
