@@ -127,6 +127,8 @@ fn networks_change_while_a_container_runs(lab: &Lab) {
     run(lab, "n1", "plain", &[]);
     let _ = lab.orch(&["network", "connect", "--alias", "changed", "shared", "plain"]).ok();
     let own = eventually("it has an address there", || lookup(lab, "n2", "other", "changed"));
+    let said = lab.orch(&["network", "connect", "--alias", "a b", "away", "plain"]).refused();
+    assert!(said.contains("invalid network alias: \"a b\""), "{said}");
     assert_eq!(lookup(lab, "n2", "other", "plain"), Ok(own));
     eventually("it reaches the service", || {
         lab.orch(&["exec", "plain", "timeout", "3", "wget", "-q", "-O", "-", "http://web/"]).result()

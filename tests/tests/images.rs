@@ -119,4 +119,16 @@ fn a_dockerfile_is_built() {
     assert!(!names.contains("localhost/"), "{names}");
     let broken = lab.orch(&["build", "-t", "x", "--file", "/nowhere", context]).refused();
     assert!(broken.contains("buildah failed"), "{broken}");
+    let id_file = folder.path().join("id");
+    let iid = ["--iidfile", id_file.to_str().expect("utf-8 path")];
+    let quiet = [&["build", "-q", "--build-arg", "BASE=team/base"], &iid[..], &[context]].concat();
+    let id = lab.orch(&quiet).ok();
+    assert_eq!(id.trim(), fs::read_to_string(&id_file).expect("the image's ID"));
+    assert_eq!(lab.orch(&["run", "--rm", id.trim()]).ok(), "hello nobody\n");
+    let broken = lab.orch(&[&["build", "-q"], &iid[..], &[context]].concat()).refused();
+    assert!(broken.contains("nosuch"), "a quiet build does not say why it fails: {broken}");
+    assert!(!id_file.exists(), "a failed build leaves the ID of an earlier one");
+    let text = b"FROM team/base:1\nRUN echo stdin > /said\nCMD [\"cat\", \"/said\"]\n";
+    let id = lab.exec_with_input("n1", &["orch", "build", "-q", "-"], text).ok();
+    assert_eq!(lab.orch(&["run", "--rm", id.trim()]).ok(), "stdin\n");
 }

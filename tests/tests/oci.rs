@@ -145,6 +145,7 @@ fn the_kernel_does_what_was_asked() {
         (&["--cap-drop", "ALL", "--cap-add", "KILL"], "grep CapEff /proc/self/status | cut -f2", "0000000000000020\n"),
         (&["--device", "/dev:/dev/there:r"], "exec 3< /dev/there/zero && ls /dev/there/null", "/dev/there/null\n"),
         (&["--device", "/dev/fuse"], "exec 3<>/dev/fuse && echo opened", "opened\n"),
+        (&["--device", "/dev/fuse:/srv/fuse"], "exec 3<>/srv/fuse && echo opened", "opened\n"),
         (&["--pid", "host", "-v", "/proc:/host:ro"], "[ $$ != 1 ] && readlink /proc/self/ns/pid | grep -c pid", "1\n"),
         (&["--uts", "host"], "[ $(hostname) = $(cat /proc/sys/kernel/hostname) ] && echo same", "same\n"),
         (&["--ulimit", "nofile=100:200"], "ulimit -n; ulimit -Hn", "100\n200\n"),
@@ -159,6 +160,9 @@ fn the_kernel_does_what_was_asked() {
         (&["--security-opt", "nope"][..], "invalid --security-opt \"nope\""),
         (&["--tmpfs", "/t:nope"], "invalid tmpfs option \"nope\""),
         (&["--device", "/dev/nope"], "/dev/nope"),
+        (&["--pids-limit", "1"], "a limit of 1 process is too small"),
+        (&["-v", "/tmp:/proc/foo"], "\"/proc/foo\" cannot be mounted because it is inside /proc"),
+        (&["-v", "/etc/passwd:/etc"], "cannot mount \"/etc/passwd\", which is a file, on \"/etc\", which is a folder"),
         (&["--memory", "1k"], "Minimum memory limit allowed is 6MB"),
         (&["--sysctl", "kernel.panic=7"], "kernel.panic"),
         (&["--pid", "container:nobody"], "No such container: nobody"),
@@ -166,6 +170,8 @@ fn the_kernel_does_what_was_asked() {
         let outcome = run(&[flags, &["busybox", "true"]].concat());
         assert!(outcome.stderr.contains(said) && outcome.code != 0, "{flags:?}: {} {}", outcome.code, outcome.stderr);
     }
+    let said = lab.orch(&["create", "--log-opt", "tag={{", "busybox"]).refused();
+    assert!(said.contains("log opt tag: \"{{\" is not"), "{said}");
 
     // Out of memory is called that.
     let killed = lab.orch(&["run", "--name", "greedy", "--memory", "16m", "busybox", "tail", "/dev/zero"]);

@@ -4,7 +4,7 @@
 //! that are open already, so that a program inside cannot lead this one elsewhere by moving things about.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     ffi::{OsStr, OsString},
     fs::{self, File},
     io::{self, Write},
@@ -85,7 +85,7 @@ pub(crate) fn find(root: BorrowedFd<'_>, path: &str, follow: bool) -> io::Result
 /// Writes what was found, with everything below it, as a tar whose names begin with the found one's; with none when that is
 /// `/` or `.`, which means a folder's content.
 pub(crate) fn pack(opened: &OwnedFd, found: &Found, remap: Option<Remap>, to: impl Write) -> io::Result<()> {
-    let mut tar = Packer { tar: Builder::new(to), remap };
+    let mut tar = Packer { tar: Builder::new(to), remap, names: HashMap::new() };
     let name = if matches!(found.name.as_str(), "/" | ".") { PathBuf::from("./") } else { PathBuf::from(&found.name) };
     let stat = rfs::fstat(opened)?;
     add(&mut tar, &name, opened.as_fd(), &stat, 0)?;
@@ -123,12 +123,37 @@ struct Packer<W: Write> {
     tar: Builder<W>,
     /// Whose numbers the files have; the tar has the container's.
     remap: Option<Remap>,
+    /// Of files with several names the first one, by what they are.
+    names: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<W: Write> Packer<W> {
+    /// The name that the file is in the tar with; it is in it with this one if there was none.
+    fn first_name(&mut self, name: &Path, stat: &Stat) -> Option<PathBuf> {
+        if stat.st_nlink < 2 {
+            return None;
+        }
+        match self.names.entry((stat.st_dev, stat.st_ino)) {
+            Entry::Occupied(first) => Some(first.get().clone()),
+            Entry::Vacant(place) => {
+                // As the tar has it.
+                place.insert(name.components().filter(|part| *part != Component::CurDir).collect());
+                None
+            }
+        }
+    }
 }
 
 fn add<W: Write>(to: &mut Packer<W>, name: &Path, node: BorrowedFd<'_>, stat: &Stat, depth: usize) -> io::Result<()> {
     let mut header = header(stat, to.remap);
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let first = if kind == FileType::RegularFile { to.first_name(name, stat) } else { None };
     let tar = &mut to.tar;
-    match FileType::from_raw_mode(stat.st_mode) {
+    if let Some(first) = first {
+        header.set_entry_type(EntryType::Link);
+        return tar.append_link(&mut header, name, first);
+    }
+    match kind {
         FileType::RegularFile => {
             let file = reopen(node, OFlags::RDONLY | OFlags::NONBLOCK)?;
             header.set_size(u64::try_from(stat.st_size).unwrap_or_default());
@@ -307,6 +332,41 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    /// Backups of a container keep what is one file.
+    #[test]
+    fn a_file_with_two_names_is_packed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = dir.path().join("from");
+        fs::create_dir_all(from.join("d/sub")).unwrap();
+        fs::write(from.join("d/a"), "one").unwrap();
+        for name in ["d/b", "d/sub/c", "outside"] {
+            fs::hard_link(from.join("d/a"), from.join(name)).unwrap();
+        }
+        let root = open_root(&from).unwrap();
+        for (path, want) in [
+            ("/d", "d/= d/a=one d/b->d/a d/sub/= d/sub/c->d/a"),
+            ("/d/.", "d/= d/a=one d/b->d/a d/sub/= d/sub/c->d/a"),
+            ("/d/b", "b=one"),
+            ("/", "./= d/= d/a=one d/b->d/a d/sub/= d/sub/c->d/a outside->d/a"),
+        ] {
+            let (opened, found) = find(root.as_fd(), path, false).unwrap();
+            let mut tar = Vec::new();
+            pack(&opened, &found, None, &mut tar).unwrap();
+            let mut seen = Vec::new();
+            for entry in tar::Archive::new(tar.as_slice()).entries().unwrap() {
+                let mut entry = entry.unwrap();
+                let mut content = String::new();
+                io::Read::read_to_string(&mut entry, &mut content).unwrap();
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                seen.push(match entry.link_name_bytes() {
+                    Some(first) => format!("{name}->{}", String::from_utf8_lossy(&first)),
+                    None => format!("{name}={content}"),
+                });
+            }
+            assert_eq!(seen.join(" "), want, "{path}");
+        }
+    }
 
     #[test]
     fn a_tar_goes_in_as_it_came_out() {

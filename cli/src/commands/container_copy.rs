@@ -151,20 +151,36 @@ impl Target {
         archived.set_preserve_permissions(true);
         for entry in archived.entries()? {
             let mut entry = entry?;
-            let old = entry.path()?.into_owned();
-            let named = old.components().filter(|part| matches!(part, Component::Normal(_)));
-            let below: PathBuf = named.skip(usize::from(!self.of_content)).collect();
-            let path = if below.as_os_str().is_empty() { self.name.clone() } else { self.name.join(below) };
-            let kind = entry.header().entry_type();
+            let path = self.renamed(&entry.path()?);
             if path.as_os_str().is_empty() {
                 continue;
             }
             let target = self.folder.join(&path);
-            let written = if kind.is_hard_link() { Ok(()) } else { entry.unpack(&target).map(drop) };
+            let first = entry.link_name()?.filter(|_| entry.header().entry_type().is_hard_link());
+            let written = match first.map(|first| self.folder.join(self.renamed(&first))) {
+                Some(first) => give_name(&first, &target),
+                None => entry.unpack(&target).map(drop),
+            };
             written.with_context(|| format!("cannot write {}", target.display()))?;
         }
         Ok(())
     }
+
+    /// What a name in the tar is below the folder; empty: the folder itself.
+    fn renamed(&self, name: &Path) -> PathBuf {
+        let named = name.components().filter(|part| matches!(part, Component::Normal(_)));
+        let below: PathBuf = named.skip(usize::from(!self.of_content)).collect();
+        if below.as_os_str().is_empty() { self.name.clone() } else { self.name.join(below) }
+    }
+}
+
+/// Another name for a file that was written just before; a copy where the file system has no such names.
+fn give_name(first: &Path, target: &Path) -> io::Result<()> {
+    match fs::remove_file(target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::hard_link(first, target).or_else(|_| fs::copy(first, target).map(drop))
 }
 
 /// A link is not replaced: what is written goes where it leads, be there something or not.
@@ -469,6 +485,29 @@ mod tests {
             };
             assert_eq!(seen, want, "{source} ({kind}) to {to}");
         }
+    }
+
+    #[test]
+    fn other_names_of_a_file_are_written() {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_size(1);
+        tar.append_data(&mut header, "d/a", &b"1"[..]).unwrap();
+        header.set_size(0);
+        header.set_entry_type(tar::EntryType::Link);
+        for name in ["d/b", "d/old"] {
+            tar.append_link(&mut header, name, "d/a").unwrap();
+        }
+        let tar = tar.into_inner().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let stat = wire::PathStat { name: ".".into(), mode: FOLDER | 0o755, ..Default::default() };
+        let to = dir.path().join("new");
+        fs::create_dir_all(to.join("d")).unwrap();
+        fs::write(to.join("d/old"), "x").unwrap();
+        Target::find(to.to_str().unwrap(), &stat).unwrap().unpack(&tar[..], false).unwrap();
+        let links = ["d/a", "d/b", "d/old"].map(|name| fs::metadata(to.join(name)).unwrap().ino());
+        assert!(links.iter().all(|ino| *ino == links[0]), "{links:?}");
     }
 
     #[test]

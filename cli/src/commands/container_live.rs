@@ -186,7 +186,7 @@ fn stats_row(now: &wire::ContainerStats, before: Option<&&wire::ContainerStats>,
         ("MemPerc", format!("{:.2}%", percent(now.memory_bytes, now.memory_limit_bytes)).into()),
         ("NetIO", pair(now.net_rx_bytes, now.net_tx_bytes).into()),
         ("BlockIO", pair(now.block_read_bytes, now.block_write_bytes).into()),
-        ("PIDs", now.pids.into()),
+        ("PIDs", now.pids.to_string().into()),
     ])
 }
 
@@ -309,6 +309,16 @@ fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// As Docker's, whose readers expect nothing else.
+    #[test]
+    fn what_stats_shows_is_text() {
+        let now = wire::ContainerStats { pids: 3, container_id: "0".repeat(64), ..wire::ContainerStats::default() };
+        let row = serde_json::to_value(stats_row(&now, None, false)).unwrap();
+        let row = row.as_object().unwrap();
+        assert_eq!(row["PIDs"], "3");
+        assert!(row.values().all(serde_json::Value::is_string), "{row:?}");
+    }
 
     #[test]
     fn events_are_filtered() {

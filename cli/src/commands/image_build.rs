@@ -3,12 +3,14 @@
 //! Orch builds nothing itself. buildah and BuildKit (`buildctl` with a running `buildkitd`) both write an archive that
 //! `orch load` reads.
 
+mod sources;
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, bail};
@@ -17,6 +19,7 @@ use orch_proto::{paths::Paths, wire};
 use serde::Deserialize;
 use tokio_stream::StreamExt as _;
 
+use self::sources::Sources;
 use super::{image::registry_of, image_files::send};
 use crate::api::{Worker, explain, worker};
 
@@ -26,9 +29,9 @@ const PURE_CGROUP2: &str = "/sys/fs/cgroup/cgroup.controllers";
 #[derive(Debug, Args)]
 pub(crate) struct BuildArgs {
     /// Name and optionally a tag (format: name:tag)
-    #[arg(short, long, value_name = "NAME[:TAG]", required = true)]
+    #[arg(short, long, value_name = "NAME[:TAG]")]
     tag: Vec<String>,
-    /// Name of the Dockerfile (default: DIR/Dockerfile)
+    /// Name of the Dockerfile, or - for standard input (default: DIR/Dockerfile)
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
     /// Set build-time variables
@@ -40,46 +43,104 @@ pub(crate) struct BuildArgs {
     /// Do not use cache when building the image
     #[arg(long)]
     no_cache: bool,
-    /// The folder that the Dockerfile's COPY reads from
-    #[arg(value_name = "DIR")]
+    /// Suppress the build output and print image ID on success
+    #[arg(short, long)]
+    quiet: bool,
+    /// Always attempt to pull a newer version of the image
+    #[arg(long)]
+    pull: bool,
+    /// Remove intermediate containers after a successful build
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
+    rm: bool,
+    /// Always remove intermediate containers
+    #[arg(long)]
+    force_rm: bool,
+    /// Set the networking mode for the RUN instructions during build (default, none or host)
+    #[arg(long, value_name = "NETWORK", default_value = "default", value_parser = network)]
+    network: Network,
+    /// Write the image ID to the file
+    #[arg(long, value_name = "FILE")]
+    iidfile: Option<PathBuf>,
+    /// The folder that the Dockerfile's COPY reads from, or - for a tar of it or a Dockerfile on standard input
+    #[arg(value_name = "DIR|-")]
     context: PathBuf,
 }
 
-pub(crate) async fn build(args: BuildArgs, paths: &Paths) -> anyhow::Result<()> {
-    if !args.context.is_dir() {
-        bail!("{} is not a folder: give the folder with the Dockerfile", args.context.display());
+/// Where the commands of a Dockerfile run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    /// As the builder is used to.
+    Usual,
+    None,
+    Host,
+}
+
+fn network(text: &str) -> Result<Network, String> {
+    match text {
+        "" | "default" | "bridge" => Ok(Network::Usual),
+        "none" => Ok(Network::None),
+        "host" => Ok(Network::Host),
+        _ => Err("the builder runs beside Orch, without its networks: default, none and host are possible".to_owned()),
     }
+}
+
+pub(crate) async fn build(args: BuildArgs, paths: &Paths) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("orch-build-{}", std::process::id()));
     std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let archive = folder.join("image.tar");
-    let outcome = build_and_load(&args, &folder, &archive, paths).await;
+    let outcome = build_and_load(&args, &folder, paths).await;
     // It may be large.
     let _ = std::fs::remove_dir_all(&folder);
     outcome
 }
 
-async fn build_and_load(args: &BuildArgs, folder: &Path, archive: &Path, paths: &Paths) -> anyhow::Result<()> {
+async fn build_and_load(args: &BuildArgs, folder: &Path, paths: &Paths) -> anyhow::Result<()> {
+    let sources = sources::find(&args.context, args.file.as_deref(), folder, std::io::stdin())?;
+    if let Some(file) = &args.iidfile {
+        forget(file)?;
+    }
     // Before the work, not after it.
     let mut worker = worker(paths).await?;
-    let Some(name) = args.tag.first() else { bail!("give the image a name with --tag") };
+    let archive = folder.join("image.tar");
     if is_installed("buildah") {
-        with_buildah(args, name, folder, archive, &mut worker, paths).await?;
+        with_buildah(args, &sources, folder, &archive, &mut worker, paths).await?;
     } else if is_installed("buildctl") {
-        run(&mut buildctl(args, name, archive))?;
+        run(&mut buildctl(args, &sources, &archive)?, args.quiet)?;
     } else {
         bail!(
             "orch build needs a builder: install buildah (`apt-get install buildah`), or BuildKit (buildctl, with buildkitd \
-             running), and try again. An image built elsewhere comes in with `docker save {name} | orch load`"
+             running), and try again. An image built elsewhere comes in with `docker save {} | orch load`",
+            args.tag.first().map_or("IMAGE", String::as_str)
         );
     }
-    let file = tokio::fs::File::open(archive).await.context("the builder wrote no archive")?;
-    for name in send(&mut worker, Box::new(file)).await? {
-        println!("Loaded image: {name}");
-    }
-    for other in &args.tag[1..] {
-        let request = wire::TagImageRequest { source: name.clone(), target: other.clone() };
+    let file = tokio::fs::File::open(&archive).await.context("the builder wrote no archive")?;
+    let loaded = send(&mut worker, Box::new(file)).await?;
+    for other in args.tag.iter().skip(1) {
+        let request = wire::TagImageRequest { source: args.tag[0].clone(), target: other.clone() };
         worker.tag_image(request).await.map_err(explain)?;
-        println!("Loaded image: {other}");
+    }
+    let reference = loaded.first().cloned().context("the builder's archive has no image")?;
+    let image = worker.inspect_image(wire::ImageReference { reference }).await.map_err(explain)?.into_inner();
+    report(args, &loaded, &image.config_digest)
+}
+
+/// A build that fails leaves no image's ID behind, nor that of an earlier one.
+fn forget(file: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_file(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot write {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn report(args: &BuildArgs, loaded: &[String], id: &str) -> anyhow::Result<()> {
+    if let Some(file) = &args.iidfile {
+        std::fs::write(file, id).with_context(|| format!("the image is {id}, but cannot write {}", file.display()))?;
+    }
+    match args.tag.as_slice() {
+        _ if args.quiet => println!("{id}"),
+        [] => println!("Loaded image ID: {id}"),
+        [_, others @ ..] => loaded.iter().chain(others).for_each(|name| println!("Loaded image: {name}")),
     }
     Ok(())
 }
@@ -87,44 +148,50 @@ async fn build_and_load(args: &BuildArgs, folder: &Path, archive: &Path, paths: 
 /// Gives buildah the base images that this node has, and what the node's configuration says about registries.
 async fn with_buildah(
     args: &BuildArgs,
-    name: &str,
+    sources: &Sources,
     folder: &Path,
     archive: &Path,
     worker: &mut Worker,
     paths: &Paths,
 ) -> anyhow::Result<()> {
-    let file = args.file.clone().unwrap_or_else(|| args.context.join("Dockerfile"));
+    let isolation = std::env::var("BUILDAH_ISOLATION").ok();
+    let chroot = isolation.is_none() && !Path::new(PURE_CGROUP2).exists();
+    let mut build = Command::new("buildah");
+    with_options(build.arg("bud"), args, sources, chroot || isolation.as_deref() == Some("chroot"))?;
     // buildah says what is wrong with one that cannot be read.
-    let bases = base_images(&std::fs::read_to_string(&file).unwrap_or_default(), &args.build_arg);
+    let bases = base_images(&std::fs::read_to_string(&sources.dockerfile).unwrap_or_default(), &args.build_arg);
     let registries = folder.join("registries.conf");
     let text = registries_conf(&node_config(paths), &bases);
     std::fs::write(&registries, text).with_context(|| format!("cannot write {}", registries.display()))?;
-    let buildah = |verb: &str| {
-        let mut command = Command::new("buildah");
-        command.arg(verb).env("CONTAINERS_REGISTRIES_CONF", &registries);
-        if std::env::var_os("BUILDAH_ISOLATION").is_none() && !Path::new(PURE_CGROUP2).exists() {
+    let run_it = |command: &mut Command| {
+        command.env("CONTAINERS_REGISTRIES_CONF", &registries);
+        if chroot {
             command.env("BUILDAH_ISOLATION", "chroot");
         }
+        run(command, args.quiet)
+    };
+    let buildah = |verb: &str| {
+        let mut command = Command::new("buildah");
+        command.arg(verb).arg("--quiet");
         command
     };
     for (n, base) in bases.iter().enumerate() {
         let request = wire::ImageReference { reference: base.clone() };
-        if worker.inspect_image(request).await.is_ok() {
+        // What shall be newer comes from a registry.
+        if !args.pull && worker.inspect_image(request).await.is_ok() {
             let base_archive = folder.join(format!("base-{n}.tar"));
             save(worker, base, &base_archive).await?;
-            run(buildah("pull").arg("--quiet").arg(format!("docker-archive:{}", base_archive.display())))?;
+            run_it(buildah("pull").arg(format!("docker-archive:{}", base_archive.display())))?;
             // It may be large.
             let _ = std::fs::remove_file(base_archive);
         }
     }
     let id_file = folder.join("id");
-    let mut build = buildah("bud");
-    // Docker's form keeps what the other has no word for: health checks.
-    build.args(["--format", "docker", "--tag", name, "--iidfile"]).arg(&id_file);
-    run(with_options(&mut build, args))?;
+    run_it(build.arg("--iidfile").arg(&id_file).arg(&sources.context))?;
     let id = std::fs::read_to_string(&id_file).context("buildah does not say what it built")?;
-    // By its id it has the one name that is given here.
-    run(buildah("push").args(["--quiet", id.trim(), &format!("docker-archive:{}:{}", archive.display(), tagged(name))]))
+    // By its id it has the one name that is given here, or none.
+    let name = args.tag.first().map(|name| format!(":{}", tagged(name))).unwrap_or_default();
+    run_it(buildah("push").args([id.trim(), &format!("docker-archive:{}{name}", archive.display())]))
 }
 
 /// An archive's name needs its tag.
@@ -219,9 +286,15 @@ fn registries_conf(config: &NodeConfig, bases: &[String]) -> String {
     text
 }
 
-fn with_options<'a>(command: &'a mut Command, args: &BuildArgs) -> &'a mut Command {
-    if let Some(file) = &args.file {
-        command.arg("--file").arg(file);
+/// All but the folder, which is last.
+fn with_options(command: &mut Command, args: &BuildArgs, sources: &Sources, chroot: bool) -> anyhow::Result<()> {
+    // Docker's form keeps what the other has no word for: health checks.
+    command.args(["--format", "docker"]);
+    if let Some(name) = args.tag.first() {
+        command.args(["--tag", name]);
+    }
+    if !sources.is_usual {
+        command.arg("--file").arg(&sources.dockerfile);
     }
     for pair in &args.build_arg {
         command.args(["--build-arg", pair]);
@@ -229,18 +302,38 @@ fn with_options<'a>(command: &'a mut Command, args: &BuildArgs) -> &'a mut Comma
     if let Some(stage) = &args.target {
         command.args(["--target", stage]);
     }
-    if args.no_cache {
-        command.arg("--no-cache");
+    let flags = [("--no-cache", args.no_cache), ("--force-rm", args.force_rm)];
+    command.args(flags.into_iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag));
+    if !args.rm {
+        command.arg("--rm=false");
     }
-    command.arg(&args.context)
+    if args.pull {
+        command.arg("--pull=always");
+    }
+    match args.network {
+        // It would take the host's network all the same, and say nothing.
+        Network::None if chroot => bail!(
+            "--network none: buildah cannot keep commands from the network on this node, where it only changes their root \
+             (isolation chroot): boot the node with cgroup version 2 alone, or leave --network out"
+        ),
+        Network::None => drop(command.args(["--network", "none"])),
+        Network::Host => drop(command.args(["--network", "host"])),
+        Network::Usual => {}
+    }
+    Ok(())
 }
 
-fn buildctl(args: &BuildArgs, name: &str, archive: &Path) -> Command {
-    let file = args.file.clone().unwrap_or_else(|| args.context.join("Dockerfile"));
-    let folder = file.parent().unwrap_or(&args.context);
+fn buildctl(args: &BuildArgs, sources: &Sources, archive: &Path) -> anyhow::Result<Command> {
+    if !args.rm {
+        bail!(
+            "--rm=false: BuildKit has no intermediate containers that could be kept: leave --rm out, or install buildah"
+        );
+    }
+    let file = &sources.dockerfile;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut command = Command::new("buildctl");
     command.args(["build", "--frontend", "dockerfile.v0"]);
-    command.arg("--local").arg(format!("context={}", args.context.display()));
+    command.arg("--local").arg(format!("context={}", sources.context.display()));
     command.arg("--local").arg(format!("dockerfile={}", folder.display()));
     if let Some(name) = file.file_name() {
         command.arg("--opt").arg(format!("filename={}", name.to_string_lossy()));
@@ -254,13 +347,34 @@ fn buildctl(args: &BuildArgs, name: &str, archive: &Path) -> Command {
     if args.no_cache {
         command.arg("--no-cache");
     }
-    command.arg("--output").arg(format!("type=docker,name={name},dest={}", archive.display()));
-    command
+    if args.pull {
+        command.args(["--opt", "image-resolve-mode=pull"]);
+    }
+    match args.network {
+        Network::None => drop(command.args(["--opt", "force-network-mode=none"])),
+        // buildkitd must allow it, too, and says so.
+        Network::Host => drop(command.args(["--opt", "force-network-mode=host", "--allow", "network.host"])),
+        Network::Usual => {}
+    }
+    let name = args.tag.first().map(|name| format!("name={name},")).unwrap_or_default();
+    command.arg("--output").arg(format!("type=docker,{name}dest={}", archive.display()));
+    Ok(command)
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+/// `quiet`: its words are shown only when it fails.
+fn run(command: &mut Command, quiet: bool) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    let failed = || format!("cannot run {program}");
+    let status = if quiet {
+        let output = command.stdin(Stdio::null()).output().with_context(failed)?;
+        if !output.status.success() {
+            let mut to = std::io::stderr().lock();
+            to.write_all(&output.stdout).and_then(|()| to.write_all(&output.stderr)).context("cannot say why")?;
+        }
+        output.status
+    } else {
+        command.status().with_context(failed)?
+    };
     if status.success() { Ok(()) } else { bail!("{program} failed ({status}); its words are above") }
 }
 
@@ -279,6 +393,57 @@ mod tests {
         assert_eq!(base_images(dockerfile, &[]), ["web:1", "other"]);
         assert_eq!(base_images(dockerfile, &["V=2".to_owned()]), ["web:2", "other"]);
         assert_eq!(base_images("", &[]), [] as [&str; 0]);
+    }
+
+    fn args(words: &str) -> BuildArgs {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            build: BuildArgs,
+        }
+        <Line as clap::Parser>::try_parse_from(["build"].into_iter().chain(words.split_whitespace())).unwrap().build
+    }
+
+    #[test]
+    fn flags_reach_the_builders() {
+        let shown = |command: &Command| {
+            command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+        };
+        for (words, buildah, buildkit) in [
+            ("x", "--format docker", "--output type=docker,dest=A"),
+            ("-t a -t b x", "--format docker --tag a", "--output type=docker,name=a,dest=A"),
+            ("-q --no-cache x", "--format docker --no-cache", "--no-cache --output type=docker,dest=A"),
+            ("--rm --force-rm x", "--format docker --force-rm", "--output type=docker,dest=A"),
+            ("--rm=false x", "--format docker --rm=false", "refused: --rm=false"),
+            ("--pull x", "--format docker --pull=always", "--opt image-resolve-mode=pull --output type=docker,dest=A"),
+            ("--network bridge x", "--format docker", "--output type=docker,dest=A"),
+            (
+                "--network host x",
+                "--format docker --network host",
+                "--opt force-network-mode=host --allow network.host --output type=docker,dest=A",
+            ),
+            (
+                "--network none x",
+                "--format docker --network none",
+                "--opt force-network-mode=none --output type=docker,dest=A",
+            ),
+        ] {
+            let args = args(words);
+            let sources = Sources { context: "x".into(), dockerfile: "x/Dockerfile".into(), is_usual: true };
+            let mut command = Command::new("buildah");
+            with_options(&mut command, &args, &sources, false).unwrap();
+            assert_eq!(shown(&command), buildah, "{words}");
+            let other = match buildctl(&args, &sources, Path::new("A")) {
+                Ok(command) => shown(&command),
+                Err(error) => format!("refused: {error}"),
+            };
+            let common =
+                "build --frontend dockerfile.v0 --local context=x --local dockerfile=x --opt filename=Dockerfile ";
+            assert!(other.trim_start_matches(common).starts_with(buildkit), "{words}: {other}");
+            let in_chroot = with_options(&mut command, &args, &sources, true);
+            assert_eq!(in_chroot.is_err(), args.network == Network::None, "{words}");
+        }
+        assert!(network("container:web").is_err() && network("web").is_err());
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverEr
                 return Err(refused("mode", "blocking or non-blocking"));
             }
             "max-buffer-size" if bytes(value).is_none() => return Err(refused("max-buffer-size", "a size such as 4m")),
+            "tag" if tag(value, |name| TAG_NAMES.contains(&name).then_some("")).is_none() => {
+                return Err(refused("tag", "a text with {{.ID}}, {{.FullID}}, {{.Name}} or {{.ImageName}} in it"));
+            }
             "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
             other => {
                 let known = if is_file { "max-size, max-file, labels, env and tag" } else { "labels, env and tag" };
@@ -64,6 +67,23 @@ pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverEr
         }
     }
     Ok(limits)
+}
+
+/// What a log's tag can have of its container: `{{.Name}}`.
+const TAG_NAMES: [&str; 4] = ["ID", "FullID", "Name", "ImageName"];
+
+/// A tag with its placeholders filled in; nothing when one of them has no end, or no value.
+#[must_use]
+pub fn tag<'a>(text: &str, value: impl Fn(&str) -> Option<&'a str>) -> Option<String> {
+    let mut filled = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("{{") {
+        let (placeholder, after) = after.split_once("}}")?;
+        filled.push_str(before);
+        filled.push_str(value(placeholder.trim().strip_prefix('.')?)?);
+        rest = after;
+    }
+    Some(filled + rest)
 }
 
 /// `10m`, `512k`, `1g`, `1000`; -1 is without limit.
@@ -99,6 +119,7 @@ mod tests {
         assert_eq!(read("", &[]), Ok((7, 3)));
         assert_eq!(read("json-file", &[("max-size", "2k"), ("max-file", "5")]), Ok((2048, 5)));
         assert_eq!(read("local", &[("max-size", "-1")]), Ok((0, 3)));
+        assert_eq!(read("journald", &[("tag", "{{.Name}}/{{ .ID }}}}")]), Ok((7, 3)));
         for (driver, option, value, words) in [
             ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, local, journald and none are"),
             ("json-file", "size", "1", "unknown log opt \"size\" for the json-file log driver"),
@@ -106,6 +127,8 @@ mod tests {
             ("json-file", "max-size", "99999999999999999g", "is not a size"),
             ("json-file", "max-file", "0", "log opt max-file: \"0\" is not a number of at least 1"),
             ("json-file", "compress", "maybe", "log opt compress: \"maybe\" is not true or false"),
+            ("json-file", "tag", "{{", "log opt tag: \"{{\" is not a text with {{.ID}}"),
+            ("journald", "tag", "a{{.Nope}}", "log opt tag: \"a{{.Nope}}\" is not a text with"),
             ("journald", "mode", "x", "log opt mode: \"x\" is not blocking or non-blocking"),
             ("journald", "max-size", "1m", "unknown log opt \"max-size\" for the journald log driver"),
         ] {

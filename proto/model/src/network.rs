@@ -17,6 +17,14 @@ pub const ENCRYPTED_PORT: u16 = 7947;
 /// Docker's name for no network at all.
 pub const NONE: &str = "none";
 
+/// Whether the name servers of nodes can answer to it: a name of containers on a network.
+#[must_use]
+pub fn is_host_name(text: &str) -> bool {
+    let label =
+        |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    text.len() <= 253 && text.split('.').all(label)
+}
+
 /// A network that every node has of its own, without the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NodeNetwork {
@@ -149,4 +157,26 @@ pub struct NetworkAllocation {
     /// VXLAN network identifier, from 4096 up.
     pub vni: u32,
     pub ipam: Vec<IpamConfig>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_can_be_asked_for() {
+        for (text, want) in [
+            ("db", true),
+            ("a_b.example-1.org", true),
+            ("a b", false),
+            ("", false),
+            ("a..b", false),
+            ("a.", false),
+            ("caf\u{e9}", false),
+            ("a/b", false),
+        ] {
+            assert_eq!(is_host_name(text), want, "{text:?}");
+        }
+        assert!(is_host_name(&"a".repeat(63)) && !is_host_name(&"a".repeat(64)));
+    }
 }

@@ -80,9 +80,15 @@ fn filled_in(tag: &str, task: &Task) -> String {
     let id = container_id(task);
     let short = &id[..SHORT_ID_LEN.min(id.len())];
     let name = task.container_name();
-    [("{{.ID}}", short), ("{{.FullID}}", &id), ("{{.Name}}", &name), ("{{.ImageName}}", &task.spec.container.image)]
-        .into_iter()
-        .fold(tag.to_owned(), |text, (placeholder, value)| text.replace(placeholder, value))
+    let filled = logging::tag(tag, |placeholder| match placeholder {
+        "ID" => Some(short),
+        "FullID" => Some(&id),
+        "Name" => Some(&name),
+        "ImageName" => Some(&task.spec.container.image),
+        _ => None,
+    });
+    // What this node does not know is refused before there is a log.
+    filled.unwrap_or_else(|| tag.to_owned())
 }
 
 /// The fields that Docker's driver gives.
@@ -151,7 +157,7 @@ mod tests {
 
     #[test]
     fn labels_variables_and_tags_become_details() {
-        let options = [("labels", "team,nosuch"), ("env", "B"), ("tag", "{{.ImageName}}!")];
+        let options = [("labels", "team,nosuch"), ("env", "B"), ("tag", "{{ .ImageName }}!")];
         let text = |files: &BTreeMap<String, String>| {
             files.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
         };

@@ -236,6 +236,7 @@ pub(super) fn status(error: &LocalError) -> Status {
         LocalError::Ambiguous(_)
         | LocalError::Name(_)
         | LocalError::Signal(_)
+        | LocalError::Alias(_)
         | LocalError::Twice(_)
         | LocalError::Predefined(_)
         | LocalError::UserNetwork(

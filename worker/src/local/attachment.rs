@@ -12,7 +12,11 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, NodeId, TaskId, network::is_predefined, task::TaskAttachment};
+use orch_model::{
+    NetworkId, NodeId, TaskId,
+    network::{is_host_name, is_predefined},
+    task::TaskAttachment,
+};
 use orch_proto::{
     conv::{FromProto, ToProto},
     wire::{
@@ -111,6 +115,9 @@ impl Locals {
     pub(super) async fn check_networks(&self, one: &One) -> Result<Vec<ContainerNetwork>, LocalError> {
         let mut networks = one.now().record.networks.clone();
         for network in &mut networks {
+            if let Some(alias) = network.aliases.iter().find(|alias| !is_host_name(alias)) {
+                return Err(LocalError::Alias(alias.clone()));
+            }
             self.resolve(network)?;
         }
         let seen = |n: usize| networks[..n].iter().any(|other| other.network == networks[n].network);

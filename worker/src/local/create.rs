@@ -7,7 +7,7 @@ use std::{
 };
 
 use orch_model::{
-    Annotations, Meta, ServiceId, TaskId, Timestamp, Version,
+    Annotations, Meta, ServiceId, TaskId, Timestamp, Version, logging,
     service::{PortConfig, Protocol, PublishMode, TaskSpec},
     task::{Task, TaskState, TaskStatus},
 };
@@ -50,6 +50,9 @@ impl Locals {
         }
         let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
         let mut spec = TaskSpec::from_proto(request.spec.unwrap_or_default()).map_err(invalid)?;
+        if let Some(driver) = &spec.log_driver {
+            logging::limits(driver, logging::Limits { max_size_bytes: 0, max_files: 1 }).map_err(super::invalid)?;
+        }
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
         let image = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
         let config = self.host.images.store.config(&image.record.config).map_err(prepare::PrepareError::from)?;

@@ -48,6 +48,8 @@ pub(crate) enum LocalError {
     Signal(String),
     #[error("network {0} not found")]
     Network(String),
+    #[error("invalid network alias: {0:?} (it must be a host name: letters, digits, - and _, in parts of at most 63)")]
+    Alias(String),
     #[error("network {0} is named twice")]
     Twice(String),
     #[error("network {0} is one that every node has: name it alone, with --network {0}")]

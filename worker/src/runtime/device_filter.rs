@@ -216,6 +216,7 @@ mod tests {
     #[test]
     fn what_is_listed_may_be_opened() {
         let fuse = Device {
+            host: "/dev/fuse".to_owned(),
             path: "/dev/fuse".to_owned(),
             kind: 'c',
             major: 10,

@@ -20,6 +20,7 @@ mod container;
 mod device_filter;
 mod error;
 mod exec;
+mod explain;
 mod health;
 mod init;
 mod logs;
@@ -37,9 +38,12 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, MetadataExt},
-        net::UnixListener,
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt},
+            net::UnixListener,
+        },
     },
     path::{Path, PathBuf},
     sync::Arc,
@@ -63,7 +67,7 @@ pub use plan::{
 pub use usage::{NewLimits, ProcessInfo, Usage};
 
 use crate::{
-    contents::is_mounted,
+    contents::{self, is_mounted},
     shim::protocol::{Files, ShimConfig, VERSION},
 };
 use caps::CapSet;
@@ -89,6 +93,8 @@ struct Inner {
     shims_dir: PathBuf,
     /// Where containers have mounts of their own; their makers do not see each other's if these folders are mounts too.
     mounts_dirs: [PathBuf; 2],
+    /// Secrets and configs for containers.
+    given_dir: PathBuf,
     filters: Filters,
     cgroup_parent: String,
     layout: Layout,
@@ -138,6 +144,7 @@ impl Runtime {
         Ok(Self(Arc::new(Inner {
             shims_dir,
             mounts_dirs,
+            given_dir: paths.run.join("secrets"),
             filters,
             cgroup_parent,
             layout,
@@ -169,6 +176,7 @@ impl Runtime {
                 container.delete().await?;
                 let message = exit.error.unwrap_or_else(|| "the container could not be made".to_owned());
                 let message = explain_sysctls(message, &plan.spec.container.sysctls, |path| path.exists());
+                let message = self.0.explain(message, plan);
                 Err(RuntimeError::Start { message, code: Some(exit.code) })
             }
         }
@@ -229,6 +237,19 @@ struct Prepared {
 }
 
 impl Inner {
+    fn explain(&self, message: String, plan: &ContainerPlan<'_>) -> String {
+        let root = contents::open_root(&plan.rootfs).ok();
+        explain::failure(
+            message,
+            &explain::Asked {
+                pids: plan.spec.limits.pids,
+                is_folder_here: &|path| fs::metadata(path).ok().map(|metadata| metadata.is_dir()),
+                is_folder_inside: &|path| contents::is_folder(root.as_ref()?.as_fd(), path).ok(),
+                is_given_file: &|path| Path::new(path).starts_with(&self.given_dir),
+            },
+        )
+    }
+
     fn prepare(&self, plan: &ContainerPlan<'_>, apparmor: Option<String>) -> Result<Prepared, RuntimeError> {
         let container = &plan.spec.container;
         let user = user::lookup(&plan.rootfs, user_name(container, &plan.image), &container.groups)?;
@@ -452,6 +473,7 @@ fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
     };
     let number = metadata.rdev();
     Ok(Device {
+        host: host.to_owned(),
         path: path.to_owned(),
         kind,
         major: nix::sys::stat::major(number),

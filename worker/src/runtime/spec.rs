@@ -3,7 +3,10 @@
 //! The result is JSON rather than `oci_spec`'s types: it goes to a file, where libcontainer reads it; a test checks that
 //! it does.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+};
 
 use serde_json::{Value, json};
 
@@ -64,6 +67,8 @@ pub(crate) enum SpecError {
     Ulimit(String),
     #[error("the mount target {0:?} is not an absolute path")]
     Target(String),
+    #[error("{0:?} cannot be mounted because it is inside /proc, which says how the kernel is: choose another target")]
+    InsideProc(String),
     #[error("the working directory {0:?} is not an absolute path")]
     WorkingDir(String),
     #[error("the device {0:?} is not written as /dev/x[:/dev/y[:rwm]]")]
@@ -88,6 +93,8 @@ pub(crate) struct Facts<'a> {
 /// A device that the container gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
+    /// On the node.
+    pub(crate) host: String,
     /// In the container.
     pub(crate) path: String,
     /// `c` or `b`
@@ -96,6 +103,18 @@ pub(crate) struct Device {
     pub(crate) minor: u64,
     pub(crate) mode: u32,
     pub(crate) access: String,
+}
+
+impl Device {
+    /// libcontainer makes no nodes elsewhere; there the node's own is mounted.
+    fn is_in_dev(&self) -> bool {
+        Path::new(&self.path).starts_with("/dev")
+    }
+
+    fn as_bind(&self) -> BindMount {
+        let (source, target) = (PathBuf::from(&self.host), self.path.clone());
+        BindMount { source, target, read_only: false, propagation: String::new() }
+    }
 }
 
 /// The `config.json` of a bundle.
@@ -129,7 +148,7 @@ pub(crate) fn build(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Value
         linux["rootfsPropagation"] = json!("shared");
     }
     if !facts.devices.is_empty() {
-        linux["devices"] = facts.devices.iter().map(device).collect();
+        linux["devices"] = facts.devices.iter().filter(|device| device.is_in_dev()).map(node).collect();
     }
     if !container.privileged && !options.paths_shown {
         linux["maskedPaths"] = json!(MASKED_PATHS);
@@ -335,7 +354,7 @@ fn sysctls(container: &ContainerSpec, others_network: bool, remapped: bool) -> V
     Value::Object(all)
 }
 
-fn device(device: &Device) -> Value {
+fn node(device: &Device) -> Value {
     json!({
         "path": device.path, "type": device.kind.to_string(), "major": device.major, "minor": device.minor,
         "fileMode": device.mode, "uid": 0, "gid": 0,
@@ -358,17 +377,50 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
     let binds = plan.binds.iter().map(|bind| (bind.target.clone(), bind_mount(bind)));
     let options = &plan.options.tmpfs;
     let own = container.mounts.iter().filter_map(|m| own_mount(m, options).map(|value| (m.target.clone(), value)));
-    let mut wanted: Vec<(String, Value)> = binds.chain(own).collect();
+    let elsewhere = facts.devices.iter().filter(|device| !device.is_in_dev());
+    let nodes = elsewhere.map(|device| (device.path.clone(), bind_mount(&device.as_bind())));
+    let mut wanted: Vec<(String, Value)> = binds.chain(own).chain(nodes).collect();
     if container.init == Some(true) {
         wanted.push((init::TARGET.to_owned(), bind_mount(&init_mount(facts.init))));
     }
     if let Some((target, _)) = wanted.iter().find(|(target, _)| !target.starts_with('/')) {
         return Err(SpecError::Target(target.clone()));
     }
+    if let Some((target, _)) = wanted.iter().find(|(target, _)| is_inside_proc(target)) {
+        return Err(SpecError::InsideProc(target.clone()));
+    }
     // What lies deeper comes later, or it would be covered.
     wanted.sort_by_key(|(target, _)| target.split('/').filter(|part| !part.is_empty()).count());
     all.extend(wanted.into_iter().map(|(_, value)| value));
     Ok(all)
+}
+
+/// What Docker lets programs see in place of the kernel's own numbers, as lxcfs gives them.
+const REPLACEABLE: [&str; 11] = [
+    "cpuinfo",
+    "diskstats",
+    "loadavg",
+    "meminfo",
+    "net/dev",
+    "slabinfo",
+    "stat",
+    "swaps",
+    "sys/crypto/fips_enabled",
+    "sys/kernel/ns_last_pid",
+    "uptime",
+];
+
+/// A program with another /proc in its place could be led to believe that it is confined when it is not.
+fn is_inside_proc(target: &str) -> bool {
+    let mut path = PathBuf::from("/");
+    for part in Path::new(target).components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => drop(path.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    path.strip_prefix("/proc").is_ok_and(|below| !REPLACEABLE.iter().any(|name| below == Path::new(name)))
 }
 
 fn shm(options: &HostOptions) -> Value {
@@ -474,6 +526,15 @@ mod tests {
     const V2: &str = "30 25 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw";
 
     fn make(task: &TaskSpec, mountinfo: &str, change: impl FnOnce(&mut ContainerPlan<'_>)) -> Result<Value, SpecError> {
+        make_with(task, mountinfo, &[], change)
+    }
+
+    fn make_with(
+        task: &TaskSpec,
+        mountinfo: &str,
+        devices: &[Device],
+        change: impl FnOnce(&mut ContainerPlan<'_>),
+    ) -> Result<Value, SpecError> {
         let mut plan = ContainerPlan {
             task_id: TaskId::from_random(1),
             container_id: "0123456789abcdef".repeat(4),
@@ -495,7 +556,7 @@ mod tests {
             caps: CapSet(1),
             layout: &layout,
             cgroup: "/orch.slice/x",
-            devices: &[],
+            devices,
             counts_swap: true,
             apparmor: None,
             init: Path::new("/var/lib/orch/init"),
@@ -505,6 +566,55 @@ mod tests {
             serde_json::from_value(spec.clone()).expect("libcontainer could not read it");
         assert!(read.linux().is_some());
         Ok(spec)
+    }
+
+    #[test]
+    fn proc_is_the_kernels() {
+        for (target, want) in [
+            ("/proc", true),
+            ("/proc/", true),
+            ("/proc/sys", true),
+            ("/proc/sys/net", true),
+            ("//proc/./foo", true),
+            ("/srv/../proc/foo", true),
+            ("/proc/uptime", false),
+            ("/proc/net/dev", false),
+            ("/proc/../srv", false),
+            ("/process", false),
+            ("/srv/proc", false),
+        ] {
+            assert_eq!(is_inside_proc(target), want, "{target}");
+        }
+        let bind = |target: &str| BindMount {
+            source: "/x".into(),
+            target: target.to_owned(),
+            read_only: false,
+            propagation: String::new(),
+        };
+        let refused = make(&TaskSpec::default(), V1, |plan| plan.binds = vec![bind("/proc/foo")]).unwrap_err();
+        assert!(refused.to_string().starts_with("\"/proc/foo\" cannot be mounted because it is inside /proc"));
+        assert!(make(&TaskSpec::default(), V1, |plan| plan.binds = vec![bind("/proc/uptime")]).is_ok());
+    }
+
+    #[test]
+    fn devices_outside_dev_are_the_nodes_own() {
+        let device = |path: &str| Device {
+            host: "/dev/fuse".to_owned(),
+            path: path.to_owned(),
+            kind: 'c',
+            major: 10,
+            minor: 229,
+            mode: 0o666,
+            access: "rw".to_owned(),
+        };
+        for (path, is_node) in [("/dev/fuse", true), ("/dev/a/b", true), ("/srv/fuse", false), ("/device", false)] {
+            let spec = make_with(&TaskSpec::default(), V1, &[device(path)], |_| {}).unwrap();
+            let made = spec["linux"]["devices"].as_array().unwrap().iter().any(|node| node["path"] == path);
+            let mounts = spec["mounts"].as_array().unwrap();
+            let mounted = mounts.iter().any(|mount| mount["destination"] == path && mount["source"] == "/dev/fuse");
+            assert_eq!((made, mounted), (is_node, !is_node), "{path}");
+            assert_eq!(spec["linux"]["resources"]["devices"][1]["major"], 10, "{path} is not allowed");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use orch_model::{
     Duration,
     logging::{self, Limits},
-    network::NodeNetwork,
+    network::{NodeNetwork, is_host_name},
     service::{
         EndpointMode, EndpointSpec, FailureAction, Placement, PublishMode, ResourceLimits, ServiceMode, ServiceSpec,
         TaskSpec, UpdateConfig,
@@ -233,10 +233,4 @@ fn endpoint(endpoint: &EndpointSpec) -> Result<(), SpecError> {
 
 fn duration(what: &'static str, value: Duration) -> Result<(), SpecError> {
     if value > MAX_DURATION { Err(field(what, format!("{value:?}"), "at most a year")) } else { Ok(()) }
-}
-
-fn is_host_name(text: &str) -> bool {
-    let label =
-        |l: &str| (1..=63).contains(&l.len()) && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    text.len() <= 253 && text.split('.').all(label)
 }
