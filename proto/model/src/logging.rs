@@ -56,9 +56,6 @@ pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverEr
                 return Err(refused("mode", "blocking or non-blocking"));
             }
             "max-buffer-size" if bytes(value).is_none() => return Err(refused("max-buffer-size", "a size such as 4m")),
-            "tag" if tag(value, |name| TAG_NAMES.contains(&name).then_some("")).is_none() => {
-                return Err(refused("tag", "a text with {{.ID}}, {{.FullID}}, {{.Name}} or {{.ImageName}} in it"));
-            }
             "labels" | "env" | "tag" | "mode" | "max-buffer-size" => {}
             other => {
                 let known = if is_file { "max-size, max-file, labels, env and tag" } else { "labels, env and tag" };
@@ -69,8 +66,24 @@ pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverEr
     Ok(limits)
 }
 
-/// What a log's tag can have of its container: `{{.Name}}`.
-const TAG_NAMES: [&str; 4] = ["ID", "FullID", "Name", "ImageName"];
+/// What a log's tag can have of its container, as with Docker: `{{.Name}}`.
+const TAG_NAMES: [&str; 7] = ["ID", "FullID", "Name", "ImageID", "ImageFullID", "ImageName", "DaemonName"];
+
+/// Whether somebody may ask for this. What runs already with a tag that nobody can fill in goes on with its text as it is.
+///
+/// # Errors
+/// As [`limits`], and for such a tag.
+pub fn check(driver: &LogDriver) -> Result<(), LogDriverError> {
+    limits(driver, Limits { max_size_bytes: 0, max_files: 1 })?;
+    match driver.options.get("tag") {
+        Some(value) if tag(value, |name| TAG_NAMES.contains(&name).then_some("")).is_none() => {
+            let form = "a text with {{.ID}}, {{.FullID}}, {{.Name}}, {{.ImageID}}, {{.ImageFullID}}, {{.ImageName}} or \
+                        {{.DaemonName}} in it";
+            Err(LogDriverError::Value { name: "tag", value: value.clone(), form })
+        }
+        _ => Ok(()),
+    }
+}
 
 /// A tag with its placeholders filled in; nothing when one of them has no end, or no value.
 #[must_use]
@@ -108,10 +121,35 @@ mod tests {
 
     const DEFAULT: Limits = Limits { max_size_bytes: 7, max_files: 3 };
 
-    fn read(name: &str, options: &[(&str, &str)]) -> Result<(u64, u32), String> {
+    fn driver(name: &str, options: &[(&str, &str)]) -> LogDriver {
         let options = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let limits = limits(&LogDriver { name: name.to_owned(), options }, DEFAULT);
+        LogDriver { name: name.to_owned(), options }
+    }
+
+    fn read(name: &str, options: &[(&str, &str)]) -> Result<(u64, u32), String> {
+        let limits = limits(&driver(name, options), DEFAULT);
         limits.map(|limits| (limits.max_size_bytes, limits.max_files)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn tags_are_looked_at_when_they_are_asked_for() {
+        for (tag, is_known) in [
+            ("{{.Name}}/{{ .ID }}}}", true),
+            ("{{.ImageID}} {{.ImageFullID}} {{.DaemonName}}", true),
+            ("plain", true),
+            ("{{", false),
+            ("a{{.Nope}}", false),
+            ("{{Name}}", false),
+        ] {
+            for name in ["json-file", "journald"] {
+                let with_tag = driver(name, &[("tag", tag)]);
+                assert_eq!(check(&with_tag).is_ok(), is_known, "{tag}");
+                assert_eq!(limits(&with_tag, DEFAULT), Ok(DEFAULT), "what runs with {tag} goes on");
+            }
+        }
+        let refused = check(&driver("", &[("tag", "{{")])).unwrap_err().to_string();
+        assert!(refused.starts_with("log opt tag: \"{{\" is not a text with {{.ID}}, "), "{refused}");
+        assert!(check(&driver("none", &[("tag", "{{")])).is_err() && check(&driver("syslog", &[])).is_err());
     }
 
     #[test]
@@ -119,7 +157,6 @@ mod tests {
         assert_eq!(read("", &[]), Ok((7, 3)));
         assert_eq!(read("json-file", &[("max-size", "2k"), ("max-file", "5")]), Ok((2048, 5)));
         assert_eq!(read("local", &[("max-size", "-1")]), Ok((0, 3)));
-        assert_eq!(read("journald", &[("tag", "{{.Name}}/{{ .ID }}}}")]), Ok((7, 3)));
         for (driver, option, value, words) in [
             ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, local, journald and none are"),
             ("json-file", "size", "1", "unknown log opt \"size\" for the json-file log driver"),
@@ -127,8 +164,6 @@ mod tests {
             ("json-file", "max-size", "99999999999999999g", "is not a size"),
             ("json-file", "max-file", "0", "log opt max-file: \"0\" is not a number of at least 1"),
             ("json-file", "compress", "maybe", "log opt compress: \"maybe\" is not true or false"),
-            ("json-file", "tag", "{{", "log opt tag: \"{{\" is not a text with {{.ID}}"),
-            ("journald", "tag", "a{{.Nope}}", "log opt tag: \"a{{.Nope}}\" is not a text with"),
             ("journald", "mode", "x", "log opt mode: \"x\" is not blocking or non-blocking"),
             ("journald", "max-size", "1m", "unknown log opt \"max-size\" for the journald log driver"),
         ] {

@@ -80,14 +80,20 @@ fn filled_in(tag: &str, task: &Task) -> String {
     let id = container_id(task);
     let short = &id[..SHORT_ID_LEN.min(id.len())];
     let name = task.container_name();
+    let image = task.spec.container.image_digest.as_deref().unwrap_or_default();
+    let short_image = image.strip_prefix("sha256:").unwrap_or(image);
+    let short_image = &short_image[..SHORT_ID_LEN.min(short_image.len())];
     let filled = logging::tag(tag, |placeholder| match placeholder {
         "ID" => Some(short),
         "FullID" => Some(&id),
         "Name" => Some(&name),
         "ImageName" => Some(&task.spec.container.image),
+        "ImageFullID" => Some(image),
+        "ImageID" => Some(short_image),
+        "DaemonName" => Some("orch"),
         _ => None,
     });
-    // What this node does not know is refused before there is a log.
+    // One from before tags were looked at.
     filled.unwrap_or_else(|| tag.to_owned())
 }
 

@@ -51,7 +51,7 @@ impl Locals {
         let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
         let mut spec = TaskSpec::from_proto(request.spec.unwrap_or_default()).map_err(invalid)?;
         if let Some(driver) = &spec.log_driver {
-            logging::limits(driver, logging::Limits { max_size_bytes: 0, max_files: 1 }).map_err(super::invalid)?;
+            logging::check(driver).map_err(super::invalid)?;
         }
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
         let image = self.image_for(&spec.container.image, &request.pull, request.auth).await?;

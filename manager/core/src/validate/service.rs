@@ -1,8 +1,7 @@
 //! Services: mode, resources, restart and update policies, placement, ports.
 
 use orch_model::{
-    Duration,
-    logging::{self, Limits},
+    Duration, logging,
     network::{NodeNetwork, is_host_name},
     service::{
         EndpointMode, EndpointSpec, FailureAction, Placement, PublishMode, ResourceLimits, ServiceMode, ServiceSpec,
@@ -110,8 +109,7 @@ fn task_spec(task: &TaskSpec) -> Result<(), SpecError> {
         return Err(field("generic resource", format!("{kind}={count}"), "expected KIND=NUMBER, such as GPU=2"));
     }
     if let Some(driver) = &task.log_driver {
-        logging::limits(driver, Limits { max_size_bytes: 0, max_files: 1 })
-            .map_err(|error| SpecError::Rule(error.to_string()))?;
+        logging::check(driver).map_err(|error| SpecError::Rule(error.to_string()))?;
     }
     duration("restart delay", task.restart.delay)?;
     duration("restart window", task.restart.window)?;
