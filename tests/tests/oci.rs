@@ -244,12 +244,14 @@ fn a_running_container_is_looked_at_and_changed() {
             assert!(refused.contains(said), "{name} {flags:?}: {refused}");
         }
     }
-    // What swap was meant for goes with the memory that it was meant for.
+    // A number for swap stays: nobody gets swap that he was made without.
     let _ = lab.orch(&["container", "update", "--memory", "32m", "--memory-swap", "40m", "resting"]).ok();
-    let _ = lab.orch(&["container", "update", "--memory", "64m", "resting"]).ok();
+    let refused = lab.orch(&["container", "update", "--memory", "64m", "resting"]).refused();
+    assert!(refused.contains("update the memoryswap at the same time"), "{refused}");
+    let _ = lab.orch(&["container", "update", "--memory", "36m", "resting"]).ok();
     let _ = lab.orch(&["start", "-a", "resting"]).ok();
     let shown = lab.orch(&["inspect", "-f", "{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}", "resting"]).ok();
-    assert_eq!(shown, format!("{} {}\n", 64 << 20, 128 << 20));
+    assert_eq!(shown, format!("{} {}\n", 36 << 20, 40 << 20));
     let _ = lab.orch(&["rm", "resting"]).ok();
     let _ = lab.orch(&["container", "update", "--memory", "48m", "--pids-limit", "50", "--cpus", "0.5", "live"]).ok();
     let limits = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us";

@@ -93,7 +93,7 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
         NetworkCommand::Trace(args) => trace::trace(args, paths).await,
         NetworkCommand::Inspect { format, verbose, networks } => {
             let known = Known::read(paths).await?;
-            let here = report::here(paths).await?;
+            let here = known.here(&networks, paths).await?;
             let cluster = if verbose { report::Cluster::read(paths).await? } else { None };
             let mut found = Vec::new();
             let outcome = for_each(&networks, async |reference| {
@@ -138,7 +138,8 @@ pub(crate) async fn run(command: NetworkCommand, paths: &Paths) -> anyhow::Resul
 pub(super) async fn inspected(reference: &str, paths: &Paths) -> anyhow::Result<Option<Value>> {
     let known = Known::read(paths).await?;
     let Some(found) = known.find(reference) else { return Ok(None) };
-    Ok(Some(found.inspected(&report::here(paths).await?)))
+    let here = known.here(&[reference.to_owned()], paths).await?;
+    Ok(Some(found.inspected(&here)))
 }
 
 /// Every network that this node can see.
@@ -181,6 +182,15 @@ impl Known {
         let mut starts = self.all().filter(|network| network.id().starts_with(reference));
         let start = starts.next().filter(|_| starts.next().is_none());
         self.all().find(|n| n.name() == reference).or_else(|| self.all().find(|n| n.id() == reference)).or(start)
+    }
+
+    /// What of this node is on networks of the cluster, when one of these is.
+    async fn here(&self, references: &[String], paths: &Paths) -> anyhow::Result<Vec<(String, Arc<Task>)>> {
+        if self.is_any_of_cluster(references) { report::here(paths).await } else { Ok(Vec::new()) }
+    }
+
+    fn is_any_of_cluster(&self, references: &[String]) -> bool {
+        references.iter().any(|reference| matches!(self.find(reference), Some(Found::OfCluster(_))))
     }
 
     fn inspected(&self, reference: &str, here: &[(String, Arc<Task>)]) -> anyhow::Result<Value> {
@@ -316,4 +326,32 @@ async fn list(flags: &ListFlags, paths: &Paths) -> anyhow::Result<()> {
     networks.sort_by(|a, b| natural_order(a.name(), b.name()));
     let rows: Vec<Row> = networks.iter().map(|network| network.row(flags.no_trunc)).collect();
     Ok(NETWORKS.print(&flags.shape(), &rows)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_model::{Meta, NetworkId, network::NetworkSpec};
+
+    use super::*;
+
+    #[test]
+    fn managers_are_asked_about_networks_of_the_cluster_only() {
+        let annotations = Annotations { name: "shop".to_owned(), ..Default::default() };
+        let of_cluster = Network {
+            id: NetworkId::from_random(1),
+            meta: Meta::default(),
+            spec: NetworkSpec { annotations, ..Default::default() },
+            allocation: None,
+            problem: None,
+            removing: false,
+        };
+        let of_node = wire::LocalNetwork { name: "bridge".to_owned(), id: "b1".to_owned(), ..Default::default() };
+        let known = Known { of_cluster: vec![Arc::new(of_cluster)], of_node: vec![of_node] };
+        for (references, asked) in
+            [(&["bridge"][..], false), (&["nosuch"], false), (&["shop"], true), (&["bridge", "shop"], true)]
+        {
+            let references: Vec<String> = references.iter().map(|&reference| reference.to_owned()).collect();
+            assert_eq!(known.is_any_of_cluster(&references), asked, "{references:?}");
+        }
+    }
 }

@@ -36,13 +36,8 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
     let own = entry.task.spec.node_network.map(|network| network.name().to_owned()).into_iter();
     // What managers take for starting until it answers is a running container.
     let end = entry.end.clone().unwrap_or_default();
-    let state = match status.state {
-        // It got no container that could end.
-        TaskState::Rejected if entry.end.is_none() => "created",
-        state if state.is_terminal() => "exited",
-        _ if pid > 0 => "running",
-        _ => "created",
-    };
+    let had_container = entry.end.is_some() || status.container.is_some();
+    let state = container_state(status.state, had_container, pid);
     Container {
         container_id: container_id(&entry.task),
         name: entry.task.container_name(),
@@ -69,6 +64,17 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
         image_digest: entry.image.clone().unwrap_or_default(),
         mounts: spec.mounts.iter().map(|mount| mount.source.clone()).filter(|source| !source.is_empty()).collect(),
         networks: own.chain(entry.task.networks.iter().map(|network| network.network.to_string())).collect(),
+    }
+}
+
+/// Docker's word for a task's container.
+fn container_state(state: TaskState, had_container: bool, pid: u32) -> &'static str {
+    match state {
+        // Refused, or no longer wanted, before it got one.
+        state if state.is_terminal() && !had_container => "created",
+        state if state.is_terminal() => "exited",
+        _ if pid > 0 => "running",
+        _ => "created",
     }
 }
 
@@ -184,4 +190,25 @@ pub(crate) fn port_words(port: &PortConfig) -> String {
     };
     let addr = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string());
     format!("{addr}:{}->{}/{protocol}", port.published_port, port.target_port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_that_never_got_a_container_has_not_ended() {
+        for (state, had_container, pid, want) in [
+            (TaskState::Rejected, false, 0, "created"),
+            (TaskState::Failed, false, 0, "created"),
+            (TaskState::Shutdown, false, 0, "created"),
+            (TaskState::Failed, true, 0, "exited"),
+            (TaskState::Complete, true, 0, "exited"),
+            (TaskState::Starting, true, 7, "running"),
+            (TaskState::Running, true, 7, "running"),
+            (TaskState::Preparing, false, 0, "created"),
+        ] {
+            assert_eq!(container_state(state, had_container, pid), want, "{state:?} {had_container} {pid}");
+        }
+    }
 }

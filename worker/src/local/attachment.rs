@@ -289,15 +289,11 @@ impl Locals {
     }
 
     async fn carry_out(&self, one: &One, before: LocalContainer) -> Result<(), LocalError> {
-        let runs = {
-            let now = one.now();
-            now.container.is_some() && !now.ending
-        };
-        if !runs {
+        if one.running().0.is_none() {
             return Ok(());
         }
         let done = self.rejoin_networks(one).await;
-        if one.now().ending {
+        if one.running().0.is_none() {
             // It ended meanwhile: what it just got would stay with nobody.
             self.give_back(one).await;
             return Ok(());

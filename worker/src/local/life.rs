@@ -149,7 +149,7 @@ impl Locals {
         self.change(one, |now| {
             now.container = Some(container.clone());
             now.record.apparmor_profile = profile;
-            now.ending = false;
+            now.ending = None;
             now.address = address;
             now.health = container.is_checked().then_some(Health::Starting);
             now.record.ports = ports.to_proto();
@@ -198,32 +198,25 @@ impl Locals {
         exit: Exit,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
-            one.now().ending = true;
+            // Once it is deleted, nobody else knows how it ended; what it had may take a while to go.
+            self.change(&one, |now| now.ending = Some(exit.clone()));
+            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
             if let Err(error) = container.delete().await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not deleted");
             }
             self.give_back(&one).await;
-            let ran = SystemTime::now().duration_since(exit.started_at.unwrap_or(SystemTime::UNIX_EPOCH));
-            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
             let mut next = None;
             // Decided and written in one: who stops it now either is heeded or finds it restarting.
             self.change(&one, |now| {
-                if policy::is_stable(ran.unwrap_or_default()) {
+                if policy::is_stable(exit.ran()) {
                     now.restarts = 0;
                 }
-                let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
-                let again = !now.record.stopped && restart.after_exit(exit.code, now.record.restart_count);
-                next = again.then(|| policy::pause(now.restarts));
+                now.record = with_exit(&now.record, &exit);
+                next = (now.record.state() == LocalState::Restarting).then(|| policy::pause(now.restarts));
+                now.ending = None;
                 now.container = None;
-                now.record.paused = false;
                 now.health = None;
                 now.address = String::new();
-                now.record.exit_code = exit.code;
-                now.record.oom_killed = exit.oom_killed;
-                now.record.error = exit.error.clone().unwrap_or_default();
-                now.record.finished_at_ms = unix_ms(exit.finished_at);
-                now.record.health = exit.health.as_ref().map(health_report);
-                now.record.state = if next.is_some() { LocalState::Restarting } else { LocalState::Exited }.into();
             });
             let auto_remove = one.now().record.auto_remove && next.is_none();
             if auto_remove && let Err(error) = self.delete_unless_running(&one).await {
@@ -450,29 +443,42 @@ impl Locals {
     }
 
     fn not_running(self: &Arc<Self>, one: &Arc<One>) {
-        let (state, stopped) = (one.state(), one.now().record.stopped);
+        let record = one.now().record.clone();
+        let state = record.state();
         let was_running = matches!(state, LocalState::Running | LocalState::Restarting);
+        let restart = Restart::parse(record.restart.as_ref()).unwrap_or(Restart::No);
+        // Counted already when it was to be restarted: that is still to be done.
+        let restarts = if state == LocalState::Restarting { 0 } else { record.restart_count };
+        let again = !matches!(state, LocalState::Created | LocalState::Removing)
+            && restart.at_start(was_running, record.stopped, restarts);
+        let goes = state == LocalState::Removing || (record.auto_remove && state != LocalState::Created && !again);
         if state == LocalState::Running {
             self.change(one, |now| {
                 now.record.exit_code = CODE_LOST;
                 now.record.finished_at_ms = unix_ms(SystemTime::now());
             });
         }
-        let restart = Restart::parse(one.now().record.restart.as_ref()).unwrap_or(Restart::No);
-        let auto_remove = one.now().record.auto_remove && state != LocalState::Created;
-        if state == LocalState::Removing || (auto_remove && !restart.at_start(was_running, stopped)) {
-            let (locals, one) = (self.clone(), one.clone());
-            tokio::spawn(async move {
-                if let Err(error) = locals.delete_unless_running(&one).await {
-                    tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
-                }
-            });
-        } else if state != LocalState::Created && restart.at_start(was_running, stopped) {
+        if again {
             self.change(one, |now| now.record.state = LocalState::Restarting.into());
-            tokio::spawn(self.clone().restart_boxed(one.clone(), Duration::ZERO));
         } else if was_running {
             self.change(one, |now| now.record.state = LocalState::Exited.into());
         }
+        // A worker that ended amid its end has left its namespace.
+        let has_something = was_running || self.host.paths.netns(&one.id).exists();
+        let (locals, one) = (self.clone(), one.clone());
+        tokio::spawn(async move {
+            if has_something {
+                let _turn = one.turn.lock().await;
+                if !one.is_removed() && one.container().is_none() {
+                    locals.give_back(&one).await;
+                }
+            }
+            if again {
+                locals.restart_boxed(one, Duration::ZERO).await;
+            } else if goes && let Err(error) = locals.delete_unless_running(&one).await {
+                tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
+            }
+        });
     }
 
     /// Network, mounts and files; what it wrote stays.
@@ -494,7 +500,7 @@ impl Locals {
         let record = {
             let mut now = one.now();
             change(&mut now);
-            now.record.clone()
+            now.ending.as_ref().map_or_else(|| now.record.clone(), |exit| with_exit(&now.record, exit))
         };
         if one.is_removed() {
             return;
@@ -520,6 +526,22 @@ impl Locals {
     }
 }
 
+/// Its record once it has ended so: it runs again, or has ended for good.
+fn with_exit(record: &LocalContainer, exit: &Exit) -> LocalContainer {
+    let restart = Restart::parse(record.restart.as_ref()).unwrap_or(Restart::No);
+    let again = !record.stopped && restart.after_exit(exit.code, record.restart_count);
+    LocalContainer {
+        paused: false,
+        exit_code: exit.code,
+        oom_killed: exit.oom_killed,
+        error: exit.error.clone().unwrap_or_default(),
+        finished_at_ms: unix_ms(exit.finished_at),
+        health: exit.health.as_ref().map(health_report),
+        state: if again { LocalState::Restarting } else { LocalState::Exited }.into(),
+        ..record.clone()
+    }
+}
+
 async fn follow_health(locals: Arc<Locals>, one: Arc<One>, container: Container, mut known: Option<Health>) {
     while let Ok(Some(mut watch)) = container.watch_health().await {
         loop {
@@ -538,5 +560,48 @@ async fn follow_health(locals: Arc<Locals>, one: Arc<One>, container: Container,
             }
         }
         sleep(WATCH_RETRY_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_proto::wire::LocalRestart;
+
+    use super::*;
+
+    #[test]
+    fn a_record_says_how_it_ended_and_whether_it_runs_again() {
+        for (condition, stopped, restarts, want) in [
+            ("no", false, 0, LocalState::Exited),
+            ("always", false, 9, LocalState::Restarting),
+            ("always", true, 0, LocalState::Exited),
+            ("on-failure", false, 1, LocalState::Restarting),
+            ("on-failure", false, 2, LocalState::Exited),
+        ] {
+            let max_retries = if condition == "on-failure" { 2 } else { 0 };
+            let record = LocalContainer {
+                name: "one".to_owned(),
+                restart: Some(LocalRestart { condition: condition.to_owned(), max_retries }),
+                state: LocalState::Running.into(),
+                paused: true,
+                restart_count: restarts,
+                stopped,
+                ..Default::default()
+            };
+            let finished_at = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+            let exit = Exit {
+                code: 5,
+                signal: None,
+                oom_killed: true,
+                error: None,
+                started_at: Some(SystemTime::UNIX_EPOCH),
+                finished_at,
+                health: None,
+            };
+            let ended = with_exit(&record, &exit);
+            assert_eq!(ended.state(), want, "{condition} {stopped} {restarts}");
+            assert_eq!((ended.exit_code, ended.finished_at_ms, ended.name.as_str()), (5, 7000, "one"));
+            assert!(ended.oom_killed && !ended.paused && ended.restart_count == restarts);
+        }
     }
 }

@@ -16,6 +16,11 @@ const MEMORY_NODES: &str = "/sys/devices/system/node/online";
 
 pub(super) fn check(memory_bytes: u64, limits: &LocalLimits) -> Result<(), LocalError> {
     memory(memory_bytes, limits)?;
+    processors(limits)
+}
+
+/// That the CPUs and memory nodes are there.
+pub(super) fn processors(limits: &LocalLimits) -> Result<(), LocalError> {
     for (what, wanted, file) in
         [("CPUs", &limits.cpuset_cpus, CPUS), ("memory nodes", &limits.cpuset_mems, MEMORY_NODES)]
     {
@@ -43,7 +48,7 @@ pub(super) fn cpus(nano_cpus: u64) -> Result<(), LocalError> {
     )))
 }
 
-fn memory(bytes: u64, limits: &LocalLimits) -> Result<(), LocalError> {
+pub(super) fn memory(bytes: u64, limits: &LocalLimits) -> Result<(), LocalError> {
     let reserved = limits.memory_reservation_bytes;
     // -1 is without limit.
     let with_swap = u64::try_from(limits.memory_swap_bytes).unwrap_or(0);

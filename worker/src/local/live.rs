@@ -9,6 +9,10 @@ use orch_proto::{
 use super::{LocalError, Locals, One, limits, policy::Restart};
 use crate::runtime::{Container, NewLimits};
 
+/// Docker's words.
+const SWAP_TOO_SMALL: &str =
+    "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time";
+
 impl Locals {
     pub(crate) async fn set_paused(&self, one: &One, paused: bool) -> Result<(), LocalError> {
         let _turn = one.turn.lock().await;
@@ -52,9 +56,9 @@ impl Locals {
             }
         }
         limits::cpus(request.nano_cpus.unwrap_or(0))?;
-        // Checked as a whole, also when it does not run: else its next start would fail.
-        let (memory_bytes, more) = updated(&one.now().record, &request);
-        limits::check(memory_bytes, &more)?;
+        // Also when it does not run: else its next start would fail.
+        let (memory_bytes, more) = updated(&one.now().record, &request)?;
+        check(&request, memory_bytes, &more)?;
         let new = NewLimits {
             nano_cpus: request.nano_cpus,
             // Where swap is counted apart (version 2), one of the two says nothing without the other.
@@ -84,12 +88,19 @@ impl Locals {
     }
 }
 
-/// The memory limit and the other limits that it has with these new ones. Swap that was a number goes with the memory that
-/// it was meant for: from then on it is as much as memory, as when it was made.
-fn updated(record: &LocalContainer, request: &UpdateContainerRequest) -> (u64, LocalLimits) {
+/// The memory limit and the other limits that it has with these new ones. A number for swap stays, and goes with the limit
+/// of memory only.
+fn updated(record: &LocalContainer, request: &UpdateContainerRequest) -> Result<(u64, LocalLimits), LocalError> {
     let memory_now = record.spec.as_ref().and_then(|spec| spec.limits.as_ref()).map_or(0, |limits| limits.memory_bytes);
     let now = record.options.as_ref().and_then(|options| options.limits.clone()).unwrap_or_default();
-    let kept_swap = if request.memory_bytes.is_some() { now.memory_swap_bytes.min(0) } else { now.memory_swap_bytes };
+    let kept_swap = match request.memory_bytes {
+        Some(0) => now.memory_swap_bytes.min(0),
+        // As much as it is, or somebody who was to have little swap would get more.
+        Some(bytes) if request.memory_swap_bytes.is_none() && is_below(now.memory_swap_bytes, bytes) => {
+            return Err(LocalError::Invalid(SWAP_TOO_SMALL.to_owned()));
+        }
+        _ => now.memory_swap_bytes,
+    };
     let more = LocalLimits {
         cpu_shares: request.cpu_shares.unwrap_or(now.cpu_shares),
         memory_swap_bytes: request.memory_swap_bytes.unwrap_or(kept_swap),
@@ -97,7 +108,20 @@ fn updated(record: &LocalContainer, request: &UpdateContainerRequest) -> (u64, L
         cpuset_cpus: request.cpuset_cpus.clone().unwrap_or_else(|| now.cpuset_cpus.clone()),
         ..now
     };
-    (request.memory_bytes.unwrap_or(memory_now), more)
+    Ok((request.memory_bytes.unwrap_or(memory_now), more))
+}
+
+/// Whether memory and swap together are a number, and less than memory.
+fn is_below(swap: i64, memory_bytes: u64) -> bool {
+    u64::try_from(swap).is_ok_and(|swap| swap > 0 && swap < memory_bytes)
+}
+
+/// What was not asked for is no reason to refuse.
+fn check(request: &UpdateContainerRequest, memory_bytes: u64, more: &LocalLimits) -> Result<(), LocalError> {
+    if changes_memory(request) || request.memory_reservation_bytes.is_some() {
+        limits::memory(memory_bytes, more)?;
+    }
+    if request.cpuset_cpus.is_some() { limits::processors(more) } else { Ok(()) }
 }
 
 fn changes_memory(request: &UpdateContainerRequest) -> bool {
@@ -132,31 +156,70 @@ mod tests {
         // In MB: memory and swap before, new memory, new swap; memory, swap, and what the kernel is told of swap.
         for (before, new, want) in [
             ((0, 0), (Some(64), None), (64, 0, Some(128))),
-            ((64, 96), (Some(128), None), (128, 0, Some(256))),
+            ((64, 96), (Some(80), None), (80, 96, Some(96))),
+            ((64, 96), (Some(96), None), (96, 96, Some(96))),
+            ((64, 64), (Some(128), Some(128)), (128, 128, Some(128))),
             ((64, 96), (None, Some(128)), (64, 128, Some(128))),
             ((64, 96), (Some(0), None), (0, 0, None)),
             ((64, -1), (Some(128), None), (128, -1, Some(-1))),
             ((64, 96), (None, None), (64, 96, None)),
             ((64, 96), (Some(32), Some(48)), (32, 48, Some(48))),
         ] {
-            let mb = |count: i64| if count > 0 { count << 20 } else { count };
-            let bytes = |count: u64| count << 20;
-            let limits = wire::ResourceLimits { memory_bytes: bytes(before.0), ..Default::default() };
-            let more = LocalLimits { memory_swap_bytes: mb(before.1), cpu_shares: 7, ..Default::default() };
-            let record = LocalContainer {
-                spec: Some(wire::TaskSpec { limits: Some(limits), ..Default::default() }),
-                options: Some(wire::LocalOptions { limits: Some(more), ..Default::default() }),
-                ..Default::default()
-            };
-            let request = UpdateContainerRequest {
-                memory_bytes: new.0.map(bytes),
-                memory_swap_bytes: new.1.map(mb),
-                ..Default::default()
-            };
-            let (memory, limits) = updated(&record, &request);
+            let (record, request) = given(before, new);
+            let (memory, limits) = updated(&record, &request).unwrap();
             let told = new_swap(memory, limits.memory_swap_bytes, &request);
             assert_eq!((memory, limits.memory_swap_bytes), (bytes(want.0), mb(want.1)), "{before:?} {new:?}");
             assert_eq!((told, limits.cpu_shares), (want.2.map(mb), 7), "{before:?} {new:?}");
         }
+        // Nobody gets swap that he was made without.
+        for (before, new) in [((64, 64), (Some(128), None)), ((64, 96), (Some(128), None))] {
+            let (record, request) = given(before, new);
+            assert_eq!(updated(&record, &request).unwrap_err().to_string(), SWAP_TOO_SMALL, "{before:?} {new:?}");
+        }
+    }
+
+    #[test]
+    fn an_update_is_refused_for_what_it_asks_only() {
+        // Of an earlier version, or of a machine that has fewer processors by now.
+        let odd = LocalLimits { memory_swap_bytes: mb(16), cpuset_cpus: "4000".into(), ..Default::default() };
+        for (request, said) in [
+            (UpdateContainerRequest { pids: Some(7), ..Default::default() }, ""),
+            (
+                UpdateContainerRequest { memory_reservation_bytes: Some(bytes(8)), ..Default::default() },
+                "Minimum memoryswap limit should be larger than memory limit, see usage",
+            ),
+            (
+                UpdateContainerRequest { cpuset_cpus: Some("4000".into()), ..Default::default() },
+                "Requested CPUs are not available - requested 4000, available: ",
+            ),
+        ] {
+            let refused = check(&request, bytes(64), &odd).map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(refused.starts_with(said) && refused.is_empty() == said.is_empty(), "{request:?}: {refused}");
+        }
+    }
+
+    fn mb(count: i64) -> i64 {
+        if count > 0 { count << 20 } else { count }
+    }
+
+    fn bytes(count: u64) -> u64 {
+        count << 20
+    }
+
+    /// A container with these limits of memory and swap, and a request for others.
+    fn given(before: (u64, i64), new: (Option<u64>, Option<i64>)) -> (LocalContainer, UpdateContainerRequest) {
+        let limits = wire::ResourceLimits { memory_bytes: bytes(before.0), ..Default::default() };
+        let more = LocalLimits { memory_swap_bytes: mb(before.1), cpu_shares: 7, ..Default::default() };
+        let record = LocalContainer {
+            spec: Some(wire::TaskSpec { limits: Some(limits), ..Default::default() }),
+            options: Some(wire::LocalOptions { limits: Some(more), ..Default::default() }),
+            ..Default::default()
+        };
+        let request = UpdateContainerRequest {
+            memory_bytes: new.0.map(bytes),
+            memory_swap_bytes: new.1.map(mb),
+            ..Default::default()
+        };
+        (record, request)
     }
 }

@@ -40,7 +40,7 @@ use networks::UserNetworks;
 use crate::{
     agent::{CurrentSession, Host, container_id_of},
     events::Subject,
-    runtime::{Container, Recovered},
+    runtime::{Container, Exit, Recovered},
     store::StoreError,
 };
 
@@ -74,8 +74,8 @@ pub(crate) struct Now {
     pub(crate) container: Option<Container>,
     pub(crate) health: Option<Health>,
     pub(crate) address: String,
-    /// Its process is gone, and what it had is being given back.
-    ending: bool,
+    /// Its process is gone, and what it had is being given back. On disk its record says already how it ended.
+    ending: Option<Exit>,
     /// Restarts in a row.
     restarts: u32,
 }
@@ -92,7 +92,7 @@ fn invalid(error: impl std::fmt::Display) -> LocalError {
 
 impl One {
     fn new(task: Arc<Task>, record: LocalContainer) -> Self {
-        let now = Now { record, container: None, health: None, address: String::new(), ending: false, restarts: 0 };
+        let now = Now { record, container: None, health: None, address: String::new(), ending: None, restarts: 0 };
         Self { id: task.id.clone(), task, now: Mutex::new(now), turn: Arc::default(), ends: watch::Sender::default() }
     }
 
@@ -130,7 +130,7 @@ impl One {
     /// The container, unless it has ended or is about to, and the record of that moment.
     fn running(&self) -> (Option<Container>, LocalContainer) {
         let now = self.now();
-        (now.container.clone().filter(|_| !now.ending), now.record.clone())
+        (now.container.clone().filter(|_| now.ending.is_none()), now.record.clone())
     }
 
     /// As its events name it.

@@ -60,13 +60,13 @@ impl Restart {
         self == Self::UnlessStopped || own_stop.is_none_or(|stop| stop == signal)
     }
 
-    /// When the worker starts and it does not run. `was_running`: nobody saw it end.
-    pub(crate) fn at_start(self, was_running: bool, stopped: bool) -> bool {
+    /// When the worker starts and it does not run. `was_running`: nobody saw it end; `restarts` as after an end.
+    pub(crate) fn at_start(self, was_running: bool, stopped: bool, restarts: u32) -> bool {
         match self {
             Self::No => false,
             Self::Always => true,
             Self::UnlessStopped => !stopped,
-            Self::OnFailure { .. } => was_running && !stopped,
+            Self::OnFailure { max_retries } => was_running && !stopped && (max_retries == 0 || restarts < max_retries),
         }
     }
 }
@@ -91,22 +91,24 @@ mod tests {
 
     #[test]
     fn policies_act_as_dockers_do() {
-        // After: clean exit, failure, third failure with two retries; at start: was running, stopped by the user, ended.
+        // After: clean exit, failure, third failure with two retries; at start: was running, the same after two restarts,
+        // stopped by the user, ended.
         for (condition, retries, want) in [
-            ("no", 0, [false, false, false, false, false, false]),
-            ("always", 0, [true, true, true, true, true, true]),
-            ("unless-stopped", 0, [true, true, true, true, false, true]),
-            ("on-failure", 0, [false, true, true, true, false, false]),
-            ("on-failure", 2, [false, true, false, true, false, false]),
+            ("no", 0, [false, false, false, false, false, false, false]),
+            ("always", 0, [true, true, true, true, true, true, true]),
+            ("unless-stopped", 0, [true, true, true, true, true, false, true]),
+            ("on-failure", 0, [false, true, true, true, true, false, false]),
+            ("on-failure", 2, [false, true, false, true, false, false, false]),
         ] {
             let restart = policy(condition, retries).unwrap();
             let got = [
                 restart.after_exit(0, 0),
                 restart.after_exit(1, 0),
                 restart.after_exit(1, 2),
-                restart.at_start(true, false),
-                restart.at_start(false, true),
-                restart.at_start(false, false),
+                restart.at_start(true, false, 0),
+                restart.at_start(true, false, 2),
+                restart.at_start(false, true, 0),
+                restart.at_start(false, false, 0),
             ];
             assert_eq!(got, want, "{condition}:{retries}");
         }

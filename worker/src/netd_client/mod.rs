@@ -2,10 +2,10 @@
 //!
 //! Keeps netd at the desired networks and attachments: whoever restarts, netd gets all of it again. Invariants: a task
 //! is attached only after netd has applied what was desired when it asked; a task whose process is gone is never
-//! attached again.
+//! attached again, and its namespace goes, if not at once then when netd is back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -37,8 +37,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
 /// An exit is reported to the manager no later than this, netd or not.
 const DOWN_TIMEOUT: Duration = Duration::from_millis(500);
-/// Nobody else takes a namespace away, so a netd that is just starting again is waited for.
-const DETACH_TIMEOUT: Duration = Duration::from_secs(20);
+/// Whoever ended waits no longer for its namespace to go: what netd does not take away by then goes later.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Managers tell of a network as soon as the first container is on it.
 const TOLD_TIMEOUT: Duration = Duration::from_secs(10);
 /// netd answers a little after it has opened its socket.
@@ -80,6 +80,10 @@ struct Inner {
     applied: watch::Sender<u64>,
     channel: Mutex<Option<Channel>>,
     attached: Mutex<BTreeMap<TaskId, AttachTaskRequest>>,
+    /// Whose namespaces are still to go: netd was away.
+    left: Mutex<BTreeSet<TaskId>>,
+    /// Held while one of those goes: who is attached again must not lose the new one.
+    leaving: tokio::sync::Mutex<()>,
     /// What netd said last of encrypted networks; `None` until it has answered once.
     encryption: watch::Sender<Option<Encryption>>,
 }
@@ -104,6 +108,8 @@ impl Netd {
             applied: watch::Sender::new(0),
             channel: Mutex::default(),
             attached: Mutex::default(),
+            left: Mutex::default(),
+            leaving: tokio::sync::Mutex::default(),
             encryption: watch::Sender::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -202,8 +208,11 @@ impl Netd {
         let revision = self.inner.desired.borrow().revision;
         timeout_at(deadline, self.applied(revision)).await.map_err(|_| NetdError::NotReady)?;
         loop {
-            let attempt = timeout_at(deadline, self.attach_once(request.clone())).await;
-            match attempt.map_err(|_| NetdError::NotReady)? {
+            let attempt = async {
+                self.detach_left(task).await?;
+                self.attach_once(request.clone()).await
+            };
+            match timeout_at(deadline, attempt).await.map_err(|_| NetdError::NotReady)? {
                 Ok(response) => {
                     self.remember(task, request);
                     return Ok(response);
@@ -234,18 +243,53 @@ impl Netd {
         }
     }
 
-    /// Removes the task's namespace. A worker that ends meanwhile leaves it to the next one.
+    /// Removes the task's namespace: now, or as soon as netd answers again.
     pub(crate) async fn detach(&self, task: &TaskId) -> Result<(), NetdError> {
         lock(&self.inner.attached).remove(task);
-        let deadline = Instant::now() + DETACH_TIMEOUT;
-        loop {
-            let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
-            match timeout(CALL_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady)) {
-                Err(error) if is_passing(&error) && Instant::now() < deadline => {
-                    self.disconnect();
-                    sleep(RETRY_PAUSE).await;
-                }
-                outcome => return outcome,
+        match self.detach_once(task).await {
+            Err(error) if is_passing(&error) => {
+                tracing::info!(%task, %error, "the network namespace goes as soon as netd answers");
+                lock(&self.inner.left).insert(task.clone());
+                Ok(())
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn detach_once(&self, task: &TaskId) -> Result<(), NetdError> {
+        let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
+        let outcome = timeout(DETACH_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady));
+        if outcome.as_ref().is_err_and(is_passing) {
+            self.disconnect();
+        }
+        outcome
+    }
+
+    /// Removes the namespace of a task that netd could not detach before; fine when there is none.
+    async fn detach_left(&self, task: &TaskId) -> Result<(), NetdError> {
+        let is_left = || lock(&self.inner.left).contains(task);
+        if !is_left() {
+            return Ok(());
+        }
+        let _turn = self.inner.leaving.lock().await;
+        if !is_left() {
+            return Ok(());
+        }
+        match self.detach_once(task).await {
+            Err(error) if is_passing(&error) => return Err(error),
+            Err(error) => tracing::warn!(%task, %error, "the network namespace stays"),
+            Ok(()) => {}
+        }
+        lock(&self.inner.left).remove(task);
+        Ok(())
+    }
+
+    /// The same for all of them, until netd is away again.
+    async fn detach_all_left(&self) {
+        let left = lock(&self.inner.left).clone();
+        for task in left {
+            if self.detach_left(&task).await.is_err() {
+                return;
             }
         }
     }
@@ -278,6 +322,7 @@ impl Netd {
                     }
                 }
             }
+            self.detach_all_left().await;
             let pause = if self.inner.encryption.borrow().is_some() { CHECK_INTERVAL } else { RETRY_PAUSE };
             if timeout(pause, desired.changed()).await.is_err() {
                 let sequence = self.ask_sequence().await;
@@ -365,7 +410,8 @@ fn is_passing(error: &NetdError) -> bool {
         NetdError::Refused(status) => {
             matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
         }
-        NetdError::NotReady | NetdError::NotTold => false,
+        NetdError::NotReady => true,
+        NetdError::NotTold => false,
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) enum Layout {
 pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Mount options: controllers' names among others.
-    options: String,
+    pub(super) options: String,
 }
 
 impl Hierarchy {

@@ -446,11 +446,13 @@ fn named_devices(text: &str) -> Result<Vec<Device>, RuntimeError> {
 /// What is in /dev and no device of the machine: terminals and memory that come and go.
 const NO_DEVICES: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
 
-/// As with Docker, links and what else is not a device are left out.
+/// As with Docker, links and what else is not a device are left out; so is what goes away meanwhile.
 fn gather(host: &Path, path: &Path, access: &str, found: &mut Vec<Device>) -> io::Result<()> {
-    for entry in fs::read_dir(host)? {
+    let Some(entries) = unless_gone(fs::read_dir(host))? else { return Ok(()) };
+    for entry in entries {
         let entry = entry?;
-        let (from, to, kind) = (entry.path(), path.join(entry.file_name()), entry.file_type()?);
+        let Some(kind) = unless_gone(entry.file_type())? else { continue };
+        let (from, to) = (entry.path(), path.join(entry.file_name()));
         if entry.file_name().to_str().is_some_and(|name| NO_DEVICES.contains(&name)) {
             continue;
         }
@@ -458,10 +460,17 @@ fn gather(host: &Path, path: &Path, access: &str, found: &mut Vec<Device>) -> io
             gather(&from, &to, access, found)?;
         } else if kind.is_char_device() || kind.is_block_device() {
             let (Some(from), Some(to)) = (from.to_str(), to.to_str()) else { continue };
-            found.push(look_at(from, to, access)?);
+            found.extend(unless_gone(look_at(from, to, access))?);
         }
     }
     Ok(())
+}
+
+fn unless_gone<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        looked => looked.map(Some),
+    }
 }
 
 fn look_at(host: &str, path: &str, access: &str) -> io::Result<Device> {
@@ -531,7 +540,23 @@ mod tests {
         let host = folder.path().to_str().unwrap();
         let empty = refused(&format!("{host}:/dev/x"));
         assert_eq!(empty, format!("the device {host} cannot be used"));
-        let all: Vec<String> = named_devices("/dev:/there:r").unwrap().into_iter().map(|device| device.path).collect();
-        assert!(all.contains(&"/there/null".to_owned()) && !all.contains(&"/there/fd".to_owned()), "{all:?}");
+        let make = |name: &str| {
+            use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+            mknod(&folder.path().join(name), SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 3))
+                .expect("this test needs root");
+        };
+        fs::create_dir(folder.path().join("fd")).unwrap();
+        ["zero", "by/path/one", "fd/two"].into_iter().for_each(make);
+        let devices = named_devices(&format!("{host}:/there:r")).unwrap();
+        let mut all: Vec<String> = devices.into_iter().map(|device| device.path).collect();
+        all.sort_unstable();
+        assert_eq!(all, ["/there/by/path/one", "/there/zero"]);
+
+        // A folder or device that is gone by the time one looks is no reason to refuse the others.
+        let mut found = Vec::new();
+        gather(&folder.path().join("gone"), Path::new("/there"), "r", &mut found).unwrap();
+        assert!(found.is_empty());
+        let gone = folder.path().join("gone");
+        assert!(unless_gone(look_at(gone.to_str().unwrap(), "/there", "r")).unwrap().is_none());
     }
 }

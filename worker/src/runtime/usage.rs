@@ -136,12 +136,16 @@ pub(super) fn set_limits(layout: &Layout, cgroup: &str, new: &NewLimits) -> io::
         let file = if layout.is_v2() { "memory.low" } else { "memory.soft_limit_in_bytes" };
         set("memory", file, bytes.to_string())?;
     }
+    // A kernel that does not count swap has nothing to write to.
+    let counts_swap = layout.counts_swap();
+    let swap = new.memory_swap_bytes.filter(|_| counts_swap);
     match (layout.is_v2(), new.memory_bytes) {
         (true, memory) => {
             if let Some(bytes) = memory {
                 set("memory", "memory.max", if bytes == 0 { no_limit() } else { bytes.to_string() })?;
             }
-            match (new.memory_swap_bytes, memory) {
+            match (swap, memory) {
+                (None, Some(0)) if counts_swap => set("memory", "memory.swap.max", no_limit()),
                 (Some(swap), _) if swap < 0 => set("memory", "memory.swap.max", no_limit()),
                 (Some(swap), Some(bytes)) => {
                     let swap = swap.unsigned_abs().saturating_sub(bytes);
@@ -150,7 +154,7 @@ pub(super) fn set_limits(layout: &Layout, cgroup: &str, new: &NewLimits) -> io::
                 _ => Ok(()),
             }
         }
-        (false, memory) => memory_v1(layout, cgroup, memory, new.memory_swap_bytes),
+        (false, memory) => memory_v1(layout, cgroup, memory, swap),
     }
 }
 
@@ -289,6 +293,36 @@ mod tests {
         assert_eq!((keyed(text, "inactive_file"), keyed(text, "inactive"), keyed(text, "none")), (5, 7, 0));
         assert_eq!((terminal(0x8803), terminal(0)), ("pts/3".to_owned(), String::new()));
         assert_eq!([2, 1024, 262_144].map(cpu_weight), [1, 39, 10_000]);
+    }
+
+    #[test]
+    fn memory_and_swap_are_set_together() {
+        use super::super::cgroup::Hierarchy;
+        let of = |memory, swap| NewLimits { memory_bytes: memory, memory_swap_bytes: swap, ..NewLimits::default() };
+        let (v1, memsw) = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes");
+        // Version 2, version 1 with swap counted and without; new memory and both together; the two files then.
+        for (version, new, files) in [
+            ("2", of(Some(64), Some(96)), [("memory.max", "64"), ("memory.swap.max", "32")]),
+            ("2", of(Some(0), None), [("memory.max", "max"), ("memory.swap.max", "max")]),
+            ("2", of(Some(64), Some(-1)), [("memory.max", "64"), ("memory.swap.max", "max")]),
+            ("1 with swap", of(Some(64), Some(96)), [(v1, "64"), (memsw, "96")]),
+            ("1 with swap", of(Some(0), None), [(v1, "-1"), (memsw, "-1")]),
+            ("1", of(Some(64), Some(96)), [(v1, "64"), (memsw, "")]),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let mount = folder.path().to_owned();
+            if version == "1 with swap" {
+                fs::write(mount.join(memsw), "").unwrap();
+            }
+            let layout = match version {
+                "2" => Layout::V2(mount.clone()),
+                _ => Layout::V1(vec![Hierarchy { mount: mount.clone(), options: "rw,memory".to_owned() }]),
+            };
+            fs::create_dir(mount.join("c")).unwrap();
+            set_limits(&layout, "/c", &new).unwrap();
+            let now = files.map(|(file, _)| fs::read_to_string(mount.join("c").join(file)).unwrap_or_default());
+            assert_eq!(now, files.map(|(_, value)| value), "{version} {new:?}");
+        }
     }
 
     #[test]

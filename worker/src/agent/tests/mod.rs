@@ -67,8 +67,6 @@ async fn a_task_runs_is_watched_and_stops() {
     assert_eq!(deaths(), 1);
     wait_until(|| deaths() == 2).await;
 
-    // Nobody else would take its namespace away.
-    *node.refusals.lock().unwrap() = 2;
     node.assign(&[(&web, TaskState::Shutdown)]);
     node.wait(&web, TaskState::Shutdown).await;
     let down = node.heard.position(&format!("down {}", web.id)).unwrap();
@@ -132,6 +130,49 @@ async fn a_tasks_volume_stays_while_a_one_off_container_has_it() {
         || -> Vec<String> { worker.agent.host.volumes.list().unwrap().into_iter().map(|volume| volume.name).collect() };
     assert_eq!(names(), [name]);
     worker.agent.locals.remove(&one, true, true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_netd_does_not_take_away_goes_later() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    let (host, locals) = (&worker.agent.host, &worker.agent.locals);
+    import_box(&host.images.store);
+    let web = task(1, "box", &["sleep", "1000"]);
+    node.assign(&[(&web, TaskState::Running)]);
+    node.wait(&web, TaskState::Running).await;
+    let create = async |n, command: &[&str]| {
+        let spec = Some(task(n, "box", command).spec.as_ref().to_proto());
+        locals.create(wire::CreateContainerRequest { spec, ..Default::default() }).await.unwrap()
+    };
+    let (ends, again) = (create(2, &["sh", "-c", "sleep 1; exit 5"]).await, create(3, &["sleep", "1000"]).await);
+
+    // Nobody waits for netd, and nobody else would take the namespaces away.
+    *node.refusals.lock().unwrap() = u32::MAX;
+    locals.start(&ends, None).await.unwrap();
+    assert_eq!(locals.wait(&ends).await.code, 5);
+    let codes: Vec<i32> = host.store.locals().unwrap().into_iter().map(|record| record.exit_code).collect();
+    assert!(codes.contains(&5), "{codes:?}");
+    locals.start(&again, None).await.unwrap();
+    locals.stop(&again, "KILL", None).await.unwrap();
+    node.assign(&[(&web, TaskState::Shutdown)]);
+    node.wait(&web, TaskState::Shutdown).await;
+    node.assign(&[]);
+    wait_until(|| host.entries().is_empty()).await;
+    assert!(!node.heard.has("detach"));
+
+    *node.refusals.lock().unwrap() = 1;
+    // Who is attached again has a namespace of its own, which does not go.
+    locals.start(&again, None).await.unwrap();
+    for id in [&web.id, &ends.id, &again.id] {
+        node.heard.wait(&format!("detach {id}")).await;
+    }
+    let log = node.heard.log.lock().unwrap().clone();
+    let last = |line: String| log.iter().rposition(|heard| *heard == line);
+    assert!(last(format!("detach {}", again.id)) < last(format!("attach {}", again.id)), "{log:#?}");
+    let detached = log.iter().filter(|line| line.starts_with("detach")).count();
+    assert_eq!(detached, 3, "{log:#?}");
+    locals.remove(&again, true, true).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
