@@ -146,6 +146,7 @@ fn the_kernel_does_what_was_asked() {
         (&["--device", "/dev:/dev/there:r"], "exec 3< /dev/there/zero && ls /dev/there/null", "/dev/there/null\n"),
         (&["--device", "/dev/fuse"], "exec 3<>/dev/fuse && echo opened", "opened\n"),
         (&["--device", "/dev/fuse:/srv/fuse"], "exec 3<>/srv/fuse && echo opened", "opened\n"),
+        (&["--device", "/dev/fuse:/srv/fuse"], "chmod 600 /srv/fuse 2>/dev/null || echo kept", "kept\n"),
         (&["--pid", "host", "-v", "/proc:/host:ro"], "[ $$ != 1 ] && readlink /proc/self/ns/pid | grep -c pid", "1\n"),
         (&["--uts", "host"], "[ $(hostname) = $(cat /proc/sys/kernel/hostname) ] && echo same", "same\n"),
         (&["--ulimit", "nofile=100:200"], "ulimit -n; ulimit -Hn", "100\n200\n"),

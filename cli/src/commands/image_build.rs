@@ -8,7 +8,9 @@ mod sources;
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
+    fs::DirBuilder,
     io::Write as _,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -41,19 +43,19 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
     /// Do not use cache when building the image
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     no_cache: bool,
     /// Suppress the build output and print image ID on success
-    #[arg(short, long)]
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     quiet: bool,
     /// Always attempt to pull a newer version of the image
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     pull: bool,
     /// Remove intermediate containers after a successful build
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set)]
     rm: bool,
     /// Always remove intermediate containers
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set)]
     force_rm: bool,
     /// Set the networking mode for the RUN instructions during build (default, none or host)
     #[arg(long, value_name = "NETWORK", default_value = "default", value_parser = network)]
@@ -86,7 +88,8 @@ fn network(text: &str) -> Result<Network, String> {
 
 pub(crate) async fn build(args: BuildArgs, paths: &Paths) -> anyhow::Result<()> {
     let folder = std::env::temp_dir().join(format!("orch-build-{}", std::process::id()));
-    std::fs::create_dir(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    // What is built may have keys in it.
+    DirBuilder::new().mode(0o700).create(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let outcome = build_and_load(&args, &folder, paths).await;
     // It may be large.
     let _ = std::fs::remove_dir_all(&folder);

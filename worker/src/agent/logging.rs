@@ -85,8 +85,8 @@ fn filled_in(tag: &str, task: &Task) -> String {
     let short_image = &short_image[..SHORT_ID_LEN.min(short_image.len())];
     let filled = logging::tag(tag, |placeholder| match placeholder {
         "ID" => Some(short),
-        "FullID" => Some(&id),
-        "Name" => Some(&name),
+        "FullID" | "ContainerID" => Some(&id),
+        "Name" | "ContainerName" => Some(&name),
         "ImageName" => Some(&task.spec.container.image),
         "ImageFullID" => Some(image),
         "ImageID" => Some(short_image),

@@ -169,6 +169,9 @@ pub(crate) async fn prepare_on(
         return Err(RemapError::Privileged("leave --privileged out").into());
     }
     let (keep_root, remap) = (ground.keep_root, ground.remap);
+    if remap.is_some() && ground.attach.is_some() {
+        host.netd.clear(&task.id).await?;
+    }
     let users = make_users(host, task, remap, ground.attach.is_some()).await?;
     let attach = async {
         match ground.attach {

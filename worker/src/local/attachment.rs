@@ -110,14 +110,17 @@ impl Presence {
     }
 }
 
+/// Of what is new: a container from before aliases were looked at keeps what it has.
+pub(super) fn check_aliases(networks: &[ContainerNetwork]) -> Result<(), LocalError> {
+    let mut aliases = networks.iter().flat_map(|network| &network.aliases);
+    aliases.find(|alias| !is_host_name(alias)).map_or(Ok(()), |alias| Err(LocalError::Alias(alias.clone())))
+}
+
 impl Locals {
     /// Refuses networks that are not there or not for containers; fills in which one each is.
     pub(super) async fn check_networks(&self, one: &One) -> Result<Vec<ContainerNetwork>, LocalError> {
         let mut networks = one.now().record.networks.clone();
         for network in &mut networks {
-            if let Some(alias) = network.aliases.iter().find(|alias| !is_host_name(alias)) {
-                return Err(LocalError::Alias(alias.clone()));
-            }
             self.resolve(network)?;
         }
         let seen = |n: usize| networks[..n].iter().any(|other| other.network == networks[n].network);
@@ -246,6 +249,7 @@ impl Locals {
             }
             self.change(one, |now| BRIDGE.clone_into(&mut now.record.network));
         } else {
+            check_aliases(std::slice::from_ref(&network))?;
             self.change(one, |now| now.record.networks.push(network.clone()));
             let checked = self.check_networks(one).await;
             let checked = checked.map_err(|error| match error {

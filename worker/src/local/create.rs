@@ -16,7 +16,7 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, joined, limits, names, policy::Restart, port_holder};
+use super::{LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
     image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
@@ -98,6 +98,7 @@ impl Locals {
         self.check_remap(&record)?;
         let task = task_of(&record).map_err(invalid)?;
         if !record.networks.is_empty() {
+            check_aliases(&record.networks)?;
             let checked = self.check_networks(&One::new(Arc::new(task.clone()), record.clone())).await?;
             record.networks = checked;
         }

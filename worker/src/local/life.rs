@@ -31,8 +31,9 @@ use super::{
 };
 use crate::{
     agent::{prepare, signal_number, unix_ms},
+    contents::is_mounted,
     events::health_action,
-    image::chain,
+    image::{chain, rootfs::Rootfs},
     runtime::{Attachment, Container, ContainerPlan, Exit, HostOptions, LogFiles, Recovered},
 };
 
@@ -200,7 +201,6 @@ impl Locals {
         Box::pin(async move {
             // Once it is deleted, nobody else knows how it ended; what it had may take a while to go.
             self.change(&one, |now| now.ending = Some(exit.clone()));
-            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
             if let Err(error) = container.delete().await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not deleted");
             }
@@ -218,6 +218,8 @@ impl Locals {
                 now.health = None;
                 now.address = String::new();
             });
+            // Whoever acts on it finds the container ended.
+            self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
             let auto_remove = one.now().record.auto_remove && next.is_none();
             if auto_remove && let Err(error) = self.delete_unless_running(&one).await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
@@ -407,6 +409,12 @@ impl Locals {
         match left {
             Some(Recovered::Running(container)) => self.run_on(one, container),
             Some(Recovered::Ended(container, exit)) => {
+                {
+                    // Until what it had is given back nobody may start it again.
+                    let mut now = one.now();
+                    now.container = Some(container.clone());
+                    now.ending = Some(exit.clone());
+                }
                 tokio::spawn(self.clone().ended(one.clone(), container, exit));
             }
             Some(Recovered::Created(container)) => {
@@ -463,8 +471,9 @@ impl Locals {
         } else if was_running {
             self.change(one, |now| now.record.state = LocalState::Exited.into());
         }
-        // A worker that ended amid its end has left its namespace.
-        let has_something = was_running || self.host.paths.netns(&one.id).exists();
+        // A worker that ended amid its end has left its namespace or its root.
+        let root = Rootfs::inside(&self.host.store.container_dir(&one.id)).root;
+        let has_something = was_running || is_mounted(&root) || self.host.paths.netns(&one.id).exists();
         let (locals, one) = (self.clone(), one.clone());
         tokio::spawn(async move {
             if has_something {

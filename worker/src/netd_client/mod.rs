@@ -198,6 +198,18 @@ impl Netd {
         let _ = self.inner.applied.subscribe().wait_for(|applied| *applied >= revision).await;
     }
 
+    /// Waits until nothing is left of the namespace that a task had before: who makes the next one itself must not lose it.
+    pub(crate) async fn clear(&self, task: &TaskId) -> Result<(), NetdError> {
+        let deadline = Instant::now() + ATTACH_TIMEOUT;
+        while let Err(error) = self.detach_left(task).await {
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+            sleep(RETRY_PAUSE).await;
+        }
+        Ok(())
+    }
+
     /// Makes (or finds again) a task's network namespace.
     pub(crate) async fn attach(
         &self,

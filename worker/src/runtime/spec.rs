@@ -67,7 +67,7 @@ pub(crate) enum SpecError {
     Ulimit(String),
     #[error("the mount target {0:?} is not an absolute path")]
     Target(String),
-    #[error("{0:?} cannot be mounted because it is inside /proc, which says how the kernel is: choose another target")]
+    #[error("{0:?} cannot be mounted because it is inside /proc, which is the kernel's: choose another target")]
     InsideProc(String),
     #[error("the working directory {0:?} is not an absolute path")]
     WorkingDir(String),
@@ -113,7 +113,8 @@ impl Device {
 
     fn as_bind(&self) -> BindMount {
         let (source, target) = (PathBuf::from(&self.host), self.path.clone());
-        BindMount { source, target, read_only: false, propagation: String::new() }
+        // The node's own file: its mode and owner are not the container's. Whether it may be written to is the group's affair.
+        BindMount { source, target, read_only: true, propagation: String::new() }
     }
 }
 
@@ -396,12 +397,11 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
 }
 
 /// What Docker lets programs see in place of the kernel's own numbers, as lxcfs gives them.
-const REPLACEABLE: [&str; 11] = [
+const REPLACEABLE: [&str; 10] = [
     "cpuinfo",
     "diskstats",
     "loadavg",
     "meminfo",
-    "net/dev",
     "slabinfo",
     "stat",
     "swaps",
@@ -420,7 +420,9 @@ fn is_inside_proc(target: &str) -> bool {
             Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
         }
     }
-    path.strip_prefix("/proc").is_ok_and(|below| !REPLACEABLE.iter().any(|name| below == Path::new(name)))
+    // /proc itself: libcontainer takes the node's there and nothing else.
+    let is_free = |below: &Path| below == Path::new("") || REPLACEABLE.iter().any(|name| below == Path::new(name));
+    path.strip_prefix("/proc").is_ok_and(|below| !is_free(below))
 }
 
 fn shm(options: &HostOptions) -> Value {
@@ -571,14 +573,14 @@ mod tests {
     #[test]
     fn proc_is_the_kernels() {
         for (target, want) in [
-            ("/proc", true),
-            ("/proc/", true),
+            ("/proc", false),
+            ("/proc/", false),
             ("/proc/sys", true),
             ("/proc/sys/net", true),
             ("//proc/./foo", true),
             ("/srv/../proc/foo", true),
             ("/proc/uptime", false),
-            ("/proc/net/dev", false),
+            ("/proc/net/dev", true),
             ("/proc/../srv", false),
             ("/process", false),
             ("/srv/proc", false),
