@@ -80,41 +80,43 @@ impl Connection {
         })
     }
 
+    fn all<T>(&self, request: Message, wanted: impl Fn(Message) -> Option<T>) -> io::Result<Vec<T>> {
+        Ok(self.ask(request, Mode::Dump)?.into_iter().filter_map(wanted).collect())
+    }
+
     pub(super) fn links(&self) -> io::Result<Vec<LinkMessage>> {
-        let answers = self.ask(Message::GetLink(LinkMessage::default()), Mode::Dump)?.into_iter();
-        Ok(answers.filter_map(|answer| if let Message::NewLink(link) = answer { Some(link) } else { None }).collect())
+        let request = Message::GetLink(LinkMessage::default());
+        self.all(request, |answer| if let Message::NewLink(link) = answer { Some(link) } else { None })
     }
 
     fn addresses(&self) -> io::Result<Vec<AddressMessage>> {
-        let answers = self.ask(Message::GetAddress(AddressMessage::default()), Mode::Dump)?.into_iter();
-        Ok(answers
-            .filter_map(|answer| if let Message::NewAddress(addr) = answer { Some(addr) } else { None })
-            .collect())
+        let request = Message::GetAddress(AddressMessage::default());
+        self.all(request, |answer| if let Message::NewAddress(addr) = answer { Some(addr) } else { None })
     }
 
     /// A kernel without the family tells those of IPv4.
     fn routes(&self, family: AddressFamily) -> io::Result<Vec<RouteMessage>> {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
-        let answers = self.ask(Message::GetRoute(request), Mode::Dump)?.into_iter();
-        Ok(answers
-            .filter_map(|answer| if let Message::NewRoute(route) = answer { Some(route) } else { None })
-            .collect())
+        let route = |answer| if let Message::NewRoute(route) = answer { Some(route) } else { None };
+        self.all(Message::GetRoute(request), route)
     }
 
     fn rules(&self, family: AddressFamily) -> io::Result<Vec<RuleMessage>> {
         let mut request = RuleMessage::default();
         request.header.family = family;
-        let answers = self.ask(Message::GetRule(request), Mode::Dump)?.into_iter();
-        Ok(answers.filter_map(|answer| if let Message::NewRule(rule) = answer { Some(rule) } else { None }).collect())
+        self.all(
+            Message::GetRule(request),
+            |answer| if let Message::NewRule(rule) = answer { Some(rule) } else { None },
+        )
     }
 
     /// Of a bridge's family: what is behind which of its ports.
     fn neighbours(&self, family: AddressFamily) -> io::Result<Vec<NeighbourMessage>> {
         let mut request = NeighbourMessage::default();
         request.header.family = family;
-        let answers = self.ask(Message::GetNeighbour(request), Mode::Dump)?.into_iter();
-        Ok(answers.filter_map(|answer| if let Message::NewNeighbour(n) = answer { Some(n) } else { None }).collect())
+        let neighbour = |answer| if let Message::NewNeighbour(n) = answer { Some(n) } else { None };
+        self.all(Message::GetNeighbour(request), neighbour)
     }
 }
 
