@@ -27,6 +27,7 @@ mod logs;
 mod loopback;
 mod nursery;
 mod plan;
+mod proc;
 mod rootfs;
 pub(crate) mod seccomp;
 mod spec;
