@@ -67,7 +67,7 @@ pub fn limits(driver: &LogDriver, default: Limits) -> Result<Limits, LogDriverEr
 }
 
 /// What a log's tag can have of its container, as with Docker: `{{.Name}}`.
-const TAG_NAMES: [&str; 9] =
+pub const TAG_NAMES: [&str; 9] =
     ["ID", "FullID", "ContainerID", "Name", "ContainerName", "ImageID", "ImageFullID", "ImageName", "DaemonName"];
 
 /// Whether somebody may ask for this. What runs already with a tag that nobody can fill in goes on with its text as it is.

@@ -257,8 +257,8 @@ impl Executor {
             loop {
                 match container.wait().await {
                     Ok(exit) => {
-                        events.died(Subject::of_task(&task), exit.code, exit.oom_killed, exit.ran());
                         host.book.change(&task.id, |entry| entry.end = Some(container_end(&exit)));
+                        events.died(Subject::of_task(&task), exit.code, exit.oom_killed, exit.ran());
                         let ended = Ended { code: exit.code, oom_killed: exit.oom_killed, error: exit.error };
                         return Event::Exited(ended);
                     }

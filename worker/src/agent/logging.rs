@@ -178,6 +178,16 @@ mod tests {
     }
 
     #[test]
+    fn whatever_a_tag_may_name_is_filled_in() {
+        let task = task(driver("json-file", &[]));
+        for name in logging::TAG_NAMES {
+            let tag = format!("<{{{{.{name}}}}}>");
+            assert_ne!(filled_in(&tag, &task), tag);
+        }
+        assert_eq!(filled_in("{{.Nope}}", &task), "{{.Nope}}", "one that was taken before tags were looked at");
+    }
+
+    #[test]
     fn what_is_not_known_is_said() {
         let say = |driver: LogDriver| check(Some(&driver)).unwrap_err().to_string();
         assert_eq!(
