@@ -2,7 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// What Docker lets programs see in place of the kernel's own numbers, as lxcfs gives them.
+/// What programs may be shown in place of the kernel's own numbers, as lxcfs does: Docker's list, but for net/dev, which
+/// libcontainer does not take.
 const REPLACEABLE: [&str; 10] = [
     "cpuinfo",
     "diskstats",
