@@ -136,6 +136,8 @@ pub(crate) struct Engine {
     /// Tasks whose file is older than they are.
     unsaved: BTreeSet<TaskId>,
     namespaces: Namespaces,
+    /// Tasks whose namespace was made and nothing done in it yet.
+    new: BTreeSet<TaskId>,
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
     keeper: Keeper,
@@ -143,6 +145,8 @@ pub(crate) struct Engine {
     /// What the rules of tasks say of them, and since when.
     backends: Backends,
     turned: Instant,
+    /// How long more of them wait after that.
+    pause: Duration,
     /// What the last plan said of them.
     latest: Backends,
     /// When rules that wait are due.
@@ -199,6 +203,7 @@ impl Engine {
             requests: BTreeMap::new(),
             unsaved: BTreeSet::new(),
             namespaces: Namespaces::from([(NsName::Host, host)]),
+            new: BTreeSet::new(),
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
             keeper,
@@ -206,6 +211,7 @@ impl Engine {
             backends: Backends::new(),
             latest: Backends::new(),
             turned: Instant::now(),
+            pause: Duration::ZERO,
             late: None,
             entries: Entries::default(),
             suspects: BTreeSet::new(),

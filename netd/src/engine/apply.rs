@@ -45,6 +45,8 @@ pub(super) struct Job {
     pub(super) thorough: bool,
     /// Its links were made anew from the other end in this pass: what hangs on them is missing, and nobody's fault.
     pub(super) made_anew: bool,
+    /// The namespace was made in this pass.
+    pub(super) is_new: bool,
     pub(super) last: Option<Applied>,
     pub(super) peers: Arc<Namespaces>,
 }
@@ -90,7 +92,10 @@ impl Job {
 
     fn carry_out(self) -> io::Result<Outcome> {
         let session = Session::enter(&self.ns, &self.plan, &self.peers)?;
-        let mut observed = session.observe(&self.plan)?;
+        let mut observed = match self.is_new {
+            true => session.observe_new(&self.plan)?,
+            false => session.observe(&self.plan)?,
+        };
         if matches!(self.name, NsName::Task(_)) && observed.has_ended(&self.plan) {
             // Up again, it would refuse clients that others can serve.
             return Ok(Outcome { applied: self.last, touched: BTreeSet::new(), key: None, ended: true, error: None });

@@ -38,8 +38,11 @@ use crate::{
 
 /// Every how many checks the tasks' counters are read.
 const TASK_COUNT_PERIOD: u32 = 4;
-/// How long backends that come wait for others.
+/// How long backends that come wait for others, at least and at most.
 const BACKENDS_PAUSE: Duration = Duration::from_millis(100);
+const MAX_BACKENDS_PAUSE: Duration = Duration::from_millis(500);
+/// How many times as long as it takes to tell all tasks of new backends is waited before the next time.
+const PAUSE_FACTOR: u32 = 10;
 /// Namespaces worked on at once.
 const MAX_PARALLEL: usize = 8;
 
@@ -57,7 +60,9 @@ impl Engine {
         self.keep_settings(&plan);
         self.open_sandboxes(&plan).await;
         let waits = !check && self.may_wait(&plan.backends);
+        let began = Instant::now();
         self.apply_all(&plan, check, waits).await;
+        let applied = began.elapsed();
         self.count(&plan, check).await;
         self.remove_unwanted(&plan).await;
         self.forget_flows(&plan).await;
@@ -69,10 +74,11 @@ impl Engine {
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
-        self.late = waits.then(|| self.turned + BACKENDS_PAUSE);
+        self.late = waits.then(|| self.turned + self.pause);
         if !waits && self.backends != plan.backends {
             self.backends.clone_from(&plan.backends);
             self.turned = Instant::now();
+            self.pause = pause_after(applied);
         }
         self.latest = plan.backends;
         self.plan_problems = plan.problems;
@@ -83,7 +89,7 @@ impl Engine {
     /// together a little later: rules for each one for each task would cost the square of their number.
     fn may_wait(&self, backends: &Backends) -> bool {
         *backends != self.backends
-            && self.turned.elapsed() < BACKENDS_PAUSE
+            && self.turned.elapsed() < self.pause
             && flows::only_more(&self.backends, backends)
             // What has come and gone meanwhile is in the rules of who was attached in between.
             && flows::only_more(&self.latest, backends)
@@ -180,7 +186,10 @@ impl Engine {
         }
         while let Some(done) = work.join_next().await {
             let Ok((id, prepared)) = done else { continue };
-            let result = prepared.and_then(|(ns, sockets)| {
+            let result = prepared.and_then(|Prepared { ns, sockets, is_new }| {
+                if is_new {
+                    self.new.insert(id.clone());
+                }
                 self.namespaces.insert(NsName::Task(id.clone()), ns);
                 let port = sockets.port;
                 self.keeper.hold(&id, &sockets);
@@ -259,12 +268,16 @@ impl Engine {
             plan: known.unwrap_or_else(|| Arc::new(wanted.clone())),
             thorough,
             made_anew: false,
+            is_new: matches!(name, NsName::Task(id) if self.new.contains(id)),
             last,
             peers: peers.clone(),
         })
     }
 
     fn record(&mut self, name: NsName, outcome: Outcome) {
+        if let NsName::Task(id) = &name {
+            self.new.remove(id);
+        }
         if let (NsName::Task(id), true) = (&name, outcome.ended) {
             self.take_down(id);
             self.deaths = true;
@@ -336,6 +349,7 @@ impl Engine {
                     self.servers.remove(id);
                     self.keeper.let_go(id);
                     self.unsaved.remove(id);
+                    self.new.remove(id);
                     self.store.task_netns(id)
                 }
             };
@@ -419,21 +433,29 @@ fn is_task(name: &NsName) -> bool {
     matches!(name, NsName::Task(_))
 }
 
-async fn prepare(
-    known: Option<NetNs>,
-    path: PathBuf,
-    port: u16,
-    kept: Option<dns::Sockets>,
-) -> io::Result<(NetNs, dns::Sockets)> {
+/// At most a tenth of the daemon's time goes into rules for more of the same, as long as nobody waits too long for them.
+fn pause_after(took: Duration) -> Duration {
+    (took * PAUSE_FACTOR).clamp(BACKENDS_PAUSE, MAX_BACKENDS_PAUSE)
+}
+
+/// A task's namespace with what its DNS server listens on.
+struct Prepared {
+    ns: NetNs,
+    sockets: dns::Sockets,
+    is_new: bool,
+}
+
+async fn prepare(known: Option<NetNs>, path: PathBuf, port: u16, kept: Option<dns::Sockets>) -> io::Result<Prepared> {
     // Where users are remapped, the worker has made it: it belongs to the container's users.
     let Some(ns) = known.or_else(|| NetNs::open(&path).ok().flatten()) else {
-        return NetNs::create_and(&path, move || dns::open(port)).await;
+        let (ns, sockets) = NetNs::create_and(&path, move || dns::open(port)).await?;
+        return Ok(Prepared { ns, sockets, is_new: true });
     };
     let sockets = match kept.filter(|kept| ns.has(&kept.udp).unwrap_or(false)) {
         Some(kept) => kept,
         None => ns.run(move || dns::open(port)).await?,
     };
-    Ok((ns, sockets))
+    Ok(Prepared { ns, sockets, is_new: false })
 }
 
 async fn remove_sandbox(ns: NetNs, path: PathBuf) -> io::Result<()> {
@@ -456,4 +478,16 @@ pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longer_all_rules_take_the_rarer_they_are_loaded() {
+        for (took, pause) in [(0, 100), (9, 100), (20, 200), (49, 490), (51, 500), (10_000, 500)] {
+            assert_eq!(pause_after(Duration::from_millis(took)), Duration::from_millis(pause), "{took} ms");
+        }
+    }
 }

@@ -271,12 +271,18 @@ fn vxlan(name: &str, link: &Link, vxlan: &Vxlan, target_fd: i32) -> LinkMessage 
     made_in(target_fd, name, link, vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
 }
 
+/// Each end with one queue each way, which is all that it would use: unless told, the kernel makes one for each processor,
+/// puts all but one out of use, and waits for every processor to have noticed.
 fn pair(name: &str, link: &Link, peer_name: &str, peer_fd: i32) -> LinkMessage {
+    let one_queue = [LinkAttribute::NumTxQueues(1), LinkAttribute::NumRxQueues(1)];
     let mut peer = link_named(peer_name);
     peer.attributes.push(LinkAttribute::NetNsFd(peer_fd));
     peer.attributes.extend(link.mtu.map(LinkAttribute::Mtu));
+    peer.attributes.extend(one_queue.clone());
     let data = InfoData::Veth(InfoVeth::Peer(peer));
-    made(name, link, vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)])
+    let mut message = made(name, link, vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)]);
+    message.attributes.extend(one_queue);
+    message
 }
 
 fn set_link(here: &Connection, name: &str, change: &LinkChange, indexes: &mut Indexes<'_>) -> io::Result<()> {

@@ -34,10 +34,22 @@ pub(super) type LinkNames = BTreeMap<u32, String>;
 impl Session {
     /// Everything that `plan` may be compared with, but the ruleset.
     pub(crate) fn observe(&self, plan: &NsPlan) -> io::Result<Observed> {
-        let mut observed = self.here.observe()?;
+        let mut observed = self.with_settings(self.here.observe()?, plan);
         if plan.wireguard.is_some() && observed.links.contains_key(WIREGUARD) {
             observed.wireguard = Some(Device::open(WIREGUARD)?.read()?);
         }
+        Ok(observed)
+    }
+
+    /// As [`Self::observe`], of a task's namespace that was made in this pass: of what is compared, only links that were
+    /// made from elsewhere and what the kernel sets by itself are there yet.
+    pub(crate) fn observe_new(&self, plan: &NsPlan) -> io::Result<Observed> {
+        let (links, _) = self.here.observe_links()?;
+        Ok(self.with_settings(Observed { links, ..Observed::default() }, plan))
+    }
+
+    #[expect(clippy::unused_self, reason = "the thread is in the session's namespace, of which the settings are")]
+    fn with_settings(&self, mut observed: Observed, plan: &NsPlan) -> Observed {
         for (path, wanted) in &plan.sysctls {
             if let Ok(value) = fs::read_to_string(setting(path)) {
                 observed.sysctls.insert(path.clone(), value.trim().to_owned());
@@ -45,7 +57,7 @@ impl Session {
                 observed.sysctls.insert(path.clone(), wanted.clone());
             }
         }
-        Ok(observed)
+        observed
     }
 }
 
@@ -62,9 +74,7 @@ pub(super) fn has_nothing_to_set(path: &str) -> bool {
 
 impl Connection {
     fn observe(&self) -> io::Result<Observed> {
-        let messages = self.links()?;
-        let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?.to_owned()))).collect();
-        let links = messages.iter().filter_map(|m| Some((name_of(m)?.to_owned(), link(m, &names)))).collect();
+        let (links, names) = self.observe_links()?;
         let mut routes = self.routes(AddressFamily::Inet)?;
         routes.extend(self.routes(AddressFamily::Inet6)?);
         let mut neighbours = self.neighbours(AddressFamily::Inet)?;
@@ -78,6 +88,13 @@ impl Connection {
             fdb: fdb(&self.neighbours(AddressFamily::Bridge)?, &names),
             ..Observed::default()
         })
+    }
+
+    fn observe_links(&self) -> io::Result<(BTreeMap<String, ObservedLink>, LinkNames)> {
+        let messages = self.links()?;
+        let names: LinkNames = messages.iter().filter_map(|m| Some((m.header.index, name_of(m)?.to_owned()))).collect();
+        let links = messages.iter().filter_map(|m| Some((name_of(m)?.to_owned(), link(m, &names)))).collect();
+        Ok((links, names))
     }
 
     fn all<T>(&self, request: Message, wanted: impl Fn(Message) -> Option<T>) -> io::Result<Vec<T>> {

@@ -89,6 +89,11 @@ fn virtual_addresses_and_names_reach_across_nodes_and_no_further() {
     let asker = lab.netns(1, 3);
 
     assert_eq!(who(&asker, (VIP_WEB, 80), 6), ["t1", "t2"], "the VIP reaches tasks on both nodes");
+    let links = sockets::command(&asker, "ip", &["-d", "-o", "link", "show", "type", "veth"]);
+    assert!(
+        links.lines().count() == 2 && links.lines().all(|link| link.contains("numtxqueues 1 numrxqueues 1 ")),
+        "{links}"
+    );
     assert_eq!(who(&lab.netns(1, 1), (VIP_WEB, 80), 6), ["t1", "t2"], "a task reaches itself by its VIP");
     assert!(sockets::ping(&asker, VIP_WEB.into()), "the VIP answers a ping");
     let start = Instant::now();
