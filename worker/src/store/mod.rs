@@ -175,7 +175,8 @@ impl Store {
         write_atomically(&path, managers.join("\n").as_bytes()).map_err(io_error("write", &path))
     }
 
-    /// The network items of the last assignment set: while no manager answers, a restarted netd needs them.
+    /// The network items of the last assignment set: while no manager answers, a restarted netd needs them. They change with
+    /// every endpoint, and no tasks outlive a power cut that would need them before a manager answers: not synced.
     pub(crate) fn networks(&self) -> Vec<wire::Assignment> {
         let read = fs::read(self.dir.join("networks.pb")).ok();
         let decoded = read.and_then(|bytes| wire::DesiredNetworks::decode(bytes.as_slice()).ok());
@@ -185,7 +186,7 @@ impl Store {
     pub(crate) fn save_networks(&self, items: &[wire::Assignment]) -> Result<(), StoreError> {
         let path = self.dir.join("networks.pb");
         let message = wire::DesiredNetworks { items: items.to_vec(), ..Default::default() };
-        write_atomically(&path, &message.encode_to_vec()).map_err(io_error("write", &path))
+        replace(&path, &message.encode_to_vec()).map_err(io_error("write", &path))
     }
 
     /// The folder of a task's container.
