@@ -43,7 +43,12 @@ fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     let said = "Bind for 0.0.0.0:9101 failed: port is already allocated by a service, for all nodes";
     assert!(refused.code == 125 && refused.stderr.contains(said), "{refused:?}");
     let _ = lab.orch(&["rm", "-f", "single"]);
-    let _ = lab.orch(&["service", "rm", "first", "second"]).ok();
+    let mut program = lab.spawn("n1", &["busybox", "httpd", "-f", "-p", "9102", "-h", "/etc"]);
+    eventually("the program listens", || lab.get("n1", "http://127.0.0.1:9102/hostname"));
+    service("third", "published=9102,target=80,mode=host");
+    error_of(lab, "third", "Bind for 0.0.0.0:9102 failed: port is already allocated by busybox (pid ");
+    let _ = program.kill().and_then(|()| program.wait());
+    let _ = lab.orch(&["service", "rm", "first", "second", "third"]).ok();
 }
 
 fn containers_get_what_the_flags_say(lab: &Lab) {

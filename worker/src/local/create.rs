@@ -186,13 +186,24 @@ impl Locals {
         Ok(ports)
     }
 
-    /// Refuses a task the ports that a one-off container of this node has: who asks for them would find that one.
+    /// Refuses a task the ports that a one-off container of this node has, or a program that listens: who asks for them
+    /// would find that one, or find it no more.
     pub(crate) fn leave_ports(&self, task: &Task) -> Result<(), LocalError> {
         let taken = self.ports_of_running(&task.id);
-        match task.host_ports.iter().find(|port| taken.iter().any(|other| clash(other, port))) {
-            Some(port) => Err(LocalError::port(port.published_port, Some("a container of `orch run`".into()))),
-            None => Ok(()),
+        for port in &task.host_ports {
+            let holder = if taken.iter().any(|other| clash(other, port)) {
+                Some("a container of `orch run`".to_owned())
+            } else if is_free(port) {
+                None
+            } else {
+                // Another reason is none for a task: a connection that has the number goes away.
+                port_holder::holder(port.protocol, port.published_port)
+            };
+            if holder.is_some() {
+                return Err(LocalError::port(port.published_port, holder));
+            }
         }
+        Ok(())
     }
 
     /// Those of all running one-off containers but this one.
