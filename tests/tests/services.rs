@@ -22,6 +22,33 @@ fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
     volumes_and_binds_hold_data(&lab);
     a_shared_bind_shows_the_node_what_a_container_mounts(&lab);
     restarts_stop_after_max_attempts(&lab);
+    a_port_is_one_containers_or_the_services(&lab);
+}
+
+/// Whichever came second would be silent, or take the other's clients on this node.
+fn a_port_is_one_containers_or_the_services(lab: &Lab) {
+    let run = |port: &str| lab.orch(&["run", "-d", "--name", "single", "-p", port, "box"]);
+    let service = |name: &str, publish: &str| {
+        let here = ["--constraint", "node.hostname==n1", "--restart-condition", "none"];
+        let _ =
+            lab.orch(&[&["service", "create", "-d", "--name", name, "-p", publish], &here[..], &["box"]].concat()).ok();
+    };
+    let _ = run("9100:80").ok();
+    service("second", "published=9100,target=80,mode=host");
+    error_of(lab, "second", "Bind for 0.0.0.0:9100 failed: port is already allocated by a container of `orch run`");
+    let _ = lab.orch(&["rm", "-f", "single"]).ok();
+    service("first", "9101:80");
+    lab.wait_replicas("first", "1/1");
+    let refused = run("9101:80");
+    let said = "Bind for 0.0.0.0:9101 failed: port is already allocated by a service, for all nodes";
+    assert!(refused.code == 125 && refused.stderr.contains(said), "{refused:?}");
+    let _ = lab.orch(&["rm", "-f", "single"]);
+    let mut program = lab.spawn("n1", &["busybox", "httpd", "-f", "-p", "9102", "-h", "/etc"]);
+    eventually("the program listens", || lab.get("n1", "http://127.0.0.1:9102/hostname"));
+    service("third", "published=9102,target=80,mode=host");
+    error_of(lab, "third", "Bind for 0.0.0.0:9102 failed: port is already allocated by busybox (pid ");
+    let _ = program.kill().and_then(|()| program.wait());
+    let _ = lab.orch(&["service", "rm", "first", "second", "third"]).ok();
 }
 
 fn containers_get_what_the_flags_say(lab: &Lab) {

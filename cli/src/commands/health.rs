@@ -7,7 +7,7 @@ use crate::flags::{duration, quantity};
 
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct HealthFlags {
-    /// Command to run to check health
+    /// Command to run to check health ("" for the image's own)
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
     /// Time between running the check (ms|s|m|h)
@@ -31,7 +31,7 @@ pub(crate) struct HealthFlags {
 }
 
 impl HealthFlags {
-    /// Writes what was given and leaves the rest.
+    /// Writes what was given and leaves the rest, by Docker's rules.
     pub(crate) fn apply(&self, health: &mut Option<HealthConfig>) -> Result<(), String> {
         let given = self.health_cmd.is_some()
             || self.health_interval.is_some()
@@ -48,8 +48,13 @@ impl HealthFlags {
             *health = Some(HealthConfig { test: vec!["NONE".into()], ..no_health() });
         } else if given {
             let health = health.get_or_insert_with(no_health);
-            if let Some(command) = &self.health_cmd {
-                health.test = vec!["CMD-SHELL".into(), command.clone()];
+            match self.health_cmd.as_deref() {
+                // The image's own.
+                Some("") => health.test = Vec::new(),
+                Some(command) => health.test = vec!["CMD-SHELL".into(), command.to_owned()],
+                // Settings are for a check: there is one again.
+                None if health.test.first().is_some_and(|kind| kind == "NONE") => health.test = Vec::new(),
+                None => {}
             }
             health.interval = self.health_interval.or(health.interval);
             health.timeout = self.health_timeout.or(health.timeout);
@@ -69,5 +74,37 @@ pub(crate) fn no_health() -> HealthConfig {
         retries: 0,
         start_period: None,
         start_interval: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        health: HealthFlags,
+    }
+
+    /// The check that there is, what is given, and the check afterwards.
+    #[test]
+    fn the_images_check_comes_back_as_with_docker() {
+        for (before, line, after) in [
+            (&["CMD-SHELL", "true"][..], &["--health-cmd", ""][..], &[][..]),
+            (&["NONE"], &["--health-cmd", ""], &[]),
+            (&["NONE"], &["--health-interval", "5s"], &[]),
+            (&["NONE"], &["--health-cmd", "true"], &["CMD-SHELL", "true"]),
+            (&["CMD-SHELL", "true"], &["--health-interval", "5s"], &["CMD-SHELL", "true"]),
+            (&["CMD-SHELL", "true"], &["--no-healthcheck"], &["NONE"]),
+        ] {
+            let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+            let mut health = Some(HealthConfig { test: words(before), ..no_health() });
+            let given = Line::try_parse_from([&["x"], line].concat()).unwrap();
+            given.health.apply(&mut health).unwrap();
+            assert_eq!(health.unwrap().test, words(after), "{before:?} {line:?}");
+        }
     }
 }

@@ -86,7 +86,8 @@ fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
         ("DesiredState", desired_state(task, view).into()),
         ("CurrentState", current_state(task, view.now).into()),
         ("Error", error.map(|e| format!("\"{e}\"")).unwrap_or_default().into()),
-        ("Ports", ports::host(&task.host_ports).into()),
+        // Without a node it has none, whatever it is to have.
+        ("Ports", task.node.as_ref().map(|_| ports::host(&task.host_ports)).unwrap_or_default().into()),
     ])
 }
 

@@ -52,7 +52,7 @@ pub fn decide(state: &State, now: Timestamp) -> Decision {
         let mut run = Run::new(&mut board, Needs::of(state, service, tasks[0]), volume::pins(state, service));
         for task in tasks {
             let next = match run.choose(task) {
-                Ok(node) => run.take(node, |info| assigned(task, info, now)),
+                Ok(node) => run.take(node, |info| assigned(state, task, info, now)),
                 Err(why) => waiting(task, why),
             };
             // The same explanation is not written again and again.
@@ -99,7 +99,7 @@ fn waiting(task: &Task, why: String) -> Task {
     next
 }
 
-fn assigned(task: &Task, info: &NodeInfo, now: Timestamp) -> Task {
+fn assigned(state: &State, task: &Task, info: &NodeInfo, now: Timestamp) -> Task {
     let mut next = task.clone();
     next.node = Some(info.node.id.clone());
     next.status.state = TaskState::Assigned;
@@ -111,9 +111,11 @@ fn assigned(task: &Task, info: &NodeInfo, now: Timestamp) -> Task {
     for port in next.host_ports.iter_mut().filter(|p| p.published_port == 0) {
         let is_free = |number: &u16| {
             let wanted = (port.protocol, *number);
-            !info.host_ports.contains(&wanted) && !taken.contains(&wanted)
+            let is_everywhere = state.port_holder(port.protocol, *number).is_some();
+            !is_everywhere && !info.host_ports.contains(&wanted) && !taken.contains(&wanted)
         };
-        port.published_port = DYNAMIC_PORTS.into_iter().find(is_free).unwrap_or(0);
+        // From the other end than the ports of all nodes, which are given out at the same time.
+        port.published_port = DYNAMIC_PORTS.rev().find(is_free).unwrap_or(0);
         taken.push((port.protocol, port.published_port));
     }
     next

@@ -219,8 +219,10 @@ impl Executor {
     fn start(&mut self) {
         let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (host, task, slot) = (self.host.clone(), self.task.clone(), self.container.clone());
+        let locals = self.locals.clone();
         let work = async move {
             let prepared = prepared.ok_or_else(|| "it was not prepared".to_owned())?;
+            locals.leave_ports(&task).map_err(|error| start_failed(&chain(&error)))?;
             let host_network = !prepare::has_namespace(&task);
             let spec = if host_network { Cow::Owned(with_hostname(&task)) } else { Cow::Borrowed(task.spec.as_ref()) };
             let plan = ContainerPlan {

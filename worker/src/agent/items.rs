@@ -77,6 +77,11 @@ impl Items {
         kept.ports.iter().filter(|((of, _), _)| of == service).flat_map(|(_, ports)| ports.clone()).collect()
     }
 
+    /// What all services publish through ingress, this node too answering on it.
+    pub(crate) fn published_by_all(&self) -> Vec<PortConfig> {
+        self.lock().ports.values().flatten().cloned().collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Kept> {
         // Each holder changes one entry.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

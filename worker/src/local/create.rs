@@ -163,27 +163,21 @@ impl Locals {
     /// Published ports of 0 become free ones; others must be free. What the container had before it keeps, if it can.
     pub(super) fn assign_ports(&self, one: &One) -> Result<Vec<PortConfig>, LocalError> {
         let wanted = one.task.host_ports.clone();
-        let mut taken: Vec<PortConfig> = Vec::new();
-        for other in self.all() {
-            if other.id != one.id && other.now().container.is_some() {
-                taken.extend(Vec::<PortConfig>::from_proto(other.now().record.ports.clone()).unwrap_or_default());
-            }
-        }
+        let mut taken = self.ports_of_running(&one.id);
         taken.extend(
             self.host.entries().iter().filter(|e| e.container.is_some()).flat_map(|e| e.task.host_ports.clone()),
         );
+        let everywhere = self.host.items.published_by_all();
         let mut ports = Vec::new();
         for mut port in wanted {
-            let elsewhere = |other: &PortConfig| matches!((other.host_ip, port.host_ip), (Some(theirs), Some(ours)) if theirs != ours);
-            let clash = |other: &PortConfig| {
-                other.published_port == port.published_port && other.protocol == port.protocol && !elsewhere(other)
-            };
             if let Some(addr) = port.host_ip.filter(|addr| UdpSocket::bind((*addr, 0)).is_err()) {
                 return Err(LocalError::NoAddress(addr));
             }
             if port.published_port == 0 {
                 port.published_port = free_port(port.protocol).ok_or(LocalError::NoPort(port.target_port))?;
-            } else if taken.iter().chain(&ports).any(clash) || !is_free(&port) {
+            } else if everywhere.iter().any(|other| clash(other, &port)) {
+                return Err(LocalError::port(port.published_port, Some("a service, for all nodes".into())));
+            } else if taken.iter().chain(&ports).any(|other| clash(other, &port)) || !is_free(&port) {
                 let holder = port_holder::holder(port.protocol, port.published_port);
                 return Err(LocalError::port(port.published_port, holder));
             }
@@ -191,6 +185,39 @@ impl Locals {
         }
         Ok(ports)
     }
+
+    /// Refuses a task the ports that a one-off container of this node has, or a program that listens: who asks for them
+    /// would find that one, or find it no more.
+    pub(crate) fn leave_ports(&self, task: &Task) -> Result<(), LocalError> {
+        let taken = self.ports_of_running(&task.id);
+        for port in &task.host_ports {
+            let holder = if taken.iter().any(|other| clash(other, port)) {
+                Some("a container of `orch run`".to_owned())
+            } else if is_free(port) {
+                None
+            } else {
+                // Another reason is none for a task: a connection that has the number goes away.
+                port_holder::holder(port.protocol, port.published_port)
+            };
+            if holder.is_some() {
+                return Err(LocalError::port(port.published_port, holder));
+            }
+        }
+        Ok(())
+    }
+
+    /// Those of all running one-off containers but this one.
+    fn ports_of_running(&self, but: &TaskId) -> Vec<PortConfig> {
+        let others = self.all().into_iter().filter(|other| other.id != *but && other.now().container.is_some());
+        let ports = |other: Arc<One>| Vec::<PortConfig>::from_proto(other.now().record.ports.clone());
+        others.flat_map(|other| ports(other).unwrap_or_default()).collect()
+    }
+}
+
+/// Whether two cannot be had at once. A port of 0 is none yet.
+fn clash(a: &PortConfig, b: &PortConfig) -> bool {
+    let elsewhere = matches!((a.host_ip, b.host_ip), (Some(theirs), Some(ours)) if theirs != ours);
+    a.published_port != 0 && (a.published_port, a.protocol) == (b.published_port, b.protocol) && !elsewhere
 }
 
 /// The container in the form of a task. The service is nobody's: an id that no manager gives.

@@ -2,9 +2,20 @@
 
 use orch_model::service::ContainerSpec;
 
-use crate::flags::linux;
+use crate::flags::{Refusal, linux};
 
 const ALL: &str = "ALL";
+/// Not a capability: what was added, or dropped, until now goes.
+const RESET: &str = "RESET";
+
+/// What `--cap-add` and `--cap-drop` take. A service that is new has nothing to reset.
+pub(super) fn named(text: &str) -> Result<String, Refusal> {
+    if text.eq_ignore_ascii_case(RESET) { Ok(RESET.to_owned()) } else { linux::capability(text) }
+}
+
+pub(super) fn resets(names: &[String]) -> bool {
+    names.iter().any(|name| name == RESET)
+}
 
 /// Docker's rules: to add what is dropped takes it from the dropped and no more, and the other way round; added and dropped
 /// at once is added; beside `ALL` no other name is kept. Names have one form, so that the same set is the same text.
@@ -12,10 +23,13 @@ pub(super) fn change(container: &mut ContainerSpec, added: &[String], dropped: &
     if added.is_empty() && dropped.is_empty() {
         return;
     }
-    let (has, lacks) = (of_one_form(&container.cap_add), of_one_form(&container.cap_drop));
+    let stays = |names: &[String], given| if resets(given) { Vec::new() } else { of_one_form(names) };
+    let (has, lacks) = (stays(&container.cap_add, added), stays(&container.cap_drop, dropped));
+    let without_reset = |names: &[String]| names.iter().filter(|name| *name != RESET).cloned().collect::<Vec<_>>();
+    let (added, dropped) = (without_reset(added), without_reset(dropped));
     let mut add = has.clone();
     let mut drop = lacks.clone();
-    for name in added {
+    for name in &added {
         let was_dropped = lacks.contains(name) && !name.eq(ALL);
         drop.retain(|have| have != name);
         if !was_dropped {
@@ -51,9 +65,7 @@ mod tests {
 
     #[test]
     fn adding_and_dropping_is_dockers() {
-        let names = |text: &str| -> Vec<String> {
-            text.split_whitespace().map(|name| linux::capability(name).unwrap()).collect()
-        };
+        let names = |text: &str| -> Vec<String> { text.split_whitespace().map(|name| named(name).unwrap()).collect() };
         for (has, lacks, added, dropped, add, drop) in [
             ("", "", "NET_ADMIN", "CHOWN", "NET_ADMIN", "CHOWN"),
             ("NET_ADMIN", "", "net_admin", "", "NET_ADMIN", ""),
@@ -63,6 +75,9 @@ mod tests {
             ("SYS_TIME", "", "ALL", "CHOWN", "ALL", "CHOWN"),
             ("ALL", "", "", "ALL", "", "ALL"),
             ("SYS_TIME", "", "NET_ADMIN", "ALL", "NET_ADMIN SYS_TIME", "ALL"),
+            ("SYS_TIME", "CHOWN", "RESET", "", "", "CHOWN"),
+            ("SYS_TIME", "CHOWN", "", "reset", "SYS_TIME", ""),
+            ("SYS_TIME", "CHOWN", "RESET NET_ADMIN", "RESET KILL", "NET_ADMIN", "KILL"),
         ] {
             let mut container =
                 ContainerSpec { cap_add: names(has), cap_drop: names(lacks), ..ContainerSpec::default() };

@@ -8,7 +8,7 @@ use orch_model::{
 };
 use orch_proto::paths::Paths;
 
-use super::{change, flags::SpecFlags, registry, resolve};
+use super::{capabilities, change, flags::SpecFlags, registry, resolve};
 use crate::{
     api::Api,
     commands::warn,
@@ -150,6 +150,9 @@ pub(super) fn spec(
         endpoint: EndpointSpec::default(),
         depends_on: Vec::new(),
     };
+    if capabilities::resets(&args.flags.cap_add) || capabilities::resets(&args.flags.cap_drop) {
+        return Err("RESET is for service update: a new service has added and dropped nothing yet; leave it out".into());
+    }
     let container = &mut spec.task.container;
     container.image = image.clone();
     container.args = words.to_vec();
@@ -196,7 +199,8 @@ fn mode(args: &CreateArgs) -> Result<ServiceMode, String> {
         ModeFlag::Global => ServiceMode::Global,
         ModeFlag::GlobalJob => ServiceMode::GlobalJob,
         ModeFlag::ReplicatedJob => {
-            let total_completions = replicas.unwrap_or(1);
+            // As many as may run at once, unless it is said how many.
+            let total_completions = replicas.or(concurrent).unwrap_or(1);
             ServiceMode::ReplicatedJob { max_concurrent: concurrent.unwrap_or(total_completions), total_completions }
         }
     })

@@ -17,12 +17,12 @@ use crate::{
 
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct SpecFlags {
-    /// Add Linux capabilities
-    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
-    cap_add: Vec<String>,
-    /// Drop Linux capabilities
-    #[arg(long, value_name = "CAPABILITY", value_parser = linux::capability)]
-    cap_drop: Vec<String>,
+    /// Add Linux capabilities (of update also RESET: nothing that was added until now)
+    #[arg(long, value_name = "CAPABILITY", value_parser = capabilities::named)]
+    pub(super) cap_add: Vec<String>,
+    /// Drop Linux capabilities (of update also RESET: nothing that was dropped until now)
+    #[arg(long, value_name = "CAPABILITY", value_parser = capabilities::named)]
+    pub(super) cap_drop: Vec<String>,
     /// Endpoint mode
     #[arg(long, value_enum, value_name = "MODE")]
     endpoint_mode: Option<EndpointModeFlag>,

@@ -257,6 +257,7 @@ fn combinations_that_docker_refuses() {
         ("--mode replicated-job --update-delay 1s", "update and rollback configuration is not supported for jobs"),
         ("--mode global-job --rollback-order start-first", "not supported for jobs"),
         ("--no-healthcheck --health-interval 1s", "--no-healthcheck conflicts with the other --health-* options"),
+        ("--cap-add RESET", "RESET is for service update"),
     ] {
         let refused = create(line).unwrap_err();
         assert!(refused.contains(refusal), "{line}: {refused}");
@@ -264,6 +265,8 @@ fn combinations_that_docker_refuses() {
     let global = created("--mode global");
     let job = created("--mode replicated-job --replicas 4 --max-concurrent 2");
     assert_eq!(shown(&job, "/Mode/ReplicatedJob"), Some(json!({"MaxConcurrent": 2, "TotalCompletions": 4})));
+    let alone = created("--mode replicated-job --max-concurrent 2");
+    assert_eq!(shown(&alone, "/Mode/ReplicatedJob"), Some(json!({"MaxConcurrent": 2, "TotalCompletions": 2})));
     let update = |before: &ServiceSpec, line: &str| {
         let words = words::split(&format!("update {line} web")).unwrap();
         update::change_spec(&UpdateLine::try_parse_from(words).unwrap().args, &mut before.clone(), |_| None)

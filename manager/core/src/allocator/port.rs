@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use orch_model::service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service};
+use orch_model::{
+    service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service},
+    task::TaskState,
+};
 
 use crate::state::{State, check::protocol_word};
 
@@ -43,8 +46,12 @@ impl<'a> Ports<'a> {
     }
 
     fn automatic(&mut self, protocol: Protocol) -> Result<u16, String> {
-        let is_free =
-            |port: &u16| self.state.port_holder(protocol, *port).is_none() && !self.given.contains(&(protocol, *port));
+        let on_nodes: BTreeSet<_> = self.state.services().flat_map(|service| on_nodes(self.state, service)).collect();
+        let is_free = |port: &u16| {
+            let wanted = (protocol, *port);
+            let is_held = self.state.port_holder(protocol, *port).is_some();
+            !is_held && !self.given.contains(&wanted) && !on_nodes.contains(&wanted)
+        };
         let found = DYNAMIC_PORTS.into_iter().find(is_free);
         match found {
             Some(port) => {
@@ -59,4 +66,14 @@ impl<'a> Ports<'a> {
             )),
         }
     }
+}
+
+/// Ports that the service's tasks have on their own nodes: those that the user named, and automatic ones.
+pub(crate) fn on_nodes<'a>(state: &'a State, service: &'a Service) -> impl Iterator<Item = (Protocol, u16)> + use<'a> {
+    let hosts = || service.spec.endpoint.ports.iter().filter(|port| port.publish_mode == PublishMode::Host);
+    let named = hosts().filter(|port| port.published_port != 0);
+    let has_automatic = hosts().any(|port| port.published_port == 0);
+    let tasks = has_automatic.then(|| state.tasks_of(&service.id)).into_iter().flatten();
+    let given = tasks.filter(|task| task.status.state <= TaskState::Running).flat_map(|task| &task.host_ports);
+    named.chain(given).map(|port| (port.protocol, port.published_port)).filter(|(_, number)| *number != 0)
 }

@@ -15,6 +15,7 @@ use orch_model::{
 
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
+    allocator::port as ports,
     constraint,
     decision::Ids,
     dispatch::DEFAULT_DATA_PATH_PORT,
@@ -326,11 +327,37 @@ fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
         let found = state.config(&file.id).filter(|c| !c.removing);
         found.ok_or_else(|| no_such(Kind::Config, &file.name, file.id.as_str()))?;
     }
-    for port in spec.endpoint.ports.iter().filter(|p| p.publish_mode == PublishMode::Ingress) {
-        let holder = state.port_holder(port.protocol, port.published_port).filter(|h| Some(*h) != own);
-        if let Some(holder) = holder.and_then(|id| state.service(id)).filter(|_| port.published_port != 0) {
+    ports_are_free(state, spec, own)
+}
+
+/// A port on which every node answers is not one that tasks have on their own nodes, nor the other way round: which of the
+/// two is reached would depend on the node. Tasks of several services may have the same one, each on its node. What is
+/// stored is left: such a service could not be changed any more.
+fn ports_are_free(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), ControlError> {
+    let stored = own.and_then(|id| state.service(id));
+    for port in spec.endpoint.ports.iter().filter(|port| port.published_port != 0) {
+        let wanted = (port.protocol, port.published_port);
+        let is_same = |old: &PortConfig| {
+            (old.protocol, old.published_port, old.publish_mode) == (wanted.0, wanted.1, port.publish_mode)
+        };
+        let is_stored = stored.is_some_and(|service| service.spec.endpoint.ports.iter().any(is_same));
+        let ingress = || {
+            let holder = state.port_holder(wanted.0, wanted.1).filter(|holder| Some(*holder) != own);
+            holder.and_then(|id| state.service(id)).map(|holder| (holder, "an ingress port"))
+        };
+        let on_nodes = || {
+            let mut others = state.services().filter(|other| Some(&other.id) != own && !other.removing);
+            let holder = others.find(|other| ports::on_nodes(state, other).any(|taken| taken == wanted));
+            holder.map(|holder| (holder, "a host-published port"))
+        };
+        let taken = match (port.publish_mode, is_stored) {
+            (PublishMode::Ingress, false) => ingress().or_else(on_nodes),
+            (PublishMode::Ingress, true) | (PublishMode::Host, false) => ingress(),
+            (PublishMode::Host, true) => None,
+        };
+        if let Some((holder, how)) = taken {
             return Err(ControlError::invalid(format!(
-                "port '{}' is already in use by service '{}' ({}, {}) as an ingress port: choose another published port",
+                "port '{}' is already in use by service '{}' ({}, {}) as {how}: choose another published port",
                 port.published_port,
                 holder.spec.annotations.name,
                 holder.id,

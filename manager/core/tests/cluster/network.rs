@@ -15,8 +15,8 @@ use orch_model::{
         features::{ENCRYPTED_NETWORKS, HOST_GATEWAY, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     },
     service::{
-        Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, ServiceMode, ServiceSpec,
-        WEIGHT_LABEL,
+        Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, Service, ServiceMode,
+        ServiceSpec, WEIGHT_LABEL,
     },
     task::{Task, TaskState, TaskStatus},
 };
@@ -228,6 +228,51 @@ fn ports_are_published_once_and_automatic_ones_stay() {
     sim.update("a", |s| s.task.force_update = 1).expect("accepted");
     sim.run(secs(10));
     assert_eq!(sim.service("a").endpoint.vips, vips, "the address stays across an update");
+}
+
+/// Whoever asks the node would find the one or the other, and everybody else on the other nodes only the other.
+#[test]
+fn a_port_of_all_nodes_is_no_tasks_own() {
+    use PublishMode::{Host, Ingress};
+    let mut sim = Sim::new(2);
+    let service = |name: &str, ports: &[(u16, PublishMode)]| {
+        let mut spec = web(name, "nginx", 1);
+        spec.endpoint.ports =
+            ports.iter().zip(80..).map(|((number, mode), target)| port(*number, target, *mode)).collect();
+        spec
+    };
+    let numbers = |sim: &Sim, name: &str| {
+        let of_task = |task: &Arc<Task>| task.host_ports.iter().map(|port| port.published_port).collect::<Vec<_>>();
+        let service = sim.service(name);
+        let ports = service.endpoint.ports.iter().filter(|port| port.publish_mode == Ingress);
+        let task = sim.state.tasks_of(&service.id).next();
+        (ports.map(|port| port.published_port).collect::<Vec<_>>(), task.map(of_task).unwrap_or_default())
+    };
+    // Who asks for which ports, what is given on all nodes and to the task, or what the refusal begins with.
+    for (name, asked, want) in [
+        ("named", vec![(80, Ingress), (32767, Ingress), (30000, Host)], Ok((vec![80, 32767], vec![30000]))),
+        ("own", vec![(0, Host), (0, Ingress), (0, Host)], Ok((vec![30001], vec![32766, 32765]))),
+        ("a", vec![(80, Host)], Err("port '80' is already in use by service 'named'")),
+        ("b", vec![(30000, Ingress)], Err("port '30000' is already in use by service 'named'")),
+        ("c", vec![(30001, Host)], Err("port '30001' is already in use by service 'own'")),
+        ("d", vec![(32766, Ingress)], Err("port '32766' is already in use by service 'own'")),
+        ("same", vec![(30000, Host), (0, Ingress)], Ok((vec![30002], vec![30000]))),
+    ] {
+        let said = sim.create(service(name, &asked)).map_err(|error| error.text);
+        sim.run(secs(1));
+        match want {
+            Ok(want) => assert_eq!(said.map(|_| numbers(&sim, name)), Ok(want), "{name}"),
+            Err(start) => {
+                let said = said.expect_err(name);
+                assert!(said.starts_with(start) && said.ends_with("choose another published port"), "{name}: {said}");
+            }
+        }
+    }
+    // What is stored already, from a version that did not look, can still be scaled.
+    let mut before = Service::clone(&sim.service("same"));
+    before.spec.endpoint.ports[0] = port(80, 80, Host);
+    sim.commit_changes(vec![Change::Update(Object::Service(Arc::new(before)))]);
+    sim.update("same", |spec| spec.mode = ServiceMode::Replicated { replicas: 2 }).expect("accepted");
 }
 
 /// Without what is mounted below it.
