@@ -198,10 +198,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Daemon(daemon) => daemons::run(daemon).map(|()| ExitCode::SUCCESS),
         Command::Node { command: None } => daemons::supervise().map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => {
+            output_may_fail();
             default_sigpipe();
             orch_lab::run(args)
         }
         command => {
+            output_may_fail();
             default_sigpipe();
             on_runtime(command)
         }
@@ -270,6 +272,22 @@ fn is_about_a_flag(error: &clap::Error) -> bool {
         | ErrorKind::NoEquals => error.get(ContextKind::InvalidArg).is_some_and(is_flag),
         _ => false,
     }
+}
+
+/// A full disk behind standard output is the world's fault: it gets a sentence and exit code 1, no backtrace. Whoever wrote
+/// cannot go on anyhow, and `println!` has no other way to say so.
+fn output_may_fail() {
+    let bugs = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let words = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        match words.strip_prefix("failed printing to stdout: ") {
+            Some(why) => {
+                eprintln!("cannot write to standard output: {why}");
+                std::process::exit(1);
+            }
+            None => bugs(panic),
+        }
+    }));
 }
 
 fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {

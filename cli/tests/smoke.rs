@@ -129,3 +129,13 @@ fn a_node_whose_orch_is_stopped_or_out_of_reach_is_not_called_free() {
         assert!(!error.contains("orch init"), "{words:?}: {error}");
     }
 }
+
+#[test]
+fn a_full_disk_behind_the_output_is_an_error_and_no_panic() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let output = orch_in(dir.path(), &["version"]).stdout(full).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(error, "cannot write to standard output: No space left on device (os error 28)\n");
+}
