@@ -13,7 +13,8 @@ use orch_proto::paths::Paths;
 use crate::{
     commands::{
         ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image,
-        image_build, image_login, info, inspect, logs, network, node, run, service, stack, system, volume,
+        image_build, image_login, image_registry, info, inspect, logs, network, node, run, service, stack, system,
+        volume,
     },
     daemons::{self, Daemon},
     flags,
@@ -27,7 +28,9 @@ use crate::{
     disable_help_subcommand = false,
     // As with Docker, the last of a flag given twice counts.
     args_override_self = true,
-    max_term_width = 100
+    max_term_width = 100,
+    disable_version_flag = true,
+    arg = version_flag()
 )]
 struct Line {
     #[command(subcommand)]
@@ -110,6 +113,8 @@ enum Command {
     Load(image::LoadArgs),
     /// Remove one or more images
     Rmi(image::RmArgs),
+    /// Show the history of an image
+    History(image_registry::HistoryArgs),
     /// Build an image from a Dockerfile, with buildah or BuildKit
     Build(image_build::BuildArgs),
     /// Manage this node's volumes
@@ -179,6 +184,17 @@ enum Command {
     Lab(orch_lab::LabArgs),
     #[command(flatten)]
     Daemon(Daemon),
+}
+
+/// `-v` is Docker's, `-V` clap's.
+fn version_flag() -> Arg {
+    Arg::new("version").short('v').short_alias('V').long("version").help("Print version").action(ArgAction::Version)
+}
+
+/// The whole command line, as it is read.
+#[cfg(test)]
+pub(crate) fn whole() -> clap::Command {
+    as_docker_reads(Line::command())
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -338,6 +354,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Save(args) => image::save(args, paths).await,
         Command::Load(args) => image::load(args, paths).await,
         Command::Rmi(args) => image::remove_all(args, paths).await,
+        Command::History(args) => image_registry::history(args, paths).await,
         Command::Build(args) => image_build::build(args, paths).await,
         Command::Images(args) => image::list(args, paths).await,
         Command::Volume { command } => volume::run(command, paths).await,

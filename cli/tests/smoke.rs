@@ -58,6 +58,9 @@ fn help_lists_the_commands_and_hides_the_daemons() {
     for command in ["init", "join", "service", "stack", "node", "network", "image", "exec", "logs", "lab"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
     }
+    for flag in ["-v", "-V", "--version"] {
+        assert!(orch(&[flag]).stdout.starts_with(b"orch "), "{flag}");
+    }
     for daemon in ["netd", "shim"] {
         assert!(!help.contains(daemon), "{daemon}: {help}");
     }
