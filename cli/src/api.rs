@@ -1,6 +1,10 @@
 //! The manager's control API with the model's types, and the sentences for when there is no manager to ask.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use orch_model::{
@@ -262,13 +266,15 @@ pub(crate) async fn worker(paths: &Paths) -> anyhow::Result<Worker> {
                 "the worker daemon of this node does not answer: {error}. It is restarted by itself; see the node's \
                  log if that does not help"
             ),
-            _ => anyhow!(IN_NO_CLUSTER),
+            Some(_) => anyhow!(IN_NO_CLUSTER),
+            None => anyhow!(silence(paths).to_string()),
         }),
     }
 }
 
 pub(crate) async fn node(paths: &Paths) -> anyhow::Result<NodeControlClient<Channel>> {
-    Ok(NodeControlClient::new(unix_channel(&paths.node_sock()).await?))
+    let channel = unix_channel(&paths.node_sock()).await.map_err(|_| anyhow!(silence(paths).to_string()))?;
+    Ok(NodeControlClient::new(channel))
 }
 
 pub(crate) async fn node_info(paths: &Paths) -> Option<wire::NodeInfo> {
@@ -287,16 +293,41 @@ async fn no_manager(paths: &Paths) -> anyhow::Error {
         ),
         Some(info) if info.state == "error" => anyhow!("this node is in error: {}", info.error),
         Some(_) => anyhow!(IN_NO_CLUSTER),
-        None if denied(&socket) => anyhow!(
-            "permission denied on {}: run this as root, or as a member of the group that owns the socket",
-            socket.display()
-        ),
-        None => anyhow!(IN_NO_CLUSTER),
+        None if is_denied(&socket) => anyhow!(Silence::Denied(socket).to_string()),
+        None => anyhow!(silence(paths).to_string()),
     }
 }
 
-fn denied(socket: &Path) -> bool {
-    std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied)
+/// Why nobody answers for this node. Only the last of them means that a cluster can be made or joined here.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Silence {
+    #[error("permission denied on {}: run this as root, or as a member of the group that owns the socket", .0.display())]
+    Denied(PathBuf),
+    #[error(
+        "orch does not run on this node, which is part of a cluster: start it with \"systemctl start orch\", or with \
+         \"orch node\" where there is no systemd. Its containers go on meanwhile"
+    )]
+    Stopped,
+    #[error("{IN_NO_CLUSTER}")]
+    NoMember,
+}
+
+/// Asks the node's own files, since its supervisor has nothing to say.
+pub(crate) fn silence(paths: &Paths) -> Silence {
+    let socket = paths.node_sock();
+    if is_denied(&socket) {
+        return Silence::Denied(socket);
+    }
+    let state = crate::node::state_file(paths);
+    match std::fs::metadata(&state) {
+        Ok(_) => Silence::Stopped,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Silence::Denied(state),
+        Err(_) => Silence::NoMember,
+    }
+}
+
+pub(crate) fn is_denied(socket: &Path) -> bool {
+    std::os::unix::net::UnixStream::connect(socket).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied)
 }
 
 #[cfg(test)]

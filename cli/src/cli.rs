@@ -13,7 +13,8 @@ use orch_proto::paths::Paths;
 use crate::{
     commands::{
         ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image,
-        image_build, image_login, info, inspect, logs, network, node, run, service, stack, system, volume,
+        image_build, image_login, image_registry, info, inspect, logs, network, node, run, service, stack, system,
+        volume,
     },
     daemons::{self, Daemon},
     flags,
@@ -27,7 +28,9 @@ use crate::{
     disable_help_subcommand = false,
     // As with Docker, the last of a flag given twice counts.
     args_override_self = true,
-    max_term_width = 100
+    max_term_width = 100,
+    disable_version_flag = true,
+    arg = version_flag()
 )]
 struct Line {
     #[command(subcommand)]
@@ -110,6 +113,8 @@ enum Command {
     Load(image::LoadArgs),
     /// Remove one or more images
     Rmi(image::RmArgs),
+    /// Show the history of an image
+    History(image_registry::HistoryArgs),
     /// Build an image from a Dockerfile, with buildah or BuildKit
     Build(image_build::BuildArgs),
     /// Manage this node's volumes
@@ -181,6 +186,17 @@ enum Command {
     Daemon(Daemon),
 }
 
+/// `-v` is Docker's, `-V` clap's.
+fn version_flag() -> Arg {
+    Arg::new("version").short('v').short_alias('V').long("version").help("Print version").action(ArgAction::Version)
+}
+
+/// The whole command line, as it is read.
+#[cfg(test)]
+pub(crate) fn whole() -> clap::Command {
+    as_docker_reads(Line::command())
+}
+
 pub(crate) fn main() -> ExitCode {
     let line =
         match as_docker_reads(Line::command()).try_get_matches().and_then(|matches| Line::from_arg_matches(&matches)) {
@@ -198,10 +214,12 @@ pub(crate) fn main() -> ExitCode {
         Command::Daemon(daemon) => daemons::run(daemon).map(|()| ExitCode::SUCCESS),
         Command::Node { command: None } => daemons::supervise().map(|()| ExitCode::SUCCESS),
         Command::Lab(args) => {
+            output_may_fail();
             default_sigpipe();
             orch_lab::run(args)
         }
         command => {
+            output_may_fail();
             default_sigpipe();
             on_runtime(command)
         }
@@ -272,6 +290,22 @@ fn is_about_a_flag(error: &clap::Error) -> bool {
     }
 }
 
+/// A full disk behind standard output is the world's fault: it gets a sentence and exit code 1, no backtrace. Whoever wrote
+/// cannot go on anyhow, and `println!` has no other way to say so.
+fn output_may_fail() {
+    let bugs = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let words = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        match words.strip_prefix("failed printing to stdout: ") {
+            Some(why) => {
+                eprintln!("cannot write to standard output: {why}");
+                std::process::exit(1);
+            }
+            None => bugs(panic),
+        }
+    }));
+}
+
 fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     orch_proto::tls::install_crypto_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -320,6 +354,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Save(args) => image::save(args, paths).await,
         Command::Load(args) => image::load(args, paths).await,
         Command::Rmi(args) => image::remove_all(args, paths).await,
+        Command::History(args) => image_registry::history(args, paths).await,
         Command::Build(args) => image_build::build(args, paths).await,
         Command::Images(args) => image::list(args, paths).await,
         Command::Volume { command } => volume::run(command, paths).await,

@@ -2,18 +2,39 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixListener},
+    path::Path,
+    process::{Command, Output},
+};
 
 /// Runs `orch` with every folder inside an empty one, so that no daemon of this machine is found.
 fn orch(arguments: &[&str]) -> Output {
-    let dir = tempfile::tempdir().unwrap();
-    Command::new(env!("CARGO_BIN_EXE_orch"))
-        .args(arguments)
-        .env("ORCH_ROOT_DIR", dir.path().join("root"))
-        .env("ORCH_RUN_DIR", dir.path().join("run"))
-        .env("ORCH_ETC_DIR", dir.path().join("etc"))
-        .output()
-        .unwrap()
+    orch_in(tempfile::tempdir().unwrap().path(), arguments).output().unwrap()
+}
+
+fn orch_in(dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_orch"));
+    command.args(arguments);
+    within(dir, command)
+}
+
+/// As somebody for whom the modes of files hold, also when root runs the tests.
+fn orch_of_nobody_special(dir: &Path, arguments: &[&str]) -> Command {
+    if !nix::unistd::geteuid().is_root() {
+        return orch_in(dir, arguments);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-dac_override,-dac_read_search", env!("CARGO_BIN_EXE_orch")]).args(arguments);
+    within(dir, command)
+}
+
+fn within(dir: &Path, mut command: Command) -> Command {
+    for (variable, folder) in [("ORCH_ROOT_DIR", "root"), ("ORCH_RUN_DIR", "run"), ("ORCH_ETC_DIR", "etc")] {
+        command.env(variable, dir.join(folder));
+    }
+    command
 }
 
 fn refused(arguments: &[&str], fragments: &[&str]) {
@@ -36,6 +57,9 @@ fn help_lists_the_commands_and_hides_the_daemons() {
     let help = String::from_utf8(output.stdout).unwrap();
     for command in ["init", "join", "service", "stack", "node", "network", "image", "exec", "logs", "lab"] {
         assert!(help.lines().any(|line| line.trim_start().starts_with(command)), "{command}: {help}");
+    }
+    for flag in ["-v", "-V", "--version"] {
+        assert!(orch(&[flag]).stdout.starts_with(b"orch "), "{flag}");
     }
     for daemon in ["netd", "shim"] {
         assert!(!help.contains(daemon), "{daemon}: {help}");
@@ -79,4 +103,42 @@ fn bad_input_is_refused_before_anything_else() {
 fn there_is_nothing_to_unlock_without_a_manager() {
     refused(&["unlock"], &["no manager runs on this node"]);
     refused(&["unlock-key"], &["This node is not part of a cluster"]);
+}
+
+/// Whoever is told that the node is in no cluster makes another one, or gives up a good one.
+#[test]
+fn a_node_whose_orch_is_stopped_or_out_of_reach_is_not_called_free() {
+    let asked =
+        [&["ps"][..], &["service", "ls"], &["run", "busybox"], &["leave"], &["info"], &["node", "reset-manager"]];
+    let stopped = tempfile::tempdir().unwrap();
+    fs::create_dir_all(stopped.path().join("root/node")).unwrap();
+    fs::write(stopped.path().join("root/node/state.json"), "{}").unwrap();
+    let closed = tempfile::tempdir().unwrap();
+    fs::create_dir(closed.path().join("run")).unwrap();
+    let mut listeners = Vec::new();
+    for name in ["node", "manager", "worker"] {
+        let socket = closed.path().join("run").join(name).with_extension("sock");
+        listeners.push(UnixListener::bind(&socket).unwrap());
+        fs::set_permissions(&socket, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    let denied = [&["unlock"][..], &["init"], &["join", "--token", "x", "192.0.2.1"]];
+    let stopped_says =
+        asked.iter().map(|words| (&stopped, *words, "orch does not run on this node, which is part of a cluster"));
+    let closed_says = asked.iter().chain(&denied).map(|words| (&closed, *words, "permission denied on "));
+    for (dir, words, sentence) in stopped_says.chain(closed_says) {
+        let output = orch_of_nobody_special(dir.path(), words).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(sentence), "{words:?}: {error}");
+        assert!(!error.contains("orch init"), "{words:?}: {error}");
+    }
+}
+
+#[test]
+fn a_full_disk_behind_the_output_is_an_error_and_no_panic() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let output = orch_in(dir.path(), &["version"]).stdout(full).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert_eq!(error, "cannot write to standard output: No space left on device (os error 28)\n");
 }

@@ -98,6 +98,24 @@ fn every_crate_inherits_the_lints() {
     }
 }
 
+/// Who follows the README's words has a unit that starts, and finds every key of orch.toml there.
+#[test]
+fn the_readme_knows_the_unit_and_every_key() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect(path);
+    let (readme, unit, config) = (read("README.md"), read("deploy/orch.service"), read("worker/src/config.rs"));
+    let program =
+        unit.lines().find_map(|line| line.strip_prefix("ExecStart=")?.strip_suffix("/orch node")).expect("ExecStart");
+    assert!(readme.contains(&format!("copy `target/release/orch` to `{program}`")), "the unit starts {program}/orch");
+    let fields = config.split_once("struct File {").expect("the file").1.split_once("\n}").expect("its end").0;
+    let names = fields.lines().filter_map(|line| line.trim().split_once(": ").map(|(name, _)| name.replace('_', "-")));
+    let keys: Vec<String> =
+        names.filter(|name| name.starts_with(|c: char| c.is_ascii_lowercase()) && name != "unknown").collect();
+    assert!(keys.len() > 8, "{keys:?}");
+    for key in keys.iter().map(String::as_str).chain(["log-level"]) {
+        assert!(readme.contains(&format!("`{key}`")), "{key} is not in the README");
+    }
+}
+
 /// The list under `key` in deny.toml, which `cargo deny` reads too; this test needs neither it nor the network.
 fn denied(key: &str) -> Vec<String> {
     let text = fs::read_to_string(root().join("deny.toml")).expect("deny.toml");

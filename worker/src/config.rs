@@ -60,6 +60,11 @@ struct File {
     image_gc_low_threshold: Option<u64>,
     /// Seconds.
     image_gc_minimum_age: Option<u64>,
+    /// The supervisor's.
+    #[serde(rename = "log-level")]
+    _log_level: Option<toml::Value>,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, toml::Value>,
 }
 
 /// Read anew each time it is asked, so that a change needs no restart.
@@ -133,6 +138,11 @@ impl Settings {
         CollectConfig { high_percent, low_percent, minimum_age }
     }
 
+    /// What nobody reads, a slip of the pen most likely: without a word it would look as if it had been obeyed.
+    pub(crate) fn unknown(&self) -> Vec<String> {
+        self.read().unwrap_or_default().unknown.into_keys().collect()
+    }
+
     pub(crate) fn cgroup_parent(&self) -> Result<String, ConfigError> {
         Ok(self.read()?.cgroup_parent.unwrap_or_else(|| DEFAULT_CGROUP_PARENT.to_owned()))
     }
@@ -188,6 +198,7 @@ mod tests {
         std::fs::write(&path, "insecure-registries = [\"a:5000\"]\nlabels = [\"k=v=w\"]\nlog-level = \"debug\"\n")
             .unwrap();
         assert!(settings.registries().is_insecure("a:5000"));
+        assert_eq!(settings.unknown(), [""; 0]);
         assert_eq!(settings.labels().unwrap()["k"], "v=w");
         std::fs::write(&path, "node-generic-resources = [\"gpu=UUID1\", \"ssd=2\"]").unwrap();
         let generic = settings.generic_resources().unwrap();
@@ -197,6 +208,8 @@ mod tests {
         std::fs::write(&path, "image-gc-high-threshold = 70\nimage-gc-minimum-age = 5").unwrap();
         let collect = settings.collect();
         assert_eq!((collect.high_percent, collect.low_percent, collect.minimum_age.as_secs()), (70, 70, 5));
+        std::fs::write(&path, "insecure-registry = [\"a:5000\"]\n[log]\nlevel = \"info\"").unwrap();
+        assert_eq!(settings.unknown(), ["insecure-registry", "log"]);
         std::fs::write(&path, "labels = [\"novalue\"]").unwrap();
         assert!(matches!(settings.labels(), Err(ConfigError::Label { .. })));
     }

@@ -99,6 +99,9 @@ async fn start(
     let store = Arc::new(Store::open(&dir)?);
     let daemon = read_daemon_config(paths)?;
     let settings = Settings::new(paths.config_file());
+    for name in settings.unknown() {
+        tracing::warn!(%name, "orch.toml: this is no key that orch reads, so it changes nothing; the README lists those that there are");
+    }
     let identity = SharedIdentity::follow(&dir.join("tls")).context("load this node's worker certificate")?;
     let images = ImageStore::open(&dir.join("images")).context("open the image store")?;
     let images = Images::new(images, settings.clone(), identity.clone());

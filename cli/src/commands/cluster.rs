@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep};
 
 use super::ca::{CaArgs, ca};
 use crate::{
-    api::{Api, explain, node, node_info},
+    api::{Api, Silence, explain, is_denied, node, node_info},
     flags::duration,
 };
 
@@ -305,7 +305,7 @@ pub(crate) async fn join_token(args: JoinTokenArgs, paths: &Paths) -> anyhow::Re
 }
 
 pub(crate) async fn leave(args: LeaveArgs, paths: &Paths) -> anyhow::Result<()> {
-    let mut client = node(paths).await.map_err(|_| anyhow!(crate::api::IN_NO_CLUSTER))?;
+    let mut client = node(paths).await?;
     client.leave(wire::LeaveNodeRequest { force: args.force }).await.map_err(explain)?;
     println!("Node left the cluster.");
     Ok(())
@@ -346,6 +346,10 @@ pub(crate) async fn update(args: UpdateArgs, paths: &Paths) -> anyhow::Result<()
 /// Gives the manager of this node the key that it waits for.
 pub(crate) async fn unlock(paths: &Paths) -> anyhow::Result<()> {
     let Ok(channel) = orch_proto::transport::unix_channel(&paths.manager_sock()).await else {
+        let socket = paths.manager_sock();
+        if is_denied(&socket) {
+            bail!(Silence::Denied(socket));
+        }
         bail!("no manager runs on this node, so there is nothing to unlock");
     };
     let key = wire::UnlockKey { key: read_unlock_key()? };

@@ -1,6 +1,6 @@
 //! `orch exec TASK COMMAND…`: the terminal, the signals and the exit code of a command in a task's container.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
@@ -12,7 +12,7 @@ use wire::exec_input::Input;
 use super::{
     container,
     container_attach::{copy_output, detach_keys},
-    run::exit_code,
+    run::{environment, exit_code},
     terminal::{self, DetachKeys, FromUser, RawTerminal},
 };
 use crate::{
@@ -40,6 +40,9 @@ pub(crate) struct ExecArgs {
     /// Set environment variables
     #[arg(short, long, value_name = "NAME=VALUE", value_parser = key_value::variable)]
     env: Vec<String>,
+    /// Read in a file of environment variables
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
     /// Working directory inside the container
     #[arg(short, long, default_value = "")]
     workdir: String,
@@ -67,7 +70,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     let start = wire::ExecStart {
         task: task.clone(),
         argv: argv.to_vec(),
-        env: key_value::merge_env([], args.env.clone(), |name| std::env::var(name).ok()),
+        env: environment(&args.env_file, &args.env)?,
         dir: args.workdir.clone(),
         user: args.user.clone(),
         tty: args.tty,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use anyhow::bail;
 use clap::Args;
 use orch_model::cluster::UNLIMITED_TASK_HISTORY;
 use orch_proto::{
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::print_inspected;
 use crate::{
-    api::{node_info, worker},
+    api::{Silence, node_info, silence, worker},
     flags::quantity,
     render::time,
 };
@@ -39,7 +40,7 @@ pub(crate) async fn version(args: FormatArgs, paths: &Paths) -> anyhow::Result<(
     println!("Client: Orch\n Version:    {VERSION}\n OS/Arch:    linux/{}", std::env::consts::ARCH);
     match daemon {
         Some(version) => println!("\nServer: Orch node\n Version:    {version}"),
-        None => println!("\nServer: no node daemon runs here (start one with `orch init` or `orch join`)"),
+        None => println!("\nServer: no answer: {}", silence(paths)),
     }
     Ok(())
 }
@@ -73,6 +74,12 @@ pub(crate) async fn info(args: FormatArgs, paths: &Paths) -> anyhow::Result<()> 
         Err(Some(status)) if says(status, "failed") => Some(status.message().to_owned()),
         _ => None,
     };
+    if node.is_none() && cluster.is_err() {
+        match silence(paths) {
+            Silence::NoMember => {}
+            reason => bail!(reason),
+        }
+    }
     let facts = Facts { node, worker, cluster: cluster.ok(), locked, failure };
     match args.format.as_deref() {
         Some(format) => print_inspected(vec![facts.json()], Some(format)),

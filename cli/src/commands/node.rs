@@ -153,7 +153,7 @@ pub(crate) async fn run(command: NodeCommand, paths: &Paths) -> anyhow::Result<(
 
 /// Asks the supervisor: the manager itself may not run.
 async fn reset_manager(paths: &Paths) -> anyhow::Result<()> {
-    let mut node = crate::api::node(paths).await.map_err(|_| anyhow::anyhow!(crate::api::IN_NO_CLUSTER))?;
+    let mut node = crate::api::node(paths).await?;
     let answer = node.reset_manager(wire::Empty {}).await.map_err(explain)?.into_inner();
     println!("This node's manager has joined the other managers anew.");
     if !answer.kept.is_empty() {

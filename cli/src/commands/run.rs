@@ -482,7 +482,7 @@ fn container_spec(args: &CreateArgs, given: &Given) -> anyhow::Result<ContainerS
         command: args.entrypoint.clone().map(|Words(words)| words).unwrap_or_default(),
         args: arguments.to_vec(),
         hostname: args.hostname.clone(),
-        env: environment(args)?,
+        env: environment(&args.env_file, &args.env)?,
         dir: args.workdir.clone(),
         user: args.user.clone(),
         groups: args.group_add.clone(),
@@ -546,14 +546,15 @@ fn labels(args: &CreateArgs) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(labels)
 }
 
-fn environment(args: &CreateArgs) -> anyhow::Result<Vec<String>> {
+/// What the files say, then the flags.
+pub(super) fn environment(files: &[PathBuf], flags: &[String]) -> anyhow::Result<Vec<String>> {
     let mut env = Vec::new();
-    for file in &args.env_file {
+    for file in files {
         let text =
             std::fs::read_to_string(file).with_context(|| format!("cannot read --env-file {}", file.display()))?;
         env.extend(key_value::env_file(&text).map_err(|e| anyhow!("--env-file {}: {e}", file.display()))?);
     }
-    Ok(key_value::merge_env(env, args.env.iter().cloned(), |name| std::env::var(name).ok()))
+    Ok(key_value::merge_env(env, flags.iter().cloned(), |name| std::env::var(name).ok()))
 }
 
 /// `-v` makes the host's folder where it is missing, as Docker does; `--mount` refuses.

@@ -58,8 +58,7 @@ impl Filler<'_> {
                 Err(_) if self.findings.len() >= ComposeError::MOST => self.findings.push(Finding::more()),
                 Err(reason) => {
                     let message = format!("invalid interpolation format for {path}: {reason}");
-                    let help = "write ${NAME}, ${NAME:-default}, or $$ for a dollar sign";
-                    self.findings.push(self.source.finding(node.place, message, Some(help.into())));
+                    self.findings.push(self.source.finding(node.place, message, Some(help(&reason).into())));
                 }
             },
             Yaml::Null | Yaml::Scalar(_) => {}
@@ -154,6 +153,16 @@ fn as_docker(
     Ok(lookup(inner, variables, unset))
 }
 
+/// How the reason begins when nothing is wrong with the file.
+const REQUIRED: &str = "\"required variable ";
+
+fn help(reason: &str) -> &'static str {
+    match reason.starts_with(REQUIRED) {
+        true => "set it in the shell, in a file given by --env-file, or in .env beside the first stack file",
+        false => "write ${NAME}, ${NAME:-default}, or $$ for a dollar sign",
+    }
+}
+
 fn missing(name: &str, why: &str) -> String {
     let reason = format!("required variable {name} is missing a value: {why}");
     format!("{reason:?}; you may need to escape any $ with another $")
@@ -223,11 +232,14 @@ mod tests {
         }
         assert_eq!(unset.into_iter().collect::<Vec<_>>(), ["NONE"]);
         let mut unset = BTreeSet::new();
-        for (text, fragment) in
-            [("${B:?say why}", "say why"), ("${A", "you may need"), ("$ x", "escape any $"), ("${A:}", "escape")]
-        {
+        for (text, fragment, advice) in [
+            ("${B:?say why}", "say why", "--env-file"),
+            ("${A", "you may need", "write ${NAME}"),
+            ("$ x", "escape any $", "$$ for a dollar"),
+            ("${A:}", "escape", "write ${NAME}"),
+        ] {
             let error = expand(text, variables, &mut unset).unwrap_err();
-            assert!(error.contains(fragment), "{text}: {error}");
+            assert!(error.contains(fragment) && help(&error).contains(advice), "{text}: {error}");
         }
         let variables = Variables { strict: true, ..variables };
         assert_eq!(expand("${B:-${A}}", variables, &mut unset).as_deref(), Ok("${A}"));

@@ -14,6 +14,7 @@ use super::files;
 
 /// Layout of `/var/lib/orch/node`; a higher number belongs to a newer orch.
 const FORMAT: u32 = 1;
+const STATE_FILE: &str = "state.json";
 
 /// This node's membership in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +81,13 @@ impl NodeDir {
     }
 
     fn state_file(&self) -> PathBuf {
-        self.dir.join("state.json")
+        self.dir.join(STATE_FILE)
     }
+}
+
+/// It is there while the node is in a cluster, whether or not anything runs.
+pub(crate) fn state_file(paths: &Paths) -> PathBuf {
+    paths.node_dir().join(STATE_FILE)
 }
 
 fn check_format(path: &Path) -> Result<()> {

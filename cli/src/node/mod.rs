@@ -30,6 +30,7 @@ mod start;
 mod supervisor;
 mod wait;
 
+pub(crate) use member::state_file;
 pub(crate) use start::ensure_running;
 
 use anyhow::Context as _;

@@ -12,6 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use orch_proto::paths::Paths;
 use tokio::time::sleep;
 
+use crate::api::{Silence, is_denied};
+
 use super::{
     daemon::{log_file, log_tail, own_program},
     files,
@@ -26,6 +28,10 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) async fn ensure_running(paths: &Paths) -> Result<()> {
     if answers(paths) {
         return Ok(());
+    }
+    let socket = paths.node_sock();
+    if is_denied(&socket) {
+        bail!(Silence::Denied(socket));
     }
     if !nix::unistd::geteuid().is_root() {
         bail!("orch does not run on this machine, and starting it needs root: run this command with sudo");

@@ -8,7 +8,7 @@ use std::{
 
 use orch_model::{
     TaskId, Timestamp,
-    service::{Service, ServiceMode, TaskSpec, UpdateConfig, UpdateState},
+    service::{Service, ServiceMode, UpdateConfig, UpdateState},
     task::{Task, TaskState},
 };
 
@@ -190,11 +190,8 @@ impl Progress {
         task.status.state == TaskState::Running && task.desired_state == TaskState::Running && self.is_current(task)
     }
 
-    /// Placement is left out: a task that still fits is not restarted for it.
     fn is_current(&self, task: &Task) -> bool {
-        let wanted = &self.service.spec.task;
-        let same = |a: &TaskSpec, b: &TaskSpec| TaskSpec { placement: b.placement.clone(), ..a.clone() } == *b;
-        task.spec_version == self.service.spec_version || same(&task.spec, wanted)
+        task.spec_version == self.service.spec_version || task.spec.does_the_work_of(&self.service.spec.task)
     }
 
     /// Slot number, or node for global services, to its tasks, newest last.
@@ -274,7 +271,7 @@ type Key = (u64, String);
 mod tests {
     use orch_model::{
         Annotations, Meta, ServiceId, Version,
-        service::{Endpoint, EndpointSpec, ServiceSpec, UpdateStatus},
+        service::{Endpoint, EndpointSpec, ServiceSpec, TaskSpec, UpdateStatus},
         task::TaskStatus,
     };
 
@@ -400,6 +397,13 @@ mod tests {
         let mut moved = TaskSpec::default();
         moved.placement.constraints = vec!["node.role==manager".into()];
         old.spec = Arc::new(moved);
-        assert_eq!(progress(service(1, None), vec![Arc::new(old)]).verdict(), Verdict::Converged);
+        assert_eq!(progress(service(1, None), vec![Arc::new(old.clone())]).verdict(), Verdict::Converged);
+        // It was started by name; since then the cluster has learned what the name means.
+        let (mut by_name, mut known) = (TaskSpec::default(), (*service(1, None)).clone());
+        by_name.container.image = "web".into();
+        known.spec.task = by_name.clone();
+        known.spec.task.container.image_digest = Some("sha256:1".into());
+        old.spec = Arc::new(by_name);
+        assert_eq!(progress(Arc::new(known), vec![Arc::new(old)]).verdict(), Verdict::Converged);
     }
 }

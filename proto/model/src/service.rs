@@ -225,6 +225,35 @@ pub struct TaskSpec {
     pub force_update: u64,
 }
 
+impl TaskSpec {
+    /// Whether a task of this specification does what a service asks for by now, so that no update replaces it and whoever
+    /// waits for the service counts it. Where it may run is left out: a task that still fits stays.
+    #[must_use]
+    pub fn does_the_work_of(&self, wanted: &Self) -> bool {
+        let Self {
+            container,
+            limits,
+            reservations,
+            restart,
+            placement: _,
+            networks,
+            node_network,
+            log_driver,
+            force_update,
+            generic,
+        } = self;
+        container.is_as_good_as(&wanted.container)
+            && *limits == wanted.limits
+            && *reservations == wanted.reservations
+            && *restart == wanted.restart
+            && *networks == wanted.networks
+            && *node_network == wanted.node_network
+            && *log_driver == wanted.log_driver
+            && *force_update == wanted.force_update
+            && *generic == wanted.generic
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ResourceLimits {
     /// 0: no limit.
@@ -353,6 +382,17 @@ impl ContainerSpec {
             [none] if none.is_empty() => (&[], &self.args),
             own => (own, &self.args),
         }
+    }
+
+    /// A container that was started by name, before the cluster knew the content, is not replaced because it is known
+    /// now; nor is one because the next would log in to the registry in another way.
+    fn is_as_good_as(&self, wanted: &Self) -> bool {
+        if self.registry_auth == wanted.registry_auth && (self.image_digest.is_some() || wanted.image_digest.is_none())
+        {
+            return self == wanted;
+        }
+        let image_digest = self.image_digest.clone().or_else(|| wanted.image_digest.clone());
+        Self { image_digest, registry_auth: wanted.registry_auth.clone(), ..self.clone() } == *wanted
     }
 }
 

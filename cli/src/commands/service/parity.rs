@@ -62,6 +62,9 @@ const DOCKER_RUN: &str = "add-host annotation attach blkio-weight blkio-weight-d
     shm-size sig-proxy stop-signal stop-timeout storage-opt sysctl tmpfs tty ulimit use-api-socket user userns \
     uts volume volume-driver volumes-from workdir";
 
+/// The same of all commands that are not named above, one a line.
+const DOCKER_REST: &str = include_str!("docker-flags.txt");
+
 /// One row: what it is about, how it compares, the tests that show it.
 struct Row {
     what: String,
@@ -145,6 +148,35 @@ fn what_is_not_here_is_refused() {
         assert!(refusal.contains(&row.what), "{}: {refusal}", row.what);
     }
     assert!(missing.len() > 30, "{}", missing.len());
+}
+
+#[test]
+fn flags_of_the_rest_are_here_or_have_a_reason() {
+    let (whole, rows) = (crate::cli::whole(), section("All other commands: flags that are not here"));
+    let mut missing = BTreeSet::new();
+    for line in DOCKER_REST.lines() {
+        let (words, flags) = line.split_once(':').unwrap();
+        let find =
+            |of: &Command, name: &str| of.find_subcommand(name).unwrap_or_else(|| panic!("orch {words}")).clone();
+        let command = words.split(' ').fold(whole.clone(), |of, name| find(&of, name));
+        let own: BTreeSet<&str> = command.get_arguments().filter_map(clap::Arg::get_long).collect();
+        let hidden: BTreeSet<&str> = command.get_arguments().filter_map(clap::Arg::get_all_aliases).flatten().collect();
+        missing.extend(flags.split_whitespace().filter(|flag| !own.contains(flag) && !hidden.contains(flag)).map(
+            |flag| {
+                let row = rows.iter().find(|row| row.what == format!("--{flag}"));
+                assert!(row.is_some_and(|row| row.verdict.contains(&format!("`{words}`"))), "orch {words} --{flag}");
+                format!("--{flag}")
+            },
+        ));
+    }
+    assert_eq!(names(&rows), missing.iter().map(String::as_str).collect(), "rows, and flags that are not here");
+}
+
+#[test]
+fn commands_that_are_not_here_are_refused() {
+    for row in section("Commands that are not here") {
+        assert!(crate::cli::whole().find_subcommand(&row.what).is_none(), "orch {}", row.what);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use orch_model::{
     NodeId,
-    service::{ContainerSpec, PublishMode, Service, ServiceMode, TaskSpec},
+    service::{PublishMode, Service, ServiceMode},
     task::{Task, TaskState},
 };
 
@@ -104,8 +104,6 @@ pub fn ended_by_itself(task: &Task) -> bool {
 }
 
 /// Whether a task differs from what its service asks for now, so that an update must replace it.
-///
-/// Where a task may run is left out: a task that still fits stays.
 #[must_use]
 pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
     if task.displaced {
@@ -118,43 +116,9 @@ pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
         Some(ingress) => task.networks.iter().any(|n| n.network == ingress.id),
         None => true,
     };
-    !same_work(&task.spec, &service.spec.task)
+    !task.spec.does_the_work_of(&service.spec.task)
         || !same_host_ports(service, task)
         || (publishes_on_ingress(&service.spec) && !on_ingress())
-}
-
-fn same_work(a: &TaskSpec, b: &TaskSpec) -> bool {
-    let TaskSpec {
-        container,
-        limits,
-        reservations,
-        restart,
-        placement: _,
-        networks,
-        node_network,
-        log_driver,
-        force_update,
-        generic,
-    } = a;
-    same_container(container, &b.container)
-        && *limits == b.limits
-        && *reservations == b.reservations
-        && *restart == b.restart
-        && *networks == b.networks
-        && *node_network == b.node_network
-        && *log_driver == b.log_driver
-        && *force_update == b.force_update
-        && *generic == b.generic
-}
-
-/// A task that was started by name, before the cluster knew the content, is not replaced because it is known now; nor is
-/// one because the next would log in to the registry in another way.
-fn same_container(old: &ContainerSpec, new: &ContainerSpec) -> bool {
-    if old.registry_auth == new.registry_auth && (old.image_digest.is_some() || new.image_digest.is_none()) {
-        return old == new;
-    }
-    let image_digest = old.image_digest.clone().or_else(|| new.image_digest.clone());
-    ContainerSpec { image_digest, registry_auth: new.registry_auth.clone(), ..old.clone() } == *new
 }
 
 fn same_host_ports(service: &Service, task: &Task) -> bool {
