@@ -97,7 +97,10 @@ pub(crate) struct RegistryConfig {
 
 impl RegistryConfig {
     pub(crate) fn is_insecure(&self, registry: &str) -> bool {
-        let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+        let host = match registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, _)) => host,
+            None => registry.rsplit_once(':').map_or(registry, |(host, _)| host),
+        };
         let ip: Option<IpAddr> = host.parse().ok();
         self.insecure.iter().any(|entry| {
             let in_network = || {

@@ -481,7 +481,7 @@ fn repository_digest<'a>(image: &'a wire::LocalImage, repository: &str) -> &'a s
 }
 
 /// The name as the user would type it.
-pub(super) fn familiar(name: &str) -> &str {
+pub(crate) fn familiar(name: &str) -> &str {
     let name = name.strip_prefix("docker.io/").unwrap_or(name);
     name.strip_prefix("library/").unwrap_or(name)
 }

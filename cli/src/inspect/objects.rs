@@ -13,7 +13,7 @@ use orch_template::native::Zero;
 use serde_json::{Value, json};
 
 use super::{Fields, head, port_list, service::task_spec};
-use crate::render::time;
+use crate::{commands::image::familiar, render::time};
 
 pub(crate) fn task(task: &Task) -> Value {
     let status = &task.status;
@@ -183,7 +183,8 @@ fn named(
 
 pub(crate) fn image(image: &wire::LocalImage) -> Value {
     let oci: Value = serde_json::from_str(&image.config_json).unwrap_or_default();
-    let (digests, tags): (Vec<&String>, Vec<&String>) = image.names.iter().partition(|name| name.contains('@'));
+    let names = image.names.iter().map(|name| familiar(name));
+    let (digests, tags): (Vec<&str>, Vec<&str>) = names.partition(|name| name.contains('@'));
     Fields::default()
         .always("Id", image.config_digest.as_str())
         .always("RepoTags", json!(tags))

@@ -180,3 +180,13 @@ fn a_containers_health_check_is_the_users_over_the_images() {
         assert_eq!(native::shown(&local_container(&details))["Config"]["Healthcheck"], want);
     }
 }
+
+#[test]
+fn an_images_names_are_as_users_type_them() {
+    let names =
+        ["docker.io/library/web:1", "docker.io/team/web:1", "reg:5000/web:1", "docker.io/library/web@sha256:ab"];
+    let stored = orch_proto::wire::LocalImage { names: names.map(str::to_owned).to_vec(), ..Default::default() };
+    let shown = native::shown(&image(&stored));
+    assert_eq!(shown["RepoTags"], json!(["web:1", "team/web:1", "reg:5000/web:1"]));
+    assert_eq!(shown["RepoDigests"], json!(["web@sha256:ab"]));
+}

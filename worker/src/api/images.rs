@@ -24,6 +24,7 @@ use crate::{
         chain, import,
         pull::PullError,
         reference::Reference,
+        room::Room,
         store::{ImageStore, Removed, StoreError, StoredImage, pinned},
     },
 };
@@ -138,7 +139,11 @@ pub(super) fn pull(
     tokio::spawn(async move {
         let status = pull_progress::Progress::Status(format!("Pulling from {}", reference.name()));
         let _ = progress.try_send(PullProgress { progress: Some(status) });
-        let pulled = images.pull(&reference, request.auth.as_ref(), &progress).await;
+        // Who goes away wants it no more, as with Docker; what has arrived is there for the next pull.
+        let pulled = tokio::select! {
+            pulled = images.pull(&reference, request.auth.as_ref(), &progress) => pulled,
+            () = progress.closed() => return,
+        };
         drop(progress);
         let done = match pulled {
             Ok(image) => {
@@ -236,8 +241,12 @@ async fn name_it(agent: &Agent, image: &StoredImage, name: &Reference) -> Result
 pub(super) async fn load(agent: &Agent, mut chunks: Streaming<FileChunk>) -> Result<LoadImagesResponse, Status> {
     let store = agent.host.images.store.clone();
     let mut file = store.scratch().map_err(|error| Status::internal(chain(&error)))?;
+    let mut room = Room::default();
     while let Some(chunk) = chunks.message().await? {
-        let written = tokio::task::block_in_place(|| std::io::Write::write_all(&mut file, &chunk.data));
+        let written = tokio::task::block_in_place(|| {
+            room.write(&file, chunk.data.len())?;
+            std::io::Write::write_all(&mut file, &chunk.data)
+        });
         written.map_err(|error| Status::internal(format!("keep the archive: {error}")))?;
     }
     let for_load = store.clone();
@@ -317,7 +326,10 @@ pub(super) fn push(
     tokio::spawn(async move {
         let status = format!("The push refers to repository [{}]", reference.name());
         let _ = progress.try_send(PullProgress { progress: Some(pull_progress::Progress::Status(status)) });
-        let pushed = images.push(&reference, &image, request.auth.as_ref(), &progress).await;
+        let pushed = tokio::select! {
+            pushed = images.push(&reference, &image, request.auth.as_ref(), &progress) => pushed,
+            () = progress.closed() => return,
+        };
         drop(progress);
         let done = match pushed {
             Ok(()) => {

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     chain,
+    partial::KEPT_FOR,
     store::{StoredImage, pinned},
 };
 use crate::{agent::Agent, api::forget_image, config::CollectConfig};
@@ -36,13 +37,23 @@ struct Candidate {
 pub(crate) async fn keep(agent: Arc<Agent>) {
     loop {
         sleep(INTERVAL).await;
-        let config = agent.host.images.collect_config();
-        let dir = agent.host.images.store.dir().to_owned();
-        if used_percent(&dir).is_some_and(|used| used > config.high_percent) {
-            // What broke off is the first to go: no one misses it.
-            if let Err(error) = agent.host.images.store.forget_partials(config.minimum_age) {
-                tracing::warn!(error = chain(&error), "downloads that broke off could not be removed");
-            }
+        let images = &agent.host.images;
+        let config = images.collect_config();
+        let dir = images.store.dir().to_owned();
+        for image in candidates(&agent).into_iter().filter(|image| image.in_use) {
+            images.note_used(&image.digest);
+        }
+        let is_full = used_percent(&dir).is_some_and(|used| used > config.high_percent);
+        // What broke off is the first to go: no one misses it.
+        let age = if is_full { config.minimum_age } else { KEPT_FOR };
+        if is_full && let Err(error) = images.store.forget_partials(age) {
+            tracing::warn!(error = chain(&error), "downloads that broke off could not be removed");
+        }
+        let store = images.store.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || store.sweep_left(age)).await {
+            tracing::warn!(error = chain(&error), "what no image uses could not be removed");
+        }
+        if is_full {
             free(&agent, &config, &dir).await;
         }
     }
@@ -50,6 +61,11 @@ pub(crate) async fn keep(agent: Arc<Agent>) {
 
 async fn free(agent: &Agent, config: &CollectConfig, dir: &Path) {
     while used_percent(dir).is_some_and(|used| used > config.low_percent) {
+        // What a pull may need is not deleted: images would go one after another and none of them make room.
+        if agent.host.images.store.is_arriving() {
+            tracing::info!("the disk with the images is filling up; room is made when what is on its way has arrived");
+            return;
+        }
         let candidates = candidates(agent);
         let Some(digest) = next(&candidates, SystemTime::now(), config.minimum_age) else {
             tracing::warn!(

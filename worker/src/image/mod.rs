@@ -99,10 +99,15 @@ impl Images {
     }
 
     fn note_use(&self, image: StoredImage) -> StoredImage {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.insert(image.digest.clone(), SystemTime::now());
-        used.retain(|digest, _| self.store.by_digest(digest).is_some());
+        self.note_used(&image.digest);
         image
+    }
+
+    /// Something uses the image now.
+    pub(crate) fn note_used(&self, digest: &str) {
+        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        used.insert(digest.to_owned(), SystemTime::now());
+        used.retain(|digest, _| self.store.by_digest(digest).is_some());
     }
 
     /// The image that a task needs: from here, else from another node, else from its registry.

@@ -118,7 +118,7 @@ async fn resolve_at(
     let digest = loop {
         match client.fetch_manifest_digest(&target, &auth).await {
             Ok(digest) => break digest,
-            Err(error) => patience.wait(unless_absent(endpoint, reference, error)).await?,
+            Err(error) => patience.wait(refusal(endpoint, &auth, reference, error).await).await?,
         }
     };
     if is_digest(&digest) {
@@ -269,7 +269,7 @@ impl<'a> Session<'a> {
         let bytes = loop {
             match self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await {
                 Ok((bytes, _)) => break bytes,
-                Err(error) => patience.wait(unless_absent(self.endpoint, self.reference, error)).await?,
+                Err(error) => patience.wait(refusal(self.endpoint, &self.auth, self.reference, error).await).await?,
             }
         };
         let digest = self.store.put_bytes(&bytes, reference.digest())?;
@@ -420,7 +420,19 @@ fn oci_reference(endpoint: &Endpoint, reference: &Reference, digest: Option<&str
     }
 }
 
-fn unless_absent(endpoint: &Endpoint, reference: &Reference, error: OciDistributionError) -> PullError {
+/// Why a manifest is not given. Without a token a registry says of everything that it needs a login, so first it is
+/// looked at why there was none.
+async fn refusal(
+    endpoint: &Endpoint,
+    auth: &RegistryAuth,
+    reference: &Reference,
+    error: OciDistributionError,
+) -> PullError {
+    if matches!(error, OciDistributionError::UnauthorizedError { .. })
+        && let Some(trouble) = endpoint.token_trouble(auth, reference, &RegistryOperation::Pull).await
+    {
+        return trouble;
+    }
     if is_absent(&error) {
         PullError::NotFound { registry: endpoint.host.clone(), image: reference.familiar() }
     } else {

@@ -55,7 +55,10 @@ impl Upload<'_> {
         let (host, repository) = (self.endpoint.host.clone(), self.reference.repository.clone());
         let tag = self.reference.tag.clone().unwrap_or_else(|| "latest".to_owned());
         let target = OciReference::with_tag(host, repository, tag);
-        client.auth(&target, &auth, RegistryOperation::Push).await.map_err(|error| self.error(error))?;
+        if let Err(error) = client.auth(&target, &auth, RegistryOperation::Push).await {
+            let trouble = self.endpoint.token_trouble(&auth, self.reference, &RegistryOperation::Push).await;
+            return Err(trouble.unwrap_or_else(|| self.error(error)));
+        }
 
         let record = &self.image.record;
         let blobs: Vec<&String> = record.layers.iter().chain([&record.config]).collect();

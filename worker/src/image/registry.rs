@@ -35,6 +35,7 @@ const HUB_HOST: &str = "index.docker.io";
 const CERTIFICATE_BEGINS: &str = "-----BEGIN CERTIFICATE-----";
 /// Longest part of a registry's words that is shown.
 const MAX_REASON_CHARS: usize = 1000;
+const NO_TOKEN: &str = "its token server gives no token";
 /// Longest answer of a token server that is read.
 const MAX_TOKEN_BYTES: usize = 1 << 20;
 
@@ -142,11 +143,7 @@ impl Endpoint {
         if login.identity_token.is_empty() {
             return Ok(RegistryAuth::Basic(login.username.clone(), login.password.clone()));
         }
-        let actions = match operation {
-            RegistryOperation::Push => "pull,push",
-            _ => "pull",
-        };
-        let scope = format!("repository:{}:{actions}", reference.repository);
+        let scope = scope(reference, &operation);
         match self.challenge().await? {
             Challenge::Bearer { realm, service } => {
                 let token = self.refreshed(&realm, &service, &scope, &login.identity_token).await?;
@@ -176,6 +173,9 @@ impl Endpoint {
                 let url = Url::parse_with_params(&realm, query).map_err(|_| self.no_realm(&realm))?;
                 let request = self.http()?.get(url).basic_auth(user, Some(password));
                 let token = self.token(request).await?;
+                if !token.is_given() {
+                    return Err(self.failed(NO_TOKEN.to_owned()));
+                }
                 let kept = match token.refresh_token.filter(|token| !token.is_empty()) {
                     Some(identity_token) => wire::RegistryAuth {
                         username: login.username.clone(),
@@ -211,17 +211,62 @@ impl Endpoint {
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(body.unwrap_or_default());
         let token = self.token(request).await?;
-        token.access_token.or(token.token).ok_or_else(|| self.failed("its token server gives no token".to_owned()))
+        token.access_token.or(token.token).ok_or_else(|| self.failed(NO_TOKEN.to_owned()))
     }
 
     async fn token(&self, request: reqwest::RequestBuilder) -> Result<Token, PullError> {
         let answer = request.send().await.map_err(|error| self.unreachable(&error))?;
         self.accepted(answer.status())?;
-        if answer.content_length().is_some_and(|bytes| bytes > MAX_TOKEN_BYTES as u64) {
-            return Err(self.failed("its token server sends too much".to_owned()));
+        self.read_token(answer).await
+    }
+
+    async fn read_token(&self, mut answer: reqwest::Response) -> Result<Token, PullError> {
+        let mut text = Vec::new();
+        while let Some(piece) = answer.chunk().await.map_err(|error| self.unreachable(&error))? {
+            text.extend_from_slice(&piece);
+            if text.len() > MAX_TOKEN_BYTES {
+                return Err(self.failed("its token server sends too much".to_owned()));
+            }
         }
-        let text = answer.bytes().await.map_err(|error| self.unreachable(&error))?;
         serde_json::from_slice(&text).map_err(|error| self.failed(format!("its token server's answer: {error}")))
+    }
+
+    /// What is wrong with the registry's token server, after the registry refused what came without a token; `None`: a
+    /// stranger, or this login, may not have it. The client asks for tokens itself, and tells nobody when it gets none.
+    pub(super) async fn token_trouble(
+        &self,
+        auth: &RegistryAuth,
+        reference: &Reference,
+        operation: &RegistryOperation,
+    ) -> Option<PullError> {
+        let Challenge::Bearer { realm, service } = self.challenge().await.ok()? else { return None };
+        let scope = scope(reference, operation);
+        let query = [("scope", scope.as_str()), ("service", service.as_str())];
+        let Ok(url) = Url::parse_with_params(&realm, query) else { return Some(self.no_realm(&realm)) };
+        let mut request = self.http().ok()?.get(url.clone());
+        if let RegistryAuth::Basic(user, password) = auth {
+            request = request.basic_auth(user, Some(password));
+        }
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let host = url.host_str().unwrap_or_default();
+                return Some(self.failed(format!("its token server {host} cannot be reached: {}", innermost(&error))));
+            }
+        };
+        let status = answer.status();
+        if is_passing(status.as_u16()) {
+            let reason = format!("its token server answers {status}");
+            return Some(PullError::Busy { registry: self.host.clone(), url: url.into(), reason });
+        }
+        if !status.is_success() {
+            return None;
+        }
+        match self.read_token(answer).await {
+            Ok(token) if token.is_given() => None,
+            Ok(_) => Some(self.failed(NO_TOKEN.to_owned())),
+            Err(error) => Some(error),
+        }
     }
 
     /// Asks the registry's front door, which every registry has, how to log in.
@@ -274,7 +319,7 @@ impl Endpoint {
         if self.plain_http {
             return reason;
         }
-        if reason.contains("InvalidContentType") {
+        if reason.contains("InvalidContentType") || reason.contains("tls handshake eof") {
             return format!(
                 "it does not speak TLS; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
                  /etc/orch/orch.toml on every node"
@@ -402,6 +447,20 @@ struct Token {
     refresh_token: Option<String>,
 }
 
+impl Token {
+    fn is_given(&self) -> bool {
+        [&self.token, &self.access_token].into_iter().flatten().any(|token| !token.is_empty())
+    }
+}
+
+fn scope(reference: &Reference, operation: &RegistryOperation) -> String {
+    let actions = match operation {
+        RegistryOperation::Push => "pull,push",
+        RegistryOperation::Pull => "pull",
+    };
+    format!("repository:{}:{actions}", reference.repository)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,7 +475,7 @@ mod tests {
     #[test]
     fn plain_http_is_for_this_machine_and_what_the_operator_listed() {
         let registries = RegistryConfig {
-            insecure: vec!["reg:5000".to_owned(), "10.1.0.0/16".to_owned()],
+            insecure: vec!["reg:5000".to_owned(), "10.1.0.0/16".to_owned(), "fd00::/8".to_owned()],
             mirrors: vec!["http://mirror:80".to_owned(), "https://safe".to_owned()],
             certs: Vec::new(),
         };
@@ -424,6 +483,10 @@ mod tests {
         check(&registries, "reg:5000", &[("reg:5000", false, true), ("reg:5000", true, true)]);
         check(&registries, "reg:5001", &[("reg:5001", false, false)]);
         check(&registries, "10.1.2.3:5000", &[("10.1.2.3:5000", false, true), ("10.1.2.3:5000", true, true)]);
+        for host in ["[fd00::1]:5000", "[fd00::1]"] {
+            check(&registries, host, &[(host, false, true), (host, true, true)]);
+        }
+        check(&registries, "[fe80::1]:5000", &[("[fe80::1]:5000", false, false)]);
         check(&registries, "localhost:5000", &[("localhost:5000", false, true), ("localhost:5000", true, true)]);
         let hub = [("mirror:80", true, true), ("safe", false, false), ("docker.io", false, false)];
         check(&registries, "docker.io", &hub);

@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -35,7 +36,7 @@ pub(crate) const MAX_METADATA_BYTES: u64 = 8 << 20;
 /// What is read at once of a layer that is gone on with.
 const TAKE_UP_BYTES: usize = 256 << 10;
 /// Shortest prefix of an image id that is looked up.
-const MIN_ID_PREFIX: usize = 4;
+const MIN_ID_PREFIX: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -180,8 +181,15 @@ impl ImageStore {
 
     /// Keeps blobs of no image from being swept until dropped.
     pub(crate) fn arriving(&self) -> Arriving {
+        // Never in the middle of a sweep, which holds the index: what is found here stays.
+        let _index = self.lock();
         self.arriving.fetch_add(1, Ordering::SeqCst);
         Arriving(self.arriving.clone())
+    }
+
+    /// While it is so, removing images makes no room.
+    pub(crate) fn is_arriving(&self) -> bool {
+        self.arriving.load(Ordering::SeqCst) > 0
     }
 
     /// Whether so much more fits.
@@ -194,7 +202,13 @@ impl ImageStore {
     pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
         let ingest = self.dir.join("ingest");
         let file = tempfile::NamedTempFile::new_in(&ingest).map_err(io_error("create a file in", &ingest))?;
-        Ok(BlobWriter { store: self.clone(), aside: Aside::Temporary(file), hash: Sha256::new(), bytes: 0 })
+        Ok(BlobWriter {
+            store: self.clone(),
+            aside: Aside::Temporary(file),
+            hash: Sha256::new(),
+            bytes: 0,
+            room: Room::default(),
+        })
     }
 
     /// Goes on with a layer: what an earlier try has left of it is there, but not [taken up](BlobWriter::take_up) yet.
@@ -202,7 +216,13 @@ impl ImageStore {
         let folder = self.partial_dir();
         let partial = Partial::take(&folder, hex_of(digest)?).map_err(io_error("go on with a layer in", &folder))?;
         let Some(partial) = partial else { return self.blob_writer() };
-        Ok(BlobWriter { store: self.clone(), aside: Aside::Partial(partial), hash: Sha256::new(), bytes: 0 })
+        Ok(BlobWriter {
+            store: self.clone(),
+            aside: Aside::Partial(partial),
+            hash: Sha256::new(),
+            bytes: 0,
+            room: Room::default(),
+        })
     }
 
     /// Bytes that an earlier try has left of a layer.
@@ -383,11 +403,16 @@ impl ImageStore {
             return None;
         }
         let is_match = |digest: &str| digest.strip_prefix("sha256:").is_some_and(|hex| hex.starts_with(prefix));
-        let mut matches = index.images.iter().filter(|(digest, record)| is_match(&record.config) || is_match(digest));
-        match (matches.next(), matches.next()) {
-            (Some((digest, _)), None) => index.stored(digest),
-            _ => None,
+        let matches: Vec<_> =
+            index.images.iter().filter(|(digest, record)| is_match(&record.config) || is_match(digest)).collect();
+        let (_, first) = matches.first()?;
+        // The same image may be here in two manifests, packed once and plain once: they are one id, and run alike.
+        if matches.iter().any(|(_, record)| record.config != first.config) {
+            return None;
         }
+        let is_named = |digest: &str| index.names.values().any(|of| of == digest);
+        let best = matches.iter().find(|(digest, _)| is_named(digest)).or(matches.first())?;
+        index.stored(best.0)
     }
 
     /// Takes away names of an image; without names left, the image goes too, with the blobs and layers that no other
@@ -395,10 +420,7 @@ impl ImageStore {
     ///
     /// Deleting takes as long as the image has files: not for a thread that others wait for.
     pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
-        // What goes leaves its place first, so that nobody waits for the index meanwhile.
-        let ingest = self.dir.join("ingest");
-        let gone = tempfile::Builder::new().prefix("gone-").tempdir_in(&ingest);
-        let gone = gone.map_err(io_error("create a folder in", &ingest))?;
+        let gone = self.gone()?;
         let mut index = self.lock();
         let mut removed = Removed::default();
         let kept = match (only, index.stored(digest)) {
@@ -417,10 +439,27 @@ impl ImageStore {
             removed.deleted.push(digest.to_owned());
         }
         self.save(&index)?;
-        removed.deleted.extend(self.sweep(&index, gone.path())?);
+        removed.deleted.extend(self.sweep(&index, gone.path(), Duration::ZERO)?);
         drop(index);
         gone.close().map_err(io_error("delete what was removed from", &self.dir))?;
         Ok(removed)
+    }
+
+    /// Deletes what no image has and nobody has written to for `age`: what is left of transfers that failed, and of
+    /// images that were removed while something arrived.
+    pub(crate) fn sweep_left(&self, age: Duration) -> Result<()> {
+        let gone = self.gone()?;
+        let index = self.lock();
+        let _ = self.sweep(&index, gone.path(), age)?;
+        drop(index);
+        gone.close().map_err(io_error("delete what was left in", &self.dir))
+    }
+
+    /// What goes leaves its place first, so that nobody waits for the index meanwhile.
+    fn gone(&self) -> Result<tempfile::TempDir> {
+        let ingest = self.dir.join("ingest");
+        let gone = tempfile::Builder::new().prefix("gone-").tempdir_in(&ingest);
+        gone.map_err(io_error("create a folder in", &ingest))
     }
 
     fn json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, digest: &str) -> Result<T> {
@@ -510,11 +549,13 @@ impl ImageStore {
         Ok(total)
     }
 
-    /// Moves what no image of the index uses to `gone`; left to the next removal while something arrives.
-    fn sweep(&self, index: &Index, gone: &Path) -> Result<Vec<String>> {
-        if self.arriving.load(Ordering::SeqCst) > 0 {
+    /// Moves what no image of the index uses, and was not changed for `age`, to `gone`; left to the next sweep while
+    /// something arrives.
+    fn sweep(&self, index: &Index, gone: &Path, age: Duration) -> Result<Vec<String>> {
+        if self.is_arriving() {
             return Ok(Vec::new());
         }
+        let now = SystemTime::now();
         let mut blobs = BTreeSet::new();
         let mut layers = BTreeSet::new();
         for index in index.names.keys().filter_map(|name| pinned(name)) {
@@ -534,7 +575,8 @@ impl ImageStore {
             for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
                 let entry = entry.map_err(io_error("list", &folder))?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if used.contains(&name) {
+                let is_young = || entry.metadata().is_ok_and(|found| changed_since(&found, now) < age);
+                if used.contains(&name) || (!age.is_zero() && is_young()) {
                     continue;
                 }
                 let path = entry.path();
@@ -620,6 +662,7 @@ pub(crate) struct BlobWriter {
     hash: Sha256,
     /// That went into the hash.
     bytes: u64,
+    room: Room,
 }
 
 /// Where a blob is written.
@@ -630,6 +673,11 @@ enum Aside {
 
 impl BlobWriter {
     pub(crate) fn append(&mut self, data: &[u8]) -> Result<()> {
+        let file = match &self.aside {
+            Aside::Temporary(file) => file.as_file(),
+            Aside::Partial(partial) => partial.file(),
+        };
+        self.room.write(file, data.len()).map_err(io_error("write", &self.store.dir))?;
         self.file().write_all(data).map_err(io_error("write", self.path()))?;
         self.hash.update(data);
         self.bytes += data.len() as u64;
@@ -696,6 +744,13 @@ impl BlobWriter {
     }
 }
 
+/// A layer's folder says of itself that it was modified when its image says so: only the kernel's own time counts. A
+/// clock that went back makes it young.
+fn changed_since(found: &fs::Metadata, now: SystemTime) -> Duration {
+    let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(found.ctime()).unwrap_or(0));
+    now.duration_since(changed).unwrap_or(Duration::ZERO)
+}
+
 fn hex_of(digest: &str) -> Result<&str> {
     match digest.strip_prefix("sha256:") {
         Some(hex) if is_digest(digest) => Ok(hex),
@@ -717,6 +772,57 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
         let digest = store.put_bytes(b"x", None).unwrap();
         assert_eq!(store.read_blob(&digest).unwrap(), b"x");
+    }
+
+    /// An image of no layers with this configuration; `salt` makes another manifest.
+    fn empty_image(store: &ImageStore, config: &str, salt: &str) -> String {
+        let digest = store.put_bytes(config.as_bytes(), None).unwrap();
+        let manifest = serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": "x", "digest": digest, "size": config.len()},
+            "layers": [],
+            "annotations": {"salt": salt},
+        });
+        let digest = store.put_bytes(manifest.to_string().as_bytes(), None).unwrap();
+        store.add_image(&digest).unwrap().digest
+    }
+
+    const CONFIG: &str = r#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
+
+    #[test]
+    fn what_no_image_has_goes_once_nothing_arrives_and_it_is_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let image = empty_image(&store, CONFIG, "");
+        let left = store.put_bytes(b"left by a pull that failed", None).unwrap();
+        let arriving = store.arriving();
+        let _ = store.remove(&image, None).unwrap();
+        store.sweep_left(Duration::ZERO).unwrap();
+        assert!(store.is_arriving() && store.has_blob(&image) && store.has_blob(&left), "taken from what arrives");
+        drop(arriving);
+        store.sweep_left(Duration::from_secs(3600)).unwrap();
+        assert!(!store.is_arriving() && store.has_blob(&image) && store.has_blob(&left), "too young");
+        store.sweep_left(Duration::ZERO).unwrap();
+        assert!(!store.has_blob(&image) && !store.has_blob(&left));
+    }
+
+    #[test]
+    fn an_id_that_is_listed_is_found_also_when_two_manifests_have_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let (one, two) = (empty_image(&store, CONFIG, "1"), empty_image(&store, CONFIG, "2"));
+        let other = empty_image(&store, &CONFIG.replace("amd64", "arm64"), "1");
+        let id = store.by_digest(&one).unwrap().record.config;
+        assert_eq!(store.by_digest(&two).unwrap().record.config, id);
+        let hex = id.strip_prefix("sha256:").unwrap();
+        store.set_name(&Reference::parse("web").unwrap(), &two).unwrap();
+        for text in [id.as_str(), hex, &hex[..12], &hex[..MIN_ID_PREFIX]] {
+            assert_eq!(store.find(text).map(|image| image.digest).as_ref(), Some(&two), "{text}");
+        }
+        let _ = store.remove(&two, None).unwrap();
+        assert_eq!(store.find(hex).map(|image| image.digest), Some(one));
+        assert!(store.find("").is_none() && store.find(&hex[..2]).is_none());
+        assert_eq!(store.find(&other).map(|image| image.digest), Some(other));
     }
 
     #[test]

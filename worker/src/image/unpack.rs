@@ -29,6 +29,7 @@ use tar::{Archive, Entry, EntryType};
 
 use crate::users::Remap;
 
+use self::sparse::Sparse;
 use super::room::Room;
 
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -189,13 +190,15 @@ impl Layer {
     }
 
     fn add<R: Read>(&mut self, mut entry: Entry<'_, R>) -> Result<(), UnpackError> {
-        let raw = PathBuf::from(OsStr::from_bytes(&entry.path_bytes()));
+        let sparse = Sparse::of(&mut entry).map_err(UnpackError::Read)?;
+        let named = sparse.as_ref().and_then(|sparse| sparse.name.as_deref());
+        let raw = PathBuf::from(OsStr::from_bytes(named.unwrap_or(&entry.path_bytes())));
         let path = inside(&raw).ok_or_else(|| UnpackError::Escape(raw.clone()))?;
         let path = self.base.join(path);
-        self.add_at(&path, &mut entry).map_err(|source| UnpackError::Entry { path, source })
+        self.add_at(&path, &mut entry, sparse).map_err(|source| UnpackError::Entry { path, source })
     }
 
-    fn add_at<R: Read>(&mut self, path: &Path, entry: &mut Entry<'_, R>) -> io::Result<()> {
+    fn add_at<R: Read>(&mut self, path: &Path, entry: &mut Entry<'_, R>, sparse: Option<Sparse>) -> io::Result<()> {
         let mut attributes = Attributes::of(entry)?;
         self.modified_at = self.modified_at.max(attributes.times.last_modification.tv_sec);
         if let Purpose::Container(Some(remap)) = self.purpose {
@@ -215,16 +218,23 @@ impl Layer {
         {
             return whiteout(parent.as_fd(), name.as_bytes(), hidden);
         }
-        match entry.header().entry_type() {
+        match kind_of(entry) {
             EntryType::Directory => {
                 make_folder(parent.as_fd(), name)?;
                 self.add_folder_attributes(path, &attributes)
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                Room::check(&self.root, entry.size())?;
+                let bytes = sparse.as_ref().map_or(entry.size(), |sparse| sparse.bytes);
+                Room::check(&self.root, bytes)?;
                 self.make_room(parent.as_fd(), name)?;
-                let buffer = entry.size().clamp(1, COPY_BYTES);
-                write_file(parent.as_fd(), name, entry, &attributes, &mut Writing { room: &mut self.room, buffer })
+                let mut writing = Writing { room: &mut self.room, buffer: bytes.clamp(1, COPY_BYTES) };
+                match sparse {
+                    Some(sparse) => {
+                        let mut content = sparse.expand(entry)?;
+                        write_file(parent.as_fd(), name, &mut content, &attributes, &mut writing)
+                    }
+                    None => write_file(parent.as_fd(), name, entry, &attributes, &mut writing),
+                }
             }
             EntryType::Link => {
                 let target = link_target(entry)?;
@@ -283,8 +293,8 @@ impl Attributes {
         let owner = u32::try_from(header.uid()?).map_err(|_| invalid("the owner is not a user id"))?;
         let group = u32::try_from(header.gid()?).map_err(|_| invalid("the group is not a group id"))?;
         let mode = Mode::from_raw_mode(header.mode()? & 0o7777);
-        let seconds = header.mtime()?;
-        let mut times = timestamps(i64::try_from(seconds).unwrap_or(i64::MAX), 0);
+        // GNU tar writes times before 1970 in two's complement.
+        let mut times = timestamps(header.mtime()?.cast_signed(), 0);
         let mut xattrs = Vec::new();
         if let Some(records) = entry.pax_extensions()? {
             for record in records {
@@ -338,6 +348,14 @@ fn inside(path: &Path) -> Option<PathBuf> {
 
 fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+/// Before POSIX, a folder was a file whose name ends in a slash.
+fn kind_of<R: Read>(entry: &Entry<'_, R>) -> EntryType {
+    match entry.header().entry_type() {
+        EntryType::Regular if entry.size() == 0 && entry.path_bytes().ends_with(b"/") => EntryType::Directory,
+        kind => kind,
+    }
 }
 
 fn link_target<R: Read>(entry: &Entry<'_, R>) -> io::Result<PathBuf> {
@@ -522,6 +540,8 @@ fn pax_time(text: &str) -> Option<Timestamps> {
     let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
     Some(timestamps(seconds.parse().ok()?, digits.parse().ok()?))
 }
+
+mod sparse;
 
 #[cfg(test)]
 mod fuzz;

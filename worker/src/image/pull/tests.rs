@@ -426,3 +426,55 @@ async fn indexes_may_say_no_platform_and_hold_indexes() {
         }
     }
 }
+
+/// A registry that gives nothing without a token, and its token server, which always answers the same.
+async fn with_token_server(answer: &'static str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let own = host.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut head = vec![0; 16 << 10];
+            let read = client.read(&mut head).await.unwrap_or(0);
+            let asks_for_token = head[..read].starts_with(b"GET /token") || head[..read].starts_with(b"HEAD /token");
+            // One that tries TLS is sent away.
+            if !head[..read].starts_with(b"GET ") && !head[..read].starts_with(b"HEAD ") {
+                continue;
+            }
+            let unauthorized = format!(
+                "401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"http://{own}/token\",service=\"s\"\r\n\
+                 Content-Length: 0\r\n\r\n"
+            );
+            let said = if asks_for_token { answer } else { unauthorized.as_str() };
+            let said = format!("HTTP/1.1 {}", said.replacen("\r\n", "\r\nConnection: close\r\n", 1));
+            let _ = client.write_all(said.as_bytes()).await;
+        }
+    });
+    host
+}
+
+/// Without a token, a registry says of everything that it needs a login.
+#[tokio::test(flavor = "multi_thread")]
+async fn trouble_with_a_token_server_is_not_an_image_that_is_missing() {
+    orch_proto::tls::install_crypto_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    for (answer, words) in [
+        ("503 Service Unavailable\r\nContent-Length: 0\r\n\r\n", "its token server answers 503"),
+        ("429 Too Many Requests\r\nRetry-After: 3600\r\nContent-Length: 0\r\n\r\n", "left alone for 3600 s"),
+        ("200 OK\r\nContent-Length: 2\r\n\r\n{}", "its token server gives no token"),
+        ("200 OK\r\nContent-Length: 6\r\n\r\n<html>", "its token server's answer"),
+        ("401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "has no image"),
+        ("403 Forbidden\r\nContent-Length: 0\r\n\r\n", "has no image"),
+    ] {
+        let host = with_token_server(answer).await;
+        let reference = Reference::parse(&format!("{host}/team/web:1")).unwrap();
+        let registries = RegistryConfig::default();
+        let pulled = pull(&store, &registries, &reference, None, &mpsc::channel(1).0).await;
+        let resolved = resolve(&registries, &reference, None).await;
+        for error in [pulled.map(drop).unwrap_err(), resolved.map(drop).unwrap_err()] {
+            assert!(error.to_string().contains(words), "{answer}: {error}");
+        }
+    }
+}

@@ -291,3 +291,44 @@ fn numbers_of_devices_may_be_empty() {
     let _ = unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
     assert!(fs::symlink_metadata(place.root().join("fifo")).unwrap().file_type().is_fifo());
 }
+
+#[test]
+fn files_with_holes_of_pax_archives_are_whole() {
+    let place = Place::new();
+    let mut tar = Builder::new(Vec::new());
+    let records = [
+        ("GNU.sparse.major", &b"1"[..]),
+        ("GNU.sparse.minor", b"0"),
+        ("GNU.sparse.name", b"a/real"),
+        ("GNU.sparse.realsize", b"1000000"),
+    ];
+    tar.append_pax_extensions(records).unwrap();
+    let mut content = b"1\n999999\n1\n".to_vec();
+    content.resize(512, 0);
+    content.push(b'x');
+    let mut header = header(EntryType::Regular, "a/GNUSparseFile.1/real", content.len());
+    header.set_cksum();
+    tar.append(&header, content.as_slice()).unwrap();
+    let _ = unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
+    let found = fs::read(place.root().join("a/real")).unwrap();
+    assert_eq!((found.len(), found[999_999], found.iter().filter(|&&byte| byte != 0).count()), (1_000_000, b'x', 1));
+    assert_eq!(fs::read_dir(place.root().join("a")).unwrap().count(), 1, "the name that is made up is there as well");
+}
+
+#[test]
+fn old_times_and_old_folders_are_what_they_were() {
+    let place = Place::new();
+    let mut tar = Builder::new(Vec::new());
+    let mut old = header(EntryType::Regular, "old", 0);
+    old.set_mtime((-86_400_i64).cast_unsigned());
+    let mut folder = header(EntryType::Regular, "folder/", 0);
+    folder.as_old_mut().linkflag = [0];
+    for header in [&mut old, &mut folder] {
+        header.set_cksum();
+        tar.append(header, &b""[..]).unwrap();
+    }
+    let facts = unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
+    assert_eq!(fs::metadata(place.root().join("old")).unwrap().mtime(), -86_400);
+    assert!(place.root().join("folder").is_dir());
+    assert_eq!(facts.modified_at, 1_000_000);
+}
