@@ -12,7 +12,7 @@ use orch_model::{
     node::NodeRole,
 };
 use orch_proto::{
-    ca::{self, CaError},
+    ca::{self, CaError, Made},
     tls::JoinToken,
     wire,
 };
@@ -50,17 +50,22 @@ pub(crate) fn sign(
     csr_pem: &str,
     id: &NodeId,
     role: NodeRole,
-    now: Timestamp,
+    made: Made,
 ) -> Result<String, CaError> {
     let (root, chain) = match &cluster.root_rotation {
         Some(rotation) => (&rotation.target, rotation.cross_signed_pem.as_str()),
         None => (&cluster.root_ca, ""),
     };
-    let leaf = ca::sign_csr(root, csr_pem, id, &cluster.id, role, cluster.spec.cert_expiry, system_time(now))?;
+    let leaf = ca::sign_csr(root, csr_pem, id, &cluster.id, role, cluster.spec.cert_expiry, made)?;
     Ok(ca::bundle([leaf.as_str(), chain].into_iter().filter(|pem| !pem.is_empty())))
 }
 
-/// The root that a request asks for; the operator's own, or a new one.
+/// The present moment, for a certificate. It must be valid now by everybody's clock, also when the cluster's time is ahead.
+pub(crate) fn made_now(reign: &Reign) -> Made {
+    Made { at: system_time(reign.consensus().wall_clock()), stamp: system_time(reign.proposer().now()) }
+}
+
+/// The root that a request asks for; the operator's own, or a new one. `now` is by the clock.
 pub(crate) fn new_root(
     cluster: &Cluster,
     request: &wire::RotateRootRequest,

@@ -30,7 +30,8 @@ use crate::tls::{self, role_dns_name, role_unit};
 
 /// A serial number is positive and has no leading zero byte.
 const SERIAL_MARK: u64 = 0b11 << 62;
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Clocks differ: so long before they were made certificates are valid.
+pub(crate) const BACKDATE: Duration = Duration::from_secs(3600);
 const ROOT_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// Lowers the shortest life that a certificate may be given, in seconds: for tests, which cannot wait an hour.
 const MIN_EXPIRY_VARIABLE: &str = "ORCH_LAB_MIN_CERT_EXPIRY_SECONDS";
@@ -71,6 +72,21 @@ impl std::fmt::Debug for KeyAndCsr {
     }
 }
 
+/// When a certificate is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// By the clock: its life is counted from here.
+    pub at: SystemTime,
+    /// By the cluster's time, which may be ahead of the clock: tells what is newer than what.
+    pub stamp: SystemTime,
+}
+
+impl From<SystemTime> for Made {
+    fn from(at: SystemTime) -> Self {
+        Self { at, stamp: at }
+    }
+}
+
 /// A new root for a new cluster.
 pub fn generate_root(cluster_id: &ClusterId, now: SystemTime) -> Result<RootCa, CaError> {
     let key = new_key()?;
@@ -103,8 +119,9 @@ pub fn sign_csr(
     cluster_id: &ClusterId,
     role: NodeRole,
     lifetime: Duration,
-    now: SystemTime,
+    made: impl Into<Made>,
 ) -> Result<String, CaError> {
+    let made = made.into();
     let key = CertificateSigningRequestParams::from_pem(csr_pem).map_err(CaError::Request)?.public_key;
     if PublicKeyData::algorithm(&key) != &PKCS_ECDSA_P256_SHA256 {
         return Err(CaError::KeyKind);
@@ -119,10 +136,10 @@ pub fn sign_csr(
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    params.serial_number = Some(serial(now));
+    params.serial_number = Some(serial(made.stamp));
     // It is worth nothing without its root. With one that is over already, the certificate says so.
-    let left = root_not_after(root)?.duration_since(now).unwrap_or_default();
-    set_validity(&mut params, now, lifetime.min(left));
+    let left = root_not_after(root)?.duration_since(made.at).unwrap_or_default();
+    set_validity(&mut params, made.at, lifetime.min(left));
     let issuer = Issuer::from_ca_cert_pem(&root.cert_pem, root_key(root)?).map_err(CaError::Root)?;
     Ok(params.signed_by(&key, &issuer).map_err(CaError::Generate)?.pem())
 }
@@ -238,6 +255,23 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
         assert_eq!(issued_at(serial(now).as_ref()), now);
         assert_eq!(serial(now).as_ref()[0] & 0xc0, 0x40, "positive, and 16 bytes long");
+    }
+
+    /// The cluster's time is ahead when a clock was wrong before.
+    #[test]
+    fn a_certificate_is_valid_by_the_clock_and_newer_by_the_clusters_time() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
+        let (cluster, node) = (ClusterId::from_random(1), NodeId::from_random(2));
+        let root = generate_root(&cluster, at).unwrap();
+        let key = new_key_and_csr().unwrap();
+        for ahead in [Duration::ZERO, 2 * BACKDATE, 10 * ROOT_LIFETIME] {
+            let made = Made { at, stamp: at + ahead };
+            let cert = sign_csr(&root, &key.csr_pem, &node, &cluster, NodeRole::Worker, BACKDATE, made).unwrap();
+            let own = tls::Identity::from_pem(root.cert_pem.clone(), cert, key.key_pem.clone()).unwrap();
+            assert!(own.not_before() < at && own.not_after() > at && own.not_after() <= at + BACKDATE, "{ahead:?}");
+            let late = own.issued_at().duration_since(at).unwrap();
+            assert!(late <= Duration::from_secs(1), "{ahead:?}: renewed {late:?} late");
+        }
     }
 
     #[test]

@@ -84,7 +84,9 @@ pub enum TransportError {
     WrongToken { addr: String },
     #[error("what answers at {addr} is not a {role} of this cluster")]
     AnotherRole { addr: String, role: &'static str },
-    #[error("the certificate of the node at {addr} has expired; look at orch's log there")]
+    #[error(
+        "the certificate of the node at {addr} has expired; look at orch's log there, and compare the clocks of the two machines"
+    )]
     Expired { addr: String },
     #[error("the certificate of the node at {addr} is not valid yet: compare the clocks of the two machines")]
     NotValidYet { addr: String },

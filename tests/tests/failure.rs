@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use orch_tests::{Lab, Load, RESTART_LIMIT, eventually, failures, within};
+use orch_tests::{Lab, Load, PATIENCE, RESTART_LIMIT, eventually, failures, within};
 
 // No Redis here: the counter's connection is refused at once.
 const HITS: &[&str] = &["CMD [\"python3\", \"/app/hits.py\"]", "EXPOSE 80", "ENV REDIS_HOST=127.0.0.1"];
@@ -113,6 +113,20 @@ fn containers_outlive_every_daemon_of_their_node() {
         lab.wait_replicas("web", "3/3");
         assert_eq!(pids(&lab, node).expect("orch ps"), before, "containers were restarted after kill {daemon}");
     }
+    // What ends while netd is away leaves no namespace, also when its worker does not see netd come back.
+    let namespaces = || lab.exec("n1", &["ls", "/run/orch/netns"]).result();
+    let before = namespaces().expect("ls");
+    let _ = lab.orch(&["run", "-d", "--name", "brief", "hits"]).ok();
+    assert_ne!(namespaces().expect("ls"), before);
+    let _ = lab.command("pause", &["n1", "node"]).ok();
+    let _ = lab.command("kill", &["n1", "netd"]).ok();
+    let _ = lab.orch(&["rm", "-f", "brief"]).ok();
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    let _ = lab.command("resume", &["n1"]).ok();
+    eventually("its namespace goes", || match namespaces()? {
+        now if now == before => Ok(()),
+        now => Err(format!("{now:?} instead of {before:?}")),
+    });
     // Managed again, not just listed: scaling reaches them.
     let _ = lab.orch(&["service", "scale", "web=0"]).ok();
     for node in ["n1", "n2", "n3"] {
@@ -121,6 +135,32 @@ fn containers_outlive_every_daemon_of_their_node() {
             some => Err(format!("{some:?}")),
         });
     }
+}
+
+#[test]
+fn a_worker_is_reached_at_its_new_address() {
+    let lab = lab_with_web("moved");
+    let old = lab.address("n3");
+    let new = format!("{old}3");
+    // With the first address its others go as well.
+    let change = format!("ip address del {old}/24 dev eth0; ip address add {new}/24 dev eth0");
+    let _ = lab.exec("n3", &["sh", "-c", &change]).ok();
+    let url = format!("http://{new}:8000/");
+    within(PATIENCE, "the port answers at the new address, by all tasks", || {
+        for _ in 0..6 {
+            let _ = lab.get("client", &url)?;
+        }
+        Ok(())
+    });
+    eventually("the node says so", || {
+        let info = lab.orch_on("n3", &["info"]).result()?;
+        if info.contains(&format!("Node Address: {new}")) { Ok(()) } else { Err(info) }
+    });
+    eventually("n3 is ready", || {
+        let address =
+            lab.orch(&["node", "inspect", "n3", "--format", "{{.Status.State}} {{.Status.Addr}}"]).result()?;
+        if address.trim() == format!("ready {new}") { Ok(()) } else { Err(address) }
+    });
 }
 
 #[test]

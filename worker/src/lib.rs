@@ -84,7 +84,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         () = agent.clone().keep_session() => Ok(()),
         () = agent.gossip.keep(paths.node_sock()) => Ok(()),
         () = image::collect::keep(agent.clone()) => Ok(()),
-        () = host.netd.clone().keep() => Ok(()),
+        () = host.netd.clone().keep(|task| agent.knows(task)) => Ok(()),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }

@@ -20,6 +20,7 @@ mod keeper;
 mod leave;
 mod managers;
 mod member;
+mod moved;
 mod ports;
 mod rejoin;
 mod renew;

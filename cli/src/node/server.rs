@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use super::{
     daemon::Role,
     gossip::{self, Gossip},
-    init, join, leave, rejoin, renew, reset, role,
+    init, join, leave, moved, rejoin, renew, reset, role,
     supervisor::Supervisor,
 };
 
@@ -33,6 +33,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     start_member(&supervisor)?;
     let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
+    let address = tokio::spawn(moved::keep_address(Arc::clone(&supervisor)));
     let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
     let gossip = Gossip::new();
     let gossiping = tokio::spawn(gossip::run(Arc::clone(&supervisor), gossip.clone()));
@@ -51,6 +52,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     };
     tracing::info!("stopping; containers go on");
     renewal.abort();
+    address.abort();
     following.abort();
     gossiping.abort();
     supervisor.stop_daemons().await;

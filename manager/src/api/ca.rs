@@ -3,13 +3,13 @@
 use std::{sync::Arc, time::SystemTime};
 
 use orch_model::{
-    Annotations, Meta, NodeId, Object, ObjectId, Timestamp,
+    Annotations, Meta, NodeId, Object, ObjectId,
     change::Change,
     cluster::Cluster,
     node::{Availability, Node, NodeCertificates, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus},
 };
 use orch_proto::{
-    ca::{self, CaError},
+    ca::{self, CaError, Made},
     tls::{Identity, JoinToken, peer_identity},
     wire::{self, ca_server},
 };
@@ -58,7 +58,7 @@ impl CaService {
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
         let node = rejoin::proven(&view, &cluster, request, proof, token_role)?;
-        let now = reign.proposer().now();
+        let now = authority::made_now(reign);
         let (worker, manager) = (&request.worker_csr_pem, &request.manager_csr_pem);
         let certificates = Certificates::sign(&cluster, &node.id, node.role, worker, manager, now)?;
         tracing::info!(node = %node.id, hostname = request.hostname, "a node came back with expired certificates");
@@ -89,7 +89,7 @@ impl ca_server::Ca for CaService {
         let node = new_node(&reign, &request, role)?;
         let id = node.id.clone();
         let sign = || {
-            let now = reign.proposer().now();
+            let now = authority::made_now(&reign);
             Certificates::sign(&cluster, &id, role, &request.worker_csr_pem, &request.manager_csr_pem, now)
         };
         // Tried first: a request that cannot be signed leaves no node behind.
@@ -111,7 +111,7 @@ impl ca_server::Ca for CaService {
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
         let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
-        let now = reign.proposer().now();
+        let now = authority::made_now(&reign);
         let certificates =
             Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem, now)?;
         Ok(Response::new(certificates.answer(&cluster, &id, &view)))
@@ -248,7 +248,7 @@ impl Certificates {
         role: NodeRole,
         worker_csr: &str,
         manager_csr: &str,
-        now: Timestamp,
+        now: Made,
     ) -> Result<Self, Status> {
         let sign = |csr: &str, role| sign(csr, id, cluster, role, now);
         let worker = sign(worker_csr, NodeRole::Worker)?;
@@ -275,7 +275,7 @@ impl Certificates {
     }
 }
 
-fn sign(csr: &str, id: &NodeId, cluster: &Cluster, role: NodeRole, now: Timestamp) -> Result<String, Status> {
+fn sign(csr: &str, id: &NodeId, cluster: &Cluster, role: NodeRole, now: Made) -> Result<String, Status> {
     authority::sign(cluster, csr, id, role, now).map_err(|error| match error {
         CaError::Request(_) | CaError::KeyKind => Status::invalid_argument(error.to_string()),
         other => Status::internal(other.to_string()),

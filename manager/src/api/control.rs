@@ -200,9 +200,10 @@ impl control_server::Control for ControlService {
         let reign = self.reign()?;
         let request = request.into_inner();
         let expiry = Some(request.cert_expiry_ms).filter(|ms| *ms != 0).map(Duration::from_millis);
+        let clock = reign.consensus().wall_clock();
         propose(&reign, |state, now| {
             let cluster = state.cluster().ok_or_else(status::no_leader)?;
-            let new = authority::new_root(cluster, &request, now)
+            let new = authority::new_root(cluster, &request, clock)
                 .map_err(|e| status::with_code(Code::InvalidArgument, "bad-root", report::chain(&e)))?;
             let rotated = control::rotate_root(state, now, &cluster.root_ca, new, expiry, ca::min_cert_expiry());
             rotated.map_err(|e| status::from_control(&e))

@@ -5,6 +5,7 @@
 //! its own, so that a busy API cannot delay a heartbeat.
 
 mod blocking;
+mod clock;
 mod commits;
 mod consensus;
 mod leader_line;

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    clock::Clock,
     consensus::{Consensus, ConsensusError},
     types::Proposal,
 };
@@ -51,6 +52,7 @@ pub enum ProposeError {
 #[derive(Clone)]
 pub struct Proposer {
     consensus: Consensus,
+    clock: Clock,
     queue: mpsc::Sender<Pending>,
 }
 
@@ -66,9 +68,11 @@ impl Proposer {
     #[must_use]
     pub fn start(consensus: Consensus) -> Self {
         let (queue, pending) = mpsc::channel(QUEUE);
-        let batcher = Batcher { consensus: consensus.clone(), pending, last_stamp: Timestamp::default() };
+        let clock = Clock::default();
+        let last_stamp = Timestamp::default();
+        let batcher = Batcher { consensus: consensus.clone(), clock: clock.clone(), pending, last_stamp };
         consensus.runtime().spawn(batcher.run());
-        Self { consensus, queue }
+        Self { consensus, clock, queue }
     }
 
     /// Proposals that wait for their turn.
@@ -98,7 +102,7 @@ impl Proposer {
     /// The stamp that a transaction would get now: never earlier than the last one.
     #[must_use]
     pub fn now(&self) -> Timestamp {
-        self.consensus.wall_clock().max(self.consensus.store().view().state.last_stamp())
+        self.clock.now(self.consensus.wall_clock(), self.consensus.store().view().state.last_stamp())
     }
 }
 
@@ -171,6 +175,7 @@ impl Pace {
 
 struct Batcher {
     consensus: Consensus,
+    clock: Clock,
     pending: mpsc::Receiver<Pending>,
     last_stamp: Timestamp,
 }
@@ -227,7 +232,7 @@ impl Batcher {
     /// Moves the transactions out of `batch`, into an entry.
     fn stamped(&mut self, batch: &mut [Pending]) -> Proposal {
         let applied = self.consensus.store().view().state.last_stamp();
-        self.last_stamp = self.last_stamp.max(applied).max(self.consensus.wall_clock());
+        self.last_stamp = self.clock.now(self.consensus.wall_clock(), applied.max(self.last_stamp));
         let at = self.last_stamp.unix_ms;
         let stamp = |p: &mut Pending| wire::Transaction { at, ..mem::take(&mut p.transaction) };
         let transactions = batch.iter_mut().map(stamp).collect();

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::sync::watch;
 
 use super::{PeerIdentity, TlsError};
+use crate::ca::BACKDATE;
 
 const ROOT_FILE: &str = "root.crt";
 const CERT_FILE: &str = "node.crt";
@@ -114,7 +115,9 @@ impl Identity {
     #[must_use]
     pub fn issued_at(&self) -> SystemTime {
         let peer = leaf(&self.cert_pem).and_then(|leaf| PeerIdentity::from_certificate(&leaf));
-        peer.map_or(SystemTime::UNIX_EPOCH, |peer| peer.issued_at)
+        // The cluster's time, which the serial number has, may be ahead of the clock. Validity is in whole seconds.
+        let by_clock = self.not_before() + BACKDATE + Duration::from_secs(1);
+        peer.map_or(SystemTime::UNIX_EPOCH, |peer| peer.issued_at.min(by_clock))
     }
 
     /// When the certificate stops being valid; 1970 when it cannot be read.

@@ -98,6 +98,10 @@ impl Book {
         self.lock().get(task).cloned()
     }
 
+    pub(crate) fn knows(&self, task: &TaskId) -> bool {
+        self.lock().contains_key(task)
+    }
+
     pub(crate) fn entries(&self) -> Vec<Entry> {
         self.lock().values().cloned().collect()
     }

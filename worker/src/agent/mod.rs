@@ -247,6 +247,11 @@ impl Agent {
         }
     }
 
+    /// Whether there is a task or a one-off container of this id here, running or not.
+    pub(crate) fn knows(&self, task: &TaskId) -> bool {
+        self.host.book.knows(task) || self.locals.knows(task)
+    }
+
     /// The role that the leader says this node has.
     pub(crate) fn node_role(&self) -> Option<NodeRole> {
         *self.node_role.lock().unwrap_or_else(PoisonError::into_inner)

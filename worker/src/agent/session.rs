@@ -74,7 +74,7 @@ type Dispatcher = DispatcherClient<Channel>;
 pub(crate) enum SessionError {
     #[error(transparent)]
     Connect(#[from] TransportError),
-    #[error("{}", .0.message())]
+    #[error("{}", words(.0))]
     Refused(Box<Status>),
     #[error("the manager does not answer")]
     TimedOut,
@@ -90,6 +90,16 @@ pub(crate) enum SessionError {
     Assignments(#[from] AssignmentError),
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// With what broke the call, if it did: a certificate that the manager refused, say.
+fn words(status: &Status) -> String {
+    let why = std::error::Error::source(status).map(crate::image::chain).unwrap_or_default();
+    match status.message() {
+        message if why.is_empty() => message.to_owned(),
+        message if why.starts_with(message) => why,
+        message => format!("{message}: {why}"),
+    }
 }
 
 impl From<Status> for SessionError {

@@ -150,6 +150,10 @@ impl Locals {
         self.lock().values().cloned().collect()
     }
 
+    pub(crate) fn knows(&self, id: &TaskId) -> bool {
+        self.lock().contains_key(id)
+    }
+
     /// By name, id, or a unique start of the id.
     pub(crate) fn find(&self, reference: &str) -> Result<Arc<One>, LocalError> {
         let reference = reference.strip_prefix('/').unwrap_or(reference);

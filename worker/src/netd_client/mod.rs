@@ -2,7 +2,8 @@
 //!
 //! Keeps netd at the desired networks and attachments: whoever restarts, netd gets all of it again. Invariants: a task
 //! is attached only after netd has applied what was desired when it asked; a task whose process is gone is never
-//! attached again, and its namespace goes, if not at once then when netd is back.
+//! attached again, and its namespace goes, if not at once then when netd is back; what netd has of tasks that nobody here
+//! knows, because the worker that knew them ended first, goes too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -306,8 +307,19 @@ impl Netd {
         }
     }
 
-    /// Keeps netd at what is desired; ends with the process.
-    pub(crate) async fn keep(self) {
+    /// What netd has and nobody here knows is to go. Looked up under the lock that whoever attaches takes first: a task is
+    /// known before it is attached, so it either is seen here or gets a namespace of its own after the old one went.
+    fn leave_strangers(&self, listed: &[String], is_known: &impl Fn(&TaskId) -> bool) {
+        let mut left = lock(&self.inner.left);
+        for task in strangers(listed, |task| left.contains(task) || is_known(task)) {
+            tracing::info!(%task, "the network namespace goes: no task or container of this node is known by that id");
+            left.insert(task);
+        }
+    }
+
+    /// Keeps netd at what is desired; ends with the process. `is_known`: whether this node has a task or a container of that
+    /// id, running or not; those of earlier workers count from the first.
+    pub(crate) async fn keep(self, is_known: impl Fn(&TaskId) -> bool) {
         let mut desired = self.inner.desired.subscribe();
         // (revision, sequence) that netd has, while it is the same netd.
         let mut has: Option<(u64, u64)> = None;
@@ -337,7 +349,7 @@ impl Netd {
             self.detach_all_left().await;
             let pause = if self.inner.encryption.borrow().is_some() { CHECK_INTERVAL } else { RETRY_PAUSE };
             if timeout(pause, desired.changed()).await.is_err() {
-                let sequence = self.ask_sequence().await;
+                let sequence = self.ask_sequence(&is_known).await;
                 let restarted = has.is_some_and(|(_, known)| sequence != Some(known));
                 if restarted {
                     tracing::info!("netd restarted; telling it everything again");
@@ -362,7 +374,7 @@ impl Netd {
     }
 
     /// What netd was told last, as it says; takes in what else it says. `None`: it does not answer.
-    async fn ask_sequence(&self) -> Option<u64> {
+    async fn ask_sequence(&self, is_known: &impl Fn(&TaskId) -> bool) -> Option<u64> {
         let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
         let status = timeout(CALL_TIMEOUT, status).await.ok()?.ok()?;
         match status.encryption.map(Encryption::from_proto).transpose() {
@@ -375,6 +387,7 @@ impl Netd {
             })),
             Err(error) => tracing::warn!(%error, "netd's word of encrypted networks makes no sense"),
         }
+        self.leave_strangers(&status.tasks, is_known);
         Some(status.sequence)
     }
 
@@ -411,6 +424,11 @@ fn request(task: &TaskId) -> TaskRequest {
     TaskRequest { task_id: task.to_string() }
 }
 
+/// Whose namespaces netd has although nobody knows them.
+fn strangers(listed: &[String], is_known: impl Fn(&TaskId) -> bool) -> Vec<TaskId> {
+    listed.iter().filter_map(|id| id.parse().ok()).filter(|task| !is_known(task)).collect()
+}
+
 fn is_network(item: &Assignment, id: &str) -> bool {
     matches!(&item.assignment, Some(assignment::Assignment::Network(network)) if network.id == id)
 }
@@ -430,4 +448,29 @@ fn is_passing(error: &NetdError) -> bool {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Each holder makes one change; a panic elsewhere leaves the value whole.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_known_keeps_its_namespace() {
+        let id = |n: u8| format!("{n:025}");
+        for (listed, known, want) in [
+            (vec![], vec![], vec![]),
+            (vec![id(1)], vec![id(1)], vec![]),
+            // Not attached yet, or not any more.
+            (vec![], vec![id(1)], vec![]),
+            // The worker that knew it ended before netd was back.
+            (vec![id(1)], vec![], vec![id(1)]),
+            (vec![id(1), id(2), id(3)], vec![id(2), id(4)], vec![id(1), id(3)]),
+            // Of a netd that names them otherwise: not ours to judge.
+            (vec!["no id".to_owned(), String::new()], vec![], vec![]),
+        ] {
+            let found: Vec<_> = strangers(&listed, |task| known.contains(&task.to_string()));
+            let found: Vec<_> = found.iter().map(ToString::to_string).collect();
+            assert_eq!(found, want, "{listed:?} {known:?}");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 mod door;
 mod kept;
+mod numbers;
 mod prober;
 mod seal;
 mod wire;
@@ -16,7 +17,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use futures::Stream;
@@ -172,7 +173,8 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
         match bind().await {
             Ok(socket) => {
                 complained = false;
-                let mut session = Session::new(socket, &cluster, own, &known);
+                let mut session =
+                    Session::new(socket, &cluster, own, &known, numbers::first(&supervisor.paths.node_dir()));
                 session.run(supervisor, gossip, &mut configs).await;
                 gossip.see(View::default());
                 forget(supervisor, gossip, &session.keys);
@@ -233,10 +235,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(socket: UdpSocket, cluster: &str, own: NodeId, config: &GossipConfig) -> Self {
-        // Higher than in any earlier life, however many packets that sent.
-        let micros = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
-        let sequence = u64::try_from(micros).unwrap_or(u64::MAX);
+    fn new(socket: UdpSocket, cluster: &str, own: NodeId, config: &GossipConfig, sequence: u64) -> Self {
         let mut prober = Prober::new(own.clone(), sequence, Duration::ZERO);
         prober.set_circle(wire::circle(config), Duration::ZERO);
         let keys = Handed::new(&config.keys);

@@ -175,6 +175,32 @@ async fn a_namespace_that_netd_does_not_take_away_goes_later() {
     locals.remove(&again, true, true).await.unwrap();
 }
 
+/// What a worker did not get rid of before it ended, the next one does not know; it goes all the same, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_nobody_knows_any_more_goes() {
+    let node = Node::new().await;
+    let (web, other) = (task(1, "box", &["sleep", "1000"]), task(2, "box", &["sleep", "1000"]));
+    {
+        let worker = node.worker().await;
+        import_box(&worker.agent.host.images.store);
+        node.assign(&[(&web, TaskState::Running), (&other, TaskState::Running)]);
+        node.wait(&web, TaskState::Running).await;
+        node.wait(&other, TaskState::Running).await;
+        *node.refusals.lock().unwrap() = u32::MAX;
+        node.assign(&[(&web, TaskState::Shutdown), (&other, TaskState::Running)]);
+        node.wait(&web, TaskState::Shutdown).await;
+        node.assign(&[(&other, TaskState::Running)]);
+        wait_until(|| worker.agent.host.entries().len() == 1).await;
+    }
+    assert!(!node.heard.has("detach"));
+    *node.refusals.lock().unwrap() = 0;
+    let _worker = node.worker().await;
+    node.heard.wait(&format!("detach {}", web.id)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let log = node.heard.log.lock().unwrap().clone();
+    assert_eq!(log.iter().filter(|line| line.starts_with("detach")).count(), 1, "{log:#?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_are_reported_in_words() {
     let node = Node::new().await;

@@ -264,8 +264,17 @@ impl NetdService for FakeNetd {
         Ok(Response::new(NetdStatus {
             sequence: *self.sequence.lock().unwrap(),
             encryption: Some(self.encryption.lock().unwrap().to_proto()),
+            tasks: self.tasks(),
             ..Default::default()
         }))
+    }
+}
+
+impl FakeNetd {
+    /// Who has a namespace.
+    fn tasks(&self) -> Vec<String> {
+        let folder = fs::read_dir(self.paths.netns_dir());
+        folder.into_iter().flatten().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 }
 
@@ -335,7 +344,7 @@ pub(crate) async fn work_in_this_process() {
     let Some(dir) = std::env::var_os(WORKER_DIR_VAR) else { return };
     install_crypto_provider();
     let agent = crate::start(&Paths::under(Path::new(&dir)), shim_runtime).await.unwrap();
-    tokio::join!(agent.clone().keep_session(), agent.host.netd.clone().keep());
+    tokio::join!(agent.clone().keep_session(), agent.host.netd.clone().keep(|task| agent.knows(task)));
 }
 
 fn shim_runtime(paths: &Paths, cgroup: &str) -> Result<Runtime, RuntimeError> {
@@ -407,7 +416,8 @@ impl Node {
         let started = tokio.spawn(async move {
             let agent = crate::start(&paths, shim_runtime).await.unwrap();
             tokio::spawn(agent.clone().keep_session());
-            tokio::spawn(agent.host.netd.clone().keep());
+            let known = agent.clone();
+            tokio::spawn(agent.host.netd.clone().keep(move |task| known.knows(task)));
             agent
         });
         let agent = started.await.unwrap();
