@@ -1,6 +1,9 @@
 //! Services.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use orch_model::{
     Kind, Meta, Object, ObjectId, ServiceId, Timestamp, Version,
@@ -335,7 +338,12 @@ fn references_fit(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
 /// stored is left: such a service could not be changed any more.
 fn ports_are_free(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), ControlError> {
     let stored = own.and_then(|id| state.service(id));
-    for port in spec.endpoint.ports.iter().filter(|port| port.published_port != 0) {
+    let named: Vec<_> = spec.endpoint.ports.iter().filter(|port| port.published_port != 0).collect();
+    // Looked for once: a range may have thousands.
+    let others = state.services().filter(|other| !named.is_empty() && Some(&other.id) != own && !other.removing);
+    let on_nodes: BTreeMap<_, _> =
+        others.flat_map(|other| ports::on_nodes(state, other).map(move |taken| (taken, other))).collect();
+    for port in named {
         let wanted = (port.protocol, port.published_port);
         let is_same = |old: &PortConfig| {
             (old.protocol, old.published_port, old.publish_mode) == (wanted.0, wanted.1, port.publish_mode)
@@ -345,11 +353,7 @@ fn ports_are_free(state: &State, spec: &ServiceSpec, own: Option<&ServiceId>) ->
             let holder = state.port_holder(wanted.0, wanted.1).filter(|holder| Some(*holder) != own);
             holder.and_then(|id| state.service(id)).map(|holder| (holder, "an ingress port"))
         };
-        let on_nodes = || {
-            let mut others = state.services().filter(|other| Some(&other.id) != own && !other.removing);
-            let holder = others.find(|other| ports::on_nodes(state, other).any(|taken| taken == wanted));
-            holder.map(|holder| (holder, "a host-published port"))
-        };
+        let on_nodes = || on_nodes.get(&wanted).map(|holder| (*holder, "a host-published port"));
         let taken = match (port.publish_mode, is_stored) {
             (PublishMode::Ingress, false) => ingress().or_else(on_nodes),
             (PublishMode::Ingress, true) | (PublishMode::Host, false) => ingress(),
