@@ -186,7 +186,8 @@ impl Furnishing {
     fn link(&self, all: &[Furnished]) -> String {
         let link = |furnished: &Furnished, n: u32| {
             let (number, netns) = (furnished.number, furnished.netns.display());
-            format!("link add ob{number}x{n} master orchbench{n} up type veth peer eth{n} netns {netns}\n")
+            let one = "numtxqueues 1 numrxqueues 1";
+            format!("link add ob{number}x{n} {one} master orchbench{n} up type veth peer eth{n} {one} netns {netns}\n")
         };
         all.iter().flat_map(|furnished| (0..self.links).map(move |n| link(furnished, n))).collect()
     }

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     image::{
         ImageError,
+        claims::Claim,
         config::{Healthcheck, ImageConfig},
         rootfs::{Rootfs, RootfsError},
         store::StoreError,
@@ -97,6 +98,8 @@ pub(crate) enum PrepareError {
 /// All that starting the container needs.
 pub(crate) struct Prepared {
     pub image_digest: String,
+    /// Until the container is on record with its image.
+    pub _claim: Claim,
     pub rootfs: PathBuf,
     /// `None`: without one of netd's.
     pub netns: Option<PathBuf>,
@@ -162,7 +165,8 @@ pub(crate) async fn prepare_on(
     logging::check(task.spec.log_driver.as_ref())?;
     let source = host.items.image_source(&task.id);
     let login = login_of(host, spec);
-    let image = host.images.ensure(&spec.image, spec.image_digest.as_deref(), source.as_ref(), login.as_ref()).await?;
+    let wanted = spec.image_digest.as_deref();
+    let (image, claim) = host.images.ensure(&spec.image, wanted, source.as_ref(), login.as_ref()).await?;
     let (config, layers) = host.images.parts(&image)?;
 
     if ground.remap.is_some() && spec.privileged {
@@ -215,7 +219,7 @@ pub(crate) async fn prepare_on(
     }
     binds.extend(network_files);
     let defaults = defaults(config);
-    Ok(Prepared { image_digest: image.digest, rootfs, netns, address, defaults, binds, users })
+    Ok(Prepared { image_digest: image.digest, _claim: claim, rootfs, netns, address, defaults, binds, users })
 }
 
 /// Lines of /etc/hosts with the node's address where they ask for it; `None`: it is not known.

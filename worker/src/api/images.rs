@@ -195,6 +195,15 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
             short_id(&image)
         )));
     }
+    let going = agent.host.images.claims.going(&image.digest);
+    if last_name && going.is_none() {
+        return Err(Status::failed_precondition(format!(
+            "conflict: unable to remove repository reference {:?} - a container is just being made of its image {}, or \
+             somebody else removes it: try again",
+            request.reference,
+            short_id(&image)
+        )));
+    }
     let of_task = agent.host.user_of_image(&image.digest).map(|entry| container_id(&entry.task));
     let one_off = agent.locals.users_of_image(&image.digest);
     if last_name && let Some(container) = of_task.or(one_off.first().map(|one| one.container_id())) {
@@ -349,6 +358,8 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
     let store = &agent.host.images.store;
     let mut pruned = PruneImagesResponse::default();
     for image in store.list() {
+        // Somebody else's, or a container's that is not on record yet.
+        let Some(_going) = agent.host.images.claims.going(&image.digest) else { continue };
         let used =
             agent.host.user_of_image(&image.digest).is_some() || !agent.locals.users_of_image(&image.digest).is_empty();
         let wanted = request.all || image.names.iter().all(|name| pinned(name).is_some());

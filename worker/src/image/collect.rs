@@ -77,6 +77,11 @@ async fn free(agent: &Agent, config: &CollectConfig, dir: &Path) {
             return;
         };
         let Some(image) = agent.host.images.store.by_digest(digest) else { return };
+        let Some(_going) = agent.host.images.claims.going(&image.digest) else { return };
+        // Looked at again, now that no container can be made of it any more.
+        if is_used(agent, &image.digest) {
+            continue;
+        }
         tracing::info!(digest, names = ?image.names, "an unused image goes: the disk is filling up");
         forget_image(agent, &image, None).await;
         let store = agent.host.images.store.clone();
@@ -108,13 +113,15 @@ fn candidates(agent: &Agent) -> Vec<Candidate> {
     let candidate = |image: StoredImage| Candidate {
         used_at: agent.host.images.used_at(&image.digest),
         created_at_ms: image.record.created_at_ms,
-        in_use: assigned.contains(&image.digest)
-            || agent.host.user_of_image(&image.digest).is_some()
-            || !agent.locals.users_of_image(&image.digest).is_empty(),
+        in_use: assigned.contains(&image.digest) || is_used(agent, &image.digest),
         elsewhere: is_elsewhere(&image),
         digest: image.digest,
     };
     store.list().into_iter().map(candidate).collect()
+}
+
+fn is_used(agent: &Agent, digest: &str) -> bool {
+    agent.host.user_of_image(digest).is_some() || !agent.locals.users_of_image(digest).is_empty()
 }
 
 /// Whether it came from a registry, under each of its names, or from another node.

@@ -6,6 +6,7 @@
 pub(crate) mod archive;
 pub(crate) mod arrival;
 pub(crate) mod change;
+pub(crate) mod claims;
 pub(crate) mod collect;
 pub(crate) mod config;
 pub(crate) mod fetch;
@@ -28,19 +29,24 @@ use std::{
     collections::HashMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use orch_model::assignment::ImageSource;
 use orch_proto::{tls::SharedIdentity, wire};
+use tokio::time::sleep;
 
 use self::{
+    claims::{Claim, Claims},
     config::ImageConfig,
     pull::{Progress, PullError},
     reference::{Reference, ReferenceError},
     store::{ImageStore, StoreError, StoredImage},
 };
 use crate::config::{CollectConfig, Settings};
+
+/// How often whoever waits for an image to have gone looks again.
+const UNTIL_GONE: Duration = Duration::from_millis(20);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImageError {
@@ -69,6 +75,7 @@ pub(crate) struct Images {
     arrived: Arc<tokio::sync::Notify>,
     /// One fetch per reference at a time; the others wait and then find the image here.
     fetching: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
+    pub claims: Claims,
     /// When an image was wanted last, by digest.
     used: Arc<Mutex<HashMap<String, SystemTime>>>,
     /// Whatever was wanted before is not known.
@@ -83,6 +90,7 @@ impl Images {
             identity,
             arrived: Arc::default(),
             fetching: Arc::default(),
+            claims: Claims::default(),
             used: Arc::default(),
             opened_at: SystemTime::now(),
         }
@@ -120,8 +128,25 @@ impl Images {
         digest: Option<&str>,
         from: Option<&ImageSource>,
         login: Option<&wire::RegistryAuth>,
-    ) -> Result<StoredImage, ImageError> {
-        self.found_or_brought(image, digest, from, login).await.map(|image| self.note_use(image))
+    ) -> Result<(StoredImage, Claim), ImageError> {
+        loop {
+            let found = self.found_or_brought(image, digest, from, login).await?;
+            if let Some(kept) = self.keep(found).await {
+                return Ok(kept);
+            }
+        }
+    }
+
+    /// Keeps it for whoever makes a container of it, until that is on record. `None`: it was just about to go, and has gone.
+    pub(crate) async fn keep(&self, found: StoredImage) -> Option<(StoredImage, Claim)> {
+        let claim = loop {
+            match self.claims.claim(&found.digest) {
+                Some(claim) => break claim,
+                None => sleep(UNTIL_GONE).await,
+            }
+        };
+        self.store.by_digest(&found.digest)?;
+        Some((self.note_use(found), claim))
     }
 
     async fn found_or_brought(

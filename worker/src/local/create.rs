@@ -19,7 +19,7 @@ use orch_proto::{
 use super::{LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
-    image::{chain, config::ImageConfig, reference::Reference, store::StoredImage},
+    image::{chain, claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
 };
 
 /// The node's own network: addresses behind its NAT.
@@ -54,7 +54,8 @@ impl Locals {
             logging::check(driver).map_err(super::invalid)?;
         }
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
-        let image = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
+        // Until the container is on record.
+        let (image, _claim) = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
         let config = self.host.images.store.config(&image.record.config).map_err(prepare::PrepareError::from)?;
         spec.container.image_digest = Some(image.digest.clone());
         // As with Docker, the image's labels are the container's from here on, whatever becomes of the image.
@@ -144,19 +145,31 @@ impl Locals {
         }
     }
 
-    async fn image_for(&self, image: &str, pull: &str, auth: Option<RegistryAuth>) -> Result<StoredImage, LocalError> {
+    async fn image_for(
+        &self,
+        image: &str,
+        pull: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<(StoredImage, Claim), LocalError> {
         let reference = Reference::parse(image)?;
-        let here = self.host.images.store.find(image);
-        match (pull, here) {
-            ("never", None) => Err(LocalError::NoImage(reference.familiar())),
-            ("never" | "missing" | "", Some(found)) => Ok(found),
-            ("missing" | "always" | "", _) => {
-                let progress = tokio::sync::mpsc::channel(1).0;
-                Ok(self.host.images.pull(&reference, auth.as_ref(), &progress).await?)
+        loop {
+            let here = self.host.images.store.find(image);
+            let found = match (pull, here) {
+                ("never", None) => return Err(LocalError::NoImage(reference.familiar())),
+                ("never" | "missing" | "", Some(found)) => found,
+                ("missing" | "always" | "", _) => {
+                    let progress = tokio::sync::mpsc::channel(1).0;
+                    self.host.images.pull(&reference, auth.as_ref(), &progress).await?
+                }
+                (other, _) => {
+                    return Err(LocalError::Invalid(format!(
+                        "invalid pull option: '{other}': must be one of \"always\", \"missing\" or \"never\""
+                    )));
+                }
+            };
+            if let Some(kept) = self.host.images.keep(found).await {
+                return Ok(kept);
             }
-            (other, _) => Err(LocalError::Invalid(format!(
-                "invalid pull option: '{other}': must be one of \"always\", \"missing\" or \"never\""
-            ))),
         }
     }
 
