@@ -12,9 +12,9 @@ use orch_proto::paths::Paths;
 
 use crate::{
     commands::{
-        ca, cluster, container, container_attach, container_control, container_copy, container_live, data, exec, image,
-        image_build, image_login, image_registry, info, inspect, logs, network, node, run, service, stack, system,
-        volume,
+        ca, cluster, completion, container, container_attach, container_control, container_copy, container_live, data,
+        exec, image, image_build, image_login, image_registry, info, inspect, logs, network, node, run, service, stack,
+        system, volume,
     },
     daemons::{self, Daemon},
     flags,
@@ -180,6 +180,8 @@ enum Command {
     Info(info::FormatArgs),
     /// Show the versions
     Version(info::FormatArgs),
+    /// Generate the autocompletion script for the specified shell
+    Completion(completion::CompletionArgs),
     /// Clusters of network namespaces on this machine
     Lab(orch_lab::LabArgs),
     #[command(flatten)]
@@ -369,6 +371,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Ps(args) => container::ps(args, paths).await,
         Command::Logs(args) => logs::logs(args, paths).await,
         Command::Inspect(args) => inspect::run(args, paths).await,
+        Command::Completion(args) => completion::completion(&args, &Line::command()),
         Command::Info(args) => info::info(args, paths).await,
         Command::Version(args) => info::version(args, paths).await,
         // `main` has handled these.

@@ -69,6 +69,39 @@ fn help_lists_the_commands_and_hides_the_daemons() {
     }
 }
 
+/// What bash would offer after these words.
+fn offered(words: &[&str]) -> String {
+    let script = format!(
+        "source <({orch} completion bash) && COMP_WORDS=({words}) COMP_CWORD={last} && _orch orch {current:?} {before:?}; \
+         echo \"${{COMPREPLY[*]}}\"",
+        orch = env!("CARGO_BIN_EXE_orch"),
+        words = words.iter().map(|word| format!("{word:?} ")).collect::<String>(),
+        last = words.len() - 1,
+        current = words[words.len() - 1],
+        before = words[words.len() - 2],
+    );
+    let output = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_shell_completes_commands_and_flags() {
+    for (words, wanted) in [
+        (&["orch", "serv"][..], "service\n"),
+        (&["orch", "service", "sc"], "scale\n"),
+        (&["orch", "stack", "deploy", "--pru"], "--prune\n"),
+        (&["orch", "node", "update", "--availability", ""], "active pause drain\n"),
+        (&["orch", "netd"], "\n"),
+    ] {
+        assert_eq!(offered(words), wanted, "{words:?}");
+    }
+    for shell in ["fish", "zsh"] {
+        assert!(String::from_utf8(orch(&["completion", shell]).stdout).unwrap().contains("orch"), "{shell}");
+    }
+    refused(&["completion", "csh"], &["csh", "bash"]);
+}
+
 #[test]
 fn without_a_cluster_every_command_says_what_to_do() {
     for arguments in [

@@ -4,6 +4,7 @@
 
 pub(crate) mod ca;
 pub(crate) mod cluster;
+pub(crate) mod completion;
 pub(crate) mod container;
 pub(crate) mod container_attach;
 pub(crate) mod container_control;
