@@ -6,17 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use orch_model::Timestamp;
 use orch_proto::{paths::Paths, wire};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
 pub(crate) use super::image_files::{LoadArgs, SaveArgs, load, save};
 use super::image_registry::{HistoryArgs, PruneArgs, history, prune};
 pub(crate) use super::image_registry::{PushArgs, TagArgs, push, tag};
+use super::image_source::{self, Source};
 use super::{ListFlags, for_each, image_build, image_login as login, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
@@ -169,7 +170,7 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
 }
 
 /// How the names of root filesystem archives end.
-const ARCHIVES: &[&str] = &[".tar", ".tgz", ".gz", ".zst"];
+const ARCHIVES: &[&str] = &[".tar", ".tgz", ".gz", ".zst", ".xz", ".txz", ".bz2"];
 
 async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
     // `docker import FILE NAME` has them the other way round, which can be told from what is a file. An archive that is
@@ -180,12 +181,7 @@ async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
         (name, file) if is_name(&file) && is_source(Path::new(&name)) => (file.display().to_string(), name.into()),
         as_written => as_written,
     };
-    let source: Box<dyn AsyncRead + Send + Unpin> = if file.as_os_str() == "-" {
-        Box::new(tokio::io::stdin())
-    } else {
-        let opened = tokio::fs::File::open(&file).await;
-        Box::new(opened.with_context(|| format!("cannot read {}", file.display()))?)
-    };
+    let source = image_source::open(Some(file.as_path()).filter(|file| file.as_os_str() != "-"))?;
     let mut worker = worker(paths).await?;
     let start = wire::ImportImageStart { name, changes: args.change, replace: args.replace, message: args.message };
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
@@ -202,7 +198,7 @@ async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
 
 async fn feed(
     start: wire::ImportImageStart,
-    mut source: Box<dyn AsyncRead + Send + Unpin>,
+    mut source: Source,
     sender: tokio::sync::mpsc::Sender<wire::ImportImageRequest>,
 ) -> anyhow::Result<()> {
     let message = |message| wire::ImportImageRequest { message: Some(message) };

@@ -8,9 +8,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_proto::{paths::Paths, wire};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 
+use super::image_source::{self, Source};
 use crate::api::{Worker, explain, worker};
 
 /// What goes into one message.
@@ -71,16 +72,10 @@ pub(crate) async fn save(args: SaveArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
-    let source: Box<dyn AsyncRead + Send + Unpin> = match &args.input {
-        Some(file) => {
-            let opened = tokio::fs::File::open(file).await;
-            Box::new(opened.with_context(|| format!("cannot read {}", file.display()))?)
-        }
-        None if std::io::stdin().is_terminal() => {
-            bail!("requested load from stdin, but stdin is empty: give a file with -i, or redirect one")
-        }
-        None => Box::new(tokio::io::stdin()),
-    };
+    if args.input.is_none() && std::io::stdin().is_terminal() {
+        bail!("requested load from stdin, but stdin is empty: give a file with -i, or redirect one");
+    }
+    let source = image_source::open(args.input.as_deref())?;
     let mut worker = worker(paths).await?;
     for name in send(&mut worker, source).await? {
         match name.starts_with("sha256:") {
@@ -93,10 +88,7 @@ pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 /// Sends an archive to the worker; what it loaded.
-pub(super) async fn send(
-    worker: &mut Worker,
-    mut source: Box<dyn AsyncRead + Send + Unpin>,
-) -> anyhow::Result<Vec<String>> {
+pub(super) async fn send(worker: &mut Worker, mut source: Source) -> anyhow::Result<Vec<String>> {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     let feeder = tokio::spawn(async move {
         loop {

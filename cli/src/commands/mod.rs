@@ -18,6 +18,7 @@ pub(crate) mod image_build;
 pub(crate) mod image_files;
 pub(crate) mod image_login;
 pub(crate) mod image_registry;
+mod image_source;
 pub(crate) mod info;
 pub(crate) mod inspect;
 pub(crate) mod logs;
