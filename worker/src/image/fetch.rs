@@ -54,7 +54,7 @@ pub(crate) async fn fetch(
     identity: &SharedIdentity,
     from: &ImageSource,
 ) -> Result<StoredImage, FetchError> {
-    let _arriving = store.arriving();
+    let arriving = store.arriving();
     let holders = reachable(identity, from).await?;
     let fetcher = Fetcher { store, from, holders };
     fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;
@@ -71,6 +71,8 @@ pub(crate) async fn fetch(
     let unpacked: Vec<_> = stream::iter(downloads).buffer_unordered(PARALLEL_BLOBS).try_collect().await?;
     let store = store.clone();
     let stored = tokio::task::spawn_blocking(move || {
+        // Moved in here: whoever gives up waiting does not end this work.
+        let _arriving = arriving;
         store.publish(unpacked.into_iter().flatten().collect())?;
         store.add_image(&digest)
     });

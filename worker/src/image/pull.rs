@@ -232,7 +232,10 @@ impl<'a> Session<'a> {
         let downloads: Vec<_> = layers.map(|layer| self.layer(layer, progress)).collect();
         let unpacked: Vec<_> = stream::iter(downloads).buffer_unordered(PARALLEL_LAYERS).try_collect().await?;
         let (store, digest) = (self.store.clone(), digest);
+        let arriving = store.arriving();
         let stored = tokio::task::spawn_blocking(move || {
+            // Its own: whoever gives up waiting does not end this work.
+            let _arriving = arriving;
             store.publish(unpacked.into_iter().flatten().collect())?;
             // What was here packed only is unpacked now.
             store.add_image(&digest)

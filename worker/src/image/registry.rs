@@ -321,7 +321,7 @@ impl Endpoint {
         }
         if reason.contains("InvalidContentType") || reason.contains("tls handshake eof") {
             return format!(
-                "it does not speak TLS; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
+                "{reason}; if it is meant to speak plain HTTP, add insecure-registries = [\"{host}\"] to \
                  /etc/orch/orch.toml on every node"
             );
         }

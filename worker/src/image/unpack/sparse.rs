@@ -43,6 +43,8 @@ impl Sparse {
                 "name" => found.name = Some(value.to_vec()),
                 "size" | "realsize" => size = Some(number(value)?),
                 "major" => in_content = value != b"0",
+                // Nothing but a hole.
+                "map" if value.is_empty() => numbers.clear(),
                 "map" => numbers = value.split(|&byte| byte == b',').map(number).collect::<io::Result<_>>()?,
                 "offset" | "numbytes" => numbers.push(number(value)?),
                 _ => {}

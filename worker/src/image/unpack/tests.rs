@@ -309,10 +309,15 @@ fn files_with_holes_of_pax_archives_are_whole() {
     let mut header = header(EntryType::Regular, "a/GNUSparseFile.1/real", content.len());
     header.set_cksum();
     tar.append(&header, content.as_slice()).unwrap();
+    tar.append_pax_extensions([("GNU.sparse.size", &b"7"[..]), ("GNU.sparse.map", b"")]).unwrap();
+    let mut hole = self::header(EntryType::Regular, "hole", 0);
+    hole.set_cksum();
+    tar.append(&hole, &b""[..]).unwrap();
     let _ = unpack_layer(tar.into_inner().unwrap().as_slice(), &place.root()).unwrap();
     let found = fs::read(place.root().join("a/real")).unwrap();
     assert_eq!((found.len(), found[999_999], found.iter().filter(|&&byte| byte != 0).count()), (1_000_000, b'x', 1));
     assert_eq!(fs::read_dir(place.root().join("a")).unwrap().count(), 1, "the name that is made up is there as well");
+    assert_eq!(fs::read(place.root().join("hole")).unwrap(), [0; 7]);
 }
 
 #[test]
