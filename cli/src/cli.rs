@@ -1,6 +1,6 @@
 //! The command line: which words lead where.
 
-use std::{any::TypeId, process::ExitCode, time::Duration};
+use std::{any::TypeId, io::Write as _, process::ExitCode, time::Duration};
 
 use clap::{
     Arg, ArgAction, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
@@ -227,7 +227,7 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("{error:#}");
+        let _ = writeln!(std::io::stderr(), "{error:#}");
         ExitCode::FAILURE
     })
 }
@@ -300,7 +300,8 @@ fn output_may_fail() {
         let words = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         match words.strip_prefix("failed printing to stdout: ") {
             Some(why) => {
-                eprintln!("cannot write to standard output: {why}");
+                // It may be on the same full disk.
+                let _ = writeln!(std::io::stderr(), "cannot write to standard output: {why}");
                 std::process::exit(1);
             }
             None => bugs(panic),

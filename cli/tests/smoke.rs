@@ -174,4 +174,8 @@ fn a_full_disk_behind_the_output_is_an_error_and_no_panic() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert_eq!(error, "cannot write to standard output: No space left on device (os error 28)\n");
+    // As from cron, with both in one file.
+    let both = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = orch_in(dir.path(), &["version"]).stdout(both.try_clone().unwrap()).stderr(both).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
