@@ -1,6 +1,6 @@
 //! Services by their commands: creating, listing, changing, naming, and what is refused.
 
-use std::{fs, thread};
+use std::{collections::BTreeSet, fs, thread};
 
 use orch_tests::{Lab, eventually};
 
@@ -29,9 +29,8 @@ fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
 fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     let run = |port: &str| lab.orch(&["run", "-d", "--name", "single", "-p", port, "box"]);
     let service = |name: &str, publish: &str| {
-        let here = ["--constraint", "node.hostname==n1", "--restart-condition", "none"];
-        let _ =
-            lab.orch(&[&["service", "create", "-d", "--name", name, "-p", publish], &here[..], &["box"]].concat()).ok();
+        let here = ["--constraint", "node.hostname==n1", "--restart-delay", "1s", "box"];
+        let _ = lab.orch(&[&["service", "create", "-d", "--name", name, "-p", publish], &here[..]].concat()).ok();
     };
     let _ = run("9100:80").ok();
     service("second", "published=9100,target=80,mode=host");
@@ -47,6 +46,13 @@ fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     eventually("the program listens", || lab.get("n1", "http://127.0.0.1:9102/hostname"));
     service("third", "published=9102,target=80,mode=host");
     error_of(lab, "third", "Bind for 0.0.0.0:9102 failed: port is already allocated by busybox (pid ");
+    // Who has it keeps its clients, however often the service tries.
+    let mut tasks = BTreeSet::new();
+    eventually("several tasks have failed", || {
+        let _ = lab.get("n1", "http://127.0.0.1:9102/hostname").expect("the program answers throughout");
+        tasks.extend(lab.orch(&["service", "ps", "-q", "third"]).result()?.lines().map(str::to_owned));
+        if tasks.len() >= 4 { Ok(()) } else { Err(format!("{tasks:?}")) }
+    });
     let _ = program.kill().and_then(|()| program.wait());
     let _ = lab.orch(&["service", "rm", "first", "second", "third"]).ok();
 }

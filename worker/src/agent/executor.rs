@@ -200,7 +200,10 @@ impl Executor {
     fn prepare(&mut self) {
         let (host, task) = (self.host.clone(), self.task.clone());
         let (slot, folders) = (self.prepared.clone(), self.folders.clone());
+        let locals = self.locals.clone();
         let work = tokio::spawn(async move {
+            // Once it is attached, netd sends to it who asks for its ports, even while it only waits for its turn.
+            locals.leave_ports(&task).map_err(|error| chain(&error))?;
             let prepared = prepare::prepare(&host, &task, folders).await.map_err(|error| chain(&error))?;
             host.book.change(&task.id, |entry| {
                 entry.image = Some(prepared.image_digest.clone());
