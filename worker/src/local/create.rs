@@ -1,6 +1,7 @@
 //! Makes a one-off container from what the user asked for; nothing runs yet.
 
 use std::{
+    io,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     sync::Arc,
     time::SystemTime,
@@ -19,7 +20,7 @@ use orch_proto::{
 use super::{LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
-    image::{chain, claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
+    image::{claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
 };
 
 /// The node's own network: addresses behind its NAT.
@@ -191,7 +192,7 @@ impl Locals {
             } else if everywhere.iter().any(|other| clash(other, &port)) {
                 return Err(LocalError::port(port.published_port, Some("a service, for all nodes".into())));
             } else if taken.iter().chain(&ports).any(|other| clash(other, &port)) || !is_free(&port) {
-                let holder = port_holder::holder(port.protocol, port.published_port);
+                let holder = port_holder::holder(&port);
                 return Err(LocalError::port(port.published_port, holder));
             }
             ports.push(port);
@@ -210,7 +211,7 @@ impl Locals {
                 None
             } else {
                 // Another reason is none for a task: a connection that has the number goes away.
-                port_holder::holder(port.protocol, port.published_port)
+                port_holder::holder(port)
             };
             if holder.is_some() {
                 return Err(LocalError::port(port.published_port, holder));
@@ -301,7 +302,7 @@ fn free_port(protocol: Protocol) -> Option<u16> {
     .map(|addr| addr.port())
 }
 
-/// Whether a program of the node has it.
+/// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
 fn is_free(port: &PortConfig) -> bool {
     let addr = (port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
     let bound = match port.protocol {
@@ -309,6 +310,5 @@ fn is_free(port: &PortConfig) -> bool {
         Protocol::Udp => UdpSocket::bind(addr).map(drop),
         Protocol::Sctp => Ok(()),
     };
-    let port = port.published_port;
-    bound.map_err(|error| tracing::debug!(port, error = chain(&error), "a port is taken")).is_ok()
+    bound.err().is_none_or(|error| error.kind() != io::ErrorKind::AddrInUse)
 }
