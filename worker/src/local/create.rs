@@ -17,7 +17,10 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder};
+use super::{
+    LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder,
+    starting::Starting,
+};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
     image::{claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
@@ -175,9 +178,11 @@ impl Locals {
     }
 
     /// Published ports of 0 become free ones; others must be free. What the container had before it keeps, if it can.
-    pub(super) fn assign_ports(&self, one: &One) -> Result<Vec<PortConfig>, LocalError> {
+    pub(super) fn assign_ports(&self, one: &One) -> Result<(Vec<PortConfig>, Starting), LocalError> {
         let wanted = one.task.host_ports.clone();
+        let turn = self.starting.turn();
         let mut taken = self.ports_of_running(&one.id);
+        taken.extend(turn.of_others(&one.id, |_| true));
         taken.extend(
             self.host.entries().iter().filter(|e| e.container.is_some()).flat_map(|e| e.task.host_ports.clone()),
         );
@@ -197,13 +202,17 @@ impl Locals {
             }
             ports.push(port);
         }
-        Ok(ports)
+        let starting = turn.take(&one.id, &ports);
+        Ok((ports, starting))
     }
 
     /// Refuses a task the ports that a one-off container of this node has, or a program that listens: who asks for them
     /// would find that one, or find it no more.
-    pub(crate) fn leave_ports(&self, task: &Task) -> Result<(), LocalError> {
-        let taken = self.ports_of_running(&task.id);
+    pub(crate) fn leave_ports(&self, task: &Task) -> Result<Starting, LocalError> {
+        let turn = self.starting.turn();
+        let mut taken = self.ports_of_running(&task.id);
+        // Managers keep tasks apart; the one before this may be about to end.
+        taken.extend(turn.of_others(&task.id, |id| self.knows(id)));
         for port in &task.host_ports {
             let holder = if taken.iter().any(|other| clash(other, port)) {
                 Some("a container of `orch run`".to_owned())
@@ -217,7 +226,7 @@ impl Locals {
                 return Err(LocalError::port(port.published_port, holder));
             }
         }
-        Ok(())
+        Ok(turn.take(&task.id, &task.host_ports))
     }
 
     /// Those of all running one-off containers but this one.
