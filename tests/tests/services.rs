@@ -36,6 +36,12 @@ fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     service("second", "published=9100,target=80,mode=host");
     error_of(lab, "second", "Bind for 0.0.0.0:9100 failed: port is already allocated by a container of `orch run`");
     let _ = lab.orch(&["rm", "-f", "single"]).ok();
+    lab.wait_replicas("second", "1/1");
+    // The task before has it, and gives it on.
+    let _ = lab.orch(&["service", "update", "--force", "second"]).ok();
+    let refused = run("9100:80");
+    assert!(refused.code == 125 && refused.stderr.contains("port is already allocated"), "{refused:?}");
+    let _ = lab.orch(&["rm", "-f", "single"]);
     service("first", "9101:80");
     lab.wait_replicas("first", "1/1");
     let refused = run("9101:80");
