@@ -1,6 +1,6 @@
 //! Services by their commands: creating, listing, changing, naming, and what is refused.
 
-use std::{fs, thread};
+use std::{collections::BTreeSet, fs, thread};
 
 use orch_tests::{Lab, eventually};
 
@@ -29,14 +29,19 @@ fn services_do_what_their_flags_say_and_refuse_what_makes_no_sense() {
 fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     let run = |port: &str| lab.orch(&["run", "-d", "--name", "single", "-p", port, "box"]);
     let service = |name: &str, publish: &str| {
-        let here = ["--constraint", "node.hostname==n1", "--restart-condition", "none"];
-        let _ =
-            lab.orch(&[&["service", "create", "-d", "--name", name, "-p", publish], &here[..], &["box"]].concat()).ok();
+        let here = ["--constraint", "node.hostname==n1", "--restart-delay", "1s", "box"];
+        let _ = lab.orch(&[&["service", "create", "-d", "--name", name, "-p", publish], &here[..]].concat()).ok();
     };
     let _ = run("9100:80").ok();
     service("second", "published=9100,target=80,mode=host");
     error_of(lab, "second", "Bind for 0.0.0.0:9100 failed: port is already allocated by a container of `orch run`");
     let _ = lab.orch(&["rm", "-f", "single"]).ok();
+    lab.wait_replicas("second", "1/1");
+    // The task before has it, and gives it on.
+    let _ = lab.orch(&["service", "update", "--force", "second"]).ok();
+    let refused = run("9100:80");
+    assert!(refused.code == 125 && refused.stderr.contains("port is already allocated"), "{refused:?}");
+    let _ = lab.orch(&["rm", "-f", "single"]);
     service("first", "9101:80");
     lab.wait_replicas("first", "1/1");
     let refused = run("9101:80");
@@ -47,6 +52,13 @@ fn a_port_is_one_containers_or_the_services(lab: &Lab) {
     eventually("the program listens", || lab.get("n1", "http://127.0.0.1:9102/hostname"));
     service("third", "published=9102,target=80,mode=host");
     error_of(lab, "third", "Bind for 0.0.0.0:9102 failed: port is already allocated by busybox (pid ");
+    // Who has it keeps its clients, however often the service tries.
+    let mut tasks = BTreeSet::new();
+    eventually("several tasks have failed", || {
+        let _ = lab.get("n1", "http://127.0.0.1:9102/hostname").expect("the program answers throughout");
+        tasks.extend(lab.orch(&["service", "ps", "-q", "third"]).result()?.lines().map(str::to_owned));
+        if tasks.len() >= 4 { Ok(()) } else { Err(format!("{tasks:?}")) }
+    });
     let _ = program.kill().and_then(|()| program.wait());
     let _ = lab.orch(&["service", "rm", "first", "second", "third"]).ok();
 }

@@ -14,7 +14,7 @@ mod predecessor;
 mod run;
 pub mod spread;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use orch_model::{
     Object, ServiceId, Timestamp, Version,
@@ -107,16 +107,31 @@ fn assigned(state: &State, task: &Task, info: &NodeInfo, now: Timestamp) -> Task
     "scheduler assigned task to node".clone_into(&mut next.status.message);
     next.status.error = None;
     next.generic = info.pick(&task.spec.generic);
+    give_host_ports(state, &mut next, info);
+    next
+}
+
+/// Fills in the automatic ones.
+fn give_host_ports(state: &State, task: &mut Task, info: &NodeInfo) {
+    if task.host_ports.iter().all(|port| port.published_port != 0) {
+        return;
+    }
+    // A program of the node may have it, of which managers know nothing: the same number would fail for ever.
+    let has_failed =
+        |t: &&Arc<Task>| t.service == task.service && matches!(t.status.state, TaskState::Failed | TaskState::Rejected);
+    let failed = state.tasks_on(&info.node.id).filter(has_failed).flat_map(|t| &t.host_ports);
+    let failed: BTreeSet<_> = failed.map(|port| (port.protocol, port.published_port)).collect();
     let mut taken = Vec::new();
-    for port in next.host_ports.iter_mut().filter(|p| p.published_port == 0) {
+    for port in task.host_ports.iter_mut().filter(|p| p.published_port == 0) {
         let is_free = |number: &u16| {
             let wanted = (port.protocol, *number);
             let is_everywhere = state.port_holder(port.protocol, *number).is_some();
             !is_everywhere && !info.host_ports.contains(&wanted) && !taken.contains(&wanted)
         };
         // From the other end than the ports of all nodes, which are given out at the same time.
-        port.published_port = DYNAMIC_PORTS.rev().find(is_free).unwrap_or(0);
+        let mut free = DYNAMIC_PORTS.rev().filter(is_free);
+        let untried = free.clone().find(|number| !failed.contains(&(port.protocol, *number)));
+        port.published_port = untried.or_else(|| free.next()).unwrap_or(0);
         taken.push((port.protocol, port.published_port));
     }
-    next
 }

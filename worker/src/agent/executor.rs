@@ -200,7 +200,10 @@ impl Executor {
     fn prepare(&mut self) {
         let (host, task) = (self.host.clone(), self.task.clone());
         let (slot, folders) = (self.prepared.clone(), self.folders.clone());
+        let locals = self.locals.clone();
         let work = tokio::spawn(async move {
+            // Once it is attached, netd sends to it who asks for its ports, even while it only waits for its turn.
+            drop(locals.leave_ports(&task).map_err(|error| chain(&error))?);
             let prepared = prepare::prepare(&host, &task, folders).await.map_err(|error| chain(&error))?;
             host.book.change(&task.id, |entry| {
                 entry.image = Some(prepared.image_digest.clone());
@@ -222,7 +225,8 @@ impl Executor {
         let locals = self.locals.clone();
         let work = async move {
             let prepared = prepared.ok_or_else(|| "it was not prepared".to_owned())?;
-            locals.leave_ports(&task).map_err(|error| start_failed(&chain(&error)))?;
+            // Held until it runs.
+            let _starting = locals.leave_ports(&task).map_err(|error| start_failed(&chain(&error)))?;
             let host_network = !prepare::has_namespace(&task);
             let spec = if host_network { Cow::Owned(with_hostname(&task)) } else { Cow::Borrowed(task.spec.as_ref()) };
             let plan = ContainerPlan {

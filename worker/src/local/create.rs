@@ -1,6 +1,7 @@
 //! Makes a one-off container from what the user asked for; nothing runs yet.
 
 use std::{
+    io,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     sync::Arc,
     time::SystemTime,
@@ -16,10 +17,13 @@ use orch_proto::{
     wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
-use super::{LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder};
+use super::{
+    LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder,
+    starting::Starting,
+};
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
-    image::{chain, claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
+    image::{claims::Claim, config::ImageConfig, reference::Reference, store::StoredImage},
 };
 
 /// The node's own network: addresses behind its NAT.
@@ -174,9 +178,11 @@ impl Locals {
     }
 
     /// Published ports of 0 become free ones; others must be free. What the container had before it keeps, if it can.
-    pub(super) fn assign_ports(&self, one: &One) -> Result<Vec<PortConfig>, LocalError> {
+    pub(super) fn assign_ports(&self, one: &One) -> Result<(Vec<PortConfig>, Starting), LocalError> {
         let wanted = one.task.host_ports.clone();
+        let turn = self.starting.turn();
         let mut taken = self.ports_of_running(&one.id);
+        taken.extend(turn.of_others(&one.id, |_| true));
         taken.extend(
             self.host.entries().iter().filter(|e| e.container.is_some()).flat_map(|e| e.task.host_ports.clone()),
         );
@@ -191,18 +197,22 @@ impl Locals {
             } else if everywhere.iter().any(|other| clash(other, &port)) {
                 return Err(LocalError::port(port.published_port, Some("a service, for all nodes".into())));
             } else if taken.iter().chain(&ports).any(|other| clash(other, &port)) || !is_free(&port) {
-                let holder = port_holder::holder(port.protocol, port.published_port);
+                let holder = port_holder::holder(&port);
                 return Err(LocalError::port(port.published_port, holder));
             }
             ports.push(port);
         }
-        Ok(ports)
+        let starting = turn.take(&one.id, &ports);
+        Ok((ports, starting))
     }
 
     /// Refuses a task the ports that a one-off container of this node has, or a program that listens: who asks for them
     /// would find that one, or find it no more.
-    pub(crate) fn leave_ports(&self, task: &Task) -> Result<(), LocalError> {
-        let taken = self.ports_of_running(&task.id);
+    pub(crate) fn leave_ports(&self, task: &Task) -> Result<Starting, LocalError> {
+        let turn = self.starting.turn();
+        let mut taken = self.ports_of_running(&task.id);
+        // Managers keep tasks apart; the one before this may be about to end.
+        taken.extend(turn.of_others(&task.id, |id| self.knows(id)));
         for port in &task.host_ports {
             let holder = if taken.iter().any(|other| clash(other, port)) {
                 Some("a container of `orch run`".to_owned())
@@ -210,13 +220,13 @@ impl Locals {
                 None
             } else {
                 // Another reason is none for a task: a connection that has the number goes away.
-                port_holder::holder(port.protocol, port.published_port)
+                port_holder::holder(port)
             };
             if holder.is_some() {
                 return Err(LocalError::port(port.published_port, holder));
             }
         }
-        Ok(())
+        Ok(turn.take(&task.id, &task.host_ports))
     }
 
     /// Those of all running one-off containers but this one.
@@ -301,7 +311,7 @@ fn free_port(protocol: Protocol) -> Option<u16> {
     .map(|addr| addr.port())
 }
 
-/// Whether a program of the node has it.
+/// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
 fn is_free(port: &PortConfig) -> bool {
     let addr = (port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
     let bound = match port.protocol {
@@ -309,6 +319,5 @@ fn is_free(port: &PortConfig) -> bool {
         Protocol::Udp => UdpSocket::bind(addr).map(drop),
         Protocol::Sctp => Ok(()),
     };
-    let port = port.published_port;
-    bound.map_err(|error| tracing::debug!(port, error = chain(&error), "a port is taken")).is_ok()
+    bound.err().is_none_or(|error| error.kind() != io::ErrorKind::AddrInUse)
 }

@@ -102,7 +102,8 @@ impl Locals {
         attach: Option<bool>,
     ) -> Result<Option<Attachment>, LocalError> {
         let (host, task) = (&self.host, &one.task);
-        let ports = self.assign_ports(one)?;
+        // Held until it runs.
+        let (ports, _starting) = self.assign_ports(one)?;
         let attachments = self.join_networks(one).await?;
         let record = LocalContainer { ports: ports.to_proto(), ..one.now().record.clone() };
         let joined = self.joined(&record)?;

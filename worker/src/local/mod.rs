@@ -17,6 +17,7 @@ mod options;
 mod policy;
 mod port_holder;
 mod report;
+mod starting;
 
 use std::{
     collections::BTreeMap,
@@ -36,6 +37,7 @@ pub(crate) use report::{details, health_report, list_entry, of_task};
 
 use attachment::Presence;
 use networks::UserNetworks;
+use starting::StartingPorts;
 
 use crate::{
     agent::{CurrentSession, Host, container_id_of},
@@ -53,6 +55,7 @@ pub(crate) struct Locals {
     networks: UserNetworks,
     pub(crate) presence: Presence,
     table: Mutex<BTreeMap<TaskId, Arc<One>>>,
+    starting: StartingPorts,
 }
 
 /// One of them.
@@ -143,7 +146,13 @@ impl One {
 impl Locals {
     pub(crate) fn new(host: Arc<Host>, session: Arc<CurrentSession>) -> Arc<Self> {
         let networks = UserNetworks::new(host.store.clone());
-        Arc::new(Self { host, networks, presence: Presence::new(session), table: Mutex::default() })
+        Arc::new(Self {
+            host,
+            networks,
+            presence: Presence::new(session),
+            table: Mutex::default(),
+            starting: StartingPorts::default(),
+        })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<One>> {

@@ -1,6 +1,6 @@
 //! Ports that every node answers on: those that the user named, and automatic ones from 30000 to 32767.
 
-use std::collections::BTreeSet;
+use std::{cell::OnceCell, collections::BTreeSet};
 
 use orch_model::{
     service::{DYNAMIC_PORTS, PortConfig, Protocol, PublishMode, Service},
@@ -13,12 +13,14 @@ use crate::state::{State, check::protocol_word};
 pub struct Ports<'a> {
     state: &'a State,
     given: BTreeSet<(Protocol, u16)>,
+    /// Those that tasks have on their nodes: looked for once, and only when an automatic port is asked for.
+    on_nodes: OnceCell<BTreeSet<(Protocol, u16)>>,
 }
 
 impl<'a> Ports<'a> {
     #[must_use]
     pub fn new(state: &'a State) -> Self {
-        Self { state, given: BTreeSet::new() }
+        Self { state, given: BTreeSet::new(), on_nodes: OnceCell::new() }
     }
 
     /// The ports of a service with automatic ones filled in; what it was given before it keeps.
@@ -46,10 +48,12 @@ impl<'a> Ports<'a> {
     }
 
     fn automatic(&mut self, protocol: Protocol) -> Result<u16, String> {
-        let on_nodes: BTreeSet<_> = self.state.services().flat_map(|service| on_nodes(self.state, service)).collect();
+        let state = self.state;
+        let on_nodes =
+            self.on_nodes.get_or_init(|| state.services().flat_map(|service| on_nodes(state, service)).collect());
         let is_free = |port: &u16| {
             let wanted = (protocol, *port);
-            let is_held = self.state.port_holder(protocol, *port).is_some();
+            let is_held = state.port_holder(protocol, *port).is_some();
             !is_held && !self.given.contains(&wanted) && !on_nodes.contains(&wanted)
         };
         let found = DYNAMIC_PORTS.into_iter().find(is_free);

@@ -74,6 +74,29 @@ fn a_host_port_is_used_once_per_node() {
     assert!(sim.ps("web").contains("host-mode port already in use on 2 nodes"), "{}", sim.ps("web"));
 }
 
+/// A program of the node may have the number, of which managers know nothing.
+#[test]
+fn an_automatic_host_port_that_a_task_failed_with_is_not_given_again() {
+    use orch_model::service::ServiceMode::{Global, Replicated};
+    for mode in [Replicated { replicas: 1 }, Global] {
+        let mut sim = Sim::new(1);
+        sim.create(placed(|s| {
+            s.endpoint.ports = vec![port(0, 80, PublishMode::Host), port(0, 81, PublishMode::Host)];
+            s.mode = mode;
+        }))
+        .expect("accepted");
+        for want in [[32767, 32766], [32765, 32764], [32763, 32762]] {
+            sim.run(secs(10));
+            let service = sim.service("web").id.clone();
+            let task = sim.state.tasks_of(&service).find(|task| !task.status.state.is_terminal()).expect("a task");
+            let ports: Vec<_> = task.host_ports.iter().map(|port| port.published_port).collect();
+            assert_eq!(ports, want, "{mode:?}: {}", sim.ps("web"));
+            let failed = task.id.to_string();
+            sim.fail(&failed);
+        }
+    }
+}
+
 #[test]
 fn spread_preferences_are_hierarchical() {
     let mut sim = Sim::new(5);
