@@ -98,6 +98,7 @@ async fn a_renewed_certificate_and_the_managers_addresses_are_saved_and_nothing_
         data_addr: "192.0.2.2".to_owned(),
         // The first manager is gone; the second renews.
         managers: vec!["127.0.0.1:1".to_owned(), addr],
+        chosen: true,
     };
     // The node's address changed while a manager was asked.
     let moved = Member { data_addr: "192.0.2.3".to_owned(), ..member.clone() };
