@@ -303,6 +303,8 @@ async fn no_manager(paths: &Paths) -> anyhow::Error {
 pub(crate) enum Silence {
     #[error("permission denied on {}: run this as root, or as a member of the group that owns the socket", .0.display())]
     Denied(PathBuf),
+    #[error("orch does not answer on this node, and {} says why to root only: run this as root", .0.display())]
+    Private(PathBuf),
     #[error(
         "orch does not run on this node, which is part of a cluster: start it with \"systemctl start orch\", or with \
          \"orch node\" where there is no systemd. Its containers go on meanwhile"
@@ -319,9 +321,15 @@ pub(crate) fn silence(paths: &Paths) -> Silence {
         return Silence::Denied(socket);
     }
     let state = crate::node::state_file(paths);
-    match std::fs::metadata(&state) {
-        Ok(_) => Silence::Stopped,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Silence::Denied(state),
+    let found = std::fs::metadata(&state).map(drop).map_err(|error| error.kind());
+    silence_by(state, found)
+}
+
+/// No group may look into the folder of the state file, unlike that of the socket.
+fn silence_by(state: PathBuf, found: Result<(), ErrorKind>) -> Silence {
+    match found {
+        Ok(()) => Silence::Stopped,
+        Err(ErrorKind::PermissionDenied) => Silence::Private(state),
         Err(_) => Silence::NoMember,
     }
 }
@@ -333,6 +341,21 @@ pub(crate) fn is_denied(socket: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn silence_is_explained_by_the_state_file() {
+        for (found, said) in [
+            (Ok(()), "start it with"),
+            (
+                Err(ErrorKind::PermissionDenied),
+                "orch does not answer on this node, and /state.json says why to root only: run this as root",
+            ),
+            (Err(ErrorKind::NotFound), IN_NO_CLUSTER),
+        ] {
+            let text = silence_by("/state.json".into(), found).to_string();
+            assert!(text.contains(said) && !text.contains("group"), "{found:?}: {text}");
+        }
+    }
 
     #[test]
     fn what_a_daemon_quotes_does_not_steer_the_terminal() {

@@ -28,6 +28,12 @@ pub(super) fn local_addresses() -> Result<Vec<Local>> {
         .collect())
 }
 
+/// All of this machine's addresses, also those that nobody else reaches and those of interfaces that are down.
+pub(super) fn all_addresses() -> Result<Vec<IpAddr>> {
+    let all = getifaddrs().map_err(|error| NodeError::Failed(error.into()))?;
+    Ok(all.filter_map(|entry| ip_of(entry.address?)).collect())
+}
+
 /// `ADDR|IFACE[:PORT]` as `address:port`; empty means the only address there is. Without a port it is the one that is
 /// listened on.
 pub(super) fn advertised(wanted: &str, listened: &str, locals: &[Local]) -> Result<SocketAddr> {
@@ -186,6 +192,14 @@ mod tests {
             Err(error) => error.to_string(),
         };
         assert!(found.starts_with(expected), "{wanted:?}: {found}");
+    }
+
+    #[test]
+    fn the_loopback_is_here_and_reached_by_nobody() {
+        let loopback = IpAddr::from([127, 0, 0, 1]);
+        let (all, others) = (all_addresses().unwrap(), local_addresses().unwrap());
+        assert!(all.contains(&loopback) && others.iter().all(|local| local.ip != loopback), "{all:?} {others:?}");
+        assert!(others.iter().all(|local| all.contains(&local.ip)), "{all:?} {others:?}");
     }
 
     #[test]

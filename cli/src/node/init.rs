@@ -104,6 +104,7 @@ impl Plan {
             listen_addr: self.listen.to_string(),
             data_addr: self.data.to_string(),
             managers: vec![advertise.clone()],
+            chosen: false,
         };
         let bootstrap = wire::BootstrapConfig {
             spec: Some(self.spec.to_proto()),

@@ -78,6 +78,8 @@ struct Plan {
     advertise: SocketAddr,
     listen: SocketAddr,
     data: IpAddr,
+    /// Nobody gave any of these addresses.
+    chosen: bool,
     hostname: String,
 }
 
@@ -90,13 +92,15 @@ impl Plan {
             Some(ip) => address::advertised(&ip.to_string(), &request.listen_addr, &locals)?,
             None => address::advertised(&request.advertise_addr, &request.listen_addr, &locals)?,
         };
+        let listen = address::listened(&request.listen_addr, advertise, &locals)?;
         Ok(Self {
             remote,
             token: request.token.trim().to_owned(),
             availability: availability(&request.availability)?,
             advertise,
-            listen: address::listened(&request.listen_addr, advertise, &locals)?,
+            listen,
             data: address::data_path(&request.data_path_addr, advertise, &locals)?,
+            chosen: is_address_chosen(request, listen),
             hostname: hostname()?,
         })
     }
@@ -114,6 +118,7 @@ impl Plan {
             listen_addr: self.listen.to_string(),
             data_addr: self.data.to_string(),
             managers,
+            chosen: self.chosen && !manager,
         };
         if manager {
             let join = FirstStart::Join(wire::Empty {});
@@ -151,6 +156,42 @@ impl Plan {
             (Ok(answer), _) => Ok((keys, answer.into_inner())),
             (Err(status), Some(obstacle)) if status.code() == Code::InvalidArgument => Err(obstacle),
             (Err(status), _) => Err(NodeError::answered(status)),
+        }
+    }
+}
+
+/// An address that somebody gave is theirs to change: it may be one that this machine does not have, or not yet.
+/// To listen on all, as without a word of it, names none.
+fn is_address_chosen(request: &wire::JoinNodeRequest, listen: SocketAddr) -> bool {
+    request.advertise_addr.is_empty() && request.data_path_addr.is_empty() && listen.ip().is_unspecified()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_join_chooses_the_address_when_none_is_given() {
+        for (advertise, listen, data, chosen) in [
+            ("", "0.0.0.0:2377", "", true),
+            ("", "[::]:2400", "", true),
+            ("", "192.0.2.7:2377", "", false),
+            ("203.0.113.1", "0.0.0.0:2377", "", false),
+            ("eth0", "0.0.0.0:2377", "", false),
+            ("", "0.0.0.0:2377", "192.0.2.7", false),
+        ] {
+            let request = wire::JoinNodeRequest {
+                token: "t".into(),
+                remote_addr: "192.0.2.1".into(),
+                advertise_addr: advertise.into(),
+                data_path_addr: data.into(),
+                ..wire::JoinNodeRequest::default()
+            };
+            assert_eq!(
+                is_address_chosen(&request, listen.parse().unwrap()),
+                chosen,
+                "{advertise:?} {listen:?} {data:?}"
+            );
         }
     }
 }

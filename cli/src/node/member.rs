@@ -15,6 +15,8 @@ use super::files;
 /// Layout of `/var/lib/orch/node`; a higher number belongs to a newer orch.
 const FORMAT: u32 = 1;
 const STATE_FILE: &str = "state.json";
+/// Names the node whose address orch chose: a file of its own, because older versions refuse a state file with more in it.
+const CHOSEN_FILE: &str = "address-chosen";
 
 /// This node's membership in a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,9 @@ pub(super) struct Member {
     pub(super) data_addr: String,
     /// `host:port` of the managers known when this was written.
     pub(super) managers: Vec<String>,
+    /// `orch join` chose the address of this worker by itself. Never so after the node was a manager.
+    #[serde(skip)]
+    pub(super) chosen: bool,
 }
 
 /// The supervisor's data folder, held by this process alone.
@@ -65,19 +70,38 @@ impl NodeDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let member = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let mut member: Member =
+            serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        member.chosen = self.is_chosen(&member);
         Ok(Some(member))
     }
 
     /// From here on the node is in the cluster, also after a restart of the machine.
     pub(super) fn save(&self, member: &Member) -> Result<()> {
         let text = serde_json::to_vec_pretty(member).context("cannot encode the state file")?;
-        files::write_atomically(&self.state_file(), &text, 0o600)
+        if !member.chosen {
+            files::remove_file(&self.chosen_file())?;
+        }
+        files::write_atomically(&self.state_file(), &text, 0o600)?;
+        if member.chosen && !self.is_chosen(member) {
+            files::write_atomically(&self.chosen_file(), member.node_id.as_bytes(), 0o600)?;
+        }
+        Ok(())
+    }
+
+    /// Where that is not known, it was given.
+    fn is_chosen(&self, member: &Member) -> bool {
+        fs::read_to_string(self.chosen_file()).is_ok_and(|node| node == member.node_id)
     }
 
     /// From here on the node is in no cluster.
     pub(super) fn forget(&self) -> Result<()> {
+        files::remove_file(&self.chosen_file())?;
         files::remove_file(&self.state_file())
+    }
+
+    fn chosen_file(&self) -> PathBuf {
+        self.dir.join(CHOSEN_FILE)
     }
 
     fn state_file(&self) -> PathBuf {
@@ -122,6 +146,7 @@ mod tests {
             listen_addr: "0.0.0.0:2377".into(),
             data_addr: "192.0.2.1".into(),
             managers: vec!["192.0.2.1:2377".into()],
+            chosen: false,
         }
     }
 
@@ -139,6 +164,26 @@ mod tests {
         assert_eq!(dir.load().unwrap(), Some(member()));
         dir.forget().unwrap();
         assert_eq!(dir.load().unwrap(), None);
+    }
+
+    #[test]
+    fn whether_the_address_was_chosen_is_remembered_beside_a_state_file_that_older_versions_read() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = NodeDir::open(&Paths::under(root.path())).unwrap();
+        let member = |node: &str, chosen| Member { node_id: node.into(), chosen, ..member() };
+        dir.save(&member("n", false)).unwrap();
+        let older = fs::read_to_string(dir.state_file()).unwrap();
+        for (node, chosen) in [("n", true), ("n", false), ("n", true), ("n", true), ("m", true), ("n", false)] {
+            dir.save(&member(node, chosen)).unwrap();
+            assert_eq!(dir.load().unwrap(), Some(member(node, chosen)), "{node} {chosen}");
+        }
+        assert_eq!(fs::read_to_string(dir.state_file()).unwrap(), older);
+        // What another membership left behind says nothing of this one.
+        dir.save(&member("m", true)).unwrap();
+        fs::write(dir.state_file(), older).unwrap();
+        assert_eq!(dir.load().unwrap(), Some(member("n", false)));
+        dir.forget().unwrap();
+        assert!(!dir.chosen_file().exists());
     }
 
     #[test]

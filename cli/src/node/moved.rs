@@ -1,7 +1,8 @@
 //! A worker's own address after it has changed: a new lease, or another network.
 //!
-//! Other nodes send to the address that this node has told of. When that is nobody's on this machine any more, the node
-//! takes the one by which it reaches its managers. Managers stay what they are: raft knows them by their address.
+//! Other nodes send to the address that this node has told of. When it joined with the one that it chose by itself, and no
+//! interface has that any more, the node takes the one by which it reaches its managers. An address that was given stays: it
+//! may be one that this machine never had, in front of a NAT. Managers stay what they are: raft knows them by their address.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,7 +13,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::{
-    address::{Local, local_addresses, towards},
+    address::{Local, all_addresses, local_addresses, towards},
     daemon::Role,
     error::Result,
     init::daemon_config,
@@ -53,7 +54,7 @@ pub(super) async fn keep_address(supervisor: Arc<Supervisor>) {
 
 fn look(supervisor: &Supervisor) -> Option<(Member, Member)> {
     let before = supervisor.member()?;
-    let now = moved(&before, &local_addresses().ok()?, towards)?;
+    let now = moved(&before, &all_addresses().ok()?, &local_addresses().ok()?, towards)?;
     Some((before, now))
 }
 
@@ -65,62 +66,79 @@ async fn take(supervisor: &Supervisor, member: Member) -> Result<()> {
     Ok(supervisor.start_daemon(Role::Worker)?)
 }
 
-/// The member with its new address, when the old one is none of this machine's any more.
-fn moved(member: &Member, locals: &[Local], towards: impl Fn(SocketAddr) -> Option<IpAddr>) -> Option<Member> {
+/// The member with its new address, one of `locals`, when the old one is not among `all` of this machine's any more.
+fn moved(
+    member: &Member,
+    all: &[IpAddr],
+    locals: &[Local],
+    towards: impl Fn(SocketAddr) -> Option<IpAddr>,
+) -> Option<Member> {
     let old: IpAddr = member.data_addr.parse().ok()?;
-    let is_here = |ip: IpAddr| locals.iter().any(|local| local.ip == ip);
-    if member.manager || is_here(old) {
+    if member.manager || !member.chosen || all.contains(&old) {
         return None;
     }
     let managers = member.managers.iter().filter_map(|addr| addr.parse().ok());
-    let new = managers.filter_map(towards).find(|ip| is_here(*ip))?;
-    let mut next = Member { data_addr: new.to_string(), ..member.clone() };
-    // One that was given on its own stays.
-    if let Ok(advertised) = member.advertise_addr.parse::<SocketAddr>()
-        && advertised.ip() == old
-    {
-        next.advertise_addr = SocketAddr::new(new, advertised.port()).to_string();
-    }
-    Some(next)
+    let new = managers.filter_map(towards).find(|ip| locals.iter().any(|local| local.ip == *ip))?;
+    let with_new = |addr: &str| match addr.parse::<SocketAddr>() {
+        Ok(addr) if addr.ip() == old => SocketAddr::new(new, addr.port()).to_string(),
+        Ok(_) | Err(_) => addr.to_owned(),
+    };
+    Some(Member {
+        data_addr: new.to_string(),
+        advertise_addr: with_new(&member.advertise_addr),
+        // Or it could not be a manager.
+        listen_addr: with_new(&member.listen_addr),
+        ..member.clone()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const OLD: &str = "192.0.2.7";
+    const NEW: &str = "192.0.2.9";
+    const ANY: &str = "0.0.0.0";
+
+    fn member(data: &str, listen: &str) -> Member {
+        Member {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            manager: false,
+            hostname: "h".into(),
+            advertise_addr: format!("{data}:2377"),
+            listen_addr: format!("{listen}:2377"),
+            data_addr: data.into(),
+            managers: vec!["manager:2377".into(), "192.0.2.1:2377".into()],
+            chosen: true,
+        }
+    }
+
     #[test]
     fn a_worker_takes_its_new_address() {
-        let (old, new, nat) = ("192.0.2.7", "192.0.2.9", "203.0.113.1");
-        // Its own addresses, how it reaches managers, where it would be reached; its addresses from then on.
-        for (case, manager, here, way, advertised, want) in [
-            ("as it was", false, vec![old], Some(old), old, None),
-            ("one more", false, vec![old, new], Some(new), old, None),
-            ("another", false, vec![new], Some(new), old, Some((new, new))),
-            ("advertised on its own", false, vec![new], Some(new), nat, Some((new, nat))),
-            ("none at all", false, vec![], None, old, None),
-            ("no way to the managers", false, vec![new], None, old, None),
-            ("only by the loopback", false, vec![new], Some("127.0.0.1"), old, None),
-            ("a manager", true, vec![new], Some(new), old, None),
+        let before = |listen| member(OLD, listen);
+        let given = Member { chosen: false, ..before(ANY) };
+        // In front of a NAT: no interface ever has it.
+        let nat = Member { chosen: false, ..member("203.0.113.1", ANY) };
+        let manager = Member { manager: true, ..before(ANY) };
+        // The addresses of interfaces that others reach, all others, how it reaches managers; what it is from then on.
+        for (case, before, reached, others, way, want) in [
+            ("as it was", before(ANY), vec![OLD], vec![], Some(OLD), None),
+            ("one more", before(ANY), vec![OLD, NEW], vec![], Some(NEW), None),
+            ("another", before(ANY), vec![NEW], vec![], Some(NEW), Some(member(NEW, ANY))),
+            ("listens there", before(OLD), vec![NEW], vec![], Some(NEW), Some(member(NEW, NEW))),
+            ("on the loopback", before(ANY), vec![NEW], vec![OLD], Some(NEW), None),
+            ("none at all", before(ANY), vec![], vec![], None, None),
+            ("no way to the managers", before(ANY), vec![NEW], vec![], None, None),
+            ("only by the loopback", before(ANY), vec![NEW], vec!["127.0.0.1"], Some("127.0.0.1"), None),
+            ("given", given, vec![NEW], vec![], Some(NEW), None),
+            ("NAT", nat, vec![NEW], vec![], Some(NEW), None),
+            ("a manager", manager, vec![NEW], vec![], Some(NEW), None),
         ] {
-            let member = Member {
-                cluster_id: "c".into(),
-                node_id: "n".into(),
-                manager,
-                hostname: "h".into(),
-                advertise_addr: format!("{advertised}:2377"),
-                listen_addr: "0.0.0.0:2377".into(),
-                data_addr: old.into(),
-                managers: vec!["manager:2377".into(), "192.0.2.1:2377".into()],
-            };
-            let locals: Vec<_> =
-                here.iter().map(|ip| Local { interface: "eth0".into(), ip: ip.parse().unwrap() }).collect();
-            let found = moved(&member, &locals, |_| way.map(|way| way.parse().unwrap()));
-            let want = want.map(|(data, advertised)| Member {
-                data_addr: data.into(),
-                advertise_addr: format!("{advertised}:2377"),
-                ..member.clone()
-            });
-            assert_eq!(found, want, "{case}");
+            let ip = |ip: &str| ip.parse::<IpAddr>().unwrap();
+            let locals: Vec<_> = reached.iter().map(|a| Local { interface: "eth0".into(), ip: ip(a) }).collect();
+            let all: Vec<_> = reached.iter().chain(&others).map(|a| ip(a)).collect();
+            assert_eq!(moved(&before, &all, &locals, |_| way.map(ip)), want, "{case}");
         }
     }
 }

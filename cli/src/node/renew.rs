@@ -267,10 +267,10 @@ async fn renew(supervisor: &Supervisor, member: Member) -> Result<()> {
     };
     let Answered { answer, own_is_locked } = ask(supervisor, &member, call).await?;
     let _operation = supervisor.begin()?;
-    // It may have left, or be another node by now.
-    if supervisor.member().is_none_or(|now| now.node_id != member.node_id) {
+    // It may have left, or be another node by now, or have another address.
+    let Some(member) = supervisor.member().filter(|now| now.node_id == member.node_id) else {
         return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
-    }
+    };
     role::take_with(supervisor, member, keys, &answer, own_is_locked).await.map(drop)
 }
 

@@ -84,11 +84,11 @@ pub(super) async fn take_with(
 
 /// Starts or ends this node's manager, once the certificates say so. Interrupted at any point, it is done again when the
 /// supervisor starts or the next certificates come.
-pub(super) async fn take(supervisor: &Supervisor, mut member: Member, manager: bool) -> Result<()> {
+pub(super) async fn take(supervisor: &Supervisor, member: Member, manager: bool) -> Result<()> {
     if member.manager == manager {
         return Ok(supervisor.become_member(member)?);
     }
-    member.manager = manager;
+    let member = with_role(member, manager);
     if !manager {
         supervisor.become_member(member)?;
         supervisor.stop_daemon(Role::Manager).await;
@@ -106,4 +106,34 @@ pub(super) async fn take(supervisor: &Supervisor, mut member: Member, manager: b
     supervisor.start_daemon(Role::Manager)?;
     tracing::info!("this node is a manager now");
     Ok(())
+}
+
+/// Managers are known by their address, so it is not this node's to change any more, nor after a demotion.
+fn with_role(member: Member, manager: bool) -> Member {
+    Member { manager, chosen: member.chosen && !manager, ..member }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_managers_address_stays_also_when_it_is_one_no_more() {
+        for (roles, chosen) in [(&[][..], true), (&[false], true), (&[true], false), (&[true, false], false)] {
+            let worker = Member {
+                cluster_id: "c".into(),
+                node_id: "n".into(),
+                manager: false,
+                hostname: "h".into(),
+                advertise_addr: "192.0.2.1:2377".into(),
+                listen_addr: "0.0.0.0:2377".into(),
+                data_addr: "192.0.2.1".into(),
+                managers: Vec::new(),
+                chosen: true,
+            };
+            let after = roles.iter().fold(worker.clone(), |member, manager| with_role(member, *manager));
+            let manager = roles.last().copied().unwrap_or_default();
+            assert_eq!(after, Member { manager, chosen, ..worker }, "{roles:?}");
+        }
+    }
 }

@@ -36,6 +36,7 @@ use tonic::{Status, Streaming};
 
 use self::{
     door::{Counts, Door},
+    numbers::Numbers,
     prober::{At, Effect, PATIENCE, Prober, TICK, To, View},
     seal::Handed,
 };
@@ -173,8 +174,8 @@ async fn take_part(supervisor: &Supervisor, gossip: &Gossip) {
         match bind().await {
             Ok(socket) => {
                 complained = false;
-                let mut session =
-                    Session::new(socket, &cluster, own, &known, numbers::first(&supervisor.paths.node_dir()));
+                let numbers = Numbers::load(&supervisor.paths.node_dir());
+                let mut session = Session::new(socket, &cluster, own, &known, numbers);
                 session.run(supervisor, gossip, &mut configs).await;
                 gossip.see(View::default());
                 forget(supervisor, gossip, &session.keys);
@@ -230,13 +231,13 @@ struct Session {
     keys: Handed,
     prober: Prober<SocketAddr>,
     started: Instant,
-    sequence: u64,
+    numbers: Numbers,
     handshakes: (mpsc::Sender<NodeId>, mpsc::Receiver<NodeId>),
 }
 
 impl Session {
-    fn new(socket: UdpSocket, cluster: &str, own: NodeId, config: &GossipConfig, sequence: u64) -> Self {
-        let mut prober = Prober::new(own.clone(), sequence, Duration::ZERO);
+    fn new(socket: UdpSocket, cluster: &str, own: NodeId, config: &GossipConfig, numbers: Numbers) -> Self {
+        let mut prober = Prober::new(own.clone(), numbers.last(), Duration::ZERO);
         prober.set_circle(wire::circle(config), Duration::ZERO);
         let keys = Handed::new(&config.keys);
         Self {
@@ -248,7 +249,7 @@ impl Session {
             own,
             prober,
             started: Instant::now(),
-            sequence,
+            numbers,
             handshakes: mpsc::channel(HANDSHAKES),
         }
     }
@@ -269,6 +270,7 @@ impl Session {
                             return;
                         }
                         self.report_dropped(&mut reported);
+                        self.numbers.keep_reserved();
                         if self.keys.forget_former(self.started.elapsed()) {
                             self.door.set_keyring(self.keys.keyring(&self.cluster));
                         }
@@ -314,8 +316,7 @@ impl Session {
     fn carry_out(&mut self, effect: Effect<SocketAddr>) {
         match effect {
             Effect::Send(To { node, at }, message) => {
-                self.sequence += 1;
-                let packet = wire::packet(&self.own, &node, self.sequence, message);
+                let packet = wire::packet(&self.own, &node, self.numbers.next(), message);
                 let at = match at {
                     At::Port(addr) => self.reachable(addr),
                     At::Source(source) => source,

@@ -74,7 +74,7 @@ fn renewal_is_due_between_half_and_four_fifths_of_a_certificates_life() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_and_the_managers_addresses_are_saved() {
+async fn a_renewed_certificate_and_the_managers_addresses_are_saved_and_nothing_else() {
     let now = SystemTime::now();
     let authority = Authority::new(now);
     let manager = authority.identity(1, NodeRole::Manager, HOUR, now);
@@ -98,8 +98,11 @@ async fn a_renewed_certificate_and_the_managers_addresses_are_saved() {
         data_addr: "192.0.2.2".to_owned(),
         // The first manager is gone; the second renews.
         managers: vec!["127.0.0.1:1".to_owned(), addr],
+        chosen: true,
     };
-    supervisor.become_member(member.clone()).unwrap();
+    // The node's address changed while a manager was asked.
+    let moved = Member { data_addr: "192.0.2.3".to_owned(), ..member.clone() };
+    supervisor.become_member(moved.clone()).unwrap();
     renew(&supervisor, member).await.unwrap();
 
     let renewed = worker_identity(&supervisor.paths).unwrap();
@@ -107,5 +110,5 @@ async fn a_renewed_certificate_and_the_managers_addresses_are_saved() {
     assert!(renewed.not_after() > ours.not_after() + 7 * HOUR);
     assert_ne!(renewed.key_pem, ours.key_pem);
     let saved = supervisor.node_dir.load().unwrap().unwrap();
-    assert_eq!(saved.managers, ["192.0.2.1:2377"]);
+    assert_eq!(saved, Member { managers: vec!["192.0.2.1:2377".to_owned()], ..moved });
 }
