@@ -10,7 +10,10 @@ use tokio_stream::StreamExt as _;
 use super::{container, node_names, service_names};
 use crate::{
     api::{Api, explain, worker},
-    render::{short_id, time},
+    render::{
+        short_id,
+        time::{self, NANOS_PER_MILLI},
+    },
 };
 
 #[derive(Debug, Clone, Args)]
@@ -97,7 +100,7 @@ fn tail(text: &str) -> Result<Tail, String> {
 }
 
 fn since(text: &str) -> Result<u64, String> {
-    time::parse_since(text, time::now())
+    time::parse_since_ns(text, time::now())
 }
 
 impl LogFlags {
@@ -105,10 +108,12 @@ impl LogFlags {
         wire::LogOptions {
             follow: self.follow,
             tail: tail.0,
-            since_ms: self.since,
-            until_ms: self.until,
+            since_ms: self.since.map(|at| at / NANOS_PER_MILLI),
+            until_ms: self.until.map(|at| at / NANOS_PER_MILLI),
             stdout: true,
             stderr: true,
+            since_unix_ns: self.since,
+            until_unix_ns: self.until,
         }
     }
 }

@@ -56,14 +56,22 @@ pub(crate) fn clock(unix_ms: u64) -> String {
     at.to_zoned(jiff::tz::TimeZone::system()).strftime("%H:%M").to_string()
 }
 
-/// What `--since` takes: `42m` back from now, an RFC 3339 time, a date, or seconds since 1970.
+pub(crate) const NANOS_PER_MILLI: u64 = 1_000_000;
+
+/// [`parse_since_ns`] in whole milliseconds.
 pub(crate) fn parse_since(text: &str, now: Timestamp) -> Result<u64, String> {
+    Ok(parse_since_ns(text, now)? / NANOS_PER_MILLI)
+}
+
+/// What `--since` takes: `42m` back from now, an RFC 3339 time, a date, or seconds since 1970; in nanoseconds since 1970,
+/// for that is what log lines carry, and people copy a line's time.
+pub(crate) fn parse_since_ns(text: &str, now: Timestamp) -> Result<u64, String> {
+    let too_far = || format!("{text:?} is too far away");
     if let Ok(length) = crate::flags::duration::parse(text) {
-        return Ok((now - length).unix_ms);
+        return (now - length).unix_ms.checked_mul(NANOS_PER_MILLI).ok_or_else(too_far);
     }
-    if let Ok(seconds) = text.parse::<f64>() {
-        let ms = Duration::try_from_secs_f64(seconds).map_err(|_| format!("{text:?} is not a time"))?.as_millis();
-        return u64::try_from(ms).map_err(|_| format!("{text:?} is too far away"));
+    if text.starts_with(|first: char| first.is_ascii_digit()) && text.chars().all(|c| c.is_ascii_digit() || c == '.') {
+        return nanos_of_seconds(text).ok_or_else(too_far);
     }
     let full = text.parse::<jiff::Timestamp>().ok();
     let civil = || text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::system()).ok();
@@ -71,7 +79,17 @@ pub(crate) fn parse_since(text: &str, now: Timestamp) -> Result<u64, String> {
     let at = at.ok_or_else(|| {
         format!("{text:?} is not a time: expected 42m, 2026-01-02T13:23:37Z, 2026-01-02 or seconds since 1970")
     })?;
-    u64::try_from(at.as_millisecond()).map_err(|_| format!("{text:?} is before 1970"))
+    if at < jiff::Timestamp::UNIX_EPOCH {
+        return Err(format!("{text:?} is before 1970"));
+    }
+    u64::try_from(at.as_nanosecond()).map_err(|_| too_far())
+}
+
+/// Of `1136073600.000000001`: a float would lose the last digits.
+fn nanos_of_seconds(text: &str) -> Option<u64> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let nanos: u64 = format!("{:0<9.9}", fraction).parse().ok()?;
+    seconds.parse::<u64>().ok()?.checked_mul(1_000_000_000)?.checked_add(nanos)
 }
 
 fn instant(at: Timestamp) -> Option<jiff::Timestamp> {
@@ -113,6 +131,13 @@ mod tests {
         assert_eq!(parse_since("1m", at), Ok(1_699_999_940_500));
         assert_eq!(parse_since("2023-11-14T22:13:20Z", at), Ok(1_700_000_000_000));
         assert_eq!(parse_since("1700000000", at), Ok(1_700_000_000_000));
-        assert!(parse_since("yesterday", at).is_err());
+        assert_eq!(parse_since_ns("1700000000.000000001", at), Ok(1_700_000_000_000_000_001));
+        assert_eq!(parse_since_ns("1700000000.5", at), Ok(1_700_000_000_500_000_000));
+        assert_eq!(parse_since_ns("2023-11-14T22:13:20.123456789Z", at), Ok(1_700_000_000_123_456_789));
+        for wrong in
+            ["yesterday", "-5", "inf", "1e5", "1.2.3", "99999999999999999999", "1969-12-31T00:00:00Z", "9999-01-01"]
+        {
+            assert!(parse_since_ns(wrong, at).is_err(), "{wrong}");
+        }
     }
 }

@@ -196,6 +196,7 @@ async fn read(reign: Arc<Reign>, task: Arc<Task>, options: wire::LogOptions, lin
         if last != Position::default() {
             options.tail = None;
             options.since_ms = Some(last.at_unix_ns / NANOS_PER_MILLI);
+            options.since_unix_ns = Some(last.at_unix_ns);
         }
         attempt = carry(&reign, &task, options, &mut last, &lines).await;
     }

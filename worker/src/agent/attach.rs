@@ -58,9 +58,10 @@ pub(crate) fn logs(
     let wanted = runtime::LogOptions {
         follow: options.follow,
         tail: options.tail.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX)),
-        since: options.since_ms.map(time_of),
-        // To the end of that millisecond: a line's own time is finer.
-        until: options.until_ms.map(|until| time_of(until) + Duration::from_nanos(999_999)),
+        since: options.since_unix_ns.map(time_of_ns).or(options.since_ms.map(time_of)),
+        // From an older version, to the end of that millisecond: a line's own time is finer.
+        until: (options.until_unix_ns.map(time_of_ns))
+            .or(options.until_ms.map(|until| time_of(until) + Duration::from_nanos(999_999))),
     };
     if logging::is_none(&target.log) {
         return Err("configured logging driver does not support reading: it is \"none\"".to_owned());
@@ -383,6 +384,10 @@ pub(crate) fn terminal_size(size: &wire::TerminalSize) -> (u16, u16) {
 
 fn time_of(unix_ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(unix_ms)
+}
+
+fn time_of_ns(unix_ns: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_nanos(unix_ns)
 }
 
 fn wire_line(task: &str, line: runtime::LogLine, stderr: bool) -> wire::LogLine {
