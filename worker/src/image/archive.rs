@@ -36,7 +36,10 @@ pub(crate) enum ArchiveError {
     Read(#[source] io::Error),
     #[error("write the archive")]
     Write(#[source] io::Error),
-    #[error("this is no archive of images: it has neither manifest.json (docker save) nor index.json (OCI)")]
+    #[error(
+        "this is no archive of images: it has neither manifest.json (docker save) nor index.json (OCI); the files of a root \
+         filesystem become an image by `orch image import FILE NAME`"
+    )]
     NoImages,
     #[error("the archive has more than {MAX_ENTRIES} files")]
     TooMany,
