@@ -127,6 +127,41 @@ fn failures_up_to_the_ratio_are_tolerated() {
 }
 
 #[test]
+fn an_update_that_may_fail_ends_though_tasks_fail_for_ever() {
+    let config = |failure_action, max_failure_ratio| UpdateConfig {
+        failure_action,
+        max_failure_ratio,
+        parallelism: 0,
+        ..UpdateConfig::default()
+    };
+    // A task in each of four places; how many of them crash, and what becomes of the update.
+    for (config, crashing, expected) in [
+        (config(FailureAction::Continue, 0.0), 4, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 1, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 2, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 3, UpdateState::Paused),
+    ] {
+        let mut sim = Sim::new(2);
+        sim.create(with_update(4, config)).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        for _ in 0..600 {
+            sim.step();
+            for slot in 1..=crashing {
+                let name = format!("web.{slot}");
+                let is_new = |t: &&std::sync::Arc<orch_model::task::Task>| {
+                    t.name() == name && t.spec.container.image == "v2" && t.status.state == TaskState::Running
+                };
+                let id = sim.service("web").id.clone();
+                let task = sim.state.tasks_of(&id).find(is_new).map(|t| t.id.to_string());
+                task.iter().for_each(|task| sim.fail(task));
+            }
+        }
+        assert_eq!(update_state(&sim), Some(expected), "{crashing}: {:?}", sim.service("web").update_status);
+    }
+}
+
+#[test]
 fn a_late_failure_is_not_the_updates() {
     let mut sim = Sim::new(2);
     sim.create(with_update(2, UpdateConfig { delay: secs(20), ..UpdateConfig::default() })).expect("accepted");
