@@ -115,11 +115,15 @@ impl Progress {
             | UpdateState::RollbackStarted
             | UpdateState::RollbackPaused => return None,
         };
-        let why = self.slots().into_values().find_map(|tasks| {
-            let newest = tasks.last().filter(|task| task.is_wanted() && !self.is_running(task))?;
-            Some(format!(" ({}: {})", newest.name(), self.slot_text(&tasks)))
-        });
-        Some(format!("{word} completed, but {running} of {total} tasks run{}", why.unwrap_or_default()))
+        let has_failed =
+            |task: &&Task| matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
+        // What has not failed yet, as a task on a node that has just come, may still be about to run.
+        let (name, why) = self.slots().into_values().find_map(|tasks| {
+            let mut ended = tasks.iter().copied().filter(|task| self.is_current(task)).filter(has_failed);
+            let newest = tasks.last().filter(|task| !self.is_running(task))?;
+            ended.next().map(|_| (newest.name(), self.slot_text(&tasks)))
+        })?;
+        Some(format!("{word} completed, but {running} of {total} tasks run ({name}: {why})"))
     }
 
     /// The service that this one's tasks are held for.
@@ -397,6 +401,9 @@ mod tests {
         let mut scaled = progress(service(1, Some((UpdateState::Completed, 7))), tasks());
         scaled.stale_update = Some(Timestamp::from_unix_ms(7));
         assert_eq!(scaled.verdict(), Verdict::Waiting, "it was another change that completed");
+        let comes = vec![task(1, 1, TaskState::Preparing, None)];
+        let comes = progress(service(1, Some((UpdateState::Completed, 7))), comes);
+        assert_eq!(comes.verdict(), Verdict::Waiting, "it may still run");
     }
 
     #[test]

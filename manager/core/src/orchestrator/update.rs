@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use orch_model::{
     Duration, Object, Timestamp,
     change::Change,
-    service::{FailureAction, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
+    service::{FailureAction, RestartCondition, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
     task::{Task, TaskState},
 };
 
@@ -168,10 +168,16 @@ impl Update<'_> {
         is_current && task.meta.created_at >= self.status.started_at
     }
 
-    /// Whether a task failed before it ran, or so soon after that the update is to blame.
+    /// Whether a task failed before it ran, or so soon after that the update is to blame. What is restarted whatever
+    /// becomes of it is meant to run: then an end without an error is one too early.
     fn failed(&self, task: &Task, config: &UpdateConfig) -> bool {
         let soon = task.running_since.is_none_or(|since| task.status.at.since(since) <= config.monitor);
-        matches!(task.status.state, TaskState::Failed | TaskState::Rejected) && soon
+        let ended = match task.status.state {
+            TaskState::Failed | TaskState::Rejected => true,
+            TaskState::Complete => task.spec.restart.condition == RestartCondition::Any,
+            _ => false,
+        };
+        ended && soon
     }
 
     /// Whether a task has not come to run in the time that it has for that.

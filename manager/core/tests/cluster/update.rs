@@ -3,7 +3,10 @@
 use orch_manager_core::control;
 use orch_model::{
     Annotations, Duration, ObjectId, SecretId,
-    service::{FailureAction, FileRef, PublishMode, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    service::{
+        FailureAction, FileRef, PublishMode, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+        UpdateState,
+    },
     task::TaskState,
 };
 
@@ -57,6 +60,28 @@ fn a_failing_update_pauses_and_leaves_the_rest_running() {
     sim.update("web", |s| s.task.container.image = "v3".into()).expect("accepted");
     sim.run(secs(30));
     assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v3".to_owned(); 3]));
+}
+
+#[test]
+fn a_task_that_ends_at_once_without_an_error_has_failed_unless_it_may_end() {
+    for (condition, expected, images_then) in [
+        // The first one ran, if only for a moment, so the second was begun.
+        (RestartCondition::Any, UpdateState::Paused, &["once", "once", "v1"][..]),
+        (RestartCondition::OnFailure, UpdateState::Completed, &[]),
+        (RestartCondition::None, UpdateState::Completed, &[]),
+    ] {
+        let mut sim = Sim::new(2);
+        let mut spec = with_update(3, UpdateConfig::default());
+        spec.task.restart.condition = condition;
+        sim.create(spec).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "once".into()).expect("accepted");
+        sim.run(secs(30));
+        let status = sim.service("web").update_status.clone().expect("an update");
+        assert_eq!((status.state, images(&sim)), (expected, images_then.iter().map(|i| (*i).to_owned()).collect()));
+        let said = status.message.starts_with("update paused due to failure or early termination of task");
+        assert_eq!(said, expected == UpdateState::Paused, "{status:?}");
+    }
 }
 
 #[test]
