@@ -37,6 +37,7 @@ fn run_in_the_foreground() {
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
         (&["--sysctl", "net.nope=1", "busybox", "true"], "sysctl net.nope is none that this node's kernel has"),
         (&["-p", "192.0.2.1:80:80", "busybox", "true"], "no address 192.0.2.1"),
+        (&["-p", "[::1]:80:80", "busybox", "true"], "cannot be published on ::1 alone, an address of IPv6"),
     ] {
         let outcome = run(flags);
         assert!(outcome.stderr.contains(said), "{flags:?}: {}", outcome.stderr);

@@ -64,6 +64,7 @@ fn logs_are_found_again_as_they_were_written() {
     let refused = lab.orch(&["service", "logs", "none"]);
     let said = format!("{}{}", refused.stdout, refused.stderr);
     assert!(said.contains("configured logging driver does not support reading"), "{said}");
+    assert!(refused.code == 1 && said.contains("the output of a task is missing"), "{refused:?}");
 
     let other = lab.orch(&["service", "create", "--log-driver", "syslog", "busybox"]);
     assert!(other.code == 1 && other.stderr.contains("logging driver \"syslog\" is not known"), "{}", other.stderr);

@@ -135,8 +135,21 @@ pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
             Err(_) => return Err(no_manager),
         },
     };
+    let mut missing = 0;
     while let Some(line) = lines.next().await {
-        write_line(&line.map_err(explain)?, "", &args.flags)?;
+        let line = line.map_err(explain)?;
+        missing += usize::from(!line.notice.is_empty());
+        write_line(&line, "", &args.flags)?;
+    }
+    all_was_there(missing, &args.flags)
+}
+
+/// A script that reads what was written has to know that it has not all of it.
+fn all_was_there(missing: usize, flags: &LogFlags) -> anyhow::Result<()> {
+    // Of tasks that are followed it is told what is waited for.
+    if missing > 0 && !flags.follow {
+        let tasks = if missing == 1 { "a task" } else { &format!("{missing} tasks") };
+        anyhow::bail!("the output of {tasks} is missing, for the reason above");
     }
     Ok(())
 }
@@ -172,12 +185,14 @@ pub(crate) async fn stack_logs(args: StackLogsArgs, paths: &Paths) -> anyhow::Re
 
 async fn print(api: &mut Api, mut lines: tonic::Streaming<wire::LogLine>, args: &LinesArgs) -> anyhow::Result<()> {
     let mut prefixes = Prefixes::load(api, args).await?;
+    let mut missing = 0;
     while let Some(line) = lines.next().await {
         let line = line.map_err(explain)?;
+        missing += usize::from(!line.notice.is_empty());
         let prefix = if args.raw { String::new() } else { prefixes.of(api, &line.task_id).await? };
         write_line(&line, &prefix, &args.flags)?;
     }
-    Ok(())
+    all_was_there(missing, &args.flags)
 }
 
 /// `web.1.abc@n1    | `, padded so that the bars are below each other.

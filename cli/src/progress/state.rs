@@ -100,7 +100,30 @@ impl Progress {
         if running >= total && !waits_for_first {
             return Verdict::Converged;
         }
-        self.slots().values().find_map(|tasks| self.problem(tasks)).map_or(Verdict::Waiting, Verdict::Stuck)
+        let problem = self.slots().values().find_map(|tasks| self.problem(tasks));
+        problem.or_else(|| self.shortfall(running, total)).map_or(Verdict::Waiting, Verdict::Stuck)
+    }
+
+    /// What is missing after an update that was allowed to fail here and there, and has come to its end.
+    fn shortfall(&self, running: u64, total: u64) -> Option<String> {
+        let status = self.service.update_status.as_ref().filter(|s| Some(s.started_at) != self.stale_update)?;
+        let word = match status.state {
+            UpdateState::Completed => "update",
+            UpdateState::RollbackCompleted => "rollback",
+            UpdateState::Updating
+            | UpdateState::Paused
+            | UpdateState::RollbackStarted
+            | UpdateState::RollbackPaused => return None,
+        };
+        let has_failed =
+            |task: &&Task| matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected);
+        // What has not failed yet, as a task on a node that has just come, may still be about to run.
+        let (name, why) = self.slots().into_values().find_map(|tasks| {
+            let mut ended = tasks.iter().copied().filter(|task| self.is_current(task)).filter(has_failed);
+            let newest = tasks.last().filter(|task| !self.is_running(task))?;
+            ended.next().map(|_| (newest.name(), self.slot_text(&tasks)))
+        })?;
+        Some(format!("{word} completed, but {running} of {total} tasks run ({name}: {why})"))
     }
 
     /// The service that this one's tasks are held for.
@@ -191,7 +214,9 @@ impl Progress {
     }
 
     fn is_current(&self, task: &Task) -> bool {
-        task.spec_version == self.service.spec_version || task.spec.does_the_work_of(&self.service.spec.task)
+        // What an earlier run of a job did, though it did the same, is not done in this one.
+        task.spec_version == self.service.spec_version
+            || (!self.is_job() && task.spec.does_the_work_of(&self.service.spec.task))
     }
 
     /// Slot number, or node for global services, to its tasks, newest last.
@@ -364,6 +389,33 @@ mod tests {
         let over = task(1, 1, TaskState::Complete, None);
         assert!(stuck(vec![over.clone()]).ends_with("gives it no other attempt: complete"));
         assert_eq!(stuck(vec![over, task(2, 1, TaskState::Ready, None)]), "Waiting");
+    }
+
+    #[test]
+    fn an_update_that_may_fail_is_not_waited_for_longer_than_it_takes() {
+        let tasks = || vec![task(1, 1, TaskState::Failed, Some("exit 1")), task(2, 1, TaskState::Ready, None)];
+        let verdict = |state| progress(service(1, Some((state, 7))), tasks()).verdict();
+        let said = "update completed, but 0 of 1 tasks run (.1: exit 1)";
+        assert_eq!(verdict(UpdateState::Updating), Verdict::Waiting);
+        assert_eq!(verdict(UpdateState::Completed), Verdict::Stuck(said.into()));
+        let mut scaled = progress(service(1, Some((UpdateState::Completed, 7))), tasks());
+        scaled.stale_update = Some(Timestamp::from_unix_ms(7));
+        assert_eq!(scaled.verdict(), Verdict::Waiting, "it was another change that completed");
+        let comes = vec![task(1, 1, TaskState::Preparing, None)];
+        let comes = progress(service(1, Some((UpdateState::Completed, 7))), comes);
+        assert_eq!(comes.verdict(), Verdict::Waiting, "it may still run");
+    }
+
+    #[test]
+    fn a_jobs_earlier_run_is_not_this_one() {
+        let mut job = (*service(0, None)).clone();
+        job.spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: 1 };
+        let mut earlier = (*task(1, 1, TaskState::Complete, None)).clone();
+        earlier.spec_version = Version(4);
+        let mut progress = progress(Arc::new(job), vec![Arc::new(earlier)]);
+        assert_eq!((progress.verdict(), progress.view().running), (Verdict::Waiting, 0));
+        progress.put_task(task(2, 1, TaskState::Complete, None));
+        assert_eq!((progress.verdict(), progress.view().running), (Verdict::Converged, 1));
     }
 
     #[test]

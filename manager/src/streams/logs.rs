@@ -215,14 +215,26 @@ struct Position {
 }
 
 impl Position {
-    /// Whether the line comes after this position, given that lines are read from some earlier one on.
-    fn passes(&mut self, at_unix_ns: u64, skipped: &mut u64) -> bool {
-        match at_unix_ns.cmp(&self.at_unix_ns) {
-            Ordering::Less => return false,
-            Ordering::Equal if *skipped > 0 => {
-                *skipped -= 1;
-                return false;
+    /// What a stream that is read again begins with, before anything new: nothing where none was read.
+    fn replayed(self) -> Option<Self> {
+        (self != Self::default()).then_some(self)
+    }
+
+    /// Whether the line is new, given that lines are read again up to `replayed`.
+    fn passes(&mut self, at_unix_ns: u64, replayed: &mut Option<Self>) -> bool {
+        if let Some(known) = replayed {
+            match at_unix_ns.cmp(&known.at_unix_ns) {
+                Ordering::Less => return false,
+                Ordering::Equal if known.lines > 0 => {
+                    known.lines -= 1;
+                    return false;
+                }
+                Ordering::Equal | Ordering::Greater => *replayed = None,
             }
+        }
+        match at_unix_ns.cmp(&self.at_unix_ns) {
+            // The node's clock was set back: it is new all the same.
+            Ordering::Less => {}
             Ordering::Equal => self.lines += 1,
             Ordering::Greater => *self = Self { at_unix_ns, lines: 1 },
         }
@@ -240,12 +252,12 @@ async fn carry(
 ) -> Result<(), Status> {
     let attached = open(reign, task, stream_announcement::What::Logs(options)).await?;
     let mut attached = CancelOnDrop(attached);
-    let mut skipped = last.lines;
+    let mut replayed = last.replayed();
     while let Some(message) = attached.0.from_node.message().await? {
         match message.message {
             Some(from_node::Message::Log(mut line)) => {
                 // Both outputs are in one file, in the order of their times; a notice has none.
-                if line.notice.is_empty() && !last.passes(line.at_unix_ns, &mut skipped) {
+                if line.notice.is_empty() && !last.passes(line.at_unix_ns, &mut replayed) {
                     continue;
                 }
                 line.task_id = task.id.to_string();
@@ -282,11 +294,13 @@ mod tests {
     fn a_log_that_is_read_again_goes_on_after_its_last_line() {
         let mut last = Position::default();
         let mut pass = |times: &[u64]| -> Vec<bool> {
-            let mut skipped = last.lines;
-            times.iter().map(|at| last.passes(*at, &mut skipped)).collect()
+            let mut replayed = last.replayed();
+            times.iter().map(|at| last.passes(*at, &mut replayed)).collect()
         };
         assert_eq!(pass(&[1, 2, 2]), [true, true, true]);
         assert_eq!(pass(&[1, 2, 2, 2, 3]), [false, false, false, true, true]);
         assert_eq!(pass(&[3, 4]), [false, true]);
+        assert_eq!(pass(&[4, 5, 2, 3, 5, 6]), [false, true, true, true, true, true], "a clock that was set back");
+        assert_eq!(pass(&[5, 6, 7]), [false, false, true]);
     }
 }

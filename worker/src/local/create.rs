@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket},
     sync::Arc,
     time::SystemTime,
 };
@@ -58,6 +58,9 @@ impl Locals {
             logging::check(driver).map_err(super::invalid)?;
         }
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
+        if let Some(addr) = ports.iter().find_map(of_v6) {
+            return Err(LocalError::AddressOfV6(addr));
+        }
         // Until the container is on record.
         let (image, _claim) = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
         let config = self.host.images.store.config(&image.record.config).map_err(prepare::PrepareError::from)?;
@@ -189,6 +192,10 @@ impl Locals {
         let everywhere = self.host.items.published_by_all();
         let mut ports = Vec::new();
         for mut port in wanted {
+            // One that an earlier version took.
+            if let Some(addr) = of_v6(&port) {
+                return Err(LocalError::AddressOfV6(addr));
+            }
             if let Some(addr) = port.host_ip.filter(|addr| UdpSocket::bind((*addr, 0)).is_err()) {
                 return Err(LocalError::NoAddress(addr));
             }
@@ -235,6 +242,11 @@ impl Locals {
         let ports = |other: Arc<One>| Vec::<PortConfig>::from_proto(other.now().record.ports.clone());
         others.flat_map(|other| ports(other).unwrap_or_default()).collect()
     }
+}
+
+/// The rules that lead to a container are of IPv4.
+fn of_v6(port: &PortConfig) -> Option<IpAddr> {
+    port.host_ip.filter(IpAddr::is_ipv6)
 }
 
 /// Whether two cannot be had at once. A port of 0 is none yet.

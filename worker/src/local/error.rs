@@ -23,6 +23,11 @@ pub(crate) enum LocalError {
     NameTaken { name: String, id: String },
     #[error("this node has no address {0} to publish a port on: choose one that `ip address` shows, or none for all")]
     NoAddress(std::net::IpAddr),
+    #[error(
+        "a port cannot be published on {0} alone, an address of IPv6: publish it on an IPv4 address, such as 127.0.0.1, or \
+         without an address: then IPv6 clients are answered too"
+    )]
+    AddressOfV6(std::net::IpAddr),
     #[error("Unable to find image '{0}' locally")]
     NoImage(String),
     #[error(

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use orch_model::{
     Duration, Object, Timestamp,
     change::Change,
-    service::{FailureAction, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
+    service::{FailureAction, RestartCondition, Service, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus},
     task::{Task, TaskState},
 };
 
@@ -119,8 +119,10 @@ struct Update<'a> {
 impl Update<'_> {
     fn proceed(&self, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
         let config = config(self.service);
-        let failures: Vec<_> =
-            self.created().filter(|t| self.failed(t, &config) || self.is_late(t, now, decision)).collect();
+        // One for a place, however often it has been tried there: a task that ends again and again is one that fails.
+        let mut failure_of =
+            |slot| self.created_in(slot).rfind(|t| self.failed(t, &config) || self.is_late(t, now, decision));
+        let failures: Vec<_> = self.slots.values().filter_map(&mut failure_of).collect();
         #[allow(clippy::cast_precision_loss)] // A ratio of task counts: 24 bits are plenty.
         let ratio = failures.len() as f32 / self.slots.len().max(1) as f32;
         if let Some(failure) = failures.last().filter(|_| ratio > config.max_failure_ratio) {
@@ -154,7 +156,11 @@ impl Update<'_> {
 
     /// The tasks that this update made, in the order of slots and age.
     fn created(&self) -> impl Iterator<Item = &Arc<Task>> + '_ {
-        self.slots.values().flat_map(|s| &s.tasks).filter(|t| self.is_mine(t))
+        self.slots.values().flat_map(|slot| self.created_in(slot))
+    }
+
+    fn created_in<'s>(&'s self, slot: &'s Slot) -> impl DoubleEndedIterator<Item = &'s Arc<Task>> {
+        slot.tasks.iter().filter(|t| self.is_mine(t))
     }
 
     fn is_mine(&self, task: &Task) -> bool {
@@ -162,10 +168,16 @@ impl Update<'_> {
         is_current && task.meta.created_at >= self.status.started_at
     }
 
-    /// Whether a task failed before it ran, or so soon after that the update is to blame.
+    /// Whether a task failed before it ran, or so soon after that the update is to blame. What is restarted whatever
+    /// becomes of it is meant to run: then an end without an error is one too early.
     fn failed(&self, task: &Task, config: &UpdateConfig) -> bool {
         let soon = task.running_since.is_none_or(|since| task.status.at.since(since) <= config.monitor);
-        matches!(task.status.state, TaskState::Failed | TaskState::Rejected) && soon
+        let ended = match task.status.state {
+            TaskState::Failed | TaskState::Rejected => true,
+            TaskState::Complete => task.spec.restart.condition == RestartCondition::Any,
+            _ => false,
+        };
+        ended && soon
     }
 
     /// Whether a task has not come to run in the time that it has for that.
@@ -311,7 +323,9 @@ impl Update<'_> {
 
     fn has_settled(&self, config: &UpdateConfig, now: Timestamp, decision: &mut Decision) -> bool {
         let mut settled = true;
-        for holder in self.slots.values().filter_map(Slot::holder).filter(|t| self.is_mine(t)) {
+        // A failure that is put up with has been counted; what is tried in its place would be waited for for ever.
+        let unfailed = self.slots.values().filter(|slot| !self.created_in(slot).any(|t| self.failed(t, config)));
+        for holder in unfailed.filter_map(Slot::holder).filter(|t| self.is_mine(t)) {
             match holder.running_since.map(|since| since + config.monitor) {
                 _ if ended_by_itself(holder) => {}
                 None => settled &= self.is_late(holder, now, decision),

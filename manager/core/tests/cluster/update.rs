@@ -3,7 +3,10 @@
 use orch_manager_core::control;
 use orch_model::{
     Annotations, Duration, ObjectId, SecretId,
-    service::{FailureAction, FileRef, PublishMode, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState},
+    service::{
+        FailureAction, FileRef, PublishMode, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
+        UpdateState,
+    },
     task::TaskState,
 };
 
@@ -57,6 +60,28 @@ fn a_failing_update_pauses_and_leaves_the_rest_running() {
     sim.update("web", |s| s.task.container.image = "v3".into()).expect("accepted");
     sim.run(secs(30));
     assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v3".to_owned(); 3]));
+}
+
+#[test]
+fn a_task_that_ends_at_once_without_an_error_has_failed_unless_it_may_end() {
+    for (condition, expected, images_then) in [
+        // The first one ran, if only for a moment, so the second was begun.
+        (RestartCondition::Any, UpdateState::Paused, &["once", "once", "v1"][..]),
+        (RestartCondition::OnFailure, UpdateState::Completed, &[]),
+        (RestartCondition::None, UpdateState::Completed, &[]),
+    ] {
+        let mut sim = Sim::new(2);
+        let mut spec = with_update(3, UpdateConfig::default());
+        spec.task.restart.condition = condition;
+        sim.create(spec).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "once".into()).expect("accepted");
+        sim.run(secs(30));
+        let status = sim.service("web").update_status.clone().expect("an update");
+        assert_eq!((status.state, images(&sim)), (expected, images_then.iter().map(|i| (*i).to_owned()).collect()));
+        let said = status.message.starts_with("update paused due to failure or early termination of task");
+        assert_eq!(said, expected == UpdateState::Paused, "{status:?}");
+    }
 }
 
 #[test]
@@ -124,6 +149,41 @@ fn failures_up_to_the_ratio_are_tolerated() {
     sim.fail("web.1");
     sim.run(secs(20));
     assert_eq!(update_state(&sim), Some(UpdateState::Completed));
+}
+
+#[test]
+fn an_update_that_may_fail_ends_though_tasks_fail_for_ever() {
+    let config = |failure_action, max_failure_ratio| UpdateConfig {
+        failure_action,
+        max_failure_ratio,
+        parallelism: 0,
+        ..UpdateConfig::default()
+    };
+    // A task in each of four places; how many of them crash, and what becomes of the update.
+    for (config, crashing, expected) in [
+        (config(FailureAction::Continue, 0.0), 4, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 1, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 2, UpdateState::Completed),
+        (config(FailureAction::Pause, 0.5), 3, UpdateState::Paused),
+    ] {
+        let mut sim = Sim::new(2);
+        sim.create(with_update(4, config)).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        for _ in 0..600 {
+            sim.step();
+            for slot in 1..=crashing {
+                let name = format!("web.{slot}");
+                let is_new = |t: &&std::sync::Arc<orch_model::task::Task>| {
+                    t.name() == name && t.spec.container.image == "v2" && t.status.state == TaskState::Running
+                };
+                let id = sim.service("web").id.clone();
+                let task = sim.state.tasks_of(&id).find(is_new).map(|t| t.id.to_string());
+                task.iter().for_each(|task| sim.fail(task));
+            }
+        }
+        assert_eq!(update_state(&sim), Some(expected), "{crashing}: {:?}", sim.service("web").update_status);
+    }
 }
 
 #[test]

@@ -172,8 +172,10 @@ fn on_this_node<'a>(context: &Context<'a>) -> impl Iterator<Item = (&'a LocalTas
     let tasks = context.inputs.tasks.values().filter(|task| !task.down);
     let ports = tasks.flat_map(|task| task.host_ports.iter().map(move |port| (task, port)));
     let is_here = |port: &PortConfig| port.publish_mode == PublishMode::Host && port.published_port != 0;
+    // An address of IPv6 has no place in these rules, and one that the kernel refuses would hold up all others.
+    let ports = ports.filter(move |(_, p)| is_here(p) && p.host_ip.is_none_or(|addr| addr.is_ipv4()));
     let mut seen = BTreeSet::new();
-    ports.filter(move |(_, p)| is_here(p) && seen.insert((p.protocol, p.published_port, p.host_ip)))
+    ports.filter(move |(_, p)| seen.insert((p.protocol, p.published_port, p.host_ip)))
 }
 
 /// Ports that answer on all addresses; SCTP is the kernel's alone to pass on, and only within one family.
