@@ -43,10 +43,8 @@ impl Asker<'_> {
         self.in_time(async {
             let mut token = None;
             let answer = self.ask(Method::HEAD, of, &mut token).await?;
-            if !answer.status().is_success() {
-                return Err(self.refused(answer).await);
-            }
-            match said_digest(&answer) {
+            // A refusal says why only to whom asks for all of it, and some registries know no such question.
+            match said_digest(&answer).filter(|_| answer.status().is_success()) {
                 Some(digest) if is_digest(&digest) => Ok(digest),
                 Some(digest) => Err(self.failed(format!("it gives {digest:?} for a digest"))),
                 None => Ok(digest_of(&self.checked_text(of, &mut token).await?)),
