@@ -240,10 +240,12 @@ fn a_container_lives_on_its_own() {
     assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
     let _ = lab.orch(&["restart", "-t", "1", "web"]).ok();
     assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
+    assert!(lab.orch(&["rename", "web", ""]).refused().contains("may be empty"));
     let _ = lab.orch(&["rename", "web", "site"]).ok();
     assert_eq!(lab.orch(&["kill", "site"]).ok(), "site\n");
     assert_eq!(lab.orch(&["wait", "site"]).ok(), "137\n");
-    assert!(lab.orch(&["image", "rm", "busybox"]).refused().contains("is using its referenced image"));
+    let used = lab.orch(&["image", "rm", "-f", "busybox"]).refused();
+    assert!(used.contains("is using its referenced image") && used.contains("orch rm"), "{used}");
     let pruned = lab.orch(&["container", "prune", "-f"]).ok();
     assert!(pruned.contains(id.trim()), "{pruned}");
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");

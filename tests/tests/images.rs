@@ -42,7 +42,7 @@ fn images_travel_as_files() {
 
     // Packed, through a pipe, on another node: the same image with the same names.
     let packed = std::process::Command::new("gzip").args(["-1", "-c", file]).output().expect("gzip").stdout;
-    let said = lab.exec_with_input("n2", &["orch", "load"], &packed).ok();
+    let said = lab.exec_with_input("n2", &["orch", "load", "-q"], &packed).ok();
     assert_eq!(said, "Loaded image: busybox:latest\nLoaded image: reg.example:5000/team/box:2\n");
     let there = lab.orch_on("n2", &["image", "ls", "-q", "--no-trunc"]).ok();
     assert!(there.lines().all(|line| line == id[0]), "{there} {id:?}");

@@ -201,6 +201,8 @@ fn registries_that_want_a_login_get_it() {
     assert!(denied.contains("denied: requested access to the resource is denied"), "{denied}");
     let wrong = with_login(&lab, folder.path(), &["login", "-u", USER, "-p", "wrong", &address]).refused();
     assert!(wrong.contains("incorrect username or password"), "{wrong}");
+    let empty = with_login(&lab, folder.path(), &["login", "-u", USER, "-p", "", &address]).refused();
+    assert!(empty.contains("Password Required"), "{empty}");
     assert!(!config.exists());
     // What Docker's client keeps there stays.
     fs::write(&config, "{\"HttpHeaders\": {\"X\": \"y\"}}").expect("a file");

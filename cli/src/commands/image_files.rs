@@ -31,7 +31,7 @@ pub(crate) struct LoadArgs {
     /// Read from tar archive file, instead of STDIN
     #[arg(short, long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Suppress the load output
+    /// Suppress the load output: there is none but what was loaded, which Docker says all the same
     #[arg(short, long)]
     quiet: bool,
 }
@@ -79,7 +79,6 @@ pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     for name in send(&mut worker, source).await? {
         match name.starts_with("sha256:") {
-            _ if args.quiet => {}
             true => println!("Loaded image ID: {name}"),
             false => println!("Loaded image: {name}"),
         }

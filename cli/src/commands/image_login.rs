@@ -62,6 +62,10 @@ pub(crate) async fn login(args: LoginArgs, paths: &Paths) -> anyhow::Result<()> 
         }
         None => ask_secretly("Password: ")?,
     };
+    if password.is_empty() {
+        // A registry that wants no login would take it.
+        bail!("Password Required: what was given is empty; is the variable or file set that it comes from?");
+    }
     let auth = wire::RegistryAuth { username, password, ..Default::default() };
     let request =
         wire::PullImageRequest { reference: host_of(&server).to_owned(), auth: Some(auth), ..Default::default() };

@@ -207,10 +207,11 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
     let of_task = agent.host.user_of_image(&image.digest).map(|entry| container_id(&entry.task));
     let one_off = agent.locals.users_of_image(&image.digest);
     if last_name && let Some(container) = of_task.or(one_off.first().map(|one| one.container_id())) {
+        let short = &container[..SHORT_ID_LEN];
         return Err(Status::failed_precondition(format!(
-            "conflict: unable to remove repository reference {:?} - container {} is using its referenced image {}",
+            "conflict: unable to remove repository reference {:?} - container {short} is using its referenced image {}, \
+             also when it is stopped: remove it (`orch rm {short}`) or its service first",
             request.reference,
-            &container[..SHORT_ID_LEN],
             short_id(&image)
         )));
     }

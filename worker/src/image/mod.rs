@@ -254,11 +254,7 @@ impl Images {
     ) -> Result<StoredImage, ImageError> {
         let registries = self.settings.registries();
         crate::metrics::IMAGE_PULLS.inc();
-        let (image, index_digest) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
-        // By this name it is found again, here and by other nodes, whatever its tag means by then.
-        let digest = index_digest.unwrap_or_else(|| image.digest.clone());
-        let pinned = Reference { tag: None, digest: Some(digest), ..reference.clone() };
-        self.store.set_name(&pinned, &image.digest)?;
+        let (image, _) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
         if reference.tag.is_some() {
             self.store.set_name(&Reference { digest: None, ..reference.clone() }, &image.digest)?;
         }

@@ -16,9 +16,9 @@ use oci_client::{
     secrets::RegistryAuth,
 };
 use orch_proto::wire;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
-use self::patience::Patience;
+use self::{manifest::Asker, patience::Patience};
 use super::{
     arrival::Arrival,
     import::architecture,
@@ -31,6 +31,10 @@ use crate::config::RegistryConfig;
 const PARALLEL_LAYERS: usize = 3;
 /// Deepest index in an index that is followed.
 pub(super) const MAX_INDEXES: usize = 4;
+/// A download that brings less than this in [`PACE_WINDOW`] has broken off: what only drips would go on for ever, and no room
+/// is made on the disk while something arrives.
+const SLOWEST_BYTES: u64 = 60 << 10;
+const PACE_WINDOW: Duration = Duration::from_secs(60);
 const RESUME_PAUSE: Duration = Duration::from_millis(500);
 const ACCEPTED: [&str; 4] =
     [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
@@ -46,6 +50,8 @@ pub(crate) enum PullError {
     Registry { registry: String, reason: String },
     #[error("no matching manifest for linux/{arch} in the manifest list of {image}")]
     Platform { image: String, arch: &'static str },
+    #[error("{image} is no container image, but {what}")]
+    NoImage { image: String, what: String },
     #[error("read the manifest of {image}")]
     Manifest {
         image: String,
@@ -68,7 +74,8 @@ pub(crate) enum PullError {
 /// Receives progress; may be dropped at any time.
 pub(crate) type Progress = mpsc::Sender<wire::PullProgress>;
 
-/// Pulls `reference` and puts it into the store, without a name; with it the digest of the index that it was chosen from.
+/// Pulls `reference` and puts it into the store, named by its digest alone; with it the digest of the index that it was
+/// chosen from.
 pub(crate) async fn pull(
     store: &ImageStore,
     registries: &RegistryConfig,
@@ -115,16 +122,13 @@ async fn resolve_at(
     let target = oci_reference(endpoint, reference, None);
     let client = endpoint.client()?;
     let mut patience = Patience::new(endpoint, reference, None);
-    let digest = loop {
-        match client.fetch_manifest_digest(&target, &auth).await {
-            Ok(digest) => break digest,
-            Err(error) => patience.wait(refusal(endpoint, &auth, reference, error).await).await?,
+    let asker = Asker { endpoint, client: &client, auth: &auth, reference };
+    loop {
+        match asker.digest(&target).await {
+            Err(error) => patience.wait(error).await?,
+            done => return done,
         }
-    };
-    if is_digest(&digest) {
-        return Ok(digest);
     }
-    Err(PullError::Registry { registry: endpoint.host.clone(), reason: format!("it gives {digest:?} for a digest") })
 }
 
 /// Whether a registry takes the login, and what to keep of it.
@@ -159,10 +163,11 @@ impl Tried {
     ) -> Option<Result<T, PullError>> {
         match result {
             Err(error @ (PullError::Unreachable { .. } | PullError::NotFound { .. })) => {
-                // A mirror that lacks it says less than the registry itself, which comes last; but an insecure
-                // registry's refusal over TLS must not be hidden by the failure of plain HTTP.
-                if !matches!(self.last, Some(PullError::NotFound { .. })) || matches!(error, PullError::NotFound { .. })
-                {
+                // A mirror that lacks it says less than the registry itself, which comes last, also when it cannot be
+                // reached; but an insecure registry's refusal over TLS must not be hidden by the failure of plain HTTP.
+                let has_refused = matches!(&self.last, Some(PullError::NotFound { registry, .. })
+                    if *registry == reference.registry);
+                if !has_refused || matches!(error, PullError::NotFound { .. }) {
                     self.last = Some(error);
                 }
                 None
@@ -190,6 +195,23 @@ fn nowhere(registry: &str) -> PullError {
 struct Download {
     arrival: Arrival,
     reported: u64,
+}
+
+/// How much had arrived when it was looked at last.
+struct Pace {
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn drips(&mut self, now: Instant, bytes: u64) -> bool {
+        if now.duration_since(self.since) < PACE_WINDOW {
+            return false;
+        }
+        let drips = bytes.saturating_sub(self.bytes) < SLOWEST_BYTES;
+        *self = Self { since: now, bytes };
+        drips
+    }
 }
 
 /// A layer's descriptor and the digest of what it unpacks to.
@@ -231,16 +253,22 @@ impl<'a> Session<'a> {
         let layers = manifest.layers.iter().zip(&diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id });
         let downloads: Vec<_> = layers.map(|layer| self.layer(layer, progress)).collect();
         let unpacked: Vec<_> = stream::iter(downloads).buffer_unordered(PARALLEL_LAYERS).try_collect().await?;
-        let (store, digest) = (self.store.clone(), digest);
+        let store = self.store.clone();
+        // By this name it is found again, here and by other nodes, whatever its tag means by then.
+        let named = index_digest.clone().unwrap_or_else(|| digest.clone());
+        let pinned = Reference { tag: None, digest: Some(named), ..self.reference.clone() };
         let arriving = store.arriving();
         let stored = tokio::task::spawn_blocking(move || {
             // Its own: whoever gives up waiting does not end this work.
             let _arriving = arriving;
             store.publish(unpacked.into_iter().flatten().collect())?;
             // What was here packed only is unpacked now.
-            store.add_image(&digest)
+            let image = store.add_image(&digest)?;
+            // In one go: without a name nothing would ever take it away.
+            store.set_name(&pinned, &digest)?;
+            Ok(store.by_digest(&digest).unwrap_or(image))
         });
-        let image = stored.await.map_err(StoreError::Interrupted)??;
+        let image: StoredImage = stored.await.map_err(StoreError::Interrupted)?.map_err(PullError::Store)?;
         for layer in &manifest.layers {
             report(progress, &layer.digest, bytes_of(layer), "done", bytes_of(layer));
         }
@@ -249,7 +277,8 @@ impl<'a> Session<'a> {
 
     /// The digest of the index, when there is one; the platform's manifest, stored, with its digest.
     async fn manifest(&self, progress: &Progress) -> Result<(Option<String>, String, OciImageManifest), PullError> {
-        let (mut digest, mut manifest) = self.fetch_manifest(&self.oci_reference(None), progress).await?;
+        let mut token = None;
+        let (mut digest, mut manifest) = self.fetch_manifest(&self.oci_reference(None), &mut token, progress).await?;
         let mut outermost = None;
         for _ in 0..=MAX_INDEXES {
             let index = match manifest {
@@ -258,7 +287,7 @@ impl<'a> Session<'a> {
             };
             let _ = outermost.get_or_insert(digest);
             let chosen = platform_manifest(&index).ok_or_else(|| self.no_platform())?;
-            (digest, manifest) = self.fetch_manifest(&self.oci_reference(Some(chosen)), progress).await?;
+            (digest, manifest) = self.fetch_manifest(&self.oci_reference(Some(chosen)), &mut token, progress).await?;
         }
         Err(self.no_platform())
     }
@@ -266,15 +295,21 @@ impl<'a> Session<'a> {
     async fn fetch_manifest(
         &self,
         reference: &OciReference,
+        token: &mut Option<String>,
         progress: &Progress,
     ) -> Result<(String, OciManifest), PullError> {
         let mut patience = Patience::new(self.endpoint, self.reference, Some(progress));
+        let Self { endpoint, client, auth, reference: asked, .. } = self;
+        let asker = Asker { endpoint, client, auth, reference: asked };
         let bytes = loop {
-            match self.client.pull_manifest_raw(reference, &self.auth, &ACCEPTED).await {
-                Ok((bytes, _)) => break bytes,
-                Err(error) => patience.wait(refusal(self.endpoint, &self.auth, self.reference, error).await).await?,
+            match asker.text(reference, token).await {
+                Ok(bytes) => break bytes,
+                Err(error) => patience.wait(error).await?,
             }
         };
+        if let Some(what) = manifest::other_than_image(&bytes) {
+            return Err(PullError::NoImage { image: self.reference.familiar(), what });
+        }
         let digest = self.store.put_bytes(&bytes, reference.digest())?;
         let manifest = serde_json::from_slice(&bytes)
             .map_err(|source| PullError::Manifest { image: self.reference.familiar(), source })?;
@@ -388,11 +423,16 @@ impl<'a> Session<'a> {
             digest: blob.digest.clone(),
             reason,
         };
+        let mut pace = Pace { since: Instant::now(), bytes: download.arrival.bytes };
         while let Some(piece) = stream.next().await {
             download.arrival.append(piece.map_err(|error| broke_off(innermost(&error)))?).await?;
             let done = download.arrival.bytes;
             if done > bytes_of(blob) {
                 return Err(StoreError::TooLong { digest: blob.digest.clone(), bytes: bytes_of(blob) }.into());
+            }
+            if pace.drips(Instant::now(), done) {
+                let (kib, seconds) = (SLOWEST_BYTES >> 10, PACE_WINDOW.as_secs());
+                return Err(broke_off(format!("less than {kib} KiB arrived in {seconds} s")));
             }
             if done - download.reported >= PROGRESS_STEP_BYTES {
                 download.reported = done;
@@ -497,6 +537,7 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
+mod manifest;
 pub(super) mod patience;
 
 #[cfg(test)]

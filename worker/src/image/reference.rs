@@ -43,6 +43,7 @@ impl Reference {
         let (name, tag) = split_tag(rest);
         let (registry, repository) = split_registry(name);
         check_repository(text, &repository)?;
+        check_port(text, &registry)?;
         let tag = match (tag, &digest) {
             (Some(tag), _) => Some(checked_tag(tag)?),
             (None, Some(_)) => None,
@@ -131,6 +132,16 @@ fn check_repository(text: &str, repository: &str) -> Result<(), ReferenceError> 
     }
 }
 
+/// What follows a host's colon; not the colons of an IPv6 address.
+fn check_port(text: &str, registry: &str) -> Result<(), ReferenceError> {
+    match registry.rsplit_once(':') {
+        Some((_, port)) if !port.ends_with(']') && port.parse::<u16>().is_err() => {
+            Err(ReferenceError::Format(text.to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn checked_tag(tag: &str) -> Result<String, ReferenceError> {
     let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let valid = tag.len() <= MAX_TAG_BYTES
@@ -160,6 +171,8 @@ mod tests {
         check("localhost/web", "localhost/web:latest", "localhost/web:latest");
         check("127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x", "127.0.0.1:5000/a/b:x");
         check("reg:5000/web", "reg:5000/web:latest", "reg:5000/web:latest");
+        check("[::1]:5000/web", "[::1]:5000/web:latest", "[::1]:5000/web:latest");
+        check("[fd00::1]/web", "[fd00::1]/web:latest", "[fd00::1]/web:latest");
         check(
             &format!("web@sha256:{HEX}"),
             &format!("docker.io/library/web@sha256:{HEX}"),
@@ -174,9 +187,23 @@ mod tests {
 
     #[test]
     fn what_is_no_reference_is_refused() {
-        for text in
-            ["", ":x", "a//b", "-a", "a/", "/a", "a b", "web:", "web:-x", "web@sha256:12", "a/../b", "docker.io/"]
-        {
+        for text in [
+            "",
+            ":x",
+            "a//b",
+            "-a",
+            "a/",
+            "/a",
+            "a b",
+            "web:",
+            "web:-x",
+            "web@sha256:12",
+            "a/../b",
+            "docker.io/",
+            "reg:/web",
+            "reg:65536/web",
+            "reg:http/web",
+        ] {
             assert!(Reference::parse(text).is_err(), "{text:?}");
         }
         assert_eq!(Reference::parse("Web"), Err(ReferenceError::Uppercase("Web".to_owned())));

@@ -293,12 +293,12 @@ impl Endpoint {
         }
     }
 
-    fn base(&self) -> String {
+    pub(super) fn base(&self) -> String {
         let host = if self.host == DEFAULT_REGISTRY { HUB_HOST } else { &self.host };
         format!("{}://{host}/v2/", if self.plain_http { "http" } else { "https" })
     }
 
-    fn http(&self) -> Result<reqwest::Client, PullError> {
+    pub(super) fn http(&self) -> Result<reqwest::Client, PullError> {
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)

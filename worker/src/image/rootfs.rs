@@ -1,6 +1,7 @@
 //! A container's root: an overlay of its image's layers with a folder of its own on top.
 
 use std::{
+    collections::BTreeSet,
     ffi::CString,
     fmt::Write as _,
     fs, io,
@@ -61,6 +62,8 @@ pub(crate) struct Rootfs {
     work: PathBuf,
     /// Where layers with other users are mounted, read-only, for as long as the overlay is made.
     shifted: PathBuf,
+    /// Stands for the layers of an image that has none.
+    empty: PathBuf,
     pub root: PathBuf,
     written: Written,
 }
@@ -72,6 +75,7 @@ impl Rootfs {
             upper: dir.join("upper"),
             work: dir.join("work"),
             shifted: dir.join("layers"),
+            empty: dir.join("empty"),
             root: dir.join("rootfs"),
             written: Written::Kept,
         }
@@ -89,7 +93,13 @@ impl Rootfs {
         for dir in [&self.upper, &self.work, &self.root] {
             fs::create_dir_all(dir).map_err(failed("create", dir))?;
         }
-        let Some(remap) = remap else { return self.mount_layers(layers) };
+        let mut layers = each_once(layers);
+        if layers.is_empty() {
+            // An overlay is over something.
+            fs::create_dir_all(&self.empty).map_err(failed("create", &self.empty))?;
+            layers.push(self.empty.clone());
+        }
+        let Some(remap) = remap else { return self.mount_layers(&layers) };
         let shifted = Shifted::of(remap, layers.iter().map(PathBuf::as_path));
         let shifted = shifted.map_err(failed("mount the image with the users of containers for", &self.root))?;
         chown(&self.upper, Some(remap.uid), Some(remap.gid)).map_err(failed("change the owner of", &self.upper))?;
@@ -134,7 +144,7 @@ impl Rootfs {
     pub(crate) fn delete(&self) -> Result<(), RootfsError> {
         self.unmount()?;
         // An empty folder unless something is still mounted there: never delete through a mount.
-        for (dir, deep) in [(&self.root, false), (&self.upper, true), (&self.work, true)] {
+        for (dir, deep) in [(&self.root, false), (&self.empty, false), (&self.upper, true), (&self.work, true)] {
             let deleted = if deep { fs::remove_dir_all(dir) } else { fs::remove_dir(dir) };
             match deleted {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed("delete", dir)(e)),
@@ -183,6 +193,15 @@ impl Rootfs {
         let options = CString::new(options).map_err(|_| Errno::INVAL)?;
         mount("overlay", &self.root, "overlay", MountFlags::empty(), options.as_c_str())
     }
+}
+
+/// Without what is there again further up: an overlay takes a folder once, and the upper one hides all of the lower.
+/// Dockerfiles whose steps change nothing leave the same empty layer several times.
+fn each_once(layers: &[PathBuf]) -> Vec<PathBuf> {
+    let mut seen = BTreeSet::new();
+    let mut kept: Vec<PathBuf> = layers.iter().rev().filter(|layer| seen.insert(*layer)).cloned().collect();
+    kept.reverse();
+    kept
 }
 
 fn folder(path: &Path) -> Result<OwnedFd, Errno> {
@@ -237,5 +256,34 @@ mod tests {
         rootfs.delete().unwrap();
         rootfs.delete().unwrap();
         assert_eq!(fs::read_dir(&container).unwrap().count(), 0);
+    }
+
+    /// Needs root.
+    #[test]
+    fn layers_may_be_there_again_and_there_may_be_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |name: &str| dir.path().join(name);
+        for (name, content) in [("a", "below"), ("b", "between"), ("none", "")] {
+            fs::create_dir(layer(name)).unwrap();
+            if !content.is_empty() {
+                fs::write(layer(name).join("which"), content).unwrap();
+            }
+        }
+        let container = dir.path().join("c");
+        let rootfs = Rootfs::inside(&container);
+        for (names, expected) in [
+            (&["a", "none", "none"][..], Some("below")),
+            (&["none", "a", "none", "b"], Some("between")),
+            (&["a", "b", "a"], Some("below")),
+            (&["none"], None),
+            (&[], None),
+        ] {
+            let layers: Vec<PathBuf> = names.iter().map(|name| layer(name)).collect();
+            rootfs.mount(&layers, None).unwrap();
+            assert_eq!(fs::read_to_string(rootfs.root.join("which")).ok().as_deref(), expected, "{names:?}");
+            fs::write(rootfs.root.join("mine"), "").unwrap();
+            rootfs.delete().unwrap();
+            assert_eq!(fs::read_dir(&container).unwrap().count(), 0);
+        }
     }
 }

@@ -117,6 +117,9 @@ impl Locals {
     }
 
     pub(crate) async fn rename(&self, one: &One, name: &str) -> Result<(), LocalError> {
+        if name.is_empty() {
+            return Err(LocalError::Invalid("Neither old nor new names may be empty".to_owned()));
+        }
         let name = self.name_for(name)?;
         let is_found_by_name = {
             let mut now = one.now();

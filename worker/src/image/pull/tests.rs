@@ -478,3 +478,91 @@ async fn trouble_with_a_token_server_is_not_an_image_that_is_missing() {
         }
     }
 }
+
+/// A registry that says of everything the same, head and body, and then goes on with zeros until nobody listens.
+async fn endless(head: &'static str) -> (String, Arc<AtomicU64>) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let sent = Arc::new(AtomicU64::new(0));
+    let counted = sent.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let counted = counted.clone();
+            tokio::spawn(async move {
+                let mut asked = vec![0; 4096];
+                let read = client.read(&mut asked).await.unwrap_or(0);
+                let is_door = asked[..read].starts_with(b"GET /v2/ ");
+                let door = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+                if client.write_all(if is_door { door } else { head }.as_bytes()).await.is_err() || is_door {
+                    return;
+                }
+                let zeros = vec![b' '; 64 << 10];
+                while asked.starts_with(b"GET") && client.write_all(&zeros).await.is_ok() {
+                    counted.fetch_add(zeros.len() as u64, SeqCst);
+                }
+            });
+        }
+    });
+    (host, sent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_sends_without_end_is_not_listened_to() {
+    orch_proto::tls::install_crypto_provider();
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    let registries = RegistryConfig::default();
+    const MANIFEST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4000000000\r\nConnection: close\r\n\r\n";
+    const REFUSAL: &str = "HTTP/1.1 404 Not Found\r\nContent-Length: 4000000000\r\nConnection: close\r\n\r\n";
+    for (head, expected) in [(MANIFEST, "larger than 8 MiB"), (REFUSAL, "has no image")] {
+        let (host, sent) = endless(head).await;
+        let reference = Reference::parse(&format!("{host}/web:1")).unwrap();
+        let pulled = pull(&store, &registries, &reference, None, &mpsc::channel(1).0).await.map(drop);
+        let resolved = resolve(&registries, &reference, None).await.map(drop);
+        for refused in [pulled, resolved] {
+            let said = refused.unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
+        // What lies in buffers on the way counts as sent.
+        assert!(sent.load(SeqCst) < 100 << 20, "{} bytes were taken", sent.load(SeqCst));
+    }
+}
+
+#[test]
+fn what_drips_has_broken_off() {
+    let start = Instant::now();
+    let mut pace = Pace { since: start, bytes: 0 };
+    for (seconds, bytes, drips) in [
+        (1, 1, false),
+        (59, 2, false),
+        (60, SLOWEST_BYTES, false),
+        (119, SLOWEST_BYTES + 1, false),
+        (120, SLOWEST_BYTES * 2 - 1, true),
+        (180, SLOWEST_BYTES * 9, false),
+    ] {
+        assert_eq!(pace.drips(start + Duration::from_secs(seconds), bytes), drips, "{seconds} s, {bytes} bytes");
+    }
+}
+
+#[test]
+fn the_registry_itself_says_more_than_its_mirrors() {
+    let reference = Reference::parse("web").unwrap();
+    let at = |host: &str| Endpoint { host: host.to_owned(), plain_http: false, any_certificate: false, roots: vec![] };
+    let lacks = |host: &str| PullError::NotFound { registry: host.to_owned(), image: "web".to_owned() };
+    let is_dead = |host: &str| PullError::Unreachable { registry: host.to_owned(), reason: "dead".to_owned() };
+    let own = "docker.io";
+    for (answers, expected) in [
+        (vec![("mirror", lacks("mirror")), (own, lacks(own))], lacks(own)),
+        (vec![("mirror", lacks("mirror")), (own, is_dead(own))], is_dead(own)),
+        (vec![("mirror", is_dead("mirror")), (own, lacks(own))], lacks(own)),
+        // Over TLS, then over plain HTTP.
+        (vec![(own, lacks(own)), (own, is_dead(own))], lacks(own)),
+    ] {
+        let mut tried = Tried::default();
+        for (host, error) in answers {
+            assert!(tried.counts::<()>(&at(host), &reference, Err(error)).is_none());
+        }
+        assert_eq!(tried.failure(own).to_string(), expected.to_string());
+    }
+}
