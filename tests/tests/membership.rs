@@ -346,6 +346,13 @@ fn one_manager_goes_on_alone_after_the_quorum_is_lost() {
     for lost in ["n2", "n3"] {
         let _ = lab.command("kill", &[lost, "all"]).ok();
     }
+    // What is left says so, and names the way out: reads, changes and what they point to.
+    eventually("it says that the quorum is lost", || {
+        let error = lab.orch(&["info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}"]).result()?;
+        if error.contains("quorum") && error.contains("--force-new-cluster") { Ok(()) } else { Err(error) }
+    });
+    let refused = lab.orch(&["network", "create", "-d", "overlay", "late"]).refused();
+    assert!(refused.contains("nothing was changed") && refused.contains("orch info"), "{refused}");
     let said = within(AT_ONCE, "it goes on alone", || lab.orch(&["init", "--force-new-cluster"]).result());
     assert!(said.contains("is the only manager of its cluster now"), "{said}");
     wait_managers(&lab, "n1", &["n1 Leader", "n2", "n3", "n4"]);

@@ -21,6 +21,11 @@ use crate::{
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Names the way out: other commands send here.
+const NO_QUORUM: &str = "this manager reaches no leader that has a quorum: more than half of the managers must be up and reach \
+                         each other. Start the missing ones; where they are lost for good, let this one go on alone by \
+                         \"orch init --force-new-cluster\"";
+
 #[derive(Debug, Args)]
 pub(crate) struct FormatArgs {
     /// Format output: 'json' or a Go template
@@ -103,7 +108,8 @@ impl Facts {
     }
 
     fn error<'a>(&'a self, node: &'a wire::NodeInfo) -> Option<&'a str> {
-        self.failure.as_deref().or((!node.error.is_empty()).then_some(&node.error))
+        let without_quorum = || self.cluster.as_ref().filter(|cluster| !has_quorum(cluster)).map(|_| NO_QUORUM);
+        self.failure.as_deref().or((!node.error.is_empty()).then_some(node.error.as_str())).or_else(without_quorum)
     }
 
     fn json(&self) -> Value {
@@ -230,6 +236,12 @@ impl Facts {
     }
 }
 
+/// A leader that has lost the others goes on calling itself one.
+pub(crate) fn has_quorum(info: &wire::ClusterInfo) -> bool {
+    let reachable = info.reachability.iter().filter(|manager| manager.reachable).count();
+    !info.leader_id.is_empty() && (info.reachability.len() <= 1 || reachable > info.reachability.len() / 2)
+}
+
 /// `name=seccomp,profile=builtin` as `docker info` prints it.
 fn security_option(words: &str) -> String {
     let lines = words.split(',').filter_map(|word| word.split_once('=')).map(|(key, value)| match key {
@@ -243,4 +255,36 @@ fn security_option(words: &str) -> String {
 /// `host` of `host:port`.
 fn host(addr: &str) -> &str {
     addr.rsplit_once(':').map_or(addr, |(host, _)| host.trim_start_matches('[').trim_end_matches(']'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manager_without_a_quorum_says_so() {
+        // (whether a leader is known, who answers), whether they decide.
+        for (leads, answering, expected) in [
+            (true, &[true][..], true),
+            (false, &[true], false),
+            (true, &[true, true], true),
+            (true, &[true, false], false),
+            (true, &[true, true, false], true),
+            (true, &[true, false, false], false),
+            (false, &[true, true, true], false),
+        ] {
+            let reachability = answering
+                .iter()
+                .map(|reachable| wire::ManagerReachability { reachable: *reachable, ..Default::default() })
+                .collect();
+            let leader_id = if leads { "n" } else { "" }.to_owned();
+            let cluster = wire::ClusterInfo { leader_id, reachability, ..Default::default() };
+            assert_eq!(has_quorum(&cluster), expected, "{leads} {answering:?}");
+            let node = wire::NodeInfo { node_id: "n".into(), state: "active".into(), ..Default::default() };
+            let facts = Facts { node: Some(node), worker: None, cluster: Some(cluster), locked: false, failure: None };
+            let error = if expected { "" } else { NO_QUORUM };
+            assert_eq!(facts.json()["Swarm"]["Error"], error, "{leads} {answering:?}");
+            assert_eq!(facts.text().contains("Error: "), !expected, "{leads} {answering:?}");
+        }
+    }
 }

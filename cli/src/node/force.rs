@@ -19,6 +19,7 @@ use super::{
     supervisor::Supervisor,
     wait,
 };
+use crate::commands::info::has_quorum;
 
 const ASK_LIMIT: Duration = Duration::from_secs(8);
 const ALONE_LIMIT: Duration = Duration::from_secs(20);
@@ -57,9 +58,7 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
 /// Forcing would split such a cluster in two.
 async fn refuse_while_there_is_a_quorum(supervisor: &Supervisor) -> Result<()> {
     let Some(info) = timeout(ASK_LIMIT, info(supervisor)).await.ok().flatten() else { return Ok(()) };
-    // A leader that has lost the others goes on calling itself one.
-    let reachable = info.reachability.iter().filter(|manager| manager.reachable).count();
-    if info.leader_id.is_empty() || info.reachability.len() <= 1 || reachable <= info.reachability.len() / 2 {
+    if info.reachability.len() <= 1 || !has_quorum(&info) {
         return Ok(());
     }
     Err(NodeError::Refused(format!(

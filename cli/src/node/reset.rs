@@ -37,33 +37,37 @@ const ROLE_LIMIT: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_millis(500);
 
 pub(super) async fn reset_manager(supervisor: &Supervisor) -> Result<wire::ResetManagerResponse> {
-    let Some(mut member) = supervisor.member().filter(|member| member.manager) else {
-        return Err(NodeError::Refused("this node is not a manager: there is nothing to reset".to_owned()));
-    };
-    let own = member.advertise_addr.clone();
-    let mut others = managers::known(supervisor, &member).await;
-    others.retain(|addr| *addr != own);
-    if others.is_empty() {
-        return Err(nobody("this node knows no other manager"));
-    }
     let aside = {
-        let _operation = supervisor.begin()?;
-        // First of all, so that it does not count when the others are asked whether they can decide.
-        supervisor.stop_daemon(Role::Manager).await;
-        if let Err(refused) = refuse_unless_others_decide(supervisor, &others).await {
-            supervisor.start_daemon(Role::Manager)?;
-            return Err(refused);
-        }
-        member.managers = others;
-        member.manager = false;
-        // From here on this node has no manager, whatever happens; the role comes back with the certificates.
-        supervisor.become_member(member.clone())?;
-        put_aside(supervisor, &member)?
+        let _operation = supervisor.turn().await?;
+        leave_raft(supervisor).await?
     };
     take_the_role_again(supervisor).await?;
     wait::manager_ready(supervisor).await?;
     let kept = aside.map(|path| path.display().to_string()).unwrap_or_default();
     Ok(wire::ResetManagerResponse { kept })
+}
+
+/// What this node is, is read while nobody else changes it: a renewal may have told it of other managers just before.
+async fn leave_raft(supervisor: &Supervisor) -> Result<Option<PathBuf>> {
+    let Some(mut member) = supervisor.member().filter(|member| member.manager) else {
+        return Err(NodeError::Refused("this node is not a manager: there is nothing to reset".to_owned()));
+    };
+    let mut others = managers::known(supervisor, &member).await;
+    others.retain(|addr| *addr != member.advertise_addr);
+    if others.is_empty() {
+        return Err(nobody("this node knows no other manager"));
+    }
+    // First of all, so that it does not count when the others are asked whether they can decide.
+    supervisor.stop_daemon(Role::Manager).await;
+    if let Err(refused) = refuse_unless_others_decide(supervisor, &others).await {
+        supervisor.start_daemon(Role::Manager)?;
+        return Err(refused);
+    }
+    member.managers = others;
+    member.manager = false;
+    // From here on this node has no manager, whatever happens; the role comes back with the certificates.
+    supervisor.become_member(member.clone())?;
+    Ok(put_aside(supervisor, &member)?)
 }
 
 /// Without a quorum of the others nobody could let this manager in again, and what it has may be all there is.
@@ -124,5 +128,42 @@ fn put_aside(supervisor: &Supervisor, member: &Member) -> anyhow::Result<Option<
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot rename {}", dir.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_proto::paths::Paths;
+
+    use super::*;
+
+    /// A renewal may say meanwhile that the node is a worker now, or name other managers.
+    #[tokio::test]
+    async fn what_the_node_is_counts_once_nobody_else_changes_it() {
+        let member = |manager| Member {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            manager,
+            hostname: "h".into(),
+            advertise_addr: "192.0.2.1:2377".into(),
+            listen_addr: "0.0.0.0:2377".into(),
+            data_addr: "192.0.2.1".into(),
+            managers: vec!["192.0.2.1:2377".into()],
+            chosen: false,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+        for (after, expected) in [(false, "this node is not a manager"), (true, "this node knows no other manager")] {
+            supervisor.become_member(member(true)).unwrap();
+            let renewing = supervisor.begin().unwrap();
+            let (reset, ()) = tokio::join!(reset_manager(&supervisor), async {
+                tokio::task::yield_now().await;
+                supervisor.become_member(member(after)).unwrap();
+                drop(renewing);
+            });
+            let error = reset.unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            assert_eq!(supervisor.member(), Some(member(after)), "{expected}");
+        }
     }
 }

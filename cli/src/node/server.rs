@@ -86,6 +86,10 @@ fn start_member(supervisor: &Supervisor) -> Result<()> {
         // A demotion may have been cut short.
         supervisor.wipe_manager()?;
     }
+    // All of it is in the state file, so a lost or damaged one keeps nobody from starting; nor does a full disk.
+    if let Err(error) = supervisor.restore_config(Role::Worker, &init::daemon_config(&member, None)) {
+        tracing::warn!("cannot write what the worker starts from: {error:#}");
+    }
     supervisor.start_daemon(Role::Netd)?;
     supervisor.start_daemon(Role::Worker)
 }

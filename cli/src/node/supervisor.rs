@@ -150,6 +150,12 @@ impl Supervisor {
         files::write_atomically(&dir.join(DAEMON_CONFIG), &config.encode_to_vec(), 0o600)
     }
 
+    /// As [`Supervisor::write_config`], when something else lies there.
+    pub(super) fn restore_config(&self, role: Role, config: &wire::DaemonConfig) -> Result<()> {
+        let found = std::fs::read(self.dir_of(role).join(DAEMON_CONFIG)).ok();
+        if found.as_deref() == Some(&config.encode_to_vec()[..]) { Ok(()) } else { self.write_config(role, config) }
+    }
+
     /// Gives the manager's files to the user that it runs as.
     pub(super) fn hand_over(&self, role: Role) -> Result<()> {
         let dir = self.dir_of(role);
@@ -228,6 +234,25 @@ fn under_way() -> NodeError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_worker_starts_from_is_put_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+        let file = supervisor.paths.worker_dir().join(DAEMON_CONFIG);
+        let config = wire::DaemonConfig { node_id: "n".into(), ..wire::DaemonConfig::default() };
+        for (before, is_kept) in [(None, false), (Some(vec![]), false), (Some(config.encode_to_vec()), true)] {
+            let _ = std::fs::remove_file(&file);
+            if let Some(before) = &before {
+                std::fs::write(&file, before).unwrap();
+            }
+            let inode = |path| std::fs::metadata(path).map(|found| std::os::unix::fs::MetadataExt::ino(&found)).ok();
+            let was = inode(&file);
+            supervisor.restore_config(Role::Worker, &config).unwrap();
+            assert_eq!(std::fs::read(&file).unwrap(), config.encode_to_vec(), "{before:?}");
+            assert_eq!(inode(&file) == was, is_kept, "{before:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_person_waits_for_a_renewal_and_a_renewal_for_nobody() {

@@ -59,7 +59,10 @@ pub enum ConsensusError {
     #[error("raft does not start: {0}")]
     Start(String),
     /// Said before anything was appended, also by a leader that others have not answered for a while.
-    #[error("this manager does not lead now, or not surely: nothing was changed; try again")]
+    #[error(
+        "nothing was changed: the cluster has no leader now, or one that cannot reach more than half of the managers (a \
+         quorum). Try again; if this lasts, look at the managers with \"orch info\" and start the missing ones"
+    )]
     NotLeader,
     #[error(
         "no quorum of managers answered in time; whether the change was made is not known: look, and try again when \
