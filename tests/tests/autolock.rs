@@ -85,6 +85,8 @@ fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
     });
     let info = lab.orch_on("n3", &["info", "--format", "{{.Swarm.LocalNodeState}}"]).ok();
     assert_eq!(info, "locked\n");
+    let said = lab.orch_on("n3", &["node", "reset-manager"]).refused();
+    assert!(said.contains("orch unlock"), "{said}");
     // Its worker half goes on.
     assert_eq!(lab.orch_on("n3", &["ps", "-q"]).ok().lines().count(), 1);
     let _ = lab

@@ -95,7 +95,7 @@ async fn ask(
 }
 
 /// Whether this node's manager waits for its unlock key.
-async fn is_locked(supervisor: &Supervisor) -> bool {
+pub(super) async fn is_locked(supervisor: &Supervisor) -> bool {
     let Ok(channel) = unix_channel(&supervisor.paths.manager_sock()).await else { return false };
     let answer = timeout(ANSWER_LIMIT, async { ControlClient::new(channel).info(wire::Empty {}).await }).await;
     matches!(answer, Ok(Err(status)) if code::of(&status) == Some("locked"))

@@ -23,7 +23,7 @@ use super::{
     error::{NodeError, Result},
     managers,
     member::Member,
-    renew,
+    rejoin, renew,
     supervisor::Supervisor,
     wait,
 };
@@ -52,6 +52,13 @@ async fn leave_raft(supervisor: &Supervisor) -> Result<Option<PathBuf>> {
     let Some(mut member) = supervisor.member().filter(|member| member.manager) else {
         return Err(NodeError::Refused("this node is not a manager: there is nothing to reset".to_owned()));
     };
+    if rejoin::is_locked(supervisor).await {
+        return Err(NodeError::Refused(
+            "this manager's files are whole, it only waits for its key: give it by \"orch unlock\". Where the key is lost, \
+             another manager lets this one in anew: there, \"orch node demote\" and then \"orch node promote\""
+                .to_owned(),
+        ));
+    }
     let mut others = managers::known(supervisor, &member).await;
     others.retain(|addr| *addr != member.advertise_addr);
     if others.is_empty() {
