@@ -105,6 +105,18 @@ fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
         .ok();
     lab.wait_replicas("more", "1/1");
 
+    // A new root: its worker's key gets a certificate for the worker alone, and the rotation waits for its manager.
+    let certificate =
+        |half: &str| fs::read(manager_folder(&lab, "n3").join(half).join("node.crt")).expect("a certificate");
+    let (worker, manager) = (certificate("../worker/tls"), certificate("tls"));
+    let _ = lab.orch(&["ca", "--rotate", "--detach"]).ok();
+    within(RESTART_LIMIT, "the worker of n3 goes over to the new root", || {
+        if certificate("../worker/tls") == worker { Err("it has its old certificate") } else { Ok(()) }
+    });
+    assert_eq!(certificate("tls"), manager);
+    let waiting = lab.orch(&["info"]).ok();
+    assert!(waiting.contains("Root Rotation In Progress: true\n"), "{waiting}");
+
     // It was off while the key was rotated, and opens with the one that it knows.
     let second = lab.orch(&["unlock-key", "--rotate", "-q"]).ok().trim().to_owned();
     assert_ne!(second, first);
@@ -125,6 +137,12 @@ fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
         let now = lab.orch(&["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]).result()?;
         if now.contains("n3 Reachable") { Ok(()) } else { Err(now) }
     });
+    within(RESTART_LIMIT, "its manager goes over to the new root", || {
+        let now = lab.orch(&["info"]).result()?;
+        if now.contains("Root Rotation In Progress: false\n") { Ok(()) } else { Err(now) }
+    });
+    assert_ne!(certificate("tls"), manager);
+    wait_keys(&lab, "n3", true);
 
     // The leader, with the new key; the others go on meanwhile.
     restart(&lab, "n1");

@@ -25,7 +25,7 @@ use super::{
     error::{NodeError, Result},
     managers,
     member::Member,
-    role,
+    role::{self, Manager},
     supervisor::Supervisor,
 };
 
@@ -241,11 +241,18 @@ where
         };
         match timeout(ASK_LIMIT, answer).await {
             Ok(Ok(answer)) => return Ok(Answered { answer: answer.into_inner(), own_is_locked }),
+            // So say all of them, also those that do not answer now.
+            Ok(Err(error)) if needs_manager_key(&error) => return Err(error),
             Ok(Err(error)) => failure = error,
             Err(_) => failure = NodeError::Refused(format!("{addr} did not answer in time")),
         }
     }
     Err(failure)
+}
+
+/// Whether a manager's certificate was refused to the worker's key; the worker's own can be had by it.
+pub(super) fn needs_manager_key(error: &NodeError) -> bool {
+    matches!(error, NodeError::Answer(status) if code::of(status) == Some(code::NEEDS_MANAGER_KEY))
 }
 
 struct Answered<T> {
@@ -261,17 +268,29 @@ async fn renew(supervisor: &Supervisor, member: Member) -> Result<()> {
         // Answered only when this node is to be a manager.
         manager_csr_pem: keys.manager.csr_pem.clone(),
     };
-    let call = |mut client: CaClient<Channel>| {
-        let request = request.clone();
-        async move { client.renew(request).await }
+    let ask_for = async |request: wire::RenewRequest| {
+        let call = |mut client: CaClient<Channel>| {
+            let request = request.clone();
+            async move { client.renew(request).await }
+        };
+        ask(supervisor, &member, call).await
     };
-    let Answered { answer, own_is_locked } = ask(supervisor, &member, call).await?;
+    let (answer, manager) = match ask_for(request.clone()).await {
+        Ok(Answered { answer, own_is_locked: true }) if !answer.manager_cert_pem.is_empty() => (answer, Manager::Stays),
+        Ok(Answered { answer, .. }) => (answer, Manager::AsAnswered),
+        Err(error) if member.manager && needs_manager_key(&error) => {
+            tracing::warn!(%error, "this node's manager keeps the certificate that it has");
+            let alone = wire::RenewRequest { manager_csr_pem: String::new(), ..request };
+            (ask_for(alone).await?.answer, Manager::Stays)
+        }
+        Err(error) => return Err(error),
+    };
     let _operation = supervisor.begin()?;
     // It may have left, or be another node by now, or have another address.
     let Some(member) = supervisor.member().filter(|now| now.node_id == member.node_id) else {
         return Err(NodeError::Refused("the node left its cluster meanwhile".to_owned()));
     };
-    role::take_with(supervisor, member, keys, &answer, own_is_locked).await.map(drop)
+    role::take_with(supervisor, member, keys, &answer, manager).await.map(drop)
 }
 
 #[cfg(test)]

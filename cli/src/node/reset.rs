@@ -93,6 +93,9 @@ async fn refuse_unless_others_decide(supervisor: &Supervisor, others: &[String])
         });
         match asked.await {
             Ok(Ok(true)) => return Ok(()),
+            Ok(Err(error)) if renew::needs_manager_key(&error) => {
+                return Err(NodeError::Refused(format!("nothing was changed: {error}")));
+            }
             Ok(Ok(false)) => return Err(NodeError::Refused("the cluster wants this node to be a worker".to_owned())),
             Ok(Err(error)) => reason = format!("the manager at {addr} says: {error}"),
             Err(_) => reason = format!("the manager at {addr} does not answer"),

@@ -57,20 +57,29 @@ async fn told(supervisor: &Supervisor) -> Option<String> {
     timeout(ANSWER_LIMIT, ask).await.ok().flatten().filter(|role| !role.is_empty())
 }
 
-/// Saves new certificates and follows them. A manager that `is_locked` keeps its old one, until it can seal a new private
-/// key. Says whether this node is a manager.
+/// What becomes of this node's manager with new certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manager {
+    /// It is there if one of the certificates is for a manager, and uses that.
+    AsAnswered,
+    /// It goes on with what it has, because it could not seal a new private key: it is locked.
+    Stays,
+}
+
+/// Saves new certificates and follows them. Says whether this node is a manager.
 pub(super) async fn take_with(
     supervisor: &Supervisor,
     mut member: Member,
     keys: NewKeys,
     answer: &wire::JoinResponse,
-    is_locked: bool,
+    manager: Manager,
 ) -> Result<bool> {
-    let manager = if is_locked && !answer.manager_cert_pem.is_empty() {
-        keys.save_worker(answer, &supervisor.paths)?;
-        true
-    } else {
-        keys.save(answer, &supervisor.paths)?
+    let manager = match manager {
+        Manager::Stays => {
+            keys.save_worker(answer, &supervisor.paths)?;
+            member.manager
+        }
+        Manager::AsAnswered => keys.save(answer, &supervisor.paths)?,
     };
     if manager {
         supervisor.hand_over(Role::Manager)?;

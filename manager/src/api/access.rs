@@ -41,7 +41,7 @@ pub(super) struct Rule {
     pub(super) place: Place,
 }
 
-const ANY_NODE: Access = Access::Nodes(&[NodeRole::Worker, NodeRole::Manager]);
+pub(super) const ANY_NODE: Access = Access::Nodes(&[NodeRole::Worker, NodeRole::Manager]);
 const MANAGERS: Access = Access::Nodes(&[NodeRole::Manager]);
 
 const RULES: &[(&str, Access, Place)] = &[

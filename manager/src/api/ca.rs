@@ -10,7 +10,8 @@ use orch_model::{
 };
 use orch_proto::{
     ca::{self, CaError, Made},
-    tls::{Identity, JoinToken, peer_identity},
+    code,
+    tls::{Identity, JoinToken, PeerIdentity, peer_identity},
     wire::{self, ca_server},
 };
 use tonic::{Code, Request, Response, Status};
@@ -41,8 +42,11 @@ impl CaService {
     }
 
     fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
-        let peer = peer_identity(request).ok_or_else(|| Status::unauthenticated("this call needs a certificate"))?;
-        Ok(peer.node_id.clone())
+        Self::peer(request).map(|peer| peer.node_id.clone())
+    }
+
+    fn peer<T>(request: &Request<T>) -> Result<&PeerIdentity, Status> {
+        peer_identity(request).ok_or_else(|| Status::unauthenticated("this call needs a certificate"))
     }
 
     /// New certificates for a node whose old ones have expired.
@@ -104,16 +108,21 @@ impl ca_server::Ca for CaService {
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         let reign = self.reign()?;
-        let id = Self::caller(&request)?;
+        let peer = Self::peer(&request)?.clone();
+        let id = peer.node_id;
         let request = request.into_inner();
         // A node gives up being a manager when it hears so here: it must be true.
         self.consensus.read_barrier().await.map_err(|e| status::from_catch_up(&e))?;
         let view = self.consensus.store().view();
         let cluster = cluster(&view)?;
         let Some(node) = view.state.node(&id) else { return Err(status::removed(&id)) };
-        let now = authority::made_now(&reign);
-        let certificates =
-            Certificates::sign(&cluster, &id, node.role, &request.worker_csr_pem, &request.manager_csr_pem, now)?;
+        let (worker, manager) = (&request.worker_csr_pem, &request.manager_csr_pem);
+        // A locked manager keeps the certificate that it has until it is unlocked.
+        let role = if manager.is_empty() { NodeRole::Worker } else { node.role };
+        if role == NodeRole::Manager && peer.role == NodeRole::Worker && has_locked_keys(&cluster, node) {
+            return Err(needs_manager_key(node));
+        }
+        let certificates = Certificates::sign(&cluster, &id, role, worker, manager, authority::made_now(&reign))?;
         Ok(Response::new(certificates.answer(&cluster, &id, &view)))
     }
 
@@ -163,6 +172,25 @@ impl ca_server::Ca for CaService {
         tracing::info!(node = %id, took_part, "a node left the cluster");
         Ok(Response::new(wire::Empty {}))
     }
+}
+
+/// Whether the node's manager has a key that only an unlocked manager can use. The worker's lies open on the same disk, so it
+/// must not be enough to get another manager's certificate.
+fn has_locked_keys(cluster: &Cluster, node: &Node) -> bool {
+    cluster.unlock_key.is_some() && node.manager.is_some()
+}
+
+fn needs_manager_key(node: &Node) -> Status {
+    let name = &node.description.hostname;
+    status::with_code(
+        Code::PermissionDenied,
+        code::NEEDS_MANAGER_KEY,
+        format!(
+            "with autolock, a manager gets a new certificate by its manager's key only, and this request shows the \
+             worker's: unlock that manager. If its own certificate has expired or is lost, let it in anew: \"orch node \
+             demote {name}\" and then \"orch node promote {name}\" on another manager"
+        ),
+    )
 }
 
 /// Which role a token gives, or in which way it is wrong.

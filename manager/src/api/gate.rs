@@ -23,7 +23,7 @@ use tonic::{
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::{
-    access::{Access, Origin, Place, Rule, is_metered, is_one_step, may_change, rule},
+    access::{ANY_NODE, Access, Origin, Place, Rule, is_metered, is_one_step, may_change, rule},
     budget::{Answer, Budget, Metered, Payer},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
     register::Register,
@@ -201,14 +201,16 @@ impl Gate {
 
     fn caller(&self, request: &Request<Body>, rule: Rule) -> Result<Caller, Box<Status>> {
         if self.origin == Origin::LocalSocket {
-            // Calls of nodes: the local socket speaks for this node, also when its certificates have expired.
+            // Calls of nodes: the local socket speaks for this node, also when its certificates have expired; and as a manager,
+            // because it is served by one that has its keys.
             let own = || PeerIdentity {
                 node_id: self.register.own().clone(),
                 cluster_id: self.consensus.cluster().clone(),
-                role: NodeRole::Worker,
+                role: NodeRole::Manager,
                 issued_at: UNIX_EPOCH,
             };
-            let peer = matches!(rule.access, Access::Nodes(_)).then(own);
+            // Raft's calls come over the network only.
+            let peer = (rule.access == ANY_NODE).then(own);
             return Ok(Caller { is_admin: peer.is_none(), peer, was_forwarded: false });
         }
         let shown = request.extensions().get::<ConnectionInfo>().and_then(|info| info.peer.clone());

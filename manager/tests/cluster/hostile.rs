@@ -7,7 +7,7 @@ use std::{
 
 use orch_model::{ClusterId, NodeId, cluster::RootCa, node::NodeRole};
 use orch_proto::{
-    ca,
+    ca, code,
     tls::Identity,
     transport,
     wire::{
@@ -559,6 +559,80 @@ fn a_worker_token_does_not_come_back_as_a_managers() {
         let request = wire::RenewRequest { worker_csr_pem: again.clone(), manager_csr_pem: again };
         let renewed = CaClient::new(channel).renew(request).await.unwrap().into_inner();
         assert!(renewed.manager_cert_pem.is_empty());
+        manager.stop().await;
+    });
+}
+
+/// Whoever has a manager's disk has its worker's key, which lies open there, and should get no further with autolock.
+#[test]
+fn a_worker_key_gets_no_certificate_of_a_manager_that_locks_its_keys() {
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        lab.join_manager(1, &first).await;
+        let second = lab.start(1).await;
+        let key = ca::new_key_and_csr().unwrap();
+        let (root, node) = (root_of(&first), lab.node_id(1).parse().unwrap());
+        let signed =
+            ca::sign_csr(&root, &key.csr_pem, &node, &cluster_of(&first), NodeRole::Worker, HOUR, SystemTime::now());
+        let stolen = Identity::from_pem(root.cert_pem, signed.unwrap(), key.key_pem).unwrap();
+        let own = Identity::load(&lab.paths(1).manager_dir().join("tls")).unwrap();
+        let csr = || ca::new_key_and_csr().unwrap().csr_pem;
+        let renew = async |channel: Channel, manager_csr_pem: String| {
+            let request = wire::RenewRequest { worker_csr_pem: csr(), manager_csr_pem };
+            CaClient::new(channel).renew(request).await.map(tonic::Response::into_inner)
+        };
+        let by = async |identity: &Identity, at: usize| {
+            transport::tls_channel(&lab.addr(at), identity, NodeRole::Manager).await.unwrap()
+        };
+        // Without autolock, the manager's key lies open as well, and a manager that lost its files comes back by itself.
+        assert!(!renew(by(&stolen, 0).await, csr()).await.unwrap().manager_cert_pem.is_empty());
+
+        let cluster = first.list(Kind::Cluster).await.remove(0);
+        let Some(wire::object::Object::Cluster(cluster)) = cluster.object else { panic!("not a cluster") };
+        let spec = wire::ClusterSpec { autolock: true, ..cluster.spec.unwrap() };
+        let request = wire::UpdateRequest {
+            kind: Kind::Cluster.into(),
+            id: cluster.id,
+            version: cluster.meta.unwrap().version,
+            spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Cluster(spec)) }),
+            ..wire::UpdateRequest::default()
+        };
+        first.control().await.update(request).await.unwrap();
+
+        for at in [0, 1] {
+            let refused = renew(by(&stolen, at).await, csr()).await.unwrap_err();
+            assert_eq!(
+                (refused.code(), code::of(&refused)),
+                (Code::PermissionDenied, Some(code::NEEDS_MANAGER_KEY)),
+                "manager {at}: {refused}"
+            );
+            // Its own can still be had: a manager may wait for its key for long.
+            let alone = renew(by(&stolen, at).await, String::new()).await.unwrap();
+            assert_eq!((alone.manager_cert_pem.as_str(), alone.node_id), ("", lab.node_id(1)));
+            assert_eq!(raw::subject(&alone.worker_cert_pem).role, NodeRole::Worker);
+            let whole = renew(by(&own, at).await, csr()).await.unwrap();
+            assert_eq!(raw::subject(&whole.manager_cert_pem).role, NodeRole::Manager);
+        }
+        // Its own socket is served by a manager that has its keys.
+        let socket = transport::unix_channel(&lab.paths(1).manager_sock()).await.unwrap();
+        let whole = renew(socket, csr()).await.unwrap();
+        assert_eq!(raw::subject(&whole.manager_cert_pem).node_id.as_str(), lab.node_id(1));
+        second.stop().await;
+        first.stop().await;
+    });
+}
+
+#[test]
+fn raft_is_not_spoken_on_a_local_socket() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        for path in every_call().iter().filter(|path| path.starts_with("/orch.v1.Raft/")) {
+            let socket = transport::unix_channel(&lab.paths(0).manager_sock()).await.unwrap();
+            let (refused, said) = raw::call(socket, path, raw::nothing(), &[]).await;
+            assert_eq!(refused, Code::Unauthenticated, "{path}: {said}");
+        }
         manager.stop().await;
     });
 }
