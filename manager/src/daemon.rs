@@ -6,6 +6,7 @@ use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use orch_model::{ClusterId, NodeId, Timestamp};
 use orch_proto::{
+    files,
     metrics::MetricsLayer,
     paths::Paths,
     tls::{self, SharedIdentity, UnlockKey},
@@ -61,6 +62,7 @@ pub struct Config {
 pub fn run(config: Config) -> anyhow::Result<()> {
     start_logging();
     raise_descriptor_limit();
+    files::make_room();
     tls::install_crypto_provider();
     let main = runtime("manager", 2)?;
     // Raft's parts wait for each other in turn: on one thread they do so without waking anybody.
@@ -74,10 +76,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// The connections that the listener admits need more than the usual 1024 descriptors.
 fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised =
-        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
+    if let Err(error) = files::raise_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files: fewer connections are possible");
     }
 }

@@ -31,7 +31,7 @@ use std::{fs, io, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use orch_netd_core::ruleset::Family;
-use orch_proto::{metrics::MetricsLayer, paths::Paths, transport, wire::netd_server::NetdServer};
+use orch_proto::{files, metrics::MetricsLayer, paths::Paths, transport, wire::netd_server::NetdServer};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -54,6 +54,7 @@ pub struct Config {
 /// Serves `Netd` until SIGTERM or a fatal error. What it made stays: containers keep their networks.
 pub fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    files::make_room();
     memory::bound_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
     runtime.block_on(serve(config))
@@ -61,18 +62,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 /// Each task takes four descriptors (its namespace, rules, two DNS sockets): the usual 1024 are too few for 250 tasks. The
 /// daemon starts no program that would inherit this.
-#[allow(unsafe_code)]
 fn raise_descriptor_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls get a pointer to a structure that lives here; they keep none.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) == 0
-        }
-    };
-    if !raised {
-        let error = io::Error::last_os_error();
+    if let Err(error) = files::raise_limit() {
         tracing::warn!(%error, "cannot raise the limit of open files: some hundred tasks at most can have networks here");
     }
 }

@@ -7,6 +7,7 @@
 pub mod ca;
 pub mod code;
 pub mod conv;
+pub mod files;
 pub mod gossip;
 pub mod keeper;
 pub mod metrics;

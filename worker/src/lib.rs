@@ -32,6 +32,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context;
 use orch_proto::{
+    files,
     paths::Paths,
     tls::{SharedIdentity, install_crypto_provider},
     wire::DaemonConfig,
@@ -61,6 +62,7 @@ pub struct Config {
 /// Runs the worker until SIGTERM or a fatal error. Containers go on either way.
 pub fn run(config: Config) -> anyhow::Result<()> {
     install_crypto_provider();
+    files::make_room();
     let tokio =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the worker's threads")?;
     let result = tokio.block_on(serve(config));

@@ -34,8 +34,8 @@ use tokio::{
 use super::grants::Grants;
 use crate::raft::{Commit, Committed, Consensus, Proposer};
 
-/// Changes that arrive this close together travel together.
-const COALESCE: Duration = Duration::from_millis(10);
+/// Changes that arrive this close together travel together: acknowledgements of many nodes, say. Nobody is told for so long.
+const COALESCE: Duration = Duration::from_millis(2);
 /// While much happens nodes are told no more often than this: each increment is a pass over a node's namespaces.
 const SHORTEST_BETWEEN: Duration = Duration::from_millis(30);
 /// Increments that may wait for a slow node before it has to start over with a complete set.
