@@ -205,14 +205,15 @@ impl Assigner {
 
     /// Sends everyone what changed, again when that released tasks which waited to stop.
     fn send_all(&mut self) {
-        self.told = Instant::now();
         let view = self.consensus.store().view();
         let now = self.proposer.now();
         self.released.extend(self.drain.on_time(now));
         loop {
             let mut touched = mem::take(&mut self.touched);
             touched.nodes.extend(self.released.drain(..).filter_map(|task| view.state.task(&task)?.node.clone()));
-            self.send_once(&view.state, &touched, now);
+            if self.send_once(&view.state, &touched, now) {
+                self.told = Instant::now();
+            }
             let subscribers = &self.subscribers;
             let sent = || subscribers.iter().map(|(node, s)| (node.clone(), s.sequence)).collect::<BTreeMap<_, _>>();
             let stopping = (!touched.everything).then_some(&touched.stopping);
@@ -231,8 +232,9 @@ impl Assigner {
         }
     }
 
-    fn send_once(&mut self, state: &State, touched: &Touched, now: Timestamp) {
-        let Some(cluster) = state.cluster() else { return };
+    /// Says whether there was anything to send.
+    fn send_once(&mut self, state: &State, touched: &Touched, now: Timestamp) -> bool {
+        let Some(cluster) = state.cluster() else { return false };
         self.shared.refresh(state, touched);
         let (drain, grants) = (&self.drain, &self.grants);
         let sources = Sources {
@@ -243,12 +245,15 @@ impl Assigner {
         let view = dispatch::View::with(state, mem::take(&mut self.shared));
         let mut differences = Differences::default();
         let mut lagging = Vec::new();
+        let mut was_sent = false;
         let mut send = |node: &NodeId, subscriber: &mut Subscriber| {
             let own = touched.everything || touched.nodes.contains(node) || subscriber.sent.is_none();
             let own = own.then(|| view.own(node, &sources));
+            let sequence = subscriber.sequence;
             if !subscriber.send(own, view.shared(node), &mut differences) {
                 lagging.push(node.clone());
             }
+            was_sent |= subscriber.sequence != sequence;
         };
         if touched.is_shared() {
             self.subscribers.iter_mut().for_each(|(node, subscriber)| send(node, subscriber));
@@ -264,6 +269,7 @@ impl Assigner {
             // Its stream ends; it comes back for a complete set.
             self.leave(&node);
         }
+        was_sent
     }
 
     fn next_wake(&self) -> Instant {
