@@ -108,7 +108,6 @@ pub(crate) enum EngineError {
 /// Answered once the pass is over.
 enum Waiting {
     SetDesired(Reply<SetDesiredResponse>),
-    Attach(TaskId, Reply<AttachTaskResponse>),
     Gone(Reply<Empty>),
     Status(Reply<NetdStatus>),
 }
@@ -140,6 +139,8 @@ pub(crate) struct Engine {
     new: BTreeSet<TaskId>,
     applied: BTreeMap<NsName, Applied>,
     servers: BTreeMap<TaskId, dns::Server>,
+    /// Who waits for a task's network: answered as soon as that one is made, while the pass goes on with others.
+    attaching: BTreeMap<TaskId, Vec<Reply<AttachTaskResponse>>>,
     keeper: Keeper,
     standings: Standings,
     /// What the rules of tasks say of them, and since when.
@@ -206,6 +207,7 @@ impl Engine {
             new: BTreeSet::new(),
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
+            attaching: BTreeMap::new(),
             keeper,
             standings: Standings::new(),
             backends: Backends::new(),
@@ -246,6 +248,9 @@ impl Engine {
                     }
                     let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
                     self.bring_up_to_date(false).await;
+                    while let Some(id) = self.attaching.keys().next().cloned() {
+                        self.answer_attaching(&id);
+                    }
                     waiting.into_iter().for_each(|waiting| self.answer(waiting));
                 }
                 () = tokio::time::sleep_until(self.late.unwrap_or_else(Instant::now).into()), if self.late.is_some() => {
@@ -311,7 +316,10 @@ impl Engine {
                 Err(error) => refuse(reply, error),
             },
             Command::Attach(request, reply) => match self.attach(request) {
-                Ok(id) => Some(Waiting::Attach(id, reply)),
+                Ok(id) => {
+                    self.attaching.entry(id).or_default().push(reply);
+                    None
+                }
                 Err(error) => refuse(reply, error),
             },
             Command::Down(id, reply) => {
@@ -489,13 +497,19 @@ impl Engine {
         Ok(id)
     }
 
+    /// Whatever came of it.
+    fn answer_attaching(&mut self, id: &TaskId) {
+        for reply in self.attaching.remove(id).unwrap_or_default() {
+            drop(reply.send(self.attached(id)));
+        }
+    }
+
     fn answer(&self, waiting: Waiting) {
         // Who no longer waits for an answer needs none.
         match waiting {
             Waiting::SetDesired(reply) => {
                 drop(reply.send(Ok(SetDesiredResponse { problems: self.problems().collect() })));
             }
-            Waiting::Attach(id, reply) => drop(reply.send(self.attached(&id))),
             Waiting::Gone(reply) => drop(reply.send(Ok(Empty {}))),
             Waiting::Status(reply) => drop(reply.send(Ok(NetdStatus {
                 sequence: self.sequence,

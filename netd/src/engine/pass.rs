@@ -14,6 +14,7 @@ use std::{
 
 use orch_model::{TaskId, node::Encryption};
 use orch_netd_core::{
+    dns::View,
     flows::{self, Backends, Cut},
     ns::{NsName, NsPlan},
     plan::{Plan, plan},
@@ -59,6 +60,8 @@ impl Engine {
         let plan = plan(self.inputs());
         self.keep_settings(&plan);
         self.open_sandboxes(&plan).await;
+        // Before anybody is told that a task is attached.
+        self.save_tasks();
         let waits = !check && self.may_wait(&plan.backends);
         let began = Instant::now();
         self.apply_all(&plan, check, waits).await;
@@ -67,9 +70,7 @@ impl Engine {
         self.remove_unwanted(&plan).await;
         self.forget_flows(&plan).await;
         for (id, view) in plan.views {
-            if let (Some(server), Some(task)) = (self.servers.get(&id), self.tasks.get(&id)) {
-                server.set_view(TaskView { view, nameservers: task.nameservers.clone() });
-            }
+            self.set_view(&id, view);
         }
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
@@ -83,6 +84,13 @@ impl Engine {
         self.latest = plan.backends;
         self.plan_problems = plan.problems;
         self.save_tasks();
+    }
+
+    /// What a task can ask for by name.
+    fn set_view(&self, id: &TaskId, view: View) {
+        if let (Some(server), Some(task)) = (self.servers.get(id), self.tasks.get(id)) {
+            server.set_view(TaskView { view, nameservers: task.nameservers.clone() });
+        }
     }
 
     /// Of a crowd of backends that come one after the other, the first is in every task's rules at once, and the others
@@ -251,9 +259,16 @@ impl Engine {
                 });
             }
             while let Some(done) = work.join_next().await {
-                if let Ok((name, outcome)) = done {
-                    touched.extend(outcome.touched.iter().cloned());
-                    self.record(name, outcome);
+                let Ok((name, outcome)) = done else { continue };
+                touched.extend(outcome.touched.iter().cloned());
+                self.record(name.clone(), outcome);
+                if let NsName::Task(id) = &name
+                    && self.attaching.contains_key(id)
+                    && self.applied.contains_key(&name)
+                    && let Some(view) = plan.views.get(id)
+                {
+                    self.set_view(id, view.clone());
+                    self.answer_attaching(id);
                 }
             }
         }
