@@ -36,8 +36,10 @@ use crate::raft::{Commit, Committed, Consensus, Proposer};
 
 /// Changes that arrive this close together travel together: acknowledgements of many nodes, say. Nobody is told for so long.
 const COALESCE: Duration = Duration::from_millis(2);
-/// While much happens nodes are told no more often than this: each increment is a pass over a node's namespaces.
-const SHORTEST_BETWEEN: Duration = Duration::from_millis(30);
+/// Nodes that were told are left alone for so long for each thing that they were told, but no longer than the other: each
+/// increment is a pass over a node's namespaces, and while much happens, more comes.
+const REST_PER_ITEM: Duration = Duration::from_millis(1);
+const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Increments that may wait for a slow node before it has to start over with a complete set.
 const INCREMENTS_AHEAD: usize = 64;
 /// Bytes of one message; a set that is larger takes several.
@@ -89,8 +91,8 @@ pub(super) struct Assigner {
     released: Vec<TaskId>,
     shared: SharedItems,
     grants: RefCell<Grants>,
-    /// When nodes were told the last time.
-    told: Instant,
+    /// When nodes may be told again.
+    rested: Instant,
 }
 
 struct Subscriber {
@@ -123,7 +125,7 @@ impl Assigner {
             released: Vec::new(),
             shared: SharedItems::default(),
             grants: RefCell::default(),
-            told: Instant::now(),
+            rested: Instant::now(),
         };
         (assigner, AssignerHandle(sender))
     }
@@ -144,7 +146,7 @@ impl Assigner {
                 continue;
             }
             // More often comes together: a commit per task, acknowledgements of many nodes.
-            let gathered = (Instant::now() + COALESCE).max(self.told + SHORTEST_BETWEEN);
+            let gathered = (Instant::now() + COALESCE).max(self.rested);
             loop {
                 tokio::select! {
                     command = self.commands.recv() => match command {
@@ -211,9 +213,8 @@ impl Assigner {
         loop {
             let mut touched = mem::take(&mut self.touched);
             touched.nodes.extend(self.released.drain(..).filter_map(|task| view.state.task(&task)?.node.clone()));
-            if self.send_once(&view.state, &touched, now) {
-                self.told = Instant::now();
-            }
+            let items = self.send_once(&view.state, &touched, now);
+            self.rested = self.rested.max(Instant::now() + rest_after(items));
             let subscribers = &self.subscribers;
             let sent = || subscribers.iter().map(|(node, s)| (node.clone(), s.sequence)).collect::<BTreeMap<_, _>>();
             let stopping = (!touched.everything).then_some(&touched.stopping);
@@ -232,9 +233,9 @@ impl Assigner {
         }
     }
 
-    /// Says whether there was anything to send.
-    fn send_once(&mut self, state: &State, touched: &Touched, now: Timestamp) -> bool {
-        let Some(cluster) = state.cluster() else { return false };
+    /// Says how many things were sent, all nodes taken together.
+    fn send_once(&mut self, state: &State, touched: &Touched, now: Timestamp) -> usize {
+        let Some(cluster) = state.cluster() else { return 0 };
         self.shared.refresh(state, touched);
         let (drain, grants) = (&self.drain, &self.grants);
         let sources = Sources {
@@ -245,15 +246,14 @@ impl Assigner {
         let view = dispatch::View::with(state, mem::take(&mut self.shared));
         let mut differences = Differences::default();
         let mut lagging = Vec::new();
-        let mut was_sent = false;
+        let mut items = 0;
         let mut send = |node: &NodeId, subscriber: &mut Subscriber| {
             let own = touched.everything || touched.nodes.contains(node) || subscriber.sent.is_none();
             let own = own.then(|| view.own(node, &sources));
-            let sequence = subscriber.sequence;
-            if !subscriber.send(own, view.shared(node), &mut differences) {
-                lagging.push(node.clone());
+            match subscriber.send(own, view.shared(node), &mut differences) {
+                Some(sent) => items += sent,
+                None => lagging.push(node.clone()),
             }
-            was_sent |= subscriber.sequence != sequence;
         };
         if touched.is_shared() {
             self.subscribers.iter_mut().for_each(|(node, subscriber)| send(node, subscriber));
@@ -269,7 +269,7 @@ impl Assigner {
             // Its stream ends; it comes back for a complete set.
             self.leave(&node);
         }
-        was_sent
+        items
     }
 
     fn next_wake(&self) -> Instant {
@@ -305,9 +305,9 @@ impl Differences {
 }
 
 impl Subscriber {
-    /// Sends what leads to the parts given; `own` is `None` where it has not changed. `false` when the node does not keep
-    /// up or is gone.
-    fn send(&mut self, own: Option<AssignmentSet>, shared: Shared, differences: &mut Differences) -> bool {
+    /// Sends what leads to the parts given, and says how many things that took; `own` is `None` where it has not changed.
+    /// `None` when the node does not keep up or is gone.
+    fn send(&mut self, own: Option<AssignmentSet>, shared: Shared, differences: &mut Differences) -> Option<usize> {
         let complete = self.sent.is_none();
         let sent = self.sent.get_or_insert_default();
         let (mut put, mut remove) = (Vec::new(), Vec::new());
@@ -333,12 +333,17 @@ impl Subscriber {
         }
         sent.shared = shared;
         if put.is_empty() && remove.is_empty() && !complete {
-            return true;
+            return Some(0);
         }
         let increment = messages(complete, self.sequence, &put, &remove);
         self.sequence += 1;
-        self.increments.try_send(increment).is_ok()
+        self.increments.try_send(increment).ok().map(|()| put.len() + remove.len())
     }
+}
+
+fn rest_after(items: usize) -> Duration {
+    let items = u32::try_from(items).unwrap_or(u32::MAX);
+    REST_PER_ITEM.saturating_mul(items).min(LONGEST_REST)
 }
 
 fn messages(complete: bool, sequence: u64, put: &[Assignment], remove: &[AssignmentKey]) -> Increment {
@@ -389,6 +394,13 @@ mod tests {
             holders: Vec::new(),
             grant: vec![1; grant_bytes],
         })
+    }
+
+    #[test]
+    fn nodes_that_were_told_much_are_left_alone_for_longer() {
+        for (items, rest) in [(0, 0), (1, 1), (30, 30), (51, 50), (usize::MAX, 50)] {
+            assert_eq!(rest_after(items), Duration::from_millis(rest), "{items}");
+        }
     }
 
     #[test]

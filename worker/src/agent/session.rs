@@ -62,8 +62,11 @@ const PONG_LIMIT: Duration = Duration::from_secs(4);
 const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Statuses in one message.
 const MAX_UPDATES: usize = 500;
-/// Between two of them: what changes meanwhile travels together, and takes the managers one write to their disks.
-const UPDATE_PAUSE: Duration = Duration::from_millis(10);
+/// Between two of them, by the number of statuses in the earlier one: what changes meanwhile travels together, and takes the
+/// managers one write to their disks.
+const UPDATE_PAUSE: Duration = Duration::from_millis(1);
+const MIN_UPDATE_PAUSE: Duration = Duration::from_millis(10);
+const MAX_UPDATE_PAUSE: Duration = Duration::from_millis(50);
 /// Announced streams that are served at once.
 const MAX_STREAMS: usize = 256;
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
@@ -489,7 +492,8 @@ async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -
         let request = UpdateTaskStatusRequest { session_id: session.to_owned(), updates };
         timeout(UPDATE_TIMEOUT, dispatcher.update_task_status(request)).await??;
         book.acknowledge(&pending);
-        sleep(UPDATE_PAUSE).await;
+        let count = u32::try_from(pending.len()).unwrap_or(u32::MAX);
+        sleep(UPDATE_PAUSE.saturating_mul(count).clamp(MIN_UPDATE_PAUSE, MAX_UPDATE_PAUSE)).await;
     }
 }
 
