@@ -111,7 +111,7 @@ fn a_locked_manager_serves_nothing_until_it_gets_its_key() {
     let (worker, manager) = (certificate("../worker/tls"), certificate("tls"));
     let _ = lab.orch(&["ca", "--rotate", "--detach"]).ok();
     within(RESTART_LIMIT, "the worker of n3 goes over to the new root", || {
-        if certificate("../worker/tls") == worker { Err("it has its old certificate") } else { Ok(()) }
+        if certificate("../worker/tls") == worker { Err("it has its old certificate".to_owned()) } else { Ok(()) }
     });
     assert_eq!(certificate("tls"), manager);
     let waiting = lab.orch(&["info"]).ok();
