@@ -112,9 +112,17 @@ fn a_manager_goes_on_alone_with_everything_after_the_quorum_is_lost() {
 /// More than are kept in the log.
 const MANY: usize = 2_200;
 
+/// So much that it takes a while to send.
+const LARGE: usize = 30;
+const LARGE_BYTES: usize = 400_000;
+
 fn config(name: &str) -> wire::CreateRequest {
+    config_with(name, name.as_bytes().to_vec())
+}
+
+fn config_with(name: &str, data: Vec<u8>) -> wire::CreateRequest {
     let annotations = Some(wire::Annotations { name: name.to_owned(), ..wire::Annotations::default() });
-    let config = wire::ConfigSpec { annotations, data: name.as_bytes().to_vec().into(), template: None };
+    let config = wire::ConfigSpec { annotations, data: data.into(), template: None };
     wire::CreateRequest { spec: Some(wire::Spec { spec: Some(wire::spec::Spec::Config(config)) }) }
 }
 
@@ -195,13 +203,17 @@ fn a_manager_that_joins_late_gets_a_snapshot_and_learns_before_it_votes() {
             control.create(config(&format!("c{number}"))).await.unwrap();
         }
         assert!(first.consensus().last_log_index() > 2_000, "the writes shared entries");
+        // Whoever follows the second should not miss the time in which it learns.
+        for number in 0..LARGE {
+            control.create(config_with(&format!("large{number}"), vec![b'x'; LARGE_BYTES])).await.unwrap();
+        }
         first.consensus().compact().await.unwrap();
         lab.join_manager(1, &first).await;
         let stop = Arc::new(AtomicBool::new(false));
         let following = follow_second(first.consensus().clone(), Arc::clone(&stop));
         let second = lab.start(1).await;
         let configs = || second.consensus().store().view().state.configs().count();
-        lab::eventually("the second has it all", LIMIT, async || configs() == MANY).await;
+        lab::eventually("the second has it all", LIMIT, async || configs() == MANY + LARGE).await;
         lab::eventually("the second votes", LIMIT, async || second.consensus().voters().0.len() == 2).await;
         // The entries that it did not get are not in the first one's log any more.
         let snapshots = lab.paths(1).manager_dir().join("raft/snapshots");
