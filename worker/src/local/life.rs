@@ -423,6 +423,8 @@ impl Locals {
                     tracing::warn!(task = %one.id, error = chain(&error), "a container that never ran stays");
                 }
                 self.give_back(one).await;
+                // It may have been on its way to run again.
+                self.not_running(one);
             }
             None => self.not_running(one),
         }

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::{StreamExt, stream::BoxStream};
@@ -414,7 +414,16 @@ impl Node {
         let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
         let paths = self.paths.clone();
         let started = tokio.spawn(async move {
-            let agent = crate::start(&paths, shim_runtime).await.unwrap();
+            let deadline = Instant::now() + LIMIT;
+            let agent = loop {
+                match crate::start(&paths, shim_runtime).await {
+                    // What an earlier one of this test was about lets go of the folder a moment after it was dropped.
+                    Err(error) if error.to_string().contains("in use by another") && Instant::now() < deadline => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    started => break started.unwrap(),
+                }
+            };
             tokio::spawn(agent.clone().keep_session());
             let known = agent.clone();
             tokio::spawn(agent.host.netd.clone().keep(move |task| known.knows(task)));
