@@ -138,6 +138,11 @@ fn checks_of_one_container() {
     let _ = lab.command("kill", &["n1", "worker"]).ok();
     let _ = eventually("the worker is back", || lab.orch(&["exec", "bad", "touch", "/ok"]).result());
     wait_status(&lab, "bad", "(healthy)");
+    // Its check dies with it, which says nothing of its health.
+    eventually("a check is under way", || {
+        let programs = lab.orch(&["top", "slow"]).result()?;
+        if programs.contains("sleep 100\n") { Ok(()) } else { Err(programs) }
+    });
     let _ = lab.orch(&["stop", "-t", "0", "slow"]).ok();
     assert_eq!(last("slow"), "-1 Health check exceeded timeout (1s): asking\n");
     within(Duration::from_secs(20), "filters by health", || {

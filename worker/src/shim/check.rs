@@ -25,6 +25,7 @@ use super::{
 
 /// What a check that could not be run at all returns.
 const CODE_NOT_RUN: i32 = -1;
+const FOREVER: Duration = Duration::from_secs(3600);
 
 /// The health checks of a running container.
 pub(super) struct Checks {
@@ -34,6 +35,7 @@ pub(super) struct Checks {
     /// Made for the first check, and again when it is gone.
     runner: Option<Runner>,
     running: Option<Running>,
+    is_over: bool,
 }
 
 /// A check under way.
@@ -63,7 +65,14 @@ impl Checks {
     /// For a container that runs from now on.
     pub(super) fn new(plan: HealthPlan, mut subject: Subject) -> Self {
         subject.process.args.clone_from(&plan.test);
-        Self { monitor: Monitor::new(plan), subject, began: Instant::now(), runner: None, running: None }
+        Self {
+            monitor: Monitor::new(plan),
+            subject,
+            began: Instant::now(),
+            runner: None,
+            running: None,
+            is_over: false,
+        }
     }
 
     pub(super) fn health(&self) -> HealthWord {
@@ -76,6 +85,9 @@ impl Checks {
 
     /// Until something is to be done although nothing happened.
     pub(super) fn patience(&self) -> Duration {
+        if self.is_over {
+            return FOREVER;
+        }
         let until = match &self.running {
             Some(running) => running.began + self.monitor.timeout(),
             None => self.began + self.monitor.due(),
@@ -143,6 +155,15 @@ impl Checks {
         running.read();
         let text = String::from_utf8_lossy(&running.text).into_owned();
         Some(self.end(code, text, running.began, running.began_ns))
+    }
+
+    /// The container ends: there are no more checks, and the one under way says nothing. `collected` has just ended.
+    pub(super) fn stop(&mut self, collected: i32) {
+        if let Some(mut runner) = self.runner.take() {
+            runner.reaped(collected);
+        }
+        self.running = None;
+        self.is_over = true;
     }
 
     /// Orders a check, of a new runner if need be.

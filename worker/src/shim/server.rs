@@ -418,7 +418,12 @@ impl Server {
     fn executed_ended(&mut self, pid: i32, status: WaitStatus) {
         // It may have ended before it was heard that it runs.
         self.hear_of_starts();
-        let (code, _) = code_of(status);
+        let (code, signal) = code_of(status);
+        // The kernel kills all of the container before its first process is collected: what becomes of checks then says
+        // nothing of its health.
+        if signal.is_some() && is_ending(self.instance.pid()) {
+            self.checks.iter_mut().for_each(|checks| checks.stop(pid));
+        }
         if let Some(changed) = self.checks.as_mut().and_then(|checks| checks.reaped(pid, code)) {
             if changed {
                 self.tell_health();
@@ -541,6 +546,18 @@ impl Connection {
     }
 }
 
+/// Whether the process has begun to end; so has one that is not there.
+fn is_ending(pid: i32) -> bool {
+    // `PF_EXITING` of the kernel's include/linux/sched.h.
+    const EXITING: u64 = 0x4;
+    // The seventh field after the name, which may hold anything.
+    const FLAGS: usize = 6;
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let flags = after_name.split(' ').nth(FLAGS).and_then(|flags| flags.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
 /// Code as a shell has it, and the signal if there was one: any, also a real-time one.
 fn code_of(status: WaitStatus) -> (i32, Option<i32>) {
     match status.terminating_signal() {
@@ -580,6 +597,21 @@ mod tests {
     use rustix::process::{Pid, waitpid};
 
     use super::*;
+
+    #[test]
+    fn a_program_is_ending_from_its_kill_on_until_it_is_collected_and_after() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        assert!(!is_ending(pid));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !is_ending(pid) && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        assert!(is_ending(pid), "as a zombie");
+        child.wait().unwrap();
+        assert!(is_ending(pid), "gone");
+    }
 
     #[test]
     fn every_signal_ends_a_program_with_its_code() {
