@@ -3,8 +3,9 @@
 //! `containers DIR ROOTFS ROUNDS AT_ONCE` prints JSON: milliseconds of each container that is created, started, waited for
 //! and deleted by itself; of AT_ONCE of them together; and until AT_ONCE that go on all run. The bundle of the first one is
 //! kept as DIR/config.json, so that others can be timed with the same. With a PROGRAM after it nothing but the last is
-//! timed, once, with that program. `--furnished LINKS` before the program gives each what a task has as well: a root of
-//! its own over ROOTFS, and a network namespace with that many links to bridges of the node, made by one `ip -batch`.
+//! timed, once, with that program. `--furnished LINKS ROOTS` before the program gives each what a task has as well: a root of
+//! its own over ROOTFS, in the folder ROOTS; hosts, hostname and resolv.conf; and a network namespace with that many links to
+//! bridges of the node, made by one `ip -batch`.
 
 use std::{
     fs::{self, File},
@@ -27,7 +28,7 @@ use orch_model::{
     service::{ContainerSpec, TaskSpec},
 };
 use orch_proto::paths::Paths;
-use orch_worker::runtime::{Container, ContainerPlan, HostOptions, ImageDefaults, LogFiles, Runtime};
+use orch_worker::runtime::{BindMount, Container, ContainerPlan, HostOptions, ImageDefaults, LogFiles, Runtime};
 use tokio::task::spawn_blocking;
 
 fn main() -> anyhow::Result<()> {
@@ -36,13 +37,13 @@ fn main() -> anyhow::Result<()> {
         std::process::exit(orch_worker::shim::main());
     }
     let [dir, rootfs, rounds, at_once, program @ ..] = args.as_slice() else {
-        anyhow::bail!("usage: containers DIR ROOTFS ROUNDS AT_ONCE [[--furnished LINKS] PROGRAM…]");
+        anyhow::bail!("usage: containers DIR ROOTFS ROUNDS AT_ONCE [[--furnished LINKS ROOTS] PROGRAM…]");
     };
-    let (links, program) = match program {
-        [flag, links, program @ ..] if flag == "--furnished" => (Some(links.parse()?), program),
+    let (furnished, program) = match program {
+        [flag, links, roots, program @ ..] if flag == "--furnished" => (Some((links.parse()?, roots.into())), program),
         program => (None, program),
     };
-    let bench = Bench::new(dir.into(), rootfs.into(), links)?;
+    let bench = Bench::new(dir.into(), rootfs.into(), furnished)?;
     let (rounds, at_once) = (rounds.parse()?, at_once.parse()?);
     let threads = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let figures = threads.block_on(async {
@@ -61,11 +62,11 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(dir: PathBuf, rootfs: PathBuf, links: Option<u32>) -> anyhow::Result<Self> {
+    fn new(dir: PathBuf, rootfs: PathBuf, furnished: Option<(u32, PathBuf)>) -> anyhow::Result<Self> {
         let own = std::env::current_exe()?;
         let paths = Paths::under(&dir);
         let runtime = Runtime::with_shim_command(&paths, "/orch-bench", own, vec!["shim".into()])?;
-        let furnishing = links.map(|links| Furnishing::new(&paths, &rootfs, links)).transpose()?;
+        let furnishing = furnished.map(|(links, roots)| Furnishing::new(&paths, roots, &rootfs, links)).transpose()?;
         Ok(Self { dir, rootfs, runtime, containers: AtomicU32::new(0), furnishing })
     }
 
@@ -129,7 +130,7 @@ impl Bench {
             spec: &TaskSpec { container, ..TaskSpec::default() },
             netns: furnished.map(|furnished| furnished.netns.clone()),
             host_network: false,
-            binds: Vec::new(),
+            binds: furnished.map(|furnished| furnished.binds.clone()).unwrap_or_default(),
             log: LogFiles::at(self.dir.join(format!("{number}.log"))),
             options: HostOptions::default(),
             users: None,
@@ -148,6 +149,7 @@ impl Bench {
 struct Furnishing {
     roots: PathBuf,
     namespaces: PathBuf,
+    files: PathBuf,
     layer: PathBuf,
     links: u32,
 }
@@ -157,27 +159,28 @@ struct Furnished {
     number: u32,
     root: PathBuf,
     netns: PathBuf,
+    binds: Vec<BindMount>,
 }
 
 impl Furnishing {
     /// The folders are mounts, as on a node: containers' makers do not see each other's.
-    fn new(paths: &Paths, layer: &Path, links: u32) -> anyhow::Result<Self> {
-        let (roots, namespaces) = (paths.containers_dir(), paths.netns_dir());
+    fn new(paths: &Paths, roots: PathBuf, layer: &Path, links: u32) -> anyhow::Result<Self> {
+        let namespaces = paths.netns_dir();
         for folder in [&roots, &namespaces] {
             fs::create_dir_all(folder)?;
             mount(Some(folder), folder, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         }
         ip(&(0..links).map(|n| format!("link add orchbench{n} up type bridge\n")).collect::<String>())?;
-        Ok(Self { roots, namespaces, layer: layer.to_owned(), links })
+        Ok(Self { roots, namespaces, files: paths.run.join("files"), layer: layer.to_owned(), links })
     }
 
     async fn furnish(&self, number: u32) -> anyhow::Result<Furnished> {
         let (folder, netns) = (self.roots.join(number.to_string()), self.namespaces.join(number.to_string()));
-        let layer = self.layer.clone();
+        let (layer, files) = (self.layer.clone(), self.files.join(number.to_string()));
         spawn_blocking(move || {
             let root = make_root(&layer, &folder)?;
             make_namespace(netns.clone())?;
-            Ok(Furnished { number, root, netns })
+            Ok(Furnished { number, root, netns, binds: write_files(&files)? })
         })
         .await?
     }
@@ -205,6 +208,17 @@ fn make_root(layer: &Path, folder: &Path) -> anyhow::Result<PathBuf> {
     let options = format!("lowerdir={},upperdir={},workdir={}", layer.display(), upper.display(), work.display());
     mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
     Ok(root)
+}
+
+/// What a container knows its network by.
+fn write_files(folder: &Path) -> io::Result<Vec<BindMount>> {
+    fs::create_dir_all(folder)?;
+    let write = |name: &str| {
+        let (source, target) = (folder.join(name), format!("/etc/{name}"));
+        fs::write(&source, format!("{name}\n"))?;
+        Ok(BindMount { source, target, read_only: false, propagation: String::new() })
+    };
+    ["hosts", "hostname", "resolv.conf"].into_iter().map(write).collect()
 }
 
 /// On a thread that ends: it cannot come back.
