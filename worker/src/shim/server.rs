@@ -546,16 +546,23 @@ impl Connection {
     }
 }
 
-/// Whether the process has begun to end; so has one that is not there.
+/// Whether the process has begun to end, with all of its threads: its first one alone may. One that is not there has.
 fn is_ending(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads
+        .flatten()
+        .all(|thread| fs::read_to_string(thread.path().join("stat")).map_or(true, |stat| is_exiting(&stat)))
+}
+
+/// What a thread's `stat` in /proc says.
+fn is_exiting(stat: &str) -> bool {
     // `PF_EXITING` of the kernel's include/linux/sched.h.
     const EXITING: u64 = 0x4;
-    // The seventh field after the name, which may hold anything.
+    // After the name, which may hold anything.
     const FLAGS: usize = 6;
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return true };
     let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let flags = after_name.split(' ').nth(FLAGS).and_then(|flags| flags.parse::<u64>().ok());
-    flags.is_none_or(|flags| flags & EXITING != 0)
+    flags.is_some_and(|flags| flags & EXITING != 0)
 }
 
 /// Code as a shell has it, and the signal if there was one: any, also a real-time one.
@@ -597,6 +604,19 @@ mod tests {
     use rustix::process::{Pid, waitpid};
 
     use super::*;
+
+    #[test]
+    fn a_threads_flags_are_found_whatever_its_name_is() {
+        for (stat, expected) in [
+            ("1 (sh) S 0 1 1 0 -1 4194560 100 0", false),
+            ("1 (sh) S 0 1 1 0 -1 4194564 100 0", true),
+            ("1 (a) S 4 4 4 4 4 4 4) Z 0 1 1 0 -1 4227084 0 0", true),
+            ("1 (a) S 4 4 4 4 4 4 4) S 0 1 1 0 -1 4194560 0 0", false),
+            ("", false),
+        ] {
+            assert_eq!(is_exiting(stat), expected, "{stat}");
+        }
+    }
 
     #[test]
     fn a_program_is_ending_from_its_kill_on_until_it_is_collected_and_after() {
