@@ -46,8 +46,7 @@ pub(super) async fn rejoin(
     if answer.node_id != member.node_id || answer.cluster_id != member.cluster_id {
         return Err(NodeError::Invalid("the manager sent the certificate of another node".to_owned()));
     }
-    let stays = !answer.manager_cert_pem.is_empty() && is_locked(supervisor).await;
-    let manager = if stays { Manager::Stays } else { Manager::AsAnswered };
+    let manager = Manager::with(&answer, is_locked(supervisor).await);
     let manager = role::take_with(supervisor, member, keys, &answer, manager).await?;
     wait::worker_ready(supervisor).await?;
     Ok(wire::JoinNodeResponse { node_id: answer.node_id, cluster_id: answer.cluster_id, manager, came_back: true })

@@ -276,8 +276,10 @@ async fn renew(supervisor: &Supervisor, member: Member) -> Result<()> {
         ask(supervisor, &member, call).await
     };
     let (answer, manager) = match ask_for(request.clone()).await {
-        Ok(Answered { answer, own_is_locked: true }) if !answer.manager_cert_pem.is_empty() => (answer, Manager::Stays),
-        Ok(Answered { answer, .. }) => (answer, Manager::AsAnswered),
+        Ok(Answered { answer, own_is_locked }) => {
+            let manager = Manager::with(&answer, own_is_locked);
+            (answer, manager)
+        }
         Err(error) if member.manager && needs_manager_key(&error) => {
             tracing::warn!(%error, "this node's manager keeps the certificate that it has");
             let alone = wire::RenewRequest { manager_csr_pem: String::new(), ..request };

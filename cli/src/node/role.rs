@@ -66,6 +66,13 @@ pub(super) enum Manager {
     Stays,
 }
 
+impl Manager {
+    /// Also a locked one goes when the cluster wants this node to be a worker.
+    pub(super) fn with(answer: &wire::JoinResponse, is_locked: bool) -> Self {
+        if is_locked && !answer.manager_cert_pem.is_empty() { Self::Stays } else { Self::AsAnswered }
+    }
+}
+
 /// Saves new certificates and follows them. Says whether this node is a manager.
 pub(super) async fn take_with(
     supervisor: &Supervisor,
