@@ -11,13 +11,15 @@ use nix::{
 /// What a daemon of a busy node has open, at eight bytes each.
 const SLOTS: i32 = 4096;
 
-/// Lets this process have as many open files as it may allow itself. Programs that it starts inherit that.
+/// Lets this process have as many open files as it may allow itself; returns what its soft and hard limits were. Programs
+/// that it starts inherit the new one.
 ///
 /// # Errors
 /// The kernel's.
-pub fn raise_limit() -> io::Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+pub fn raise_limit() -> io::Result<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok((soft, hard))
 }
 
 /// Makes room for open files, as far as the process may have them; to be called while it has one thread.

@@ -8,8 +8,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use orch_proto::keeper::{self, Line, Word};
+use nix::sys::resource::{Resource, setrlimit};
+use orch_proto::{
+    files,
+    keeper::{self, Line, Word},
+};
 
 /// More tasks than any node has.
 const MAX_NAMES: usize = 16_384;
@@ -65,8 +68,7 @@ pub(super) struct FileLimit {
 impl FileLimit {
     /// Raises this process's; returns what it was, which is what containers inherit.
     pub(super) fn raise() -> io::Result<Self> {
-        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let (soft, hard) = files::raise_limit()?;
         Ok(Self { soft, hard })
     }
 
