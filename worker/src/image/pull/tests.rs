@@ -151,7 +151,8 @@ struct Between {
     sent: Arc<AtomicU64>,
     /// Once so much was sent, every connection is cut, once.
     cut_at: Arc<AtomicU64>,
-    /// Once so much was sent, nothing more is.
+    /// Once so much was sent, nothing more is; a connection that was held is cut when this is taken back, so that what
+    /// it would have sent into the void is not counted.
     hold_at: Arc<AtomicU64>,
 }
 
@@ -183,8 +184,13 @@ impl Between {
         let asking = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
         let mut buffer = vec![0; 16 << 10];
         loop {
+            let mut was_held = false;
             while self.sent.load(SeqCst) >= self.hold_at.load(SeqCst) {
+                was_held = true;
                 tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            if was_held {
+                break;
             }
             let Ok(read @ 1..) = from_server.read(&mut buffer).await else { break };
             if to_client.write_all(&buffer[..read]).await.is_err() {
