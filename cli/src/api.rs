@@ -262,10 +262,18 @@ pub(crate) async fn worker(paths: &Paths) -> anyhow::Result<Worker> {
     match unix_channel(&paths.worker_sock()).await {
         Ok(channel) => Ok(WorkerLocalClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)),
         Err(error) => Err(match node_info(paths).await {
-            Some(info) if info.state == "active" => anyhow!(
-                "the worker daemon of this node does not answer: {error}. It is restarted by itself; see the node's \
-                 log if that does not help"
-            ),
+            Some(info) if info.state == "active" => match info.daemons.iter().find(|daemon| daemon.name == "worker") {
+                Some(daemon) if daemon.pid == 0 => anyhow!(
+                    "the worker daemon of this node does not run. It is started again all the time; its log ({}) ends \
+                     with: {}",
+                    daemon.log,
+                    daemon.last_words
+                ),
+                _ => anyhow!(
+                    "the worker daemon of this node does not answer: {error}. It is restarted by itself; 'orch info' \
+                     shows why if that does not help"
+                ),
+            },
             Some(_) => anyhow!(IN_NO_CLUSTER),
             None => anyhow!(silence(paths).to_string()),
         }),

@@ -219,3 +219,33 @@ fn nothing_secret_lies_on_a_disk_in_clear_text() {
         }
     }
 }
+
+#[test]
+fn a_worker_whose_certificate_is_damaged_names_the_file_and_the_way_back() {
+    const TLS_DIR: &str = "/var/lib/orch/worker/tls";
+    let lab = Lab::up("disk-worker", 2, 1);
+    // A lone manager's node shows the same as a worker's.
+    for node in ["n1", "n2"] {
+        let _ = sh(&lab, node, &format!("cp -a {TLS_DIR} /var/lib/orch/copy && echo damaged > {TLS_DIR}/node.crt"));
+        let _ = lab.command("kill", &[node, "worker"]).ok();
+        let said = eventually("the node says why its worker does not run", || {
+            let said = lab.orch_on(node, &["info"]).result()?;
+            let named = said.contains("Last Words: load this node's worker certificate") && said.contains(TLS_DIR);
+            if named { Ok(said) } else { Err(said) }
+        });
+        assert!(said.contains("node/log/worker.log"), "{said}");
+        eventually("a command for the worker says the same", || {
+            let said = lab.orch_on(node, &["ps"]);
+            let named = said.code != 0 && said.stderr.contains(TLS_DIR) && said.stderr.contains("orch leave");
+            if named { Ok(()) } else { Err(said.stderr) }
+        });
+    }
+    // As it was before,
+    let _ = sh(&lab, "n1", &format!("cp -a /var/lib/orch/copy/. {TLS_DIR}/"));
+    eventually("the worker runs again", || lab.orch_on("n1", &["ps"]).result());
+    // or anew.
+    let token = lab.orch(&["join-token", "-q", "worker"]).ok();
+    let _ = lab.orch_on("n2", &["leave"]).ok();
+    let _ = lab.orch_on("n2", &["join", "--token", token.trim(), &format!("{}:2377", lab.address("n1"))]).ok();
+    let _ = lab.orch_on("n2", &["ps"]).ok();
+}

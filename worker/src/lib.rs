@@ -104,7 +104,14 @@ async fn start(
     for name in settings.unknown() {
         tracing::warn!(%name, "orch.toml: this is no key that orch reads, so it changes nothing; the README lists those that there are");
     }
-    let identity = SharedIdentity::follow(&dir.join("tls")).context("load this node's worker certificate")?;
+    let tls = dir.join("tls");
+    let identity = SharedIdentity::follow(&tls).with_context(|| {
+        format!(
+            "load this node's worker certificate from {} (restore that folder from a copy, or let the node join anew: \
+             orch leave, then orch join)",
+            tls.display()
+        )
+    })?;
     let images = ImageStore::open(&dir.join("images")).context("open the image store")?;
     let images = Images::new(images, settings.clone(), identity.clone());
     let remap = settings.remap()?;

@@ -222,6 +222,9 @@ impl Facts {
         }
         for daemon in &node.daemons {
             writeln!(out, " Daemon {}: pid {}, restarts {}", daemon.name, daemon.pid, daemon.restarts)?;
+            if daemon.pid == 0 {
+                writeln!(out, "  Last Words: {}\n  Log: {}", daemon.last_words, daemon.log)?;
+            }
         }
         Ok(())
     }

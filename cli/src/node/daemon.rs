@@ -42,6 +42,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const LOG_VAR: &str = "ORCH_LOG";
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// How much of a daemon's log an error message shows.
+pub(super) const LAST_LINES: usize = 5;
 
 /// Which of the three.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,13 +103,19 @@ impl Daemon {
         self.lock().starts.saturating_sub(1)
     }
 
-    pub(super) fn info(&self) -> wire::DaemonInfo {
-        let facts = *self.lock();
+    pub(super) fn info(&self, paths: &Paths) -> wire::DaemonInfo {
+        let (facts, name) = (*self.lock(), self.role.word());
+        let (last_words, log) = match facts.pid {
+            0 => (log_tail(paths, name, 1), log_file(paths, name).display().to_string()),
+            _ => Default::default(),
+        };
         wire::DaemonInfo {
-            name: self.role.word().to_owned(),
+            name: name.to_owned(),
             pid: facts.pid,
             restarts: facts.starts.saturating_sub(1),
             started_at_ms: facts.started_at_ms,
+            last_words,
+            log,
         }
     }
 
@@ -130,11 +138,10 @@ pub(super) fn log_file(paths: &Paths, daemon: &str) -> PathBuf {
 }
 
 /// The last lines of a daemon's log, for an error message.
-pub(super) fn log_tail(paths: &Paths, daemon: &str) -> String {
-    const LINES: usize = 5;
+pub(super) fn log_tail(paths: &Paths, daemon: &str, lines: usize) -> String {
     let text = fs::read(log_file(paths, daemon)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(LINES).collect();
+    let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(lines).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
 }
 
@@ -325,14 +332,20 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::under(root.path());
         let daemon = Daemon::start(Role::Netd, &paths, None).unwrap();
-        let restarted = async {
-            while daemon.restarts() < 2 {
+        let dead = async {
+            loop {
+                let info = daemon.info(&paths);
+                if info.restarts >= 2 && info.pid == 0 {
+                    return info;
+                }
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), restarted).await.unwrap();
+        let info = tokio::time::timeout(Duration::from_secs(20), dead).await.unwrap();
+        assert!(info.last_words.contains("test result"), "{info:?}");
+        assert!(info.log.ends_with("/log/netd.log"), "{info:?}");
         daemon.stop().await;
-        assert!(log_tail(&paths, "netd").contains("test result"), "{}", log_tail(&paths, "netd"));
+        assert!(log_tail(&paths, "netd", 5).contains("test result"), "{}", log_tail(&paths, "netd", 5));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::api::{Silence, is_denied};
 
 use super::{
-    daemon::{log_file, log_tail, own_program},
+    daemon::{LAST_LINES, log_file, log_tail, own_program},
     files,
 };
 
@@ -56,7 +56,7 @@ async fn wait_for_answer(paths: &Paths, mut child: Option<&mut Child>) -> Result
             bail!(
                 "orch does not start; the end of {}:\n{}",
                 log_file(paths, "node").display(),
-                log_tail(paths, "node")
+                log_tail(paths, "node", LAST_LINES)
             );
         }
         sleep(POLL_INTERVAL).await;

@@ -140,7 +140,7 @@ impl Supervisor {
     }
 
     pub(super) fn daemon_infos(&self) -> Vec<wire::DaemonInfo> {
-        self.daemons().iter().map(Daemon::info).collect()
+        self.daemons().iter().map(|daemon| daemon.info(&self.paths)).collect()
     }
 
     /// Writes what the manager (or the worker) starts from.

@@ -12,7 +12,7 @@ use orch_proto::{
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    daemon::{Role, log_tail},
+    daemon::{LAST_LINES, Role, log_tail},
     error::{NodeError, Result},
     supervisor::Supervisor,
 };
@@ -49,7 +49,7 @@ async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Re
             } else {
                 format!("{otherwise} after {} s", READY_LIMIT.as_secs())
             };
-            let log = log_tail(&supervisor.paths, name);
+            let log = log_tail(&supervisor.paths, name, LAST_LINES);
             return Err(NodeError::Failed(anyhow!("the {name} of this node {problem}; the end of its log:\n{log}")));
         }
         sleep(POLL_INTERVAL).await;
