@@ -215,6 +215,24 @@ async fn output_and_exit_codes_arrive() {
 }
 
 #[tokio::test]
+async fn who_reads_after_the_end_misses_nothing() {
+    let node = Node::new();
+    // A pipe holds 64 KiB: the reader's is full when the last words come, or the rest is on its way all along.
+    for (script, expected) in
+        [("head -c 65536 /dev/zero; sleep 0.3; echo end", 65_540), ("head -c 120000 /dev/zero", 120_000)]
+    {
+        let container = node.create(&["sh", "-c", script], |_, _| {}).await.unwrap();
+        let mut attachment = container.attach(false).await.unwrap();
+        container.start().await.unwrap();
+        timeout(LIMIT, container.wait()).await.expect("who does not read holds up the end").unwrap();
+        let mut read = Vec::new();
+        attachment.stdout.read_to_end(&mut read).await.unwrap();
+        assert_eq!(read.len(), expected, "{script}");
+        container.delete().await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn signals_end_it() {
     let node = Node::new();
     let container = node.start(&["sleep", "1000"]).await;

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use super::{log::Source, protocol::STDIO_FDS};
 
@@ -18,6 +21,10 @@ use super::{log::Source, protocol::STDIO_FDS};
 const INPUT_BYTES: usize = 16 * 1024;
 /// How long the rest of the output of a container that has ended waits for a slow reader.
 const LAST_OUTPUT_LIMIT: Duration = Duration::from_secs(5);
+/// How large a reader's pipe gets for it: what a pipe may have without privileges, by default. The container's own pipe and
+/// what was read of it are an eighth of that.
+const LAST_OUTPUT_BYTES: usize = 1 << 20;
+const PAGE_BYTES: usize = 4096;
 
 #[derive(Default)]
 pub(super) struct Attached {
@@ -121,8 +128,14 @@ impl Attached {
         self.peers.retain_mut(|peer| peer.stdout.flush() && peer.stderr.flush());
     }
 
-    /// The container has ended: waits for slow readers, but not for ever.
+    /// The container has ended: what its readers have not taken yet goes to them all the same. Where their pipes get no
+    /// larger, they are waited for, but not for ever.
     pub(super) fn finish(&mut self) {
+        for peer in &self.peers {
+            peer.stdout.make_room();
+            peer.stderr.make_room();
+        }
+        self.serve(&[]);
         let deadline = Instant::now() + LAST_OUTPUT_LIMIT;
         while self.is_behind() {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -185,6 +198,17 @@ impl Attached {
 }
 
 impl Output {
+    /// Makes the pipe large enough for what is pending: it waits there for its reader, not here.
+    fn make_room(&self) {
+        let has = fcntl(&self.file, FcntlArg::F_GETPIPE_SZ).map_or(0, |bytes| usize::try_from(bytes).unwrap_or(0));
+        // What was written in parts may fill the last page of each only partly.
+        let wanted = has + self.pending.len() + PAGE_BYTES;
+        if !self.pending.is_empty() && wanted <= LAST_OUTPUT_BYTES {
+            // Where it is refused, the reader is waited for.
+            let _ = i32::try_from(wanted).map(|wanted| fcntl(&self.file, FcntlArg::F_SETPIPE_SZ(wanted)));
+        }
+    }
+
     /// Writes what is taken; `false` when nobody reads any more.
     fn flush(&mut self) -> bool {
         while !self.pending.is_empty() {

@@ -476,6 +476,8 @@ impl Server {
     fn drain_output(&mut self) {
         let now = Timestamp::now();
         let mut objects = Vec::new();
+        // Read already, and perhaps the last there was.
+        self.attached.finish();
         for mut stream in std::mem::take(&mut self.streams) {
             while let Progress::Read(_) = stream.read(&mut self.buffer, now, &mut objects, &mut self.attached) {
                 self.write_log(&std::mem::take(&mut objects));
