@@ -3,7 +3,8 @@
 //! Invariants: at most one process per daemon; it dies with the supervisor; its log never grows without bound.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Read as _, Seek as _},
     os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -42,6 +43,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const LOG_VAR: &str = "ORCH_LOG";
 const LOG_LIMIT_BYTES: u64 = 16 << 20;
 const LOG_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+/// Where the last lines of a log are looked for.
+const LOG_END_BYTES: u64 = 64 << 10;
 /// How much of a daemon's log an error message shows.
 pub(super) const LAST_LINES: usize = 5;
 
@@ -139,10 +142,19 @@ pub(super) fn log_file(paths: &Paths, daemon: &str) -> PathBuf {
 
 /// The last lines of a daemon's log, for an error message.
 pub(super) fn log_tail(paths: &Paths, daemon: &str, lines: usize) -> String {
-    let text = fs::read(log_file(paths, daemon)).unwrap_or_default();
+    let text = read_end(&log_file(paths, daemon)).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().rev().filter(|line| !line.trim().is_empty()).take(lines).collect();
     lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+fn read_end(log: &Path) -> io::Result<Vec<u8>> {
+    let mut file = fs::File::open(log)?;
+    let skipped = file.metadata()?.len().saturating_sub(LOG_END_BYTES);
+    file.seek(io::SeekFrom::Start(skipped))?;
+    let mut end = Vec::new();
+    file.take(LOG_END_BYTES).read_to_end(&mut end)?;
+    Ok(end)
 }
 
 /// This program, also after it was replaced on disk by a newer one.
@@ -345,7 +357,20 @@ mod tests {
         assert!(info.last_words.contains("test result"), "{info:?}");
         assert!(info.log.ends_with("/log/netd.log"), "{info:?}");
         daemon.stop().await;
-        assert!(log_tail(&paths, "netd", 5).contains("test result"), "{}", log_tail(&paths, "netd", 5));
+    }
+
+    #[test]
+    fn the_last_lines_of_a_log_are_found_at_its_end() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        let log = log_file(&paths, "x");
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        assert_eq!(log_tail(&paths, "x", 2), "");
+        let long = "é".repeat(usize::try_from(LOG_END_BYTES).unwrap());
+        for (text, expected) in [("", ""), ("a\nb\n\nc\n", "b\nc"), (&format!("{long}\nb\nc\n"), "b\nc")] {
+            fs::write(&log, text).unwrap();
+            assert_eq!(log_tail(&paths, "x", 2), expected);
+        }
     }
 
     #[test]
