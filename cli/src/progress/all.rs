@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     PATIENCE, Watched,
     display::Display,
-    state::{Progress, Verdict, View},
+    state::{Progress, Verdict, View, overall},
 };
 use crate::{
     api::{Api, WatchEvent, explain, watch_events},
@@ -58,9 +58,11 @@ impl Entry {
 
     fn line(&self) -> (String, String) {
         let view = self.progress.view();
-        let counts = format!("{}/{} running", view.running, view.total);
+        let word = if self.progress.is_job() { "complete" } else { "running" };
+        let counts = format!("{}/{} {word}", view.running, view.total);
         let text = match &self.settling {
             Settling::Failed(reason) => format!("failed: {reason}"),
+            Settling::GiveUp(_, reason) => format!("{counts} ({reason})"),
             _ => match self.progress.waits_for() {
                 Some(reason) => reason,
                 None => counts,
@@ -183,12 +185,9 @@ fn view(entries: &BTreeMap<ServiceId, Entry>) -> View {
     let views: Vec<View> = entries.values().map(|entry| entry.progress.view()).collect();
     let mut lines: Vec<(String, String)> = entries.values().map(Entry::line).collect();
     lines.sort();
-    View {
-        running: views.iter().map(|view| view.running).sum(),
-        total: views.iter().map(|view| view.total).sum(),
-        notice: None,
-        lines,
-    }
+    let running = views.iter().map(|view| view.running).sum();
+    let total = views.iter().map(|view| view.total).sum();
+    View { running, total, head: overall(running, total), notice: None, lines }
 }
 
 fn observe_all(entries: &mut BTreeMap<ServiceId, Entry>, response: wire::WatchResponse) -> anyhow::Result<()> {

@@ -35,7 +35,7 @@ impl Display {
                 }
             }
             Self::Terminal { all, overall, slots, .. } => {
-                let mut head = overall_text(view);
+                let mut head = view.head.clone();
                 if let Some(notice) = &view.notice {
                     head = format!("rollback: {notice}\n{head}");
                 }
@@ -86,18 +86,14 @@ fn line(all: &MultiProgress) -> ProgressBar {
     bar
 }
 
-fn overall_text(view: &View) -> String {
-    format!("overall progress: {} out of {} tasks", view.running, view.total)
-}
-
 /// Only what changed since `before`.
 fn plain(before: Option<&View>, view: &View) -> String {
     let mut out = String::new();
     if let Some(notice) = view.notice.as_ref().filter(|_| before.is_none_or(|b| b.notice.is_none())) {
         out.push_str(&format!("rollback: {notice}\n"));
     }
-    if before.is_none_or(|b| (b.running, b.total) != (view.running, view.total)) {
-        out.push_str(&format!("{}\n", overall_text(view)));
+    if before.is_none_or(|b| b.head != view.head) {
+        out.push_str(&format!("{}\n", view.head));
     }
     for (at, (label, text)) in view.lines.iter().enumerate() {
         let same = before.and_then(|b| b.lines.get(at)).is_some_and(|have| have == &(label.clone(), text.clone()));
@@ -117,12 +113,13 @@ mod tests {
         let view = |running, texts: [&str; 2]| View {
             running,
             total: 2,
+            head: format!("{running} out of 2"),
             notice: None,
             lines: vec![("1/2".into(), texts[0].into()), ("2/2".into(), texts[1].into())],
         };
         let (first, second) = (view(0, ["preparing", ""]), view(1, ["running", "starting"]));
-        assert_eq!(plain(None, &first), "overall progress: 0 out of 2 tasks\n1/2: preparing\n");
-        assert_eq!(plain(Some(&first), &second), "overall progress: 1 out of 2 tasks\n1/2: running\n2/2: starting\n");
+        assert_eq!(plain(None, &first), "0 out of 2\n1/2: preparing\n");
+        assert_eq!(plain(Some(&first), &second), "1 out of 2\n1/2: running\n2/2: starting\n");
         assert_eq!(plain(Some(&second), &second), "");
     }
 }

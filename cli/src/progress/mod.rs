@@ -101,6 +101,11 @@ pub(crate) async fn wait(api: &mut Api, watched: &Watched, quiet: bool) -> anyho
                     }
                 }
                 Verdict::Converged => {
+                    if progress.is_job() {
+                        display.say("job complete");
+                        display.finish();
+                        return Ok(());
+                    }
                     let monitor = progress.monitor();
                     if stable_at.is_none() {
                         display.waiting_to_verify(monitor);

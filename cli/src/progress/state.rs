@@ -32,8 +32,11 @@ const FALSE_STARTS: usize = 3;
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct View {
+    /// Running, or complete when it is a job.
     pub(super) running: u64,
     pub(super) total: u64,
+    /// Above the lines, in Docker's words.
+    pub(super) head: String,
     /// Rollback in progress: the reason.
     pub(super) notice: Option<String>,
     /// `1/5` and `running`, in order of slots.
@@ -75,8 +78,11 @@ impl Progress {
         }
     }
 
-    /// How long it must stay converged.
+    /// How long it must stay converged. What a job has completed stays so.
     pub(super) fn monitor(&self) -> Duration {
+        if self.is_job() {
+            return Duration::ZERO;
+        }
         self.service.spec.update.as_ref().map_or(UpdateConfig::default().monitor, |update| update.monitor)
     }
 
@@ -171,7 +177,7 @@ impl Progress {
         }
     }
 
-    fn is_job(&self) -> bool {
+    pub(super) fn is_job(&self) -> bool {
         matches!(self.service.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob)
     }
 
@@ -187,7 +193,20 @@ impl Progress {
             }
         }
         let rolling = self.service.update_status.as_ref().filter(|s| s.state == UpdateState::RollbackStarted);
-        View { running: running.min(total), total, notice: rolling.map(|s| s.message.clone()), lines }
+        let running = running.min(total);
+        View { running, total, head: self.head(running, total), notice: rolling.map(|s| s.message.clone()), lines }
+    }
+
+    fn head(&self, done: u64, total: u64) -> String {
+        match self.service.spec.mode {
+            ServiceMode::Replicated { .. } | ServiceMode::Global => overall(done, total),
+            ServiceMode::GlobalJob => format!("job progress: {done} out of {total} complete"),
+            ServiceMode::ReplicatedJob { max_concurrent, .. } => {
+                let wanted = total.saturating_sub(done).min(max_concurrent);
+                let active = self.tasks.values().filter(|t| t.is_wanted() && self.is_current(t)).count();
+                format!("job progress: {done} out of {total} complete\nactive tasks: {active} out of {wanted} tasks")
+            }
+        }
     }
 
     /// Running (or completed) tasks of this spec, and how many there should be.
@@ -282,6 +301,10 @@ impl Progress {
             None => word,
         }
     }
+}
+
+pub(super) fn overall(running: u64, total: u64) -> String {
+    format!("overall progress: {running} out of {total} tasks")
 }
 
 /// Held back until another service has come far enough: that is no lack of a node.
@@ -416,6 +439,27 @@ mod tests {
         assert_eq!((progress.verdict(), progress.view().running), (Verdict::Waiting, 0));
         progress.put_task(task(2, 1, TaskState::Complete, None));
         assert_eq!((progress.verdict(), progress.view().running), (Verdict::Converged, 1));
+    }
+
+    #[test]
+    fn a_jobs_progress_counts_what_is_complete_and_what_runs_at_once() {
+        let mut job = (*service(0, None)).clone();
+        job.spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 2, total_completions: 5 };
+        let tasks = vec![
+            task(1, 1, TaskState::Complete, None),
+            task(2, 2, TaskState::Failed, Some("exit 1")),
+            task(3, 2, TaskState::Running, None),
+            task(4, 3, TaskState::Starting, None),
+        ];
+        let jobs = progress(Arc::new(job.clone()), tasks);
+        assert_eq!(jobs.view().head, "job progress: 1 out of 5 complete\nactive tasks: 2 out of 2 tasks");
+        assert_eq!(jobs.monitor(), Duration::ZERO, "what is complete stays so");
+        job.spec.mode = ServiceMode::GlobalJob;
+        let done = progress(Arc::new(job), vec![task(1, 0, TaskState::Complete, None)]);
+        assert_eq!(
+            (done.view().head.as_str(), done.verdict()),
+            ("job progress: 1 out of 1 complete", Verdict::Converged)
+        );
     }
 
     #[test]
