@@ -132,6 +132,7 @@ impl Facts {
                 "RootRotationInProgress": root.rotating,
             })
         });
+        let daemons = node.daemons.iter().map(daemon_json).collect::<Value>();
         json!({
             "Containers": worker.containers_running + worker.containers_stopped,
             "ContainersRunning": worker.containers_running,
@@ -143,6 +144,7 @@ impl Facts {
             "ServerVersion": node.version,
             "CgroupVersion": worker.cgroup_version,
             "SecurityOptions": worker.security_options,
+            "Daemons": daemons,
             "Swarm": {
                 "NodeID": node.node_id,
                 "NodeAddr": host(&node.advertise_addr),
@@ -245,6 +247,16 @@ pub(crate) fn has_quorum(info: &wire::ClusterInfo) -> bool {
     !info.leader_id.is_empty() && (info.reachability.len() <= 1 || reachable > info.reachability.len() / 2)
 }
 
+fn daemon_json(daemon: &wire::DaemonInfo) -> Value {
+    json!({
+        "Name": daemon.name,
+        "Pid": daemon.pid,
+        "Restarts": daemon.restarts,
+        "LastWords": daemon.last_words,
+        "Log": daemon.log,
+    })
+}
+
 /// `name=seccomp,profile=builtin` as `docker info` prints it.
 fn security_option(words: &str) -> String {
     let lines = words.split(',').filter_map(|word| word.split_once('=')).map(|(key, value)| match key {
@@ -289,5 +301,25 @@ mod tests {
             assert_eq!(facts.json()["Swarm"]["Error"], error, "{leads} {answering:?}");
             assert_eq!(facts.text().contains("Error: "), !expected, "{leads} {answering:?}");
         }
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_run_has_its_last_words_in_both_forms() {
+        let daemon = |name: &str, pid, last_words: &str| wire::DaemonInfo {
+            name: name.into(),
+            pid,
+            last_words: last_words.into(),
+            ..Default::default()
+        };
+        let daemons = vec![daemon("worker", 0, "no certificate"), daemon("netd", 7, "")];
+        let node = wire::NodeInfo { node_id: "n".into(), daemons, ..Default::default() };
+        let facts = Facts { node: Some(node), worker: None, cluster: None, locked: false, failure: None };
+        assert_eq!(facts.json()["Daemons"][0]["LastWords"], "no certificate");
+        assert!(
+            facts.text().contains(" Daemon worker: pid 0, restarts 0\n  Last Words: no certificate\n"),
+            "{}",
+            facts.text()
+        );
+        assert_eq!(facts.text().matches("Last Words").count(), 1);
     }
 }
