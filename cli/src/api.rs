@@ -205,7 +205,12 @@ impl Api {
 
     /// What the filter shows of a kind, and how it changes from now on.
     pub(crate) fn watch(&self, kind: Kind, filters: wire::Filters) -> Watching {
-        Watching::new(self.paths.clone(), kind, filters)
+        Watching::new(self.paths.clone(), vec![kind], filters)
+    }
+
+    /// Everything of these kinds, and how it changes from now on.
+    pub(crate) fn watch_all(&self, kinds: Vec<Kind>) -> Watching {
+        Watching::new(self.paths.clone(), kinds, wire::Filters::default())
     }
 }
 

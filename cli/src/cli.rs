@@ -13,8 +13,8 @@ use orch_proto::paths::Paths;
 use crate::{
     commands::{
         ca, cluster, completion, container, container_attach, container_control, container_copy, container_live, data,
-        exec, image, image_build, image_login, image_registry, info, inspect, logs, network, node, run, service, stack,
-        system, volume,
+        events, exec, image, image_build, image_login, image_registry, info, inspect, logs, network, node, run,
+        service, stack, system, volume,
     },
     daemons::{self, Daemon},
     flags,
@@ -161,8 +161,8 @@ enum Command {
     Diff(container_live::OneContainer),
     /// Copy files/folders between a container and the local filesystem
     Cp(container_copy::CopyArgs),
-    /// Get events of this node's containers and volumes
-    Events(container_live::EventsArgs),
+    /// Get events of this node's containers and volumes and, on a manager, of the cluster
+    Events(events::EventsArgs),
     /// Manage what this node keeps
     System {
         #[command(subcommand)]
@@ -367,7 +367,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Top(args) => container_live::top(args, paths).await,
         Command::Diff(args) => container_live::diff(args, paths).await,
         Command::Cp(args) => container_copy::copy(args, paths).await,
-        Command::Events(args) => container_live::events(args, paths).await,
+        Command::Events(args) => events::events(args, paths).await,
         Command::System { command } => system::run(command, paths).await,
         Command::Ps(args) => container::ps(args, paths).await,
         Command::Logs(args) => logs::logs(args, paths).await,

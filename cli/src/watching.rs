@@ -21,10 +21,10 @@ pub(crate) enum News {
     Changes(wire::WatchResponse),
 }
 
-/// The objects of a kind that a filter shows, and their changes.
+/// The objects of some kinds that a filter shows, and their changes.
 pub(crate) struct Watching {
     paths: Paths,
-    kind: Kind,
+    kinds: Vec<Kind>,
     filters: wire::Filters,
     stream: Option<Streaming<wire::WatchResponse>>,
     /// Everything up to this index was handed out; 0 until there is a complete beginning.
@@ -34,8 +34,8 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    pub(crate) fn new(paths: Paths, kind: Kind, filters: wire::Filters) -> Self {
-        Self { paths, kind, filters, stream: None, index: 0, give_up_at: None }
+    pub(crate) fn new(paths: Paths, kinds: Vec<Kind>, filters: wire::Filters) -> Self {
+        Self { paths, kinds, filters, stream: None, index: 0, give_up_at: None }
     }
 
     /// What comes next; an error only when it was refused, or when no manager answered for a long time.
@@ -75,8 +75,8 @@ impl Watching {
     async fn open(&self) -> Result<Streaming<wire::WatchResponse>, Status> {
         let channel = unix_channel(&self.paths.manager_sock()).await;
         let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-        let (kinds, filters) = (vec![self.kind.to_proto()], Some(self.filters.clone()));
-        let request = wire::WatchRequest { kinds, filters, after: self.index };
+        let kinds = self.kinds.iter().map(|kind| kind.to_proto()).collect();
+        let request = wire::WatchRequest { kinds, filters: Some(self.filters.clone()), after: self.index };
         Ok(control_client(channel).watch(request).await?.into_inner())
     }
 }

@@ -2,6 +2,9 @@
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
+    process::Child,
+    sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -220,6 +223,7 @@ fn nodes_are_drained_paused_labelled_and_removed() {
     for node in ["n1", "n2", "n3"] {
         wait_containers(&lab, node, 1);
     }
+    let news = News::of(&lab);
     let _ = lab.orch(&["node", "update", "--availability", "drain", "n2"]).ok();
     wait_containers(&lab, "n2", 0);
     let _ = lab.orch(&["node", "update", "--availability", "active", "n2"]).ok();
@@ -252,6 +256,71 @@ fn nodes_are_drained_paused_labelled_and_removed() {
     let remote = format!("{}:2377", lab.address("n1"));
     let _ = lab.orch_on("n2", &["join", "--token", token.trim(), &remote]).ok();
     wait_containers(&lab, "n2", 1);
+    news.tell(&[
+        "update n2 availability.new=drain availability.old=active",
+        "update n2 availability.new=active availability.old=drain",
+        "update n3",
+        "update n3 availability.new=pause availability.old=active",
+        "remove n2",
+        "create n2",
+    ]);
+    let said = lab.orch_on("n3", &["events", "--filter", "type=node"]).refused();
+    assert!(said.contains("This node is not a manager"), "{said}");
+}
+
+/// `orch events` of the nodes, as they come.
+struct News {
+    program: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl News {
+    /// Returns once it tells of what happens.
+    fn of(lab: &Lab) -> Self {
+        let format = "{{.Type}} {{.Action}}{{range $k, $v := .Actor.Attributes}} {{$k}}={{$v}}{{end}}";
+        let wanted = ["--filter", "type=node", "--filter", "type=config", "--format", format];
+        let mut program = lab.spawn("n1", &[&["orch", "events"][..], &wanted].concat());
+        let output = BufReader::new(program.stdout.take().expect("its output"));
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let told = Arc::clone(&lines);
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).for_each(|line| told.lock().expect("the lines").push(line))
+        });
+        let mut number = 0;
+        eventually("events are told", || {
+            number += 1;
+            let _ = lab.orch(&["config", "create", &format!("marker-{number}"), "/etc/hostname"]).ok();
+            if lines.lock().expect("the lines").is_empty() { Err("nothing".to_owned()) } else { Ok(()) }
+        });
+        Self { program, lines }
+    }
+
+    /// All of these have been told of nodes, in this order; others may lie between them.
+    fn tell(&self, expected: &[&str]) {
+        eventually("all events are told", || {
+            let lines = self.lines.lock().expect("the lines");
+            let all: Vec<String> = lines.iter().filter_map(|line| node_event(line)).collect();
+            let mut rest = all.iter();
+            match expected.iter().find(|wanted| !rest.any(|line| line == **wanted)) {
+                Some(missing) => Err(format!("{missing:?} is missing from {all:?}")),
+                None => Ok(()),
+            }
+        });
+    }
+}
+
+impl Drop for News {
+    fn drop(&mut self) {
+        let _ = self.program.kill().and_then(|()| self.program.wait());
+    }
+}
+
+/// `update n2 state.new=down` of `node update name=n2 state.new=down`.
+fn node_event(line: &str) -> Option<String> {
+    let (action, attributes) = line.strip_prefix("node ")?.split_once(' ')?;
+    let (names, others): (Vec<_>, Vec<_>) = attributes.split(' ').partition(|word| word.starts_with("name="));
+    let name = names.first()?.strip_prefix("name=")?;
+    Some([vec![action, name], others].concat().join(" "))
 }
 
 /// The states of a service's tasks, wanted ones first.

@@ -1,21 +1,18 @@
-//! `orch pause|unpause|stats|top|diff|events`, and `orch container update`.
+//! `orch pause|unpause|stats|top|diff`, and `orch container update`.
 
 use std::{collections::HashMap, io::Write as _, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
 use orch_proto::{paths::Paths, wire};
-use tokio_stream::StreamExt as _;
 
 use super::{
     container_control::{Named, named},
-    for_each,
-    image::asked_for,
-    run,
+    for_each, run,
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{filter::FilterSet, quantity},
+    flags::quantity,
     render::{
         listing::{Listing, Row, Shape, align, row},
         short_id, time,
@@ -229,83 +226,6 @@ pub(crate) async fn diff(args: OneContainer, paths: &Paths) -> anyhow::Result<()
     Ok(())
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct EventsArgs {
-    /// Show all events created since timestamp
-    #[arg(long, value_name = "TIME")]
-    since: Option<String>,
-    /// Stream events until this timestamp
-    #[arg(long, value_name = "TIME")]
-    until: Option<String>,
-    /// Filter output based on conditions provided (container, event, image, label, type, volume)
-    #[arg(short, long, value_name = "KEY=VALUE")]
-    filter: Vec<String>,
-    /// Format output: 'json' or a Go template
-    #[arg(long, value_name = "TEMPLATE")]
-    format: Option<String>,
-}
-
-/// What happens to this node's containers and volumes.
-pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = event_filters(&args.filter).map_err(anyhow::Error::msg)?;
-    let at = |text: &Option<String>| -> anyhow::Result<u64> {
-        text.as_ref().map_or(Ok(0), |text| time::parse_since(text, time::now()).map_err(anyhow::Error::msg))
-    };
-    let request = wire::EventsRequest { since_ms: at(&args.since)?, until_ms: at(&args.until)? };
-    let mut events = worker(paths).await?.events(request).await.map_err(explain)?.into_inner();
-    while let Some(event) = events.next().await {
-        let event = event.map_err(explain)?;
-        if is_wanted(&event, &filters) {
-            print_event(&event, args.format.as_deref())?;
-        }
-    }
-    Ok(())
-}
-
-/// Of anything else nothing is told, and whoever asked for it would wait without end.
-fn event_filters(given: &[String]) -> Result<FilterSet, String> {
-    let filters = FilterSet::parse(given, &["container", "event", "image", "label", "type", "volume"])?;
-    filters.only("type", &["container", "volume"])
-}
-
-fn is_wanted(event: &wire::ContainerEvent, filters: &FilterSet) -> bool {
-    let attribute = |key: &str| event.attributes.get(key).map(String::as_str).unwrap_or_default();
-    let is_container = event.kind == "container";
-    let image = attribute("image");
-    filters.any("type", |kind| kind == event.kind)
-        // `health_status` is any of them, `exec_start` any command.
-        && filters.any("event", |action| event.action.split(':').next() == Some(action) || event.action == action)
-        && filters.any("container", |name| is_container && (event.id.starts_with(name) || attribute("name") == name))
-        && filters.any("image", |name| is_container && (image == name || without_tag(image) == name))
-        && filters.any("volume", |name| event.kind == "volume" && event.id == name)
-        && filters.labels("label", &event.attributes)
-}
-
-/// The name of `name:tag@digest`.
-fn without_tag(image: &str) -> &str {
-    asked_for(image.split('@').next().unwrap_or(image)).0
-}
-
-fn print_event(event: &wire::ContainerEvent, format: Option<&str>) -> anyhow::Result<()> {
-    let mut attributes: Vec<_> = event.attributes.iter().collect();
-    attributes.sort_unstable();
-    let object = serde_json::json!({
-        "Type": event.kind, "Action": event.action, "status": event.action, "id": event.id, "scope": "local",
-        "Actor": {"ID": event.id, "Attributes": event.attributes},
-        "time": event.at_ns / 1_000_000_000, "timeNano": event.at_ns,
-    });
-    match format {
-        None => {
-            let words: Vec<String> = attributes.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            let at = time::rfc3339_nanos(event.at_ns);
-            println!("{at} {} {} {} ({})", event.kind, event.action, event.id, words.join(", "));
-        }
-        Some("json") => println!("{object}"),
-        Some(template) => println!("{}", orch_template::Template::parse(template)?.render(&object)?),
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,39 +238,5 @@ mod tests {
         let row = row.as_object().unwrap();
         assert_eq!(row["PIDs"], "3");
         assert!(row.values().all(serde_json::Value::is_string), "{row:?}");
-    }
-
-    #[test]
-    fn events_are_filtered() {
-        let attributes = [("image", "shop:5000/web:1@sha256:ab"), ("name", "web.1.x"), ("com.docker.swarm.task", "")];
-        let event = wire::ContainerEvent {
-            kind: "container".to_owned(),
-            action: "health_status: healthy".to_owned(),
-            id: "0123456789ab".to_owned(),
-            attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..wire::ContainerEvent::default()
-        };
-        for (filters, wanted) in [
-            (&[][..], true),
-            (&["event=health_status"], true),
-            (&["event=health_status: healthy"], true),
-            (&["event=health_status: unhealthy"], false),
-            (&["event=die", "event=health_status"], true),
-            (&["container=web.1.x"], true),
-            (&["container=012345"], true),
-            (&["container=web"], false),
-            (&["image=shop:5000/web"], true),
-            (&["image=shop:5000/web:1@sha256:ab"], true),
-            (&["image=shop"], false),
-            (&["type=container", "label=com.docker.swarm.task"], true),
-            (&["type=volume"], false),
-            (&["volume=0123456789ab"], false),
-        ] {
-            let flags: Vec<String> = filters.iter().map(|&filter| filter.to_owned()).collect();
-            let set = event_filters(&flags).unwrap();
-            assert_eq!(is_wanted(&event, &set), wanted, "{filters:?}");
-        }
-        let refused = event_filters(&["type=node".to_owned()]).unwrap_err();
-        assert_eq!(refused, "invalid filter type=node: type is one of container, volume");
     }
 }

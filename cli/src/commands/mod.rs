@@ -11,6 +11,7 @@ pub(crate) mod container_control;
 pub(crate) mod container_copy;
 pub(crate) mod container_live;
 pub(crate) mod data;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod health;
 pub(crate) mod image;

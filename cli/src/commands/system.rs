@@ -5,7 +5,7 @@ use orch_proto::{paths::Paths, wire};
 
 use super::{
     container_control::{confirmed, prune_stopped, until},
-    container_live, image_registry, info, network, volume,
+    events, image_registry, info, network, volume,
 };
 use crate::{
     api::{explain, worker},
@@ -17,8 +17,8 @@ use crate::{
 pub(crate) enum SystemCommand {
     /// Show disk usage of this node
     Df(DfArgs),
-    /// Get events of this node's containers and volumes
-    Events(container_live::EventsArgs),
+    /// Get events of this node's containers and volumes and, on a manager, of the cluster
+    Events(events::EventsArgs),
     /// Remove unused data of this node
     Prune(PruneArgs),
     /// Display what is known of this node and its cluster
@@ -72,7 +72,7 @@ const DETAILS: Listing<'static> = Listing {
 pub(crate) async fn run(command: SystemCommand, paths: &Paths) -> anyhow::Result<()> {
     match command {
         SystemCommand::Df(args) => df(args, paths).await,
-        SystemCommand::Events(args) => container_live::events(args, paths).await,
+        SystemCommand::Events(args) => events::events(args, paths).await,
         SystemCommand::Prune(args) => prune(args, paths).await,
         SystemCommand::Info(args) => info::info(args, paths).await,
     }
