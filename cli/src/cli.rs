@@ -156,7 +156,7 @@ enum Command {
     /// Display a live stream of container(s) resource usage statistics
     Stats(container_live::StatsArgs),
     /// Display the running processes of a container
-    Top(container_live::OneContainer),
+    Top(container_live::TopArgs),
     /// Inspect changes to files or directories on a container's filesystem
     Diff(container_live::OneContainer),
     /// Copy files/folders between a container and the local filesystem

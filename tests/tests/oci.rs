@@ -261,6 +261,8 @@ fn a_running_container_is_looked_at_and_changed() {
     assert!(shown.starts_with("live ") && shown.contains("/ 48MiB"), "{shown}");
     let processes = lab.orch(&["top", "live"]).ok();
     assert!(processes.starts_with("UID") && processes.contains("sh -c mkdir /opt"), "{processes}");
+    let others = lab.orch(&["top", "live", "-o", "pid,cmd"]).ok();
+    assert_eq!(others.lines().count(), processes.lines().count(), "{others}");
     let changed = lab.orch(&["diff", "live"]).ok();
     for line in ["A /new", "C /etc/passwd", "D /etc/group"] {
         assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");

@@ -127,6 +127,7 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Debug, Clone, Args)]
+#[command(arg_required_else_help = true)]
 pub(crate) struct UpdateArgs {
     /// Validity period for node certificates (ns|us|ms|s|m|h)
     #[arg(long, value_name = "DURATION", value_parser = cert_expiry)]

@@ -67,7 +67,7 @@ pub(crate) enum ContainerCommand {
     /// Display a live stream of container(s) resource usage statistics
     Stats(live::StatsArgs),
     /// Display the running processes of a container
-    Top(live::OneContainer),
+    Top(live::TopArgs),
     /// Inspect changes to files or directories on a container's filesystem
     Diff(live::OneContainer),
     /// Copy files/folders between a container and the local filesystem

@@ -1,8 +1,12 @@
 //! `orch pause|unpause|stats|top|diff`, and `orch container update`.
 
-use std::{collections::HashMap, io::Write as _, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write as _,
+    time::Duration,
+};
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_proto::{paths::Paths, wire};
 
@@ -192,9 +196,21 @@ pub(crate) struct OneContainer {
     container: String,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    container: String,
+    /// Options of this node's ps, as `-o pid,cmd` or `aux`; its output must have the column PID
+    #[arg(value_name = "PS OPTIONS", trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
 /// As `ps -ef` has it; numbers are the node's.
-pub(crate) async fn top(args: OneContainer, paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn top(args: TopArgs, paths: &Paths) -> anyhow::Result<()> {
     let list = worker(paths).await?.container_processes(named(&args.container)).await.map_err(explain)?.into_inner();
+    if !args.options.is_empty() {
+        let pids = list.processes.iter().map(|process| process.pid.to_string()).collect();
+        return ps(&args.options, &pids).await;
+    }
     let now_ms = time::now().unix_ms;
     let line = |process: &wire::Process| {
         let lived_ms = now_ms.saturating_sub(process.start_ms).max(1);
@@ -210,6 +226,29 @@ pub(crate) async fn top(args: OneContainer, paths: &Paths) -> anyhow::Result<()>
     let lines: Vec<String> = [heading].into_iter().chain(list.processes.iter().map(line)).collect();
     print!("{}", align(&lines));
     Ok(())
+}
+
+/// What the node's `ps` says of these processes.
+async fn ps(options: &[String], pids: &HashSet<String>) -> anyhow::Result<()> {
+    let output = tokio::process::Command::new("ps").args(options).output().await;
+    let output =
+        output.context("cannot run ps, which options of `orch top` are for: install procps, or leave them out")?;
+    if !output.status.success() {
+        bail!("ps refused {}: {}", options.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines = lines_of(&text, pids);
+    let lines = lines.with_context(|| format!("ps {} has no column PID: add -o pid", options.join(" ")))?;
+    Ok(writeln!(std::io::stdout(), "{}", lines.join("\n"))?)
+}
+
+/// The heading and the lines of these processes; `None` without a column for them.
+fn lines_of<'a>(table: &'a str, pids: &HashSet<String>) -> Option<Vec<&'a str>> {
+    let mut lines = table.lines();
+    let heading = lines.next()?;
+    let column = heading.split_whitespace().position(|title| title == "PID")?;
+    let is_one = |line: &&str| line.split_whitespace().nth(column).is_some_and(|pid| pids.contains(pid));
+    Some([heading].into_iter().chain(lines.filter(is_one)).collect())
 }
 
 /// As the node calls the user, whose numbers these are.
@@ -229,6 +268,15 @@ pub(crate) async fn diff(args: OneContainer, paths: &Paths) -> anyhow::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_what_ps_says_a_containers_lines_are_shown() {
+        let pids = ["12", "7"].map(String::from).into();
+        let table = "USER     PID CMD\nroot       1 init 7\nroot       7 sh -c x\nwww       12 nginx\n";
+        assert_eq!(lines_of(table, &pids).unwrap(), ["USER     PID CMD", "root       7 sh -c x", "www       12 nginx"]);
+        assert_eq!(lines_of("CMD\nsh\n", &pids), None);
+        assert_eq!(lines_of("", &pids), None);
+    }
 
     /// As Docker's, whose readers expect nothing else.
     #[test]
