@@ -23,7 +23,10 @@ use tokio_stream::StreamExt as _;
 
 use self::sources::Sources;
 use super::{image::registry_of, image_files::send};
-use crate::api::{Worker, explain, worker};
+use crate::{
+    api::{Worker, explain, worker},
+    flags::quantity,
+};
 
 /// Only there when cgroups are of version 2 alone, which OCI runtimes of builders want.
 const PURE_CGROUP2: &str = "/sys/fs/cgroup/cgroup.controllers";
@@ -39,6 +42,24 @@ pub(crate) struct BuildArgs {
     /// Set build-time variables
     #[arg(long, value_name = "NAME=VALUE")]
     build_arg: Vec<String>,
+    /// Set metadata for an image
+    #[arg(long, value_name = "NAME=VALUE")]
+    label: Vec<String>,
+    /// Add a custom host-to-IP mapping (host:ip) for the RUN instructions
+    #[arg(long, value_name = "HOST:IP")]
+    add_host: Vec<String>,
+    /// Secret file to expose to the RUN instructions that mount it
+    #[arg(long, value_name = "id=ID[,src=FILE]")]
+    secret: Vec<String>,
+    /// Size of /dev/shm in the RUN instructions
+    #[arg(long, value_name = "BYTES")]
+    shm_size: Option<String>,
+    /// Ulimit options of the RUN instructions
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<String>,
+    /// Set type of progress output (auto, plain, quiet, tty); buildah's is always plain
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "plain", "quiet", "tty"])]
+    progress: String,
     /// Set the target build stage to build
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
@@ -86,7 +107,8 @@ fn network(text: &str) -> Result<Network, String> {
     }
 }
 
-pub(crate) async fn build(args: BuildArgs, paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn build(mut args: BuildArgs, paths: &Paths) -> anyhow::Result<()> {
+    args.quiet |= args.progress == "quiet";
     let folder = std::env::temp_dir().join(format!("orch-build-{}", std::process::id()));
     // What is built may have keys in it.
     DirBuilder::new().mode(0o700).create(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -299,8 +321,19 @@ fn with_options(command: &mut Command, args: &BuildArgs, sources: &Sources, chro
     if !sources.is_usual {
         command.arg("--file").arg(&sources.dockerfile);
     }
-    for pair in &args.build_arg {
-        command.args(["--build-arg", pair]);
+    for (flag, values) in [
+        ("--build-arg", &args.build_arg),
+        ("--label", &args.label),
+        ("--add-host", &args.add_host),
+        ("--secret", &args.secret),
+        ("--ulimit", &args.ulimit),
+    ] {
+        for value in values {
+            command.args([flag, value]);
+        }
+    }
+    if let Some(size) = &args.shm_size {
+        command.args(["--shm-size", size]);
     }
     if let Some(stage) = &args.target {
         command.args(["--target", stage]);
@@ -341,8 +374,26 @@ fn buildctl(args: &BuildArgs, sources: &Sources, archive: &Path) -> anyhow::Resu
     if let Some(name) = file.file_name() {
         command.arg("--opt").arg(format!("filename={}", name.to_string_lossy()));
     }
-    for pair in &args.build_arg {
-        command.arg("--opt").arg(format!("build-arg:{pair}"));
+    let hosts = args.add_host.iter().map(|pair| host_and_address(pair)).collect::<anyhow::Result<Vec<_>>>()?;
+    let pairs = |name: &'static str, values: &[String]| -> Vec<String> {
+        values.iter().map(|pair| format!("{name}:{pair}")).collect()
+    };
+    let joined = |name: &str, values: &[String]| (!values.is_empty()).then(|| format!("{name}={}", values.join(",")));
+    let size = args.shm_size.as_deref().map(quantity::bytes).transpose().map_err(anyhow::Error::msg)?;
+    let options = pairs("build-arg", &args.build_arg)
+        .into_iter()
+        .chain(pairs("label", &args.label))
+        .chain(joined("add-hosts", &hosts))
+        .chain(joined("ulimit", &args.ulimit))
+        .chain(size.map(|bytes| format!("shm-size={bytes}")));
+    for option in options {
+        command.args(["--opt", &option]);
+    }
+    for secret in &args.secret {
+        command.args(["--secret", secret]);
+    }
+    if args.progress != "auto" {
+        command.args(["--progress", &args.progress]);
     }
     if let Some(stage) = &args.target {
         command.arg("--opt").arg(format!("target={stage}"));
@@ -362,6 +413,13 @@ fn buildctl(args: &BuildArgs, sources: &Sources, archive: &Path) -> anyhow::Resu
     let name = args.tag.first().map(|name| format!("name={name},")).unwrap_or_default();
     command.arg("--output").arg(format!("type=docker,{name}dest={}", archive.display()));
     Ok(command)
+}
+
+/// `HOST=IP` of `HOST:IP`, as BuildKit writes it.
+fn host_and_address(pair: &str) -> anyhow::Result<String> {
+    let (host, address) =
+        pair.split_once([':', '=']).with_context(|| format!("--add-host {pair}: expected HOST:IP"))?;
+    Ok(format!("{host}={address}"))
 }
 
 /// `quiet`: its words are shown only when it fails.
@@ -425,6 +483,17 @@ mod tests {
                 "--format docker --network host",
                 "--opt force-network-mode=host --allow network.host --output type=docker,dest=A",
             ),
+            (
+                "--label a=b --label c= --add-host db:10.0.0.7 --add-host v6:::1 x",
+                "--format docker --label a=b --label c= --add-host db:10.0.0.7 --add-host v6:::1",
+                "--opt label:a=b --opt label:c= --opt add-hosts=db=10.0.0.7,v6=::1 --output type=docker,dest=A",
+            ),
+            (
+                "--secret id=k,src=/k --shm-size 1m --ulimit nofile=9:9 --progress plain x",
+                "--format docker --secret id=k,src=/k --ulimit nofile=9:9 --shm-size 1m",
+                "--opt ulimit=nofile=9:9 --opt shm-size=1048576 --secret id=k,src=/k --progress plain --output type=docker,dest=A",
+            ),
+            ("--add-host db x", "--format docker --add-host db", "refused: --add-host db: expected HOST:IP"),
             (
                 "--network none x",
                 "--format docker --network none",
