@@ -6,24 +6,19 @@ use std::{cmp::Ordering, time::Duration};
 
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::{
-    Client, Reference as OciReference, RegistryOperation,
-    client::BlobResponse,
     errors::{OciDistributionError, OciErrorCode},
-    manifest::{
-        IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
-        OciDescriptor, OciImageIndex, OciImageManifest, OciManifest,
-    },
-    secrets::RegistryAuth,
+    manifest::{OciDescriptor, OciImageIndex, OciImageManifest, OciManifest},
 };
 use orch_proto::wire;
+use reqwest::StatusCode;
 use tokio::{sync::mpsc, time::Instant};
 
-use self::{manifest::Asker, patience::Patience};
+use self::{asker::Asker, patience::Patience};
 use super::{
     arrival::Arrival,
     import::architecture,
     reference::{Reference, is_digest},
-    registry::{Endpoint, endpoints, login_for, of_host},
+    registry::{Endpoint, endpoints, of_host},
     store::{ImageStore, StoreError, StoredImage, UnpackedLayer},
 };
 use crate::config::RegistryConfig;
@@ -36,8 +31,8 @@ pub(super) const MAX_INDEXES: usize = 4;
 const SLOWEST_BYTES: u64 = 60 << 10;
 const PACE_WINDOW: Duration = Duration::from_secs(60);
 const RESUME_PAUSE: Duration = Duration::from_millis(500);
-const ACCEPTED: [&str; 4] =
-    [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE];
+const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
+    application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PullError {
@@ -60,7 +55,7 @@ pub(crate) enum PullError {
     },
     /// An answer that may be another one soon.
     #[error("registry {registry}: {reason}")]
-    Busy { registry: String, url: String, reason: String },
+    Busy { registry: String, reason: String, wanted: Option<Duration> },
     #[error("registry {registry}: the download of {digest} broke off: {reason}")]
     BrokeOff { registry: String, digest: String, reason: String },
     #[error("denied: requested access to the resource is denied: log in with `orch login` to push {image}")]
@@ -86,8 +81,8 @@ pub(crate) async fn pull(
     let _arriving = store.arriving();
     let mut tried = Tried::default();
     for endpoint in endpoints(registries, &reference.registry) {
-        let pulled = match Session::open(&endpoint, store, reference, login).await {
-            Ok(session) => session.pull(progress).await,
+        let pulled = match Asker::new(&endpoint, reference, login) {
+            Ok(asker) => Session { store, asker }.pull(progress).await,
             Err(error) => Err(error),
         };
         if let Some(done) = tried.counts(&endpoint, reference, pulled) {
@@ -118,13 +113,10 @@ async fn resolve_at(
     reference: &Reference,
     login: Option<&wire::RegistryAuth>,
 ) -> Result<String, PullError> {
-    let auth = endpoint.auth(login_for(login, endpoint, reference), reference, RegistryOperation::Pull).await?;
-    let target = oci_reference(endpoint, reference, None);
-    let client = endpoint.client()?;
     let mut patience = Patience::new(endpoint, reference, None);
-    let asker = Asker { endpoint, client: &client, auth: &auth, reference };
+    let asker = Asker::new(endpoint, reference, login)?;
     loop {
-        match asker.digest(&target).await {
+        match asker.digest(wanted(reference)).await {
             Err(error) => patience.wait(error).await?,
             done => return done,
         }
@@ -221,24 +213,11 @@ struct Layer<'a> {
 }
 
 struct Session<'a> {
-    endpoint: &'a Endpoint,
-    client: Client,
     store: &'a ImageStore,
-    reference: &'a Reference,
-    auth: RegistryAuth,
+    asker: Asker<'a>,
 }
 
-impl<'a> Session<'a> {
-    async fn open(
-        endpoint: &'a Endpoint,
-        store: &'a ImageStore,
-        reference: &'a Reference,
-        login: Option<&wire::RegistryAuth>,
-    ) -> Result<Self, PullError> {
-        let auth = endpoint.auth(login_for(login, endpoint, reference), reference, RegistryOperation::Pull).await?;
-        Ok(Self { endpoint, client: endpoint.client()?, store, reference, auth })
-    }
-
+impl Session<'_> {
     async fn pull(&self, progress: &Progress) -> Result<(StoredImage, Option<String>), PullError> {
         let (index_digest, digest, manifest) = self.manifest(progress).await?;
         self.blob(&manifest.config, None, &mpsc::channel(1).0).await?;
@@ -256,7 +235,7 @@ impl<'a> Session<'a> {
         let store = self.store.clone();
         // By this name it is found again, here and by other nodes, whatever its tag means by then.
         let named = index_digest.clone().unwrap_or_else(|| digest.clone());
-        let pinned = Reference { tag: None, digest: Some(named), ..self.reference.clone() };
+        let pinned = Reference { tag: None, digest: Some(named), ..self.asker.reference.clone() };
         let arriving = store.arriving();
         let stored = tokio::task::spawn_blocking(move || {
             // Its own: whoever gives up waiting does not end this work.
@@ -277,8 +256,9 @@ impl<'a> Session<'a> {
 
     /// The digest of the index, when there is one; the platform's manifest, stored, with its digest.
     async fn manifest(&self, progress: &Progress) -> Result<(Option<String>, String, OciImageManifest), PullError> {
-        let mut token = None;
-        let (mut digest, mut manifest) = self.fetch_manifest(&self.oci_reference(None), &mut token, progress).await?;
+        let reference = self.asker.reference;
+        let (mut digest, mut manifest) =
+            self.fetch_manifest(wanted(reference), reference.digest.as_deref(), progress).await?;
         let mut outermost = None;
         for _ in 0..=MAX_INDEXES {
             let index = match manifest {
@@ -287,32 +267,31 @@ impl<'a> Session<'a> {
             };
             let _ = outermost.get_or_insert(digest);
             let chosen = platform_manifest(&index).ok_or_else(|| self.no_platform())?;
-            (digest, manifest) = self.fetch_manifest(&self.oci_reference(Some(chosen)), &mut token, progress).await?;
+            (digest, manifest) = self.fetch_manifest(chosen, Some(chosen), progress).await?;
         }
         Err(self.no_platform())
     }
 
     async fn fetch_manifest(
         &self,
-        reference: &OciReference,
-        token: &mut Option<String>,
+        of: &str,
+        expected: Option<&str>,
         progress: &Progress,
     ) -> Result<(String, OciManifest), PullError> {
-        let mut patience = Patience::new(self.endpoint, self.reference, Some(progress));
-        let Self { endpoint, client, auth, reference: asked, .. } = self;
-        let asker = Asker { endpoint, client, auth, reference: asked };
+        let Asker { endpoint, reference, .. } = self.asker;
+        let mut patience = Patience::new(endpoint, reference, Some(progress));
         let bytes = loop {
-            match asker.text(reference, token).await {
+            match self.asker.manifest(of).await {
                 Ok(bytes) => break bytes,
                 Err(error) => patience.wait(error).await?,
             }
         };
         if let Some(what) = manifest::other_than_image(&bytes) {
-            return Err(PullError::NoImage { image: self.reference.familiar(), what });
+            return Err(PullError::NoImage { image: reference.familiar(), what });
         }
-        let digest = self.store.put_bytes(&bytes, reference.digest())?;
+        let digest = self.store.put_bytes(&bytes, expected)?;
         let manifest = serde_json::from_slice(&bytes)
-            .map_err(|source| PullError::Manifest { image: self.reference.familiar(), source })?;
+            .map_err(|source| PullError::Manifest { image: reference.familiar(), source })?;
         Ok((digest, manifest))
     }
 
@@ -359,7 +338,7 @@ impl<'a> Session<'a> {
         self.store.check_room(bytes_of(blob).saturating_sub(download.arrival.bytes))?;
         report(progress, &blob.digest, bytes_of(blob), "downloading", download.arrival.bytes);
         let mut attempt = 1;
-        let mut patience = Patience::new(self.endpoint, self.reference, Some(progress));
+        let mut patience = Patience::new(self.asker.endpoint, self.asker.reference, Some(progress));
         // What has arrived is kept: the next attempt asks for the rest.
         while let Err(error) = self.go_on(&mut download, blob, is_new_layer, progress).await {
             let broke_off = matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. });
@@ -396,7 +375,6 @@ impl<'a> Session<'a> {
         is_new_layer: bool,
         progress: &Progress,
     ) -> Result<(), PullError> {
-        let reference = oci_reference(self.endpoint, self.reference, None);
         let from = download.arrival.bytes;
         match from.cmp(&bytes_of(blob)) {
             Ordering::Equal if from > 0 => return Ok(()),
@@ -405,27 +383,20 @@ impl<'a> Session<'a> {
             }
             Ordering::Equal | Ordering::Less => {}
         }
-        // Asked for as a part even when it is the whole: what arrives is checked once, on our side.
-        let answer = self.client.pull_blob_stream_partial(&reference, blob, from, None).await;
-        let mut stream = match answer.map_err(|error| self.endpoint.error(error))? {
-            BlobResponse::Partial(rest) => rest.stream,
-            BlobResponse::Full(whole) => {
-                if from > 0 {
-                    // A registry that knows no parts.
-                    download.arrival.spoil();
-                    *download = Download { arrival: self.start(blob, is_new_layer).await?, reported: 0 };
-                }
-                whole.stream
-            }
-        };
+        let mut answer = self.asker.blob(&blob.digest, from).await?;
+        if from > 0 && answer.status() == StatusCode::OK {
+            // A registry that knows no parts.
+            download.arrival.spoil();
+            *download = Download { arrival: self.start(blob, is_new_layer).await?, reported: 0 };
+        }
         let broke_off = |reason: String| PullError::BrokeOff {
-            registry: self.endpoint.host.clone(),
+            registry: self.asker.endpoint.host.clone(),
             digest: blob.digest.clone(),
             reason,
         };
         let mut pace = Pace { since: Instant::now(), bytes: download.arrival.bytes };
-        while let Some(piece) = stream.next().await {
-            download.arrival.append(piece.map_err(|error| broke_off(innermost(&error)))?).await?;
+        while let Some(piece) = answer.chunk().await.map_err(|error| broke_off(innermost(&error)))? {
+            download.arrival.append(piece).await?;
             let done = download.arrival.bytes;
             if done > bytes_of(blob) {
                 return Err(StoreError::TooLong { digest: blob.digest.clone(), bytes: bytes_of(blob) }.into());
@@ -445,42 +416,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn oci_reference(&self, digest: Option<&str>) -> OciReference {
-        oci_reference(self.endpoint, self.reference, digest)
-    }
-
     fn no_platform(&self) -> PullError {
-        PullError::Platform { image: self.reference.familiar(), arch: architecture() }
+        PullError::Platform { image: self.asker.reference.familiar(), arch: architecture() }
     }
 }
 
-fn oci_reference(endpoint: &Endpoint, reference: &Reference, digest: Option<&str>) -> OciReference {
-    let (registry, repository) = (endpoint.host.clone(), reference.repository.clone());
-    match (digest.or(reference.digest.as_deref()), &reference.tag) {
-        (Some(digest), _) => OciReference::with_digest(registry, repository, digest.to_owned()),
-        (None, Some(tag)) => OciReference::with_tag(registry, repository, tag.clone()),
-        (None, None) => OciReference::with_tag(registry, repository, "latest".to_owned()),
-    }
-}
-
-/// Why a manifest is not given. Without a token a registry says of everything that it needs a login, so first it is
-/// looked at why there was none.
-async fn refusal(
-    endpoint: &Endpoint,
-    auth: &RegistryAuth,
-    reference: &Reference,
-    error: OciDistributionError,
-) -> PullError {
-    if matches!(error, OciDistributionError::UnauthorizedError { .. })
-        && let Some(trouble) = endpoint.token_trouble(auth, reference, &RegistryOperation::Pull).await
-    {
-        return trouble;
-    }
-    if is_absent(&error) {
-        PullError::NotFound { registry: endpoint.host.clone(), image: reference.familiar() }
-    } else {
-        endpoint.error(error)
-    }
+/// How a registry knows it.
+fn wanted(reference: &Reference) -> &str {
+    reference.digest.as_deref().or(reference.tag.as_deref()).unwrap_or("latest")
 }
 
 const PROGRESS_STEP_BYTES: u64 = 1 << 20;
@@ -537,6 +480,7 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
+mod asker;
 mod manifest;
 pub(super) mod patience;
 

@@ -56,7 +56,7 @@ impl Upload<'_> {
         let tag = self.reference.tag.clone().unwrap_or_else(|| "latest".to_owned());
         let target = OciReference::with_tag(host, repository, tag);
         if let Err(error) = client.auth(&target, &auth, RegistryOperation::Push).await {
-            let trouble = self.endpoint.token_trouble(&auth, self.reference, &RegistryOperation::Push).await;
+            let trouble = self.endpoint.token_trouble(&auth, self.reference, RegistryOperation::Push).await;
             return Err(trouble.unwrap_or_else(|| self.error(error)));
         }
 

@@ -143,7 +143,7 @@ impl Endpoint {
         if login.identity_token.is_empty() {
             return Ok(RegistryAuth::Basic(login.username.clone(), login.password.clone()));
         }
-        let scope = scope(reference, &operation);
+        let scope = scope(reference, operation);
         match self.challenge().await? {
             Challenge::Bearer { realm, service } => {
                 let token = self.refreshed(&realm, &service, &scope, &login.identity_token).await?;
@@ -173,10 +173,11 @@ impl Endpoint {
                 let url = Url::parse_with_params(&realm, query).map_err(|_| self.no_realm(&realm))?;
                 let request = self.http()?.get(url).basic_auth(user, Some(password));
                 let token = self.token(request).await?;
-                if !token.is_given() {
+                let identity_token = token.refresh_token.clone().filter(|token| !token.is_empty());
+                if token.text().is_none() {
                     return Err(self.failed(NO_TOKEN.to_owned()));
                 }
-                let kept = match token.refresh_token.filter(|token| !token.is_empty()) {
+                let kept = match identity_token {
                     Some(identity_token) => wire::RegistryAuth {
                         username: login.username.clone(),
                         identity_token,
@@ -211,7 +212,7 @@ impl Endpoint {
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(body.unwrap_or_default());
         let token = self.token(request).await?;
-        token.access_token.or(token.token).ok_or_else(|| self.failed(NO_TOKEN.to_owned()))
+        token.text().ok_or_else(|| self.failed(NO_TOKEN.to_owned()))
     }
 
     async fn token(&self, request: reqwest::RequestBuilder) -> Result<Token, PullError> {
@@ -231,42 +232,66 @@ impl Endpoint {
         serde_json::from_slice(&text).map_err(|error| self.failed(format!("its token server's answer: {error}")))
     }
 
-    /// What is wrong with the registry's token server, after the registry refused what came without a token; `None`: a
-    /// stranger, or this login, may not have it. The client asks for tokens itself, and tells nobody when it gets none.
+    /// What the registry is to be shown: a token from its token server, where it has one; else the login itself.
+    pub(super) async fn pass(
+        &self,
+        login: Option<&wire::RegistryAuth>,
+        reference: &Reference,
+        operation: RegistryOperation,
+    ) -> Result<RegistryAuth, PullError> {
+        let auth = self.auth(login, reference, operation).await?;
+        if matches!(auth, RegistryAuth::Bearer(_)) {
+            return Ok(auth);
+        }
+        let token = self.token_for(&auth, reference, operation).await?;
+        Ok(token.map_or(auth, RegistryAuth::Bearer))
+    }
+
+    /// What is wrong with the registry's token server; `None`: nothing, or a stranger, or this login, may not have it. The
+    /// client asks for tokens itself, and tells nobody when it gets none.
     pub(super) async fn token_trouble(
         &self,
         auth: &RegistryAuth,
         reference: &Reference,
-        operation: &RegistryOperation,
+        operation: RegistryOperation,
     ) -> Option<PullError> {
-        let Challenge::Bearer { realm, service } = self.challenge().await.ok()? else { return None };
+        self.token_for(auth, reference, operation).await.err()
+    }
+
+    /// `None`: there is no token server, or it gives a stranger, or this login, no token. Then the registry says what is wrong.
+    async fn token_for(
+        &self,
+        auth: &RegistryAuth,
+        reference: &Reference,
+        operation: RegistryOperation,
+    ) -> Result<Option<String>, PullError> {
+        let (realm, service) = match self.challenge().await {
+            Ok(Challenge::Bearer { realm, service }) => (realm, service),
+            Err(error @ PullError::Unreachable { .. }) => return Err(error),
+            Ok(Challenge::None | Challenge::Basic) | Err(_) => return Ok(None),
+        };
         let scope = scope(reference, operation);
         let query = [("scope", scope.as_str()), ("service", service.as_str())];
-        let Ok(url) = Url::parse_with_params(&realm, query) else { return Some(self.no_realm(&realm)) };
-        let mut request = self.http().ok()?.get(url.clone());
+        let query = query.into_iter().filter(|(_, value)| !value.is_empty());
+        let url = Url::parse_with_params(&realm, query).map_err(|_| self.no_realm(&realm))?;
+        let mut request = self.http()?.get(url.clone());
         if let RegistryAuth::Basic(user, password) = auth {
             request = request.basic_auth(user, Some(password));
         }
-        let answer = match request.send().await {
-            Ok(answer) => answer,
-            Err(error) => {
-                let host = url.host_str().unwrap_or_default();
-                return Some(self.failed(format!("its token server {host} cannot be reached: {}", innermost(&error))));
-            }
-        };
+        let host = url.host_str().unwrap_or_default();
+        let answer = request.send().await.map_err(|error| {
+            self.failed(format!("its token server {host} cannot be reached: {}", innermost(&error)))
+        })?;
         let status = answer.status();
         if is_passing(status.as_u16()) {
-            let reason = format!("its token server answers {status}");
-            return Some(PullError::Busy { registry: self.host.clone(), url: url.into(), reason });
+            let (reason, wanted) = (format!("its token server answers {status}"), wanted_pause(&answer));
+            return Err(PullError::Busy { registry: self.host.clone(), reason, wanted });
         }
         if !status.is_success() {
-            return None;
+            return Ok(None);
         }
-        match self.read_token(answer).await {
-            Ok(token) if token.is_given() => None,
-            Ok(_) => Some(self.failed(NO_TOKEN.to_owned())),
-            Err(error) => Some(error),
-        }
+        let token = self.read_token(answer).await?.text().ok_or_else(|| self.failed(NO_TOKEN.to_owned()))?;
+        Ok(Some(token))
     }
 
     /// Asks the registry's front door, which every registry has, how to log in.
@@ -337,31 +362,20 @@ impl Endpoint {
     pub(super) fn error(&self, error: OciDistributionError) -> PullError {
         match error {
             OciDistributionError::RequestError(error) => self.unreachable(&error),
-            OciDistributionError::ServerError { code, url, message } if is_passing(code) => {
+            OciDistributionError::ServerError { code, message, .. } if is_passing(code) => {
                 let message = printable(message.trim());
                 let reason = format!("it answers {code}{}{message}", if message.is_empty() { "" } else { ": " });
-                PullError::Busy { registry: self.host.clone(), url, reason }
+                PullError::Busy { registry: self.host.clone(), reason, wanted: None }
             }
-            OciDistributionError::RegistryError { envelope, url }
+            OciDistributionError::RegistryError { envelope, .. }
                 if envelope.errors.iter().any(|error| error.code == OciErrorCode::Toomanyrequests) =>
             {
                 let said: Vec<_> = envelope.errors.iter().map(|error| error.message.as_str()).collect();
                 let reason = format!("too many requests: {}", printable(&said.join("; ")));
-                PullError::Busy { registry: self.host.clone(), url, reason }
+                PullError::Busy { registry: self.host.clone(), reason, wanted: None }
             }
             other => self.failed(printable(&innermost(&other))),
         }
-    }
-
-    /// For how long a registry that is busy wants to be left alone. The client keeps an answer's headers to itself, so what was
-    /// asked for is asked about once more; a date instead of seconds counts as nothing.
-    pub(super) async fn retry_after(&self, url: &str) -> Option<Duration> {
-        let answer = self.http().ok()?.head(url).timeout(CONNECT_TIMEOUT).send().await.ok()?;
-        if !is_passing(answer.status().as_u16()) {
-            return None;
-        }
-        let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-        Some(Duration::from_secs(seconds))
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> PullError {
@@ -382,7 +396,7 @@ impl Endpoint {
 }
 
 /// What a registry says, fit for a terminal: on one line, no longer than one reads, without what steers terminals.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     let plain = |c: char| match c {
         c if c.is_whitespace() => ' ',
         c if c.is_control()
@@ -448,12 +462,18 @@ struct Token {
 }
 
 impl Token {
-    fn is_given(&self) -> bool {
-        [&self.token, &self.access_token].into_iter().flatten().any(|token| !token.is_empty())
+    fn text(self) -> Option<String> {
+        [self.access_token, self.token].into_iter().flatten().find(|token| !token.is_empty())
     }
 }
 
-fn scope(reference: &Reference, operation: &RegistryOperation) -> String {
+/// For how long a registry that is busy wants to be left alone; a date instead of seconds counts as nothing.
+pub(super) fn wanted_pause(answer: &reqwest::Response) -> Option<Duration> {
+    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn scope(reference: &Reference, operation: RegistryOperation) -> String {
     let actions = match operation {
         RegistryOperation::Push => "pull,push",
         RegistryOperation::Pull => "pull",

@@ -1,53 +1,37 @@
 //! Asks a registry for a manifest, or for its digest alone, and says what a manifest is that is no image's.
-//!
-//! Not by the client, which takes whatever arrives into memory: here an answer has a limit, and a time.
 
 use std::time::Duration;
 
-use oci_client::{
-    Client, Reference as OciReference, RegistryOperation,
-    errors::{OciDistributionError, OciEnvelope},
-    secrets::RegistryAuth,
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{ACCEPT, HeaderMap, HeaderValue},
 };
-use reqwest::{Method, Response, StatusCode, header::ACCEPT};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::{ACCEPTED, PullError, is_digest, refusal};
-use crate::image::{reference::Reference, registry::Endpoint, store::MAX_METADATA_BYTES};
+use super::{ACCEPTED, PullError, asker::Asker, is_absent, is_digest};
+use crate::image::store::MAX_METADATA_BYTES;
 
 /// For all of an answer: a few kilobytes, mostly.
 const LONGEST: Duration = Duration::from_secs(60);
-/// What is read of an answer that is no manifest.
-const MAX_REFUSAL_BYTES: u64 = 64 << 10;
 const DIGEST_HEADER: &str = "docker-content-digest";
 
-/// Who asks whom about what.
-#[derive(Clone, Copy)]
-pub(super) struct Asker<'a> {
-    pub endpoint: &'a Endpoint,
-    pub client: &'a Client,
-    pub auth: &'a RegistryAuth,
-    pub reference: &'a Reference,
-}
-
 impl Asker<'_> {
-    /// The manifest's bytes. A token that is got for it is kept for the next one.
-    pub(super) async fn text(&self, of: &OciReference, token: &mut Option<String>) -> Result<Vec<u8>, PullError> {
-        self.in_time(self.checked_text(of, token)).await
+    /// The bytes of the manifest with this tag or digest.
+    pub(super) async fn manifest(&self, of: &str) -> Result<Vec<u8>, PullError> {
+        self.in_time(self.checked_text(of)).await
     }
 
-    /// What the name means now.
-    pub(super) async fn digest(&self, of: &OciReference) -> Result<String, PullError> {
+    /// What the tag means now.
+    pub(super) async fn digest(&self, of: &str) -> Result<String, PullError> {
         self.in_time(async {
-            let mut token = None;
-            let answer = self.ask(Method::HEAD, of, &mut token).await?;
+            let answer = self.ask_for_manifest(Method::HEAD, of).await?;
             // A refusal says why only to whom asks for all of it, and some registries know no such question.
             match said_digest(&answer).filter(|_| answer.status().is_success()) {
                 Some(digest) if is_digest(&digest) => Ok(digest),
                 Some(digest) => Err(self.failed(format!("it gives {digest:?} for a digest"))),
-                None => Ok(digest_of(&self.checked_text(of, &mut token).await?)),
+                None => Ok(digest_of(&self.checked_text(of).await?)),
             }
         })
         .await
@@ -58,11 +42,14 @@ impl Asker<'_> {
         timeout(LONGEST, answer).await.unwrap_or_else(late)
     }
 
-    async fn checked_text(&self, of: &OciReference, token: &mut Option<String>) -> Result<Vec<u8>, PullError> {
-        let mut answer = self.ask(Method::GET, of, token).await?;
+    async fn checked_text(&self, of: &str) -> Result<Vec<u8>, PullError> {
+        let mut answer = self.ask_for_manifest(Method::GET, of).await?;
         if answer.status() != StatusCode::OK {
-            *token = None;
-            return Err(self.refused(answer).await);
+            let (registry, image) = (self.endpoint.host.clone(), self.reference.familiar());
+            return Err(match self.refusal(answer).await? {
+                refused if is_absent(&refused) => PullError::NotFound { registry, image },
+                refused => self.endpoint.error(refused),
+            });
         }
         let text = self.read(&mut answer, MAX_METADATA_BYTES).await?;
         if text.len() as u64 > MAX_METADATA_BYTES {
@@ -78,48 +65,9 @@ impl Asker<'_> {
         }
     }
 
-    async fn ask(&self, method: Method, of: &OciReference, token: &mut Option<String>) -> Result<Response, PullError> {
-        if token.is_none() {
-            // Without one the registry says what is wrong.
-            *token = self.client.auth(of, self.auth, RegistryOperation::Pull).await.ok().flatten();
-        }
-        let what = of.digest().or(of.tag()).unwrap_or("latest");
-        let url = format!("{}{}/manifests/{what}", self.endpoint.base(), of.repository());
-        let request = self.endpoint.http()?.request(method, url).header(ACCEPT, ACCEPTED.join(", "));
-        let request = match (token, self.auth) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, RegistryAuth::Basic(user, password)) => request.basic_auth(user, Some(password)),
-            (None, _) => request,
-        };
-        request.send().await.map_err(|error| self.endpoint.error(error.into()))
-    }
-
-    /// At most one piece more than the limit.
-    async fn read(&self, answer: &mut Response, limit: u64) -> Result<Vec<u8>, PullError> {
-        let mut text = Vec::new();
-        while text.len() as u64 <= limit
-            && let Some(piece) = answer.chunk().await.map_err(|error| self.endpoint.error(error.into()))?
-        {
-            text.extend_from_slice(&piece);
-        }
-        Ok(text)
-    }
-
-    async fn refused(&self, mut answer: Response) -> PullError {
-        let (status, url) = (answer.status(), answer.url().to_string());
-        let body = match self.read(&mut answer, MAX_REFUSAL_BYTES).await {
-            Ok(body) => body,
-            Err(error) => return error,
-        };
-        let error = match (status, serde_json::from_slice::<OciEnvelope>(&body)) {
-            (StatusCode::UNAUTHORIZED, _) => OciDistributionError::UnauthorizedError { url },
-            (status, Ok(envelope)) if status.is_client_error() => OciDistributionError::RegistryError { envelope, url },
-            (status, _) => {
-                let message = String::from_utf8_lossy(&body).into_owned();
-                OciDistributionError::ServerError { code: status.as_u16(), url, message }
-            }
-        };
-        refusal(self.endpoint, self.auth, self.reference, error).await
+    async fn ask_for_manifest(&self, method: Method, of: &str) -> Result<Response, PullError> {
+        let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(ACCEPTED))]);
+        self.ask(method, &format!("manifests/{of}"), headers).await
     }
 
     fn failed(&self, reason: String) -> PullError {

@@ -31,15 +31,14 @@ fn pause_after(attempt: u32, wanted: Option<Duration>) -> Option<Duration> {
 
 /// Of one question.
 pub(super) struct Patience<'a> {
-    endpoint: &'a Endpoint,
     is_mirror: bool,
     progress: Option<&'a Progress>,
     attempt: u32,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(endpoint: &'a Endpoint, reference: &Reference, progress: Option<&'a Progress>) -> Self {
-        Self { endpoint, is_mirror: endpoint.host != reference.registry, progress, attempt: 1 }
+    pub(super) fn new(endpoint: &Endpoint, reference: &Reference, progress: Option<&'a Progress>) -> Self {
+        Self { is_mirror: endpoint.host != reference.registry, progress, attempt: 1 }
     }
 
     /// Returns when it is time to ask again, which is after a registry was busy; else gives the error back.
@@ -48,25 +47,19 @@ impl<'a> Patience<'a> {
         if !is_busy || self.is_mirror || self.attempt == ATTEMPTS {
             return Err(error);
         }
-        wait(self.endpoint, error, self.attempt, self.progress).await?;
+        wait(error, self.attempt, self.progress).await?;
         self.attempt += 1;
         Ok(())
     }
 }
 
 /// Waits as long as a busy registry wants it, and says so; gives the error back where waiting is no use.
-pub(super) async fn wait(
-    endpoint: &Endpoint,
-    error: PullError,
-    attempt: u32,
-    progress: Option<&Progress>,
-) -> Result<(), PullError> {
-    let PullError::Busy { registry, url, reason } = error else { return Err(error) };
-    let wanted = endpoint.retry_after(&url).await;
+async fn wait(error: PullError, attempt: u32, progress: Option<&Progress>) -> Result<(), PullError> {
+    let PullError::Busy { registry, reason, wanted } = error else { return Err(error) };
     let Some(pause) = pause_after(attempt, wanted) else {
         let seconds = wanted.unwrap_or_default().as_secs();
         let reason = format!("{reason}; it wants to be left alone for {seconds} s: try again then");
-        return Err(PullError::Busy { registry, url, reason });
+        return Err(PullError::Busy { registry, reason, wanted });
     };
     let text = format!("registry {registry} is busy: asking again in {} s", pause.as_secs_f32().ceil());
     tracing::info!(registry, reason, attempt, pause_ms = pause.as_millis(), "a registry is busy");
