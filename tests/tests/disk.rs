@@ -249,3 +249,40 @@ fn a_worker_whose_certificate_is_damaged_names_the_file_and_the_way_back() {
     let _ = lab.orch_on("n2", &["join", "--token", token.trim(), &format!("{}:2377", lab.address("n1"))]).ok();
     let _ = lab.orch_on("n2", &["ps"]).ok();
 }
+
+/// The file that says which cluster a node is in.
+#[test]
+fn a_lost_state_file_costs_no_cluster() {
+    let lab = Lab::up("disk-state", 1, 1);
+    write(&lab, "kept");
+    let root = data_dir(&lab, "n1");
+    let state_file = root.join("node/state.json");
+    let while_off = |damage: &dyn Fn()| {
+        let _ = lab.command("kill", &["n1"]).ok();
+        damage();
+        let _ = lab.command("start", &["n1"]).ok();
+    };
+    let damages: [&dyn Fn(); 2] = [&|| fs::remove_file(&state_file).expect("removing the state file"), &|| {
+        fs::write(&state_file, "{").expect("cutting the state file short")
+    }];
+    for damage in damages {
+        while_off(damage);
+        eventually("the cluster is as it was", || {
+            let found = lab.orch(&["config", "ls", "--format", "{{.Name}}"]).result()?;
+            if found == "kept\n" { Ok(()) } else { Err(found) }
+        });
+    }
+    // With its copy lost, too, the node is as a new one, and what its manager had is kept beside.
+    while_off(&|| {
+        for name in ["state.json", "state-copy.json"] {
+            fs::remove_file(root.join("node").join(name)).expect("removing both");
+        }
+    });
+    eventually("the node is in no cluster", || {
+        let said = lab.orch(&["info", "--format", "{{.Swarm.LocalNodeState}}"]).result()?;
+        if said == "inactive\n" { Ok(()) } else { Err(said) }
+    });
+    let _ = lab.orch(&["init", "--advertise-addr", &lab.address("n1")]).ok();
+    assert_eq!(lab.orch(&["config", "ls", "-q"]).ok(), "");
+    assert_eq!(sh(&lab, "n1", &format!("ls -d {MANAGER_DIR}.lost-*/raft | wc -l")), "1\n");
+}

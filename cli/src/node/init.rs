@@ -49,7 +49,7 @@ pub(super) async fn init(supervisor: &Supervisor, request: wire::InitRequest) ->
     super::ports::manager(plan.listen, plan.advertise).await?;
     super::ports::peer()?;
     // What an init that was cut short left behind.
-    supervisor.wipe()?;
+    supervisor.make_room()?;
     match plan.carry_out(supervisor).await {
         Ok(response) => Ok(response),
         Err(error) => {

@@ -49,7 +49,7 @@ pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest
     let plan = Plan::new(&request, remote, peer)?;
     ports::peer()?;
     // What a join that was cut short left behind.
-    supervisor.wipe()?;
+    supervisor.make_room()?;
     match plan.carry_out(supervisor, channel).await {
         Ok(response) => Ok(response),
         Err(error) => {

@@ -15,6 +15,10 @@ use super::files;
 /// Layout of `/var/lib/orch/node`; a higher number belongs to a newer orch.
 const FORMAT: u32 = 1;
 const STATE_FILE: &str = "state.json";
+/// The same once more, for when the state file is lost or damaged.
+const COPY_FILE: &str = "state-copy.json";
+/// What a state file that cannot be read is renamed to.
+const DAMAGED_FILE: &str = "state-damaged.json";
 /// Names the node whose address orch chose: a file of its own, because older versions refuse a state file with more in it.
 const CHOSEN_FILE: &str = "address-chosen";
 
@@ -42,6 +46,8 @@ pub(super) struct Member {
 #[derive(Debug)]
 pub(super) struct NodeDir {
     dir: PathBuf,
+    /// There while the node is in a cluster.
+    certificate: PathBuf,
     _lock: Flock<fs::File>,
 }
 
@@ -60,29 +66,67 @@ impl NodeDir {
             Err((_, errno)) => return Err(errno).with_context(|| format!("cannot lock {}", path.display())),
         };
         check_format(&dir.join("format"))?;
-        Ok(Self { dir, _lock: lock })
+        Ok(Self { dir, certificate: paths.worker_dir().join("tls/node.crt"), _lock: lock })
     }
 
+    /// A state file that is lost or damaged is made again from its copy: a manager that took itself for a new node would
+    /// be told to make or join a cluster, and would give up what may be all that is left of its own.
     pub(super) fn load(&self) -> Result<Option<Member>> {
-        let path = self.state_file();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        let found = read(&self.state_file());
+        let copy = read(&self.copy_file()).ok().flatten();
+        let (found, copy) = match (found, copy) {
+            (Ok(Some(member)), copy) => (member, copy),
+            // `orch leave` takes the certificate; versions without a copy do not take the copy.
+            (lost, Some(copy)) if self.certificate.exists() => {
+                tracing::warn!(
+                    reason = lost.err().map(|error| format!("{error:#}")),
+                    "{} is lost or damaged: made again from its copy",
+                    self.state_file().display()
+                );
+                self.put_damaged_aside();
+                if let Err(error) = self.write(&self.state_file(), &copy) {
+                    tracing::warn!("{error:#}");
+                }
+                (copy.clone(), Some(copy))
+            }
+            (lost, _) => {
+                return lost.with_context(|| {
+                    format!(
+                        "this node does not know which cluster it is in: restore {} from a backup. Without one, move it \
+                         away and let the node join anew; what a manager has here is kept then",
+                        self.state_file().display()
+                    )
+                });
+            }
         };
-        let mut member: Member =
-            serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
-        member.chosen = self.is_chosen(&member);
-        Ok(Some(member))
+        if copy.as_ref() != Some(&found)
+            && let Err(error) = self.write(&self.copy_file(), &found)
+        {
+            tracing::warn!("cannot keep a copy of the state file: {error:#}");
+        }
+        let chosen = self.is_chosen(&found);
+        Ok(Some(Member { chosen, ..found }))
+    }
+
+    /// For whoever wants to look at it. A file cannot take a folder's place, nor a folder a file's.
+    fn put_damaged_aside(&self) {
+        let aside = self.dir.join(DAMAGED_FILE);
+        let _ = fs::remove_file(&aside).or_else(|_| fs::remove_dir_all(&aside));
+        let _ = fs::rename(self.state_file(), &aside);
+    }
+
+    fn write(&self, path: &Path, member: &Member) -> Result<()> {
+        let text = serde_json::to_vec_pretty(member).context("cannot encode the state file")?;
+        files::write_atomically(path, &text, 0o600)
     }
 
     /// From here on the node is in the cluster, also after a restart of the machine.
     pub(super) fn save(&self, member: &Member) -> Result<()> {
-        let text = serde_json::to_vec_pretty(member).context("cannot encode the state file")?;
         if !member.chosen {
             files::remove_file(&self.chosen_file())?;
         }
-        files::write_atomically(&self.state_file(), &text, 0o600)?;
+        self.write(&self.state_file(), member)?;
+        self.write(&self.copy_file(), member)?;
         if member.chosen && !self.is_chosen(member) {
             files::write_atomically(&self.chosen_file(), member.node_id.as_bytes(), 0o600)?;
         }
@@ -97,7 +141,12 @@ impl NodeDir {
     /// From here on the node is in no cluster.
     pub(super) fn forget(&self) -> Result<()> {
         files::remove_file(&self.chosen_file())?;
+        files::remove_file(&self.copy_file())?;
         files::remove_file(&self.state_file())
+    }
+
+    fn copy_file(&self) -> PathBuf {
+        self.dir.join(COPY_FILE)
     }
 
     fn chosen_file(&self) -> PathBuf {
@@ -106,6 +155,14 @@ impl NodeDir {
 
     fn state_file(&self) -> PathBuf {
         self.dir.join(STATE_FILE)
+    }
+}
+
+fn read(path: &Path) -> Result<Option<Member>> {
+    match fs::read_to_string(path) {
+        Ok(text) => serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
@@ -187,12 +244,53 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_or_damaged_state_file_is_made_again_from_its_copy() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        let dir = NodeDir::open(&paths).unwrap();
+        let certificate = paths.worker_dir().join("tls/node.crt");
+        fs::create_dir_all(certificate.parent().unwrap()).unwrap();
+        fs::write(&certificate, "").unwrap();
+        let given = Member { chosen: true, ..member() };
+        dir.save(&given).unwrap();
+        let whole = fs::read_to_string(dir.state_file()).unwrap();
+        let damages: [&dyn Fn(&Path); 4] = [
+            &|path| fs::remove_file(path).unwrap(),
+            &|path| fs::write(path, "").unwrap(),
+            &|path| fs::write(path, &whole[..whole.len() / 2]).unwrap(),
+            &|path| fs::remove_file(path).and_then(|()| fs::create_dir(path)).unwrap(),
+        ];
+        for damage in damages {
+            for path in [dir.state_file(), dir.copy_file()] {
+                damage(&path);
+                assert_eq!(dir.load().unwrap(), Some(given.clone()), "{path:?}");
+                assert_eq!(fs::read_to_string(dir.state_file()).unwrap(), whole);
+                let _ = fs::remove_dir(dir.copy_file());
+            }
+        }
+        // A change made by a version without a copy counts, and what that version left stays left.
+        let changed = Member { manager: false, ..given };
+        let text = serde_json::to_string(&changed).unwrap();
+        fs::write(dir.state_file(), text).unwrap();
+        assert_eq!(dir.load().unwrap(), Some(changed.clone()));
+        fs::remove_file(dir.state_file()).unwrap();
+        assert_eq!(dir.load().unwrap(), Some(changed));
+        fs::remove_file(dir.state_file()).unwrap();
+        fs::remove_file(&certificate).unwrap();
+        assert_eq!(dir.load().unwrap(), None);
+        dir.forget().unwrap();
+        fs::write(&certificate, "").unwrap();
+        assert_eq!(dir.load().unwrap(), None);
+    }
+
+    #[test]
     fn damage_is_never_taken_for_a_new_node() {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths::under(root.path());
         let dir = NodeDir::open(&paths).unwrap();
         fs::write(dir.state_file(), "{").unwrap();
-        assert!(dir.load().unwrap_err().to_string().ends_with("is damaged"));
+        let error = format!("{:#}", dir.load().unwrap_err());
+        assert!(error.contains("restore") && error.contains("state.json is damaged"), "{error}");
         drop(dir);
         fs::write(paths.node_dir().join("format"), "2\n").unwrap();
         assert!(NodeDir::open(&paths).unwrap_err().to_string().contains("says format 2"));

@@ -4,12 +4,8 @@
 //! Certificates come from the other managers, as for a promotion. Interrupted after the files were put aside, the role is
 //! taken up again by itself, because the cluster still wants this node to be a manager.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, time::Duration};
 
-use anyhow::Context as _;
 use orch_model::node::NodeRole;
 use orch_proto::{
     transport::tls_channel,
@@ -21,9 +17,7 @@ use super::{
     credentials::{NewKeys, worker_identity},
     daemon::Role,
     error::{NodeError, Result},
-    managers,
-    member::Member,
-    rejoin, renew,
+    managers, rejoin, renew,
     supervisor::Supervisor,
     wait,
 };
@@ -73,8 +67,8 @@ async fn leave_raft(supervisor: &Supervisor) -> Result<Option<PathBuf>> {
     member.managers = others;
     member.manager = false;
     // From here on this node has no manager, whatever happens; the role comes back with the certificates.
-    supervisor.become_member(member.clone())?;
-    Ok(put_aside(supervisor, &member)?)
+    supervisor.become_member(member)?;
+    Ok(supervisor.put_manager_aside()?)
 }
 
 /// Without a quorum of the others nobody could let this manager in again, and what it has may be all there is.
@@ -126,26 +120,12 @@ async fn take_the_role_again(supervisor: &Supervisor) -> Result<()> {
     }
 }
 
-/// What is left of the manager, for whoever wants to look at it.
-fn put_aside(supervisor: &Supervisor, member: &Member) -> anyhow::Result<Option<PathBuf>> {
-    let dir = supervisor.paths.manager_dir();
-    let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let aside = dir.with_file_name(format!("manager.lost-{stamp}"));
-    match std::fs::rename(&dir, &aside) {
-        Ok(()) => {
-            tracing::warn!(node = member.node_id, kept = %aside.display(), "the manager starts anew");
-            Ok(Some(aside))
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot rename {}", dir.display())),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use orch_proto::paths::Paths;
 
     use super::*;
+    use crate::node::member::Member;
 
     /// A renewal may say meanwhile that the node is a worker now, or name other managers.
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::PoisonError,
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result};
@@ -174,6 +174,31 @@ impl Supervisor {
             Role::Manager => self.paths.manager_dir(),
             Role::Netd => self.paths.netd_dir(),
             Role::Worker => self.paths.worker_dir(),
+        }
+    }
+
+    /// Before init and join: removes what one that was cut short left behind. The state of a manager is kept beside: with its
+    /// state file lost, a manager looks just the same, and what it has may be all that is left of its cluster.
+    pub(super) fn make_room(&self) -> Result<()> {
+        self.node_dir.forget()?;
+        if self.paths.manager_dir().join("raft").exists() {
+            self.put_manager_aside()?;
+        }
+        self.wipe()
+    }
+
+    /// What a manager had, for whoever wants to look at it.
+    pub(super) fn put_manager_aside(&self) -> Result<Option<PathBuf>> {
+        let dir = self.paths.manager_dir();
+        let stamp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let aside = dir.with_file_name(format!("manager.lost-{stamp}"));
+        match std::fs::rename(&dir, &aside) {
+            Ok(()) => {
+                tracing::warn!(kept = %aside.display(), "the manager's former files are kept; delete them when nobody needs them");
+                Ok(Some(aside))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot rename {}", dir.display())),
         }
     }
 
