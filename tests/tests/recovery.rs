@@ -1,8 +1,9 @@
-//! Managers that come back with nothing: wiped, without their log, or to a cluster that went on without them.
+//! Managers that come back with nothing: wiped, without their log, or to a cluster that went on without them; and one that
+//! is brought back on another machine from a backup.
 
 use std::fs;
 
-use orch_tests::{Lab, PATIENCE, eventually, within};
+use orch_tests::{Lab, PATIENCE, eventually, image, within};
 
 fn manager_dir(lab: &Lab, node: &str) -> std::path::PathBuf {
     let hosts = lab.hosts();
@@ -71,4 +72,41 @@ fn the_only_manager_is_not_thrown_away() {
     let refused = lab.orch(&["node", "reset-manager"]).refused();
     assert!(refused.contains("nothing was changed") && refused.contains("no other manager"), "{refused}");
     let _ = lab.orch(&["node", "ls"]).ok();
+}
+
+/// What docs/managers.md says of backups.
+#[test]
+fn a_backup_brings_the_cluster_back_on_another_machine() {
+    let lab = Lab::up("recovery-backup", 2, 1);
+    lab.import("busybox", "busybox", &[]);
+    let _ = lab.exec_with_input("n1", &["orch", "secret", "create", "key", "-"], b"open").ok();
+    let _ =
+        lab.orch(&["service", "create", "-q", "--name", "web", "--secret", "key", "busybox", "sleep", "100000"]).ok();
+    let before = lab.orch(&["service", "inspect", "--format", "{{.ID}} {{.Spec.Name}}", "web"]).ok();
+    let (from, to) = (manager_dir(&lab, "n1"), manager_dir(&lab, "n2"));
+    let (from, to) = (from.parent().expect("a folder"), to.parent().expect("a folder"));
+    for node in ["n1", "n2"] {
+        let _ = lab.command("kill", &[node]).ok();
+    }
+    for part in ["node", "manager", "worker"] {
+        let _ = fs::remove_dir_all(to.join(part));
+    }
+    let copy = format!("tar -C {} -c node manager worker/tls | tar -C {} -x", from.display(), to.display());
+    let copied = std::process::Command::new("sh").args(["-c", &copy]).status().expect("tar");
+    assert!(copied.success(), "{copied}");
+
+    let _ = lab.command("start", &["n2"]).ok();
+    let address = lab.address("n2");
+    let on_n2 = |args: &[&str]| lab.orch_on("n2", args);
+    eventually("its manager serves", || on_n2(&["node", "ls"]).result());
+    let _ = on_n2(&["init", "--force-new-cluster", "--advertise-addr", &address]).ok();
+    assert_eq!(on_n2(&["service", "inspect", "--format", "{{.ID}} {{.Spec.Name}}", "web"]).ok(), before);
+    let tar = image("busybox");
+    let _ = on_n2(&["image", "import", "busybox", tar.to_str().expect("utf-8")]).ok();
+    eventually("the service runs here with its secret", || {
+        let id = on_n2(&["ps", "-q", "--filter", "label=com.docker.swarm.service.name=web"]).result()?;
+        on_n2(&["exec", id.trim(), "grep", "-x", "open", "/run/secrets/key"]).result()
+    });
+    let here = on_n2(&["node", "inspect", "--format", "{{.Status.State}} {{.Status.Addr}}", "self"]).ok();
+    assert_eq!(here, format!("ready {address}\n"));
 }

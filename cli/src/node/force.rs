@@ -34,7 +34,8 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
         ));
     };
     refuse_while_there_is_a_quorum(supervisor).await?;
-    if !request.advertise_addr.is_empty() {
+    let is_moved = !request.advertise_addr.is_empty();
+    if is_moved {
         move_to(&mut member, request)?;
     }
     supervisor.stop_daemon(Role::Manager).await;
@@ -46,6 +47,13 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
     let info = until_alone(supervisor, &member).await?;
     member.managers = vec![member.advertise_addr.clone()];
     supervisor.become_member(member.clone())?;
+    supervisor.write_config(Role::Worker, &daemon_config(&member, None))?;
+    if is_moved {
+        // It looks for managers where they were, and tells others where it was; containers go on.
+        supervisor.stop_daemon(Role::Worker).await;
+        supervisor.start_daemon(Role::Worker)?;
+        wait::worker_ready(supervisor).await?;
+    }
     Ok(wire::InitResponse {
         node_id: member.node_id,
         cluster_id: member.cluster_id,
@@ -83,7 +91,6 @@ async fn restart(supervisor: &Supervisor, member: &Member) -> Result<()> {
     ports::manager(listen, member.advertise_addr.parse().context(damaged)?).await?;
     let alone = FirstStart::ForceNewCluster(wire::Empty {});
     supervisor.write_config(Role::Manager, &daemon_config(member, Some(alone)))?;
-    supervisor.write_config(Role::Worker, &daemon_config(member, None))?;
     supervisor.hand_over(Role::Manager)?;
     Ok(())
 }
