@@ -231,3 +231,27 @@ fn data_keys_are_replaced_under_load_although_a_manager_is_killed_meanwhile() {
     let there = lab.orch_on("n2", &["config", "ls", "--format", "{{.Name}}"]).ok();
     assert!(written.iter().all(|name| there.lines().any(|line| line == name)), "{written:?} {there}");
 }
+
+/// Going on alone starts the manager anew, which locks it.
+#[test]
+fn a_locked_manager_goes_on_alone_once_it_gets_its_key() {
+    let lab = Lab::up("autolock-alone", 2, 2);
+    let _ = lab.orch(&["update", "--autolock=true"]).ok();
+    let key = lab.orch(&["unlock-key", "-q"]).ok().trim().to_owned();
+    wait_keys(&lab, "n1", true);
+    let _ = lab.exec_with_input("n1", &["orch", "config", "create", "kept", "-"], b"x").ok();
+    let _ = lab.command("kill", &["n2"]).ok();
+    let said = within(RESTART_LIMIT, "the quorum is gone", || {
+        lab.orch(&["init", "--force-new-cluster", "--advertise-addr", &lab.address("n1")]).result()
+    });
+    assert!(said.contains("as soon as it is unlocked: run \"orch unlock\""), "{said}");
+    assert!(lab.orch(&["node", "ls"]).refused().contains(LOCKED));
+    let _ = unlock(&lab, "n1", &key).ok();
+    wait_answers(&lab, "n1");
+    assert_eq!(lab.orch(&["config", "ls", "--format", "{{.Name}}"]).ok(), "kept\n");
+    assert_eq!(lab.orch(&["info", "--format", "{{.Swarm.Managers}}"]).ok(), "1\n");
+    eventually("the node's worker has found its manager", || {
+        let listed = lab.orch(&["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"]).result()?;
+        if listed.contains("n1 Ready Leader") { Ok(()) } else { Err(listed) }
+    });
+}

@@ -208,6 +208,14 @@ pub(crate) async fn init(args: InitArgs, paths: &Paths) -> anyhow::Result<()> {
     };
     let forced = request.force_new_cluster;
     let made = node(paths).await?.init(request).await.map_err(explain)?.into_inner();
+    if forced && made.locked {
+        println!(
+            "This node ({}) will be the only manager of its cluster as soon as it is unlocked: run \"orch unlock\".\n\
+             {FORCED_NEXT}",
+            made.node_id
+        );
+        return Ok(());
+    }
     if forced {
         println!("This node ({}) is the only manager of its cluster now.\n{FORCED_NEXT}", made.node_id);
         return Ok(());

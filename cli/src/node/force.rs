@@ -15,7 +15,7 @@ use super::{
     error::{NodeError, Result},
     init::daemon_config,
     member::Member,
-    ports,
+    ports, rejoin,
     supervisor::Supervisor,
     wait,
 };
@@ -43,8 +43,12 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
     // Also after a failure: a manager that cannot go on alone waits for the others, as before.
     supervisor.start_daemon(Role::Manager)?;
     outcome?;
-    wait::manager_ready(supervisor).await?;
-    let info = until_alone(supervisor, &member).await?;
+    let info = match wait::manager_ready(supervisor).await {
+        Ok(()) => Some(until_alone(supervisor, &member).await?),
+        // It goes on alone as soon as somebody brings the key.
+        Err(_) if rejoin::is_locked(supervisor).await => None,
+        Err(error) => return Err(error),
+    };
     member.managers = vec![member.advertise_addr.clone()];
     supervisor.become_member(member.clone())?;
     supervisor.write_config(Role::Worker, &daemon_config(&member, None))?;
@@ -52,14 +56,19 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
         // It looks for managers where they were, and tells others where it was; containers go on.
         supervisor.stop_daemon(Role::Worker).await;
         supervisor.start_daemon(Role::Worker)?;
-        wait::worker_ready(supervisor).await?;
+        if info.is_some() {
+            wait::worker_ready(supervisor).await?;
+        }
     }
+    let locked = info.is_none();
+    let info = info.unwrap_or_default();
     Ok(wire::InitResponse {
         node_id: member.node_id,
         cluster_id: member.cluster_id,
         worker_token: info.worker_token,
         manager_token: info.manager_token,
         advertise_addr: member.advertise_addr,
+        locked,
     })
 }
 

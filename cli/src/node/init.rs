@@ -127,6 +127,7 @@ impl Plan {
             worker_token: tokens.worker,
             manager_token: tokens.manager,
             advertise_addr: advertise,
+            locked: false,
         })
     }
 

@@ -74,7 +74,7 @@ async fn is_ready(paths: &Paths, role: Role) -> std::result::Result<bool, String
         Role::Netd => return Ok(unix_channel(&paths.netd_sock()).await.is_ok()),
     };
     match answer {
-        Err(status) if code::of(&status) == Some("failed") => Err(status.message().to_owned()),
+        Err(status) if matches!(code::of(&status), Some("failed" | "locked")) => Err(status.message().to_owned()),
         answer => Ok(answer.unwrap_or_default()),
     }
 }
