@@ -262,7 +262,7 @@ fn a_running_container_is_looked_at_and_changed() {
     let processes = lab.orch(&["top", "live"]).ok();
     assert!(processes.starts_with("UID") && processes.contains("sh -c mkdir /opt"), "{processes}");
     let others = lab.orch(&["top", "live", "-o", "pid,cmd"]).ok();
-    assert_eq!(others.lines().count(), processes.lines().count(), "{others}");
+    assert!(others.trim_start().starts_with("PID CMD") && others.contains("sh -c mkdir /opt"), "{others}");
     let changed = lab.orch(&["diff", "live"]).ok();
     for line in ["A /new", "C /etc/passwd", "D /etc/group"] {
         assert!(changed.lines().any(|seen| seen == line), "{line}: {changed}");
