@@ -1,6 +1,9 @@
 //! One-off containers, as the tutorials use them.
 
-use std::{time::Duration, time::Instant};
+use std::{
+    process::Child,
+    time::{Duration, Instant},
+};
 
 use orch_tests::{Lab, eventually};
 
@@ -416,4 +419,30 @@ fn stopping_and_signals() {
         assert_eq!((said.code, said.stdout.trim_end()), (3, "hi"), "{said:?}");
         assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
     }
+
+    // What the command is sent is the program's, with a terminal too; one that only looks on puts the terminal back.
+    let typed = |command: &str| {
+        let script = format!("echo $$ >/run/orch/typed; exec orch {command}");
+        lab.spawn("n1", &["script", "-qec", &format!("sh -c '{script}'; stty -a"), "/dev/null"])
+    };
+    let sent = |signal: &str| lab.exec("n1", &["sh", "-c", &format!("kill -{signal} $(cat /run/orch/typed)")]).ok();
+    let said = |program: Child| {
+        let output = program.wait_with_output().expect("its output");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let first = typed(
+        r#"run -it --name heeds busybox sh -c "trap \"echo got; exit 7\" USR1; echo up; while :; do sleep 0.1; done""#,
+    );
+    eventually("it has its trap", || is_up("heeds"));
+    let _ = sent("USR1");
+    assert!(said(first).contains("got"));
+    assert_eq!(status(&lab, "heeds"), Ok("exited 7".to_owned()));
+    let second = typed(r#"exec -it returns sh -c "echo begun; sleep 1000""#);
+    eventually("the command runs", || {
+        let seen = lab.orch(&["top", "returns"]).result()?;
+        if seen.contains("sleep 1000") { Ok(()) } else { Err(seen) }
+    });
+    let _ = sent("TERM");
+    let left = said(second);
+    assert!(left.contains(" icanon") && left.contains(" echo "), "{left}");
 }

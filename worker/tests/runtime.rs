@@ -233,6 +233,30 @@ async fn who_reads_after_the_end_misses_nothing() {
 }
 
 #[tokio::test]
+async fn who_goes_is_forgotten_though_nothing_is_printed() {
+    let node = Node::new();
+    let container = node.start(&["sleep", "1000"]).await;
+    let shim = shim_of(&container);
+    let files = || fs::read_dir(format!("/proc/{shim}/fd")).unwrap().count();
+    let before = files();
+    for stdin in [false, true] {
+        let attachments = [container.attach(stdin).await.unwrap(), container.attach(stdin).await.unwrap()];
+        assert!(files() > before);
+        drop(attachments);
+        timeout(LIMIT, async {
+            while files() > before {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("the shim keeps what it had for them");
+    }
+    container.kill(libc::SIGKILL).await.unwrap();
+    container.wait().await.unwrap();
+    container.delete().await.unwrap();
+}
+
+#[tokio::test]
 async fn signals_end_it() {
     let node = Node::new();
     let container = node.start(&["sleep", "1000"]).await;

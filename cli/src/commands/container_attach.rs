@@ -70,12 +70,14 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Opti
     }
     if session.tty {
         tokio::spawn(terminal::forward_resizes(sender.clone()));
-    } else if session.signals {
+    }
+    if session.signals {
         tokio::spawn(terminal::forward_signals(sender.clone()));
     }
     let outcome = tokio::select! {
         code = copy_output(outputs) => code.map(Some),
         Some(()) = detach.recv() => Ok(None),
+        code = terminal::ended_by_signal(), if raw.is_some() && !session.signals => Ok(Some(code)),
     };
     drop(raw);
     outcome

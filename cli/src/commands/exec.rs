@@ -115,6 +115,8 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     tokio::pin!(copying);
     let outcome = tokio::select! {
         code = &mut copying => code.map_err(explain),
+        // As if the connection had broken off.
+        code = terminal::ended_by_signal(), if raw.is_some() => Ok(code),
         Some(()) = detach.recv() => {
             // The command goes on, as with Docker, once its node knows that nobody has gone by accident.
             let _ = sender.send(wire::ExecInput { input: Some(Input::Detach(wire::Empty {})) }).await;

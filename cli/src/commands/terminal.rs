@@ -139,20 +139,50 @@ pub(crate) async fn forward_resizes<T: From<FromUser>>(sender: mpsc::Sender<T>) 
     }
 }
 
-/// Without a terminal of its own, the program gets our interrupts.
+/// What the program gets of our signals. With a terminal in raw mode, keys are no signals: these come from elsewhere.
+const PASSED_ON: [i32; 8] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGCONT,
+];
+
+/// Passes our signals on to the program.
 pub(crate) async fn forward_signals<T: From<FromUser>>(sender: mpsc::Sender<T>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) = signals else { return };
-    loop {
-        let number = tokio::select! {
-            _ = interrupt.recv() => libc::SIGINT,
-            _ = terminate.recv() => libc::SIGTERM,
-            _ = hangup.recv() => libc::SIGHUP,
-        };
-        if sender.send(FromUser::Signal(number).into()).await.is_err() {
-            return;
-        }
+    let Ok(mut signals) = Signals::catch(&PASSED_ON) else { return };
+    while sender.send(FromUser::Signal(signals.next().await).into()).await.is_ok() {}
+}
+
+/// Ends this program as these signals do, once whoever waits for it has put the terminal back: with 128 and the signal's
+/// number.
+pub(crate) async fn ended_by_signal() -> i32 {
+    match Signals::catch(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT]) {
+        Ok(mut signals) => 128 + signals.next().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Signals that no longer do to this program what they usually do.
+struct Signals(Vec<(i32, tokio::signal::unix::Signal)>);
+
+impl Signals {
+    fn catch(numbers: &[i32]) -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let caught = numbers.iter().map(|&number| Ok((number, signal(SignalKind::from_raw(number))?)));
+        caught.collect::<std::io::Result<_>>().map(Self)
+    }
+
+    async fn next(&mut self) -> i32 {
+        std::future::poll_fn(|context| {
+            let mut caught = self.0.iter_mut();
+            let ready = caught.find_map(|(number, signal)| signal.poll_recv(context).is_ready().then_some(*number));
+            ready.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
     }
 }
 

@@ -94,7 +94,7 @@ pub(crate) async fn exec(
     inputs: impl Stream<Item = Input> + Send + Unpin + 'static,
     outputs: mpsc::Sender<Output>,
 ) -> Result<(), String> {
-    let not_running = || format!("container of task {} is not running", target.id);
+    let not_running = || format!("Container {} is not running", target.subject.id);
     let container = target.container.ok_or_else(not_running)?;
     let request = ExecRequest {
         args: start.argv.clone(),

@@ -64,7 +64,6 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     agent.session.wait().await.ok_or_else(no_leader)?;
 
     let store = agent.host.images.store.clone();
-    let _arriving = store.arriving();
     let internal = |error: &dyn std::error::Error| Status::internal(chain(error));
     let mut writer = store.blob_writer().map_err(|error| internal(&error))?;
     while let Some(message) = messages.message().await? {
@@ -72,6 +71,8 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
             tokio::task::block_in_place(|| writer.append(&data)).map_err(|error| internal(&error))?;
         }
     }
+    // Not before: a client that stops sending would keep every other image from making room.
+    let _arriving = store.arriving();
     let known: HashSet<String> = store.list().into_iter().map(|image| image.digest).collect();
     let (for_import, note) = (store.clone(), start.message.clone());
     let imported = tokio::task::spawn_blocking(move || {

@@ -52,6 +52,13 @@ pub(crate) struct Ended {
     pub error: String,
 }
 
+/// Whether a restart is one for `RestartCount`, and for how often the policy allows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Yes,
+    No,
+}
+
 impl Locals {
     /// Fine when it runs already; then nobody is attached.
     pub(crate) async fn start(
@@ -227,18 +234,18 @@ impl Locals {
             }
             one.ends.send_modify(|ends| ends.count += 1);
             if let Some(pause) = next {
-                self.restart_after(one, pause).await;
+                self.restart_after(one, pause, Counted::Yes).await;
             }
         })
     }
 
-    async fn restart_after(self: Arc<Self>, one: Arc<One>, pause: Duration) {
+    async fn restart_after(self: Arc<Self>, one: Arc<One>, pause: Duration, counted: Counted) {
         sleep(pause).await;
         let _turn = one.turn.lock().await;
         if one.state() != LocalState::Restarting {
             return;
         }
-        {
+        if counted == Counted::Yes {
             let mut now = one.now();
             now.restarts += 1;
             now.record.restart_count += 1;
@@ -253,7 +260,7 @@ impl Locals {
             let state = if again.is_some() { LocalState::Restarting } else { LocalState::Exited };
             self.change(&one, |now| now.record.state = state.into());
             if let Some(pause) = again {
-                let again = self.clone().restart_boxed(one.clone(), pause);
+                let again = self.clone().restart_boxed(one.clone(), pause, Counted::Yes);
                 tokio::spawn(again);
             }
         }
@@ -263,8 +270,9 @@ impl Locals {
         self: Arc<Self>,
         one: Arc<One>,
         pause: Duration,
+        counted: Counted,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(self.restart_after(one, pause))
+        Box::pin(self.restart_after(one, pause, counted))
     }
 
     /// The stop signal, then SIGKILL after the grace period; returns when it has ended. Fine when it does not run. Whoever
@@ -458,6 +466,8 @@ impl Locals {
         let state = record.state();
         let was_running = matches!(state, LocalState::Running | LocalState::Restarting);
         let restart = Restart::parse(record.restart.as_ref()).unwrap_or(Restart::No);
+        // It ran when the machine went down: that is no restart.
+        let counted = if state == LocalState::Restarting { Counted::Yes } else { Counted::No };
         // Counted already when it was to be restarted: that is still to be done.
         let restarts = if state == LocalState::Restarting { 0 } else { record.restart_count };
         let again = !matches!(state, LocalState::Created | LocalState::Removing)
@@ -486,7 +496,7 @@ impl Locals {
                 }
             }
             if again {
-                locals.restart_boxed(one, Duration::ZERO).await;
+                locals.restart_boxed(one, Duration::ZERO, counted).await;
             } else if goes && let Err(error) = locals.delete_unless_running(&one).await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
             }

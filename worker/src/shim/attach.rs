@@ -42,6 +42,22 @@ struct Peer {
     stdin: Option<File>,
     stdout: Output,
     stderr: Output,
+    /// It reads no more. What it has still to say is heard to its end.
+    is_deaf: bool,
+}
+
+impl Peer {
+    fn flush(&mut self) {
+        self.is_deaf |= !(self.stdout.flush() && self.stderr.flush());
+        if self.is_deaf {
+            self.stdout.pending.clear();
+            self.stderr.pending.clear();
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.is_deaf && self.stdin.is_none()
+    }
 }
 
 struct Output {
@@ -54,6 +70,8 @@ struct Output {
 pub(super) enum Waits {
     Input(usize),
     Output,
+    /// Nothing but the end of its reader.
+    Reader(usize),
     Container,
 }
 
@@ -72,13 +90,13 @@ impl Attached {
         let [input, stdout, stderr] = fds;
         let output = |fd: OwnedFd| Output { file: fd.into(), pending: Vec::new() };
         let stdin = stdin.then(|| input.into());
-        self.peers.push(Peer { stdin, stdout: output(stdout), stderr: output(stderr) });
+        self.peers.push(Peer { stdin, stdout: output(stdout), stderr: output(stderr), is_deaf: false });
         Ok(())
     }
 
-    /// Whether nobody is.
+    /// Whether nobody reads.
     pub(super) fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+        self.peers.iter().all(|peer| peer.is_deaf)
     }
 
     /// Whether somebody has not read what was sent: then the container's output is left where it is.
@@ -88,14 +106,19 @@ impl Attached {
 
     /// Copies output to everybody.
     pub(super) fn output(&mut self, source: Source, bytes: &[u8]) {
-        self.peers.retain_mut(|peer| {
+        for peer in self.peers.iter_mut().filter(|peer| !peer.is_deaf) {
             let output = match source {
                 Source::Stdout => &mut peer.stdout,
                 Source::Stderr => &mut peer.stderr,
             };
             output.pending.extend_from_slice(bytes);
-            output.flush()
-        });
+        }
+        self.flush();
+    }
+
+    fn flush(&mut self) {
+        self.peers.iter_mut().for_each(Peer::flush);
+        self.peers.retain(|peer| !peer.is_gone());
     }
 
     /// The descriptors to wait for, and what to do when they are ready.
@@ -106,8 +129,12 @@ impl Attached {
             if let Some(stdin) = peer.stdin.as_ref().filter(|_| self.input.is_empty()) {
                 fds.push((Waits::Input(n), stdin.as_fd(), PollFlags::POLLIN));
             }
-            for output in [&peer.stdout, &peer.stderr].into_iter().filter(|output| !output.pending.is_empty()) {
-                fds.push((Waits::Output, output.file.as_fd(), PollFlags::POLLOUT));
+            for output in [&peer.stdout, &peer.stderr].into_iter().filter(|_| !peer.is_deaf) {
+                fds.push(match output.pending.is_empty() {
+                    // Of a program that prints nothing, nobody would be forgotten otherwise.
+                    true => (Waits::Reader(n), output.file.as_fd(), PollFlags::empty()),
+                    false => (Waits::Output, output.file.as_fd(), PollFlags::POLLOUT),
+                });
             }
         }
         if let Some(stdin) = self.stdin.as_ref().filter(|_| !self.input.is_empty()) {
@@ -122,10 +149,12 @@ impl Attached {
             match waits {
                 Waits::Input(n) => self.read_input(*n),
                 Waits::Output => {}
+                // Only errors are waited for.
+                Waits::Reader(n) => self.peers.get_mut(*n).into_iter().for_each(|peer| peer.is_deaf = true),
                 Waits::Container => self.write_input(),
             }
         }
-        self.peers.retain_mut(|peer| peer.stdout.flush() && peer.stderr.flush());
+        self.flush();
     }
 
     /// The container has ended: what its readers have not taken yet goes to them all the same. Where their pipes get no
