@@ -135,7 +135,7 @@ pub(crate) async fn start(args: StartArgs, paths: &Paths) -> anyhow::Result<Exit
         stdin: args.interactive,
         tty,
         keys: args.detach_keys,
-        signals: true,
+        signals: !tty,
     };
     let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
     Ok(exit_code(code.unwrap_or(0)))
@@ -151,7 +151,8 @@ pub(crate) async fn attach(args: AttachArgs, paths: &Paths) -> anyhow::Result<Ex
         stdin: container.open_stdin && !args.no_stdin,
         tty: container.tty,
         keys: args.detach_keys,
-        signals: args.sig_proxy,
+        // Whoever only looks on and loses the terminal shall not hang up on the program.
+        signals: args.sig_proxy && !container.tty,
     };
     let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
     Ok(exit_code(code.unwrap_or(0)))
