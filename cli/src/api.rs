@@ -207,11 +207,6 @@ impl Api {
     pub(crate) fn watch(&self, kind: Kind, filters: wire::Filters) -> Watching {
         Watching::new(self.paths.clone(), vec![kind], filters)
     }
-
-    /// Everything of these kinds, and how it changes from now on.
-    pub(crate) fn watch_all(&self, kinds: Vec<Kind>) -> Watching {
-        Watching::new(self.paths.clone(), kinds, wire::Filters::default())
-    }
 }
 
 fn decode<T: Stored>(object: wire::Object) -> anyhow::Result<Arc<T>> {

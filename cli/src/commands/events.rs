@@ -95,10 +95,12 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
     let kinds: Vec<Kind> = CLUSTER.into_iter().filter(|kind| filters.shows(kind.word(), "swarm")).collect();
     // Who asks for all hears on a worker of what there is; who asks for the cluster only is told that it is not there.
     let is_manager = || async { node_info(paths).await.is_some_and(|info| info.manager) };
-    let mut cluster = match !kinds.is_empty() && (!of_node || is_manager().await) {
-        true => Some(Api::connect(paths).await?.watch_all(kinds)),
-        false => None,
-    };
+    let is_wanted = !kinds.is_empty() && (!of_node || is_manager().await);
+    if is_wanted && !of_node {
+        let _ = Api::connect(paths).await?;
+    }
+    // A manager that does not answer at the moment is waited for, and keeps nobody from hearing of the node.
+    let mut cluster = is_wanted.then(|| Watching::new(paths.clone(), kinds, wire::Filters::default()));
     let left = (args.until.is_some()).then(|| until_ms.saturating_sub(time::now().unix_ms));
     let end = left.map(|ms| Instant::now() + std::time::Duration::from_millis(ms));
     let mut ledger = Ledger::default();
