@@ -363,9 +363,7 @@ impl Endpoint {
         match error {
             OciDistributionError::RequestError(error) => self.unreachable(&error),
             OciDistributionError::ServerError { code, message, .. } if is_passing(code) => {
-                let message = printable(message.trim());
-                let reason = format!("it answers {code}{}{message}", if message.is_empty() { "" } else { ": " });
-                PullError::Busy { registry: self.host.clone(), reason, wanted: None }
+                self.busy(code, &message, None)
             }
             OciDistributionError::RegistryError { envelope, .. }
                 if envelope.errors.iter().any(|error| error.code == OciErrorCode::Toomanyrequests) =>
@@ -376,6 +374,13 @@ impl Endpoint {
             }
             other => self.failed(printable(&innermost(&other))),
         }
+    }
+
+    /// An answer that may be another one soon; `wanted`: when.
+    pub(super) fn busy(&self, code: u16, message: &str, wanted: Option<Duration>) -> PullError {
+        let message = printable(message.trim());
+        let reason = format!("it answers {code}{}{message}", if message.is_empty() { "" } else { ": " });
+        PullError::Busy { registry: self.host.clone(), reason, wanted }
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> PullError {
@@ -396,7 +401,7 @@ impl Endpoint {
 }
 
 /// What a registry says, fit for a terminal: on one line, no longer than one reads, without what steers terminals.
-pub(super) fn printable(text: &str) -> String {
+fn printable(text: &str) -> String {
     let plain = |c: char| match c {
         c if c.is_whitespace() => ' ',
         c if c.is_control()

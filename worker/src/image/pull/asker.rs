@@ -20,7 +20,7 @@ use tokio::{sync::Mutex, time::timeout};
 use super::{PullError, patience::is_passing};
 use crate::image::{
     reference::Reference,
-    registry::{Endpoint, login_for, printable, wanted_pause},
+    registry::{Endpoint, login_for, wanted_pause},
 };
 
 /// What is read of an answer that is not what was asked for.
@@ -106,9 +106,7 @@ impl<'a> Asker<'a> {
         let message = String::from_utf8_lossy(&body).into_owned();
         let code = status.as_u16();
         if is_passing(code) {
-            let message = printable(message.trim());
-            let reason = format!("it answers {code}{}{message}", if message.is_empty() { "" } else { ": " });
-            return Err(PullError::Busy { registry: self.endpoint.host.clone(), reason, wanted });
+            return Err(self.endpoint.busy(code, &message, wanted));
         }
         Ok(match (status, serde_json::from_slice::<OciEnvelope>(&body)) {
             (StatusCode::UNAUTHORIZED, _) => OciDistributionError::UnauthorizedError { url },
