@@ -2,13 +2,13 @@
 
 mod changes;
 
-use std::{collections::BTreeMap, future::pending};
+use std::{collections::BTreeMap, future::pending, time::Duration};
 
 use anyhow::bail;
 use clap::Args;
 use orch_model::Kind;
 use orch_proto::{paths::Paths, wire};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::StreamExt as _;
 use tonic::{Status, Streaming};
 
@@ -22,6 +22,8 @@ use crate::{
 };
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
+/// A supervisor that stands still keeps nobody from hearing of the containers.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 const LOCAL: [&str; 2] = ["container", "volume"];
 const CLUSTER: [Kind; 5] = [Kind::Node, Kind::Service, Kind::Network, Kind::Secret, Kind::Config];
 const TYPES: [&str; 7] = ["container", "volume", "node", "service", "network", "secret", "config"];
@@ -94,7 +96,8 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
     };
     let kinds: Vec<Kind> = CLUSTER.into_iter().filter(|kind| filters.shows(kind.word(), "swarm")).collect();
     // Who asks for all hears on a worker of what there is; who asks for the cluster only is told that it is not there.
-    let is_manager = || async { node_info(paths).await.is_some_and(|info| info.manager) };
+    let node = || timeout(ANSWER_LIMIT, node_info(paths));
+    let is_manager = || async { node().await.ok().flatten().is_some_and(|info| info.manager) };
     let is_wanted = !kinds.is_empty() && (!of_node || is_manager().await);
     if is_wanted && !of_node {
         let _ = Api::connect(paths).await?;
@@ -102,7 +105,7 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
     // A manager that does not answer at the moment is waited for, and keeps nobody from hearing of the node.
     let mut cluster = is_wanted.then(|| Watching::new(paths.clone(), kinds, wire::Filters::default()));
     let left = (args.until.is_some()).then(|| until_ms.saturating_sub(time::now().unix_ms));
-    let end = left.map(|ms| Instant::now() + std::time::Duration::from_millis(ms));
+    let end = left.map(|ms| Instant::now() + Duration::from_millis(ms));
     let mut ledger = Ledger::default();
     let show = |event: Event| match filters.wants(&event) {
         true => print_event(&event, args.format.as_deref()),
