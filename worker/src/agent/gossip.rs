@@ -42,6 +42,15 @@ impl Gossip {
         self.view.subscribe()
     }
 
+    /// What the supervisor says.
+    pub(super) fn see(&self, now: GossipView) {
+        self.view.send_if_modified(|known| {
+            let is_new = *known != now;
+            *known = now;
+            is_new
+        });
+    }
+
     /// The leader wants a sign of life now.
     pub(super) fn ask_for_ping(&self) {
         self.ping.notify_one();
@@ -60,17 +69,10 @@ impl Gossip {
         self.out_of_sight().contains(&ip)
     }
 
-    /// Returns when the node that has `addr` goes out of sight. Whoever waits has just heard of it: what gossip still says
-    /// of before (it had no power, or this node no network) must not count.
+    /// Completes when the node that has `addr` is out of sight.
     pub(super) async fn goes_out_of_sight(&self, addr: &str) {
         let mut view = self.view.subscribe();
-        let mut was_seen = false;
-        loop {
-            let is_gone = self.is_out_of_sight(addr);
-            if is_gone && was_seen {
-                return;
-            }
-            was_seen |= !is_gone;
+        while !self.is_out_of_sight(addr) {
             // The sender is here.
             let _ = view.changed().await;
         }
@@ -102,11 +104,7 @@ impl Gossip {
         loop {
             let view = timeout(SILENCE, views.message()).await.map_err(|e| e.to_string())?;
             let Some(now) = view.map_err(|e| e.message().to_owned())? else { return Ok(()) };
-            self.view.send_if_modified(|known| {
-                let is_new = *known != now;
-                *known = now;
-                is_new
-            });
+            self.see(now);
         }
     }
 }
@@ -126,25 +124,5 @@ mod tests {
         gossip.view.send_replace(GossipView { unreachable: vec!["a".into(), "b".into()], deaf: false });
         assert!(gossip.is_out_of_sight("192.0.2.1:2377") && gossip.is_out_of_sight("[2001:db8::1]:2377"));
         assert!(!gossip.is_out_of_sight("192.0.2.3:2377") && !gossip.is_out_of_sight("nonsense"));
-    }
-
-    #[tokio::test]
-    async fn a_manager_that_was_just_heard_is_lost_only_by_what_is_said_from_then_on() {
-        let gossip = Gossip::default();
-        let peers = vec![GossipPeer { node_id: "a".into(), addr: "192.0.2.1".into() }];
-        gossip.set_config(GossipConfig { peers, ..GossipConfig::default() });
-        let say = |unreachable: &[&str]| {
-            let unreachable = unreachable.iter().map(|id| (*id).to_owned()).collect();
-            gossip.view.send_replace(GossipView { unreachable, deaf: false });
-        };
-        say(&["a"]);
-        let mut lost = std::pin::pin!(gossip.goes_out_of_sight("192.0.2.1:2377"));
-        assert!(futures::poll!(&mut lost).is_pending(), "what was said before it was heard");
-        say(&["a", "b"]);
-        assert!(futures::poll!(&mut lost).is_pending(), "said again of the same");
-        say(&[]);
-        assert!(futures::poll!(&mut lost).is_pending());
-        say(&["a"]);
-        assert!(futures::poll!(&mut lost).is_ready());
     }
 }

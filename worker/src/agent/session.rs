@@ -30,13 +30,13 @@ use orch_proto::{
 };
 use rand::{Rng, seq::SliceRandom};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use super::{Agent, Trust, assignments::AssignmentError, assignments::AssignmentSet, streams};
+use super::{Agent, Trust, assignments::AssignmentError, assignments::AssignmentSet, gossip::Gossip, streams};
 use crate::{
     config::ConfigError,
     image::store::{StoredImage, pinned},
@@ -58,6 +58,8 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 const PING_PERIOD: Duration = Duration::from_secs(1);
 /// Without an answer to one for so long the leader is gone.
 const PONG_LIMIT: Duration = Duration::from_secs(4);
+/// The same once gossip has lost sight of it.
+const PONG_LIMIT_UNSEEN: Duration = Duration::from_secs(1);
 /// A manager of which nothing was heard is not asked again for so long, as long as there are others to ask.
 const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Statuses in one message.
@@ -261,13 +263,14 @@ async fn run(agent: &Arc<Agent>, addr: &str, last_session: &mut String) -> (bool
     let (acks, to_acknowledge) = watch::channel(None);
     let dispatcher = &opened.dispatcher;
     let pings_suffice = AtomicBool::new(false);
+    let answered = Notify::new();
     let ended = tokio::select! {
         Err(e) = listen(agent, addr, opened.messages) => e,
         Err(e) = follow_assignments(agent, dispatcher.clone(), &id, acks) => e,
         Err(e) = acknowledge(agent, dispatcher.clone(), &id, to_acknowledge) => e,
         Err(e) = heartbeat(dispatcher.clone(), &id, opened.period, &pings_suffice) => e,
-        Err(e) = ping(agent, dispatcher.clone(), &id, &pings_suffice) => e,
-        Err(e) = lose_sight(agent, addr) => e,
+        Err(e) = ping(agent, dispatcher.clone(), &id, &pings_suffice, &answered) => e,
+        Err(e) = lose_sight(&agent.gossip, addr, &answered) => e,
         Err(e) = report(agent, dispatcher.clone(), &id) => e,
         Err(e) = announce_images(agent, dispatcher.clone()) => e,
         e = renewed(opened.renewals) => e,
@@ -449,6 +452,7 @@ async fn ping(
     mut dispatcher: Dispatcher,
     session: &str,
     pings_suffice: &AtomicBool,
+    answered: &Notify,
 ) -> Result<Infallible, SessionError> {
     let mut view = agent.gossip.view();
     let (pings, waiting) = mpsc::channel(1);
@@ -459,6 +463,7 @@ async fn ping(
         // The receiver ends with the call, which then says why.
         let _ = pings.send(ping).await;
         let pong = timeout(PONG_LIMIT, pongs.message()).await??.ok_or(SessionError::Ended)?;
+        answered.notify_waiters();
         pings_suffice.store(pong.period_ms > 0, Ordering::Relaxed);
         let every = if pong.period_ms == 0 { PING_PERIOD } else { Duration::from_millis(pong.period_ms) };
         let wait = until_ping(SystemTime::now(), jittered(every, 0.9..1.0));
@@ -471,10 +476,16 @@ async fn ping(
     }
 }
 
-/// Gossip knows earlier than any time limit that the manager's node is gone.
-async fn lose_sight(agent: &Arc<Agent>, addr: &str) -> Result<Infallible, SessionError> {
-    agent.gossip.goes_out_of_sight(addr).await;
-    Err(SessionError::OutOfSight)
+/// Gossip knows earlier than any time limit that the manager's node is gone. It may also be gossip that is cut off: as long as
+/// the manager answers, it is there.
+async fn lose_sight(gossip: &Gossip, addr: &str, answered: &Notify) -> Result<Infallible, SessionError> {
+    loop {
+        gossip.goes_out_of_sight(addr).await;
+        let answer = answered.notified();
+        gossip.ask_for_ping();
+        timeout(PONG_LIMIT_UNSEEN, answer).await.map_err(|_| SessionError::OutOfSight)?;
+        sleep(PING_PERIOD).await;
+    }
 }
 
 async fn report(agent: &Arc<Agent>, mut dispatcher: Dispatcher, session: &str) -> Result<Infallible, SessionError> {
@@ -555,8 +566,40 @@ mod tests {
         Annotations, Meta, NodeId, Timestamp,
         node::{Availability, Node, NodeDescription, NodeSpec, NodeState, NodeStatus, TunnelKey},
     };
+    use orch_proto::wire::{GossipConfig, GossipPeer, GossipView};
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manager_out_of_sight_is_lost_once_it_does_not_answer_either() {
+        let (gossip, answered) = (Gossip::default(), Notify::new());
+        let peers = vec![GossipPeer { node_id: "a".into(), addr: "192.0.2.1".into() }];
+        gossip.set_config(GossipConfig { peers, ..GossipConfig::default() });
+        let see = |unreachable: &[&str]| {
+            let unreachable = unreachable.iter().map(|id| (*id).to_owned()).collect();
+            gossip.see(GossipView { unreachable, deaf: false });
+        };
+        let answer = async |times: usize| {
+            for _ in 0..times {
+                gossip.asked_for_ping().await;
+                answered.notify_waiters();
+            }
+            Instant::now()
+        };
+        let lost = async || {
+            let error = lose_sight(&gossip, "192.0.2.1:2377", &answered).await;
+            assert!(matches!(error, Err(SessionError::OutOfSight)));
+            Instant::now()
+        };
+        let start = Instant::now();
+        assert!(timeout(Duration::from_secs(60), lost()).await.is_err(), "nothing was said of it");
+        see(&["a"]);
+        let (last, lost_at) = tokio::join!(answer(5), lost());
+        assert!(last - start >= Duration::from_secs(64), "asked once a second");
+        assert!((PONG_LIMIT_UNSEEN..PONG_LIMIT).contains(&(lost_at - last)), "{:?}", lost_at - last);
+        see(&[]);
+        assert!(timeout(Duration::from_secs(60), lost()).await.is_err(), "it is in sight again");
+    }
 
     /// Or the session would be opened anew when the network daemon says the same.
     #[test]
