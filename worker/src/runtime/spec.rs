@@ -341,9 +341,14 @@ fn memory(limit_bytes: u64, more: &MoreLimits, counts_swap: bool) -> Option<Valu
     (!memory.is_empty()).then_some(Value::Object(memory))
 }
 
-/// Ports below 1024 and `ping` need no privilege in a network of one's own; Docker's defaults.
+/// Ports below 1024 and `ping` need no privilege in a network of one's own, which are Docker's defaults. And where the network
+/// between nodes carries less than their links say and drops what is larger, TCP finds out instead of hanging for ever.
 fn sysctls(container: &ContainerSpec, others_network: bool, remapped: bool) -> Value {
-    let defaults = [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+    let defaults = [
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+        ("net.ipv4.tcp_mtu_probing", "1"),
+    ];
     // The range names groups that remapped users do not have.
     let usable = |(key, _): &(&str, &str)| !(remapped && *key == "net.ipv4.ping_group_range");
     let mut all: serde_json::Map<String, Value> = defaults
@@ -613,6 +618,7 @@ mod tests {
         assert_eq!(kinds, ["pid", "ipc", "uts", "mount", "network"]);
         assert_eq!(spec["linux"]["namespaces"][4]["path"], "/run/orch/netns/x");
         assert_eq!(spec["linux"]["sysctl"]["net.ipv4.ip_unprivileged_port_start"], "0");
+        assert_eq!(spec["linux"]["sysctl"]["net.ipv4.tcp_mtu_probing"], "1");
         // Another's network is as the other has it.
         let spec = make(&task, V1, |plan| plan.options.joined = Some("/proc/7/ns/net".into())).unwrap();
         assert_eq!(spec["linux"]["namespaces"][4]["path"], "/proc/7/ns/net");
