@@ -435,10 +435,10 @@ impl Engine {
 
     fn suspect(&mut self, suspects: BTreeSet<NodeId>) {
         for node in suspects.difference(&self.suspects) {
-            tracing::warn!(%node, "gossip takes this node for dead: others serve for its tasks where there are any");
+            tracing::warn!(%node, "gossip takes this node for dead, or for out of reach from here: others serve for its tasks where there are any");
         }
         for node in self.suspects.difference(&suspects) {
-            tracing::info!(%node, "gossip no longer takes this node for dead");
+            tracing::info!(%node, "gossip takes this node for reachable again");
         }
         self.suspects = suspects;
     }

@@ -107,6 +107,16 @@ impl Gossip {
             for id in known.unreachable.difference(&now.unreachable).filter(|id| now.watched.contains(id)) {
                 tracing::info!(node = %id, "this node answers again");
             }
+            for id in now.beyond.difference(&known.beyond) {
+                tracing::warn!(
+                    node = %id,
+                    "this node reaches that one by way of others only: the network between the two is cut. Tasks there get \
+                     no new connections from here where there are others"
+                );
+            }
+            for id in known.beyond.difference(&now.beyond).filter(|id| now.watched.contains(id)) {
+                tracing::info!(node = %id, "no longer cut off from this node");
+            }
             if now.deaf && !known.deaf {
                 tracing::warn!(
                     "nothing of gossip reaches this node: open {GOSSIP_PORT}/udp between nodes; until then the failure of \

@@ -3,7 +3,8 @@
 //! Each node probes the few that it watches. One that does not answer is probed again, directly, by way of two others, and
 //! by a TCP handshake that its kernel answers even while its processes stand still; only when all of that fails does this
 //! node call it unreachable, and tell everyone. A node is *suspect* when the majority of those that watch it call it
-//! unreachable. News go from node to node along the watched, so that they reach all without anybody knowing all.
+//! unreachable, or when this node itself reaches it only by way of others: the network between the two is cut, so that no
+//! connection should be tried. News go from node to node along the watched, so that they reach all without anybody knowing all.
 //!
 //! This module must not read a clock, a socket or a source of randomness: `now` counts from any start, numbers are given.
 //! What it wants done comes out as [`Effect`]s. A node that was never reached is never called unreachable (its gossip may
@@ -25,6 +26,8 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(350);
 pub(super) const TICK: Duration = Duration::from_millis(50);
 /// A tick that comes later than this says that this node stood still.
 const LATE: Duration = Duration::from_millis(200);
+/// After so many probes in a row that were answered only by way of others, a node is out of this node's own reach.
+const INDIRECT_ROUNDS: u32 = 2;
 /// By way of so many others.
 const RELAYS: usize = 2;
 /// An unreachable node is said to be so again this often, …
@@ -102,8 +105,10 @@ pub(super) enum Effect<A> {
 pub(super) struct View {
     /// Those it watches and cannot reach.
     pub(super) unreachable: BTreeSet<NodeId>,
-    /// Nodes that the majority of those that watch them cannot reach.
+    /// Nodes that the majority of those that watch them cannot reach, and those out of this node's own reach.
     pub(super) suspects: BTreeSet<NodeId>,
+    /// Those that it watches and reaches by way of others only.
+    pub(super) beyond: BTreeSet<NodeId>,
     /// All that it watches.
     pub(super) watched: BTreeSet<NodeId>,
     pub(super) deaf: bool,
@@ -135,6 +140,14 @@ struct Watched {
     was_reached: bool,
     unreachable: bool,
     said: Duration,
+    /// Probes in a row that were answered only by way of others.
+    indirect: u32,
+}
+
+impl Watched {
+    fn is_beyond(&self) -> bool {
+        self.indirect >= INDIRECT_ROUNDS
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,6 +162,8 @@ enum Stage {
     Everything {
         number: u64,
         until: Duration,
+        /// Others have reached it; it may yet answer this node itself.
+        by_others: bool,
     },
 }
 
@@ -201,6 +216,7 @@ impl<A: Clone> Prober<A> {
                 was_reached: false,
                 unreachable: false,
                 said: now,
+                indirect: 0,
             };
             let kept = known.remove(&peer.id).filter(|watched| watched.addr == peer.addr);
             self.watched.insert(peer.id.clone(), kept.unwrap_or(fresh));
@@ -218,9 +234,12 @@ impl<A: Clone> Prober<A> {
         // Whoever reaches a node needs nobody's word on it.
         let is_in_sight = |id: &NodeId| self.watched.get(id).is_some_and(|w| w.was_reached && !w.unreachable);
         let is_suspect = |(id, count): &(&NodeId, usize)| majority(*count) && !is_in_sight(id);
+        let dead = against.into_iter().filter(is_suspect).map(|(id, _)| id);
+        let beyond = || self.watched.iter().filter(|(_, watched)| watched.is_beyond()).map(|(id, _)| id);
         View {
             unreachable: unreachable.map(|(id, _)| id.clone()).collect(),
-            suspects: against.into_iter().filter(is_suspect).map(|(id, _)| id.clone()).collect(),
+            suspects: dead.chain(beyond()).cloned().collect(),
+            beyond: beyond().cloned().collect(),
             watched: self.watched.keys().cloned().collect(),
             deaf: !self.watched.is_empty() && now.saturating_sub(self.heard) > DEAF_AFTER,
         }
@@ -269,6 +288,7 @@ impl<A: Clone> Prober<A> {
         if let Some(watched) = self.watched.get_mut(id)
             && matches!(watched.stage, Stage::Everything { .. })
         {
+            watched.indirect = 0;
             self.reached(id, now);
         }
     }
@@ -279,6 +299,7 @@ impl<A: Clone> Prober<A> {
         for watched in self.watched.values_mut() {
             watched.stage = Stage::Idle;
             watched.next = now;
+            watched.indirect = 0;
         }
         for news in self.news.values_mut() {
             news.heard = (news.heard + late).min(now);
@@ -294,6 +315,12 @@ impl<A: Clone> Prober<A> {
     ) {
         let Some(watched) = self.watched.get(id) else { return };
         let (addr, was_reached) = (watched.addr, watched.was_reached);
+        if let Stage::Everything { until, by_others: true, .. } = watched.stage {
+            if now >= until {
+                self.reached_by_others(id, now);
+            }
+            return;
+        }
         let (stage, failed) = match watched.stage {
             Stage::Idle if now >= watched.next => {
                 let number = self.next_number();
@@ -309,7 +336,7 @@ impl<A: Clone> Prober<A> {
                 for relay in self.relays(id, pick) {
                     effects.push(send(&relay.id, relay.addr, Message::Relay(number, target.clone())));
                 }
-                (Stage::Everything { number, until: now + PATIENCE }, false)
+                (Stage::Everything { number, until: now + PATIENCE, by_others: false }, false)
             }
             Stage::Everything { until, .. } if now >= until => (Stage::Idle, true),
             waiting => (waiting, false),
@@ -320,7 +347,7 @@ impl<A: Clone> Prober<A> {
             watched.next = now.max(watched.next) + if stage == Stage::Idle { PERIOD } else { Duration::ZERO };
         }
         if failed && (!watched.unreachable || now.saturating_sub(watched.said) >= REPEAT) {
-            (watched.unreachable, watched.said) = (true, now);
+            (watched.unreachable, watched.said, watched.indirect) = (true, now, 0);
             self.say(id, true, now);
         }
     }
@@ -346,14 +373,22 @@ impl<A: Clone> Prober<A> {
             Stage::Direct { number: asked, .. } | Stage::Everything { number: asked, .. } => asked == number,
             Stage::Idle => false,
         };
+        let (id, watched) = self.watched.iter_mut().find(|(_, watched)| asked(watched))?;
         // The ack of a relayed probe comes from the relay.
-        let id = self.watched.iter().find(|(_, watched)| asked(watched)).map(|(id, _)| id.clone())?;
-        let by_itself = id == *from;
-        self.reached(&id, now);
-        if let Some(watched) = self.watched.get_mut(&id) {
-            watched.was_reached |= by_itself;
+        if id == from {
+            (watched.was_reached, watched.indirect) = (true, 0);
+            self.reached(from, now);
+        } else if let Stage::Everything { by_others, .. } = &mut watched.stage {
+            *by_others = true;
         }
         None
+    }
+
+    fn reached_by_others(&mut self, id: &NodeId, now: Duration) {
+        if let Some(watched) = self.watched.get_mut(id) {
+            watched.indirect = watched.indirect.saturating_add(1);
+        }
+        self.reached(id, now);
     }
 
     fn reached(&mut self, id: &NodeId, now: Duration) {

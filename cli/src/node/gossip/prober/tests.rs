@@ -41,6 +41,8 @@ struct Net {
     fates: Vec<Fate>,
     /// Nodes in different parts do not reach each other.
     part: Vec<usize>,
+    /// What the first sends does not reach the second.
+    cuts: BTreeSet<(usize, usize)>,
     flights: VecDeque<(Duration, usize, usize, Message)>,
     handshakes: VecDeque<(Duration, usize, NodeId)>,
     /// Of a hundred packets, so many are lost.
@@ -56,6 +58,7 @@ impl Net {
             probers: (0..nodes).map(|n| Prober::new(id(n), 1, Duration::ZERO)).collect(),
             fates: vec![Fate::Well; nodes],
             part: vec![0; nodes],
+            cuts: BTreeSet::new(),
             flights: VecDeque::new(),
             handshakes: VecDeque::new(),
             loss: 0,
@@ -123,13 +126,14 @@ impl Net {
                         At::Source(n) => n,
                     };
                     assert_eq!(to.node, id(n));
-                    if self.part[from] == self.part[n] {
+                    if self.part[from] == self.part[n] && !self.cuts.contains(&(from, n)) {
                         self.flights.push_back((self.now + FLIGHT, from, n, message));
                     }
                 }
                 Effect::Handshake(target, _) => {
                     let n = self.number(&target);
-                    if self.fates[n] != Fate::Dead && self.part[from] == self.part[n] {
+                    let is_cut = self.cuts.contains(&(from, n)) || self.cuts.contains(&(n, from));
+                    if self.fates[n] != Fate::Dead && self.part[from] == self.part[n] && !is_cut {
                         self.handshakes.push_back((self.now + FLIGHT, from, target));
                     }
                 }
@@ -205,6 +209,29 @@ fn a_node_that_is_cut_off_suspects_nobody_where_there_is_a_majority() {
     net.part[1] = 0;
     net.run(Duration::from_millis(1_500));
     assert!(net.all_suspect(&[], &[]));
+}
+
+#[test]
+fn two_nodes_that_are_cut_off_from_each_other_alone_send_each_other_nothing_and_are_dead_for_nobody() {
+    for cuts in [vec![(0, 1), (1, 0)], vec![(0, 1)], vec![(1, 0)]] {
+        let mut net = Net::settled(4, 3);
+        net.cuts.extend(&cuts);
+        net.run(Duration::from_secs(4));
+        for _ in 0..50 {
+            assert_eq!((net.suspects(0), net.suspects(1)), (BTreeSet::from([1]), BTreeSet::from([0])), "{cuts:?}");
+            assert!(net.all_suspect(&[0, 1], &[]), "{cuts:?}");
+            assert!((0..4).all(|n| net.unreachable(n).is_empty()), "{cuts:?}");
+            net.run(Duration::from_millis(200));
+        }
+        net.cuts.clear();
+        net.run(Duration::from_millis(1_500));
+        assert!(net.all_suspect(&[], &[]), "{cuts:?}");
+    }
+    // The kernel answers: it is gossip alone that is closed.
+    let mut net = Net::settled(4, 3);
+    net.fates[1] = Fate::Blocked;
+    net.run(Duration::from_secs(5));
+    assert!(net.all_suspect(&[1], &[]));
 }
 
 /// n0 loses n1 while n2 reaches both: n2 passes probes on, and nobody is dead.
