@@ -145,6 +145,41 @@ fn with_no_manager_up_a_dead_nodes_tasks_leave_the_balancing_within_two_seconds(
 }
 
 #[test]
+fn two_nodes_cut_off_from_each_other_alone_send_each_other_no_new_connections() {
+    let lab = Lab::up("gossip-pair", 3, 1);
+    lab.import("hits", "hits", HITS);
+    let args = ["service", "create", "-q", "--name", "web", "--mode", "global", "-p", "8000:80", "hits"];
+    let _ = lab.orch(&args).ok();
+    for node in ["n1", "n2", "n3"] {
+        let url = format!("http://{}:8000/", lab.address(node));
+        eventually("the port answers on every node", || lab.get("client", &url));
+    }
+    settle(&lab, 3);
+    let url = format!("http://{}:8000/", lab.address("n2"));
+    let load = Load::start(&lab, "client", &url, Duration::from_millis(25), Duration::from_secs(60));
+    eventually("the load runs", || if load.so_far() > 100 { Ok(()) } else { Err(load.so_far().to_string()) });
+    let cut = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let _ = lab.command("partition", &["n2", "n3"]).ok();
+    hold(Duration::from_secs(12), || all_ready(&lab, "n1", 3));
+    let answers = load.stop();
+    let failed = failures(&answers);
+    assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
+    let at = |answer: &Value| answer["at"].as_f64().expect("a time") - cut;
+    let slow = |answer: &&Value| answer["took_ms"].as_f64().is_none_or(|took| took > 900.0);
+    let last_slow = answers.iter().filter(slow).map(at).fold(f64::MIN, f64::max);
+    eprintln!("the last request that had to be sent again began {last_slow:.2} s after the cut");
+    assert!(last_slow < 5.0, "a request that began {last_slow} s after the cut was still sent over it");
+    assert!(last_slow > 0.0, "no request was ever sent over the cut: this test shows nothing");
+    let log = || lab.exec("n2", &["cat", "/var/lib/orch/node/log/node.log"]).ok();
+    assert!(log().contains("the network between the two is cut"), "{}", log());
+    let _ = lab.command("heal", &[] as &[&str]).ok();
+    within(Duration::from_secs(10), "and no longer", || {
+        let log = log();
+        if log.contains("no longer cut off from this node") { Ok(()) } else { Err(log) }
+    });
+}
+
+#[test]
 fn whoever_stands_still_or_has_its_port_closed_is_not_dead() {
     let lab = Lab::up("gossip-calm", 3, 1);
     lab.import("box", "busybox", SLEEPER);
@@ -191,9 +226,23 @@ fn whoever_stands_still_or_has_its_port_closed_is_not_dead() {
     });
     let log = lab.exec("n2", &["cat", "/var/lib/orch/node/log/node.log"]).ok();
     assert!(log.contains("nothing of gossip reaches this node"), "{log}");
-    let _ = lab.exec("n2", &["nft", "delete table inet shut"]).ok();
-    within(Duration::from_secs(10), "and no longer", || expect_node(&lab, "n1", "n2", "Ready", ""));
-    unchanged().expect("all is as it was");
+    let reopen = || {
+        let _ = lab.exec("n2", &["nft", "delete table inet shut"]).ok();
+        within(Duration::from_secs(10), "and no longer", || expect_node(&lab, "n1", "n2", "Ready", ""));
+        unchanged().expect("all is as it was");
+    };
+    reopen();
+
+    // In every way: nobody reaches anybody, but the manager answers.
+    let closed = "table inet shut { chain in { type filter hook input priority 0; th dport 7946 drop; th sport 7946 drop; }; \
+                  chain out { type filter hook output priority 0; th dport 7946 drop; th sport 7946 drop; }; }";
+    let _ = lab.exec("n2", &["nft", closed]).ok();
+    hold(STILL, unchanged);
+    within(Duration::from_secs(20), "the status says so", || {
+        unchanged()?;
+        expect_node(&lab, "n1", "n2", "Ready", "gossip does not reach it: open 7946/udp")
+    });
+    reopen();
 }
 
 #[test]
@@ -224,6 +273,43 @@ fn a_leader_that_is_cut_off_takes_nobody_down_and_neither_does_the_next() {
     let _ = lab.command("heal", &[] as &[&str]).ok();
     eventually("it is back", || all_ready(&lab, from, 4));
     assert_eq!(ids(&wanted(&lab, "s").expect("tasks")), before, "no task was replaced");
+}
+
+#[test]
+fn a_leader_to_which_nobody_can_come_hands_over_and_takes_nobody_for_dead() {
+    let lab = Lab::up("gossip-shut", 4, 3);
+    lab.import("box", "busybox", SLEEPER);
+    let _ = lab.orch(&["service", "create", "-q", "--name", "s", "--replicas", "8", "box"]).ok();
+    lab.wait_replicas("s", "8/8");
+    settle(&lab, 4);
+    let leader = |from: &str| {
+        let text = lab.orch_on(from, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"]).result()?;
+        let leads = text.lines().find_map(|line| line.strip_suffix(" Leader").map(str::to_owned));
+        leads.ok_or(text)
+    };
+    let deaf = leader("n1").expect("a leader");
+    let from = if deaf == "n2" { "n3" } else { "n2" };
+    let before = ids(&wanted(&lab, "s").expect("tasks"));
+    let closed = "table inet shut { chain in { type filter hook input priority 0; iif != lo tcp dport 2377 drop; }; }";
+    let _ = lab.exec(&deaf, &["nft", closed]).ok();
+    within(Duration::from_secs(15), "another manager leads", || {
+        let now = leader(from)?;
+        if now == deaf { Err(now) } else { Ok(()) }
+    });
+    hold(Duration::from_secs(8), || {
+        let ready: Vec<_> = nodes(&lab, from)?.into_iter().filter(|node| node.1 == "Ready").collect();
+        if ready.len() == 4 { Ok(()) } else { Err(format!("{ready:?}")) }
+    });
+    let tasks =
+        lab.orch_on(from, &["service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", "s"]).ok();
+    assert_eq!(tasks.lines().map(str::to_owned).collect::<BTreeSet<_>>(), before, "tasks were replaced");
+    let said = lab.orch_on(&deaf, &["service", "ls"]);
+    assert!(said.stderr.contains("what it sends does not arrive here: open 2377/tcp"), "{said:?}");
+    let _ = lab.orch_on(&deaf, &["config", "create", "by-way-of-the-leader", "/etc/hostname"]).ok();
+    let configs = lab.orch_on(from, &["config", "ls", "--format", "{{.Name}}"]).ok();
+    assert_eq!(configs.trim(), "by-way-of-the-leader");
+    let log = lab.exec(&deaf, &["cat", "/var/lib/orch/node/log/manager.log"]).ok();
+    assert!(log.contains("no other node comes to this manager"), "it does not say why: {log}");
 }
 
 #[test]

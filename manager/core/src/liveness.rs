@@ -272,6 +272,31 @@ impl Liveness {
         (silent_for >= patience && self.is_out_of_sight(node, ring, period, now)).then_some(Cause::UnreachableForPeers)
     }
 
+    /// Whether nobody comes to this manager although there is somebody to come: what reaches it is cut off, not the others.
+    ///
+    /// `others`: the nodes that are not down, without this manager's own. `reached`: those on which a manager answers
+    /// this one. Half of their grace time is over then, so that another manager can hear them before it is.
+    #[must_use]
+    pub fn is_shunned<'a>(
+        &self,
+        others: impl IntoIterator<Item = &'a NodeId>,
+        reached: &BTreeSet<NodeId>,
+        period: Duration,
+        now: Duration,
+    ) -> bool {
+        let patience = period * MISSED_BEATS / 2;
+        let is_silent = |node: &NodeId| match self.known.get(node) {
+            Some(known) => now.saturating_sub(known.heard) > patience,
+            None => now.saturating_sub(self.started) > patience * AFTER_CHANGE_OF_LEADER,
+        };
+        let mut is_anyone_there = false;
+        let all_silent = others.into_iter().all(|node| {
+            is_anyone_there |= reached.contains(node);
+            is_silent(node)
+        });
+        all_silent && is_anyone_there
+    }
+
     /// Whether gossip does not reach the node although there is somebody to hear.
     #[must_use]
     pub fn is_deaf(&self, node: &NodeId, ring: &Ring, heartbeat: Duration, now: Duration) -> bool {

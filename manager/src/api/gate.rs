@@ -13,7 +13,10 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use orch_manager_core::roles::Standing;
 use orch_model::node::NodeRole;
-use orch_proto::tls::{ConnectionInfo, PeerIdentity, role_word};
+use orch_proto::{
+    report::chain,
+    tls::{ConnectionInfo, PeerIdentity, role_word},
+};
 use tokio::time::{Instant, sleep};
 use tonic::{
     Status,
@@ -29,7 +32,10 @@ use super::{
     register::Register,
     status,
 };
-use crate::{leader::Throne, raft::Consensus};
+use crate::{
+    leader::Throne,
+    raft::{ASK_AROUND_AFTER, Consensus, ConsensusError, Leadership, Member},
+};
 
 /// How long a call waits for a leader that answers it; an election takes one to two seconds.
 const LEADER_LIMIT: Duration = Duration::from_secs(6);
@@ -245,16 +251,21 @@ impl Gate {
         if call.place == Place::Here {
             return Ok(Destination::Here);
         }
-        let was_forwarded = call.caller.was_forwarded;
+        let (was_forwarded, began) = (call.caller.was_forwarded, Instant::now());
+        let mut refusal = status::no_leader();
         loop {
             if self.throne.load().is_some() {
                 return Ok(Destination::Here);
             }
             let leadership = self.consensus.leadership().borrow().clone();
-            if let Some((_, leader)) = leadership.leader.as_ref().filter(|_| !leadership.is_own && !was_forwarded) {
+            if !was_forwarded && let Some(leader) = self.leader_elsewhere(&leadership, began.elapsed()).await {
                 match self.forwarder.channel(&leader.addr).await {
                     Ok(channel) => return Ok(Destination::Leader(channel)),
-                    Err(error) => tracing::debug!(%leader, %error, "cannot reach the leader"),
+                    Err(error) => {
+                        tracing::debug!(%leader, %error, "cannot reach the leader");
+                        let why = chain(&error);
+                        refusal = status::from_consensus(&ConsensusError::OutOfReach { leader, why });
+                    }
                 }
             }
             if Instant::now() >= call.deadline || leadership.failed.is_some() {
@@ -264,7 +275,17 @@ impl Gate {
         }
         match call.place {
             Place::LeaderElseHere if !was_forwarded => Ok(Destination::Here),
-            _ => Err(Box::new(status::no_leader())),
+            _ => Err(Box::new(refusal)),
+        }
+    }
+
+    /// The leader that this manager knows or, once it has heard of none for a while, that the others know.
+    async fn leader_elsewhere(&self, leadership: &Leadership, waited: Duration) -> Option<Member> {
+        match &leadership.leader {
+            _ if leadership.is_own => None,
+            Some((_, leader)) => Some(leader.clone()),
+            None if waited < ASK_AROUND_AFTER => None,
+            None => self.consensus.ask_around().await.map(|(leader, _)| leader),
         }
     }
 }

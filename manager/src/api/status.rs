@@ -70,6 +70,9 @@ pub fn from_consensus(error: &ConsensusError) -> Status {
     match error {
         ConsensusError::NotLeader => with_code(Code::Unavailable, "not-leader", message),
         ConsensusError::NoQuorum => with_code(Code::Unavailable, "no-quorum", message),
+        ConsensusError::OutOfReach { .. } | ConsensusError::Deaf { .. } => {
+            with_code(Code::Unavailable, "no-leader", message)
+        }
         ConsensusError::MembersBusy => with_code(Code::Unavailable, "members-busy", message),
         ConsensusError::Stopped(_) | ConsensusError::Start(_) => with_code(Code::Unavailable, "stopped", message),
         ConsensusError::NotWanted => with_code(Code::FailedPrecondition, "not-a-manager", message),

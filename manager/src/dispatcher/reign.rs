@@ -183,15 +183,30 @@ impl Reign {
             }
             let view = self.consensus.store().view();
             let Some(period) = view.state.cluster().map(|c| c.spec.heartbeat_period) else { continue };
-            let nodes: Vec<_> = if looked_at_all.elapsed() >= FULL_SWEEP.min(period) {
+            let is_full = looked_at_all.elapsed() >= FULL_SWEEP.min(period);
+            let nodes: Vec<_> = if is_full {
                 looked_at_all = Instant::now();
                 view.state.nodes().cloned().collect()
             } else {
                 self.sessions.suspects().iter().filter_map(|node| view.state.node(node).cloned()).collect()
             };
             drop(view);
+            if is_full && self.is_shunned(&nodes, period) {
+                self.consensus.give_way().await;
+            }
             self.sweep(&nodes, period).await;
         }
+    }
+
+    fn is_shunned(&self, nodes: &[Arc<Node>], period: Duration) -> bool {
+        let seats = self.consensus.seats();
+        let (own, others): (Vec<_>, Vec<_>) = seats.all.iter().partition(|seat| seat.raft_id == seats.leader);
+        let is_own = |node: &Node| own.iter().any(|seat| seat.node == node.id.as_str());
+        let is_other = |node: &&Arc<Node>| node.status.state != NodeState::Down && !is_own(node);
+        let answers = others.iter().filter(|seat| seat.is_voter && seat.is_reachable);
+        let reached = answers.filter_map(|seat| seat.node.parse().ok()).collect();
+        let others: Vec<_> = nodes.iter().filter(is_other).map(|node| node.id.clone()).collect();
+        self.sessions.is_shunned(&others, &reached, period)
     }
 
     async fn sweep(&self, nodes: &[Arc<Node>], period: Duration) {

@@ -146,6 +146,12 @@ impl Sessions {
         self.lock().liveness.forgive(stall, now);
     }
 
+    /// Whether nobody comes to this manager although there is somebody to come.
+    pub(super) fn is_shunned(&self, others: &[NodeId], reached: &BTreeSet<NodeId>, period: Duration) -> bool {
+        let now = self.now();
+        self.lock().liveness.is_shunned(others, reached, period, now)
+    }
+
     /// What is to be noted of which of these nodes, that are not down.
     pub(super) fn review<'a>(
         &self,

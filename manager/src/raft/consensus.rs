@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,6 +12,7 @@ use openraft::{
     ChangeMembers, Config, Instant as _, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver,
     errors::{ClientWriteError, LinearizableReadError, RaftError},
+    raft::VoteRequest,
 };
 use orch_manager_core::roles::{Seat, Seats};
 use orch_model::{ClusterId, Timestamp};
@@ -19,7 +20,7 @@ use orch_proto::report::chain;
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -29,7 +30,7 @@ use super::{
     network::{Dial, Network, Refusals},
     snapshot::SnapshotFolder,
     store::Store,
-    types::{Applied, LogId, Member, Proposal, Raft, TypeConfig},
+    types::{Applied, LogId, Member, Proposal, Raft, TypeConfig, Vote},
 };
 use crate::log::{LogEngine, Sealer};
 
@@ -48,10 +49,16 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const CATCH_UP_LIMIT: Duration = Duration::from_secs(6);
 /// Before another look for a leader that answers.
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(50);
+/// An election takes one to two seconds; who has heard of no leader for longer asks the others.
+pub(crate) const ASK_AROUND_AFTER: Duration = Duration::from_secs(2);
 /// For a new member to catch up, and for a change of members to commit.
 const MEMBER_LIMIT: Duration = Duration::from_secs(60);
 /// A manager that has not answered for this long does not count towards a quorum.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(3);
+/// For the heir to be elected.
+const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
+/// A manager to which nobody comes does not hand leadership over again for so long.
+const GIVE_WAY_PAUSE: Duration = Duration::from_secs(600);
 
 /// Why consensus did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +76,18 @@ pub enum ConsensusError {
          more managers are up"
     )]
     NoQuorum,
+    /// Nothing was changed or read.
+    #[error(
+        "this manager cannot reach the leader it knows ({leader}: {why}) and has heard of no other. More than half of the \
+         managers must be up and reach each other (a quorum): start the missing ones, or open 2377/tcp between these two"
+    )]
+    OutOfReach { leader: Member, why: String },
+    /// Nothing was read.
+    #[error(
+        "the leader ({leader}) answers this manager, but what it sends does not arrive here: open 2377/tcp on this node, or \
+         ask another manager"
+    )]
+    Deaf { leader: Member },
     #[error("raft has stopped on this manager: {0}")]
     Stopped(String),
     #[error("another change of the managers is under way: try again")]
@@ -169,6 +188,7 @@ pub struct Consensus {
     changing_members: Arc<tokio::sync::Mutex<()>>,
     compacting: Arc<tokio::sync::Mutex<()>>,
     disk: Arc<ArcSwapOption<Disk>>,
+    gave_way: Arc<Mutex<Option<Instant>>>,
     runtime: Handle,
 }
 
@@ -223,6 +243,7 @@ impl Consensus {
             refusals,
             changing_members: Arc::default(),
             compacting: Arc::default(),
+            gave_way: Arc::default(),
             disk,
             runtime: Handle::current(),
         })
@@ -316,6 +337,8 @@ impl Consensus {
 
     /// Returns once everything that was committed before the call is in the [`Store`] of this manager, whoever leads.
     pub async fn catch_up(&self) -> Result<(), ConsensusError> {
+        let mut obstacle = ConsensusError::NoQuorum;
+        let began = Instant::now();
         let trying = async {
             loop {
                 let now = self.leadership.borrow().clone();
@@ -327,16 +350,37 @@ impl Consensus {
                         Ok(()) => return Ok(()),
                         Err(error) => tracing::debug!(%error, "this leader is not sure that it still leads"),
                     },
-                    Some((leader, member)) => match self.line.read_index(leader, &member.addr).await {
-                        Ok(index) => return self.applied(index).await,
-                        Err(status) => tracing::debug!(%member, %status, "the leader does not say how far it is"),
+                    Some((id, leader)) => match self.line.read_index(id, &leader.addr).await {
+                        Ok(index) => {
+                            obstacle = ConsensusError::Deaf { leader };
+                            return self.applied(index).await;
+                        }
+                        Err(status) => {
+                            tracing::debug!(%leader, %status, "the leader does not say how far it is");
+                            obstacle = ConsensusError::OutOfReach { leader, why: status.message().to_owned() };
+                        }
                     },
+                    None if began.elapsed() >= ASK_AROUND_AFTER => {
+                        if let Some((leader, index)) = self.ask_around().await {
+                            obstacle = ConsensusError::Deaf { leader };
+                            return self.applied(index).await;
+                        }
+                    }
                     None => {}
                 }
                 sleep(CATCH_UP_PAUSE).await;
             }
         };
-        timeout(CATCH_UP_LIMIT, trying).await.unwrap_or(Err(ConsensusError::NoQuorum))
+        timeout(CATCH_UP_LIMIT, trying).await.unwrap_or(Err(obstacle))
+    }
+
+    /// The leader, and how far it is, as the other managers say. Whoever leads tells it to everyone, so this is for a
+    /// manager that does not hear it.
+    pub async fn ask_around(&self) -> Option<(Member, u64)> {
+        let others = self.members().into_iter().filter(|(id, _)| *id != self.raft_id);
+        let asked =
+            others.map(async |(id, member)| Some((member.clone(), self.line.ask(id, &member.addr).await.ok()?)));
+        futures::future::join_all(asked).await.into_iter().flatten().next()
     }
 
     async fn applied(&self, index: u64) -> Result<(), ConsensusError> {
@@ -533,6 +577,25 @@ impl Consensus {
         self.hand_over_to(heir).await;
     }
 
+    /// Hands leadership over because nobody comes to this manager; not again soon, since it may be they who are at fault.
+    pub async fn give_way(&self) {
+        let is_due = {
+            let mut last = self.gave_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_due = last.is_none_or(|at| at.elapsed() >= GIVE_WAY_PAUSE);
+            if is_due {
+                *last = Some(Instant::now());
+            }
+            is_due
+        };
+        if is_due {
+            tracing::warn!(
+                "no other node comes to this manager although managers there answer it: handing leadership over. \
+                 Is its port open (2377/tcp), and its clock right?"
+            );
+            self.hand_over().await;
+        }
+    }
+
     /// Hands leadership to this manager, when this one has it.
     pub async fn hand_over_to(&self, heir: u64) {
         if !self.is_leader() || self.raft.trigger().transfer_leader(heir).await.is_err() {
@@ -540,7 +603,25 @@ impl Consensus {
         }
         let mut leadership = self.leadership();
         // Should it not work, an election follows all the same.
-        let _ = timeout(Duration::from_secs(2), leadership.wait_for(|l| !l.is_own)).await;
+        if timeout(HAND_OVER_LIMIT, leadership.wait_for(|l| !l.is_own)).await.is_err() {
+            self.step_down(heir).await;
+        }
+    }
+
+    /// Stops leading, having handed over: a manager that nothing reaches does not hear that another leads. It gives the heir its vote
+    /// in the next term, whether that one asks for it or not, as any follower might.
+    async fn step_down(&self, heir: u64) {
+        let request = {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            // A leader's last entry is its own, if only the one that it began with.
+            let last = metrics.last_log_index.map(|index| LogId { leader_id: *metrics.vote.leader_id(), index });
+            let vote = Vote::new(metrics.current_term + 1, heir);
+            VoteRequest { vote, last_log_id: last, leadership_transfer: true }
+        };
+        if let Err(error) = self.raft.vote(request).await {
+            tracing::warn!(%error, "cannot stop leading, having handed over");
+        }
     }
 
     /// Stops raft; nothing that was acknowledged is lost, also without this.

@@ -13,6 +13,8 @@ use super::network::{Dial, Link, addressed, connect};
 
 /// The leader asks a quorum before it answers.
 const ANSWER_LIMIT: Duration = Duration::from_secs(3);
+/// For managers that may be down.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection to one leader at a time.
 pub(super) struct LeaderLine {
@@ -43,6 +45,17 @@ impl LeaderLine {
             *self.lock() = None;
         }
         answer.map(|answer| answer.into_inner().index)
+    }
+
+    /// The same of a manager that may lead, once.
+    pub(super) async fn ask(&self, manager: u64, addr: &str) -> Result<u64, Status> {
+        let asking = async {
+            let connected = connect(self.dial.as_ref(), addr).await;
+            let mut client = connected.map_err(|error| Status::unavailable(error.to_string()))?;
+            client.read_index(addressed(manager, wire::Empty {})).await
+        };
+        let answer = timeout(ASK_LIMIT, asking).await;
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))).map(|answer| answer.into_inner().index)
     }
 
     async fn client(&self, addr: &str) -> Result<RaftClient<Link>, Status> {

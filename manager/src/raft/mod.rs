@@ -24,6 +24,7 @@ mod wire;
 mod tests;
 
 pub use commits::Commits;
+pub(crate) use consensus::ASK_AROUND_AFTER;
 pub use consensus::{Compaction, Consensus, ConsensusError, Leadership, Settings, WallClock};
 #[cfg(test)]
 pub(crate) use log_store::META_VOTE;

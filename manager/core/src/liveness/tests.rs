@@ -104,6 +104,35 @@ fn gossip_that_does_not_arrive_is_said_only_while_there_is_somebody_to_hear() {
 }
 
 #[test]
+fn a_manager_to_which_nobody_comes_knows_it_before_it_takes_anyone_for_dead() {
+    // Managers answer on nodes 2 and 3; 1 is this one's own; 4 is a worker.
+    let shunned = |liveness: &Liveness, others: &[u8], reached: &[u8], at: u64| {
+        let (others, reached): (Vec<_>, _) = (others.iter().map(|n| id(*n)).collect(), reached.iter().map(|n| id(*n)));
+        liveness.is_shunned(&others, &reached.collect(), PERIOD, ms(at))
+    };
+    let mut liveness = Liveness::default();
+    (1..=4).for_each(|n| liveness.connected(id(n), ms(0)));
+    (1..=4).for_each(|n| liveness.heard(&id(n), ms(1_000)));
+    liveness.heard(&id(1), ms(8_000));
+    assert!(!shunned(&liveness, &[2, 3, 4], &[2, 3], 8_500), "half of the grace time is not over");
+    assert!(shunned(&liveness, &[2, 3, 4], &[2, 3], 8_501));
+    assert!(shunned(&liveness, &[2, 3, 4], &[3], 8_501), "one manager is enough to see that somebody is there");
+    assert!(!shunned(&liveness, &[2, 3, 4], &[], 8_501), "nobody answers: they may be dead, or this one is cut off");
+    assert!(!shunned(&liveness, &[4], &[2, 3], 8_501), "the managers' nodes count as down");
+    assert!(!shunned(&liveness, &[], &[2, 3], 8_501));
+    (2..=4).for_each(|n| liveness.broke(&id(n)));
+    assert!(shunned(&liveness, &[2, 3, 4], &[2, 3], 8_501));
+    liveness.heard(&id(4), ms(2_000));
+    assert!(!shunned(&liveness, &[2, 3, 4], &[2, 3], 8_501), "the worker comes");
+    liveness.forgive(ms(3_000), ms(9_600));
+    assert!(!shunned(&liveness, &[2, 3, 4], &[2, 3], 11_500), "this manager stood still");
+
+    let new = Liveness::default();
+    assert!(!shunned(&new, &[2, 3, 4], &[2, 3], 15_000), "a new leader waits twice as long");
+    assert!(shunned(&new, &[2, 3, 4], &[2, 3], 15_001));
+}
+
+#[test]
 fn everyone_is_watched_by_as_many_as_it_watches() {
     for nodes in 1..=20 {
         let ring = ring(nodes);
