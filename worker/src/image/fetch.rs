@@ -16,13 +16,15 @@ use tonic::transport::Channel;
 
 use super::{
     arrival::Arrival,
-    pull::{MAX_INDEXES, bytes_of, platform_manifest},
+    pull::{MAX_INDEXES, Pace, bytes_of, platform_manifest},
     store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage, UnpackedLayer},
 };
 
 const PARALLEL_BLOBS: usize = 4;
 /// Without a byte for so long, the next holder is asked.
 const STALL_TIMEOUT: Duration = Duration::from_secs(15);
+/// Whoever brings too little in this time is as good as one who brings nothing.
+const PACE_WINDOW: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
@@ -38,6 +40,8 @@ pub(crate) enum FetchError {
     Refused { digest: String, holder: String, status: Box<tonic::Status> },
     #[error("{holder} stopped sending {digest}")]
     Stalled { digest: String, holder: String },
+    #[error("{holder} sends {digest} too slowly")]
+    Drips { digest: String, holder: String },
     #[error("{0} is larger than its manifest says, or than a manifest or configuration may be")]
     TooLarge(String),
     #[error("the index {0} has no image for this machine")]
@@ -160,14 +164,7 @@ impl Fetcher<'_> {
             return Ok(None);
         }
         let what = if self.store.has_layer(diff_id) { What::Blob } else { What::NewLayer };
-        let is_resumed = self.store.partial_bytes(digest) > 0;
-        let unpacked = match self.one_after_another(n, digest, Some(bytes), what).await {
-            Err(FetchError::Store(error)) if is_resumed => {
-                tracing::info!(digest, %error, "a transfer that was gone on with begins anew");
-                self.one_after_another(n, digest, Some(bytes), what).await?
-            }
-            done => done?,
-        };
+        let unpacked = self.one_after_another(n, digest, Some(bytes), what).await?;
         Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
     }
 
@@ -190,22 +187,29 @@ impl Fetcher<'_> {
         let mut arrival = self.start(digest, what).await?;
         for turn in 0..self.holders.len() {
             let holder = &self.holders[(n + turn) % self.holders.len()];
-            match self.blob_from(holder, digest, limit, &mut arrival).await {
-                Ok(()) => return Ok(arrival.finish(digest).await?),
-                Err(error) => {
-                    tracing::warn!(
-                        digest,
-                        holder = holder.addr,
-                        error = super::chain(&error),
-                        "fetching from a node failed"
-                    );
-                    if !matches!(error, FetchError::Stalled { .. } | FetchError::Refused { .. }) {
-                        arrival.spoil();
-                        arrival = self.start(digest, what).await?;
-                    }
-                    last = error;
-                }
+            let is_gone_on_with = arrival.bytes > 0;
+            let mut tried = self.all_from(holder, digest, limit, arrival).await;
+            if let Err((error, None)) = &tried
+                && is_gone_on_with
+            {
+                // What is wrong may be what was there before.
+                warn(digest, holder, error);
+                tried = self.all_from(holder, digest, limit, self.start(digest, what).await?).await;
             }
+            let (error, left) = match tried {
+                Ok(unpacked) => return Ok(unpacked),
+                Err(failed) => failed,
+            };
+            warn(digest, holder, &error);
+            if self.store.has_blob(digest) {
+                // It is what was asked for: nobody has a better one.
+                return Err(error);
+            }
+            last = error;
+            arrival = match left {
+                Some(left) => *left,
+                None => self.start(digest, what).await?,
+            };
         }
         Err(last)
     }
@@ -214,6 +218,26 @@ impl Fetcher<'_> {
         match what {
             What::Blob => Arrival::of_blob(self.store),
             What::NewLayer => Arrival::of_layer(self.store, digest).await,
+        }
+    }
+
+    /// The rest of a blob from one holder. With the error comes what the next one may go on with.
+    async fn all_from(
+        &self,
+        holder: &Holder,
+        digest: &str,
+        limit: Option<u64>,
+        mut arrival: Arrival,
+    ) -> Result<Option<UnpackedLayer>, (FetchError, Option<Box<Arrival>>)> {
+        match self.blob_from(holder, digest, limit, &mut arrival).await {
+            Ok(()) => arrival.finish(digest).await.map_err(|error| (error.into(), None)),
+            Err(error @ (FetchError::Stalled { .. } | FetchError::Drips { .. } | FetchError::Refused { .. })) => {
+                Err((error, Some(Box::new(arrival))))
+            }
+            Err(error) => {
+                arrival.spoil();
+                Err((error, None))
+            }
         }
     }
 
@@ -239,6 +263,7 @@ impl Fetcher<'_> {
         let mut client = holder.client.clone();
         let answered = timeout(STALL_TIMEOUT, client.fetch_blob(request)).await.map_err(|_| stalled())?;
         let mut chunks = answered.map_err(refused)?.into_inner();
+        let mut pace = Pace::new(Instant::now(), arrival.bytes, PACE_WINDOW);
         while let Some(chunk) =
             timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)?
         {
@@ -246,7 +271,14 @@ impl Fetcher<'_> {
                 return Err(FetchError::TooLarge(digest.to_owned()));
             }
             arrival.append(chunk.data).await?;
+            if pace.drips(Instant::now(), arrival.bytes) {
+                return Err(FetchError::Drips { digest: digest.to_owned(), holder: holder.addr.clone() });
+            }
         }
         Ok(())
     }
+}
+
+fn warn(digest: &str, holder: &Holder, error: &FetchError) {
+    tracing::warn!(digest, holder = holder.addr, error = super::chain(error), "fetching from a node failed");
 }

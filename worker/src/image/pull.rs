@@ -190,19 +190,24 @@ struct Download {
 }
 
 /// How much had arrived when it was looked at last.
-struct Pace {
+pub(super) struct Pace {
     since: Instant,
     bytes: u64,
 }
 
 impl Pace {
-    fn drips(&mut self, now: Instant, bytes: u64) -> bool {
-        if now.duration_since(self.since) < PACE_WINDOW {
+    pub(super) fn new(now: Instant, bytes: u64, window: Duration) -> Self {
+        Self { since: now, bytes, window }
+    }
+
+    pub(super) fn drips(&mut self, now: Instant, bytes: u64) -> bool {
+        if now.duration_since(self.since) < self.window {
             return false;
         }
         let drips = bytes.saturating_sub(self.bytes) < SLOWEST_BYTES;
-        *self = Self { since: now, bytes };
+        *self = Self { since: now, bytes, ..*self };
         drips
+    window: Duration,
     }
 }
 
@@ -394,7 +399,7 @@ impl Session<'_> {
             digest: blob.digest.clone(),
             reason,
         };
-        let mut pace = Pace { since: Instant::now(), bytes: download.arrival.bytes };
+        let mut pace = Pace::new(Instant::now(), download.arrival.bytes, PACE_WINDOW);
         while let Some(piece) = answer.chunk().await.map_err(|error| broke_off(innermost(&error)))? {
             download.arrival.append(piece).await?;
             let done = download.arrival.bytes;

@@ -204,3 +204,68 @@ async fn a_node_gets_its_own_platforms_image_of_an_index() {
     assert_eq!(asker.store.read_blob(&digest).unwrap(), index.as_bytes());
     assert_eq!(last.fetch(&ca, &digest, &[&asker]).await.unwrap().digest, ours.digest);
 }
+
+/// What a node does that gives others nothing of use.
+#[derive(Debug, Clone, Copy)]
+enum Harm {
+    Forges,
+    EndsEarly,
+    Drips,
+    ForgesAndStopsThere,
+}
+
+struct Harmful {
+    store: ImageStore,
+    harm: Harm,
+}
+
+#[tonic::async_trait]
+impl Peer for Harmful {
+    type FetchBlobStream = BoxStream<'static, Result<BlobChunk, Status>>;
+
+    async fn fetch_blob(&self, request: Request<FetchBlobRequest>) -> Result<Response<Self::FetchBlobStream>, Status> {
+        let (path, harm) = (self.store.blob_path(&request.get_ref().digest).unwrap(), self.harm);
+        let content = std::fs::read(path).unwrap();
+        let half = content.len() / 2;
+        let pieces: Vec<Bytes> = match harm {
+            Harm::Forges => vec![vec![0; content.len()].into()],
+            Harm::EndsEarly => vec![Bytes::copy_from_slice(&content[..half])],
+            Harm::Drips => content.iter().map(|byte| Bytes::copy_from_slice(&[*byte])).collect(),
+            Harm::ForgesAndStopsThere => vec![vec![0; half].into()],
+        };
+        let chunks = async_stream::try_stream! {
+            for data in pieces {
+                yield BlobChunk { data, total_bytes: content.len() as u64 };
+                if matches!(harm, Harm::Drips) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            if matches!(harm, Harm::ForgesAndStopsThere) {
+                Err(Status::internal("enough"))?;
+            }
+        };
+        Ok(Response::new(Box::pin(chunks)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_gives_nothing_of_use_is_followed_by_the_next() {
+    let cluster = ClusterId::from_random(1);
+    let ca = root(&cluster);
+    let holder = Node::start(&ca, &cluster, 2).await;
+    let image = imported(&holder.store);
+    for harm in [Harm::Forges, Harm::EndsEarly, Harm::Drips, Harm::ForgesAndStopsThere] {
+        let asker = Node::start(&ca, &cluster, 3).await;
+        let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let addr = listener.local_addr().unwrap().to_string();
+        let incoming = tls_incoming(listener, holder.identity.clone());
+        let service = PeerServer::new(Harmful { store: holder.store.clone(), harm });
+        tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+        let harmful = Node { addr, store: holder.store.clone(), ..Node::start(&ca, &cluster, 4).await };
+        let fetched = asker.fetch(&ca, &image.digest, &[&harmful, &holder]).await;
+        assert_eq!(fetched.map(|image| image.digest).map_err(|e| crate::image::chain(&e)), Ok(image.digest.clone()));
+        let alone = Node::start(&ca, &cluster, 5).await;
+        let refused = alone.fetch(&ca, &image.digest, &[&harmful]).await;
+        assert!(refused.is_err(), "{harm:?}");
+    }
+}

@@ -696,7 +696,7 @@ async fn neither_a_refusal_nor_a_token_without_end_is_listened_to() {
 #[test]
 fn what_drips_has_broken_off() {
     let start = Instant::now();
-    let mut pace = Pace { since: start, bytes: 0 };
+    let mut pace = Pace::new(start, 0, PACE_WINDOW);
     for (seconds, bytes, drips) in [
         (1, 1, false),
         (59, 2, false),
