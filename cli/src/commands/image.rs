@@ -340,7 +340,9 @@ impl Layers {
         bar.set_prefix(short_id(digest).to_owned());
         bar.set_message(words.to_owned());
         bar.set_position(layer.done_bytes);
-        if matches!(layer.state.as_str(), "done" | "exists" | "pushed") {
+        if matches!(layer.state.as_str(), "done" | "exists" | "pushed" | "layer-exists")
+            || layer.state.starts_with("Mounted from ")
+        {
             bar.abandon();
         }
     }
@@ -385,6 +387,7 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
     // As with Docker, what is asked for by name is one more pattern.
     let patterns = args.repository.iter().chain(filters.values("reference"));
     let patterns: Vec<Pattern> =
+        "layer-exists" => "Layer already exists",
         patterns.map(|text| Pattern::parse(text)).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
     let mut worker = worker(paths).await?;
     let mut images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
@@ -428,7 +431,7 @@ async fn created(names: &[String], worker: &mut Worker) -> anyhow::Result<Vec<u6
     Ok(times)
 }
 
-fn labels(image: &wire::LocalImage) -> BTreeMap<String, String> {
+pub(super) fn labels(image: &wire::LocalImage) -> BTreeMap<String, String> {
     let config: serde_json::Value = serde_json::from_str(&image.config_json).unwrap_or_default();
     serde_json::from_value(config["config"]["Labels"].clone()).unwrap_or_default()
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     container_control::{confirmed, until},
-    image::{Show, credentials_for, familiar, follow},
+    image::{Show, asked_for, canonical, credentials_for, familiar, follow, labels, with_tag},
 };
 use crate::{
     api::{Worker, explain, worker},
@@ -71,11 +71,15 @@ pub(crate) async fn push(args: PushArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     let auth = credentials_for(&args.image)?;
     let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };
+    let named = with_tag(&args.image);
+    if named != args.image && !args.quiet {
+        println!("Using default tag: latest");
+    }
     let progress = worker.push_image(request).await.map_err(explain)?.into_inner();
     let image = follow(progress, Show { quiet: args.quiet, stderr: false }).await?;
     match args.quiet {
-        true => println!("{}", args.image),
-        false => println!("digest: {} size: {}", image.digest, image.size_bytes),
+        true => println!("{}", canonical(&args.image)),
+        false => println!("{}: digest: {} size: {}", asked_for(&named).1, image.digest, image.manifest_bytes),
     }
     Ok(())
 }

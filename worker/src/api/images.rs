@@ -329,8 +329,11 @@ pub(super) fn push(
     let reference =
         Reference::parse(&request.reference).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let images = agent.host.images.clone();
-    let image = images.store.find(&reference.to_string()).ok_or_else(|| {
+    let image = images.store.find_name(&reference).ok_or_else(|| {
         Status::not_found(format!("An image does not exist locally with the tag: {}", reference.familiar()))
+    if reference.digest.is_some() {
+        return Err(Status::invalid_argument("cannot push a digest reference"));
+    }
     })?;
     let (progress, messages) = mpsc::channel(BUFFERED_PROGRESS);
     let (result, last) = mpsc::channel(1);
@@ -342,9 +345,13 @@ pub(super) fn push(
             () = progress.closed() => return,
         };
         drop(progress);
-        let done = match pushed {
+        // From now on its registry knows it by its digest.
+        let by_digest = Reference { tag: None, digest: Some(image.digest.clone()), ..reference };
+        let named = pushed.and_then(|()| Ok(images.store.set_name(&by_digest, &image.digest)?));
+        let done = match named {
             Ok(()) => {
-                let image = local_image(&images.store, image);
+                let manifest_bytes = images.store.blob_bytes(&image.digest);
+                let image = LocalImage { manifest_bytes, ..local_image(&images.store, image) };
                 Ok(PullProgress { progress: Some(pull_progress::Progress::Done(image)) })
             }
             Err(error) => Err(pull_status(&ImageError::Pull(error))),
@@ -428,7 +435,7 @@ pub(super) fn pull_status(error: &ImageError) -> Status {
         ImageError::NotFound { .. } | ImageError::Pull(PullError::NotFound { .. } | PullError::Platform { .. }) => {
             Status::not_found(text)
         }
-        ImageError::Pull(PullError::Unreachable { .. }) => Status::unavailable(text),
+        ImageError::Pull(PullError::Unreachable { .. } | PullError::Elsewhere { .. }) => Status::unavailable(text),
         ImageError::Reference(_) => Status::invalid_argument(text),
         ImageError::Pull(PullError::Denied { .. } | PullError::Login { .. }) => Status::permission_denied(text),
         ImageError::Pull(_) | ImageError::Store(_) => Status::internal(text),

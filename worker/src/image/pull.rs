@@ -41,6 +41,9 @@ pub(crate) enum PullError {
     NotFound { registry: String, image: String },
     #[error("no route to registry {registry}: {reason}")]
     Unreachable { registry: String, reason: String },
+    /// What it sends one on to, which is another's machine.
+    #[error("registry {registry} sends one on to {target}, which cannot be used: {reason}")]
+    Elsewhere { registry: String, target: String, reason: String },
     #[error("registry {registry}: {reason}")]
     Registry { registry: String, reason: String },
     #[error("no matching manifest for linux/{arch} in the manifest list of {image}")]
@@ -56,7 +59,7 @@ pub(crate) enum PullError {
     /// An answer that may be another one soon.
     #[error("registry {registry}: {reason}")]
     Busy { registry: String, reason: String, wanted: Option<Duration> },
-    #[error("registry {registry}: the download of {digest} broke off: {reason}")]
+    #[error("registry {registry}: the transfer of {digest} broke off: {reason}")]
     BrokeOff { registry: String, digest: String, reason: String },
     #[error("denied: requested access to the resource is denied: log in with `orch login` to push {image}")]
     Denied { image: String },
@@ -64,6 +67,13 @@ pub(crate) enum PullError {
     Login { registry: String },
     #[error("store the image")]
     Store(#[from] StoreError),
+}
+
+impl PullError {
+    /// Whether it lies between here and there, so that another attempt may get through.
+    pub(super) fn is_of_the_way(&self) -> bool {
+        matches!(self, Self::BrokeOff { .. } | Self::Unreachable { .. } | Self::Elsewhere { .. })
+    }
 }
 
 /// Receives progress; may be dropped at any time.
@@ -346,7 +356,7 @@ impl Session<'_> {
         let mut patience = Patience::new(self.asker.endpoint, self.asker.reference, Some(progress));
         // What has arrived is kept: the next attempt asks for the rest.
         while let Err(error) = self.go_on(&mut download, blob, is_new_layer, progress).await {
-            let broke_off = matches!(error, PullError::BrokeOff { .. } | PullError::Unreachable { .. });
+            let broke_off = error.is_of_the_way();
             let is_busy = matches!(error, PullError::Busy { .. });
             if !broke_off && !is_busy {
                 download.arrival.spoil();
@@ -485,9 +495,9 @@ pub(super) fn innermost(error: &dyn std::error::Error) -> String {
     error.to_string()
 }
 
-mod asker;
+pub(super) mod asker;
 mod manifest;
 pub(super) mod patience;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,8 +6,6 @@
 use std::{net::IpAddr, path::Path, time::Duration};
 
 use oci_client::{
-    Client, RegistryOperation,
-    client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
     errors::{OciDistributionError, OciErrorCode},
     secrets::RegistryAuth,
 };
@@ -15,6 +13,7 @@ use orch_proto::wire;
 use reqwest::{
     StatusCode, Url,
     header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    redirect::Policy,
 };
 use serde::Deserialize;
 
@@ -116,37 +115,16 @@ pub(super) fn login_for<'a>(
 }
 
 impl Endpoint {
-    pub(super) fn client(&self) -> Result<Client, PullError> {
-        let root = |pem: &String| Certificate { encoding: CertificateEncoding::Pem, data: pem.clone().into_bytes() };
-        let config = ClientConfig {
-            protocol: if self.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
-            accept_invalid_certificates: self.any_certificate,
-            extra_root_certificates: self.roots.iter().map(root).collect(),
-            platform_resolver: None,
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: USER_AGENT,
-            ..ClientConfig::default()
-        };
-        Client::try_from(config).map_err(|error| self.error(error))
-    }
-
     /// How a login is shown to the registry. An identity token is first turned into an access token, as the registry's
     /// token server wants it.
-    pub(super) async fn auth(
-        &self,
-        login: Option<&wire::RegistryAuth>,
-        reference: &Reference,
-        operation: RegistryOperation,
-    ) -> Result<RegistryAuth, PullError> {
+    async fn auth(&self, login: Option<&wire::RegistryAuth>, scopes: &[String]) -> Result<RegistryAuth, PullError> {
         let Some(login) = login else { return Ok(RegistryAuth::Anonymous) };
         if login.identity_token.is_empty() {
             return Ok(RegistryAuth::Basic(login.username.clone(), login.password.clone()));
         }
-        let scope = scope(reference, operation);
         match self.challenge().await? {
             Challenge::Bearer { realm, service } => {
-                let token = self.refreshed(&realm, &service, &scope, &login.identity_token).await?;
+                let token = self.refreshed(&realm, &service, &scopes.join(" "), &login.identity_token).await?;
                 Ok(RegistryAuth::Bearer(token))
             }
             Challenge::None | Challenge::Basic => Ok(RegistryAuth::Anonymous),
@@ -236,43 +214,25 @@ impl Endpoint {
     pub(super) async fn pass(
         &self,
         login: Option<&wire::RegistryAuth>,
-        reference: &Reference,
-        operation: RegistryOperation,
+        scopes: &[String],
     ) -> Result<RegistryAuth, PullError> {
-        let auth = self.auth(login, reference, operation).await?;
+        let auth = self.auth(login, scopes).await?;
         if matches!(auth, RegistryAuth::Bearer(_)) {
             return Ok(auth);
         }
-        let token = self.token_for(&auth, reference, operation).await?;
+        let token = self.token_for(&auth, scopes).await?;
         Ok(token.map_or(auth, RegistryAuth::Bearer))
     }
 
-    /// What is wrong with the registry's token server; `None`: nothing, or a stranger, or this login, may not have it. The
-    /// client asks for tokens itself, and tells nobody when it gets none.
-    pub(super) async fn token_trouble(
-        &self,
-        auth: &RegistryAuth,
-        reference: &Reference,
-        operation: RegistryOperation,
-    ) -> Option<PullError> {
-        self.token_for(auth, reference, operation).await.err()
-    }
-
     /// `None`: there is no token server, or it gives a stranger, or this login, no token. Then the registry says what is wrong.
-    async fn token_for(
-        &self,
-        auth: &RegistryAuth,
-        reference: &Reference,
-        operation: RegistryOperation,
-    ) -> Result<Option<String>, PullError> {
+    async fn token_for(&self, auth: &RegistryAuth, scopes: &[String]) -> Result<Option<String>, PullError> {
         let (realm, service) = match self.challenge().await {
             Ok(Challenge::Bearer { realm, service }) => (realm, service),
             Err(error @ PullError::Unreachable { .. }) => return Err(error),
             Ok(Challenge::None | Challenge::Basic) | Err(_) => return Ok(None),
         };
-        let scope = scope(reference, operation);
-        let query = [("scope", scope.as_str()), ("service", service.as_str())];
-        let query = query.into_iter().filter(|(_, value)| !value.is_empty());
+        let scopes = scopes.iter().map(|scope| ("scope", scope.as_str()));
+        let query = scopes.chain([("service", service.as_str())]).filter(|(_, value)| !value.is_empty());
         let url = Url::parse_with_params(&realm, query).map_err(|_| self.no_realm(&realm))?;
         let mut request = self.http()?.get(url.clone());
         if let RegistryAuth::Basic(user, password) = auth {
@@ -324,9 +284,22 @@ impl Endpoint {
     }
 
     pub(super) fn http(&self) -> Result<reqwest::Client, PullError> {
-        let mut builder = reqwest::Client::builder()
+        self.build(reqwest::Client::builder().read_timeout(READ_TIMEOUT))
+    }
+
+    /// Follows no redirects.
+    pub(super) fn http_of_one_step(&self) -> Result<reqwest::Client, PullError> {
+        self.build(reqwest::Client::builder().read_timeout(READ_TIMEOUT).redirect(Policy::none()))
+    }
+
+    /// For uploads, whose answer comes when all is sent, which may take hours.
+    pub(super) fn http_without_limit(&self) -> Result<reqwest::Client, PullError> {
+        self.build(reqwest::Client::builder().redirect(Policy::none()))
+    }
+
+    fn build(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::Client, PullError> {
+        let mut builder = builder
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
             .user_agent(USER_AGENT)
             .danger_accept_invalid_certs(self.any_certificate);
         let roots: Result<Vec<_>, _> =
@@ -383,15 +356,39 @@ impl Endpoint {
         PullError::Busy { registry: self.host.clone(), reason, wanted }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> PullError {
+    pub(super) fn unreachable(&self, error: &reqwest::Error) -> PullError {
         let (registry, reason) = (self.host.clone(), innermost(error));
+        if let Some(target) = error.url().and_then(|url| self.elsewhere(url)) {
+            return PullError::Elsewhere { registry, target, reason };
+        }
         match error.is_connect() || error.is_timeout() {
             true => PullError::Unreachable { registry, reason: self.advised(reason) },
             false => PullError::Registry { registry, reason },
         }
     }
 
-    fn failed(&self, reason: String) -> PullError {
+    /// Whether an address is at the registry itself, over what it is asked over.
+    pub(super) fn is_own(&self, url: &Url) -> bool {
+        let place = |url: &Url| (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port());
+        Url::parse(&self.base()).is_ok_and(|own| place(&own) == place(url))
+    }
+
+    /// A registry behind a proxy may not know that it is asked over TLS.
+    pub(super) fn not_less_safe(&self, mut url: Url) -> Url {
+        let mut over_tls = url.clone();
+        if !self.plain_http && over_tls.set_scheme("https").is_ok() && self.is_own(&over_tls) {
+            url = over_tls;
+        }
+        url
+    }
+
+    /// The host of an address that is not the registry's own.
+    fn elsewhere(&self, url: &Url) -> Option<String> {
+        let host = url.host_str().filter(|_| !self.is_own(url))?;
+        Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
+    }
+
+    pub(super) fn failed(&self, reason: String) -> PullError {
         PullError::Registry { registry: self.host.clone(), reason }
     }
 
@@ -478,14 +475,6 @@ pub(super) fn wanted_pause(answer: &reqwest::Response) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
-fn scope(reference: &Reference, operation: RegistryOperation) -> String {
-    let actions = match operation {
-        RegistryOperation::Push => "pull,push",
-        RegistryOperation::Pull => "pull",
-    };
-    format!("repository:{}:{actions}", reference.repository)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -548,6 +537,23 @@ mod tests {
             let error = endpoint.error(OciDistributionError::ServerError { code, url, message });
             assert_eq!(matches!(error, PullError::Busy { .. }), is_busy, "{code}");
             assert!(!error.to_string().contains('\u{1b}') && error.to_string().contains("[31mno"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_the_registrys_or_anothers() {
+        let endpoint = |host: &str| of_host(&RegistryConfig::default(), host).remove(0);
+        for (host, url, elsewhere) in [
+            ("reg", "https://reg/v2/", None),
+            ("reg", "https://reg:443/v2/x", None),
+            ("reg:5000", "https://reg:5000/v2/x", None),
+            ("docker.io", "https://index.docker.io/v2/", None),
+            ("reg", "https://cdn.example/x", Some("cdn.example")),
+            ("reg", "https://reg:5000/v2/", Some("reg:5000")),
+            ("reg", "http://reg/v2/", Some("reg")),
+        ] {
+            let found = endpoint(host).elsewhere(&Url::parse(url).unwrap());
+            assert_eq!(found.as_deref(), elsewhere, "{host} {url}");
         }
     }
 

@@ -266,8 +266,12 @@ impl ImageStore {
 
     /// Compressed sizes of an image's layers, bottom first.
     pub(crate) fn layer_sizes(&self, record: &ImageRecord) -> Vec<u64> {
-        let size = |layer: &String| self.size_of([layer.as_str()].into_iter()).unwrap_or(0);
-        record.layers.iter().map(size).collect()
+        record.layers.iter().map(|layer| self.blob_bytes(layer)).collect()
+    }
+
+    /// Zero when it is not here.
+    pub(crate) fn blob_bytes(&self, digest: &str) -> u64 {
+        self.size_of([digest].into_iter()).unwrap_or(0)
     }
 
     /// A manifest or configuration, whole.

@@ -10,7 +10,7 @@ use super::{Progress, PullError};
 use crate::image::{reference::Reference, registry::Endpoint};
 
 /// How often in all something is asked for, and how often a download that breaks off is gone on with.
-pub(super) const ATTEMPTS: u32 = 5;
+pub(in crate::image) const ATTEMPTS: u32 = 5;
 /// Before the second attempt, when the registry names no time; twice as long before each further one.
 const PAUSE: Duration = Duration::from_millis(if cfg!(test) { 10 } else { 1000 });
 /// A registry that wants to be left alone for longer is not waited for.
@@ -30,19 +30,19 @@ fn pause_after(attempt: u32, wanted: Option<Duration>) -> Option<Duration> {
 }
 
 /// Of one question.
-pub(super) struct Patience<'a> {
+pub(in crate::image) struct Patience<'a> {
     is_mirror: bool,
     progress: Option<&'a Progress>,
     attempt: u32,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(endpoint: &Endpoint, reference: &Reference, progress: Option<&'a Progress>) -> Self {
+    pub(in crate::image) fn new(endpoint: &Endpoint, reference: &Reference, progress: Option<&'a Progress>) -> Self {
         Self { is_mirror: endpoint.host != reference.registry, progress, attempt: 1 }
     }
 
     /// Returns when it is time to ask again, which is after a registry was busy; else gives the error back.
-    pub(super) async fn wait(&mut self, error: PullError) -> Result<(), PullError> {
+    pub(in crate::image) async fn wait(&mut self, error: PullError) -> Result<(), PullError> {
         let is_busy = matches!(error, PullError::Busy { .. });
         if !is_busy || self.is_mirror || self.attempt == ATTEMPTS {
             return Err(error);

@@ -21,10 +21,10 @@ use super::*;
 use crate::image::{config::ImageConfig, import};
 
 /// A registry on a port of this machine, ended with the test.
-struct Registry {
+pub(in crate::image) struct Registry {
     server: Child,
     _dir: tempfile::TempDir,
-    host: String,
+    pub(in crate::image) host: String,
 }
 
 impl Drop for Registry {
@@ -34,7 +34,7 @@ impl Drop for Registry {
     }
 }
 
-async fn registry() -> Registry {
+pub(in crate::image) async fn registry() -> Registry {
     let dir = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let config = format!(
@@ -691,6 +691,37 @@ async fn neither_a_refusal_nor_a_token_without_end_is_listened_to() {
         // What lies in buffers on the way counts as sent.
         assert!(sent.load(SeqCst) < 100 << 20, "{} bytes were taken", sent.load(SeqCst));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_registry_sends_one_on_to_is_named() {
+    orch_proto::tls::install_crypto_provider();
+    let registry = registry().await;
+    let redirect = |path: &str, _: Option<&str>| {
+        let head = "HTTP/1.1 307 Elsewhere\r\nLocation: http://127.0.0.1:1/x\r\nContent-Length: 0";
+        path.contains("/manifests/").then(|| Said::Text(format!("{head}\r\nConnection: close\r\n\r\n")))
+    };
+    let (host, _) = before(&registry, redirect).await;
+    let said = pull_from(&host).await.0.unwrap_err().to_string();
+    let expected = format!("registry {host} sends one on to 127.0.0.1:1, which cannot be used: ");
+    assert!(said.starts_with(&expected), "{said}");
+
+    // One that works is gone to, and one that leads nowhere is not gone to for ever.
+    let digest = push(&registry, "team/web").await;
+    let storage = registry.host.clone();
+    let onward = move |path: &str, _: Option<&str>| {
+        let head = format!("HTTP/1.1 307 Elsewhere\r\nLocation: http://{storage}{path}\r\nContent-Length: 0");
+        path.contains("sha256").then(|| Said::Text(format!("{head}\r\nConnection: close\r\n\r\n")))
+    };
+    let (host, _) = before(&registry, onward).await;
+    assert_eq!(pull_from(&host).await.0.unwrap().digest, digest);
+    let around = |path: &str, _: Option<&str>| {
+        let head = format!("HTTP/1.1 307 Elsewhere\r\nLocation: {path}\r\nContent-Length: 0");
+        path.contains("/manifests/").then(|| Said::Text(format!("{head}\r\nConnection: close\r\n\r\n")))
+    };
+    let (host, _) = before(&registry, around).await;
+    let said = pull_from(&host).await.0.unwrap_err().to_string();
+    assert!(said.contains("it sends one on and on"), "{said}");
 }
 
 #[test]
