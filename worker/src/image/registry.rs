@@ -12,7 +12,7 @@ use oci_client::{
 use orch_proto::wire;
 use reqwest::{
     StatusCode, Url,
-    header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{CONTENT_TYPE, DATE, RETRY_AFTER, WWW_AUTHENTICATE},
     redirect::Policy,
 };
 use serde::Deserialize;
@@ -469,10 +469,21 @@ impl Token {
     }
 }
 
-/// For how long a registry that is busy wants to be left alone; a date instead of seconds counts as nothing.
+/// For how long a registry that is busy wants to be left alone.
 pub(super) fn wanted_pause(answer: &reqwest::Response) -> Option<Duration> {
-    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+    let text = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+    pause_of(text(RETRY_AFTER)?, text(DATE), jiff::Timestamp::now())
+}
+
+/// Until a date counts from the registry's own, whatever this machine's clock says.
+fn pause_of(wanted: &str, its_date: Option<&str>, now: jiff::Timestamp) -> Option<Duration> {
+    if let Ok(seconds) = wanted.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let read = |date: &str| jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(date.trim()).ok();
+    let from = its_date.and_then(read).unwrap_or(now);
+    // One that has passed: at once.
+    Some(Duration::try_from(read(wanted)?.duration_since(from)).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -537,6 +548,24 @@ mod tests {
             let error = endpoint.error(OciDistributionError::ServerError { code, url, message });
             assert_eq!(matches!(error, PullError::Busy { .. }), is_busy, "{code}");
             assert!(!error.to_string().contains('\u{1b}') && error.to_string().contains("[31mno"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_registry_names_seconds_or_a_date() {
+        const NOON: &str = "Sun, 06 Nov 1994 12:00:00 GMT";
+        let now = "1994-11-06T12:00:20Z".parse().unwrap();
+        for (wanted, its_date, seconds) in [
+            ("3", None, Some(3)),
+            (" 3 ", Some(NOON), Some(3)),
+            ("Sun, 06 Nov 1994 12:00:30 GMT", None, Some(10)),
+            ("Sun, 06 Nov 1994 12:00:30 GMT", Some(NOON), Some(30)),
+            ("Sun, 06 Nov 1994 12:00:30 GMT", Some("today"), Some(10)),
+            (NOON, None, Some(0)),
+            ("-3", None, None),
+            ("soon", None, None),
+        ] {
+            assert_eq!(pause_of(wanted, its_date, now), seconds.map(Duration::from_secs), "{wanted} {its_date:?}");
         }
     }
 
