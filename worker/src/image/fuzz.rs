@@ -127,7 +127,7 @@ fn odd_indexes_choose_a_digest_or_nothing() {
         json!({
             "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": 7,
             "digest": format!("sha256:{}", "0".repeat(64)),
-            "platform": { "architecture": architecture, "os": "linux", "variant": "v8" },
+            "platform": { "architecture": architecture, "os": "linux", "variant": "v1" },
             "annotations": { "a": "b" },
         })
     };

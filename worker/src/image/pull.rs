@@ -7,7 +7,7 @@ use std::{cmp::Ordering, time::Duration};
 use futures::{StreamExt, TryStreamExt, stream};
 use oci_client::{
     errors::{OciDistributionError, OciErrorCode},
-    manifest::{OciDescriptor, OciImageIndex, OciImageManifest, OciManifest},
+    manifest::{ImageIndexEntry, OciDescriptor, OciImageIndex, OciImageManifest, OciManifest},
 };
 use orch_proto::wire;
 use reqwest::StatusCode;
@@ -203,6 +203,7 @@ struct Download {
 pub(super) struct Pace {
     since: Instant,
     bytes: u64,
+    window: Duration,
 }
 
 impl Pace {
@@ -217,7 +218,6 @@ impl Pace {
         let drips = bytes.saturating_sub(self.bytes) < SLOWEST_BYTES;
         *self = Self { since: now, bytes, ..*self };
         drips
-    window: Duration,
     }
 }
 
@@ -453,16 +453,46 @@ pub(super) fn bytes_of(blob: &OciDescriptor) -> u64 {
     u64::try_from(blob.size).unwrap_or(0)
 }
 
-/// This machine's; else one that does not say whose it is.
+/// The one made for this machine's kind of processor that makes the most of it; else one that does not say whose it is.
 pub(super) fn platform_manifest(index: &OciImageIndex) -> Option<&str> {
-    let fits = |entry: &&oci_client::manifest::ImageIndexEntry| {
-        entry
-            .platform
-            .as_ref()
-            .is_some_and(|p| p.os.to_string() == "linux" && p.architecture.to_string() == architecture())
+    best_for(index, architecture(), variant())
+}
+
+fn best_for<'a>(index: &'a OciImageIndex, architecture: &str, variant: u32) -> Option<&'a str> {
+    let fits = |entry: &'a ImageIndexEntry| {
+        let platform = entry.platform.as_ref()?;
+        let is_ours = platform.os.to_string() == "linux" && platform.architecture.to_string() == architecture;
+        let wanted = is_ours.then(|| variant_of(architecture, platform.variant.as_deref())).flatten()?;
+        (wanted <= variant).then_some((wanted, entry))
     };
+    let fitting = index.manifests.iter().filter_map(fits);
+    // Of several, the first.
+    let best = fitting.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, entry)| entry);
     let says_nothing = || index.manifests.iter().find(|entry| entry.platform.is_none());
-    index.manifests.iter().find(fits).or_else(says_nothing).map(|entry| entry.digest.as_str())
+    best.or_else(says_nothing).map(|entry| entry.digest.as_str())
+}
+
+/// `v7` is 7; no variant is the one that Docker means by the architecture alone. `None`: one that is not known.
+fn variant_of(architecture: &str, variant: Option<&str>) -> Option<u32> {
+    match (variant.filter(|variant| !variant.is_empty()), architecture) {
+        (Some(variant), _) => variant.strip_prefix('v').unwrap_or(variant).parse().ok(),
+        (None, "arm") => Some(7),
+        (None, "arm64") => Some(8),
+        (None, _) => Some(1),
+    }
+}
+
+/// This machine's, as Docker sees it: of amd64 and arm64 the first, whatever newer processors can.
+fn variant() -> u32 {
+    let said = || {
+        let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("CPU architecture"))?;
+        line.trim_start_matches([' ', '\t', ':']).trim().parse().ok()
+    };
+    match architecture() {
+        "arm" => said().unwrap_or(7),
+        other => variant_of(other, None).unwrap_or(1),
+    }
 }
 
 /// Docker Hub asks strangers for a login where an image does not exist.

@@ -761,3 +761,38 @@ fn the_registry_itself_says_more_than_its_mirrors() {
         assert_eq!(tried.failure(own).to_string(), expected.to_string());
     }
 }
+
+#[test]
+fn of_an_index_the_machines_own_variant_is_taken() {
+    for (entries, architecture, variant, expected) in [
+        (&["amd64/v3", "amd64"][..], "amd64", 1, Some(1)),
+        (&["amd64/v1"], "amd64", 1, Some(0)),
+        (&["amd64/v2"], "amd64", 1, None),
+        (&["arm/v5", "arm/v6", "arm/v7"], "arm", 6, Some(1)),
+        (&["arm/v5", "arm/v6", "arm/v7"], "arm", 7, Some(2)),
+        (&["arm/v5", "arm/v7", "arm/v6"], "arm", 8, Some(1)),
+        (&["arm/v7", "arm"], "arm", 7, Some(0)),
+        (&["arm/v7"], "arm", 6, None),
+        (&["arm64/v8"], "arm64", 8, Some(0)),
+        (&["arm64", "arm64/v9"], "arm64", 8, Some(0)),
+        (&["arm64/strange", ""], "arm64", 8, Some(1)),
+        (&["", "s390x"], "s390x", 1, Some(1)),
+        (&["s390x"], "amd64", 1, None),
+    ] {
+        let of = |(n, entry): (usize, &&str)| {
+            let mut of = serde_json::json!({ "mediaType": OCI_IMAGE_MEDIA_TYPE, "digest": n.to_string(), "size": 1 });
+            if let Some(architecture) = entry.split('/').next().filter(|name| !name.is_empty()) {
+                of["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture });
+            }
+            if let Some((_, variant)) = entry.split_once('/') {
+                of["platform"]["variant"] = variant.into();
+            }
+            of
+        };
+        let manifests: Vec<_> = entries.iter().enumerate().map(of).collect();
+        let index = serde_json::json!({ "schemaVersion": 2, "manifests": manifests });
+        let index: OciImageIndex = serde_json::from_value(index).unwrap();
+        let found = best_for(&index, architecture, variant).map(|digest| digest.parse().unwrap());
+        assert_eq!(found, expected, "{entries:?} on {architecture}/{variant}");
+    }
+}
