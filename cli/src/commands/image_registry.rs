@@ -5,6 +5,7 @@ use clap::Args;
 use orch_model::Timestamp;
 use orch_proto::{paths::Paths, wire};
 use serde_json::Value;
+use tonic::Code;
 
 use super::{
     container_control::{confirmed, until},
@@ -62,7 +63,7 @@ pub(crate) struct PruneArgs {
     /// Do not prompt for confirmation
     #[arg(short, long)]
     force: bool,
-    /// Provide filter values (until=TIME, dangling=BOOL)
+    /// Provide filter values (until=TIME, label=KEY[=VALUE], label!=KEY[=VALUE], dangling=BOOL)
     #[arg(long, value_name = "KEY=VALUE")]
     filter: Vec<String>,
 }
@@ -90,7 +91,9 @@ pub(crate) async fn tag(args: TagArgs, paths: &Paths) -> anyhow::Result<()> {
 }
 
 pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
-    let filters = FilterSet::parse(&args.filter, &["until", "dangling"]).map_err(anyhow::Error::msg)?;
+    let filters = FilterSet::parse(&args.filter, &["until", "dangling", "label", "label!"]);
+    let filters = filters.and_then(|filters| filters.only("dangling", &["true", "false", "1", "0"]));
+    let filters = filters.map_err(anyhow::Error::msg)?;
     let until = until(&filters)?;
     let all = args.all || !filters.any("dangling", |dangling| matches!(dangling, "true" | "1"));
     let warning = match all {
@@ -101,15 +104,24 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
     if !args.force && !confirmed(warning)? {
         return Ok(());
     }
-    let freed_bytes = prune_unused(&mut worker, all, until).await?;
+    let freed_bytes = prune_unused(&mut worker, &filters, all, until).await?;
     println!("Total reclaimed space: {}", quantity::human(freed_bytes));
     Ok(())
 }
 
 /// Says what it removes; returns how many bytes that frees.
-pub(crate) async fn prune_unused(worker: &mut Worker, all: bool, until: Option<u64>) -> anyhow::Result<u64> {
-    let request = wire::PruneImagesRequest { all, until_ms: until.unwrap_or(0) };
-    let pruned = worker.prune_images(request).await.map_err(explain)?.into_inner();
+pub(crate) async fn prune_unused(
+    worker: &mut Worker,
+    filters: &FilterSet,
+    all: bool,
+    until: Option<u64>,
+) -> anyhow::Result<u64> {
+    let pruned = if filters.has("label") || filters.has("label!") {
+        prune_labelled(worker, filters, all, until).await?
+    } else {
+        let request = wire::PruneImagesRequest { all, until_ms: until.unwrap_or(0) };
+        worker.prune_images(request).await.map_err(explain)?.into_inner()
+    };
     if !pruned.deleted.is_empty() {
         println!("Deleted Images:");
         pruned.untagged.iter().for_each(|name| println!("untagged: {}", familiar(name)));
@@ -117,6 +129,44 @@ pub(crate) async fn prune_unused(worker: &mut Worker, all: bool, until: Option<u
         println!();
     }
     Ok(pruned.freed_bytes)
+}
+
+/// One by one: the worker knows no labels.
+async fn prune_labelled(
+    worker: &mut Worker,
+    filters: &FilterSet,
+    all: bool,
+    until: Option<u64>,
+) -> anyhow::Result<wire::PruneImagesResponse> {
+    let images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
+    let mut pruned = wire::PruneImagesResponse::default();
+    for image in images.iter().filter(|image| is_prunable(image, filters, all, until)) {
+        let request = wire::RemoveImageRequest { reference: image.digest.clone(), force: true };
+        let removed = match worker.remove_image(request).await {
+            // A container uses it, or it went meanwhile.
+            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::NotFound) => continue,
+            removed => removed.map_err(explain)?.into_inner(),
+        };
+        pruned.freed_bytes += freed(image, &removed.deleted);
+        pruned.untagged.extend(removed.untagged);
+        pruned.deleted.extend(removed.deleted);
+    }
+    Ok(pruned)
+}
+
+fn is_prunable(image: &wire::LocalImage, filters: &FilterSet, all: bool, until: Option<u64>) -> bool {
+    let is_dangling = image.names.iter().all(|name| name.contains('@'));
+    (all || is_dangling)
+        && until.is_none_or(|until| image.created_at_ms < until)
+        && filters.labels("label", &labels(image))
+}
+
+/// What the layers had that are deleted.
+fn freed(image: &wire::LocalImage, deleted: &[String]) -> u64 {
+    let config: Value = serde_json::from_str(&image.config_json).unwrap_or_default();
+    let diff_ids = config["rootfs"]["diff_ids"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let layers = diff_ids.zip(&image.layer_sizes);
+    layers.filter(|(diff_id, _)| deleted.iter().any(|gone| gone == diff_id)).map(|(_, bytes)| bytes).sum()
 }
 
 const HISTORY: Listing<'static> = Listing {
@@ -173,4 +223,51 @@ fn history_rows(image: &wire::LocalImage, config: &Value, args: &HistoryArgs, no
         first.insert("ID".into(), id.into());
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(names: &[&str], created_at_ms: u64, labels: &[(&str, &str)]) -> wire::LocalImage {
+        let labels: serde_json::Map<String, Value> =
+            labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+        let config = serde_json::json!({ "config": { "Labels": labels }, "rootfs": { "diff_ids": ["a", "b"] } });
+        wire::LocalImage {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            created_at_ms,
+            config_json: config.to_string(),
+            layer_sizes: vec![3, 5],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_pruned_by_label() {
+        const NAMED: &[&str] = &["docker.io/library/web:1"];
+        const DANGLING: &[&str] = &["docker.io/library/web@sha256:00"];
+        for (names, filter, all, until, is_prunable_then) in [
+            (DANGLING, "label=x", false, None, true),
+            (NAMED, "label=x", false, None, false),
+            (NAMED, "label=x", true, None, true),
+            (NAMED, "label=x=1", true, None, true),
+            (NAMED, "label=x=2", true, None, false),
+            (NAMED, "label!=x", true, None, false),
+            (NAMED, "label!=y", true, None, true),
+            (NAMED, "label=x", true, Some(100), false),
+            (NAMED, "label=x", true, Some(101), true),
+        ] {
+            let filters = FilterSet::parse(&[filter.to_owned()], &["label", "label!"]).unwrap();
+            let image = image(names, 100, &[("x", "1")]);
+            assert_eq!(
+                is_prunable(&image, &filters, all, until),
+                is_prunable_then,
+                "{names:?} {filter} {all} {until:?}"
+            );
+        }
+        let freed = |deleted: &[&str]| {
+            freed(&image(NAMED, 0, &[]), &deleted.iter().map(|d| (*d).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!((freed(&["sha256:manifest"]), freed(&["b"]), freed(&["a", "b"])), (0, 5, 8));
+    }
 }

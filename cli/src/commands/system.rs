@@ -110,22 +110,15 @@ impl Sum {
 }
 
 impl PruneArgs {
-    /// Images are not chosen by label: with such a filter they stay.
-    fn takes_images(&self, filters: &FilterSet) -> bool {
-        !filters.has("label") && !filters.has("label!")
-    }
-
-    fn warning(&self, filters: &FilterSet) -> String {
+    fn warning(&self) -> String {
         let mut lines = vec!["all stopped containers", "all networks not used by at least one container"];
         if self.volumes {
             lines.push("all anonymous volumes not used by at least one container");
         }
-        if self.takes_images(filters) {
-            lines.push(match self.all {
-                true => "all images without at least one container associated to them",
-                false => "all dangling images",
-            });
-        }
+        lines.push(match self.all {
+            true => "all images without at least one container associated to them",
+            false => "all dangling images",
+        });
         let mut text = format!("This will remove:\n  - {}", lines.join("\n  - "));
         if !self.filter.is_empty() {
             text += &format!("\nonly what fits:\n  - {}", self.filter.join("\n  - "));
@@ -147,7 +140,7 @@ async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
     let filters = args.filters()?;
     let until = until(&filters)?;
     let mut worker = worker(paths).await?;
-    if !args.force && !confirmed(&args.warning(&filters))? {
+    if !args.force && !confirmed(&args.warning())? {
         return Ok(());
     }
     let mut freed_bytes = prune_stopped(&mut worker, &filters, until).await?;
@@ -157,10 +150,7 @@ async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
     if args.volumes {
         freed_bytes += volume::prune_unused(&mut worker, &filters, false).await?;
     }
-    match args.takes_images(&filters) {
-        true => freed_bytes += image_registry::prune_unused(&mut worker, args.all, until).await?,
-        false => eprintln!("images are not filtered by label and stay; `orch image prune` removes unused ones"),
-    }
+    freed_bytes += image_registry::prune_unused(&mut worker, &filters, args.all, until).await?;
     println!("Total reclaimed space: {}", quantity::human(freed_bytes));
     Ok(())
 }
@@ -241,10 +231,10 @@ mod tests {
             ("prune", &["stopped containers", "networks", "dangling images"][..]),
             ("prune -a --volumes", &["stopped containers", "networks", "anonymous volumes", "all images"]),
             ("prune --filter until=1h", &["stopped containers", "networks", "dangling images", "fits"]),
-            ("prune --filter label!=keep", &["stopped containers", "networks", "fits"]),
+            ("prune --filter label!=keep", &["stopped containers", "networks", "dangling images", "fits"]),
         ] {
             let args = Line::try_parse_from(line.split(' ')).unwrap().args;
-            let warning = args.warning(&args.filters().unwrap());
+            let warning = args.warning();
             for part in all {
                 assert_eq!(warning.contains(part), said.contains(&part), "{line}: {part} in {warning}");
             }

@@ -379,8 +379,12 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
         forget(agent, &image, None).await;
         let removed = delete(store, &image.digest, None).await?;
         pruned.untagged.extend(removed.untagged);
+        let layers = image.record.diff_ids.iter().zip(store.layer_sizes(&image.record));
+        let layers: Vec<_> = layers.collect();
         pruned.deleted.extend(removed.deleted);
-        pruned.freed_bytes += image.record.size_bytes;
+        // A layer that another image has stays.
+        let gone = layers.iter().filter(|(diff_id, _)| removed.deleted.contains(diff_id));
+        pruned.freed_bytes += gone.map(|(_, bytes)| bytes).sum::<u64>();
     }
     Ok(pruned)
 }
