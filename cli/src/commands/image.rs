@@ -126,7 +126,13 @@ const HEADINGS: &[(&str, &str)] = &[
     ("CreatedSince", "CREATED"),
     ("CreatedAt", "CREATED AT"),
     ("Size", "SIZE"),
+    ("Containers", "CONTAINERS"),
+    ("SharedSize", "SHARED SIZE"),
+    ("UniqueSize", "UNIQUE SIZE"),
+    ("VirtualSize", "SIZE"),
 ];
+/// What Docker's list of images does not know either.
+const NOT_KNOWN: &str = "N/A";
 
 pub(crate) async fn run(command: ImageCommand, paths: &Paths) -> anyhow::Result<()> {
     match command {
@@ -163,7 +169,14 @@ pub(crate) async fn remove_all(args: RmArgs, paths: &Paths) -> anyhow::Result<()
 
 async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Result<()> {
     let request = wire::RemoveImageRequest { reference: reference.into(), force };
-    let removed = worker.remove_image(request).await.map_err(explain)?.into_inner();
+    let removed = match worker.remove_image(request).await {
+        // With force, one that is gone is no failure.
+        Err(status) if force && status.code() == tonic::Code::NotFound => {
+            eprintln!("{}", explain(status));
+            return Ok(());
+        }
+        removed => removed.map_err(explain)?.into_inner(),
+    };
     removed.untagged.iter().for_each(|name| println!("Untagged: {}", familiar(name)));
     removed.deleted.iter().for_each(|digest| println!("Deleted: {digest}"));
     Ok(())
@@ -374,6 +387,7 @@ pub(super) fn layer_words(state: &str) -> &str {
         "unpacking" => "Extracting",
         "done" => "Pull complete",
         "exists" => "Already exists",
+        "layer-exists" => "Layer already exists",
         "uploading" => "Pushing",
         "pushed" => "Pushed",
         other => other,
@@ -387,7 +401,6 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
     // As with Docker, what is asked for by name is one more pattern.
     let patterns = args.repository.iter().chain(filters.values("reference"));
     let patterns: Vec<Pattern> =
-        "layer-exists" => "Layer already exists",
         patterns.map(|text| Pattern::parse(text)).collect::<Result<_, _>>().map_err(anyhow::Error::msg)?;
     let mut worker = worker(paths).await?;
     let mut images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
@@ -410,7 +423,7 @@ pub(crate) async fn list(args: LsArgs, paths: &Paths) -> anyhow::Result<()> {
             }
         }
     }
-    if flags.quiet {
+    if flags.quiet && flags.format.is_none() {
         rows.dedup_by(|a, b| a.get("ID") == b.get("ID"));
     }
     let default = if args.digests {
@@ -459,6 +472,10 @@ fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timesta
         ("CreatedSince", time::ago(created, now).into()),
         ("CreatedAt", time::go_style(created).into()),
         ("Size", quantity::human(image.size_bytes).into()),
+        ("Containers", NOT_KNOWN.into()),
+        ("SharedSize", NOT_KNOWN.into()),
+        ("UniqueSize", NOT_KNOWN.into()),
+        ("VirtualSize", quantity::human(image.size_bytes).into()),
     ])
 }
 

@@ -71,11 +71,11 @@ pub(crate) struct PruneArgs {
 pub(crate) async fn push(args: PushArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     let auth = credentials_for(&args.image)?;
-    let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };
     let named = with_tag(&args.image);
     if named != args.image && !args.quiet {
         println!("Using default tag: latest");
     }
+    let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };
     let progress = worker.push_image(request).await.map_err(explain)?.into_inner();
     let image = follow(progress, Show { quiet: args.quiet, stderr: false }).await?;
     match args.quiet {

@@ -236,6 +236,9 @@ pub(super) async fn tag(agent: &Agent, source: &str, target: &str) -> Result<(),
     if name.digest.is_some() {
         return Err(Status::invalid_argument("refusing to create a tag with a digest reference"));
     }
+    if name.familiar().starts_with("sha256:") {
+        return Err(Status::invalid_argument("refusing to create an ambiguous tag using digest algorithm as name"));
+    }
     name_it(agent, &image, &name).await
 }
 
@@ -328,12 +331,12 @@ pub(super) fn push(
 ) -> Result<BoxStream<'static, Result<PullProgress, Status>>, Status> {
     let reference =
         Reference::parse(&request.reference).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    let images = agent.host.images.clone();
-    let image = images.store.find_name(&reference).ok_or_else(|| {
-        Status::not_found(format!("An image does not exist locally with the tag: {}", reference.familiar()))
     if reference.digest.is_some() {
         return Err(Status::invalid_argument("cannot push a digest reference"));
     }
+    let images = agent.host.images.clone();
+    let image = images.store.find_name(&reference).ok_or_else(|| {
+        Status::not_found(format!("An image does not exist locally with the tag: {}", reference.familiar()))
     })?;
     let (progress, messages) = mpsc::channel(BUFFERED_PROGRESS);
     let (result, last) = mpsc::channel(1);
@@ -376,15 +379,15 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
         if used || !wanted || recent {
             continue;
         }
-        forget(agent, &image, None).await;
-        let removed = delete(store, &image.digest, None).await?;
-        pruned.untagged.extend(removed.untagged);
         let layers = image.record.diff_ids.iter().zip(store.layer_sizes(&image.record));
         let layers: Vec<_> = layers.collect();
-        pruned.deleted.extend(removed.deleted);
+        forget(agent, &image, None).await;
+        let removed = delete(store, &image.digest, None).await?;
         // A layer that another image has stays.
         let gone = layers.iter().filter(|(diff_id, _)| removed.deleted.contains(diff_id));
         pruned.freed_bytes += gone.map(|(_, bytes)| bytes).sum::<u64>();
+        pruned.untagged.extend(removed.untagged);
+        pruned.deleted.extend(removed.deleted);
     }
     Ok(pruned)
 }
