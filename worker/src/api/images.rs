@@ -290,13 +290,14 @@ pub(super) fn save(
     let store = agent.host.images.store.clone();
     let mut images: Vec<(StoredImage, Vec<String>)> = Vec::new();
     for reference in references {
-        let image = store.find(reference).ok_or_else(|| no_such_image(reference))?;
-        let name = Reference::parse(reference).ok().map(|name| name.to_string());
-        let name = name.filter(|name| image.names.contains(name));
-        match images.iter_mut().find(|(have, _)| have.digest == image.digest) {
-            Some((_, names)) => names.extend(name),
-            None => images.push((image, name.into_iter().collect())),
+        let mut named = of_repository(store.list(), reference);
+        if named.is_empty() {
+            let image = store.find(reference).ok_or_else(|| no_such_image(reference))?;
+            let name = Reference::parse(reference).ok().map(|name| name.to_string());
+            let name = name.filter(|name| image.names.contains(name));
+            named.push((image, name.into_iter().collect()));
         }
+        named.into_iter().for_each(|(image, names)| add(&mut images, image, names));
     }
     let (sender, receiver) = mpsc::channel(BUFFERED_CHUNKS);
     tokio::task::spawn_blocking(move || {
@@ -307,6 +308,31 @@ pub(super) fn save(
         }
     });
     Ok(ReceiverStream::new(receiver).boxed())
+}
+
+/// Each image once, with each of its names once.
+fn add(images: &mut Vec<(StoredImage, Vec<String>)>, image: StoredImage, names: Vec<String>) {
+    match images.iter_mut().find(|(have, _)| have.digest == image.digest) {
+        Some((_, have)) => {
+            let new: Vec<_> = names.into_iter().filter(|name| !have.contains(name)).collect();
+            have.extend(new);
+        }
+        None => images.push((image, names)),
+    }
+}
+
+/// As with Docker, a repository without a tag is all its tags; nothing for what has one, or is no repository.
+fn of_repository(images: Vec<StoredImage>, text: &str) -> Vec<(StoredImage, Vec<String>)> {
+    let has_tag = text.contains('@') || text.rsplit('/').next().is_some_and(|name| name.contains(':'));
+    let Some(wanted) = Reference::parse(text).ok().filter(|_| !has_tag) else { return Vec::new() };
+    let is_of = |name: &String| {
+        pinned(name).is_none() && Reference::parse(name).is_ok_and(|reference| reference.name() == wanted.name())
+    };
+    let named = images.into_iter().map(|image| {
+        let names = image.names.iter().filter(|name| is_of(name)).cloned().collect();
+        (image, names)
+    });
+    named.filter(|(_, names): &(_, Vec<String>)| !names.is_empty()).collect()
 }
 
 /// Writes into a stream of messages.
@@ -446,5 +472,39 @@ pub(super) fn pull_status(error: &ImageError) -> Status {
         ImageError::Reference(_) => Status::invalid_argument(text),
         ImageError::Pull(PullError::Denied { .. } | PullError::Login { .. }) => Status::permission_denied(text),
         ImageError::Pull(_) | ImageError::Store(_) => Status::internal(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_is_saved_with_all_its_tags_and_each_name_once() {
+        let image = |digest: &str, names: &[&str]| StoredImage {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            digest: digest.to_owned(),
+            record: Default::default(),
+        };
+        let one = image("1", &["docker.io/library/web:1", "docker.io/library/web:2", "reg:5000/web:1"]);
+        let two = image("2", &["docker.io/library/web:latest", "docker.io/library/web@sha256:00"]);
+        let three = image("3", &["docker.io/library/other:1"]);
+        let store = [one, two, three];
+        for (text, expected) in [
+            ("web", &[("1", 2), ("2", 1)][..]),
+            ("docker.io/library/web", &[("1", 2), ("2", 1)]),
+            ("reg:5000/web", &[("1", 1)]),
+            ("web:1", &[]),
+            ("web@sha256:00", &[]),
+            ("none", &[]),
+        ] {
+            let mut chosen = Vec::new();
+            // Named twice, it is there once.
+            for (image, names) in [of_repository(store.to_vec(), text), of_repository(store.to_vec(), text)].concat() {
+                add(&mut chosen, image, names);
+            }
+            let found: Vec<_> = chosen.iter().map(|(image, names)| (image.digest.as_str(), names.len())).collect();
+            assert_eq!(found, expected, "{text}");
+        }
     }
 }

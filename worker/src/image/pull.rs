@@ -304,7 +304,7 @@ impl Session<'_> {
         if let Some(what) = manifest::other_than_image(&bytes) {
             return Err(PullError::NoImage { image: reference.familiar(), what });
         }
-        let digest = self.store.put_bytes(&bytes, expected)?;
+        let digest = self.store.put_bytes(&bytes, expected).map_err(|error| self.wrong(error))?;
         let manifest = serde_json::from_slice(&bytes)
             .map_err(|source| PullError::Manifest { image: reference.familiar(), source })?;
         Ok((digest, manifest))
@@ -373,7 +373,7 @@ impl Session<'_> {
             tokio::time::sleep(RESUME_PAUSE * (attempt - 1)).await;
         }
         report(progress, &blob.digest, bytes_of(blob), "unpacking", bytes_of(blob));
-        Ok(download.arrival.finish(&blob.digest).await?)
+        download.arrival.finish(&blob.digest).await.map_err(|error| self.wrong(error))
     }
 
     async fn start(&self, blob: &OciDescriptor, is_new_layer: bool) -> Result<Arrival, StoreError> {
@@ -429,6 +429,14 @@ impl Session<'_> {
             return Err(broke_off(format!("{} of {} bytes arrived", download.arrival.bytes, bytes_of(blob))));
         }
         Ok(())
+    }
+
+    /// Whose content is another than it should be is said.
+    fn wrong(&self, error: StoreError) -> PullError {
+        match error {
+            StoreError::DigestMismatch { .. } => self.asker.endpoint.failed(error.to_string()),
+            error => error.into(),
+        }
     }
 
     fn no_platform(&self) -> PullError {

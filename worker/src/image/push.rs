@@ -247,9 +247,9 @@ impl Upload<'_> {
             let asked = self.asker.send(self.asker.http(), method.clone(), url.clone(), headers.clone(), Body::default);
             match asked.await {
                 Ok(answer) if patience::is_passing(answer.status().as_u16()) => {
-                    tries.patience.wait(self.refused(answer).await).await?;
+                    tries.patience.wait(self.refused(answer).await).await.map_err(for_good)?;
                 }
-                Err(error @ PullError::Busy { .. }) => tries.patience.wait(error).await?,
+                Err(error @ PullError::Busy { .. }) => tries.patience.wait(error).await.map_err(for_good)?,
                 done => return done,
             }
         }
@@ -274,6 +274,14 @@ impl Upload<'_> {
 
     fn unreadable(&self, error: &io::Error) -> PullError {
         self.asker.endpoint.failed(format!("the image cannot be read: {error}"))
+    }
+}
+
+/// Asked as often as it makes sense: not to be asked again for all of it.
+fn for_good(error: PullError) -> PullError {
+    match error {
+        PullError::Busy { registry, reason, .. } => PullError::Registry { registry, reason },
+        other => other,
     }
 }
 

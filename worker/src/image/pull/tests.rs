@@ -724,6 +724,24 @@ async fn whom_a_registry_sends_one_on_to_is_named() {
     assert!(said.contains("it sends one on and on"), "{said}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_gives_something_else_is_named() {
+    orch_proto::tls::install_crypto_provider();
+    let registry = registry().await;
+    let digest = push(&registry, "team/web").await;
+    let other = |path: &str, _: Option<&str>| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close";
+        path.contains("/manifests/").then(|| Said::Text(format!("{head}\r\n\r\n{{}}")))
+    };
+    let (host, _) = before(&registry, other).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    let reference = Reference::parse(&format!("{host}/team/web@{digest}")).unwrap();
+    let pulled = pull(&store, &RegistryConfig::default(), &reference, None, &mpsc::channel(1).0).await;
+    let said = pulled.map(drop).unwrap_err().to_string();
+    assert!(said.starts_with(&format!("registry {host}: the content of {digest} has the digest sha256:")), "{said}");
+}
+
 #[test]
 fn what_drips_has_broken_off() {
     let start = Instant::now();

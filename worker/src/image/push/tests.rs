@@ -233,6 +233,14 @@ async fn patience_and_attention_end() {
     let said = local.push(&format!("{}/team/busy:1", door.host), None).await.0.unwrap_err();
     assert!(matches!(said, PullError::Busy { .. }) && said.to_string().contains("503: not now"), "{said}");
     assert_eq!(door.asked("PUT manifest"), u64::from(patience::ATTEMPTS));
+    // Of each of the two blobs.
+    for kind in &KINDS[..3] {
+        let busy = move |asked: &Asked<'_>| (asked.kind == *kind).then(|| text("500 No", "", "")).flatten();
+        let door = Door::before(&registry, busy).await;
+        let said = local.push(&format!("{}/team/{}:1", door.host, kind.len()), None).await.0.unwrap_err();
+        assert!(said.to_string().contains("it answers 500"), "{said}");
+        assert!(door.asked(kind) <= 2 * u64::from(patience::ATTEMPTS), "{kind}: {}", door.asked(kind));
+    }
 
     for kind in KINDS.into_iter().skip(1) {
         let endless = move |asked: &Asked<'_>| {
