@@ -468,7 +468,9 @@ pub(super) fn pull_status(error: &ImageError) -> Status {
         ImageError::NotFound { .. } | ImageError::Pull(PullError::NotFound { .. } | PullError::Platform { .. }) => {
             Status::not_found(text)
         }
-        ImageError::Pull(PullError::Unreachable { .. } | PullError::Elsewhere { .. }) => Status::unavailable(text),
+        ImageError::Pull(PullError::Unreachable { .. } | PullError::Elsewhere { .. } | PullError::Cut { .. }) => {
+            Status::unavailable(text)
+        }
         ImageError::Reference(_) => Status::invalid_argument(text),
         ImageError::Pull(PullError::Denied { .. } | PullError::Login { .. }) => Status::permission_denied(text),
         ImageError::Pull(_) | ImageError::Store(_) => Status::internal(text),

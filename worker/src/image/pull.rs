@@ -59,6 +59,9 @@ pub(crate) enum PullError {
     /// An answer that may be another one soon.
     #[error("registry {registry}: {reason}")]
     Busy { registry: String, reason: String, wanted: Option<Duration> },
+    /// Without an answer.
+    #[error("registry {registry} broke off the connection: {reason}")]
+    Cut { registry: String, reason: String },
     #[error("registry {registry}: the transfer of {digest} broke off: {reason}")]
     BrokeOff { registry: String, digest: String, reason: String },
     #[error("denied: requested access to the resource is denied: log in with `orch login` to push {image}")]
@@ -72,7 +75,7 @@ pub(crate) enum PullError {
 impl PullError {
     /// Whether it lies between here and there, so that another attempt may get through.
     pub(super) fn is_of_the_way(&self) -> bool {
-        matches!(self, Self::BrokeOff { .. } | Self::Unreachable { .. } | Self::Elsewhere { .. })
+        matches!(self, Self::BrokeOff { .. } | Self::Cut { .. } | Self::Unreachable { .. } | Self::Elsewhere { .. })
     }
 }
 

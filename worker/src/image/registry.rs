@@ -35,6 +35,8 @@ const CERTIFICATE_BEGINS: &str = "-----BEGIN CERTIFICATE-----";
 /// Longest part of a registry's words that is shown.
 const MAX_REASON_CHARS: usize = 1000;
 const NO_TOKEN: &str = "its token server gives no token";
+/// What the HTTP client says of a connection that ends without an answer.
+const UNANSWERED: &str = "connection closed before message completed";
 /// Longest answer of a token server that is read.
 const MAX_TOKEN_BYTES: usize = 1 << 20;
 
@@ -361,8 +363,11 @@ impl Endpoint {
         if let Some(target) = error.url().and_then(|url| self.elsewhere(url)) {
             return PullError::Elsewhere { registry, target, reason };
         }
-        match error.is_connect() || error.is_timeout() {
-            true => PullError::Unreachable { registry, reason: self.advised(reason) },
+        if error.is_connect() || error.is_timeout() {
+            return PullError::Unreachable { registry, reason: self.advised(reason) };
+        }
+        match error.is_request() && is_cut(error, &reason) {
+            true => PullError::Cut { registry, reason },
             false => PullError::Registry { registry, reason },
         }
     }
@@ -414,6 +419,12 @@ fn printable(text: &str) -> String {
         plain.push('\u{2026}');
     }
     plain
+}
+
+/// Whether the connection ended before the answer began.
+fn is_cut(error: &dyn std::error::Error, reason: &str) -> bool {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    reason == UNANSWERED || causes.into_iter().any(|cause| cause.is::<std::io::Error>())
 }
 
 /// How a registry wants to be logged in to.

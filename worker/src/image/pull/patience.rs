@@ -41,10 +41,10 @@ impl<'a> Patience<'a> {
         Self { is_mirror: endpoint.host != reference.registry, progress, attempt: 1 }
     }
 
-    /// Returns when it is time to ask again, which is after a registry was busy; else gives the error back.
+    /// Returns when it is time to ask again, which is after a registry was busy, or gave no answer; else gives the error back.
     pub(in crate::image) async fn wait(&mut self, error: PullError) -> Result<(), PullError> {
-        let is_busy = matches!(error, PullError::Busy { .. });
-        if !is_busy || self.is_mirror || self.attempt == ATTEMPTS {
+        let is_passing = matches!(error, PullError::Busy { .. } | PullError::Cut { .. });
+        if !is_passing || self.is_mirror || self.attempt == ATTEMPTS {
             return Err(error);
         }
         wait(error, self.attempt, self.progress).await?;
@@ -55,14 +55,18 @@ impl<'a> Patience<'a> {
 
 /// Waits as long as a busy registry wants it, and says so; gives the error back where waiting is no use.
 async fn wait(error: PullError, attempt: u32, progress: Option<&Progress>) -> Result<(), PullError> {
-    let PullError::Busy { registry, reason, wanted } = error else { return Err(error) };
+    let (what, registry, reason, wanted) = match error {
+        PullError::Busy { registry, reason, wanted } => ("is busy", registry, reason, wanted),
+        PullError::Cut { registry, reason } => ("gives no answer", registry, reason, None),
+        error => return Err(error),
+    };
     let Some(pause) = pause_after(attempt, wanted) else {
         let seconds = wanted.unwrap_or_default().as_secs();
         let reason = format!("{reason}; it wants to be left alone for {seconds} s: try again then");
         return Err(PullError::Busy { registry, reason, wanted });
     };
-    let text = format!("registry {registry} is busy: asking again in {} s", pause.as_secs_f32().ceil());
-    tracing::info!(registry, reason, attempt, pause_ms = pause.as_millis(), "a registry is busy");
+    let text = format!("registry {registry} {what}: asking again in {} s", pause.as_secs_f32().ceil());
+    tracing::info!(registry, reason, attempt, pause_ms = pause.as_millis(), "a registry is asked again: it {what}");
     if let Some(progress) = progress {
         // Progress is a courtesy.
         let _ = progress.try_send(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Status(text)) });

@@ -200,14 +200,9 @@ async fn a_registry_in_trouble_is_asked_again() {
             if trouble.is_empty() { Some(Said::Nothing) } else { text(trouble, "", "later") }
         })
         .await;
-        // What a connection that ends before an answer means is known only where a body was on its way.
         let local = local();
         let name = format!("{}/team/n{n}:1", door.host);
         let (pushed, _) = local.push(&name, None).await;
-        if trouble.is_empty() {
-            assert!(matches!(pushed, Err(PullError::Registry { .. })), "{pushed:?}");
-            continue;
-        }
         pushed.unwrap_or_else(|error| panic!("{trouble}: {error}"));
         assert_eq!(digest_at(&name).await, local.image.digest);
     }
