@@ -67,9 +67,11 @@ impl Role {
     }
 }
 
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Facts {
     pid: u32,
+    /// Why it cannot even be started, as on a disk that has become read-only.
+    trouble: String,
     starts: u64,
     started_at_ms: u64,
 }
@@ -107,9 +109,11 @@ impl Daemon {
     }
 
     pub(super) fn info(&self, paths: &Paths) -> wire::DaemonInfo {
-        let (facts, name) = (*self.lock(), self.role.word());
+        let (facts, name) = (self.lock().clone(), self.role.word());
+        let log = || log_file(paths, name).display().to_string();
         let (last_words, log) = match facts.pid {
-            0 => (log_tail(paths, name, 1), log_file(paths, name).display().to_string()),
+            0 if facts.trouble.is_empty() => (log_tail(paths, name, 1), log()),
+            0 => (facts.trouble, log()),
             _ => Default::default(),
         };
         wire::DaemonInfo {
@@ -199,7 +203,10 @@ impl Supervision {
                     let Some(status) = self.watch(&mut child).await else { return };
                     tracing::warn!(daemon = name, end = %describe(status), "ended by itself, starting it again");
                 }
-                Err(error) => tracing::error!(daemon = name, "cannot start: {error:#}"),
+                Err(error) => {
+                    tracing::error!(daemon = name, "cannot start: {error:#}");
+                    self.set_facts(|facts| facts.trouble = format!("it cannot be started: {error:#}"));
+                }
             }
             quick_ends = if started.elapsed() >= HEALTHY_AFTER { 0 } else { quick_ends + 1 };
             let delay = RESTART_DELAYS[quick_ends.saturating_sub(1).min(RESTART_DELAYS.len() - 1)];
@@ -272,6 +279,7 @@ impl Supervision {
         self.set_facts(|facts| {
             facts.pid = child.id().unwrap_or(0);
             facts.starts += 1;
+            facts.trouble.clear();
             facts.started_at_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         });
         tracing::info!(daemon = self.role.word(), pid = child.id(), "started");
