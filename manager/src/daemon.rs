@@ -84,7 +84,12 @@ fn raise_descriptor_limit() {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "info,openraft=error,sled=warn".into());
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        // It would panic where what it writes to is on a disk that is full.
+        .log_internal_errors(false)
+        .with_ansi(false);
     // A test, or the binary's main function, may have one already.
     let _ = subscriber.try_init();
 }

@@ -107,6 +107,53 @@ fn a_full_or_read_only_disk_stops_its_manager_only_until_there_is_room_again() {
     wait_serving(&lab, "n3");
 }
 
+/// Whoever cannot write what it has to say goes on all the same: the daemons, and above all the shims, without which there is
+/// no container.
+#[test]
+fn logs_that_cannot_be_written_cost_nobody_anything_else() {
+    let lab = Lab::up("disk-logs", 1, 1);
+    lab.import("box", "busybox", &["CMD [\"sleep\", \"100000\"]", "STOPSIGNAL SIGKILL"]);
+    let _ = lab.command("kill", &["n1", "node"]).ok();
+    let logs = "cd /var/lib/orch/node/log && for log in node manager worker netd; do ln -sf /dev/full $log.log; done; \
+                umount /var/lib/orch/worker/containers; mkdir /var/lib/orch/small \
+                && mount -t tmpfs -o size=200m tmpfs /var/lib/orch/small \
+                && cp -a /var/lib/orch/worker/. /var/lib/orch/small/ && mount --bind /var/lib/orch/small /var/lib/orch/worker";
+    let _ = sh(&lab, "n1", logs);
+    let _ = lab.command("start", &["n1"]).ok();
+    eventually("the cluster answers", || lab.orch(&["node", "ls"]).result());
+    let much = "while true; do seq 10000; sleep 0.2; done";
+    let _ = lab.orch(&["service", "create", "-q", "--name", "loud", "box", "sh", "-c", much]).ok();
+    let task = lab.orch(&["service", "ps", "-q", "loud"]).ok();
+    let daemons = || {
+        let info = lab.orch(&["info"]).ok();
+        info.lines().filter(|line| line.contains("Daemon ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = daemons();
+    let fill = "cd /var/lib/orch/small; dd if=/dev/zero of=filler bs=4k 2>/dev/null; df --output=avail . | tail -1";
+    assert_eq!(sh(&lab, "n1", fill).trim(), "0", "room for logs is left");
+    let mut log = String::new();
+    let grows = |log: &mut String| {
+        let now = lab.orch(&["service", "logs", "--tail", "1", "-t", "loud"]).ok();
+        let before = std::mem::replace(log, now);
+        if before == *log { Ok(()) } else { Err(log.clone()) }
+    };
+    eventually("nothing more can be kept of what it prints", || grows(&mut log));
+    assert_eq!(lab.orch(&["service", "ps", "-q", "--filter", "desired-state=running", "loud"]).ok(), task);
+    let _ = sh(&lab, "n1", "rm /var/lib/orch/small/filler");
+    eventually("it is heard again", || if grows(&mut log).is_err() { Ok(()) } else { Err(log.clone()) });
+    // Something to log for everyone.
+    let _ = lab.orch(&["service", "create", "-q", "--name", "other", "-p", "8000:80", "--replicas", "3", "box"]).ok();
+    let _ = lab.orch(&["service", "rm", "other"]).ok();
+    let _ = lab.command("kill", &["n1", "worker"]).ok();
+    eventually("the worker is back", || lab.orch_on("n1", &["ps"]).result());
+    let _ = lab.orch(&["service", "create", "-q", "--name", "another", "--replicas", "3", "box"]).ok();
+    lab.wait_replicas("another", "3/3");
+    let running = lab.orch(&["service", "ps", "-q", "--filter", "desired-state=running", "loud"]).ok();
+    assert_eq!(running, task, "the container that could not be heard was ended");
+    let others = |lines: Vec<String>| lines.into_iter().filter(|line| !line.contains("worker")).collect::<Vec<_>>();
+    assert_eq!(others(daemons()), others(before), "a daemon ended");
+}
+
 #[test]
 fn damage_is_named_never_served_and_healed_by_one_command() {
     let lab = Lab::up("disk-damage", 3, 3);

@@ -6,6 +6,10 @@
 //! Invariants: containers outlive this process and are found again by the next one; nothing of a secret reaches the
 //! disk; only this crate talks to netd's socket.
 
+// It panics where what it prints to is on a disk that is full, and a shim takes its container along.
+#![deny(clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::print_stderr))]
+
 pub mod runtime;
 pub mod shim;
 

@@ -28,6 +28,7 @@ use seccompiler::sock_filter;
 
 use super::{
     check::Subject,
+    complain,
     entry::{Entry, Process, Program, Streams},
     executor::ContainerExecutor,
     fork::{close_all_but, in_child},
@@ -242,7 +243,7 @@ fn narrow_sight(config: &ShimConfig) -> io::Result<()> {
 /// Best effort: the worker repeats it when it deletes the container.
 fn remove(folder: &Path, layout: &Layout, cgroup: &str) {
     if let Err(err) = layout.destroy(cgroup) {
-        eprintln!("cannot remove the cgroup {cgroup}: {err}");
+        complain(format_args!("cannot remove the cgroup {cgroup}: {err}"));
     }
     let _ = fs::remove_dir_all(Files(folder).state());
 }

@@ -28,7 +28,13 @@ mod starting;
 mod trace;
 pub(crate) use orch_proto::passing as wire;
 
-use std::{fs, io, os::unix::net::UnixListener, path::Path, time::SystemTime};
+use std::{
+    fmt, fs,
+    io::{self, Write as _},
+    os::unix::net::UnixListener,
+    path::Path,
+    time::SystemTime,
+};
 
 use nix::sys::{
     signal::{SigSet, Signal},
@@ -40,6 +46,11 @@ pub(crate) use executor::NEEDED_CAPS;
 pub(crate) use nursery::ROOM;
 use nursery::{Birth, Nursery};
 use protocol::{ExitRecord, Failure, Files, ShimConfig, VERSION, to_ns};
+
+/// To the worker's log. That may be on a disk that is full, which is no reason for a container to end.
+fn complain(what: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{what}");
+}
 
 /// Shims are among the last that the kernel may kill for memory: a dead shim takes its container along. Where it may not
 /// lower its score (a machine that is a container itself), a shim is killed like any other process.
@@ -56,7 +67,7 @@ pub fn main() -> i32 {
     match done {
         Ok(()) => 0,
         Err(err) => {
-            eprintln!("shim: {err} (it is started by the worker, not by hand)");
+            complain(format_args!("shim: {err} (it is started by the worker, not by hand)"));
             1
         }
     }

@@ -23,6 +23,7 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 use super::{
     attach::{Attached, Waits},
     check::Checks,
+    complain,
     container::{Instance, Output},
     log::{Lines, LogWriter, Source},
     pace::Pace,
@@ -239,7 +240,7 @@ impl Server {
 
     fn write_log(&mut self, objects: &[u8]) {
         if let Err(err) = self.log.write(objects) {
-            eprintln!("output is lost: cannot write the log: {err}");
+            complain(format_args!("output is lost: cannot write the log: {err}"));
         }
     }
 
@@ -346,7 +347,7 @@ impl Server {
         let Some(plan) = self.health.take() else { return };
         match self.instance.subject() {
             Ok(subject) => self.checks = Some(Checks::new(plan, subject)),
-            Err(err) => eprintln!("the health cannot be checked: {err}"),
+            Err(err) => complain(format_args!("the health cannot be checked: {err}")),
         }
     }
 
@@ -441,7 +442,7 @@ impl Server {
         if let (true, Some(network)) = (killed, &self.network)
             && let Err(error) = network.silence()
         {
-            eprintln!("the network of the killed container is not silenced: {error}");
+            complain(format_args!("the network of the killed container is not silenced: {error}"));
         }
     }
 
