@@ -10,7 +10,11 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 use orch_model::Timestamp;
-use orch_proto::{paths::Paths, wire::DaemonConfig};
+use orch_proto::{
+    format::{self, FormatError},
+    paths::Paths,
+    wire::DaemonConfig,
+};
 use prost::Message;
 
 use crate::random;
@@ -30,8 +34,8 @@ pub enum HomeError {
     },
     #[error("another manager already uses {path}", path = path.display())]
     InUse { path: PathBuf },
-    #[error("{path} has format {found}, and this version of orch knows {FORMAT}: use the version that wrote it, or a newer one", path = path.display())]
-    Format { path: PathBuf, found: String },
+    #[error(transparent)]
+    Format(#[from] FormatError),
     #[error("{path} does not exist: this node is not a manager; run \"orch init\" or \"orch join\"", path = path.display())]
     NotConfigured { path: PathBuf },
     #[error("{path} cannot be read as the manager's configuration: {detail}", path = path.display())]
@@ -161,13 +165,10 @@ impl Home {
     }
 
     fn check_format(&self) -> Result<(), HomeError> {
-        let path = self.dir.join("format");
-        match fs::read_to_string(&path) {
-            Ok(text) if text.trim() == FORMAT.to_string() => Ok(()),
-            Ok(text) => Err(HomeError::Format { path: self.dir.clone(), found: text.trim().to_owned() }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.write("format", format!("{FORMAT}\n").as_bytes()),
-            Err(source) => Err(HomeError::Io { what: "read", path, source }),
+        if format::is_known(&self.dir.join("format"), FORMAT)? {
+            return Ok(());
         }
+        self.write("format", format!("{FORMAT}\n").as_bytes())
     }
 
     fn raft(&self) -> PathBuf {
@@ -207,7 +208,7 @@ mod tests {
         assert!(matches!(home.config(), Err(HomeError::NotConfigured { .. })));
         drop(home);
         fs::write(paths.manager_dir().join("format"), "9\n").unwrap();
-        assert!(matches!(Home::open(&paths), Err(HomeError::Format { .. })));
+        assert!(matches!(Home::open(&paths), Err(HomeError::Format(FormatError::Other { .. }))));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod ca;
 pub mod code;
 pub mod conv;
 pub mod files;
+pub mod format;
 pub mod gossip;
 pub mod keeper;
 pub mod metrics;

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
-use orch_proto::paths::Paths;
+use orch_proto::{format, paths::Paths};
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -172,21 +172,10 @@ pub(crate) fn state_file(paths: &Paths) -> PathBuf {
 }
 
 fn check_format(path: &Path) -> Result<()> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return files::write_atomically(path, format!("{FORMAT}\n").as_bytes(), 0o600);
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    match text.trim().parse::<u32>() {
-        Ok(FORMAT) => Ok(()),
-        Ok(other) => bail!(
-            "{} says format {other} and this orch knows {FORMAT}: install the orch version that wrote it",
-            path.display()
-        ),
-        Err(_) => bail!("{} is damaged: expected a number", path.display()),
+    if format::is_known(path, FORMAT)? {
+        return Ok(());
     }
+    files::write_atomically(path, format!("{FORMAT}\n").as_bytes(), 0o600)
 }
 
 #[cfg(test)]
