@@ -156,7 +156,10 @@ impl Manager {
         let config = home.config()?;
         let node: NodeId = config.node_id.parse().context("daemon.pb: node_id")?;
         let cluster: ClusterId = config.cluster_id.parse().context("daemon.pb: cluster_id")?;
-        let ring = KeyRing::load_or_create(&home.keys(), unlock.as_ref())?;
+        let ring = match home.has_log() {
+            true => KeyRing::load_for(&home.log(), &home.keys(), unlock.as_ref())?,
+            false => KeyRing::load_or_create(&home.keys(), unlock.as_ref())?,
+        };
         let sealer = Arc::new(Sealer::new(ring, cluster.clone(), node.clone()));
         let open_key = autolock::open_tls_key(Arc::clone(&sealer), home.tls());
         let identity = SharedIdentity::follow_sealed(&home.tls(), open_key)

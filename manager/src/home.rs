@@ -82,6 +82,12 @@ impl Home {
         self.raft().join("log")
     }
 
+    /// Whether there is anything in it, sealed with the [keys](Self::keys).
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.log().join("db").exists()
+    }
+
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
         self.raft().join("snapshots")
@@ -115,7 +121,7 @@ impl Home {
             Err(source) => return Err(HomeError::Io { what: "read", path, source }),
         };
         if let Some(id) = known {
-            if self.log().join("db").exists() {
+            if self.has_log() {
                 return Ok(id);
             }
             self.put_aside(id)?;

@@ -73,6 +73,13 @@ pub enum SealError {
     },
     #[error("the data keys in {path} cannot be read: line {line} is not `NUMBER HEX`", path = path.display())]
     KeyFileFormat { path: PathBuf, line: usize },
+    #[error(
+        "the data keys in {path} are gone, and nothing else opens the raft log in {log}: bring that file back from a copy, \
+         or, if other managers are alive, let this one begin anew with \"orch node reset-manager\"",
+        path = path.display(),
+        log = log.display()
+    )]
+    Missing { path: PathBuf, log: PathBuf },
     #[error("the data keys in {path} are locked: unlock this manager with \"orch unlock\"", path = path.display())]
     Locked { path: PathBuf },
     #[error("this unlock key does not open the data keys in {path}", path = path.display())]
@@ -305,6 +312,17 @@ mod tests {
         assert!(matches!(KeyRing::load_or_create(&path, Some(&old)), Err(SealError::WrongUnlockKey { .. })));
         assert_eq!(opened.keep_locked(&path, None).unwrap(), Kept::Opened);
         assert!(fs::read_to_string(&path).unwrap().starts_with(&clear), "older records need the older keys");
+    }
+
+    #[test]
+    fn keys_that_a_log_needs_are_not_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, log) = (dir.path().join("keys"), dir.path().join("raft/log"));
+        let error = KeyRing::load_for(&log, &path, None).map(drop).unwrap_err().to_string();
+        assert!(error.contains("/keys are gone") && error.contains("reset-manager"), "{error}");
+        assert!(!path.exists());
+        drop(sealer(&path, 1));
+        KeyRing::load_for(&log, &path, None).unwrap();
     }
 
     #[test]

@@ -49,17 +49,9 @@ pub(super) enum Wrapping {
 impl KeyRing {
     /// Reads the keys in `path`, or makes the first one.
     pub fn load_or_create(path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, SealError> {
-        match fs::read_to_string(path) {
-            Ok(text) => match (text.strip_prefix(LOCKED_HEADING), unlock) {
-                (None, _) => Self::parse(Zeroizing::new(text), path),
-                (Some(_), None) => Err(SealError::Locked { path: path.into() }),
-                (Some(locked), Some(key)) => {
-                    let text =
-                        unwrap_text(locked, key).ok_or_else(|| SealError::WrongUnlockKey { path: path.into() })?;
-                    Self::parse(text, path)
-                }
-            },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+        match Self::load(path, unlock)? {
+            Some(ring) => Ok(ring),
+            None => {
                 let first = Self {
                     ciphers: BTreeMap::new(),
                     current: 0,
@@ -69,6 +61,27 @@ impl KeyRing {
                 first.write(path, None)?;
                 Ok(first)
             }
+        }
+    }
+
+    /// Of a log that is sealed already: another key would open none of it, and would take the place of the one that is
+    /// missed.
+    pub fn load_for(log: &Path, path: &Path, unlock: Option<&UnlockKey>) -> Result<Self, SealError> {
+        Self::load(path, unlock)?.ok_or_else(|| SealError::Missing { path: path.into(), log: log.into() })
+    }
+
+    fn load(path: &Path, unlock: Option<&UnlockKey>) -> Result<Option<Self>, SealError> {
+        match fs::read_to_string(path) {
+            Ok(text) => match (text.strip_prefix(LOCKED_HEADING), unlock) {
+                (None, _) => Self::parse(Zeroizing::new(text), path).map(Some),
+                (Some(_), None) => Err(SealError::Locked { path: path.into() }),
+                (Some(locked), Some(key)) => {
+                    let text =
+                        unwrap_text(locked, key).ok_or_else(|| SealError::WrongUnlockKey { path: path.into() })?;
+                    Self::parse(text, path).map(Some)
+                }
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(SealError::KeyFile { what: "read", path: path.into(), source }),
         }
     }
