@@ -17,6 +17,9 @@ pub const RUN_DIR_VAR: &str = "ORCH_RUN_DIR";
 /// Moves the operator's configuration; default `/etc/orch`.
 pub const ETC_DIR_VAR: &str = "ORCH_ETC_DIR";
 
+/// What a damaged file is put aside as: its name, this, and the time.
+pub const ASIDE: &str = ".broken-";
+
 /// The three folders that everything else is under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {

@@ -136,5 +136,12 @@ fn read_daemon_config(paths: &Paths) -> anyhow::Result<DaemonConfig> {
     let bytes = std::fs::read(&path).with_context(|| {
         format!("read {}: the node supervisor (orch node) writes it and starts the worker", path.display())
     })?;
-    DaemonConfig::decode(bytes.as_slice()).with_context(|| format!("{} is damaged", path.display()))
+    // What was cut at the start is as readable as nothing.
+    let config = DaemonConfig::decode(bytes.as_slice()).ok().filter(|config| !config.node_id.is_empty());
+    config.with_context(|| {
+        format!(
+            "{} is damaged: start orch anew on this node (\"systemctl restart orch\"; containers go on), which writes it again",
+            path.display()
+        )
+    })
 }

@@ -145,6 +145,7 @@ impl Facts {
             "CgroupVersion": worker.cgroup_version,
             "SecurityOptions": worker.security_options,
             "Daemons": daemons,
+            "Warnings": node.broken_files.iter().map(|file| warning(file)).collect::<Value>(),
             "Swarm": {
                 "NodeID": node.node_id,
                 "NodeAddr": host(&node.advertise_addr),
@@ -228,7 +229,7 @@ impl Facts {
                 writeln!(out, "  Last Words: {}\n  Log: {}", daemon.last_words, daemon.log)?;
             }
         }
-        Ok(())
+        node.broken_files.iter().try_for_each(|file| writeln!(out, "{}", warning(file)))
     }
 
     /// A manager knows them all; a worker those that it was told of.
@@ -245,6 +246,13 @@ impl Facts {
 pub(crate) fn has_quorum(info: &wire::ClusterInfo) -> bool {
     let reachable = info.reachability.iter().filter(|manager| manager.reachable).count();
     !info.leader_id.is_empty() && (info.reachability.len() <= 1 || reachable > info.reachability.len() / 2)
+}
+
+fn warning(broken_file: &str) -> String {
+    format!(
+        "WARNING: {broken_file} was damaged and is put aside: see the worker's log for what was lost with it, look after \
+         the disk, and delete the file"
+    )
 }
 
 fn daemon_json(daemon: &wire::DaemonInfo) -> Value {
@@ -321,5 +329,19 @@ mod tests {
             facts.text()
         );
         assert_eq!(facts.text().matches("Last Words").count(), 1);
+    }
+
+    #[test]
+    fn files_that_lie_aside_are_named_in_both_forms() {
+        let broken_files = vec!["/w/images/index.json.broken-7".to_owned()];
+        let node = wire::NodeInfo { node_id: "n".into(), broken_files, ..Default::default() };
+        let facts = Facts { node: Some(node), worker: None, cluster: None, locked: false, failure: None };
+        assert!(
+            facts.text().ends_with("delete the file\n")
+                && facts.text().contains("\nWARNING: /w/images/index.json.broken-7 was")
+        );
+        assert!(
+            facts.json()["Warnings"][0].as_str().is_some_and(|text| text.contains("/w/images/index.json.broken-7"))
+        );
     }
 }

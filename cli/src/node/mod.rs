@@ -8,6 +8,7 @@
 
 mod address;
 mod apart;
+mod broken;
 mod credentials;
 mod daemon;
 mod error;

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{
+    broken,
     daemon::Role,
     gossip::{self, Gossip},
     init, join, leave, moved, rejoin, renew, reset, role,
@@ -103,8 +104,11 @@ impl NodeService {
     fn info_now(&self) -> wire::NodeInfo {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let daemons = self.supervisor.daemon_infos();
+        let broken_files = broken::files(&self.supervisor.paths);
         match self.supervisor.member() {
-            None => wire::NodeInfo { state: "inactive".to_owned(), version, daemons, ..Default::default() },
+            None => {
+                wire::NodeInfo { state: "inactive".to_owned(), version, daemons, broken_files, ..Default::default() }
+            }
             Some(member) => wire::NodeInfo {
                 state: "active".to_owned(),
                 error: rejoin::expired(&self.supervisor).map(|old| own_expiry(&old)).unwrap_or_default(),
@@ -115,6 +119,7 @@ impl NodeService {
                 managers: member.managers,
                 version,
                 daemons,
+                broken_files,
             },
         }
     }

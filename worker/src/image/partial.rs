@@ -87,7 +87,8 @@ pub(super) fn clean(folder: &Path, now: SystemTime, age: Duration) -> io::Result
         if !written.is_ok_and(is_old) {
             continue;
         }
-        if let Some(mut left) = Partial::take(folder, &entry.file_name().to_string_lossy())? {
+        // What cannot even be opened is in nobody's way.
+        if let Ok(Some(mut left)) = Partial::take(folder, &entry.file_name().to_string_lossy()) {
             left.spoil();
         }
     }

@@ -1,7 +1,8 @@
 //! The node's images: blobs by digest, unpacked layers by diff id, and an index of names.
 //!
 //! Layout of the folder: `blobs/sha256/<hex>`, `layers/<hex of the diff id>/`, `ingest/` for what is being written,
-//! `partial/<hex>` for what broke off, `index.json`. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
+//! `partial/<hex>` for what broke off, `index.json` and its copy. An index that is damaged or lost is put aside and made again
+//! from the copy and from what is there: containers run on these layers. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
 //! renamed); an image is in the index only when all its blobs and layers are there; no path is made from a digest that
 //! [`is_digest`] has not seen.
 
@@ -30,6 +31,7 @@ use super::{
     room::Room,
     unpack::{LayerFacts, UnpackError, unpack_layer},
 };
+use crate::store::aside;
 
 /// Largest manifest or configuration that is read into memory.
 pub(crate) const MAX_METADATA_BYTES: u64 = 8 << 20;
@@ -153,30 +155,101 @@ impl ImageStore {
     pub(crate) fn open(dir: &Path) -> Result<Self> {
         let ingest = dir.join("ingest");
         // What a crash left half written.
-        if ingest.exists() {
+        if ingest.is_dir() {
             fs::remove_dir_all(&ingest).map_err(io_error("empty", &ingest))?;
         }
         let partial = dir.join("partial");
         for folder in [&dir.join("blobs/sha256"), &dir.join("layers"), &ingest, &partial] {
-            fs::create_dir_all(folder).map_err(io_error("create", folder))?;
+            aside::make_folder(folder).map_err(io_error("create", folder))?;
         }
         partial::clean(&partial, SystemTime::now(), partial::KEPT_FOR).map_err(io_error("clean", &partial))?;
         let path = dir.join("index.json");
-        let index = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|source| StoreError::Json {
-                what: "the index of images",
-                digest: path.display().to_string(),
-                source,
-            })?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Index::default(),
+        let (index, is_whole) = match read_index(&path) {
+            Ok(index) => (index, true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (Index::default(), is_empty(&dir.join("layers"))),
+            Err(e) if aside::is_damage(&e) => {
+                aside::put_aside(&path, &e).map_err(io_error("put aside", &path))?;
+                (Index::default(), false)
+            }
             Err(e) => return Err(io_error("read", &path)(e)),
         };
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
             index: Arc::new(Mutex::new(index)),
             arriving: Arc::default(),
             unpacking: Arc::default(),
-        })
+        };
+        if !is_whole {
+            store.rebuild()?;
+        }
+        Ok(store)
+    }
+
+    /// The index was lost: names come from its copy, images from what is here of them.
+    fn rebuild(&self) -> Result<()> {
+        let mut copied = read_index(&self.copy_path()).unwrap_or_default();
+        copied.images.retain(|digest, record| self.is_here(digest, record));
+        let Index { images, names } = &mut copied;
+        names.retain(|_, digest| images.contains_key(digest));
+        let copied_count = images.len();
+        *self.lock() = copied;
+        let blobs = self.dir.join("blobs/sha256");
+        for entry in fs::read_dir(&blobs).map_err(io_error("list", &blobs))? {
+            let entry = entry.map_err(io_error("list", &blobs))?;
+            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+            let is_listed = self.lock().images.contains_key(&digest);
+            if !is_listed
+                && self.is_whole_image(&digest)
+                && let Err(error) = self.add_image(&digest)
+            {
+                tracing::warn!(digest, error = super::chain(&error), "an image is not taken up again");
+            }
+        }
+        let index = self.lock();
+        // On a full disk it is made again at the next start too.
+        if let Err(error) = self.save(&index) {
+            tracing::warn!(error = super::chain(&error), "the index of images is not saved");
+        }
+        tracing::warn!(
+            images = index.images.len(),
+            named = copied_count,
+            "the index of images was lost: made again. Images whose names are lost too are there by their ids, or are pulled again"
+        );
+        Ok(())
+    }
+
+    fn is_here(&self, digest: &str, record: &ImageRecord) -> bool {
+        let mut blobs = [digest, &record.config].into_iter().chain(record.layers.iter().map(String::as_str));
+        blobs.all(|blob| self.has_blob(blob)) && record.diff_ids.iter().all(|diff_id| self.has_layer(diff_id))
+    }
+
+    /// Whether it is a manifest of an image that is all here, unpacked. Anything else may lie among the blobs.
+    fn is_whole_image(&self, digest: &str) -> bool {
+        let whole = |digest: &str| self.read_blob(digest).ok().filter(|bytes| digest_of(bytes) == digest);
+        let begins_as_json = || {
+            let mut first = [0];
+            let file = File::open(self.blob_path(digest).ok()?).ok()?;
+            (&file).read_exact(&mut first).ok().map(|()| first == *b"{")
+        };
+        if begins_as_json() != Some(true) {
+            return false;
+        }
+        let manifest = whole(digest).and_then(|bytes| serde_json::from_slice::<OciImageManifest>(&bytes).ok());
+        let Some(manifest) = manifest else { return false };
+        let config =
+            whole(&manifest.config.digest).and_then(|bytes| serde_json::from_slice::<ImageConfig>(&bytes).ok());
+        let Some(config) = config else { return false };
+        let record = ImageRecord {
+            config: manifest.config.digest,
+            layers: manifest.layers.into_iter().map(|layer| layer.digest).collect(),
+            diff_ids: config.rootfs.diff_ids,
+            ..ImageRecord::default()
+        };
+        self.is_here(digest, &record)
+    }
+
+    fn copy_path(&self) -> PathBuf {
+        self.dir.join("index.json").with_extension("copy")
     }
 
     /// Keeps blobs of no image from being swept until dropped.
@@ -602,13 +675,30 @@ impl ImageStore {
             digest: path.display().to_string(),
             source,
         })?;
-        crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))
+        crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))?;
+        crate::store::keep_copy(&path, &text);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Index> {
         // The index is changed as a whole and saved before it is used; a panic elsewhere leaves it valid.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn read_index(path: &Path) -> io::Result<Index> {
+    let text = aside::read(path)?;
+    // Also an end that comes too early is damage.
+    serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// A folder that cannot be looked into is full of what somebody may need.
+fn is_empty(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn digest_of(content: &[u8]) -> String {
+    format!("sha256:{:x}", Sha256::digest(content))
 }
 
 impl Index {
@@ -827,6 +917,74 @@ mod tests {
         assert_eq!(store.find(hex).map(|image| image.digest), Some(one));
         assert!(store.find("").is_none() && store.find(&hex[..2]).is_none());
         assert_eq!(store.find(&other).map(|image| image.digest), Some(other));
+    }
+
+    /// An image of one layer.
+    fn small_image(store: &ImageStore) -> StoredImage {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(1);
+        tar.append_data(&mut header, "file", &b"x"[..]).unwrap();
+        let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
+        let image = crate::image::import::import(store, &layer, ImageConfig::default(), "").unwrap();
+        store.set_name(&Reference::parse("box").unwrap(), &image.digest).unwrap();
+        store.by_digest(&image.digest).unwrap()
+    }
+
+    #[test]
+    fn a_lost_index_is_made_again_and_takes_no_layer_along() {
+        type Damage = (&'static str, fn(&Path));
+        fn remove(path: &Path) {
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+        }
+        let damages: [Damage; 5] = [
+            ("empty", |path| fs::write(path, "").unwrap()),
+            ("cut", |path| {
+                let whole = fs::read(path).unwrap();
+                fs::write(path, &whole[..whole.len() / 2]).unwrap();
+            }),
+            ("another", |path| fs::write(path, "{}").unwrap()),
+            ("folder", |path| {
+                remove(path);
+                fs::create_dir(path).unwrap();
+            }),
+            ("gone", remove),
+        ];
+        for (what, damage) in damages {
+            for copy_is_whole in [true, false] {
+                let dir = tempfile::tempdir().unwrap();
+                let store = ImageStore::open(dir.path()).unwrap();
+                let image = small_image(&store);
+                // Not all here, not what it is named after, and no image at all.
+                let half = store.put_bytes(
+                    br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:0","size":1},"layers":[]}"#,
+                    None,
+                );
+                let forged = store.blob_path(&format!("sha256:{}", "0".repeat(64))).unwrap();
+                fs::copy(store.blob_path(&image.digest).unwrap(), forged).unwrap();
+                drop(store);
+                if !copy_is_whole {
+                    damage(&dir.path().join("index.copy"));
+                }
+                damage(&dir.path().join("index.json"));
+                for again in 0..2 {
+                    let store = ImageStore::open(dir.path()).unwrap();
+                    let found = store.list();
+                    let names = if copy_is_whole { image.names.clone() } else { Vec::new() };
+                    assert_eq!(found, [StoredImage { names, ..image.clone() }], "{what} {copy_is_whole} {again}");
+                    store.sweep_left(Duration::ZERO).unwrap();
+                    assert!(store.has_layer(&image.record.diff_ids[0]), "{what} {copy_is_whole} {again}");
+                    assert!(!store.has_blob(half.as_ref().unwrap()));
+                }
+                let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+                let aside = names.filter(|name| name.to_string_lossy().starts_with("index.json.broken-")).count();
+                assert_eq!(aside, usize::from(what != "gone"), "{what}");
+            }
+        }
     }
 
     #[test]

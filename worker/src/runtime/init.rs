@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::store::aside;
+
 /// Where the container has it: on its own /dev, so that nothing of it stays in what the container wrote.
 pub(super) const TARGET: &str = "/dev/init";
 
@@ -21,6 +23,6 @@ pub(super) fn install(folder: &Path) -> io::Result<PathBuf> {
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     io::Write::write_all(&mut file, PROGRAM)?;
     file.as_file().set_permissions(fs::Permissions::from_mode(0o755))?;
-    file.persist(&path).map_err(|error| error.error)?;
+    aside::persist(file, &path)?;
     Ok(path)
 }

@@ -2,7 +2,10 @@
 //! it knows and the last networks that it was told of. Never secrets.
 //!
 //! One file per task, written aside, synced and renamed: after a crash or a power cut each record is the old or the
-//! new one.
+//! new one. Of what nobody else knows, one-off containers and networks of this node, a copy lies beside each record: a
+//! damaged one is made again from it. What is damaged is [put aside](aside) and stops nothing else.
+
+pub(crate) mod aside;
 
 use std::{
     fs::{self, File},
@@ -12,12 +15,15 @@ use std::{
 };
 
 use orch_model::{NetworkId, TaskId};
-use orch_proto::wire;
+use orch_proto::{
+    format::{self, FormatError},
+    wire,
+};
 use prost::Message;
 use rustix::fs::{FlockOperation, flock};
 
 /// Raised when the layout of the folder changes.
-const FORMAT: &str = "1";
+const FORMAT: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -30,8 +36,8 @@ pub(crate) enum StoreError {
     },
     #[error("{0:?} is in use by another worker: only one may run on a data folder")]
     Locked(PathBuf),
-    #[error("{path:?} has format {found:?}, this version reads {FORMAT}: install the version that wrote it")]
-    Format { path: PathBuf, found: String },
+    #[error(transparent)]
+    Format(#[from] FormatError),
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -42,8 +48,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stor
 fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(content)?;
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(())
+    aside::persist(file, path)
 }
 
 /// Writes a file so that a crash leaves the old content or the new one.
@@ -52,7 +57,7 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(content)?;
     file.as_file().sync_all()?;
-    file.persist(path).map_err(|e| e.error)?;
+    aside::persist(file, path)?;
     File::open(dir)?.sync_all()
 }
 
@@ -67,43 +72,40 @@ impl Store {
         for folder in
             [dir.to_owned(), dir.join("tasks"), dir.join("containers"), dir.join("local"), dir.join("networks")]
         {
-            fs::create_dir_all(&folder).map_err(io_error("create", &folder))?;
+            aside::make_folder(&folder).map_err(io_error("create", &folder))?;
         }
         // Images bring set-id programs: no user of this machine may reach them.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(io_error("change the mode of", dir))?;
         let lock_path = dir.join("lock");
+        if lock_path.is_dir() {
+            aside::put_aside(&lock_path, &"it should be a file").map_err(io_error("put aside", &lock_path))?;
+        }
         let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| StoreError::Locked(dir.to_owned()))?;
         let format_path = dir.join("format");
-        match fs::read_to_string(&format_path) {
-            Ok(found) if found.trim() == FORMAT => {}
-            Ok(found) => return Err(StoreError::Format { path: dir.to_owned(), found: found.trim().to_owned() }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                write_atomically(&format_path, FORMAT.as_bytes()).map_err(io_error("write", &format_path))?;
-            }
-            Err(e) => return Err(io_error("read", &format_path)(e)),
+        if !format::is_known(&format_path, FORMAT)? {
+            write_atomically(&format_path, FORMAT.to_string().as_bytes()).map_err(io_error("write", &format_path))?;
         }
         Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
 
-    /// Records of all tasks that this node was given and has not been told to forget. Unreadable ones are set aside.
+    /// Records of all tasks that this node was given and has not been told to forget.
     pub(crate) fn tasks(&self) -> Result<Vec<wire::WorkerTaskRecord>, StoreError> {
-        self.records("tasks")
+        Ok(self.records("tasks", |_, _| true)?.into_iter().map(|(_, record)| record).collect())
     }
 
     /// Records of one-off containers.
     pub(crate) fn locals(&self) -> Result<Vec<wire::LocalContainer>, StoreError> {
-        self.records("local")
+        self.records_with_copies("local", |record: &wire::LocalContainer| &record.task_id)
     }
 
     /// Always durable: nobody else knows of the container.
     pub(crate) fn save_local(&self, record: &wire::LocalContainer) -> Result<(), StoreError> {
-        let path = self.local_path(&record.task_id);
-        write_atomically(&path, &record.encode_to_vec()).map_err(io_error("write", &path))
+        save_with_copy(&self.local_path(&record.task_id), &record.encode_to_vec())
     }
 
     pub(crate) fn forget_local(&self, task: &TaskId) -> Result<(), StoreError> {
-        forget(&self.local_path(task.as_str()))
+        forget_with_copy(&self.local_path(task.as_str()))
     }
 
     fn local_path(&self, task: &str) -> PathBuf {
@@ -112,23 +114,44 @@ impl Store {
 
     /// Networks of this node alone.
     pub(crate) fn user_networks(&self) -> Result<Vec<wire::LocalNetwork>, StoreError> {
-        self.records("networks")
+        self.records_with_copies("networks", |record: &wire::LocalNetwork| &record.id)
     }
 
     pub(crate) fn save_user_network(&self, network: &wire::LocalNetwork) -> Result<(), StoreError> {
-        let path = self.user_network_path(&network.id);
-        write_atomically(&path, &network.encode_to_vec()).map_err(io_error("write", &path))
+        save_with_copy(&self.user_network_path(&network.id), &network.encode_to_vec())
     }
 
     pub(crate) fn forget_user_network(&self, network: &NetworkId) -> Result<(), StoreError> {
-        forget(&self.user_network_path(network.as_str()))
+        forget_with_copy(&self.user_network_path(network.as_str()))
     }
 
     fn user_network_path(&self, network: &str) -> PathBuf {
         self.dir.join("networks").join(format!("{network}.pb"))
     }
 
-    fn records<M: Message + Default>(&self, folder: &str) -> Result<Vec<M>, StoreError> {
+    fn records_with_copies<M: Message + Default>(
+        &self,
+        folder: &str,
+        id: fn(&M) -> &String,
+    ) -> Result<Vec<M>, StoreError> {
+        let records =
+            self.records(folder, |path, record| path.file_stem().is_some_and(|name| name == id(record).as_str()))?;
+        for (path, record) in &records {
+            // Of an earlier version, which made none, or lost in a power cut.
+            let bytes = M::encode_to_vec(record);
+            if fs::read(copy_of(path)).ok().as_deref() != Some(&bytes) {
+                keep_copy(path, &bytes);
+            }
+        }
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// `is_own`: whether it is the record that the file should have. One that was cut may still read.
+    fn records<M: Message + Default>(
+        &self,
+        folder: &str,
+        is_own: impl Fn(&Path, &M) -> bool,
+    ) -> Result<Vec<(PathBuf, M)>, StoreError> {
         let dir = self.dir.join(folder);
         let mut records = Vec::new();
         for entry in fs::read_dir(&dir).map_err(io_error("list", &dir))? {
@@ -136,13 +159,23 @@ impl Store {
             if path.extension().is_none_or(|extension| extension != "pb") {
                 continue;
             }
-            let bytes = fs::read(&path).map_err(io_error("read", &path))?;
-            match M::decode(bytes.as_slice()) {
-                Ok(record) => records.push(record),
-                Err(error) => {
-                    tracing::error!(?path, %error, "unreadable record; what it is of is forgotten");
-                    fs::rename(&path, path.with_extension("unreadable")).map_err(io_error("set aside", &path))?;
+            let why = match read_record(&path) {
+                Ok(record) if !is_own(&path, &record) => io::Error::other("it says of itself that it is another"),
+                Ok(record) => {
+                    records.push((path, record));
+                    continue;
                 }
+                Err(error) if aside::is_damage(&error) || error.kind() == io::ErrorKind::NotFound => error,
+                Err(error) => return Err(io_error("read", &path)(error)),
+            };
+            aside::put_aside(&path, &why).map_err(io_error("put aside", &path))?;
+            match read_record(&copy_of(&path)) {
+                Ok(record) if is_own(&path, &record) => {
+                    tracing::warn!(path = %path.display(), "the record is made again from its copy");
+                    put_in_place(&copy_of(&path), &path).map_err(io_error("write", &path))?;
+                    records.push((path, record));
+                }
+                _ => tracing::error!(path = %path.display(), "what the record is of is forgotten"),
             }
         }
         Ok(records)
@@ -199,6 +232,46 @@ impl Store {
     }
 }
 
+/// An empty file is one whose content never reached the disk: no record is empty.
+fn read_record<M: Message + Default>(path: &Path) -> io::Result<M> {
+    let bytes = aside::read(path)?;
+    if bytes.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty"));
+    }
+    M::decode(bytes.as_slice()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn copy_of(path: &Path) -> PathBuf {
+    path.with_extension("copy")
+}
+
+/// Without it a damaged record is lost, and nothing else is. Not synced: the record is.
+pub(crate) fn keep_copy(path: &Path, content: &[u8]) {
+    let copy = copy_of(path);
+    if let Err(error) = replace(&copy, content) {
+        tracing::warn!(copy = %copy.display(), %error, "a copy is not kept");
+    }
+}
+
+/// Needs no room: the disk may be full.
+fn put_in_place(copy: &Path, path: &Path) -> io::Result<()> {
+    File::open(copy)?.sync_all()?;
+    fs::rename(copy, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn save_with_copy(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    write_atomically(path, content).map_err(io_error("write", path))?;
+    keep_copy(path, content);
+    Ok(())
+}
+
+/// The record last: with it, the copy would come back.
+fn forget_with_copy(path: &Path) -> Result<(), StoreError> {
+    forget(&copy_of(path))?;
+    forget(path)
+}
+
 fn forget(path: &Path) -> Result<(), StoreError> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("delete", path)(e)),
@@ -226,10 +299,90 @@ mod tests {
         assert_eq!(store.tasks().unwrap(), []);
     }
 
+    fn local(task: &str, name: &str) -> wire::LocalContainer {
+        wire::LocalContainer { task_id: task.to_owned(), name: name.to_owned(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_damaged_record_is_put_aside_and_made_again_from_its_copy() {
+        let damages: [&dyn Fn(&Path); 5] = [
+            &|path| fs::write(path, "").unwrap(),
+            &|path| fs::write(path, [0xff; 9]).unwrap(),
+            &|path| {
+                let whole = fs::read(path).unwrap();
+                fs::write(path, &whole[..whole.len() - 1]).unwrap();
+            },
+            &|path| fs::remove_file(path).and_then(|()| fs::create_dir(path)).unwrap(),
+            &|path| fs::remove_file(path).and_then(|()| std::os::unix::fs::symlink("/nowhere", path)).unwrap(),
+        ];
+        for (n, damage) in damages.iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(dir.path()).unwrap();
+            let network = wire::LocalNetwork { id: "n".to_owned(), name: "net".to_owned(), ..Default::default() };
+            store.save_user_network(&network).unwrap();
+            store.save_local(&local("one", "a")).unwrap();
+            store.save_local(&local("two", "b")).unwrap();
+            let task = TaskId::from_random(1);
+            let record = wire::WorkerTaskRecord { image_digest: "sha256:1".to_owned(), ..Default::default() };
+            store.save_task(&task, &record, true).unwrap();
+            for path in [store.local_path("one"), store.user_network_path("n"), store.task_path(&task)] {
+                damage(&path);
+            }
+            for again in 0..2 {
+                let mut locals = store.locals().unwrap();
+                locals.sort_by(|a, b| a.name.cmp(&b.name));
+                assert_eq!(locals, [local("one", "a"), local("two", "b")], "{n} {again}");
+                assert_eq!(store.user_networks().unwrap(), std::slice::from_ref(&network), "{n} {again}");
+                // Managers know it, and give the task another container.
+                assert_eq!(store.tasks().unwrap(), [], "{n} {again}");
+            }
+            for folder in ["local", "networks", "tasks"] {
+                let names = fs::read_dir(dir.path().join(folder)).unwrap();
+                let aside =
+                    names.filter(|name| name.as_ref().unwrap().path().to_string_lossy().contains(".pb.broken-"));
+                assert_eq!(aside.count(), 1, "{n} {folder}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_copy_is_made_for_records_of_earlier_versions_and_goes_with_its_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let task = TaskId::from_random(1);
+        let record = local(task.as_str(), "a");
+        fs::write(store.local_path(task.as_str()), record.encode_to_vec()).unwrap();
+        assert_eq!(store.locals().unwrap(), std::slice::from_ref(&record));
+        fs::write(store.local_path(task.as_str()), "").unwrap();
+        assert_eq!(store.locals().unwrap(), [record]);
+        store.forget_local(&task).unwrap();
+        assert!(!copy_of(&store.local_path(task.as_str())).exists());
+        assert_eq!(store.locals().unwrap(), []);
+        // A copy alone is of a record that an earlier version has deleted.
+        fs::write(dir.path().join("local/left.copy"), "x").unwrap();
+        assert_eq!(store.locals().unwrap(), []);
+    }
+
+    #[test]
+    fn what_stands_in_the_place_of_a_folder_or_the_lock_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("local"), "").unwrap();
+        fs::create_dir(dir.path().join("lock")).unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.locals().unwrap(), []);
+        assert_eq!(
+            fs::read_dir(dir.path())
+                .unwrap()
+                .filter(|e| e.as_ref().unwrap().path().to_string_lossy().contains(".broken-"))
+                .count(),
+            2
+        );
+    }
+
     #[test]
     fn a_newer_format_is_not_touched() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("format"), "2\n").unwrap();
-        assert!(matches!(Store::open(dir.path()), Err(StoreError::Format { .. })));
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Format(FormatError::Other { .. }))));
     }
 }
