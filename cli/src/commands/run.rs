@@ -270,7 +270,7 @@ pub(crate) async fn run(args: RunArgs, paths: &Paths) -> anyhow::Result<ExitCode
 
 pub(crate) async fn create(args: CreateArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
-    let created = make(&args, &mut worker).await.map_err(|failure| failure.error)?;
+    let created = make(&args, Attaching::Perhaps, &mut worker).await.map_err(|failure| failure.error)?;
     println!("{}", created.container_id);
     Ok(())
 }
@@ -309,7 +309,8 @@ async fn try_run(args: RunArgs, paths: &Paths) -> Result<i32, Failure> {
         );
     }
     let mut worker = worker(paths).await?;
-    let created = make(options, &mut worker).await?;
+    let attaching = if args.detach { Attaching::Never } else { Attaching::Perhaps };
+    let created = make(options, attaching, &mut worker).await?;
     if args.detach {
         let reference = created.container_id.clone();
         let started = worker.start_container(wire::ContainerReference { reference }).await;
@@ -347,8 +348,19 @@ async fn discard(args: &CreateArgs, created: &wire::CreateContainerResponse, wor
     }
 }
 
-async fn make(args: &CreateArgs, worker: &mut Worker) -> Result<wire::CreateContainerResponse, Failure> {
-    let request = request(args, &Given::ask(args, worker).await?)?;
+/// Whether the container is made for somebody's input, and ends with it. Docker's `StdinOnce`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attaching {
+    Perhaps,
+    Never,
+}
+
+async fn make(
+    args: &CreateArgs,
+    attaching: Attaching,
+    worker: &mut Worker,
+) -> Result<wire::CreateContainerResponse, Failure> {
+    let request = request(args, attaching, &Given::ask(args, worker).await?)?;
     let mut id_file = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let image = &args.image_and_command[0];
     let auth = image::credentials_for(image)?;
@@ -406,7 +418,7 @@ impl Drop for IdFile {
     }
 }
 
-fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateContainerRequest> {
+fn request(args: &CreateArgs, attaching: Attaching, given: &Given) -> anyhow::Result<wire::CreateContainerRequest> {
     if args.rm && args.restart.0.condition != "no" {
         bail!("conflicting options: cannot specify both --restart and --rm");
     }
@@ -423,7 +435,7 @@ fn request(args: &CreateArgs, given: &Given) -> anyhow::Result<wire::CreateConta
         networks,
         restart: Some(args.restart.0.clone()),
         auto_remove: args.rm,
-        options: Some(local_options(args)),
+        options: Some(local_options(args, attaching)),
         ..Default::default()
     })
 }
@@ -440,7 +452,7 @@ fn ports(args: &CreateArgs) -> Vec<PortConfig> {
     ports
 }
 
-fn local_options(args: &CreateArgs) -> wire::LocalOptions {
+fn local_options(args: &CreateArgs, attaching: Attaching) -> wire::LocalOptions {
     wire::LocalOptions {
         shm_bytes: args.shm_size.unwrap_or(0),
         security: args.security_opt.clone(),
@@ -456,6 +468,7 @@ fn local_options(args: &CreateArgs) -> wire::LocalOptions {
             memory_swap_bytes: args.memory_swap.unwrap_or(0),
             memory_reservation_bytes: args.memory_reservation.unwrap_or(0),
         }),
+        stdin_once: Some(args.interactive && attaching == Attaching::Perhaps),
     }
 }
 

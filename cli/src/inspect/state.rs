@@ -176,6 +176,8 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
     let (entrypoint, cmd) = spec.invocation(&image.entrypoint, &image.cmd);
     let or_null = |words: &[String]| if words.is_empty() { Value::Null } else { json!(words) };
     let volumes: Map<String, Value> = image.volumes.iter().map(|target| (target.clone(), json!({}))).collect();
+    let local = details.local.as_ref().map(|local| local.options.clone().unwrap_or_default());
+    let stdin_once = local.is_some_and(|options| options.stdin_once.unwrap_or(true));
     let labels: Map<String, Value> =
         image.labels.iter().chain(&container.labels).map(|(key, value)| (key.clone(), json!(value))).collect();
     Fields::default()
@@ -183,6 +185,7 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .always("User", either(&spec.user, &image.user))
         .always("Tty", spec.tty)
         .always("OpenStdin", spec.open_stdin)
+        .always("StdinOnce", spec.open_stdin && stdin_once)
         .some("ExposedPorts", Value::Object(exposed))
         .always("Env", json!(environment(&image.env, &spec.env)))
         .always("Cmd", or_null(cmd))

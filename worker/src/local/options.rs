@@ -58,6 +58,7 @@ impl Locals {
                 memory_swap_bytes: limits.memory_swap_bytes,
                 memory_reservation_bytes: limits.memory_reservation_bytes,
             },
+            stdin_once: options.stdin_once.unwrap_or(true),
             ..base
         })
     }

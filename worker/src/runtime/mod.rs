@@ -285,6 +285,7 @@ impl Inner {
             log: (&plan.log).into(),
             tty: container.tty,
             open_stdin: container.open_stdin,
+            stdin_once: plan.options.stdin_once,
             uid: user.uid + plan.users.as_ref().map_or(0, |users| users.uid),
             caps: caps.0,
             seccomp: filter,

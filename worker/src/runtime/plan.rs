@@ -86,6 +86,8 @@ pub struct HostOptions {
     /// Mount options of tmpfs mounts by target, instead of the mount's own.
     pub tmpfs: BTreeMap<String, Vec<String>>,
     pub limits: MoreLimits,
+    /// Its standard input ends with the input of whoever was attached.
+    pub stdin_once: bool,
 }
 
 /// Whose namespace of a kind a container has.

@@ -33,9 +33,9 @@ pub(super) struct Attached {
     stdin: Option<File>,
     /// Input that the container has not taken yet.
     input: Vec<u8>,
-    /// Whoever gave input has closed it: so is the container's, once it has taken the rest.
+    /// The first who gave input and closes it closes the container's, once it has taken the rest.
+    is_once: bool,
     closing: bool,
-    has_terminal: bool,
 }
 
 struct Peer {
@@ -76,9 +76,10 @@ pub(super) enum Waits {
 }
 
 impl Attached {
-    /// `stdin` is our end of the container's input; `None` when it has none.
-    pub(super) fn new(stdin: Option<OwnedFd>, has_terminal: bool) -> Self {
-        Self { stdin: stdin.map(File::from), has_terminal, ..Self::default() }
+    /// `stdin` is our end of the container's input; `None` when it has none. `is_once`: it ends with the input of whoever is
+    /// attached; else others may go on with it.
+    pub(super) fn new(stdin: Option<OwnedFd>, is_once: bool) -> Self {
+        Self { stdin: stdin.map(File::from), is_once, ..Self::default() }
     }
 
     pub(super) fn add(&mut self, fds: Vec<OwnedFd>, stdin: bool) -> io::Result<()> {
@@ -197,8 +198,7 @@ impl Attached {
             Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
             Ok(_) | Err(_) => {
                 peer.stdin = None;
-                // A terminal stays: whoever detached may come back. A pipe's end is the program's to see.
-                self.closing = !self.has_terminal;
+                self.closing |= self.is_once;
                 self.write_input();
             }
         }
@@ -250,5 +250,40 @@ impl Output {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{fcntl::OFlag, unistd::pipe2};
+
+    use super::*;
+
+    /// Somebody attaches, says `text` and goes.
+    fn say(attached: &mut Attached, text: &str) {
+        let (theirs, ours) = pipe2(OFlag::O_CLOEXEC).unwrap();
+        let null = || OwnedFd::from(File::options().write(true).open("/dev/null").unwrap());
+        attached.add(vec![theirs, null(), null()], true).unwrap();
+        let mut ours = File::from(ours);
+        ours.write_all(text.as_bytes()).unwrap();
+        drop(ours);
+        let last = attached.peers.len() - 1;
+        attached.serve(&[Waits::Input(last)]);
+        attached.serve(&[Waits::Input(last)]);
+    }
+
+    #[test]
+    fn input_ends_with_the_first_who_gave_some_only_where_it_should() {
+        for (is_once, want) in [(true, "one"), (false, "onetwo")] {
+            let (container, ours) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let mut attached = Attached::new(Some(ours), is_once);
+            say(&mut attached, "one");
+            assert_eq!(attached.stdin.is_none(), is_once);
+            say(&mut attached, "two");
+            drop(attached);
+            let mut heard = String::new();
+            File::from(container).read_to_string(&mut heard).unwrap();
+            assert_eq!(heard, want);
+        }
     }
 }

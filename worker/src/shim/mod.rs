@@ -109,7 +109,7 @@ fn prepare(
     let (instance, output) = container::Instance::create(folder, config, layout)?;
     // A folder that cannot be opened is not worth a container: silence is a courtesy to clients.
     let network = config.netns.as_deref().and_then(|netns| silence::Network::open(netns).ok());
-    server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network, config.health.clone())
+    server::Server::new(folder.to_owned(), listener, signals, instance, output, log, network, config)
         .map_err(failure("cannot serve"))
 }
 

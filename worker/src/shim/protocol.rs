@@ -68,6 +68,9 @@ pub(crate) struct ShimConfig {
     pub(crate) tty: bool,
     /// Standard input stays open, with nothing to read; otherwise it is /dev/null.
     pub(crate) open_stdin: bool,
+    /// It ends with the input of whoever was attached; older configurations do not say, and it did always.
+    #[serde(default = "yes")]
+    pub(crate) stdin_once: bool,
     /// Owner of the pipes: programs that are not root reopen /dev/stdout.
     pub(crate) uid: u32,
     /// Capabilities as bits.
@@ -82,6 +85,10 @@ pub(crate) struct ShimConfig {
     pub(crate) hidden: Vec<PathBuf>,
     #[serde(default)]
     pub(crate) health: Option<HealthPlan>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How a container's health is checked: nothing left to default.

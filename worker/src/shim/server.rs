@@ -28,7 +28,8 @@ use super::{
     log::{Lines, LogWriter, Source},
     pace::Pace,
     protocol::{
-        ExecOrder, ExitRecord, Failure, Files, HealthPlan, MAX_LINE_BYTES, Message, Reply, Request, VERSION, to_ns,
+        ExecOrder, ExitRecord, Failure, Files, HealthPlan, MAX_LINE_BYTES, Message, Reply, Request, ShimConfig,
+        VERSION, to_ns,
     },
     silence::Network,
     starting::{Started, Starting},
@@ -94,7 +95,7 @@ impl Server {
         output: Output,
         log: LogWriter,
         network: Option<Network>,
-        health: Option<HealthPlan>,
+        config: &ShimConfig,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let terminal = output.stderr.is_none().then(|| output.stdout.try_clone()).transpose()?;
@@ -105,7 +106,8 @@ impl Server {
         if let Some(stdin) = &stdin {
             set_nonblocking(stdin.as_fd())?;
         }
-        let attached = Attached::new(stdin, terminal.is_some());
+        // A terminal stays: whoever detached may come back.
+        let attached = Attached::new(stdin, config.stdin_once && terminal.is_none());
         let stdout = Stream { fd: output.stdout.into(), lines: Lines::new(Source::Stdout, &log) };
         let stderr = output.stderr.map(|fd| Stream { fd: fd.into(), lines: Lines::new(Source::Stderr, &log) });
         let streams: Vec<Stream> = [Some(stdout), stderr].into_iter().flatten().collect();
@@ -127,7 +129,7 @@ impl Server {
             connections: Vec::new(),
             started_at: None,
             start_failure: None,
-            health,
+            health: config.health.clone(),
             checks: None,
             buffer: vec![0; READ_BYTES],
         })

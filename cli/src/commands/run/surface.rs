@@ -97,7 +97,10 @@ fn asked(flag: Option<String>) -> String {
     let words = ["run".to_owned()].into_iter().chain(network).chain(flag).chain(["busybox".to_owned()]);
     let words: Vec<String> = words.collect();
     let line = Line::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-    format!("{:?}", request(&line.args, &Given::default()).unwrap_or_else(|error| panic!("{words:?}: {error}")))
+    format!(
+        "{:?}",
+        request(&line.args, Attaching::Perhaps, &Given::default()).unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    )
 }
 
 #[test]
@@ -137,7 +140,7 @@ fn what_flags_come_to_together() {
     let spec = |flags: &[&str]| {
         let words = [&["run"], flags, &["busybox"]].concat();
         let line = Line::try_parse_from(&words).unwrap_or_else(|error| panic!("{words:?}: {error}"));
-        request(&line.args, &Given { address: "10.0.0.1".to_owned(), ..Given::default() })
+        request(&line.args, Attaching::Perhaps, &Given { address: "10.0.0.1".to_owned(), ..Given::default() })
     };
     let nano_cpus = |flags: &[&str]| spec(flags).unwrap().spec.unwrap().limits.unwrap().nano_cpus;
     for (flags, want) in [
