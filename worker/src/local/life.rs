@@ -13,7 +13,7 @@ use orch_model::{
 };
 use orch_proto::{
     conv::ToProto,
-    wire::{LocalContainer, LocalState},
+    wire::{HealthResult, LocalContainer, LocalState},
 };
 use tokio::{
     sync::watch,
@@ -34,7 +34,7 @@ use crate::{
     contents::is_mounted,
     events::health_action,
     image::{chain, rootfs::Rootfs},
-    runtime::{Attachment, Container, ContainerPlan, Exit, HostOptions, LogFiles, Recovered},
+    runtime::{Attachment, Container, ContainerPlan, Exit, HealthCheck, HostOptions, LogFiles, Recovered},
 };
 
 /// Between the stop signal and SIGKILL, when neither the user nor the container says.
@@ -123,6 +123,7 @@ impl Locals {
         let host_network = record.network == HOST || joined.as_ref().is_some_and(Joined::is_nodes);
         let options = HostOptions {
             joined: joined.as_ref().and_then(Joined::netns),
+            earlier_checks: earlier_checks(&record),
             ..self.host_options(&record.options.unwrap_or_default())?
         };
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
@@ -546,6 +547,14 @@ impl Locals {
         let text = if own.is_empty() { of_image().unwrap_or_default() } else { own.clone() };
         signal_number(&text)
     }
+}
+
+/// As with Docker, the log of checks goes on where it ended.
+fn earlier_checks(record: &LocalContainer) -> Vec<HealthCheck> {
+    let results = record.health.iter().flat_map(|health| health.results.clone());
+    let check =
+        |HealthResult { start_ns, end_ns, exit_code, output }| HealthCheck { start_ns, end_ns, exit_code, output };
+    results.map(check).collect()
 }
 
 /// Its record once it has ended so: it runs again, or has ended for good.

@@ -115,6 +115,13 @@ impl Layout {
         Ok(())
     }
 
+    /// Whether what is in `cgroup` was told to stand still.
+    pub(crate) fn is_frozen(&self, cgroup: &str) -> bool {
+        let file = if self.is_v2() { "cgroup.freeze" } else { "freezer.state" };
+        let state = self.folder_of(cgroup, "freezer").and_then(|folder| fs::read_to_string(folder.join(file)).ok());
+        state.is_some_and(|state| matches!(state.trim(), "1" | "FROZEN" | "FREEZING"))
+    }
+
     /// Whether the kernel killed something in `cgroup` for want of memory.
     pub(crate) fn oom_killed(&self, cgroup: &str) -> bool {
         let relative = cgroup.trim_start_matches('/');

@@ -5,7 +5,7 @@ use std::time::Duration;
 use orch_model::{service::HealthConfig, task::Health};
 
 use super::{client::Connection, error::RuntimeError};
-use crate::shim::protocol::{HealthPlan, HealthRecord, HealthWord, Reply};
+use crate::shim::protocol::{HealthPlan, HealthRecord, HealthResult, HealthWord, Reply};
 
 /// Docker's defaults.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -29,6 +29,7 @@ pub(super) fn plan(own: Option<&HealthConfig>, image: Option<&HealthConfig>) -> 
         start_period_ms: pick(|health| health.start_period, Duration::ZERO),
         start_interval_ms: pick(|health| health.start_interval, START_INTERVAL),
         retries: retries.unwrap_or(RETRIES),
+        earlier: Vec::new(),
     })
 }
 
@@ -75,6 +76,13 @@ pub struct HealthCheck {
     pub end_ns: u64,
     pub exit_code: i32,
     pub output: String,
+}
+
+impl From<&HealthCheck> for HealthResult {
+    fn from(check: &HealthCheck) -> Self {
+        let HealthCheck { start_ns, end_ns, exit_code, output } = check.clone();
+        Self { start_ns, end_ns, exit_code, output }
+    }
 }
 
 impl From<HealthWord> for Health {

@@ -69,7 +69,7 @@ pub use usage::{NewLimits, ProcessInfo, Usage};
 
 use crate::{
     contents::{self, is_mounted},
-    shim::protocol::{Files, ShimConfig, VERSION},
+    shim::protocol::{Files, HealthPlan, ShimConfig, VERSION},
 };
 use caps::CapSet;
 use cgroup::Layout;
@@ -291,7 +291,10 @@ impl Inner {
             seccomp: filter,
             netns: plan.netns.clone(),
             hidden: self.hidden_from(plan),
-            health: health::plan(container.health.as_ref(), plan.image.health.as_ref()),
+            health: health::plan(container.health.as_ref(), plan.image.health.as_ref()).map(|health| HealthPlan {
+                earlier: plan.options.earlier_checks.iter().map(Into::into).collect(),
+                ..health
+            }),
         };
         Ok(Prepared { config, spec })
     }

@@ -88,6 +88,8 @@ pub struct HostOptions {
     pub limits: MoreLimits,
     /// Its standard input ends with the input of whoever was attached.
     pub stdin_once: bool,
+    /// What the health checks of its last run said.
+    pub earlier_checks: Vec<super::HealthCheck>,
 }
 
 /// Whose namespace of a kind a container has.

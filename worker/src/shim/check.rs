@@ -25,6 +25,8 @@ use super::{
 
 /// What a check that could not be run at all returns.
 const CODE_NOT_RUN: i32 = -1;
+/// What a pipe holds, and its end. Whoever prints without end must not keep the shim from everything else.
+const READS: usize = 65536 / MAX_OUTPUT_BYTES + 1;
 const FOREVER: Duration = Duration::from_secs(3600);
 
 /// The health checks of a running container.
@@ -42,15 +44,20 @@ pub(super) struct Checks {
 struct Running {
     output: Output,
     text: Vec<u8>,
+    /// More was printed than is kept.
+    is_cut: bool,
+    /// Of its program, which has ended. What it started may still print: Docker waits for that.
+    code: Option<i32>,
     began: Instant,
     began_ns: u64,
 }
 
 /// A pipe that a check prints to. The shim has both ends: it is told of a check's end as of any child's, and need not hear
-/// a second time that the output has ended.
+/// a second time that the output has ended, unless somebody else has it still.
 struct Output {
     ours: File,
-    theirs: OwnedFd,
+    /// Until the check's program has ended.
+    theirs: Option<OwnedFd>,
 }
 
 /// What is checked: the container's own program, as far as its rights go.
@@ -103,15 +110,42 @@ impl Checks {
 
     /// Takes output, and complaints of the runner. Whether the health changed.
     pub(super) fn hear(&mut self) -> bool {
-        if let Some(running) = &mut self.running {
-            running.read();
-        }
-        let Some(complaint) = self.runner.as_mut().and_then(Runner::complaint) else { return false };
+        let changed = self.hear_output();
+        let Some(complaint) = self.runner.as_mut().and_then(Runner::complaint) else { return changed };
         let has_started = self.runner.as_ref().is_some_and(|runner| runner.check().is_some());
         // One that has started ends by itself, and is collected.
         match self.running.take_if(|_| !has_started) {
             Some(running) => self.not_run(&complaint, running.began, running.began_ns),
-            None => false,
+            None => changed,
+        }
+    }
+
+    /// A check is over when its program has ended and nobody can print for it any more. Whether the health changed.
+    fn hear_output(&mut self) -> bool {
+        let Some(running) = &mut self.running else { return false };
+        let (is_silent, code) = (running.read(), running.code);
+        let Some(code) = code.filter(|_| is_silent) else { return false };
+        let Some(running) = self.running.take() else { return false };
+        self.end(code, running.said(), running.began, running.began_ns)
+    }
+
+    /// The container stands still, which says nothing of its health: what is due does not take place, and a check under way is
+    /// given up.
+    pub(super) fn skip(&mut self) {
+        if let Some(running) = self.running.take() {
+            self.abandon(&running);
+        }
+        self.monitor.skipped(self.began.elapsed());
+    }
+
+    /// Ends a check's program, if it has not ended by itself. What that started goes on, as with Docker.
+    fn abandon(&mut self, running: &Running) {
+        if running.code.is_some() {
+            return;
+        }
+        // With the runner, which may hang with it: the program may lie on a volume that does not answer.
+        if let Some(pid) = self.runner.take().and_then(|runner| runner.check()) {
+            kill_group(pid);
         }
     }
 
@@ -122,21 +156,18 @@ impl Checks {
     /// What is due: starts a check, or ends one that takes too long. Whether the health changed.
     pub(super) fn tick(&mut self, entry: io::Result<&Entry>) -> bool {
         if let Some(mut running) = self.running.take() {
-            // With the runner, which may hang with it: the program may lie on a volume that does not answer.
-            if let Some(pid) = self.runner.take().and_then(|runner| runner.check()) {
-                kill_group(pid);
-            }
+            self.abandon(&running);
             running.read();
             let mut text = format!("Health check exceeded timeout ({})", go_duration(self.monitor.timeout()));
             if !running.text.is_empty() {
-                text = format!("{text}: {}", String::from_utf8_lossy(&running.text));
+                text = format!("{text}: {}", running.said());
             }
             return self.end(CODE_NOT_RUN, text, running.began, running.began_ns);
         }
         let (began, began_ns) = (Instant::now(), now_ns());
         match self.start(entry) {
             Ok(output) => {
-                self.running = Some(Running { output, text: Vec::new(), began, began_ns });
+                self.running = Some(Running { output, text: Vec::new(), is_cut: false, code: None, began, began_ns });
                 false
             }
             Err(err) => self.not_run(&Failure { message: err.to_string(), code: None }, began, began_ns),
@@ -151,10 +182,11 @@ impl Checks {
             return Some(false);
         }
         runner.check().filter(|&check| check == pid)?;
-        let mut running = self.running.take()?;
-        running.read();
-        let text = String::from_utf8_lossy(&running.text).into_owned();
-        Some(self.end(code, text, running.began, running.began_ns))
+        // The number may be another's by now.
+        let running = self.running.as_mut().filter(|running| running.code.is_none())?;
+        running.code = Some(code);
+        running.output.theirs = None;
+        Some(self.hear_output())
     }
 
     /// The container ends: there are no more checks, and the one under way says nothing. `collected` has just ended.
@@ -168,16 +200,17 @@ impl Checks {
 
     /// Orders a check, of a new runner if need be.
     fn start(&mut self, entry: io::Result<&Entry>) -> io::Result<Output> {
-        let output = Output::open()?;
-        if self.runner.as_ref().is_some_and(|runner| runner.order(output.theirs.as_fd()).is_ok()) {
-            return Ok(output);
+        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        if self.runner.as_ref().is_some_and(|runner| runner.order(theirs.as_fd()).is_ok()) {
+            return Ok(Output { ours: ours.into(), theirs: Some(theirs) });
         }
         let subject = &self.subject;
         let filter = subject.filter.as_ref().map(|filter| filter.as_slice());
         let program = Program { args: &subject.process.args, process: &subject.process, caps: subject.caps, filter };
         let runner = self.runner.insert(Runner::start(entry?, &program)?);
-        runner.order(output.theirs.as_fd())?;
-        Ok(output)
+        runner.order(theirs.as_fd())?;
+        Ok(Output { ours: ours.into(), theirs: Some(theirs) })
     }
 
     fn not_run(&mut self, failure: &Failure, began: Instant, start_ns: u64) -> bool {
@@ -190,22 +223,31 @@ impl Checks {
     }
 }
 
-impl Output {
-    fn open() -> io::Result<Self> {
-        let (ours, theirs) = pipe2(OFlag::O_CLOEXEC)?;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { ours: ours.into(), theirs })
-    }
-}
-
 impl Running {
-    /// What is there now.
-    fn read(&mut self) {
+    /// What is there now. Whether there will be no more.
+    fn read(&mut self) -> bool {
         let mut buffer = [0; MAX_OUTPUT_BYTES];
-        while let Ok(len @ 1..) = self.output.ours.read(&mut buffer) {
-            let room = MAX_OUTPUT_BYTES.saturating_sub(self.text.len());
-            self.text.extend_from_slice(&buffer[..len.min(room)]);
+        for _ in 0..READS {
+            match self.output.ours.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(len) => self.take(&buffer[..len]),
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
         }
+        false
+    }
+
+    fn take(&mut self, printed: &[u8]) {
+        let room = MAX_OUTPUT_BYTES.saturating_sub(self.text.len());
+        self.is_cut |= printed.len() > room;
+        self.text.extend_from_slice(&printed[..printed.len().min(room)]);
+    }
+
+    /// As Docker shows it.
+    fn said(&self) -> String {
+        let end = if self.is_cut { "..." } else { "" };
+        format!("{}{end}", String::from_utf8_lossy(&self.text))
     }
 }
 

@@ -181,6 +181,10 @@ impl Instance {
         remove(&self.folder, &self.layout, &self.cgroup);
     }
 
+    pub(super) fn is_frozen(&self) -> bool {
+        self.layout.is_frozen(&self.cgroup)
+    }
+
     pub(super) fn was_oom_killed(&self) -> bool {
         self.layout.oom_killed(&self.cgroup)
     }

@@ -28,12 +28,14 @@ pub(super) struct Monitor {
 }
 
 impl Monitor {
-    pub(super) fn new(plan: HealthPlan) -> Self {
+    pub(super) fn new(mut plan: HealthPlan) -> Self {
+        let mut results = VecDeque::from(std::mem::take(&mut plan.earlier));
+        results.drain(..results.len().saturating_sub(KEPT_RESULTS));
         let mut monitor = Self {
             plan,
             health: HealthWord::Starting,
             failing_streak: 0,
-            results: VecDeque::new(),
+            results,
             due: Duration::ZERO,
             early: FIRST_EARLY,
         };
@@ -81,6 +83,11 @@ impl Monitor {
         before != self.health
     }
 
+    /// What was due at `now` does not take place.
+    pub(super) fn skipped(&mut self, now: Duration) {
+        self.due = now + self.pause(now);
+    }
+
     /// Until then failures of a container that was never healthy do not count.
     fn patience(&self) -> Duration {
         match self.plan.start_period_ms {
@@ -123,6 +130,7 @@ mod tests {
             start_period_ms: start_period_s * 1000,
             start_interval_ms: 2000,
             retries,
+            earlier: Vec::new(),
         }
     }
 
@@ -183,5 +191,25 @@ mod tests {
         let kept: Vec<i32> = monitor.record().results.iter().map(|result| result.exit_code).collect();
         assert_eq!(kept, [3, 4, 5, 6, 7]);
         assert_eq!(monitor.record().failing_streak, 7);
+        // Those of the run before too, but they do not count.
+        let plan = HealthPlan { earlier: monitor.record().results, ..plan(1, 2, 0) };
+        let mut monitor = Monitor::new(plan);
+        assert_eq!((monitor.record().results.len(), monitor.record().failing_streak), (5, 0));
+        assert_eq!(monitor.health(), Starting);
+        monitor.ended(HealthResult { exit_code: 8, ..HealthResult::default() }, SECOND, SECOND);
+        let kept: Vec<i32> = monitor.record().results.iter().map(|result| result.exit_code).collect();
+        assert_eq!(kept, [4, 5, 6, 7, 8]);
+        assert_eq!((monitor.record().failing_streak, monitor.health()), (1, Starting));
+    }
+
+    #[test]
+    fn what_is_skipped_counts_for_nothing_and_comes_an_interval_later() {
+        let mut monitor = Monitor::new(plan(3, 1, 0));
+        monitor.ended(HealthResult::default(), SECOND, SECOND);
+        for second in [4, 7, 10] {
+            assert_eq!(monitor.due(), SECOND * second);
+            monitor.skipped(SECOND * second);
+        }
+        assert_eq!((monitor.health(), monitor.record().results.len()), (Healthy, 1));
     }
 }

@@ -101,6 +101,9 @@ pub(crate) struct HealthPlan {
     pub(crate) start_period_ms: u64,
     pub(crate) start_interval_ms: u64,
     pub(crate) retries: u32,
+    /// What the checks of the container's last run said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) earlier: Vec<HealthResult>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

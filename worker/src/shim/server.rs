@@ -355,9 +355,10 @@ impl Server {
 
     /// Does what is due although nothing happened.
     fn tick(&mut self) {
-        let Some(checks) = &mut self.checks else { return };
-        let changed = checks.is_due() && checks.tick(self.instance.entry());
-        if changed {
+        let Some(checks) = self.checks.as_mut().filter(|checks| checks.is_due()) else { return };
+        if self.instance.is_frozen() {
+            checks.skip();
+        } else if checks.tick(self.instance.entry()) {
             self.tell_health();
         }
     }
