@@ -11,11 +11,12 @@ use orch_model::{
     secret::Secret,
     service::{FileRef, Mount, MountKind},
 };
-use orch_proto::wire::{ExecStart, LogOptions, StreamAnnouncement, stream_announcement};
+use orch_proto::wire::{ExecStart, LocalState, LogOptions, StreamAnnouncement, stream_announcement};
 
 pub(crate) use self::node::{Node, import_box, task, wait_until};
 use self::node::{alive, task_with};
 use super::*;
+use crate::runtime::{ContainerPlan, HostOptions, ImageDefaults, LogFiles};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_runs_is_watched_and_stops() {
@@ -251,6 +252,63 @@ async fn a_killed_worker_finds_its_containers_again() {
     let _worker = node.worker_process();
     node.wait(&stays, TaskState::Shutdown).await;
     wait_until(|| !alive(pid)).await;
+}
+
+/// What a worker leaves that dies between making a one-off container and starting it.
+async fn leave_unstarted(node: &Node, mut record: wire::LocalContainer, state: LocalState) {
+    record.state = state.into();
+    let id: TaskId = record.task_id.parse().unwrap();
+    let rootfs = node.paths.run.join("root").join(id.as_str());
+    for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
+        fs::create_dir_all(rootfs.join(folder)).unwrap();
+    }
+    fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
+    let plan = ContainerPlan {
+        container_id: container_id_of(&id),
+        rootfs,
+        image: ImageDefaults::default(),
+        spec: &task(1, "box", &["/bin/busybox", "sleep", "1000"]).spec,
+        netns: None,
+        host_network: false,
+        binds: Vec::new(),
+        log: LogFiles::at(node.paths.run.join("log")),
+        options: HostOptions::default(),
+        users: None,
+        task_id: id,
+    };
+    node.runtime().create(&plan).await.unwrap();
+    node.records().save_local(&record).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_died_between_making_and_starting_a_one_off_container_is_made_good() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let mut records = Vec::new();
+    for n in [1, 2] {
+        let spec = task(n, "box", &["sleep", "1000"]).spec.to_proto();
+        let restart = Some(wire::LocalRestart { condition: "always".to_owned(), max_retries: 0 });
+        let network = "none".to_owned();
+        let request = wire::CreateContainerRequest { spec: Some(spec), restart, network, ..Default::default() };
+        records.push(worker.agent.locals.create(request).await.unwrap().now().record.clone());
+    }
+    drop(worker);
+    let [again, never] = [0, 1].map(|n: usize| records[n].task_id.parse::<TaskId>().unwrap());
+    leave_unstarted(&node, records.remove(0), LocalState::Restarting).await;
+    leave_unstarted(&node, records.remove(0), LocalState::Created).await;
+
+    let worker = node.worker().await;
+    let find = |id: &TaskId| worker.agent.locals.find(&container_id_of(id)).unwrap();
+    let (again, never) = (find(&again), find(&never));
+    wait_until(|| again.state() == LocalState::Running && again.container().is_some_and(|one| alive(one.pid()))).await;
+    assert_eq!(again.now().record.restart_count, 1);
+    assert!(never.state() == LocalState::Created && never.container().is_none());
+    // What was left does not stand in the way of a start either.
+    worker.agent.locals.start(&never, None).await.unwrap();
+    for one in [again, never] {
+        worker.agent.locals.remove(&one, true, true).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -463,6 +463,19 @@ impl Node {
         shim_runtime(&self.paths, &self.cgroup).unwrap()
     }
 
+    /// Once a worker that was dropped has let go of them.
+    pub(crate) fn records(&self) -> Store {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            match Store::open(&self.paths.worker_dir()) {
+                Err(crate::store::StoreError::Locked(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     pub(crate) fn store(&self) -> ImageStore {
         ImageStore::open(&self.paths.worker_dir().join("images")).unwrap()
     }
