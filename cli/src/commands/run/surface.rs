@@ -3,7 +3,7 @@
 
 use clap::{Args, Command, Parser};
 
-use super::{CreateArgs, RunArgs, given::Given, request};
+use super::{Attaching, CreateArgs, RunArgs, given::Given, request};
 
 /// Flag, good value, wrong value (empty: none is, or the worker knows), what the refusal has to say besides both.
 const FLAGS: &[(&str, &str, &str, &str)] = &[
