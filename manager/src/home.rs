@@ -110,28 +110,46 @@ impl Home {
     }
 
     /// This manager's number in raft. A number whose log is gone is never used again: whoever forgot what it voted for
-    /// must not vote under the same name. What is left of it is put aside, and the manager joins anew.
+    /// must not vote under the same name. What is left of it is put aside, and the manager joins anew. A log whose number is
+    /// gone gets it back from a copy: a cluster of one manager would be without a member that is there.
     pub fn raft_id(&self) -> Result<u64, HomeError> {
         let raft = self.raft();
         fs::create_dir_all(&raft).map_err(error("create", &raft))?;
-        let path = raft.join("id");
-        let known = match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().ok().filter(|id| *id != 0),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(HomeError::Io { what: "read", path, source }),
-        };
-        if let Some(id) = known {
-            if self.has_log() {
+        let known = number_in(&raft.join("id"))?;
+        let copied = number_in(&raft.join("id-copy"))?;
+        match known.or(copied) {
+            Some(id) if self.has_log() => {
+                if known.is_none() {
+                    tracing::error!(raft_id = id, "raft/id is lost or damaged: made again from its copy");
+                    self.write_number("raft/id", id)?;
+                }
+                if copied != Some(id) {
+                    self.write_number("raft/id-copy", id)?;
+                }
                 return Ok(id);
             }
-            self.put_aside(id)?;
+            Some(id) => self.put_aside(id)?,
+            None if self.has_log() => {
+                tracing::error!("raft/id and its copy are lost: joining anew under another number");
+            }
+            None => {}
         }
         // 64 of 128 random bits.
         #[allow(clippy::cast_possible_truncation)]
         let id = (random::bits() as u64).max(1);
         fs::create_dir_all(&raft).map_err(error("create", &raft))?;
-        self.write("raft/id", format!("{id}\n").as_bytes())?;
+        self.write_number("raft/id", id)?;
+        self.write_number("raft/id-copy", id)?;
         Ok(id)
+    }
+
+    fn write_number(&self, name: &str, id: u64) -> Result<(), HomeError> {
+        let path = self.dir.join(name);
+        // A file does not take a folder's place.
+        if path.is_dir() {
+            fs::remove_dir_all(&path).map_err(error("delete", &path))?;
+        }
+        self.write(name, format!("{id}\n").as_bytes())
     }
 
     /// Whether this manager is known to be a member of raft.
@@ -196,6 +214,16 @@ impl Home {
     }
 }
 
+/// `None` when it is lost or damaged.
+fn number_in(path: &Path) -> Result<Option<u64>, HomeError> {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotFound};
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().parse().ok().filter(|id| *id != 0)),
+        Err(e) if matches!(e.kind(), NotFound | IsADirectory | InvalidData) => Ok(None),
+        Err(source) => Err(error("read", path)(source)),
+    }
+}
+
 fn error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> HomeError {
     let path = path.to_owned();
     move |source| HomeError::Io { what, path, source }
@@ -215,6 +243,31 @@ mod tests {
         drop(home);
         fs::write(paths.manager_dir().join("format"), "9\n").unwrap();
         assert!(matches!(Home::open(&paths), Err(HomeError::Format(FormatError::Other { .. }))));
+    }
+
+    #[test]
+    fn a_lost_raft_number_of_a_log_comes_from_its_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(&Paths::under(dir.path())).unwrap();
+        let first = home.raft_id().unwrap();
+        fs::create_dir_all(home.log()).unwrap();
+        fs::write(home.log().join("db"), b"x").unwrap();
+        home.note_member().unwrap();
+        for name in ["id", "id-copy"] {
+            let path = home.raft().join(name);
+            let damages: [&dyn Fn(); 4] = [
+                &|| fs::remove_file(&path).unwrap(),
+                &|| fs::write(&path, "").unwrap(),
+                &|| fs::write(&path, "\0\0").unwrap(),
+                &|| fs::remove_file(&path).and_then(|()| fs::create_dir(&path)).unwrap(),
+            ];
+            for damage in damages {
+                damage();
+                assert_eq!(home.raft_id().unwrap(), first);
+                assert_eq!(number_in(&path).unwrap(), Some(first), "{name}");
+            }
+        }
+        assert!(home.is_member());
     }
 
     #[test]
