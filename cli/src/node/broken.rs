@@ -12,7 +12,8 @@ const MOST: usize = 20;
 pub(super) fn files(paths: &Paths) -> Vec<String> {
     let worker = paths.worker_dir();
     let folders = ["", "images", "local", "networks", "tasks"].map(|folder| worker.join(folder));
-    let mut found: Vec<String> = folders.iter().flat_map(|folder| inside(folder)).collect();
+    let volumes = fs::read_dir(paths.volumes_dir()).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<String> = folders.into_iter().chain(volumes).flat_map(|folder| inside(&folder)).collect();
     found.sort();
     found.truncate(MOST);
     found
@@ -37,8 +38,9 @@ mod tests {
         fs::create_dir_all(images.join("index.json.broken-7")).unwrap();
         fs::write(images.join("index.json"), "").unwrap();
         fs::write(paths.worker_dir().join("local.broken-8"), "").unwrap();
+        fs::create_dir_all(paths.volumes_dir().join("data/volume.json.broken-9")).unwrap();
         let found = files(&paths);
-        assert_eq!(found.len(), 2);
+        assert_eq!(found.len(), 3);
         assert!(found[0].ends_with("/worker/images/index.json.broken-7"), "{found:?}");
     }
 }

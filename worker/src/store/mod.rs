@@ -241,7 +241,7 @@ fn read_record<M: Message + Default>(path: &Path) -> io::Result<M> {
     M::decode(bytes.as_slice()).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-fn copy_of(path: &Path) -> PathBuf {
+pub(crate) fn copy_of(path: &Path) -> PathBuf {
     path.with_extension("copy")
 }
 
@@ -254,7 +254,7 @@ pub(crate) fn keep_copy(path: &Path, content: &[u8]) {
 }
 
 /// Needs no room: the disk may be full.
-fn put_in_place(copy: &Path, path: &Path) -> io::Result<()> {
+pub(crate) fn put_in_place(copy: &Path, path: &Path) -> io::Result<()> {
     File::open(copy)?.sync_all()?;
     fs::rename(copy, path)?;
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()

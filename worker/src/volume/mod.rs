@@ -30,7 +30,13 @@ use rustix::fs::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::users::Remap;
+use crate::{
+    store::{self, aside},
+    users::Remap,
+};
+
+/// In the folder of each volume.
+const DESCRIPTION: &str = "volume.json";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VolumeError {
@@ -59,6 +65,16 @@ pub(crate) enum VolumeError {
     },
     #[error("get {0}: no such volume")]
     NotFound(String),
+    #[error(
+        "{path:?} is damaged, so it is not known what is to be mounted at volume {name}: bring the file back from a copy; of a \
+         volume without options, delete it"
+    )]
+    Damaged {
+        name: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("volume {0} is there already, with other options: remove it, or choose another name")]
     Differs(String),
     #[error("invalid option {0:?} of a local volume: type, device and o are known")]
@@ -178,11 +194,14 @@ impl Volumes {
         let turn = self.turn(&name);
         let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let data = self.dir.join(&name).join("_data");
-        if !self.dir.join(&name).join("volume.json").exists() {
-            mounts::check(&description.options)?;
-            self.describe_new(&name, &description)?;
-        }
-        let options = describe(&self.dir.join(&name)).options;
+        let options = match self.options(&name)? {
+            Some(options) => options,
+            None => {
+                mounts::check(&description.options)?;
+                self.describe_new(&name, &description)?;
+                description.options
+            }
+        };
         if options.is_empty() {
             fs::create_dir_all(&data).map_err(io_error("create", &data))?;
         } else {
@@ -242,11 +261,45 @@ impl Volumes {
         let turn = self.turn(name);
         let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let data = self.dir.join(name).join("_data");
-        let options = describe(&self.dir.join(name)).options;
+        let options = self.options(name)?.unwrap_or_default();
         if !options.is_empty() {
             self.mount_for(user, name, &options, &data)?;
         }
         Ok(data)
+    }
+
+    /// What is mounted at a volume that is there. A damaged description is made again from its copy. Without one nothing is
+    /// guessed: an empty folder of this node in the place of a server's would be filled with what nobody looks for there.
+    fn options(&self, name: &str) -> Result<Option<BTreeMap<String, String>>, VolumeError> {
+        let path = self.dir.join(name).join(DESCRIPTION);
+        let copy = store::copy_of(&path);
+        let keep_copy = || fs::read(&path).into_iter().for_each(|text| store::keep_copy(&path, &text));
+        let error = match read_description(&path) {
+            Ok(description) => {
+                if read_description(&copy).is_err() {
+                    // Of an earlier version, which made none, or damaged.
+                    keep_copy();
+                }
+                return Ok(Some(description.options));
+            }
+            Err(error) => error,
+        };
+        let is_missing = error.kind() == io::ErrorKind::NotFound;
+        if !is_missing && !aside::is_damage(&error) {
+            return Err(io_error("read", &path)(error));
+        }
+        match read_description(&copy) {
+            Ok(description) => {
+                if !is_missing {
+                    aside::put_aside(&path, &error).map_err(io_error("put aside", &path))?;
+                }
+                store::put_in_place(&copy, &path).map_err(io_error("write", &path))?;
+                keep_copy();
+                Ok(Some(description.options))
+            }
+            Err(_) if is_missing => Ok(None),
+            Err(_) => Err(VolumeError::Damaged { name: name.to_owned(), path, source: error }),
+        }
     }
 
     /// Unmounts what nobody else uses. Goes on after a failure.
@@ -369,9 +422,11 @@ impl Volumes {
         if let Some(owner) = self.owner {
             lchown(&data, Some(owner.uid), Some(owner.gid)).map_err(io_error("change the owner of", &data))?;
         }
-        let path = self.dir.join(name).join("volume.json");
+        let path = self.dir.join(name).join(DESCRIPTION);
         let text = serde_json::to_vec(description).unwrap_or_default();
-        crate::store::write_atomically(&path, &text).map_err(io_error("write", &path))
+        store::write_atomically(&path, &text).map_err(io_error("write", &path))?;
+        store::keep_copy(&path, &text);
+        Ok(())
     }
 
     /// The caller has made sure that no container uses it.
@@ -460,9 +515,16 @@ fn volume(name: &str, path: &Path) -> Volume {
     Volume { name: name.to_owned(), mountpoint: path.join("_data"), labels, options, created_at_ms, anonymous, task }
 }
 
-/// An unreadable description costs a volume its labels, never its data.
+/// For those who look: an unreadable description without a copy costs a volume its labels. Who mounts asks for its
+/// [options](Volumes::options).
 fn describe(volume: &Path) -> Description {
-    fs::read(volume.join("volume.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    let path = volume.join(DESCRIPTION);
+    read_description(&path).or_else(|_| read_description(&store::copy_of(&path))).unwrap_or_default()
+}
+
+fn read_description(path: &Path) -> io::Result<Description> {
+    let text = aside::read(path)?;
+    serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn check_name(name: &str) -> Result<(), VolumeError> {
@@ -546,6 +608,45 @@ mod tests {
 
     fn open(dir: &Path) -> Volumes {
         Volumes::open(&dir.join("volumes"), &dir.join("users"), &dir.join("pins")).unwrap()
+    }
+
+    #[test]
+    fn what_is_mounted_at_a_volume_is_never_guessed() {
+        let damages: [&dyn Fn(&Path); 3] = [
+            &|path| fs::write(path, "").unwrap(),
+            &|path| {
+                let whole = fs::read(path).unwrap();
+                fs::write(path, &whole[..whole.len() / 2]).unwrap();
+            },
+            &|path| fs::remove_file(path).and_then(|()| fs::create_dir(path)).unwrap(),
+        ];
+        for (n, damage) in damages.iter().enumerate() {
+            let dir = tempfile::tempdir().unwrap();
+            let volumes = open(dir.path());
+            let options = [("type", "nfs"), ("device", ":/srv"), ("o", "addr=192.0.2.1")];
+            let options = options.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+            volumes.create("far", &BTreeMap::new(), &options, SystemTime::UNIX_EPOCH).unwrap();
+            let path = dir.path().join("volumes/far").join(DESCRIPTION);
+            let copy = store::copy_of(&path);
+            for path in [&path, &copy, &path] {
+                damage(path);
+                assert_eq!(volumes.list().unwrap()[0].options, options, "{n}");
+                assert_eq!(volumes.options("far").unwrap().as_ref(), Some(&options), "{n}");
+            }
+            // Of a version without copies.
+            fs::remove_file(&copy).unwrap();
+            assert_eq!(volumes.options("far").unwrap().as_ref(), Some(&options), "{n}");
+            damage(&path);
+            damage(&copy);
+            for user in [1, 2].map(TaskId::from_random) {
+                let said = volumes.borrow("far", &user).unwrap_err().to_string();
+                assert!(
+                    said.contains("volume.json\" is damaged, so it is not known what is to be mounted"),
+                    "{n}: {said}"
+                );
+            }
+            assert_eq!(volumes.options("new").unwrap(), None);
+        }
     }
 
     /// Needs root: it gives files to another user.
