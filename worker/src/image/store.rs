@@ -2,14 +2,19 @@
 //!
 //! Layout of the folder: `blobs/sha256/<hex>`, `layers/<hex of the diff id>/`, `ingest/` for what is being written,
 //! `partial/<hex>` for what broke off, `index.json` and its copy. An index that is damaged or lost is put aside and made again
-//! from the copy and from what is there: containers run on these layers. Invariants: a blob or layer is there completely or not at all (written aside, checked, synced,
-//! renamed); an image is in the index only when all its blobs and layers are there; no path is made from a digest that
-//! [`is_digest`] has not seen.
+//! from the copy and from what is there: containers run on these layers. Invariants: a blob or layer is there completely or
+//! not at all (written aside, checked, synced, renamed); an image is in the index only when all its blobs and layers are
+//! there; no path is made from a digest that [`is_digest`] has not seen.
+
+mod index;
+mod layers;
+mod rebuild;
+mod writer;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{
@@ -21,22 +26,25 @@ use std::{
 
 use oci_client::manifest::OciImageManifest;
 use orch_model::node::Platform;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use serde::Deserialize;
 
+use self::index::{Index, read_index};
+pub(crate) use self::{
+    index::{ImageRecord, StoredImage, pinned},
+    layers::UnpackedLayer,
+    writer::BlobWriter,
+};
 use super::{
     config::ImageConfig,
-    partial::{self, Partial},
+    partial,
     reference::{Reference, is_digest},
     room::Room,
-    unpack::{LayerFacts, UnpackError, unpack_layer},
+    unpack::UnpackError,
 };
 use crate::store::aside;
 
 /// Largest manifest or configuration that is read into memory.
 pub(crate) const MAX_METADATA_BYTES: u64 = 8 << 20;
-/// What is read at once of a layer that is gone on with.
-const TAKE_UP_BYTES: usize = 256 << 10;
 /// Shortest prefix of an image id that is looked up.
 const MIN_ID_PREFIX: usize = 3;
 
@@ -84,53 +92,6 @@ type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     move |source| StoreError::Io { action, path: path.to_owned(), source }
-}
-
-/// One image, as the index keeps it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ImageRecord {
-    pub config: String,
-    /// Layer blobs, bottom first.
-    pub layers: Vec<String>,
-    /// Their diff ids, in the same order.
-    pub diff_ids: Vec<String>,
-    pub size_bytes: u64,
-    pub created_at_ms: u64,
-    /// Cluster and node under which managers know that this node holds it.
-    #[serde(default)]
-    pub announced_as: String,
-    /// It came from another node of the cluster.
-    #[serde(default)]
-    pub fetched: bool,
-}
-
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Index {
-    /// By manifest digest.
-    images: BTreeMap<String, ImageRecord>,
-    /// Normalised reference (with a tag, or with the digest of a multi-platform index) to manifest digest.
-    names: BTreeMap<String, String>,
-}
-
-/// An image with its names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StoredImage {
-    pub names: Vec<String>,
-    /// Of the manifest.
-    pub digest: String,
-    pub record: ImageRecord,
-}
-
-impl StoredImage {
-    /// The names that are left when this one goes: a name by digest goes with the last tag of its repository.
-    pub(crate) fn names_without(&self, gone: &str) -> Vec<String> {
-        let left = || self.names.iter().filter(|name| *name != gone);
-        let repository = |name: &str| Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
-        let has_tag = |of: &str| left().any(|name| pinned(name).is_none() && repository(name) == repository(of));
-        let lost_its_tag =
-            |name: &str| pinned(name).is_some() && repository(name) == repository(gone) && !has_tag(name);
-        left().filter(|name| pinned(gone).is_some() || !lost_its_tag(name)).cloned().collect()
-    }
 }
 
 /// What [`ImageStore::remove`] did.
@@ -185,69 +146,6 @@ impl ImageStore {
         Ok(store)
     }
 
-    /// The index was lost: names come from its copy, images from what is here of them.
-    fn rebuild(&self) -> Result<()> {
-        let mut copied = read_index(&self.copy_path()).unwrap_or_default();
-        copied.images.retain(|digest, record| self.is_here(digest, record));
-        let Index { images, names } = &mut copied;
-        names.retain(|_, digest| images.contains_key(digest));
-        let copied_count = images.len();
-        *self.lock() = copied;
-        let blobs = self.dir.join("blobs/sha256");
-        for entry in fs::read_dir(&blobs).map_err(io_error("list", &blobs))? {
-            let entry = entry.map_err(io_error("list", &blobs))?;
-            let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-            let is_listed = self.lock().images.contains_key(&digest);
-            if !is_listed
-                && self.is_whole_image(&digest)
-                && let Err(error) = self.add_image(&digest)
-            {
-                tracing::warn!(digest, error = super::chain(&error), "an image is not taken up again");
-            }
-        }
-        let index = self.lock();
-        // On a full disk it is made again at the next start too.
-        if let Err(error) = self.save(&index) {
-            tracing::warn!(error = super::chain(&error), "the index of images is not saved");
-        }
-        tracing::warn!(
-            images = index.images.len(),
-            named = copied_count,
-            "the index of images was lost: made again. Images whose names are lost too are there by their ids, or are pulled again"
-        );
-        Ok(())
-    }
-
-    fn is_here(&self, digest: &str, record: &ImageRecord) -> bool {
-        let mut blobs = [digest, &record.config].into_iter().chain(record.layers.iter().map(String::as_str));
-        blobs.all(|blob| self.has_blob(blob)) && record.diff_ids.iter().all(|diff_id| self.has_layer(diff_id))
-    }
-
-    /// Whether it is a manifest of an image that is all here, unpacked. Anything else may lie among the blobs.
-    fn is_whole_image(&self, digest: &str) -> bool {
-        let whole = |digest: &str| self.read_blob(digest).ok().filter(|bytes| digest_of(bytes) == digest);
-        let begins_as_json = || {
-            let mut first = [0];
-            let file = File::open(self.blob_path(digest).ok()?).ok()?;
-            (&file).read_exact(&mut first).ok().map(|()| first == *b"{")
-        };
-        if begins_as_json() != Some(true) {
-            return false;
-        }
-        let manifest = whole(digest).and_then(|bytes| serde_json::from_slice::<OciImageManifest>(&bytes).ok());
-        let Some(manifest) = manifest else { return false };
-        let config =
-            whole(&manifest.config.digest).and_then(|bytes| serde_json::from_slice::<ImageConfig>(&bytes).ok());
-        let Some(config) = config else { return false };
-        let record = ImageRecord {
-            config: manifest.config.digest,
-            layers: manifest.layers.into_iter().map(|layer| layer.digest).collect(),
-            diff_ids: config.rootfs.diff_ids,
-            ..ImageRecord::default()
-        };
-        self.is_here(digest, &record)
-    }
-
     fn copy_path(&self) -> PathBuf {
         self.dir.join("index.json").with_extension("copy")
     }
@@ -269,33 +167,6 @@ impl ImageStore {
     pub(crate) fn check_room(&self, bytes: u64) -> Result<()> {
         let folder = File::open(&self.dir).map_err(io_error("open", &self.dir))?;
         Room::check(&folder, bytes).map_err(io_error("store an image in", &self.dir))
-    }
-
-    /// Starts a blob of unknown digest.
-    pub(crate) fn blob_writer(&self) -> Result<BlobWriter> {
-        let ingest = self.dir.join("ingest");
-        let file = tempfile::NamedTempFile::new_in(&ingest).map_err(io_error("create a file in", &ingest))?;
-        Ok(BlobWriter {
-            store: self.clone(),
-            aside: Aside::Temporary(file),
-            hash: Sha256::new(),
-            bytes: 0,
-            room: Room::default(),
-        })
-    }
-
-    /// Goes on with a layer: what an earlier try has left of it is there, but not [taken up](BlobWriter::take_up) yet.
-    pub(super) fn layer_writer(&self, digest: &str) -> Result<BlobWriter> {
-        let folder = self.partial_dir();
-        let partial = Partial::take(&folder, hex_of(digest)?).map_err(io_error("go on with a layer in", &folder))?;
-        let Some(partial) = partial else { return self.blob_writer() };
-        Ok(BlobWriter {
-            store: self.clone(),
-            aside: Aside::Partial(partial),
-            hash: Sha256::new(),
-            bytes: 0,
-            room: Room::default(),
-        })
     }
 
     /// Bytes that an earlier try has left of a layer.
@@ -544,79 +415,6 @@ impl ImageStore {
         serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { what, digest: digest.to_owned(), source })
     }
 
-    fn unpack(&self, blob: &str, diff_id: &str) -> Result<()> {
-        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-        let target = self.layer_path(diff_id)?;
-        if target.exists() {
-            return Ok(());
-        }
-        let path = self.blob_path(blob)?;
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let unpacked = self.unpack_aside(blob, file)?;
-        if unpacked.facts.diff_id != diff_id {
-            return Err(StoreError::DiffId {
-                blob: blob.to_owned(),
-                expected: diff_id.to_owned(),
-                actual: unpacked.facts.diff_id,
-            });
-        }
-        unpacked.publish(&target)
-    }
-
-    /// Unpacks a layer whose diff id is not known yet (an import); [`ImageStore::add_image`] finds it afterwards.
-    pub(crate) fn unpack_new(&self, blob: &str) -> Result<LayerFacts> {
-        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = self.blob_path(blob)?;
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let unpacked = self.unpack_aside(blob, file)?;
-        let facts = unpacked.facts.clone();
-        let target = self.layer_path(&facts.diff_id)?;
-        if !target.exists() {
-            unpacked.publish(&target)?;
-        }
-        Ok(facts)
-    }
-
-    /// Unpacks where nobody sees it.
-    pub(super) fn unpack_aside(&self, blob: &str, packed: impl Read) -> Result<UnpackedLayer> {
-        let ingest = self.dir.join("ingest");
-        let dir = tempfile::Builder::new()
-            .prefix("layer-")
-            .tempdir_in(&ingest)
-            .map_err(io_error("create a folder in", &ingest))?;
-        let root = dir.path().join("fs");
-        fs::create_dir(&root).map_err(io_error("create", &root))?;
-        let facts =
-            unpack_layer(packed, &root).map_err(|source| StoreError::Unpack { digest: blob.to_owned(), source })?;
-        Ok(UnpackedLayer { _dir: dir, root, facts })
-    }
-
-    pub(crate) fn has_layer(&self, diff_id: &str) -> bool {
-        self.layer_path(diff_id).is_ok_and(|path| path.exists())
-    }
-
-    /// Makes layers that were unpacked aside part of the store; each comes with its blob and the diff id that it must have.
-    pub(crate) fn publish(&self, layers: Vec<(String, String, UnpackedLayer)>) -> Result<()> {
-        let _one_at_a_time = self.unpacking.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut synced = false;
-        for (blob, expected, layer) in layers {
-            if layer.facts.diff_id != expected {
-                return Err(StoreError::DiffId { blob, expected, actual: layer.facts.diff_id });
-            }
-            let target = self.layer_path(&expected)?;
-            if target.exists() {
-                continue;
-            }
-            if !synced {
-                // One sync is for all of them, they are on one file system.
-                layer.sync()?;
-                synced = true;
-            }
-            fs::rename(&layer.root, &target).map_err(io_error("rename a layer to", &target))?;
-        }
-        Ok(())
-    }
-
     fn size_of<'a>(&self, digests: impl Iterator<Item = &'a str>) -> Result<u64> {
         let mut total = 0;
         for digest in digests {
@@ -686,58 +484,9 @@ impl ImageStore {
     }
 }
 
-fn read_index(path: &Path) -> io::Result<Index> {
-    let text = aside::read(path)?;
-    // Also an end that comes too early is damage.
-    serde_json::from_slice(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
 /// A folder that cannot be looked into is full of what somebody may need.
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
-}
-
-fn digest_of(content: &[u8]) -> String {
-    format!("sha256:{:x}", Sha256::digest(content))
-}
-
-impl Index {
-    /// By the digest of its manifest, or of an index that it was chosen from.
-    fn stored(&self, digest: &str) -> Option<StoredImage> {
-        let digest = match self.images.contains_key(digest) {
-            true => digest,
-            false => self.names.iter().find(|(name, _)| pinned(name) == Some(digest)).map(|(_, of)| of.as_str())?,
-        };
-        let record = self.images.get(digest)?.clone();
-        let names = self.names.iter().filter(|(_, of)| *of == digest).map(|(name, _)| name.clone()).collect();
-        Some(StoredImage { names, digest: digest.to_owned(), record })
-    }
-}
-
-/// The digest in a name that has one.
-pub(crate) fn pinned(name: &str) -> Option<&str> {
-    name.split_once('@').map(|(_, digest)| digest)
-}
-
-/// A layer that is complete and not part of the store.
-pub(crate) struct UnpackedLayer {
-    /// Deletes what is left when the layer is not published.
-    _dir: tempfile::TempDir,
-    root: PathBuf,
-    facts: LayerFacts,
-}
-
-impl UnpackedLayer {
-    /// Synced first: after a power cut, a layer that has its name is whole.
-    fn publish(self, target: &Path) -> Result<()> {
-        self.sync()?;
-        fs::rename(&self.root, target).map_err(io_error("rename a layer to", target))
-    }
-
-    fn sync(&self) -> Result<()> {
-        let folder = File::open(&self.root).map_err(io_error("open", &self.root))?;
-        rustix::fs::syncfs(&folder).map_err(|e| io_error("sync", &self.root)(e.into()))
-    }
 }
 
 /// See [`ImageStore::arriving`].
@@ -746,95 +495,6 @@ pub(crate) struct Arriving(Arc<AtomicUsize>);
 impl Drop for Arriving {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// A blob on its way into the store; dropped, it leaves nothing, or what the next try begins with.
-pub(crate) struct BlobWriter {
-    store: ImageStore,
-    aside: Aside,
-    hash: Sha256,
-    /// That went into the hash.
-    bytes: u64,
-    room: Room,
-}
-
-/// Where a blob is written.
-enum Aside {
-    Temporary(tempfile::NamedTempFile),
-    Partial(Partial),
-}
-
-impl BlobWriter {
-    pub(crate) fn append(&mut self, data: &[u8]) -> Result<()> {
-        let file = match &self.aside {
-            Aside::Temporary(file) => file.as_file(),
-            Aside::Partial(partial) => partial.file(),
-        };
-        self.room.write(file, data.len()).map_err(io_error("write", &self.store.dir))?;
-        self.file().write_all(data).map_err(io_error("write", self.path()))?;
-        self.hash.update(data);
-        self.bytes += data.len() as u64;
-        Ok(())
-    }
-
-    /// The next piece of what was there before; `None` when all of it has been taken up.
-    pub(super) fn take_up(&mut self) -> Result<Option<Vec<u8>>> {
-        let Aside::Partial(partial) = &self.aside else { return Ok(None) };
-        let mut piece = Vec::with_capacity(TAKE_UP_BYTES);
-        let read = partial.file().take(TAKE_UP_BYTES as u64).read_to_end(&mut piece);
-        if read.map_err(io_error("read", partial.path()))? == 0 {
-            return Ok(None);
-        }
-        self.hash.update(&piece);
-        self.bytes += piece.len() as u64;
-        Ok(Some(piece))
-    }
-
-    /// The next try begins anew.
-    pub(super) fn spoil(&mut self) {
-        if let Aside::Partial(partial) = &mut self.aside {
-            partial.spoil();
-        }
-    }
-
-    /// Checks the digest, when one is expected, and makes the blob part of the store.
-    pub(crate) fn commit(mut self, expected: Option<&str>) -> Result<String> {
-        let actual = format!("sha256:{}", hex::encode(self.hash.clone().finalize()));
-        if let Some(expected) = expected
-            && expected != actual
-        {
-            self.spoil();
-            return Err(StoreError::DigestMismatch { expected: expected.to_owned(), actual });
-        }
-        let path = self.store.blob_path(&actual)?;
-        let length = self.file().metadata().map_err(io_error("read the size of", &path))?.len();
-        if length != self.bytes {
-            self.spoil();
-            let other = io::Error::other(format!("{length} bytes are there, {} were written", self.bytes));
-            return Err(io_error("store", &path)(other));
-        }
-        self.file().sync_all().map_err(io_error("sync", &path))?;
-        let persisted = match self.aside {
-            Aside::Temporary(file) => file.persist(&path).map(drop).map_err(|error| error.error),
-            Aside::Partial(partial) => partial.persist(&path),
-        };
-        persisted.map_err(io_error("rename a blob to", &path))?;
-        Ok(actual)
-    }
-
-    fn file(&self) -> &File {
-        match &self.aside {
-            Aside::Temporary(file) => file.as_file(),
-            Aside::Partial(partial) => partial.file(),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        match &self.aside {
-            Aside::Temporary(file) => file.path(),
-            Aside::Partial(partial) => partial.path(),
-        }
     }
 }
 
@@ -853,146 +513,4 @@ fn hex_of(digest: &str) -> Result<&str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_blob_with_another_content_is_refused_and_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(dir.path()).unwrap();
-        let wrong = format!("sha256:{}", "0".repeat(64));
-        assert!(matches!(store.put_bytes(b"x", Some(&wrong)), Err(StoreError::DigestMismatch { .. })));
-        assert!(!store.has_blob(&wrong));
-        assert_eq!(fs::read_dir(dir.path().join("ingest")).unwrap().count(), 0);
-        let digest = store.put_bytes(b"x", None).unwrap();
-        assert_eq!(store.read_blob(&digest).unwrap(), b"x");
-    }
-
-    /// An image of no layers with this configuration; `salt` makes another manifest.
-    fn empty_image(store: &ImageStore, config: &str, salt: &str) -> String {
-        let digest = store.put_bytes(config.as_bytes(), None).unwrap();
-        let manifest = serde_json::json!({
-            "schemaVersion": 2,
-            "config": {"mediaType": "x", "digest": digest, "size": config.len()},
-            "layers": [],
-            "annotations": {"salt": salt},
-        });
-        let digest = store.put_bytes(manifest.to_string().as_bytes(), None).unwrap();
-        store.add_image(&digest).unwrap().digest
-    }
-
-    const CONFIG: &str = r#"{"os":"linux","architecture":"amd64","rootfs":{"type":"layers","diff_ids":[]}}"#;
-
-    #[test]
-    fn what_no_image_has_goes_once_nothing_arrives_and_it_is_old() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(dir.path()).unwrap();
-        let image = empty_image(&store, CONFIG, "");
-        let left = store.put_bytes(b"left by a pull that failed", None).unwrap();
-        let arriving = store.arriving();
-        let _ = store.remove(&image, None).unwrap();
-        store.sweep_left(Duration::ZERO).unwrap();
-        assert!(store.is_arriving() && store.has_blob(&image) && store.has_blob(&left), "taken from what arrives");
-        drop(arriving);
-        store.sweep_left(Duration::from_secs(3600)).unwrap();
-        assert!(!store.is_arriving() && store.has_blob(&image) && store.has_blob(&left), "too young");
-        store.sweep_left(Duration::ZERO).unwrap();
-        assert!(!store.has_blob(&image) && !store.has_blob(&left));
-    }
-
-    #[test]
-    fn an_id_that_is_listed_is_found_also_when_two_manifests_have_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(dir.path()).unwrap();
-        let (one, two) = (empty_image(&store, CONFIG, "1"), empty_image(&store, CONFIG, "2"));
-        let other = empty_image(&store, &CONFIG.replace("amd64", "arm64"), "1");
-        let id = store.by_digest(&one).unwrap().record.config;
-        assert_eq!(store.by_digest(&two).unwrap().record.config, id);
-        let hex = id.strip_prefix("sha256:").unwrap();
-        store.set_name(&Reference::parse("web").unwrap(), &two).unwrap();
-        for text in [id.as_str(), hex, &hex[..12], &hex[..MIN_ID_PREFIX]] {
-            assert_eq!(store.find(text).map(|image| image.digest).as_ref(), Some(&two), "{text}");
-        }
-        let _ = store.remove(&two, None).unwrap();
-        assert_eq!(store.find(hex).map(|image| image.digest), Some(one));
-        assert!(store.find("").is_none() && store.find(&hex[..2]).is_none());
-        assert_eq!(store.find(&other).map(|image| image.digest), Some(other));
-    }
-
-    /// An image of one layer.
-    fn small_image(store: &ImageStore) -> StoredImage {
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_mode(0o644);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(1);
-        tar.append_data(&mut header, "file", &b"x"[..]).unwrap();
-        let layer = store.put_bytes(&tar.into_inner().unwrap(), None).unwrap();
-        let image = crate::image::import::import(store, &layer, ImageConfig::default(), "").unwrap();
-        store.set_name(&Reference::parse("box").unwrap(), &image.digest).unwrap();
-        store.by_digest(&image.digest).unwrap()
-    }
-
-    #[test]
-    fn a_lost_index_is_made_again_and_takes_no_layer_along() {
-        type Damage = (&'static str, fn(&Path));
-        fn remove(path: &Path) {
-            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
-        }
-        let damages: [Damage; 5] = [
-            ("empty", |path| fs::write(path, "").unwrap()),
-            ("cut", |path| {
-                let whole = fs::read(path).unwrap();
-                fs::write(path, &whole[..whole.len() / 2]).unwrap();
-            }),
-            ("another", |path| fs::write(path, "{}").unwrap()),
-            ("folder", |path| {
-                remove(path);
-                fs::create_dir(path).unwrap();
-            }),
-            ("gone", remove),
-        ];
-        for (what, damage) in damages {
-            for copy_is_whole in [true, false] {
-                let dir = tempfile::tempdir().unwrap();
-                let store = ImageStore::open(dir.path()).unwrap();
-                let image = small_image(&store);
-                // Not all here, not what it is named after, and no image at all.
-                let half = store.put_bytes(
-                    br#"{"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:0","size":1},"layers":[]}"#,
-                    None,
-                );
-                let forged = store.blob_path(&format!("sha256:{}", "0".repeat(64))).unwrap();
-                fs::copy(store.blob_path(&image.digest).unwrap(), forged).unwrap();
-                drop(store);
-                if !copy_is_whole {
-                    damage(&dir.path().join("index.copy"));
-                }
-                damage(&dir.path().join("index.json"));
-                for again in 0..2 {
-                    let store = ImageStore::open(dir.path()).unwrap();
-                    let found = store.list();
-                    let names = if copy_is_whole { image.names.clone() } else { Vec::new() };
-                    assert_eq!(found, [StoredImage { names, ..image.clone() }], "{what} {copy_is_whole} {again}");
-                    store.sweep_left(Duration::ZERO).unwrap();
-                    assert!(store.has_layer(&image.record.diff_ids[0]), "{what} {copy_is_whole} {again}");
-                    assert!(!store.has_blob(half.as_ref().unwrap()));
-                }
-                let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
-                let aside = names.filter(|name| name.to_string_lossy().starts_with("index.json.broken-")).count();
-                assert_eq!(aside, usize::from(what != "gone"), "{what}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_digest_cannot_name_a_path() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(dir.path()).unwrap();
-        for digest in ["sha256:../../../etc/passwd", "sha512:00", "", "sha256:"] {
-            assert!(matches!(store.blob_path(digest), Err(StoreError::NotADigest(_))), "{digest}");
-        }
-    }
-}
+mod tests;
