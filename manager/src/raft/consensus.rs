@@ -78,8 +78,9 @@ pub enum ConsensusError {
     NoQuorum,
     /// Nothing was changed or read.
     #[error(
-        "this manager cannot reach the leader it knows ({leader}: {why}) and has heard of no other. More than half of the \
-         managers must be up and reach each other (a quorum): start the missing ones, or open 2377/tcp between these two"
+        "the cluster has no leader that this manager reaches. More than half of the managers must be up and reach each other (a \
+         quorum): start the missing ones (\"orch info\" names them), or open 2377/tcp between this one and the leader that it \
+         knew, {leader}: {why}"
     )]
     OutOfReach { leader: Member, why: String },
     /// Nothing was read.

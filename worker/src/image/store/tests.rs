@@ -1,3 +1,5 @@
+//! Blobs that are forged, swept, and an index that is lost.
+
 use super::*;
 
 #[test]
