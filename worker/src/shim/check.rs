@@ -37,6 +37,8 @@ pub(super) struct Checks {
     /// Made for the first check, and again when it is gone.
     runner: Option<Runner>,
     running: Option<Running>,
+    /// The container stood still when it was looked at last.
+    stood_still: bool,
     is_over: bool,
 }
 
@@ -78,6 +80,7 @@ impl Checks {
             began: Instant::now(),
             runner: None,
             running: None,
+            stood_still: false,
             is_over: false,
         }
     }
@@ -135,7 +138,14 @@ impl Checks {
         if let Some(running) = self.running.take() {
             self.abandon(&running);
         }
+        self.stood_still = true;
         self.monitor.skipped(self.began.elapsed());
+    }
+
+    /// Whether the container may stand still: a check takes too long, or it did. To look each time would be a tenth of what a
+    /// check costs.
+    pub(super) fn may_stand_still(&self) -> bool {
+        self.running.is_some() || self.stood_still
     }
 
     /// Ends a check's program, if it has not ended by itself. What that started goes on, as with Docker.
@@ -155,6 +165,7 @@ impl Checks {
 
     /// What is due: starts a check, or ends one that takes too long. Whether the health changed.
     pub(super) fn tick(&mut self, entry: io::Result<&Entry>) -> bool {
+        self.stood_still = false;
         if let Some(mut running) = self.running.take() {
             self.abandon(&running);
             running.read();

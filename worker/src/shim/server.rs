@@ -356,7 +356,7 @@ impl Server {
     /// Does what is due although nothing happened.
     fn tick(&mut self) {
         let Some(checks) = self.checks.as_mut().filter(|checks| checks.is_due()) else { return };
-        if self.instance.is_frozen() {
+        if checks.may_stand_still() && self.instance.is_frozen() {
             checks.skip();
         } else if checks.tick(self.instance.entry()) {
             self.tell_health();
