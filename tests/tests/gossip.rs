@@ -79,6 +79,30 @@ fn ids(tasks: &[Value]) -> BTreeSet<String> {
     tasks.iter().map(|task| text(task, "ID").to_owned()).collect()
 }
 
+/// Requests to the service's port on a node, for a minute at most; returns once they run.
+fn begin_load(lab: &Lab, node: &str) -> Load {
+    let url = format!("http://{}:8000/", lab.address(node));
+    let load = Load::start(lab, "client", &url, Duration::from_millis(25), Duration::from_secs(60));
+    eventually("the load runs", || if load.so_far() > 100 { Ok(()) } else { Err(load.so_far().to_string()) });
+    load
+}
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64()
+}
+
+/// How long after `cut` the last request began that had to be sent again. None may have failed.
+fn last_slow(answers: &[Value], cut: f64) -> f64 {
+    let failed = failures(answers);
+    assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
+    let at = |answer: &Value| answer["at"].as_f64().expect("a time") - cut;
+    let slow = |answer: &&Value| answer["took_ms"].as_f64().is_none_or(|took| took > 900.0);
+    let last = answers.iter().filter(slow).map(at).fold(f64::MIN, f64::max);
+    eprintln!("the last request that had to be sent again began {last:.2} s after the cut");
+    assert!(last > 0.0, "no request went where nobody answers: this test shows nothing");
+    last
+}
+
 #[test]
 fn after_a_power_cut_tasks_run_elsewhere_within_five_seconds_and_a_node_that_comes_back_has_none_twice() {
     let lab = Lab::up("gossip-cut", 4, 1);
@@ -126,22 +150,14 @@ fn with_no_manager_up_a_dead_nodes_tasks_leave_the_balancing_within_two_seconds(
     let _ = lab.command("kill", &["n2", "node"]).ok();
     let _ = lab.command("start", &["n2"]).ok();
     sleep(Duration::from_secs(4));
-    let url = format!("http://{}:8000/", lab.address("n2"));
-    let load = Load::start(&lab, "client", &url, Duration::from_millis(25), Duration::from_secs(60));
-    eventually("the load runs", || if load.so_far() > 100 { Ok(()) } else { Err(load.so_far().to_string()) });
-    let cut = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let load = begin_load(&lab, "n2");
+    let cut = now();
     let _ = lab.command("kill", &["n4", "all"]).ok();
     sleep(Duration::from_secs(8));
     let answers = load.stop();
     let _ = lab.command("resume", &["n1"]).ok();
-    let failed = failures(&answers);
-    assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
-    let at = |answer: &Value| answer["at"].as_f64().expect("a time") - cut;
-    let slow = |answer: &&Value| answer["took_ms"].as_f64().is_none_or(|took| took > 900.0);
-    let last_slow = answers.iter().filter(slow).map(at).fold(f64::MIN, f64::max);
-    eprintln!("the last request that had to be sent again began {last_slow:.2} s after the cut");
+    let last_slow = last_slow(&answers, cut);
     assert!(last_slow < 2.0, "a request that began {last_slow} s after the cut still went to the dead node");
-    assert!(last_slow > 0.0, "no request ever went to the dead node: this test shows nothing");
 }
 
 #[test]
@@ -155,21 +171,13 @@ fn two_nodes_cut_off_from_each_other_alone_send_each_other_no_new_connections() 
         eventually("the port answers on every node", || lab.get("client", &url));
     }
     settle(&lab, 3);
-    let url = format!("http://{}:8000/", lab.address("n2"));
-    let load = Load::start(&lab, "client", &url, Duration::from_millis(25), Duration::from_secs(60));
-    eventually("the load runs", || if load.so_far() > 100 { Ok(()) } else { Err(load.so_far().to_string()) });
-    let cut = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    let load = begin_load(&lab, "n2");
+    let cut = now();
     let _ = lab.command("partition", &["n2", "n3"]).ok();
     hold(Duration::from_secs(12), || all_ready(&lab, "n1", 3));
     let answers = load.stop();
-    let failed = failures(&answers);
-    assert!(failed.is_empty(), "{} of {} failed: {failed:?}", failed.len(), answers.len());
-    let at = |answer: &Value| answer["at"].as_f64().expect("a time") - cut;
-    let slow = |answer: &&Value| answer["took_ms"].as_f64().is_none_or(|took| took > 900.0);
-    let last_slow = answers.iter().filter(slow).map(at).fold(f64::MIN, f64::max);
-    eprintln!("the last request that had to be sent again began {last_slow:.2} s after the cut");
+    let last_slow = last_slow(&answers, cut);
     assert!(last_slow < 5.0, "a request that began {last_slow} s after the cut was still sent over it");
-    assert!(last_slow > 0.0, "no request was ever sent over the cut: this test shows nothing");
     let log = || lab.exec("n2", &["cat", "/var/lib/orch/node/log/node.log"]).ok();
     assert!(log().contains("the network between the two is cut"), "{}", log());
     let _ = lab.command("heal", &[] as &[&str]).ok();
@@ -304,7 +312,7 @@ fn a_leader_to_which_nobody_can_come_hands_over_and_takes_nobody_for_dead() {
         lab.orch_on(from, &["service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", "s"]).ok();
     assert_eq!(tasks.lines().map(str::to_owned).collect::<BTreeSet<_>>(), before, "tasks were replaced");
     let said = lab.orch_on(&deaf, &["service", "ls"]);
-    assert!(said.stderr.contains("what it sends does not arrive here: open 2377/tcp"), "{said:?}");
+    assert!(said.stderr.contains("what it sends has not arrived here"), "{said:?}");
     let _ = lab.orch_on(&deaf, &["config", "create", "by-way-of-the-leader", "/etc/hostname"]).ok();
     let configs = lab.orch_on(from, &["config", "ls", "--format", "{{.Name}}"]).ok();
     assert_eq!(configs.trim(), "by-way-of-the-leader");

@@ -55,6 +55,8 @@ pub(crate) const ASK_AROUND_AFTER: Duration = Duration::from_secs(2);
 const MEMBER_LIMIT: Duration = Duration::from_secs(60);
 /// A manager that has not answered for this long does not count towards a quorum.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(3);
+/// Before the others are asked again, unless there is a leader.
+const ASK_AROUND_PAUSE: Duration = Duration::from_secs(1);
 /// For the heir to be elected.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// A manager to which nobody comes does not hand leadership over again for so long.
@@ -85,8 +87,8 @@ pub enum ConsensusError {
     OutOfReach { leader: Member, why: String },
     /// Nothing was read.
     #[error(
-        "the leader ({leader}) answers this manager, but what it sends does not arrive here: open 2377/tcp on this node, or \
-         ask another manager"
+        "the leader ({leader}) answers this manager, but what it sends has not arrived here: ask another manager. If this \
+         lasts, open 2377/tcp on this node, or see whether its disk is too slow"
     )]
     Deaf { leader: Member },
     #[error("raft has stopped on this manager: {0}")]
@@ -376,12 +378,16 @@ impl Consensus {
     }
 
     /// The leader, and how far it is, as the other managers say. Whoever leads tells it to everyone, so this is for a
-    /// manager that does not hear it.
+    /// manager that does not hear it. `None` comes after a pause, so that many who wait for a leader do not ask all the time.
     pub async fn ask_around(&self) -> Option<(Member, u64)> {
         let others = self.members().into_iter().filter(|(id, _)| *id != self.raft_id);
         let asked =
             others.map(async |(id, member)| Some((member.clone(), self.line.ask(id, &member.addr).await.ok()?)));
-        futures::future::join_all(asked).await.into_iter().flatten().next()
+        let found = futures::future::join_all(asked).await.into_iter().flatten().next();
+        if found.is_none() {
+            let _ = timeout(ASK_AROUND_PAUSE, self.leadership().wait_for(|now| now.leader.is_some())).await;
+        }
+        found
     }
 
     async fn applied(&self, index: u64) -> Result<(), ConsensusError> {
@@ -609,8 +615,8 @@ impl Consensus {
         }
     }
 
-    /// Stops leading, having handed over: a manager that nothing reaches does not hear that another leads. It gives the heir its vote
-    /// in the next term, whether that one asks for it or not, as any follower might.
+    /// Stops leading, having handed over: a manager that nothing reaches does not hear that another leads. It gives the
+    /// heir its vote in the next term, as it would if that one asked for it; to ask, the heir still needs a log as good.
     async fn step_down(&self, heir: u64) {
         let request = {
             let metrics = self.raft.metrics();
