@@ -3,34 +3,36 @@
 #[cfg(test)]
 mod fuzz;
 mod journal;
+mod reader;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fs::{self, File},
     future::Future,
-    io::{self, BufRead, BufReader, Read},
+    io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::MetadataExt},
+        unix::ffi::OsStrExt,
     },
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     task::{Context, Poll},
     time::SystemTime,
 };
 
 use futures::Stream;
-use jiff::Timestamp;
-use serde::Deserialize;
 use tokio::{io::AsyncReadExt, net::unix::pipe, sync::mpsc, time::sleep};
 
-use super::{container::io_error, error::RuntimeError, plan::LogFiles};
-use crate::shim::log::numbered;
+use self::reader::{Reader, Step};
+use super::{
+    container::{blocking, io_error},
+    error::RuntimeError,
+    plan::LogFiles,
+};
 
-/// A longer line in a log's file is none of ours: a piece of 16 KiB, escaped, and its details are far shorter.
-const MAX_OBJECT_BYTES: usize = 4 << 20;
 /// Lines that wait for a slow reader; then reading waits.
 const LINES_AHEAD: usize = 256;
+/// Looked at before somebody may have gone who does not want what is in there.
+const BATCH_BYTES: u64 = 8 << 20;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogOptions {
@@ -39,6 +41,12 @@ pub struct LogOptions {
     pub tail: Option<usize>,
     pub since: Option<SystemTime>,
     pub until: Option<SystemTime>,
+}
+
+impl LogOptions {
+    fn wants(&self, line: &LogLine) -> bool {
+        self.since.is_none_or(|since| line.time >= since) && self.until.is_none_or(|until| line.time <= until)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,54 +118,27 @@ async fn copy(
     lines: &Lines,
 ) -> Result<(), RuntimeError> {
     // Watching begins before reading, so that nothing falls between.
-    let watch = options.follow.then(|| Watch::new(&files.path)).transpose()?;
-    let mut reader = Reader::open(files)?;
-    let mut last: VecDeque<LogLine> = VecDeque::new();
-    while let Some(line) = reader.next()?.filter_by(options) {
-        match (line, options.tail) {
-            (Step::Line(line), Some(tail)) => {
-                last.push_back(line);
-                if last.len() > tail {
-                    last.pop_front();
-                }
-            }
-            (Step::Line(line), None) => {
-                if lines.send(Ok(line)).await.is_err() {
-                    return Ok(());
-                }
-            }
-            (Step::Skipped | Step::End, _) => {}
-        }
+    let mut watch = options.follow.then(|| Watch::new(&files.path)).transpose()?;
+    let (mut reader, last) = {
+        let (files, options, lines) = (files.clone(), options.clone(), lines.clone());
+        blocking(move || begin(&files, &options, &lines)).await?
+    };
+    if !send(last.into(), lines).await {
+        return Ok(());
     }
-    for line in last {
-        if lines.send(Ok(line)).await.is_err() {
-            return Ok(());
-        }
-    }
-    let Some(watch) = watch else { return Ok(()) };
-    follow(reader, options, watch, ended, lines).await
-}
-
-async fn follow(
-    mut reader: Reader,
-    options: &LogOptions,
-    mut watch: Watch,
-    ended: impl Future<Output = ()>,
-    lines: &Lines,
-) -> Result<(), RuntimeError> {
     tokio::pin!(ended);
     let mut over = false;
     loop {
-        while let Some(step) = reader.next()?.filter_by(options) {
-            if let Step::Line(line) = step
-                && lines.send(Ok(line)).await.is_err()
-            {
-                return Ok(());
-            }
-        }
-        if over {
+        let wanted = options.clone();
+        let (back, batch, is_end) = blocking(move || read_batch(reader, &wanted)).await?;
+        reader = back;
+        if !send(batch, lines).await {
             return Ok(());
         }
+        if !is_end {
+            continue;
+        }
+        let Some(watch) = watch.as_mut().filter(|_| !over) else { return Ok(()) };
         tokio::select! {
             changed = watch.changed() => changed?,
             () = &mut ended => over = true,
@@ -166,124 +147,56 @@ async fn follow(
     }
 }
 
-/// What reading once gave.
-enum Step {
-    Line(LogLine),
-    /// A line that is no log line, or not asked for.
-    Skipped,
-    /// For now there is nothing more.
-    End,
-}
-
-impl Step {
-    /// `None` at the end.
-    fn filter_by(self, options: &LogOptions) -> Option<Self> {
-        match self {
-            Self::End => None,
-            Self::Line(line)
-                if options.since.is_some_and(|since| line.time < since)
-                    || options.until.is_some_and(|until| line.time > until) =>
-            {
-                Some(Self::Skipped)
-            }
-            step => Some(step),
+/// `false` when nobody listens any more.
+async fn send(batch: Vec<LogLine>, lines: &Lines) -> bool {
+    for line in batch {
+        if lines.send(Ok(line)).await.is_err() {
+            return false;
         }
     }
+    true
 }
 
-/// Reads the files in order of age and goes on where it stopped, also after rotations.
-struct Reader {
-    files: LogFiles,
-    current: Option<BufReader<File>>,
-    partial: Vec<u8>,
-    /// The beginning of this line was thrown away.
-    is_too_long: bool,
-}
-
-impl Reader {
-    fn open(files: &LogFiles) -> Result<Self, RuntimeError> {
-        let mut reader = Self { files: files.clone(), current: None, partial: Vec::new(), is_too_long: false };
-        let oldest = (0..files.max_files.max(1)).rev().map(|n| reader.path(n)).find(|path| path.exists());
-        reader.current = oldest.map(|path| open(&path)).transpose()?.flatten();
-        Ok(reader)
-    }
-
-    fn next(&mut self) -> Result<Step, RuntimeError> {
+/// Where reading begins, and the last lines before, when only those are wanted.
+fn begin(files: &LogFiles, options: &LogOptions, lines: &Lines) -> Result<(Reader, VecDeque<LogLine>), RuntimeError> {
+    let Some(tail) = options.tail else { return Ok((Reader::open(files)?, VecDeque::new())) };
+    let mut lines_back = tail;
+    loop {
+        let (mut reader, is_all) = Reader::open_before(files, lines_back)?;
+        let mut last: VecDeque<LogLine> = VecDeque::new();
         loop {
-            let Some(file) = &mut self.current else {
-                self.current = open(&self.files.path)?;
-                if self.current.is_none() {
-                    return Ok(Step::End);
-                }
-                continue;
-            };
-            let room = (MAX_OBJECT_BYTES - self.partial.len()) as u64;
-            file.take(room)
-                .read_until(b'\n', &mut self.partial)
-                .map_err(|err| io_error("cannot read the log", &self.files.path, err))?;
-            if self.partial.ends_with(b"\n") {
-                let line = parse(&self.partial).filter(|_| !self.is_too_long);
-                self.partial.clear();
-                self.is_too_long = false;
-                return Ok(line.map_or(Step::Skipped, Step::Line));
+            match reader.next()? {
+                Step::Line(line) if options.wants(&line) => last.push_back(line),
+                Step::Line(_) | Step::Skipped => {}
+                Step::End => break,
             }
-            if self.partial.len() == MAX_OBJECT_BYTES {
-                self.partial.clear();
-                self.is_too_long = true;
-                continue;
+            if last.len() > tail {
+                last.pop_front();
             }
-            match self.newer()? {
-                Some(newer) => self.current = Some(newer),
-                None => return Ok(Step::End),
+            if lines.is_closed() {
+                return Ok((reader, VecDeque::new()));
             }
         }
-    }
-
-    /// The file that followed the current one, if the current one is no longer the newest.
-    fn newer(&mut self) -> Result<Option<BufReader<File>>, RuntimeError> {
-        let Some(current) = &self.current else { return Ok(None) };
-        let id = |meta: &fs::Metadata| (meta.dev(), meta.ino());
-        let own = current.get_ref().metadata().map(|meta| id(&meta)).ok();
-        let is_own = |path: &Path| fs::metadata(path).ok().map(|meta| id(&meta)) == own;
-        let position = (0..self.files.max_files.max(1)).find(|&n| is_own(&self.path(n)));
-        match position {
-            Some(0) => Ok(None),
-            Some(n) => open(&self.path(n - 1)),
-            // Deleted by rotation while we read: the oldest that is left comes next.
-            None => {
-                let oldest = (0..self.files.max_files.max(1)).rev().map(|n| self.path(n)).find(|path| path.exists());
-                oldest.map(|path| open(&path)).transpose().map(Option::flatten)
-            }
+        if is_all || last.len() >= tail {
+            return Ok((reader, last));
         }
-    }
-
-    fn path(&self, n: u32) -> PathBuf {
-        if n == 0 { self.files.path.clone() } else { numbered(&self.files.path, n) }
+        // Some were damaged, or not of the time that is asked for.
+        lines_back = lines_back.saturating_mul(8).saturating_add(LINES_AHEAD);
     }
 }
 
-fn open(path: &Path) -> Result<Option<BufReader<File>>, RuntimeError> {
-    match File::open(path) {
-        Ok(file) => Ok(Some(BufReader::new(file))),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(err) => Err(io_error("cannot open the log", path, err)),
+/// Some lines, and whether there is nothing more for now.
+fn read_batch(mut reader: Reader, options: &LogOptions) -> Result<(Reader, Vec<LogLine>, bool), RuntimeError> {
+    let mut batch = Vec::new();
+    let enough = reader.read_bytes() + BATCH_BYTES;
+    while batch.len() < LINES_AHEAD && reader.read_bytes() < enough {
+        match reader.next()? {
+            Step::Line(line) if options.wants(&line) => batch.push(line),
+            Step::Line(_) | Step::Skipped => {}
+            Step::End => return Ok((reader, batch, true)),
+        }
     }
-}
-
-/// One object of Docker's json-file.
-fn parse(line: &[u8]) -> Option<LogLine> {
-    #[derive(Deserialize)]
-    struct Object {
-        log: String,
-        stream: String,
-        time: String,
-        #[serde(default)]
-        attrs: BTreeMap<String, String>,
-    }
-    let object: Object = serde_json::from_slice(line).ok()?;
-    let time: Timestamp = object.time.parse().ok()?;
-    let stream = if object.stream == "stderr" { LogSource::Stderr } else { LogSource::Stdout };
-    Some(LogLine { stream, time: time.into(), line: object.log, details: object.attrs })
+    Ok((reader, batch, false))
 }
 
 /// Tells when something happens in a log's folder: an inotify descriptor, which is read like a pipe.
@@ -331,8 +244,85 @@ mod tests {
     use futures::StreamExt as _;
     use tokio::time::timeout;
 
+    use jiff::Timestamp;
+
     use super::*;
     use crate::shim::log::{Lines as Writing, LogWriter, Source};
+
+    /// Writes numbered lines, one at a time.
+    fn write(log: &mut LogWriter, numbers: std::ops::Range<usize>) {
+        let mut lines = Writing::new(Source::Stdout, log);
+        for number in numbers {
+            let mut out = Vec::new();
+            lines.push(format!("{number}\n").as_bytes(), Timestamp::now(), &mut out);
+            log.write(&out).unwrap();
+        }
+    }
+
+    async fn read(files: &LogFiles, options: LogOptions) -> Vec<usize> {
+        let lines: Vec<_> = LogStream::open(files.clone(), options, std::future::pending()).collect().await;
+        lines.into_iter().map(|line| line.unwrap().line.trim().parse().unwrap()).collect()
+    }
+
+    /// No file goes in this log, so that whoever follows it sees every line, wherever the files turn.
+    #[tokio::test]
+    async fn nothing_is_left_out_while_files_turn() {
+        for round in 0..15 {
+            let dir = tempfile::tempdir().unwrap();
+            let mut files = LogFiles::at(dir.path().join("log"));
+            (files.max_size_bytes, files.max_files) = (300, 500);
+            let mut log = LogWriter::open((&files).into()).unwrap();
+            let count = 800;
+            let writing = std::thread::spawn(move || write(&mut log, 0..count));
+            let follow = LogOptions { follow: true, ..Default::default() };
+            let lines = LogStream::open(files, follow, std::future::pending()).take(count).collect::<Vec<_>>();
+            let lines = timeout(Duration::from_secs(60), lines).await.expect("all lines come");
+            let numbers = lines.into_iter().map(|line| line.unwrap().line.trim().parse::<usize>().unwrap());
+            assert_eq!(numbers.collect::<Vec<_>>(), (0..count).collect::<Vec<_>>(), "round {round}");
+            writing.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_lines_are_found_from_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = LogFiles::at(dir.path().join("log"));
+        (files.max_size_bytes, files.max_files) = (2000, 4);
+        let mut log = LogWriter::open((&files).into()).unwrap();
+        write(&mut log, 0..50);
+        let after = SystemTime::now();
+        write(&mut log, 50..70);
+        // Damage counts as no line.
+        std::fs::write(dir.path().join("log"), [&std::fs::read(&files.path).unwrap()[..], b"\n\nx\n"].concat())
+            .unwrap();
+        let all = read(&files, LogOptions::default()).await;
+        assert!(all.len() > 60, "{all:?}");
+        for tail in [0, 1, 2, 7, 19, 20, 21, 45, 60, 69, 70, 71, usize::MAX] {
+            let last = |all: &[usize]| all[all.len().saturating_sub(tail)..].to_vec();
+            let of = |since, until| LogOptions { tail: Some(tail), since, until, ..Default::default() };
+            assert_eq!(read(&files, of(None, None)).await, last(&all), "{tail}");
+            let before: Vec<usize> = all.iter().copied().filter(|n| *n < 50).collect();
+            assert_eq!(read(&files, of(None, Some(after))).await, last(&before), "{tail} before");
+            assert_eq!(read(&files, of(Some(after), None)).await, last(&all[before.len()..]), "{tail} after");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_somebody_empties_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = LogFiles::at(dir.path().join("log"));
+        let mut log = LogWriter::open((&files).into()).unwrap();
+        write(&mut log, 0..50);
+        let follow = LogOptions { follow: true, ..Default::default() };
+        let mut lines = LogStream::open(files.clone(), follow, std::future::pending());
+        for number in 0..50 {
+            assert_eq!(lines.next().await.unwrap().unwrap().line, format!("{number}\n"));
+        }
+        std::fs::File::options().write(true).open(&files.path).unwrap().set_len(0).unwrap();
+        write(&mut log, 50..51);
+        let next = timeout(Duration::from_secs(20), lines.next()).await.expect("it goes on");
+        assert_eq!(next.unwrap().unwrap().line, "50\n");
+    }
 
     /// Of a container that runs on and on, and says nothing more.
     #[tokio::test]

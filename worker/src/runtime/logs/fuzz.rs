@@ -1,12 +1,14 @@
 //! Logs as containers write them, whatever they write, and logs that something has damaged: reading finds what is there
 //! and ends.
 
+use std::{fs, path::PathBuf};
+
 use jiff::Timestamp;
 
-use super::*;
+use super::{reader::MAX_OBJECT_BYTES, *};
 use crate::{
     fuzz::{Random, damage, each_seed},
-    shim::log::{Lines as Writing, LogWriter, Source},
+    shim::log::{Lines as Writing, LogWriter, Source, numbered},
 };
 
 /// How many logs a run tries; `ORCH_FUZZ_INPUTS` says another number.
