@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -114,6 +114,8 @@ fn details_json(details: &BTreeMap<String, String>) -> String {
 pub(crate) struct LogWriter {
     config: LogConfig,
     to: To,
+    /// The last object in the file may have no end: the disk was full, or lost its power.
+    is_torn: bool,
 }
 
 #[derive(Debug)]
@@ -133,7 +135,8 @@ impl LogWriter {
                 To::File(file, size_bytes)
             }
         };
-        Ok(Self { config, to })
+        let is_torn = config.journal.is_none() && !ends_with_line(&config.path).unwrap_or(true);
+        Ok(Self { config, to, is_torn })
     }
 
     /// Appends whole objects. A full disk loses output rather than the container: the error is the caller's to ignore.
@@ -145,8 +148,14 @@ impl LogWriter {
             match &mut self.to {
                 To::Journal(journal) => journal.write(now)?,
                 To::File(file, size_bytes) => {
+                    // Else what comes now would be lost with it.
+                    if std::mem::replace(&mut self.is_torn, true) {
+                        file.write_all(b"\n")?;
+                        *size_bytes += 1;
+                    }
                     file.write_all(now)?;
                     *size_bytes += now.len() as u64;
+                    self.is_torn = false;
                 }
             }
             if !rest.is_empty() {
@@ -174,7 +183,9 @@ impl LogWriter {
 
     fn rotate(&mut self) -> io::Result<()> {
         let kept = self.config.max_files.max(1);
-        for n in (1..kept).rev() {
+        // However many may be: only those that there are move up.
+        let there_are = (1..kept).find(|&n| !numbered(&self.config.path, n).exists()).unwrap_or(kept - 1);
+        for n in (1..=there_are.min(kept - 1)).rev() {
             let from = if n == 1 { self.config.path.clone() } else { numbered(&self.config.path, n - 1) };
             match fs::rename(from, numbered(&self.config.path, n)) {
                 Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
@@ -187,6 +198,17 @@ impl LogWriter {
         self.to = To::File(append(&self.config.path)?, 0);
         Ok(())
     }
+}
+
+fn ends_with_line(path: &Path) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
 }
 
 /// `PATH.n`: the n-th last file.
@@ -260,6 +282,38 @@ mod tests {
         assert_eq!(read(numbered(&path, 2)), "2222222\n");
         assert!(!numbered(&path, 3).exists());
     }
+
+    #[test]
+    fn as_many_files_as_there_may_be_cost_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogWriter::open(config(&path, 5, u32::MAX)).unwrap();
+        for n in 0..50 {
+            log.write(format!("{n:04}\n").as_bytes()).unwrap();
+        }
+        for n in 1..50 {
+            assert_eq!(fs::read_to_string(numbered(&path, n)).unwrap(), format!("{:04}\n", 49 - n));
+        }
+    }
+
+    #[test]
+    fn an_object_without_end_takes_no_other_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        for (before, after) in [("", "{2}\n"), ("{1}\n", "{1}\n{2}\n"), ("{1}\n{\"lo", "{1}\n{\"lo\n{2}\n")] {
+            fs::write(&path, before).unwrap();
+            LogWriter::open(config(&path, 1000, 1)).unwrap().write(b"{2}\n").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), after);
+        }
+        let mut log = LogWriter::open(config(&path, 0, 1)).unwrap();
+        log.to = To::File(append(Path::new("/dev/full")).unwrap(), 0);
+        log.write(b"{3}\n").unwrap_err();
+        fs::write(&path, "{").unwrap();
+        log.to = To::File(append(&path).unwrap(), 0);
+        log.write(b"{4}\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\n{4}\n");
+    }
+
     #[test]
     fn details_are_part_of_each_object() {
         let (mut lines, mut out) = (lines(Source::Stdout, &[("team", "a\"b")]), Vec::new());
