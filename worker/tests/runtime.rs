@@ -518,6 +518,28 @@ async fn exec_has_streams_environment_and_exit_codes() {
     assert!(matches!(container.exec(&command(&["true"])).await, Err(RuntimeError::Ended | RuntimeError::Io { .. })));
 }
 
+/// Whoever asks the shim next may take one that hangs up for dead, and what is left of a dead one's container is killed.
+#[tokio::test]
+async fn a_crowd_of_commands_leaves_room_for_others() {
+    let node = Node::new();
+    let container = node.start(&["sleep", "1000"]).await;
+    let sleep = command(&["sleep", "1000"]);
+    let execs: Vec<Exec> = futures::stream::iter(0..300)
+        .map(|_| container.exec(&sleep))
+        .buffer_unordered(8)
+        .map(|exec| exec.unwrap())
+        .collect()
+        .await;
+    assert_eq!(output(container.exec(&command(&["echo", "one more"])).await.unwrap()).await.1, "one more\n");
+    let waits = timeout(Duration::from_millis(300), container.wait()).await;
+    assert!(waits.is_err(), "it goes on: {waits:?}");
+    container.kill(libc::SIGKILL).await.unwrap();
+    let exit = timeout(LIMIT, container.wait()).await.expect("it ends").unwrap();
+    assert_eq!((exit.code, exit.error), (137, None));
+    drop(execs);
+    container.delete().await.unwrap();
+}
+
 #[tokio::test]
 async fn exec_on_a_terminal() {
     let node = Node::new();

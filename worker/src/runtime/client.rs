@@ -6,6 +6,10 @@ use std::{
     path::Path,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, socket},
+};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::UnixStream,
@@ -78,6 +82,21 @@ impl Connection {
     pub(super) fn take_fd(&mut self) -> Option<OwnedFd> {
         self.fds.pop()
     }
+}
+
+/// Whether a shim listens there. One that hangs up without an answer and listens has too many connections, or is about to
+/// end.
+pub(super) fn is_listening(folder: &Path) -> bool {
+    let connect = || {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        match socket::connect(fd.as_raw_fd(), &UnixAddr::new(&Files(folder).socket())?) {
+            // Too many wait for it to take them.
+            Err(Errno::EAGAIN) => Ok(()),
+            connected => connected,
+        }
+    };
+    connect().is_ok()
 }
 
 /// One question, one answer. `None`: the shim is gone.

@@ -21,7 +21,7 @@ use super::{
     apparmor,
     caps::CapSet,
     cgroup::Layout,
-    client::{Connection, ask},
+    client::{Connection, ask, is_listening},
     error::RuntimeError,
     exec::{Attachment, Exec, Pipes, attach_terminal},
     health::{HealthState, HealthWatch},
@@ -61,6 +61,9 @@ pub(super) enum Found {
 /// A busy node's shims take their time; one that has not answered by then stands still.
 const SILENT_SHIM: Duration = Duration::from_secs(10);
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
+/// A shim that was killed may be found listening for a moment: so often it is looked again, and so long apart.
+const LAST_MOMENTS: u32 = 20;
+const MOMENT: Duration = Duration::from_millis(50);
 
 impl Container {
     pub(super) fn new(task_id: TaskId, folder: PathBuf, config: ShimConfig, layout: Layout) -> Self {
@@ -135,9 +138,28 @@ impl Container {
             Ok(answer) => answer?,
         };
         match answer {
-            Some(Reply::Done) | None => Ok(()),
+            Some(Reply::Done) => Ok(()),
             Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: None }),
             Some(other) => Err(unexpected(&other)),
+            None => match self.is_crowded().await? {
+                true if self.pid() > 0 => self.kill_past_shim(signal),
+                true => Err(RuntimeError::Crowded),
+                false => Ok(()),
+            },
+        }
+    }
+
+    /// After a shim that hung up: whether it is there all the same.
+    async fn is_crowded(&self) -> Result<bool, RuntimeError> {
+        let inner = Arc::clone(&self.0);
+        blocking(move || Ok(inner.is_crowded())).await
+    }
+
+    async fn no_answer(&self) -> RuntimeError {
+        match self.is_crowded().await {
+            Ok(true) => RuntimeError::Crowded,
+            Ok(false) => RuntimeError::Ended,
+            Err(error) => error,
         }
     }
 
@@ -179,13 +201,14 @@ impl Container {
         let pipes = (!request.tty).then(open).transpose().map_err(io_error)?;
         let mut connection = Connection::open(&self.0.folder).await?.ok_or(RuntimeError::Ended)?;
         let theirs = pipes.as_ref().map_or(&[][..], Pipes::theirs);
-        if !connection.send(Request::Exec(Box::new(order)), theirs).await {
-            return Err(RuntimeError::Ended);
-        }
-        let pid = match connection.receive().await?.ok_or(RuntimeError::Ended)? {
-            Reply::Running { pid } => pid.unsigned_abs(),
-            Reply::Failed(failure) => return Err(RuntimeError::Start { message: failure.message, code: failure.code }),
-            other => return Err(unexpected(&other)),
+        let sent = connection.send(Request::Exec(Box::new(order)), theirs).await;
+        let pid = match if sent { connection.receive().await? } else { None } {
+            Some(Reply::Running { pid }) => pid.unsigned_abs(),
+            Some(Reply::Failed(failure)) => {
+                return Err(RuntimeError::Start { message: failure.message, code: failure.code });
+            }
+            Some(other) => return Err(unexpected(&other)),
+            None => return Err(self.no_answer().await),
         };
         match pipes {
             Some(pipes) => Ok(pipes.attach(pid, connection)),
@@ -201,13 +224,12 @@ impl Container {
         let io_error = |source| RuntimeError::Io { what: "cannot make the streams of", path: "attach".into(), source };
         let pipes = Pipes::open(stdin).map_err(io_error)?;
         let mut connection = Connection::open(&self.0.folder).await?.ok_or(RuntimeError::Ended)?;
-        if !connection.send(Request::Attach { stdin }, pipes.theirs()).await {
-            return Err(RuntimeError::Ended);
-        }
-        match connection.receive().await?.ok_or(RuntimeError::Ended)? {
-            Reply::Done => Ok(pipes.into_attachment()),
-            Reply::Failed(failure) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
-            other => Err(unexpected(&other)),
+        let sent = connection.send(Request::Attach { stdin }, pipes.theirs()).await;
+        match if sent { connection.receive().await? } else { None } {
+            Some(Reply::Done) => Ok(pipes.into_attachment()),
+            Some(Reply::Failed(failure)) => Err(RuntimeError::Start { message: failure.message, code: failure.code }),
+            Some(other) => Err(unexpected(&other)),
+            None => Err(self.no_answer().await),
         }
     }
 
@@ -379,7 +401,22 @@ fn shim_of(pid: i32) -> Option<i32> {
 }
 
 impl Inner {
+    /// Whether a shim that hung up listens, and goes on doing so. One that ends does for a moment.
+    fn is_crowded(&self) -> bool {
+        for _ in 0..LAST_MOMENTS {
+            if Files(&self.folder).exit().exists() || !is_listening(&self.folder) {
+                return false;
+            }
+            std::thread::sleep(MOMENT);
+        }
+        true
+    }
+
+    /// What is left of a container is killed here, so the shim has to be gone.
     fn settle(&self) -> Result<Exit, RuntimeError> {
+        if self.is_crowded() {
+            return Err(RuntimeError::Crowded);
+        }
         let files = Files(&self.folder);
         match fs::read(files.exit()) {
             Ok(text) => {

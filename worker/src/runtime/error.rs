@@ -18,6 +18,10 @@ pub enum RuntimeError {
     Ended,
     #[error("the container's shim does not answer: it is stopped, or its node is overloaded; `orch rm -f` kills both")]
     Silent,
+    #[error(
+        "the container's shim takes no more connections: too many commands are executed in the container, or followed"
+    )]
+    Crowded,
     #[error("bind source path does not exist: {0}")]
     NoBindSource(PathBuf),
     #[error("the device {path} cannot be used")]

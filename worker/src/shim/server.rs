@@ -37,8 +37,11 @@ use super::{
 };
 use crate::signals;
 
-/// More connections than this are refused: the worker needs one per waiter and one per executed process.
-const MAX_CONNECTIONS: usize = 256;
+/// More connections than this are refused: the worker needs one per waiter and one per executed process. Who is refused
+/// may take the container for ended, so others have room where executed processes are as many as may be.
+const MAX_CONNECTIONS: usize = 4 * MAX_EXECUTED;
+/// Commands that run in the container at once on behalf of the worker.
+const MAX_EXECUTED: usize = 1024;
 /// Read at once from the container's output.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -59,6 +62,8 @@ pub(super) struct Server {
     attached: Attached,
     terminal: Option<OwnedFd>,
     connections: Vec<Connection>,
+    /// Connections that have a process, while they are served.
+    executing: usize,
     started_at: Option<SystemTime>,
     start_failure: Option<Failure>,
     /// How its health will be checked once it runs.
@@ -127,6 +132,7 @@ impl Server {
             attached,
             terminal,
             connections: Vec::new(),
+            executing: 0,
             started_at: None,
             start_failure: None,
             health: config.health.clone(),
@@ -256,6 +262,7 @@ impl Server {
 
     fn serve(&mut self, ready: &[bool]) {
         let connections = std::mem::take(&mut self.connections);
+        self.executing = connections.iter().filter(|connection| connection.has_process()).count();
         let served = connections.into_iter().enumerate().filter_map(|(n, mut connection)| {
             let keep = !ready.get(n).is_some_and(|&ready| ready) || self.serve_one(&mut connection).is_some();
             keep.then_some(connection)
@@ -381,8 +388,15 @@ impl Server {
     /// Answered when the program runs, or cannot.
     fn exec(&mut self, connection: &mut Connection, order: ExecOrder) -> Option<()> {
         let stdio = std::mem::take(&mut connection.fds);
+        if self.executing >= MAX_EXECUTED {
+            let message = format!(
+                "{MAX_EXECUTED} executed commands run in the container already: try again when some have ended"
+            );
+            return connection.reply(&Reply::Failed(Failure { message, code: None }));
+        }
         match self.instance.exec(order, stdio) {
             Ok(starting) => {
+                self.executing += 1;
                 connection.starting = Some(starting);
                 Some(())
             }
@@ -538,6 +552,10 @@ impl Connection {
     fn new(stream: UnixStream) -> Self {
         let (text, fds) = (Vec::new(), Vec::new());
         Self { stream, text, fds, waits: false, watches_health: false, starting: None, executed: None }
+    }
+
+    fn has_process(&self) -> bool {
+        self.starting.is_some() || self.executed.is_some()
     }
 
     fn reply(&mut self, reply: &Reply) -> Option<()> {
