@@ -1,6 +1,6 @@
 //! `orch attach`, and the foreground of `orch run` and `orch start -a`.
 
-use std::io::Write as _;
+use std::{io::Write as _, time::Duration};
 
 use clap::Args;
 use orch_proto::wire::{self, attach_input::Input, exec_output::Output};
@@ -45,6 +45,9 @@ pub(crate) struct Session {
     pub(crate) signals: bool,
 }
 
+/// A program that does not take what was typed keeps nobody here.
+const DETACH_LIMIT: Duration = Duration::from_secs(1);
+
 /// Until the container ends: its code; `None` when the user detached.
 pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Option<i32>, Status> {
     let (sender, receiver) = mpsc::channel(QUEUE);
@@ -68,15 +71,24 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Opti
     } else {
         let _ = sender.send(FromUser::Closed.into()).await;
     }
+    let mut forwards = tokio::task::JoinSet::new();
     if session.tty {
-        tokio::spawn(terminal::forward_resizes(sender.clone()));
+        forwards.spawn(terminal::forward_resizes(sender.clone()));
     }
     if session.signals {
-        tokio::spawn(terminal::forward_signals(sender.clone()));
+        forwards.spawn(terminal::forward_signals(sender.clone()));
     }
+    let copying = copy_output(outputs);
+    tokio::pin!(copying);
     let outcome = tokio::select! {
-        code = copy_output(outputs) => code.map(Some),
-        Some(()) = detach.recv() => Ok(None),
+        code = &mut copying => code.map(Some),
+        Some(()) = detach.recv() => {
+            // What was typed before is the program's: the node ends the session once it has passed all of it on.
+            drop(sender);
+            forwards.shutdown().await;
+            let _ = tokio::time::timeout(DETACH_LIMIT, &mut copying).await;
+            Ok(None)
+        }
         code = terminal::ended_by_signal(), if raw.is_some() && !session.signals => Ok(Some(code)),
     };
     drop(raw);

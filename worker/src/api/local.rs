@@ -139,7 +139,7 @@ pub(super) async fn attach(
     }
     let (outputs, receiver) = mpsc::channel(BUFFERED_MESSAGES);
     tokio::spawn(async move {
-        let feed = tokio::spawn(feed(inputs, attachment.stdin, container, agent.locals.clone(), one.clone()));
+        let mut feed = tokio::spawn(feed(inputs, attachment.stdin, container, agent.locals.clone(), one.clone()));
         let out = agent::pass_on(attachment.stdout, outputs.clone(), Output::Stdout);
         let err = agent::pass_on(attachment.stderr, outputs.clone(), Output::Stderr);
         tokio::select! {
@@ -147,8 +147,9 @@ pub(super) async fn attach(
                 let ended = agent.locals.wait(&one).await;
                 let _ = outputs.send(Output::ExitCode(ended.code)).await;
             }
-            // Detached.
+            // Detached: gone, or all that was typed before has been passed on.
             () = outputs.closed() => {}
+            _ = &mut feed => {}
         }
         feed.abort();
     });
