@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 use orch_proto::{paths::Paths, wire};
+use tonic::{Code, Status};
 
 use super::{
     container_control::{Named, named},
@@ -25,6 +26,8 @@ use crate::{
 
 /// Between two looks at the counters, from which the use of processors follows.
 const STATS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often containers are listed again because one of them went before it was looked at.
+const STATS_TRIES: u32 = 5;
 /// Clears the screen and goes to its start, as Docker does between two tables.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
@@ -134,15 +137,22 @@ const STATS: Listing<'static> = Listing {
 /// Tasks' containers too: each under the name that `orch ps` shows.
 pub(crate) async fn stats(args: StatsArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
-    let mut before = counters(&args, &mut worker).await?;
+    let mut before = counters(&args, &mut worker).await.map_err(explain)?;
     let shape = Shape { format: args.format.clone(), quiet: false };
     loop {
         tokio::time::sleep(STATS_INTERVAL).await;
-        let now = counters(&args, &mut worker).await?;
+        let now = match counters(&args, &mut worker).await {
+            // The others go on.
+            Err(error) if error.code() == Code::NotFound => each_counters(&args, &mut worker).await.map_err(explain)?,
+            now => now.map_err(explain)?,
+        };
         let earlier: HashMap<&str, &wire::ContainerStats> =
             before.iter().map(|stats| (stats.container_id.as_str(), stats)).collect();
-        let rows: Vec<Row> =
-            now.iter().map(|stats| stats_row(stats, earlier.get(stats.container_id.as_str()), args.no_trunc)).collect();
+        let row = |(n, now): (usize, &wire::ContainerStats)| {
+            let asked = args.containers.get(n).map(String::as_str);
+            stats_row(asked, now, earlier.get(now.container_id.as_str()), args.no_trunc)
+        };
+        let rows: Vec<Row> = now.iter().enumerate().map(row).collect();
         let text = STATS.render(&shape, &rows)?;
         let mut out = std::io::stdout().lock();
         if !args.no_stream {
@@ -157,29 +167,62 @@ pub(crate) async fn stats(args: StatsArgs, paths: &Paths) -> anyhow::Result<()> 
     }
 }
 
-async fn counters(args: &StatsArgs, worker: &mut Worker) -> anyhow::Result<Vec<wire::ContainerStats>> {
-    let references = if args.all && args.containers.is_empty() {
-        let all = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
-        all.into_iter().map(|container| container.container_id).collect()
-    } else {
-        args.containers.clone()
-    };
-    let list = worker.container_stats(wire::ContainerReferences { references }).await.map_err(explain)?;
-    Ok(list.into_inner().containers)
+/// In the order of the names that were given.
+async fn counters(args: &StatsArgs, worker: &mut Worker) -> Result<Vec<wire::ContainerStats>, Status> {
+    if !args.all || !args.containers.is_empty() {
+        let references = args.containers.clone();
+        return Ok(worker.container_stats(wire::ContainerReferences { references }).await?.into_inner().containers);
+    }
+    let mut tries = 0;
+    loop {
+        let all = worker.list_containers(wire::Empty {}).await?.into_inner().containers;
+        let references: Vec<String> = all.into_iter().map(|container| container.container_id).collect();
+        if references.is_empty() {
+            return Ok(Vec::new());
+        }
+        match worker.container_stats(wire::ContainerReferences { references }).await {
+            // One was removed since.
+            Err(error) if error.code() == Code::NotFound && tries < STATS_TRIES => tries += 1,
+            list => return Ok(list?.into_inner().containers),
+        }
+    }
 }
 
+/// One by one, where one is not there any more: nothing is known of that.
+async fn each_counters(args: &StatsArgs, worker: &mut Worker) -> Result<Vec<wire::ContainerStats>, Status> {
+    let mut all = Vec::new();
+    for name in &args.containers {
+        let references = vec![name.clone()];
+        match worker.container_stats(wire::ContainerReferences { references }).await {
+            Ok(list) => all.extend(list.into_inner().containers),
+            Err(error) if error.code() == Code::NotFound => all.push(wire::ContainerStats::default()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+/// `asked`: the name that was given, if one was.
 #[allow(clippy::cast_precision_loss)] // Shown with two decimals.
-fn stats_row(now: &wire::ContainerStats, before: Option<&&wire::ContainerStats>, no_trunc: bool) -> Row {
+fn stats_row(
+    asked: Option<&str>,
+    now: &wire::ContainerStats,
+    before: Option<&&wire::ContainerStats>,
+    no_trunc: bool,
+) -> Row {
+    let id = if no_trunc { now.container_id.as_str() } else { short_id(&now.container_id) };
+    if id.is_empty() {
+        return unknown_stats(asked.unwrap_or_default());
+    }
     let percent = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 * 100.0 };
     let cpu = before.map_or(0.0, |before| {
         percent(now.cpu_ns.saturating_sub(before.cpu_ns), now.at_ns.saturating_sub(before.at_ns))
     });
-    let id = if no_trunc { now.container_id.as_str() } else { short_id(&now.container_id) };
     let pair = |a: u64, b: u64| format!("{} / {}", quantity::human(a), quantity::human(b));
     let memory =
         format!("{} / {}", quantity::human_binary(now.memory_bytes), quantity::human_binary(now.memory_limit_bytes));
     row([
-        ("Container", id.into()),
+        ("Container", asked.unwrap_or(id).into()),
         ("ID", id.into()),
         ("Name", now.name.as_str().into()),
         ("CPUPerc", format!("{cpu:.2}%").into()),
@@ -188,6 +231,22 @@ fn stats_row(now: &wire::ContainerStats, before: Option<&&wire::ContainerStats>,
         ("NetIO", pair(now.net_rx_bytes, now.net_tx_bytes).into()),
         ("BlockIO", pair(now.block_read_bytes, now.block_write_bytes).into()),
         ("PIDs", now.pids.to_string().into()),
+    ])
+}
+
+/// Of a container that is gone, as Docker shows it.
+fn unknown_stats(asked: &str) -> Row {
+    let none = |name: &'static str| (name, "--".into());
+    row([
+        ("Container", asked.into()),
+        none("ID"),
+        none("Name"),
+        none("CPUPerc"),
+        ("MemUsage", "-- / --".into()),
+        none("MemPerc"),
+        none("NetIO"),
+        none("BlockIO"),
+        none("PIDs"),
     ])
 }
 
@@ -282,9 +341,15 @@ mod tests {
     #[test]
     fn what_stats_shows_is_text() {
         let now = wire::ContainerStats { pids: 3, container_id: "0".repeat(64), ..wire::ContainerStats::default() };
-        let row = serde_json::to_value(stats_row(&now, None, false)).unwrap();
-        let row = row.as_object().unwrap();
-        assert_eq!(row["PIDs"], "3");
-        assert!(row.values().all(serde_json::Value::is_string), "{row:?}");
+        let gone = wire::ContainerStats::default();
+        for (asked, now, container, pids) in
+            [(None, &now, "000000000000", "3"), (Some("web"), &now, "web", "3"), (Some("web"), &gone, "web", "--")]
+        {
+            let row = serde_json::to_value(stats_row(asked, now, None, false)).unwrap();
+            let row = row.as_object().unwrap();
+            assert_eq!((&row["Container"], &row["PIDs"]), (&container.into(), &pids.into()));
+            assert_eq!(row.len(), STATS.headings.len());
+            assert!(row.values().all(serde_json::Value::is_string), "{row:?}");
+        }
     }
 }
