@@ -24,7 +24,7 @@ use rustix::{
 };
 use tar::{Builder, EntryType, Header};
 
-use crate::users::Remap;
+use crate::{users::Remap, within};
 
 /// Deepest folder that is walked.
 const MAX_DEPTH: usize = 512;
@@ -110,7 +110,7 @@ pub(crate) fn open_in(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> io::Re
     let path = clean(path);
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { &path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Ok(rfs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(within::open(root, path, flags, resolve)?)
 }
 
 /// Without a leading `/` and `.`; `..` stays, the kernel stops it at the root.

@@ -31,6 +31,7 @@ mod signals;
 mod store;
 mod users;
 mod volume;
+mod within;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -372,7 +372,7 @@ fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
 fn open_folder(root: BorrowedFd<'_>, path: &Path, make: usize) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let shown = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    match rfs::openat2(root, shown, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+    match crate::within::open(root, shown, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
         Err(Errno::NOENT) if make > 0 => {
             let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
                 return Err(Errno::NOENT.into());

@@ -10,10 +10,13 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, open, openat2},
+    fcntl::{AtFlags, OFlag, open},
     sys::stat::{Mode, mkdirat},
     unistd::{Gid, Uid, fchownat},
 };
+use rustix::fs::{OFlags, ResolveFlags};
+
+use crate::within;
 
 /// Larger files than this are not read from an image: they are no user databases.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -62,8 +65,9 @@ fn open_root(rootfs: &Path) -> io::Result<OwnedFd> {
 }
 
 fn open_in(root: &OwnedFd, path: &str, flags: OFlag) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+    let flags = OFlags::from_bits_retain(flags.bits().cast_unsigned());
+    let opened = within::open(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS);
+    opened.map_err(|errno| Errno::from_raw(errno.raw_os_error()))
 }
 
 #[cfg(test)]

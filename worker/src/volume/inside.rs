@@ -14,7 +14,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2},
+    fs::{FileType, OFlags, ResolveFlags, fstat},
     io::Errno,
     mount::{MountPropagationFlags, UnmountFlags, mount_bind_recursive, mount_change, unmount},
 };
@@ -54,7 +54,7 @@ fn cut(at: &Path) -> Result<(), Errno> {
 fn open(volume: &Path, inside: &str) -> io::Result<OwnedFd> {
     let volume = File::open(volume)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    Ok(openat2(&volume, inside, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    Ok(crate::within::open(&volume, inside, OFlags::PATH, resolve)?)
 }
 
 /// Whether the kernel has refused to leave the volume.

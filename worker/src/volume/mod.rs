@@ -24,9 +24,7 @@ use std::{
 };
 
 use orch_model::TaskId;
-use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, openat2, utimensat,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, utimensat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -547,7 +545,7 @@ fn fill(data: &Path, root: &Path, target: &str) -> io::Result<()> {
     let inside = target.trim_start_matches('/');
     let inside = if inside.is_empty() { "." } else { inside };
     // Links in the image resolve inside the image.
-    let Ok(from) = openat2(&root, inside, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    let Ok(from) = crate::within::open(&root, inside, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
     else {
         return Ok(());
     };
