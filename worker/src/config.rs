@@ -5,6 +5,7 @@ use std::{
     io,
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -71,6 +72,15 @@ struct File {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     path: PathBuf,
+    /// What could be read last.
+    offer: Arc<Mutex<Option<Offer>>>,
+}
+
+/// What managers are told that the node has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub labels: BTreeMap<String, String>,
+    pub generic: GenericResources,
 }
 
 /// When images that nothing uses go by themselves. The names and defaults are the kubelet's.
@@ -115,7 +125,7 @@ impl RegistryConfig {
 
 impl Settings {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
+        Self { path, offer: Arc::default() }
     }
 
     /// An unreadable file must not stop a pull that needs none of it.
@@ -155,7 +165,22 @@ impl Settings {
         Ok(Remap::read(&self.read()?.userns_remap)?)
     }
 
-    pub(crate) fn labels(&self) -> Result<BTreeMap<String, String>, ConfigError> {
+    /// A slip of the pen must not cost the node its next session, whenever that is: what it had goes on. One that is there
+    /// when the worker starts is an error.
+    pub(crate) fn offer(&self) -> Result<Offer, ConfigError> {
+        let read = self.labels().and_then(|labels| Ok(Offer { labels, generic: self.generic_resources()? }));
+        let mut last = self.offer.lock().unwrap_or_else(PoisonError::into_inner);
+        match (read, &*last) {
+            (Ok(offer), _) => Ok(last.insert(offer).clone()),
+            (Err(error), Some(last)) => {
+                tracing::warn!(%error, "labels and generic resources stay as they were: correct the file, the worker will not start with it");
+                Ok(last.clone())
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
+    fn labels(&self) -> Result<BTreeMap<String, String>, ConfigError> {
         let parse = |label: String| match label.split_once('=') {
             Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
             _ => Err(ConfigError::Label { path: self.path.clone(), label }),
@@ -164,7 +189,7 @@ impl Settings {
     }
 
     /// What the operator says this node has besides CPUs and memory.
-    pub(crate) fn generic_resources(&self) -> Result<GenericResources, ConfigError> {
+    fn generic_resources(&self) -> Result<GenericResources, ConfigError> {
         let mut resources = GenericResources::default();
         for line in self.read()?.node_generic_resources {
             if let Err(why) = generic::add(&mut resources, &line) {
@@ -215,5 +240,24 @@ mod tests {
         assert_eq!(settings.unknown(), ["insecure-registry", "log"]);
         std::fs::write(&path, "labels = [\"novalue\"]").unwrap();
         assert!(matches!(settings.labels(), Err(ConfigError::Label { .. })));
+    }
+
+    #[test]
+    fn what_cannot_be_read_any_more_stays_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("orch.toml");
+        let settings = Settings::new(path.clone());
+        let good = "labels = [\"disk=fast\"]\nnode-generic-resources = [\"gpu=2\"]\n";
+        for bad in ["labels = [\"disk\"]", "node-generic-resources = [\"gpu=-2\"]", "labels = 3", "labels ="] {
+            std::fs::write(&path, bad).unwrap();
+            assert!(Settings::new(path.clone()).offer().is_err(), "{bad}");
+            std::fs::write(&path, good).unwrap();
+            let before = settings.offer().unwrap();
+            assert_eq!((before.labels["disk"].as_str(), before.generic.count("gpu")), ("fast", 2));
+            std::fs::write(&path, bad).unwrap();
+            assert_eq!(settings.offer().unwrap(), before, "{bad}");
+        }
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(settings.offer().unwrap(), Offer::default());
     }
 }

@@ -109,6 +109,7 @@ async fn start(
     for name in settings.unknown() {
         tracing::warn!(%name, "orch.toml: this is no key that orch reads, so it changes nothing; the README lists those that there are");
     }
+    settings.offer()?;
     let tls = dir.join("tls");
     let identity = SharedIdentity::follow(&tls).with_context(|| {
         format!(

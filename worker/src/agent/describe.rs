@@ -7,27 +7,23 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrSt
 use orch_model::node::{Encryption, NodeDescription, Platform, Resources, features};
 use orch_proto::wire::DaemonConfig;
 
-use crate::config::{ConfigError, Settings};
+use crate::config::Offer;
 
 pub(crate) const NANOS_PER_CPU: u64 = 1_000_000_000;
 
-pub(crate) fn describe(
-    daemon: &DaemonConfig,
-    settings: &Settings,
-    encryption: Option<Encryption>,
-) -> Result<NodeDescription, ConfigError> {
-    Ok(NodeDescription {
+pub(crate) fn describe(daemon: &DaemonConfig, offer: Offer, encryption: Option<Encryption>) -> NodeDescription {
+    NodeDescription {
         hostname: hostname(daemon),
         platform: platform(),
         resources: Resources { nano_cpus: cpus() * NANOS_PER_CPU, memory_bytes: memory_bytes() },
         engine_version: env!("CARGO_PKG_VERSION").to_owned(),
-        engine_labels: settings.labels()?,
+        engine_labels: offer.labels,
         features: known_features(),
         underlay: host_networks(),
         data_addr: daemon.data_addr.parse().ok(),
-        generic: settings.generic_resources()?,
+        generic: offer.generic,
         encryption,
-    })
+    }
 }
 
 /// `1` or `2`: which cgroup hierarchy has the controllers.

@@ -9,6 +9,10 @@ pub(crate) fn add(resources: &mut GenericResources, line: &str) -> Result<(), St
     if kind.is_empty() || value.is_empty() || !kind.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
         return Err(form.to_owned());
     }
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if value.strip_prefix('-').is_some_and(is_number) || (is_number(value) && value.parse::<u64>().is_err()) {
+        return Err(format!("{value} is no number of things: {form}"));
+    }
     let mixed = || Err(format!("{kind} is counted in one place and named in another: {form}"));
     match value.parse() {
         Ok(_) if resources.named.iter().any(|resource| resource.kind == kind) => mixed(),
@@ -58,9 +62,17 @@ mod tests {
 
     #[test]
     fn wrong_lines_say_the_form() {
-        for lines in
-            [&["gpu"][..], &["gpu="], &["=1"], &["a b=1"], &["gpu=2", "gpu=UUID"], &["gpu=U", "gpu=1"], &["a=1", "a=2"]]
-        {
+        for lines in [
+            &["gpu"][..],
+            &["gpu="],
+            &["=1"],
+            &["a b=1"],
+            &["gpu=-3"],
+            &["gpu=99999999999999999999"],
+            &["gpu=2", "gpu=UUID"],
+            &["gpu=U", "gpu=1"],
+            &["a=1", "a=2"],
+        ] {
             let refusal = parsed(lines).unwrap_err();
             assert!(refusal.contains("KIND=N") || refusal.contains("twice"), "{lines:?}: {refusal}");
         }

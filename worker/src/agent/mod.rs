@@ -282,7 +282,7 @@ impl Agent {
     }
 
     pub(crate) fn describe(&self) -> Result<NodeDescription, ConfigError> {
-        describe::describe(&self.daemon, &self.settings, self.host.netd.encryption())
+        Ok(describe::describe(&self.daemon, self.settings.offer()?, self.host.netd.encryption()))
     }
 
     /// Applies what changed and returns the revision that netd must have applied before it may be acknowledged.
