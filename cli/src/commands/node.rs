@@ -251,7 +251,7 @@ async fn inspect_nodes(args: &InspectArgs, api: &mut Api) -> anyhow::Result<()> 
     .await;
     if args.pretty {
         for node in &found {
-            print!("{}", pretty(node));
+            print!("{}", pretty(node, &inspect::node(node, reachable.get(node.id.as_str()).copied())));
         }
     } else {
         let values = found.iter().map(|n| inspect::node(n, reachable.get(n.id.as_str()).copied())).collect();
@@ -260,9 +260,27 @@ async fn inspect_nodes(args: &InspectArgs, api: &mut Api) -> anyhow::Result<()> 
     outcome
 }
 
-fn pretty(node: &Node) -> String {
-    let labels: String = node.spec.annotations.labels.iter().map(|(k, v)| format!(" - {k}={v}\n")).collect();
-    let labels = if labels.is_empty() { labels } else { format!("Labels:\n{labels}") };
+/// `value`: what `inspect` shows of it.
+fn pretty(node: &Node, value: &serde_json::Value) -> String {
+    let list = |heading: &str, labels: &std::collections::BTreeMap<String, String>| {
+        let lines: String = labels.iter().map(|(k, v)| format!(" - {k}={v}\n")).collect();
+        if lines.is_empty() { lines } else { format!("{heading}:\n{lines}") }
+    };
+    let labels = list("Labels", &node.spec.annotations.labels);
+    let engine_labels = list("Engine Labels", &node.description.engine_labels);
+    let text = |pointer: &str| value.pointer(pointer).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let message = match text("/Status/Message") {
+        "" => String::new(),
+        message => format!(" Message:              \t{message}\n"),
+    };
+    let manager = match text("/ManagerStatus/Addr") {
+        "" => String::new(),
+        addr => format!(
+            "Manager Status:\n Address:\t\t{addr}\n Raft Status:\t\t{}\n Leader:\t\t{}\n",
+            title(text("/ManagerStatus/Reachability")),
+            if value.pointer("/ManagerStatus/Leader") == Some(&true.into()) { "Yes" } else { "No" }
+        ),
+    };
     let description = &node.description;
     let tls = node.certificates.as_ref().map(|certificates| {
         let roots: String = certificates.trusted.iter().map(|root| format!("  sha256:{root}\n")).collect();
@@ -274,9 +292,9 @@ fn pretty(node: &Node) -> String {
     });
     let tls = tls.unwrap_or_default();
     format!(
-        "ID:\t\t\t{}\n{labels}Hostname:              \t{}\nJoined at:             \t{}\nStatus:\n State:\t\t\t{}\n \
-         Availability:         \t{}\n Address:\t\t{}\nPlatform:\n Operating System:\t{}\n Architecture:\t\t{}\n\
-         Resources:\n CPUs:\t\t\t{}\n Memory:\t\t{}\nEngine Version:\t\t{}\n{tls}",
+        "ID:\t\t\t{}\n{labels}Hostname:              \t{}\nJoined at:             \t{}\nStatus:\n State:\t\t\t{}\n\
+         {message} Availability:         \t{}\n Address:\t\t{}\n{manager}Platform:\n Operating System:\t{}\n Architecture:\t\t{}\n\
+         Resources:\n CPUs:\t\t\t{}\n Memory:\t\t{}\nEngine Version:\t\t{}\n{engine_labels}{tls}",
         node.id,
         description.hostname,
         crate::render::time::go_style(node.meta.created_at),
@@ -432,7 +450,11 @@ mod tests {
 
     #[test]
     fn inspect_pretty_says_what_a_node_is() {
-        let text = pretty(&node());
+        let mut node = node();
+        node.description.engine_labels.insert("rack".to_owned(), "7".to_owned());
+        let text = pretty(&node, &inspect::node(&node, None));
+        assert!(text.contains("Engine Labels:\n - rack=7\n") && !text.contains("Manager"), "{text}");
+        assert!(text.contains("Ready\n Availability:") || text.contains("Unknown\n Availability:"), "{text}");
         for line in
             ["Hostname:              \tn1\n", " - disk=ssd\n", "Availability:         \tDrain\n", "\t10.1.2.3\n"]
         {
