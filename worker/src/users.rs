@@ -50,9 +50,9 @@ pub(crate) enum RemapError {
     #[error("cannot share the host's {0} namespace when user namespaces are enabled (userns-remap): {1}")]
     Shared(&'static str, &'static str),
     #[error(
-        "cannot share another container's network when user namespaces are enabled (userns-remap): add --userns host"
+        "cannot share another container's {0} namespace when user namespaces are enabled (userns-remap): add --userns host"
     )]
-    Joined,
+    Joined(&'static str),
 }
 
 impl Remap {

@@ -69,21 +69,11 @@ impl Locals {
         self.host.remap.filter(|_| !own)
     }
 
-    /// What Docker refuses beside remapped users.
+    /// What cannot be beside remapped users: what Docker refuses, and other containers' namespaces, which belong to the users
+    /// of those.
     pub(super) fn check_remap(&self, record: &LocalContainer) -> Result<(), LocalError> {
-        let refused = |error: RemapError| Err(LocalError::Invalid(error.to_string()));
-        let options = record.options.clone().unwrap_or_default();
-        let privileged = record.spec.as_ref().and_then(|spec| spec.container.as_ref()).is_some_and(|c| c.privileged);
-        match self.remap_of(record) {
-            None => Ok(()),
-            Some(_) if privileged => refused(RemapError::Privileged("run the container with --userns host")),
-            Some(_) if record.network == HOST => refused(RemapError::Shared("network", OWN_USERS)),
-            Some(_) if is_joined(record) => refused(RemapError::Joined),
-            Some(_) if options.pid_mode == "host" => refused(RemapError::Shared("PID", OWN_USERS)),
-            Some(_) if options.ipc_mode == "host" => refused(RemapError::Shared("IPC", OWN_USERS)),
-            Some(_) if options.uts_mode == "host" => refused(RemapError::Shared("UTS", OWN_USERS)),
-            Some(_) => Ok(()),
-        }
+        let refused = self.remap_of(record).and_then(|_| beside_remapped_users(record));
+        refused.map_or(Ok(()), |error| Err(LocalError::Invalid(error.to_string())))
     }
 
     fn sharing(&self, mode: &str, namespace: &str) -> Result<Sharing, LocalError> {
@@ -96,6 +86,23 @@ impl Locals {
                 Ok(Sharing::Other(PathBuf::from(format!("/proc/{}/ns/{namespace}", container.pid()))))
             }
         }
+    }
+}
+
+fn beside_remapped_users(record: &LocalContainer) -> Option<RemapError> {
+    let options = record.options.clone().unwrap_or_default();
+    let privileged = record.spec.as_ref().and_then(|spec| spec.container.as_ref()).is_some_and(|c| c.privileged);
+    let of_other = |mode: &str| mode.starts_with("container:");
+    match () {
+        () if privileged => Some(RemapError::Privileged("run the container with --userns host")),
+        () if record.network == HOST => Some(RemapError::Shared("network", OWN_USERS)),
+        () if is_joined(record) => Some(RemapError::Joined("network")),
+        () if options.pid_mode == HOST => Some(RemapError::Shared("PID", OWN_USERS)),
+        () if of_other(&options.pid_mode) => Some(RemapError::Joined("PID")),
+        () if options.ipc_mode == HOST => Some(RemapError::Shared("IPC", OWN_USERS)),
+        () if of_other(&options.ipc_mode) => Some(RemapError::Joined("IPC")),
+        () if options.uts_mode == HOST => Some(RemapError::Shared("UTS", OWN_USERS)),
+        () => None,
     }
 }
 
@@ -127,6 +134,22 @@ fn security(words: &[String]) -> Result<HostOptions, LocalError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remapped_users_have_namespaces_of_their_own() {
+        use orch_proto::wire::LocalOptions;
+        let (other, own) = ("container:other".to_owned(), LocalOptions::default());
+        for (options, said) in [
+            (own.clone(), ""),
+            (LocalOptions { pid_mode: "host".to_owned(), ..own.clone() }, "the host's PID namespace"),
+            (LocalOptions { pid_mode: other.clone(), ..own.clone() }, "another container's PID namespace"),
+            (LocalOptions { ipc_mode: other, ..own }, "another container's IPC namespace"),
+        ] {
+            let record = LocalContainer { options: Some(options), ..LocalContainer::default() };
+            let refused = beside_remapped_users(&record).map_or_else(String::new, |error| error.to_string());
+            assert!(refused.contains(said) && refused.is_empty() == said.is_empty(), "{said}: {refused}");
+        }
+    }
 
     #[test]
     fn security_options_are_dockers() {
