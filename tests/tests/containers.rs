@@ -437,6 +437,14 @@ fn stopping_and_signals() {
     let _ = sent("USR1");
     assert!(said(first).contains("got"));
     assert_eq!(status(&lab, "heeds"), Ok("exited 7".to_owned()));
+    // Also while more is typed than it takes.
+    let full = r#"yes | sh -c 'echo $$ >/run/orch/typed; exec orch run -i --name full busybox sh -c "trap \"exit 7\" USR1; echo up; while :; do sleep 0.1; done"'"#;
+    let full = lab.spawn("n1", &["sh", "-c", full]);
+    eventually("it has its trap", || is_up("full"));
+    std::thread::sleep(Duration::from_secs(1));
+    let _ = sent("USR1");
+    let _ = said(full);
+    assert_eq!(status(&lab, "full"), Ok("exited 7".to_owned()));
     let second = typed(r#"exec -it returns sh -c "echo begun; sleep 1000""#);
     eventually("the command runs", || {
         let seen = lab.orch(&["top", "returns"]).result()?;

@@ -3,13 +3,16 @@
 use std::{io::Write as _, time::Duration};
 
 use clap::Args;
-use orch_proto::wire::{self, attach_input::Input, exec_output::Output};
+use orch_proto::{
+    paths::Paths,
+    wire::{self, attach_input::Input, exec_output::Output},
+};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::Status;
 
 use super::terminal::{self, FromUser, RawTerminal};
-use crate::api::Worker;
+use crate::api::{Worker, worker};
 
 pub(crate) use super::terminal::{DetachKeys, is_terminal};
 
@@ -49,8 +52,9 @@ pub(crate) struct Session {
 const DETACH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Until the container ends: its code; `None` when the user detached.
-pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Option<i32>, Status> {
+pub(crate) async fn attach(session: Session, worker: &mut Worker, paths: &Paths) -> Result<Option<i32>, Status> {
     let (sender, receiver) = mpsc::channel(QUEUE);
+    let reference = session.reference.clone();
     let start = wire::AttachStart {
         reference: session.reference,
         stdin: session.stdin,
@@ -76,7 +80,7 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Opti
         forwards.spawn(terminal::forward_resizes(sender.clone()));
     }
     if session.signals {
-        forwards.spawn(terminal::forward_signals(sender.clone()));
+        forwards.spawn(forward_signals(reference, paths.clone()));
     }
     let copying = copy_output(outputs);
     tokio::pin!(copying);
@@ -93,6 +97,25 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker) -> Result<Opti
     };
     drop(raw);
     outcome
+}
+
+/// Each over a connection of its own: in the session's they would wait behind input that the program does not take.
+async fn forward_signals(reference: String, paths: Paths) {
+    let (sender, mut signals) = mpsc::channel::<FromUser>(QUEUE);
+    let catching = terminal::forward_signals(sender);
+    tokio::pin!(catching);
+    loop {
+        let signal = tokio::select! {
+            () = &mut catching => return,
+            signal = signals.recv() => signal,
+        };
+        let Some(FromUser::Signal(number)) = signal else { continue };
+        let request = wire::KillContainerRequest { reference: reference.clone(), signal: number.to_string() };
+        if let Ok(mut worker) = worker(&paths).await {
+            // It may have ended.
+            let _ = worker.kill_container(request).await;
+        }
+    }
 }
 
 pub(super) async fn copy_output(mut outputs: tonic::Streaming<wire::ExecOutput>) -> Result<i32, Status> {

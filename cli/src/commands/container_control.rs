@@ -137,7 +137,7 @@ pub(crate) async fn start(args: StartArgs, paths: &Paths) -> anyhow::Result<Exit
         keys: args.detach_keys,
         signals: !tty,
     };
-    let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
+    let code = container_attach::attach(session, &mut worker, paths).await.map_err(explain)?;
     Ok(exit_code(code.unwrap_or(0)))
 }
 
@@ -154,7 +154,7 @@ pub(crate) async fn attach(args: AttachArgs, paths: &Paths) -> anyhow::Result<Ex
         // Whoever only looks on and loses the terminal shall not hang up on the program.
         signals: args.sig_proxy && !container.tty,
     };
-    let code = container_attach::attach(session, &mut worker).await.map_err(explain)?;
+    let code = container_attach::attach(session, &mut worker, paths).await.map_err(explain)?;
     Ok(exit_code(code.unwrap_or(0)))
 }
 

@@ -329,7 +329,7 @@ async fn try_run(args: RunArgs, paths: &Paths) -> Result<i32, Failure> {
         keys: args.detach_keys,
         signals: args.sig_proxy,
     };
-    match container_attach::attach(session, &mut worker).await {
+    match container_attach::attach(session, &mut worker, paths).await {
         Ok(code) => Ok(code.unwrap_or(0)),
         Err(status) => {
             discard(options, &created, &mut worker).await;
