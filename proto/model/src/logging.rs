@@ -100,7 +100,10 @@ pub fn tag<'a>(text: &str, value: impl Fn(&str) -> Option<&'a str>) -> Option<St
     Some(filled + rest)
 }
 
-/// `10m`, `512k`, `1g`, `1000`; -1 is without limit.
+/// Of a size; so many that nothing overflows with the largest unit.
+const MOST_DECIMALS: u32 = 9;
+
+/// `10m`, `1.5m`, `512k`, `1g`, `1000`; -1 is without limit.
 fn bytes(text: &str) -> Option<u64> {
     if text == "-1" {
         return Some(0);
@@ -113,7 +116,10 @@ fn bytes(text: &str) -> Option<u64> {
         b'g' => (&text[..text.len() - 1], 1 << 30),
         _ => (text, 1),
     };
-    number.parse::<u64>().ok()?.checked_mul(factor).filter(|&bytes| bytes > 0)
+    let (whole, part) = number.split_once('.').unwrap_or((number, ""));
+    let digits = u32::try_from(part.len()).ok().filter(|&digits| digits <= MOST_DECIMALS)?;
+    let part = if part.is_empty() { 0 } else { part.parse::<u64>().ok()? * factor / 10_u64.pow(digits) };
+    whole.parse::<u64>().ok()?.checked_mul(factor)?.checked_add(part).filter(|&bytes| bytes > 0)
 }
 
 #[cfg(test)]
@@ -158,11 +164,14 @@ mod tests {
         assert_eq!(read("", &[]), Ok((7, 3)));
         assert_eq!(read("json-file", &[("max-size", "2k"), ("max-file", "5")]), Ok((2048, 5)));
         assert_eq!(read("local", &[("max-size", "-1")]), Ok((0, 3)));
+        assert_eq!(read("local", &[("max-size", "1.5m")]), Ok((3 << 19, 3)));
         for (driver, option, value, words) in [
             ("syslog", "", "", "logging driver \"syslog\" is not known: json-file, local, journald and none are"),
             ("json-file", "size", "1", "unknown log opt \"size\" for the json-file log driver"),
             ("json-file", "max-size", "lots", "log opt max-size: \"lots\" is not a size such as 10m"),
             ("json-file", "max-size", "99999999999999999g", "is not a size"),
+            ("json-file", "max-size", "1.0000000001m", "is not a size"),
+            ("json-file", "max-size", "0.0m", "is not a size"),
             ("json-file", "max-file", "0", "log opt max-file: \"0\" is not a number of at least 1"),
             ("json-file", "compress", "maybe", "log opt compress: \"maybe\" is not true or false"),
             ("journald", "mode", "x", "log opt mode: \"x\" is not blocking or non-blocking"),
