@@ -5,6 +5,17 @@
 //! so it is looked for before the command line is parsed.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+// It panics where what it prints to is on a disk that is full, and takes the exit code along.
+#![deny(clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::print_stderr))]
+
+/// `eprintln!` that is lost where standard error cannot be written.
+macro_rules! remark {
+    ($($words:tt)*) => {
+        // Nobody is left to be told of it.
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("{}\n", format_args!($($words)*))))
+    };
+}
 
 mod api;
 mod cli;

@@ -279,7 +279,7 @@ async fn join_a_led_cluster(request: wire::JoinNodeRequest, paths: &Paths) -> an
             return Err(explain(status).context(what));
         }
         if !was_told {
-            eprintln!("Waiting up to {patience} s until {remote} finds a leader: {}", status.message());
+            remark!("Waiting up to {patience} s until {remote} finds a leader: {}", status.message());
             was_told = true;
         }
         sleep(LEADER_PAUSE).await;
@@ -378,12 +378,11 @@ fn read_unlock_key() -> anyhow::Result<String> {
     let shown = termios::tcgetattr(&stdin).context("cannot read the terminal's settings")?;
     let mut hidden = shown.clone();
     hidden.local_flags.remove(termios::LocalFlags::ECHO);
-    eprint!("Enter unlock key: ");
-    std::io::stderr().flush()?;
+    drop(write!(std::io::stderr(), "Enter unlock key: "));
     termios::tcsetattr(&stdin, termios::SetArg::TCSANOW, &hidden).context("cannot hide what is typed")?;
     let read = stdin.lock().read_line(&mut line);
     let restored = termios::tcsetattr(&stdin, termios::SetArg::TCSANOW, &shown);
-    eprintln!();
+    remark!("");
     read.context("cannot read the key")?;
     restored.context("cannot restore the terminal")?;
     Ok(line.trim().to_owned())

@@ -103,7 +103,7 @@ async fn copy_out(args: &CopyArgs, container: &str, from: &str, to: &str, worker
     let written: anyhow::Result<()> = writing.await?;
     written?;
     if !args.quiet && to != "-" {
-        eprintln!("Successfully copied {from} from {container} to {to}");
+        remark!("Successfully copied {from} from {container} to {to}");
     }
     Ok(())
 }
@@ -218,7 +218,7 @@ async fn copy_in(args: &CopyArgs, from: &str, container: &str, to: &str, worker:
     sent?;
     read?;
     if !args.quiet && from != "-" {
-        eprintln!("Successfully copied {from} to {container}:{to}");
+        remark!("Successfully copied {from} to {container}:{to}");
     }
     Ok(())
 }
@@ -322,7 +322,7 @@ fn add<W: Write>(
         tar.append_data(&mut header, name, file.take(metadata.len()))?;
     } else if metadata.file_type().is_socket() {
         // As with Docker: nobody would listen to a copy.
-        eprintln!("WARNING: {} is a socket and was left out", source.display());
+        remark!("WARNING: {} is a socket and was left out", source.display());
     } else {
         // Pipes and devices: what they are is all that there is of them.
         header.set_size(0);

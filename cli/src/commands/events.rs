@@ -131,7 +131,7 @@ pub(crate) async fn events(args: EventsArgs, paths: &Paths) -> anyhow::Result<()
                     }
                 }
                 Err(status) if of_node => {
-                    eprintln!("WARNING: no manager tells of the cluster any more: {}", explain(status));
+                    remark!("WARNING: no manager tells of the cluster any more: {}", explain(status));
                     cluster = None;
                 }
                 Err(status) => bail!(explain(status)),

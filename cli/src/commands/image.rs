@@ -172,7 +172,7 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
     let removed = match worker.remove_image(request).await {
         // With force, one that is gone is no failure.
         Err(status) if force && status.code() == tonic::Code::NotFound => {
-            eprintln!("{}", explain(status));
+            remark!("{}", explain(status));
             return Ok(());
         }
         removed => removed.map_err(explain)?.into_inner(),
@@ -278,7 +278,7 @@ impl Show {
     fn line(self, text: &str) {
         match (self.quiet, self.stderr) {
             (true, _) => {}
-            (false, true) => eprintln!("{text}"),
+            (false, true) => remark!("{text}"),
             (false, false) => println!("{text}"),
         }
     }

@@ -52,7 +52,7 @@ pub(crate) async fn login(args: LoginArgs, paths: &Paths) -> anyhow::Result<()> 
     };
     let password = match args.password {
         Some(password) => {
-            eprintln!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
+            remark!("WARNING! Using --password via the CLI is insecure. Use --password-stdin.");
             password
         }
         None if args.password_stdin => {
@@ -138,7 +138,7 @@ fn store(server: &str, auth: &wire::RegistryAuth) -> anyhow::Result<()> {
         config["auths"][server]["identitytoken"] = json!(auth.identity_token);
     }
     write(&config)?;
-    eprintln!("WARNING! Your password will be stored unencrypted in {}.", path().display());
+    remark!("WARNING! Your password will be stored unencrypted in {}.", path().display());
     Ok(())
 }
 

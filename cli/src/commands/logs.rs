@@ -256,7 +256,7 @@ fn details(line: &wire::LogLine) -> String {
 
 fn write_line(line: &wire::LogLine, prefix: &str, flags: &LogFlags) -> std::io::Result<()> {
     if !line.notice.is_empty() {
-        eprintln!("{}", line.notice);
+        remark!("{}", line.notice);
         return Ok(());
     }
     let stamp = if flags.timestamps { format!("{} ", time::rfc3339_nanos(line.at_unix_ns)) } else { String::new() };

@@ -116,6 +116,6 @@ where
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        eprintln!("WARNING: {warning}");
+        remark!("WARNING: {warning}");
     }
 }

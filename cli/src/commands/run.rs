@@ -262,7 +262,7 @@ pub(crate) async fn run(args: RunArgs, paths: &Paths) -> anyhow::Result<ExitCode
     Ok(match outcome {
         Ok(code) => exit_code(code),
         Err(Failure { error, code }) => {
-            eprintln!("orch: {error:#}\n\nRun 'orch run --help' for more information");
+            remark!("orch: {error:#}\n\nRun 'orch run --help' for more information");
             exit_code(code)
         }
     })
@@ -367,14 +367,14 @@ async fn make(
     let here = worker.inspect_image(wire::ImageReference { reference: image.clone() }).await.is_ok();
     if args.pull == "always" || (args.pull == "missing" && !here) {
         if !here && !args.quiet {
-            eprintln!("Unable to find image '{}' locally", image::with_tag(image));
+            remark!("Unable to find image '{}' locally", image::with_tag(image));
         }
         let pull = wire::PullImageRequest { reference: image.clone(), auth, ..Default::default() };
         image::show_pull(worker, pull, image::Show::on_stderr(args.quiet)).await?;
     }
     let request = wire::CreateContainerRequest { pull: "never".into(), ..request };
     let created = worker.create_container(request).await?.into_inner();
-    created.warnings.iter().for_each(|warning| eprintln!("WARNING: {warning}"));
+    created.warnings.iter().for_each(|warning| remark!("WARNING: {warning}"));
     if let Some(file) = &mut id_file {
         file.write(&created.container_id)?;
     }

@@ -49,7 +49,7 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
         Some(stack) => api.list::<Service>(stack::in_stack(stack)).await?,
     };
     if let (Some(stack), true) = (stack, services.is_empty()) {
-        eprintln!("{}", stack::nothing_found(stack));
+        remark!("{}", stack::nothing_found(stack));
         return Ok(());
     }
     let tasks = api.all::<Task>().await?;

@@ -39,7 +39,7 @@ impl NewLogin {
         if let Some(id) = self.0
             && let Err(error) = api.remove(Kind::Secret, id.as_str(), false).await
         {
-            eprintln!("the stored registry login {id} stays behind: {error:#}");
+            remark!("the stored registry login {id} stays behind: {error:#}");
         }
     }
 }
@@ -94,7 +94,7 @@ async fn resolve(api: &mut Api, container: &mut ContainerSpec) -> anyhow::Result
 
 /// In Docker's words, with the reason.
 fn warn(image: &str, why: &str) {
-    eprintln!(
+    remark!(
         "image {image} could not be accessed on a registry to record\nits digest. Each node will access {image} \
          independently,\npossibly leading to different nodes running different\nversions of the image.\n({why})\n"
     );

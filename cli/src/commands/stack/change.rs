@@ -41,7 +41,7 @@ pub(crate) struct PlanArgs {
 pub(super) async fn plan(args: PlanArgs, paths: &Paths) -> anyhow::Result<ExitCode> {
     let (name, stack) = files::load(&args.files, args.stack.as_deref())?;
     let mut api = Api::connect(paths).await?;
-    stack.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    stack.warnings.iter().for_each(|warning| remark!("{warning}"));
     let (wanted, new_data) = wanted(&mut api, stack).await?;
     let existing = existing(&mut api, &name).await?;
     let plan = plan::plan(&name, &existing, &wanted, &new_data, args.prune);

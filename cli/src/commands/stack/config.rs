@@ -21,7 +21,7 @@ pub(crate) struct ConfigArgs {
 
 pub(super) fn run(args: &ConfigArgs) -> anyhow::Result<()> {
     let (document, warnings) = files::normalised_document(&args.files, args.skip_interpolation)?;
-    warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    warnings.iter().for_each(|warning| remark!("{warning}"));
     if args.format == "json" {
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {

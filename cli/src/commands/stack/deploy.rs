@@ -93,7 +93,7 @@ pub(super) async fn deploy(paths: &Paths, name: &str, stack: &Stack, options: &O
     // Read before anything is changed, so that a missing file leaves nothing half done.
     let contents = stack.data.iter().map(content).collect::<anyhow::Result<Vec<_>>>()?;
     let mut api = Api::connect(paths).await?;
-    stack.warnings.iter().for_each(|warning| eprintln!("{warning}"));
+    stack.warnings.iter().for_each(|warning| remark!("{warning}"));
     check_external(&mut api, stack).await?;
     let pruned = if options.prune { superfluous(&mut api, name, stack).await? } else { Vec::new() };
     if options.ask && !pruned.is_empty() && !confirmed(&pruned)? {
@@ -235,7 +235,7 @@ impl<'a> Deployment<'a> {
                 }
             };
             if let Err(error) = outcome {
-                eprintln!("cannot take that back: {error:#}");
+                remark!("cannot take that back: {error:#}");
             }
         }
     }

@@ -28,7 +28,7 @@ pub(super) async fn save(api: &mut Api, stack: &str) -> anyhow::Result<()> {
     let objects = current::stack(api, stack).await?;
     let text = serde_json::to_string_pretty(&export::escaped(&export::document(stack, &objects)))?;
     if text.len() > MAX_CONFIG_BYTES {
-        eprintln!(
+        remark!(
             "the description of stack {stack} has {} bytes, more than a config may have ({MAX_CONFIG_BYTES}): `orch \
              stack rollback` will not return to this deployment",
             text.len()

@@ -38,7 +38,7 @@ pub(super) async fn run(stacks: &[String], wait: bool, paths: &Paths) -> anyhow:
     for_each(stacks, async |stack| {
         let parts = parts(&mut api, stack).await?;
         if parts.iter().all(|part| part.is_going) && (parts.is_empty() || !wait) {
-            eprintln!("{}", super::nothing_found(stack));
+            remark!("{}", super::nothing_found(stack));
             return Ok(());
         }
         let gone = remove(&mut api, stack, parts).await?;
