@@ -26,14 +26,16 @@ use orch_netd_core::{
     flows::{Backends, Standings},
     gateway::{Gateway, GatewayV6},
     ns::NsName,
-    plan::{Inputs, NodeFacts, WayOutV6},
+    plan::{Entry, Inputs, NodeFacts, WayOutV6},
     resolv,
     settings::Settings,
     trace::{self, Stage, Step},
 };
 use orch_proto::{
     conv::{DecodeError, FromProto, ToProto as _},
-    wire::{AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, SetDesiredResponse},
+    wire::{
+        AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, NetdStatus, RefusedPort, SetDesiredResponse,
+    },
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -519,6 +521,7 @@ impl Engine {
                 problems: self.problems().chain(self.firewall.clone()).collect(),
                 gateway_subnet: self.gateway.subnet().to_string(),
                 encryption: Some(self.encryption.to_proto()),
+                refused_v6: self.entries.refused_now().map(refused_port).collect(),
             }))),
         }
     }
@@ -592,6 +595,10 @@ async fn look_for_way_out_v6(host: &NetNs, gateway: GatewayV6, settings: Setting
         Ok(Some(WayOutV6 { gateway, learning: learning.map(|link| link.name).collect() }))
     };
     host.run(look).await
+}
+
+fn refused_port(entry: Entry) -> RefusedPort {
+    RefusedPort { protocol: entry.protocol.to_proto(), port: entry.port.into(), address: entry.addr.to_string() }
 }
 
 /// MTU of the link that has `addr`.

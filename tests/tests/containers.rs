@@ -40,7 +40,8 @@ fn run_in_the_foreground() {
         (&["--restart", "always", "busybox"], "cannot specify both --restart and --rm"),
         (&["--sysctl", "net.nope=1", "busybox", "true"], "sysctl net.nope is none that this node's kernel has"),
         (&["-p", "192.0.2.1:80:80", "busybox", "true"], "no address 192.0.2.1"),
-        (&["-p", "[::1]:80:80", "busybox", "true"], "cannot be published on ::1 alone, an address of IPv6"),
+        (&["-p", "[fd00::77]:80:80", "busybox", "true"], "no address fd00::77"),
+        (&["-p", "[::1]:80:80/sctp", "busybox", "true"], "80/sctp cannot be published on an address of IPv6"),
     ] {
         let outcome = run(flags);
         assert!(outcome.stderr.contains(said), "{flags:?}: {}", outcome.stderr);
@@ -207,8 +208,8 @@ fn what_the_image_says_is_its_containers() {
 fn a_container_lives_on_its_own() {
     let lab = lab("containers");
     let script = "echo started; echo hello > /www/index.html; exec httpd -f -p 8080 -h /www";
-    let run =
-        ["run", "-d", "--name", "web", "-p", "8080", "-p", "18080:8080", "-v", "/www", "busybox", "sh", "-c", script];
+    let ports = ["-p", "8080", "-p", "18080:8080", "-p", "[::1]:18081:8080"];
+    let run = [&["run", "-d", "--name", "web", "-v", "/www"], &ports[..], &["busybox", "sh", "-c", script]].concat();
     let id = lab.orch(&run).ok();
     assert_eq!(id.trim().len(), 64);
     let taken = lab.orch(&["run", "-d", "--name", "web", "busybox", "true"]);
@@ -228,7 +229,15 @@ fn a_container_lives_on_its_own() {
         let seen = eventually("it answers", || lab.get("client", &format!("http://{address}:{port}/")));
         assert_eq!(seen, "hello\n");
     }
-    assert!(lab.orch(&["port", "web"]).ok().contains("8080/tcp -> 0.0.0.0:18080"));
+    let ports = lab.orch(&["port", "web"]).ok();
+    let all = ["8080/tcp -> 0.0.0.0:18080\n", "8080/tcp -> [::]:18080\n", "8080/tcp -> [::1]:18081\n"].concat();
+    assert!(ports.ends_with(&all), "{ports}");
+    for port in [18080, 18081] {
+        assert_eq!(lab.get("n1", &format!("http://[::1]:{port}/")).as_deref(), Ok("hello\n"));
+    }
+    assert!(lab.get("client", &format!("http://{address}:18081/")).is_err(), "answers on ::1 alone");
+    let clash = lab.orch(&["run", "--rm", "-p", "[::1]:18081:1", "busybox", "true"]).refused();
+    assert!(clash.contains("Bind for [::1]:18081 failed: port is already allocated"), "{clash}");
     assert_eq!(lab.orch(&["logs", "web"]).ok(), "started\n");
     assert_eq!(lab.orch(&["exec", "web", "cat", "/www/index.html"]).ok(), "hello\n");
     assert_eq!(lab.exec_with_input("n1", &["orch", "exec", "-i", "web", "cat"], b"through").ok(), "through");
@@ -242,6 +251,9 @@ fn a_container_lives_on_its_own() {
     let _ = lab.orch(&["start", "web"]).ok();
     assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
     let _ = lab.orch(&["restart", "-t", "1", "web"]).ok();
+    // It leads to the container's new address.
+    let again = || lab.get("n1", "http://[::1]:18081/");
+    assert_eq!(eventually("it answers", again), "hello\n");
     assert_eq!(lab.orch(&["exec", "web", "cat", "/root/file"]).ok(), "kept\n");
     assert!(lab.orch(&["rename", "web", ""]).refused().contains("may be empty"));
     let _ = lab.orch(&["rename", "web", "site"]).ok();

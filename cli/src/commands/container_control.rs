@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, IsTerminal as _, Write as _},
+    net::{Ipv4Addr, SocketAddr},
     process::ExitCode,
 };
 
@@ -221,9 +222,9 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     for port in published.iter().filter(|_| running) {
         let key = format!("{}/{}", port.target_port, ports::protocol_word(port.protocol));
         match &args.port {
-            None => println!("{key} -> {}:{}", inspect::host_ip(port), port.published_port),
+            None => println!("{key} -> {at}"),
             Some(wanted) if *wanted == key || format!("{wanted}/tcp") == key => {
-                println!("{}:{}", inspect::host_ip(port), port.published_port);
+                println!("{at}");
             }
             Some(_) => continue,
         }
@@ -231,6 +232,7 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     }
     match args.port {
         Some(port) if !found => bail!("no public port '{port}' published for {}", args.container),
+        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
         _ => Ok(()),
     }
 }

@@ -12,7 +12,7 @@ mod state;
 pub(crate) use node::{availability_word, node, role_word, state_word};
 pub(crate) use objects::{config, image, local_network, network, secret, task, volume};
 pub(crate) use service::{balance, endpoint_mode, service, update_state_word};
-pub(crate) use state::{host_ip, local_container};
+pub(crate) use state::local_container;
 
 use orch_model::{Meta, service::PortConfig};
 use orch_template::native::{self, Zero};

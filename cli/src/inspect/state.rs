@@ -1,5 +1,7 @@
 //! A container of this node, as Docker Engine's `GET /containers/{id}/json` has it.
 
+use std::net::Ipv6Addr;
+
 use orch_model::{
     Timestamp,
     service::{ContainerSpec, HealthConfig, PortConfig, TaskSpec},
@@ -100,7 +102,7 @@ fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::Co
     Fields::default()
         .always("Binds", json!(binds))
         .always("NetworkMode", if local.network.is_empty() { "default" } else { &local.network })
-        .always("PortBindings", bindings(&published(details), |_| true))
+        .always("PortBindings", bindings(&published(details), asked))
         .always(
             "RestartPolicy",
             json!({
@@ -265,6 +267,11 @@ fn published(details: &wire::ContainerDetails) -> Vec<PortConfig> {
     Vec::from_proto(details.ports.clone()).unwrap_or_default()
 }
 
+/// What the worker adds, where IPv6 clients are answered too, nobody has asked for.
+fn asked(port: &PortConfig) -> bool {
+    port.host_ip != Some(Ipv6Addr::UNSPECIFIED.into())
+}
+
 /// `{"8080/tcp": [{"HostIp": "0.0.0.0", "HostPort": "32768"}]}`
 fn bindings(published: &[PortConfig], wanted: impl Fn(&PortConfig) -> bool) -> Value {
     let mut bound: Map<String, Value> = Map::new();
@@ -277,8 +284,8 @@ fn bindings(published: &[PortConfig], wanted: impl Fn(&PortConfig) -> bool) -> V
     Value::Object(bound)
 }
 
-/// As Docker has it: all addresses are one.
-pub(crate) fn host_ip(port: &PortConfig) -> String {
+/// As Docker has it: all addresses of IPv4 are one.
+fn host_ip(port: &PortConfig) -> String {
     port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string())
 }
 

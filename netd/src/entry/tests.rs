@@ -1,6 +1,9 @@
 //! Clients by ::1, tasks by 127.0.0.1.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -12,8 +15,8 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn of(protocol: Protocol, port: u16) -> BTreeSet<Entry> {
-    [Entry { protocol, port }].into()
+fn of(protocol: Protocol, port: u16) -> BTreeMap<Entry, Option<SocketAddr>> {
+    [(Entry { protocol, addr: Ipv6Addr::UNSPECIFIED, port }, None)].into()
 }
 
 fn has_v6() -> bool {
@@ -50,7 +53,7 @@ async fn streams_are_passed_on_and_ended_as_the_task_ends_them() {
     drop(task);
     let refused = connected(port).await.read(&mut [0]).await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset);
-    entries.set(&BTreeSet::new(), None, false);
+    entries.set(&BTreeMap::new(), None, false);
     served.write_all(b"still here").await.unwrap();
     let mut said = [0; 10];
     lasting.read_exact(&mut said).await.unwrap();
@@ -101,5 +104,27 @@ async fn each_client_of_datagrams_has_its_own_answers() {
     for (name, client) in &clients {
         let length = timeout(PATIENCE, client.recv(&mut buffer)).await.unwrap().unwrap();
         assert_eq!(buffer[..length], [b"to ", &name[..]].concat()[..]);
+    }
+}
+
+/// The container was started again, with another address of its own.
+#[tokio::test]
+async fn a_port_of_one_address_leads_to_its_task_and_to_the_next() {
+    if !has_v6() {
+        return;
+    }
+    let port = std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+    let mut entries = Entries::default();
+    for name in [b"a", b"b"] {
+        let task = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let entry = Entry { protocol: Protocol::Tcp, addr: Ipv6Addr::LOCALHOST, port };
+        entries.set(&[(entry, Some(task.local_addr().unwrap()))].into(), None, false);
+        assert_eq!(entries.refused_now().count(), 0);
+        let mut client = connected(port).await;
+        let (mut served, _) = task.accept().await.unwrap();
+        served.write_all(name).await.unwrap();
+        let mut said = [0];
+        client.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, name);
     }
 }

@@ -140,8 +140,12 @@ pub(super) async fn disk_usage(agent: &Agent) -> Result<DiskUsageReport, Status>
         .collect();
     let users = volume_users(agent);
     let volumes = agent.host.volumes.list().map_err(|error| Status::internal(chain(&error)))?;
-    let mut containers: Vec<_> =
-        agent.locals.all().iter().map(|one| (list_entry(one), agent.host.store.container_dir(&one.id))).collect();
+    let mut containers: Vec<_> = agent
+        .locals
+        .all()
+        .iter()
+        .map(|one| (list_entry(&agent.host, one), agent.host.store.container_dir(&one.id)))
+        .collect();
     for entry in agent.host.entries() {
         containers.push((tasks::container(&agent.host, &entry), agent.host.store.container_dir(&entry.task.id)));
     }

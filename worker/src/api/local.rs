@@ -252,7 +252,7 @@ pub(super) fn status(error: &LocalError) -> Status {
         )
         | LocalError::PortsOn(_)
         | LocalError::NoAddress(_)
-        | LocalError::AddressOfV6(_)
+        | LocalError::SctpOfV6(_)
         | LocalError::Invalid(_)
         | LocalError::Policy(_)
         | LocalError::Reference(_) => Code::InvalidArgument,

@@ -105,7 +105,7 @@ impl WorkerLocal for Api {
     async fn list_containers(&self, _: Request<Empty>) -> Answer<ContainerList> {
         let of_tasks = self.agent.host.entries();
         let one_off = self.agent.locals.all();
-        let one_off = one_off.iter().map(|one| local_containers::list_entry(one));
+        let one_off = one_off.iter().map(|one| local_containers::list_entry(&self.agent.host, one));
         let of_tasks = of_tasks.iter().map(|entry| tasks::container(&self.agent.host, entry));
         let mut containers: Vec<_> = of_tasks.chain(one_off).collect();
         live::name_volumes(&self.agent, &mut containers);

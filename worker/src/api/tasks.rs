@@ -1,6 +1,9 @@
 //! Containers for the command line, also while no manager can be reached: list, logs, exec.
 
-use std::sync::Arc;
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
 
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use orch_model::{
@@ -49,7 +52,7 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
         status: Some(status.to_proto()),
         pid,
         labels,
-        ports: entry.task.host_ports.iter().map(port_words).collect(),
+        ports: host.netd.answered(&entry.task.host_ports).iter().map(port_words).collect(),
         shim_pid: 0,
         health: entry.health.map(|health| health.to_proto()),
         state: state.to_owned(),
@@ -150,7 +153,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         log_path: agent::log_files(host, &entry.task).path.display().to_string(),
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
         hostname: agent::prepare::hostname_here(host, &entry.task),
-        ports: entry.task.host_ports.to_proto(),
+        ports: host.netd.answered(&entry.task.host_ports).to_proto(),
         error: entry.status.error.clone().unwrap_or_default(),
         apparmor_profile: entry.container.as_ref().and_then(|c| c.apparmor_profile().ok()).unwrap_or_default(),
         ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())
@@ -188,8 +191,8 @@ pub(crate) fn port_words(port: &PortConfig) -> String {
         Protocol::Udp => "udp",
         Protocol::Sctp => "sctp",
     };
-    let addr = port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string());
-    format!("{addr}:{}->{}/{protocol}", port.published_port, port.target_port)
+    let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
+    format!("{at}->{}/{protocol}", port.target_port)
 }
 
 #[cfg(test)]

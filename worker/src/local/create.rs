@@ -58,8 +58,9 @@ impl Locals {
             logging::check(driver).map_err(super::invalid)?;
         }
         let mut ports = Vec::<PortConfig>::from_proto(request.ports).map_err(invalid)?;
-        if let Some(addr) = ports.iter().find_map(of_v6) {
-            return Err(LocalError::AddressOfV6(addr));
+        // Only the kernel passes it on, and only within one family.
+        if let Some(port) = ports.iter().find(|port| port.protocol == Protocol::Sctp && of_v6(port)) {
+            return Err(LocalError::SctpOfV6(port.target_port));
         }
         // Until the container is on record.
         let (image, _claim) = self.image_for(&spec.container.image, &request.pull, request.auth).await?;
@@ -195,20 +196,20 @@ impl Locals {
         let everywhere = self.host.items.published_by_all();
         let mut ports = Vec::new();
         for mut port in wanted {
-            // One that an earlier version took.
-            if let Some(addr) = of_v6(&port) {
-                return Err(LocalError::AddressOfV6(addr));
-            }
             if let Some(addr) = port.host_ip.filter(|addr| UdpSocket::bind((*addr, 0)).is_err()) {
                 return Err(LocalError::NoAddress(addr));
             }
             if port.published_port == 0 {
-                port.published_port = free_port(port.protocol).ok_or(LocalError::NoPort(port.target_port))?;
+                port.published_port =
+                    free_port(port.protocol, port.host_ip).ok_or(LocalError::NoPort(port.target_port))?;
             } else if everywhere.iter().any(|other| clash(other, &port)) {
-                return Err(LocalError::port(port.published_port, Some("a service, for all nodes".into())));
+                return Err(LocalError::port(&port, Some("a service, for all nodes".into())));
             } else if taken.iter().chain(&ports).any(|other| clash(other, &port)) || !is_free(&port) {
                 let holder = port_holder::holder(&port);
-                return Err(LocalError::port(port.published_port, holder));
+                // It may be netd that listens there, for this container's last run, until it attaches the next.
+                if holder.is_some() || !of_v6(&port) || taken.iter().any(|other| clash(other, &port)) {
+                    return Err(LocalError::port(&port, holder));
+                }
             }
             ports.push(port);
         }
@@ -233,7 +234,7 @@ impl Locals {
                 port_holder::holder(port)
             };
             if holder.is_some() {
-                return Err(LocalError::port(port.published_port, holder));
+                return Err(LocalError::port(port, holder));
             }
         }
         Ok(turn.take(&task.id, &task.host_ports))
@@ -247,9 +248,8 @@ impl Locals {
     }
 }
 
-/// The rules that lead to a container are of IPv4.
-fn of_v6(port: &PortConfig) -> Option<IpAddr> {
-    port.host_ip.filter(IpAddr::is_ipv6)
+fn of_v6(port: &PortConfig) -> bool {
+    port.host_ip.is_some_and(|addr| addr.is_ipv6())
 }
 
 /// Whether two cannot be had at once. A port of 0 is none yet.
@@ -316,11 +316,11 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
         .collect()
 }
 
-fn free_port(protocol: Protocol) -> Option<u16> {
-    let any = (Ipv4Addr::UNSPECIFIED, 0);
+fn free_port(protocol: Protocol, addr: Option<IpAddr>) -> Option<u16> {
+    let at = (addr.filter(IpAddr::is_ipv6).unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0);
     match protocol {
-        Protocol::Tcp | Protocol::Sctp => TcpListener::bind(any).and_then(|socket| socket.local_addr()),
-        Protocol::Udp => UdpSocket::bind(any).and_then(|socket| socket.local_addr()),
+        Protocol::Tcp | Protocol::Sctp => TcpListener::bind(at).and_then(|socket| socket.local_addr()),
+        Protocol::Udp => UdpSocket::bind(at).and_then(|socket| socket.local_addr()),
     }
     .ok()
     .map(|addr| addr.port())

@@ -1,5 +1,9 @@
 //! What can go wrong with one-off containers, in Docker's words where it has some.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
+use orch_model::service::PortConfig;
+
 use super::policy::PolicyError;
 use crate::{
     agent::prepare::PrepareError,
@@ -24,10 +28,9 @@ pub(crate) enum LocalError {
     #[error("this node has no address {0} to publish a port on: choose one that `ip address` shows, or none for all")]
     NoAddress(std::net::IpAddr),
     #[error(
-        "a port cannot be published on {0} alone, an address of IPv6: publish it on an IPv4 address, such as 127.0.0.1, or \
-         without an address: then IPv6 clients are answered too"
+        "port {0}/sctp cannot be published on an address of IPv6: publish it on one of IPv4, or without an address"
     )]
-    AddressOfV6(std::net::IpAddr),
+    SctpOfV6(u16),
     #[error("Unable to find image '{0}' locally")]
     NoImage(String),
     #[error(
@@ -43,10 +46,8 @@ pub(crate) enum LocalError {
     NotRunning(String),
     #[error("You cannot remove a running container {0}. Stop the container before attempting removal or force remove")]
     Running(String),
-    #[error(
-        "driver failed programming external connectivity: Bind for 0.0.0.0:{port} failed: port is already allocated{by}"
-    )]
-    Port { port: u16, by: String },
+    #[error("driver failed programming external connectivity: Bind for {at} failed: port is already allocated{by}")]
+    Port { at: SocketAddr, by: String },
     #[error("no free port is left for {0}")]
     NoPort(u16),
     #[error("Invalid signal: {0}")]
@@ -98,8 +99,9 @@ pub(crate) enum LocalError {
 
 impl LocalError {
     /// With the program that has the port, where one is found.
-    pub(super) fn port(port: u16, holder: Option<String>) -> Self {
-        Self::Port { port, by: holder.map(|holder| format!(" by {holder}")).unwrap_or_default() }
+    pub(super) fn port(port: &PortConfig, holder: Option<String>) -> Self {
+        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
+        Self::Port { at, by: holder.map(|holder| format!(" by {holder}")).unwrap_or_default() }
     }
 
     /// What `orch run` ends with: 126 or 127 when the program could not be started, else 125.

@@ -1,9 +1,12 @@
 //! Containers as the command line shows them: `orch ps`, `orch inspect`.
 
-use orch_model::{service::MountKind, task::Task};
+use orch_model::{
+    service::{MountKind, PortConfig},
+    task::Task,
+};
 use orch_proto::{
     conv::{FromProto, ToProto},
-    wire::{self, Container, ContainerDetails, LocalState, MountPoint},
+    wire::{self, Container, ContainerDetails, LocalContainer, LocalState, MountPoint},
 };
 
 use super::{One, attachment::network_names};
@@ -14,11 +17,10 @@ use crate::{
 };
 
 /// A line of `orch ps`.
-pub(crate) fn list_entry(one: &One) -> Container {
+pub(crate) fn list_entry(host: &Host, one: &One) -> Container {
     let now = one.now();
     let record = &now.record;
     let spec = &one.task.spec.container;
-    let ports: Vec<_> = Vec::from_proto(record.ports.clone()).unwrap_or_default();
     let running = now.container.is_some();
     Container {
         container_id: one.container_id(),
@@ -31,7 +33,7 @@ pub(crate) fn list_entry(one: &One) -> Container {
         status: None,
         pid: now.container.as_ref().map_or(0, |container| container.pid()),
         labels: spec.labels.clone(),
-        ports: ports.iter().filter(|_| running).map(port_words).collect(),
+        ports: answered(host, record).iter().filter(|_| running).map(port_words).collect(),
         shim_pid: 0,
         health: now.health.map(|health| health.to_proto()),
         state: if record.paused && running { "paused" } else { state_word(record.state()) }.to_owned(),
@@ -45,9 +47,13 @@ pub(crate) fn list_entry(one: &One) -> Container {
     }
 }
 
+fn answered(host: &Host, record: &LocalContainer) -> Vec<PortConfig> {
+    host.netd.answered(&Vec::from_proto(record.ports.clone()).unwrap_or_default())
+}
+
 /// All that is known of a one-off container.
 pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> ContainerDetails {
-    let container = list_entry(one);
+    let container = list_entry(host, one);
     let health = match one.container() {
         Some(container) => container.health().await.ok().flatten(),
         None => None,
@@ -61,7 +67,7 @@ pub(crate) async fn details(host: &Host, one: &One, log_path: String) -> Contain
         log_path,
         address: now.address.clone(),
         hostname: crate::agent::prepare::hostname(&one.task),
-        ports: record.ports.clone(),
+        ports: answered(host, &record).to_proto(),
         error: record.error.clone(),
         oom_killed: record.oom_killed || now.container.as_ref().is_some_and(|running| running.has_oom_killed()),
         local: Some(record.clone()),

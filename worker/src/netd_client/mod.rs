@@ -5,8 +5,11 @@
 //! attached again, and its namespace goes, if not at once then when netd is back; what netd has of tasks that nobody here
 //! knows, because the worker that knew them ended first, goes too.
 
+mod ports;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::{Ipv6Addr, UdpSocket},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -14,13 +17,13 @@ use std::{
 
 use futures::{StreamExt, stream};
 use ipnetwork::IpNetwork;
-use orch_model::{NetworkId, TaskId, node::Encryption};
+use orch_model::{NetworkId, TaskId, node::Encryption, service::PortConfig};
 use orch_proto::{
     conv::FromProto as _,
     transport::{TransportError, unix_channel},
     wire::{
-        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, TaskRequest, TraceRequest,
-        TraceResponse, assignment, netd_client::NetdClient,
+        Assignment, AttachTaskRequest, AttachTaskResponse, DesiredNetworks, Empty, RefusedPort, TaskRequest,
+        TraceRequest, TraceResponse, assignment, netd_client::NetdClient,
     },
 };
 use tokio::{
@@ -87,6 +90,8 @@ struct Inner {
     leaving: tokio::sync::Mutex<()>,
     /// What netd said last of encrypted networks; `None` until it has answered once.
     encryption: watch::Sender<Option<Encryption>>,
+    /// Published ports that IPv6 clients get no answer on, as netd said last.
+    refused_v6: Mutex<Vec<RefusedPort>>,
 }
 
 #[derive(Clone, Default)]
@@ -112,6 +117,7 @@ impl Netd {
             left: Mutex::default(),
             leaving: tokio::sync::Mutex::default(),
             encryption: watch::Sender::default(),
+            refused_v6: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -161,6 +167,13 @@ impl Netd {
     /// What netd said last of encrypted networks; `None` until it has answered once.
     pub(crate) fn encryption(&self) -> Option<Encryption> {
         self.inner.encryption.borrow().clone()
+    }
+
+    /// Published ports as clients find them.
+    pub(crate) fn answered(&self, ports: &[PortConfig]) -> Vec<PortConfig> {
+        let has_v6 =
+            ports.iter().any(|port| port.host_ip.is_none()) && UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+        ports::answered(ports, has_v6, &lock(&self.inner.refused_v6))
     }
 
     /// Waits a little for netd's first word of encrypted networks: managers are told with the session's start, and another
@@ -388,6 +401,7 @@ impl Netd {
             Err(error) => tracing::warn!(%error, "netd's word of encrypted networks makes no sense"),
         }
         self.leave_strangers(&status.tasks, is_known);
+        *lock(&self.inner.refused_v6) = status.refused_v6;
         Some(status.sequence)
     }
 

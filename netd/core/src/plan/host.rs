@@ -5,8 +5,8 @@
 //! a task could not reach a port published by itself or its neighbour.
 
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use ipnetwork::{IpNetwork, Ipv4Network};
@@ -133,7 +133,7 @@ fn masquerade(context: &Context<'_>, gateway: Gateway) -> Vec<Rule> {
         Some(IpAddr::V4(addr)) => Expr::SendFrom(addr),
         Some(IpAddr::V6(_)) | None => Expr::Masquerade,
     };
-    for (_, port) in on_this_node(context).filter(|(_, port)| port.masquerade) {
+    for (_, port) in by_rules(context).filter(|(_, port)| port.masquerade) {
         let came_by = [Expr::Protocol(port.protocol), Expr::FirstPort(port.published_port)];
         let to_task = [to_task(Is::Yes), Expr::Translated].into_iter();
         rules.push(Rule(to_task.chain(came_by).chain([as_node.clone()]).collect()));
@@ -172,24 +172,37 @@ fn on_this_node<'a>(context: &Context<'a>) -> impl Iterator<Item = (&'a LocalTas
     let tasks = context.inputs.tasks.values().filter(|task| !task.down);
     let ports = tasks.flat_map(|task| task.host_ports.iter().map(move |port| (task, port)));
     let is_here = |port: &PortConfig| port.publish_mode == PublishMode::Host && port.published_port != 0;
-    // An address of IPv6 has no place in these rules, and one that the kernel refuses would hold up all others.
-    let ports = ports.filter(move |(_, p)| is_here(p) && p.host_ip.is_none_or(|addr| addr.is_ipv4()));
     let mut seen = BTreeSet::new();
-    ports.filter(move |(_, p)| seen.insert((p.protocol, p.published_port, p.host_ip)))
+    ports.filter(move |(_, p)| is_here(p) && seen.insert((p.protocol, p.published_port, p.host_ip)))
 }
 
-/// Ports that answer on all addresses; SCTP is the kernel's alone to pass on, and only within one family.
-pub(super) fn entries(context: &Context<'_>) -> BTreeSet<Entry> {
+/// Those that rules lead to. An address of IPv6 has no place in them, and one that the kernel refuses would hold up all others.
+fn by_rules<'a>(context: &Context<'a>) -> impl Iterator<Item = (&'a LocalTask, &'a PortConfig)> {
+    on_this_node(context).filter(|(_, port)| port.host_ip.is_none_or(|addr| addr.is_ipv4()))
+}
+
+/// Ports that answer on all addresses, and those of this node on one address of IPv6, which go to their task directly.
+/// SCTP is the kernel's alone to pass on, and only within one family.
+pub(super) fn entries(context: &Context<'_>) -> BTreeMap<Entry, Option<SocketAddr>> {
     let ingress = context.desired.ingress().into_iter();
-    let published = ingress.flat_map(|(network, ..)| ingress::ports(context, network)).map(|(_, port)| port);
-    let ports = published.chain(on_this_node(context).map(|(_, port)| port));
-    let anywhere = ports.filter(|port| port.host_ip.is_none() && port.protocol != Protocol::Sctp);
-    anywhere.map(|port| Entry { protocol: port.protocol, port: port.published_port }).collect()
+    let published = ingress.flat_map(|(network, ..)| ingress::ports(context, network)).map(|(_, port)| (None, port));
+    let here = on_this_node(context).map(|(task, port)| (Some(task), port));
+    let ports = published.chain(here).filter(|(_, port)| port.protocol != Protocol::Sctp);
+    let entry = |addr, port: &PortConfig| Entry { protocol: port.protocol, addr, port: port.published_port };
+    ports
+        .filter_map(|(task, port)| match (port.host_ip, task) {
+            (None, _) => Some((entry(Ipv6Addr::UNSPECIFIED, port), None)),
+            (Some(IpAddr::V6(addr)), Some(task)) => {
+                Some((entry(addr, port), Some(SocketAddr::from((task.gateway_addr, port.target_port)))))
+            }
+            (Some(_), _) => None,
+        })
+        .collect()
 }
 
 fn host_ports(context: &Context<'_>) -> (Ports, Vec<Chain>) {
     let (mut ports, mut chains) = (Ports::default(), Vec::new());
-    for (task, port) in on_this_node(context) {
+    for (task, port) in by_rules(context) {
         let at = port.host_ip.map_or_else(String::new, |addr| format!("_{addr}"));
         let name = format!("h_{}_{}{at}", word(port.protocol), port.published_port);
         ports.push(port, Some(name.clone()));

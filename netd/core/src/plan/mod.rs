@@ -12,7 +12,7 @@ mod way_out_v6;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -85,16 +85,18 @@ pub struct Plan {
     pub standings: Standings,
     /// What the rules of tasks say of them, for [`crate::flows::only_more`].
     pub backends: Backends,
-    /// Where IPv6 clients come in.
-    pub entries: BTreeSet<Entry>,
+    /// Where IPv6 clients come in, and what they are passed on to; `None`: the same port of the node, where the rules are.
+    pub entries: BTreeMap<Entry, Option<SocketAddr>>,
     /// What could not be planned, for the operator.
     pub problems: Vec<String>,
 }
 
-/// A port published on all of the node's addresses.
+/// A port that IPv6 clients may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     pub protocol: Protocol,
+    /// `::`: published on all of the node's addresses.
+    pub addr: Ipv6Addr,
     pub port: u16,
 }
 

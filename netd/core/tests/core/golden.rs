@@ -35,8 +35,10 @@ fn render(plan: &Plan) -> String {
         writeln!(text, "== {name}").unwrap();
         render_ns(ns, &mut text);
     }
-    for entry in &plan.entries {
-        writeln!(text, "IPv6 clients: {} {}", word(entry.protocol), entry.port).unwrap();
+    for (entry, to) in &plan.entries {
+        let at = if entry.addr.is_unspecified() { String::new() } else { format!(" of {}", entry.addr) };
+        let to = to.map_or_else(String::new, |to| format!(" to {to}"));
+        writeln!(text, "IPv6 clients: {} {}{at}{to}", word(entry.protocol), entry.port).unwrap();
     }
     for problem in &plan.problems {
         writeln!(text, "problem: {problem}").unwrap();
