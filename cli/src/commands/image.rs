@@ -79,7 +79,8 @@ pub(crate) struct RmArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// Apply a Dockerfile instruction to the created image (CMD, ENTRYPOINT, ENV, WORKDIR, EXPOSE, USER, LABEL)
+    /// Apply a Dockerfile instruction to the created image (CMD, ENTRYPOINT, ENV, WORKDIR, EXPOSE, USER, LABEL,
+    /// HEALTHCHECK, ...)
     #[arg(short, long, value_name = "INSTRUCTION")]
     change: Vec<String>,
     /// Set a message for the imported image
@@ -88,12 +89,12 @@ pub(crate) struct ImportArgs {
     /// Let the name mean another content than it does now
     #[arg(long)]
     replace: bool,
-    /// Name of the image; it may also come after the file
-    #[arg(value_name = "NAME[:TAG]")]
-    name: String,
     /// A file, or - for STDIN
     #[arg(value_name = "FILE|-")]
     file: PathBuf,
+    /// Name of the image, which has none without; it may also come before the file
+    #[arg(value_name = "NAME[:TAG]")]
+    name: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -186,14 +187,16 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
 const ARCHIVES: &[&str] = &[".tar", ".tgz", ".gz", ".zst", ".xz", ".txz", ".bz2"];
 
 async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
-    // `docker import FILE NAME` has them the other way round, which can be told from what is a file. An archive that is
+    // `orch image import NAME FILE` has them the other way round, which can be told from what is a file. An archive that is
     // missing is no name, even where a file is called like the image.
     let is_source = |text: &Path| text.as_os_str() == "-" || text.is_file();
     let is_name = |text: &Path| !is_source(text) && !ARCHIVES.iter().any(|end| text.to_string_lossy().ends_with(end));
-    let (name, file) = match (args.name, args.file) {
-        (name, file) if is_name(&file) && is_source(Path::new(&name)) => (file.display().to_string(), name.into()),
-        as_written => as_written,
+    let (name, file) = match args.name {
+        Some(name) if is_name(&name) && is_source(&args.file) => (name, args.file),
+        Some(file) => (args.file, file),
+        None => (PathBuf::new(), args.file),
     };
+    let name = name.display().to_string();
     let source = image_source::open(Some(file.as_path()).filter(|file| file.as_os_str() != "-"))?;
     let mut worker = worker(paths).await?;
     let start = wire::ImportImageStart { name, changes: args.change, replace: args.replace, message: args.message };

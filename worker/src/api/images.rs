@@ -55,13 +55,16 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
     let Some(Message::Start(start)) = messages.message().await?.and_then(|first| first.message) else {
         return Err(Status::invalid_argument("the first message must say what is imported"));
     };
-    let name = Reference::parse(&start.name).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    if name.digest.is_some() {
+    let name = Some(&start.name).filter(|name| !name.is_empty()).map(|name| Reference::parse(name));
+    let name = name.transpose().map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if name.as_ref().is_some_and(|name| name.digest.is_some()) {
         return Err(Status::invalid_argument("an import is named NAME[:TAG]; its digest follows from its content"));
     }
     let config = import::configuration(&start.changes).map_err(|error| Status::invalid_argument(error.to_string()))?;
-    // Before anything is sent for nothing.
-    agent.session.wait().await.ok_or_else(no_leader)?;
+    if name.is_some() {
+        // Before anything is sent for nothing.
+        agent.session.wait().await.ok_or_else(no_leader)?;
+    }
 
     let store = agent.host.images.store.clone();
     let internal = |error: &dyn std::error::Error| Status::internal(chain(error));
@@ -79,10 +82,13 @@ pub(super) async fn import(agent: &Agent, mut messages: Streaming<ImportImageReq
         let layer = writer.commit(None)?;
         import::import(&for_import, &layer, config, &note)
     });
+    let called = name.as_ref().map_or_else(String::new, |name| format!(" {}", name.familiar()));
     let image = imported
         .await
         .map_err(|error| internal(&error))?
-        .map_err(|error| Status::invalid_argument(format!("import {}: {}", name.familiar(), chain(&error))))?;
+        .map_err(|error| Status::invalid_argument(format!("import{called}: {}", chain(&error))))?;
+    // Without a name it is this node's alone.
+    let Some(name) = name else { return Ok(local_image(&store, image)) };
 
     if let Err(refused) = register(agent, &name, &image, &start).await {
         // The same archive may have been imported before, and be in use.

@@ -1,5 +1,7 @@
 //! `image import --change`: Dockerfile instructions applied to an image's configuration.
 
+mod health;
+
 use super::config::{Empty, RunConfig};
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -7,8 +9,8 @@ pub(crate) enum ChangeError {
     #[error("{0:?} is not a change: write an instruction and its value, such as CMD [\"nginx\"]")]
     NoValue(String),
     #[error(
-        "{0} is not a valid change instruction: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME and \
-         WORKDIR are"
+        "{0} is not a valid change instruction: CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, \
+         USER, VOLUME and WORKDIR are"
     )]
     Unknown(String),
     #[error("{0}: {1:?} is not NAME=value")]
@@ -17,17 +19,24 @@ pub(crate) enum ChangeError {
     Quote(&'static str, String),
     #[error("EXPOSE: {0:?} is not PORT[/tcp|udp|sctp] or PORT-PORT")]
     Port(String),
+    #[error("HEALTHCHECK: {0}")]
+    Health(String),
+    #[error("{0} is not allowed as an ONBUILD trigger")]
+    Trigger(String),
 }
 
 /// Applies one instruction.
 pub(crate) fn apply(config: &mut RunConfig, change: &str) -> Result<(), ChangeError> {
     let change = change.trim();
-    let (instruction, value) =
-        change.split_once(char::is_whitespace).ok_or_else(|| ChangeError::NoValue(change.to_owned()))?;
+    let (instruction, value) = change.split_once(char::is_whitespace).unwrap_or((change, ""));
     let value = value.trim();
     match instruction.to_ascii_uppercase().as_str() {
-        "CMD" => config.cmd = command(value),
-        "ENTRYPOINT" => config.entrypoint = command(value),
+        // Docker makes a shell without a line of the first, which cannot run.
+        "CMD" => config.cmd = if value.is_empty() { Vec::new() } else { command(value) },
+        "ENTRYPOINT" => config.entrypoint = if value.is_empty() { Vec::new() } else { command(value) },
+        _ if value.is_empty() => return Err(ChangeError::NoValue(change.to_owned())),
+        "HEALTHCHECK" => config.healthcheck = Some(health::check(value)?),
+        "ONBUILD" => config.on_build.push(trigger(value)?),
         "ENV" => {
             for (name, value) in pairs("ENV", value)? {
                 set_env(&mut config.env, &name, &value);
@@ -49,6 +58,15 @@ pub(crate) fn apply(config: &mut RunConfig, change: &str) -> Result<(), ChangeEr
         _ => return Err(ChangeError::Unknown(instruction.to_owned())),
     }
     Ok(())
+}
+
+/// What a build that begins with the image does first.
+fn trigger(value: &str) -> Result<String, ChangeError> {
+    let instruction = value.split_whitespace().next().unwrap_or_default().to_ascii_uppercase();
+    match instruction.as_str() {
+        "ONBUILD" | "FROM" | "MAINTAINER" => Err(ChangeError::Trigger(instruction)),
+        _ => Ok(value.to_owned()),
+    }
 }
 
 /// The JSON form is taken as it is; anything else is a line for the shell.
@@ -156,11 +174,47 @@ mod tests {
         check(&[r#"VOLUME ["/data"]"#, "VOLUME /a /b"], r#"{"Volumes":{"/a":{},"/b":{},"/data":{}}}"#);
         check(&["USER 1000:1000", "STOPSIGNAL SIGQUIT"], r#"{"User":"1000:1000","StopSignal":"SIGQUIT"}"#);
         check(&[r#"LABEL a.b="c d""#], r#"{"Labels":{"a.b":"c d"}}"#);
+        check(&["CMD x", "ENTRYPOINT y", "CMD", "ENTRYPOINT []"], "{}");
+        check(&["ONBUILD RUN echo hi", "onbuild COPY . /"], r#"{"OnBuild":["RUN echo hi","COPY . /"]}"#);
+        check(
+            &["HEALTHCHECK --interval=1m0.5s  --retries=3 CMD curl -f 'x y'"],
+            r#"{"Healthcheck":{"Test":["CMD-SHELL","curl -f 'x y'"],"Interval":60500000000,"Retries":3}}"#,
+        );
+        check(
+            &["HEALTHCHECK --start-period=1ms --start-interval=1s --timeout=2s cmd [\"a\", \"b c\"]"],
+            r#"{"Healthcheck":{"Test":["CMD","a","b c"],"Timeout":2000000000,"StartPeriod":1000000,"StartInterval":1000000000}}"#,
+        );
+        check(&["HEALTHCHECK CMD x", "HEALTHCHECK none"], r#"{"Healthcheck":{"Test":["NONE"]}}"#);
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for change in ["CMD", "RUN x", "EXPOSE http", "EXPOSE 0", "ENV A", "ENV =x", "LABEL a=\"b", "EXPOSE 80/icmp"] {
+        for change in [
+            "USER",
+            "RUN x",
+            "EXPOSE http",
+            "EXPOSE 0",
+            "ENV A",
+            "ENV =x",
+            "LABEL a=\"b",
+            "EXPOSE 80/icmp",
+            "ONBUILD",
+            "ONBUILD from x",
+            "ONBUILD ONBUILD RUN x",
+            "HEALTHCHECK",
+            "HEALTHCHECK CMD",
+            "HEALTHCHECK NONE x",
+            "HEALTHCHECK curl x",
+            "HEALTHCHECK --interval=0 CMD x",
+            "HEALTHCHECK --interval=1us CMD x",
+            "HEALTHCHECK --interval= CMD x",
+            "HEALTHCHECK --interval=5 CMD x",
+            "HEALTHCHECK --timeout=1e99999h CMD x",
+            "HEALTHCHECK --retries=0 CMD x",
+            "HEALTHCHECK --retries CMD x",
+            "HEALTHCHECK --foo=1 CMD x",
+            "HEALTHCHECK --interval=5s",
+        ] {
             assert!(apply(&mut RunConfig::default(), change).is_err(), "{change}");
         }
     }

@@ -46,9 +46,11 @@ pub(crate) struct RunConfig {
     pub labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
-    /// Docker's extension of the specification.
+    /// Docker's extensions of the specification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub healthcheck: Option<Healthcheck>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub on_build: Vec<String>,
 }
 
 /// `HEALTHCHECK`; lengths of time in nanoseconds, 0 where nothing is said.

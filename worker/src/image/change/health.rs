@@ -1,0 +1,70 @@
+//! `HEALTHCHECK` of `image import --change`.
+
+use super::{ChangeError, command, json_list};
+use crate::image::config::Healthcheck;
+
+const NANOS: [(&str, f64); 7] =
+    [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
+const MILLISECOND: u64 = 1_000_000;
+
+/// `NONE`, or `CMD` and a command, with options before it.
+pub(super) fn check(value: &str) -> Result<Healthcheck, ChangeError> {
+    let mut check = Healthcheck::default();
+    let mut rest = value;
+    while let Some(option) = rest.strip_prefix("--") {
+        let (option, after) = first_word(option);
+        let (name, amount) = option.split_once('=').unwrap_or((option, ""));
+        match name {
+            "interval" => check.interval = nanos(name, amount)?,
+            "timeout" => check.timeout = nanos(name, amount)?,
+            "start-period" => check.start_period = nanos(name, amount)?,
+            "start-interval" => check.start_interval = nanos(name, amount)?,
+            "retries" => check.retries = retries(amount)?,
+            _ => return Err(health(format!("unknown flag: {name}"))),
+        }
+        rest = after;
+    }
+    let (kind, rest) = first_word(rest);
+    check.test = match (kind.to_ascii_uppercase().as_str(), rest) {
+        ("", _) => return Err(health("it requires at least one argument: NONE, or CMD and a command".into())),
+        ("NONE", "") => vec!["NONE".to_owned()],
+        ("NONE", _) => return Err(health("NONE takes no arguments".into())),
+        ("CMD", "") => return Err(health("missing command after CMD".into())),
+        ("CMD", words) => match json_list(words) {
+            Some(words) => [vec!["CMD".to_owned()], words].concat(),
+            // The shell is the image's own.
+            None => ["CMD-SHELL".to_owned()].into_iter().chain(command(words).pop()).collect(),
+        },
+        _ => return Err(health(format!("unknown type {kind:?} (try CMD)"))),
+    };
+    Ok(check)
+}
+
+fn health(why: String) -> ChangeError {
+    ChangeError::Health(why)
+}
+
+fn first_word(text: &str) -> (&str, &str) {
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim_start())
+}
+
+fn retries(text: &str) -> Result<u32, ChangeError> {
+    let number = text.parse().ok().filter(|number| *number > 0);
+    number.ok_or_else(|| health(format!("--retries must be a number, at least 1 (not {text:?})")))
+}
+
+/// A duration as Go writes it, at least a millisecond.
+fn nanos(name: &str, text: &str) -> Result<u64, ChangeError> {
+    let refusal = || health(format!("--{name} must be a duration such as 10s or 1m30s, at least 1ms (not {text:?})"));
+    let (mut nanos, mut rest) = (0.0, text);
+    while !rest.is_empty() {
+        let (amount, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refusal)?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
+        let (_, length) = NANOS.iter().find(|(name, _)| *name == unit).ok_or_else(refusal)?;
+        nanos += amount.parse::<f64>().map_err(|_| refusal())? * length;
+        rest = after;
+    }
+    let length = std::time::Duration::try_from_secs_f64(nanos / 1e9).map_err(|_| refusal())?;
+    u64::try_from(length.as_nanos()).ok().filter(|nanos| *nanos >= MILLISECOND).ok_or_else(refusal)
+}
