@@ -235,6 +235,9 @@ async fn feed(
 pub(crate) async fn pull(args: PullArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     let auth = credentials_for(&args.image)?;
+    if with_tag(&args.image) != args.image && !args.quiet {
+        println!("Using default tag: latest");
+    }
     let known = worker.inspect_image(wire::ImageReference { reference: args.image.clone() }).await;
     let known = known.map(|image| image.into_inner().digest).unwrap_or_default();
     let request = wire::PullImageRequest { reference: args.image.clone(), auth, ..Default::default() };

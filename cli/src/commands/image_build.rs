@@ -138,7 +138,7 @@ async fn build_and_load(args: &BuildArgs, folder: &Path, paths: &Paths) -> anyho
         );
     }
     let file = tokio::fs::File::open(&archive).await.context("the builder wrote no archive")?;
-    let loaded = send(&mut worker, Box::new(file)).await?;
+    let loaded = send(&mut worker, Box::new(file)).await?.loaded;
     for other in args.tag.iter().skip(1) {
         let request = wire::TagImageRequest { source: args.tag[0].clone(), target: other.clone() };
         worker.tag_image(request).await.map_err(explain)?;

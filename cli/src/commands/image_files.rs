@@ -77,7 +77,9 @@ pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
     }
     let source = image_source::open(args.input.as_deref())?;
     let mut worker = worker(paths).await?;
-    for name in send(&mut worker, source).await? {
+    let outcome = send(&mut worker, source).await?;
+    outcome.notices.iter().for_each(|notice| println!("{notice}"));
+    for name in outcome.loaded {
         match name.starts_with("sha256:") {
             true => println!("Loaded image ID: {name}"),
             false => println!("Loaded image: {name}"),
@@ -86,8 +88,8 @@ pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sends an archive to the worker; what it loaded.
-pub(super) async fn send(worker: &mut Worker, mut source: Source) -> anyhow::Result<Vec<String>> {
+/// Sends an archive to the worker; what came of it.
+pub(super) async fn send(worker: &mut Worker, mut source: Source) -> anyhow::Result<wire::LoadImagesResponse> {
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     let feeder = tokio::spawn(async move {
         loop {
@@ -103,5 +105,5 @@ pub(super) async fn send(worker: &mut Worker, mut source: Source) -> anyhow::Res
     if let Ok(Err(error)) = feeder.await {
         return Err(error).context("cannot read the archive");
     }
-    Ok(outcome.map_err(explain)?.into_inner().loaded)
+    Ok(outcome.map_err(explain)?.into_inner())
 }

@@ -144,7 +144,7 @@ pub(super) fn pull(
     let (result, last) = mpsc::channel(1);
     let images = agent.host.images.clone();
     tokio::spawn(async move {
-        let status = pull_progress::Progress::Status(format!("Pulling from {}", reference.name()));
+        let status = pull_progress::Progress::Status(pulling(&reference));
         let _ = progress.try_send(PullProgress { progress: Some(status) });
         // Who goes away wants it no more, as with Docker; what has arrived is there for the next pull.
         let pulled = tokio::select! {
@@ -163,6 +163,12 @@ pub(super) fn pull(
         let _ = result.send(done).await;
     });
     Ok(ReceiverStream::new(messages).map(Ok).chain(ReceiverStream::new(last)).boxed())
+}
+
+/// As Docker says it: `latest: Pulling from library/web`.
+fn pulling(reference: &Reference) -> String {
+    let version = reference.digest.as_ref().or(reference.tag.as_ref()).map_or("", String::as_str);
+    format!("{version}: Pulling from {}", reference.repository)
 }
 
 pub(super) async fn check_login(agent: &Agent, request: PullImageRequest) -> Result<RegistryAuth, Status> {
@@ -223,7 +229,11 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
         )));
     }
     forget(agent, &image, only.as_deref()).await;
-    let removed = delete(store, &image.digest, only).await?;
+    let removed = match used {
+        // The container may be started again.
+        Some(_) => store.untag(&image.digest, only.as_deref()).map_err(|error| Status::internal(chain(&error)))?,
+        None => delete(store, &image.digest, only).await?,
+    };
     Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
 }
 
@@ -276,7 +286,7 @@ pub(super) async fn load(agent: &Agent, mut chunks: Streaming<FileChunk>) -> Res
     });
     let loaded = loaded.await.map_err(|error| Status::internal(error.to_string()))?;
     let loaded = loaded.map_err(|error| Status::invalid_argument(format!("load: {}", chain(&error))))?;
-    let mut said = Vec::new();
+    let (mut said, mut notices) = (Vec::new(), Vec::new());
     for Loaded { image, names } in &loaded {
         for name in names {
             name_it(agent, image, name).await?;
@@ -286,7 +296,12 @@ pub(super) async fn load(agent: &Agent, mut chunks: Streaming<FileChunk>) -> Res
             said.push(image.record.config.clone());
         }
     }
-    Ok(LoadImagesResponse { loaded: said })
+    Ok(LoadImagesResponse { loaded: said, notices })
+}
+
+/// In Docker's words.
+fn moved(name: &Reference, id: &str) -> String {
+    format!("The image {} already exists, renaming the old one with ID {id} to empty string", name.familiar())
 }
 
 pub(super) fn save(
@@ -324,6 +339,8 @@ fn add(images: &mut Vec<(StoredImage, Vec<String>)>, image: StoredImage, names: 
             have.extend(new);
         }
         None => images.push((image, names)),
+            let before = store.find_name(name).map(|before| before.record.config);
+            notices.extend(before.filter(|before| *before != image.record.config).map(|id| moved(name, &id)));
     }
 }
 
