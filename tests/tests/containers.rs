@@ -259,8 +259,13 @@ fn a_container_lives_on_its_own() {
     let _ = lab.orch(&["rename", "web", "site"]).ok();
     assert_eq!(lab.orch(&["kill", "site"]).ok(), "site\n");
     assert_eq!(lab.orch(&["wait", "site"]).ok(), "137\n");
-    let used = lab.orch(&["image", "rm", "-f", "busybox"]).refused();
+    let used = lab.orch(&["image", "rm", "busybox"]).refused();
     assert!(used.contains("is using its referenced image") && used.contains("orch rm"), "{used}");
+    // The content stays for the container.
+    assert_eq!(lab.orch(&["image", "rm", "-f", "busybox"]).ok(), "Untagged: busybox:latest\n");
+    let _ = lab.orch(&["start", "site"]).ok();
+    let _ = lab.orch(&["kill", "site"]).ok();
+    assert_eq!(lab.orch(&["wait", "site"]).ok(), "137\n");
     let pruned = lab.orch(&["container", "prune", "-f"]).ok();
     assert!(pruned.contains(id.trim()), "{pruned}");
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");

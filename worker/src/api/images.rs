@@ -217,16 +217,9 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
             short_id(&image)
         )));
     }
-    let of_task = agent.host.user_of_image(&image.digest).map(|entry| container_id(&entry.task));
-    let one_off = agent.locals.users_of_image(&image.digest);
-    if last_name && let Some(container) = of_task.or(one_off.first().map(|one| one.container_id())) {
-        let short = &container[..SHORT_ID_LEN];
-        return Err(Status::failed_precondition(format!(
-            "conflict: unable to remove repository reference {:?} - container {short} is using its referenced image {}, \
-             also when it is stopped: remove it (`orch rm {short}`) or its service first",
-            request.reference,
-            short_id(&image)
-        )));
+    let used = last_name.then(|| use_of(agent, &image)).flatten();
+    if let Some(used) = &used {
+        used.check(&request, &image, only.is_some()).map_err(Status::failed_precondition)?;
     }
     forget(agent, &image, only.as_deref()).await;
     let removed = match used {
@@ -235,6 +228,58 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
         None => delete(store, &image.digest, only).await?,
     };
     Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
+}
+
+/// Who keeps an image from being deleted.
+struct Use {
+    container: String,
+    by: User,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum User {
+    Task,
+    Running,
+    Stopped,
+}
+
+fn use_of(agent: &Agent, image: &StoredImage) -> Option<Use> {
+    let task = agent.host.user_of_image(&image.digest);
+    let task = task.map(|entry| Use { container: container_id(&entry.task), by: User::Task });
+    let one_off = || {
+        let users = agent.locals.users_of_image(&image.digest);
+        let running = users.iter().find(|one| one.container().is_some());
+        let by = if running.is_some() { User::Running } else { User::Stopped };
+        running.or(users.first()).map(|one| Use { container: one.container_id(), by })
+    };
+    task.or_else(one_off)
+}
+
+impl Use {
+    /// Whether the image may lose its last names, as with Docker; it stays for the container.
+    fn check(&self, request: &RemoveImageRequest, image: &StoredImage, by_name: bool) -> Result<(), String> {
+        let (short, nameless, image) = (&self.container[..SHORT_ID_LEN], image.names.is_empty(), short_id(image));
+        match (self.by, request.force) {
+            (User::Task, _) => Err(format!(
+                "conflict: unable to remove repository reference {:?} - container {short} is using its referenced image \
+                 {image}, also when it is stopped: remove its service first",
+                request.reference
+            )),
+            (User::Running, true) if !by_name => Err(format!(
+                "conflict: unable to delete {image} (cannot be forced) - image is being used by running container {short}"
+            )),
+            (User::Stopped, true) if nameless => Err(format!(
+                "conflict: unable to delete {image} - stopped container {short} needs it to be started again: remove that \
+                 one (`orch rm {short}`) first"
+            )),
+            (User::Running | User::Stopped, true) => Ok(()),
+            (User::Running | User::Stopped, false) => Err(format!(
+                "conflict: unable to remove repository reference {:?} (must force) - container {short} is using its \
+                 referenced image {image}, also when it is stopped: remove it (`orch rm {short}`) first",
+                request.reference
+            )),
+        }
+    }
 }
 
 /// On a thread of its own: a large image has many files.
@@ -289,6 +334,8 @@ pub(super) async fn load(agent: &Agent, mut chunks: Streaming<FileChunk>) -> Res
     let (mut said, mut notices) = (Vec::new(), Vec::new());
     for Loaded { image, names } in &loaded {
         for name in names {
+            let before = store.find_name(name).map(|before| before.record.config);
+            notices.extend(before.filter(|before| *before != image.record.config).map(|id| moved(name, &id)));
             name_it(agent, image, name).await?;
             said.push(name.familiar());
         }
@@ -339,8 +386,6 @@ fn add(images: &mut Vec<(StoredImage, Vec<String>)>, image: StoredImage, names: 
             have.extend(new);
         }
         None => images.push((image, names)),
-            let before = store.find_name(name).map(|before| before.record.config);
-            notices.extend(before.filter(|before| *before != image.record.config).map(|id| moved(name, &id)));
     }
 }
 
@@ -503,6 +548,7 @@ pub(super) fn pull_status(error: &ImageError) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::store::ImageRecord;
 
     #[test]
     fn a_repository_is_saved_with_all_its_tags_and_each_name_once() {
@@ -531,5 +577,32 @@ mod tests {
             let found: Vec<_> = chosen.iter().map(|(image, names)| (image.digest.as_str(), names.len())).collect();
             assert_eq!(found, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn an_image_in_use_loses_its_names_by_force_alone() {
+        let image = |names: &[&str]| StoredImage {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            digest: String::new(),
+            record: ImageRecord::default(),
+        };
+        for (by, force, by_name, want) in [
+            (User::Stopped, false, true, "(must force) - container c0ffee012345"),
+            (User::Running, false, true, "(must force)"),
+            (User::Running, false, false, "(must force)"),
+            (User::Running, true, false, "(cannot be forced) - image is being used by running container c0ffee012345"),
+            (User::Task, true, true, "remove its service first"),
+            (User::Stopped, true, true, ""),
+            (User::Stopped, true, false, ""),
+            (User::Running, true, true, ""),
+        ] {
+            let request = RemoveImageRequest { reference: "web".into(), force };
+            let used = Use { container: "c0ffee0123456789".into(), by };
+            let said = used.check(&request, &image(&["web"]), by_name).err().unwrap_or_default();
+            assert!(said.contains(want) && said.is_empty() == want.is_empty(), "{force} {by_name}: {said}");
+        }
+        let request = RemoveImageRequest { reference: "c0de".into(), force: true };
+        let used = Use { container: "c0ffee0123456789".into(), by: User::Stopped };
+        assert!(used.check(&request, &image(&[]), false).unwrap_err().contains("orch rm c0ffee012345"));
     }
 }

@@ -370,18 +370,7 @@ impl ImageStore {
     pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
         let gone = self.gone()?;
         let mut index = self.lock();
-        let mut removed = Removed::default();
-        let kept = match (only, index.stored(digest)) {
-            (Some(only), Some(image)) => image.names_without(only),
-            _ => Vec::new(),
-        };
-        index.names.retain(|name, of| {
-            let goes = of == digest && !kept.contains(name);
-            if goes {
-                removed.untagged.push(name.clone());
-            }
-            !goes
-        });
+        let mut removed = Removed { untagged: index.take_names(digest, only), deleted: Vec::new() };
         if !index.names.values().any(|of| of == digest) {
             index.images.remove(digest);
             removed.deleted.push(digest.to_owned());
@@ -391,6 +380,14 @@ impl ImageStore {
         drop(index);
         gone.close().map_err(io_error("delete what was removed from", &self.dir))?;
         Ok(removed)
+    }
+
+    /// Takes away names of an image, which stays. With `only`, just that name.
+    pub(crate) fn untag(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
+        let mut index = self.lock();
+        let untagged = index.take_names(digest, only);
+        self.save(&index)?;
+        Ok(Removed { untagged, deleted: Vec::new() })
     }
 
     /// Deletes what no image has and nobody has written to for `age`: what is left of transfers that failed, and of

@@ -70,6 +70,23 @@ impl Index {
         let names = self.names.iter().filter(|(_, of)| *of == digest).map(|(name, _)| name.clone()).collect();
         Some(StoredImage { names, digest: digest.to_owned(), record })
     }
+
+    /// All names of an image, or `only` one and what goes with it; those that it had.
+    pub(super) fn take_names(&mut self, digest: &str, only: Option<&str>) -> Vec<String> {
+        let kept = match (only, self.stored(digest)) {
+            (Some(only), Some(image)) => image.names_without(only),
+            _ => Vec::new(),
+        };
+        let mut taken = Vec::new();
+        self.names.retain(|name, of| {
+            let goes = of == digest && !kept.contains(name);
+            if goes {
+                taken.push(name.clone());
+            }
+            !goes
+        });
+        taken
+    }
 }
 
 /// The digest in a name that has one.
