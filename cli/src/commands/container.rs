@@ -12,11 +12,14 @@ use orch_proto::{conv::FromProto, paths::Paths, wire};
 
 use super::{
     ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
-    container_live as live, exec, logs, run,
+    container_live as live, exec, image::canonical, logs, run,
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{filter::FilterSet, quantity},
+    flags::{
+        filter::{self, FilterSet},
+        quantity,
+    },
     render::{
         ellipsis,
         listing::{Listing, Row, by_key, row},
@@ -168,11 +171,15 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     let filters = filters.map_err(anyhow::Error::msg)?;
     let publish = PortFilter::parse("publish", &filters)?;
     let expose = PortFilter::parse("expose", &filters)?;
+    if let Some(code) = filters.values("exited").iter().find(|code| code.parse::<i32>().is_err()) {
+        bail!("invalid filter exited={code}: expected an exit code, such as 0 or 137");
+    }
     let mut worker = worker(paths).await?;
     let mut containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
     containers.sort_by_key(|c| std::cmp::Reverse(c.created_at_ms));
     let before = made_at("before", &filters, &containers)?;
     let since = made_at("since", &filters, &containers)?;
+    let ancestors = digests(filters.values("ancestor"), &mut worker).await?;
     let limit = if args.latest { Some(1) } else { args.last };
     let all = args.all || limit.is_some() || filters.has("status");
     let mut kept = Vec::new();
@@ -184,9 +191,9 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
         if !never_was
             && (all || matches!(state, "running" | "paused" | "restarting"))
             && filters.any("id", |id| container.container_id.starts_with(id))
-            && filters.any("name", |part| container.name.contains(part))
+            && filters.any("name", |pattern| is_named(pattern, &container.name))
             && filters.any("status", |word| word == state)
-            && filters.any("ancestor", |image| container.image == image || image_id(container).starts_with(image))
+            && filters.any("ancestor", |image| is_of(container, image, ancestors.get(image)))
             && filters.any("health", |word| word == health(container).map_or("none", Health::word))
             && filters.any("exited", |code| state == "exited" && code == container.exit_code.to_string())
             && filters.any("volume", |name| container.mounts.iter().any(|mount| mount == name))
@@ -230,6 +237,34 @@ async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> 
         (container.container_id, format!("{own} (virtual {whole})"))
     };
     Ok(report.containers.into_iter().map(of_container).collect())
+}
+
+/// As Docker knows a container, with a slash before its name and without.
+fn is_named(pattern: &str, name: &str) -> bool {
+    filter::names(pattern, name) || filter::names(pattern, &format!("/{name}"))
+}
+
+/// Whether it was made from that image, given by name or id; `digest`: of what is called so now.
+fn is_of(container: &wire::Container, image: &str, digest: Option<&String>) -> bool {
+    let made_of = container.image.split('@').next().unwrap_or_default();
+    image == container.image
+        || canonical(made_of) == canonical(image)
+        || digest.is_some_and(|digest| *digest == container.image_digest)
+        || image_id(container).starts_with(image)
+}
+
+/// The digests of images that a filter names.
+async fn digests(images: &[String], worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> {
+    let mut digests = BTreeMap::new();
+    for image in images {
+        match worker.inspect_image(wire::ImageReference { reference: image.clone() }).await {
+            Ok(found) => drop(digests.insert(image.clone(), found.into_inner().digest)),
+            // It may have lost that name.
+            Err(status) if status.code() == tonic::Code::NotFound => {}
+            Err(status) => return Err(explain(status)),
+        }
+    }
+    Ok(digests)
 }
 
 /// When the container that `before` or `since` names was made; the last one counts, as with Docker.
@@ -333,7 +368,7 @@ fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_tru
     let shown = |mount: &String| if no_trunc { mount.clone() } else { ellipsis(mount, MOUNT_WIDTH) };
     row([
         ("ID", if no_trunc { id } else { short_id(id) }.into()),
-        ("Image", container.image.split('@').next().unwrap_or_default().into()),
+        ("Image", image_words(&container.image, no_trunc).into()),
         ("Command", if no_trunc { command } else { command_cut(&container.command.join(" ")) }.into()),
         ("RunningFor", time::ago(created, now).into()),
         ("CreatedAt", time::go_style(created).into()),
@@ -352,6 +387,14 @@ fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_tru
 }
 
 /// Twenty characters, in quotes.
+/// The name that it was made by, or the id.
+fn image_words(image: &str, no_trunc: bool) -> &str {
+    match image.strip_prefix("sha256:") {
+        Some(id) if !no_trunc => short_id(id),
+        _ => image.split('@').next().unwrap_or_default(),
+    }
+}
+
 fn command_cut(command: &str) -> String {
     format!("\"{}\"", ellipsis(command, 20))
 }
@@ -359,6 +402,33 @@ fn command_cut(command: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn containers_are_found_by_names_and_images() {
+        for (pattern, want) in [("^web$", true), ("^/web$", true), ("we", true), ("^eb", false), ("w.b", true)] {
+            assert_eq!(is_named(pattern, "web"), want, "{pattern}");
+        }
+        let digest = "sha256:c0ffee".to_owned();
+        for (made_of, image, found, want) in [
+            ("busybox", "busybox:latest", None, true),
+            ("busybox:latest@sha256:77", "busybox", None, true),
+            ("docker.io/library/busybox", "busybox", None, true),
+            ("busybox:1", "busybox", None, false),
+            ("busybox", "c0ffee", None, true),
+            ("busybox", "web", Some(&digest), true),
+        ] {
+            let container =
+                wire::Container { image: made_of.into(), image_digest: digest.clone(), ..Default::default() };
+            assert_eq!(is_of(&container, image, found), want, "{made_of} {image}");
+        }
+        for (image, no_trunc, want) in [
+            ("sha256:15b1c29dcfc1725cf38a", false, "15b1c29dcfc1"),
+            ("sha256:15b1c29dcfc1725cf38a", true, "sha256:15b1c29dcfc1725cf38a"),
+            ("web:1@sha256:77", false, "web:1"),
+        ] {
+            assert_eq!(image_words(image, no_trunc), want);
+        }
+    }
 
     #[test]
     fn ports_are_filtered_by_number_range_and_protocol() {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::{ListFlags, container_control::agreed, for_each, print_inspected, warn};
 use crate::{
     api::{Api, explain, worker},
-    flags::filter::FilterSet,
+    flags::filter::{self, FilterSet},
     inspect,
     render::{
         listing::{Listing, Row, by_key, row},
@@ -248,11 +248,11 @@ impl Found<'_> {
         }
     }
 
-    /// What a name filter takes: of a cluster's network its beginning, of a node's any part, as with Docker.
+    /// What a name filter takes: of a cluster's network its beginning, of a node's a pattern in it, as with Docker.
     fn is_named(&self, wanted: &str) -> bool {
         match self {
             Self::OfCluster(_) => self.name().starts_with(wanted),
-            Self::OfNode(_) => self.name().contains(wanted),
+            Self::OfNode(_) => filter::names(wanted, self.name()),
         }
     }
 

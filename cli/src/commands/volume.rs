@@ -6,7 +6,10 @@ use orch_proto::{paths::Paths, wire};
 use super::{ListFlags, container_control::confirmed, for_each, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
-    flags::{filter::FilterSet, key_value, quantity},
+    flags::{
+        filter::{self, FilterSet},
+        key_value, quantity,
+    },
     inspect,
     render::listing::{Listing, Row, by_key, row},
 };
@@ -111,7 +114,7 @@ pub(crate) async fn run(command: VolumeCommand, paths: &Paths) -> anyhow::Result
             let rows: Vec<Row> = volumes
                 .iter()
                 .filter(|v| {
-                    filters.any("name", |part| v.name.contains(part))
+                    filters.any("name", |pattern| filter::names(pattern, &v.name))
                         && filters.any("driver", |driver| v.driver == driver)
                         && filters.any("dangling", |wanted| matches!(wanted, "true" | "1") == v.users.is_empty())
                         && filters.labels("label", &v.labels)

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use regex::Regex;
+
 use super::Refusal;
 
 #[derive(Debug, Clone, Default)]
@@ -61,9 +63,29 @@ impl FilterSet {
     }
 }
 
+/// Docker's filters by name are regular expressions that are found in it; what is none finds nothing but itself.
+pub(crate) fn names(pattern: &str, name: &str) -> bool {
+    pattern == name || Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_found_by_a_pattern() {
+        for (pattern, name, want) in [
+            ("we", "web", true),
+            ("^web$", "web", true),
+            ("^web$", "webs", false),
+            ("^/web$", "/web", true),
+            ("w[aeiou]b", "my-web-2", true),
+            ("web(", "web", false),
+            ("", "web", true),
+        ] {
+            assert_eq!(names(pattern, name), want, "{pattern} {name}");
+        }
+    }
 
     #[test]
     fn values_are_alternatives_and_labels_all_hold() {
