@@ -1,6 +1,7 @@
 //! Files into and out of containers, and what a container has changed.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
@@ -21,7 +22,7 @@ use super::live;
 use crate::{
     agent::{Agent, Host},
     arriving::Arriving,
-    contents::{self, ChangeKind, Found},
+    contents::{self, Change, ChangeKind, Found},
     image::{chain, rootfs::Rootfs, unpack},
     local::One,
     runtime::Container,
@@ -284,7 +285,7 @@ pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileC
     let found = tokio::task::spawn_blocking(move || contents::changes(&upper, &layers)).await;
     let found = found.map_err(|error| Status::internal(error.to_string()))?;
     let found = found.map_err(|error| Status::internal(error.to_string()))?;
-    let wire = |change: contents::Change| FileChange {
+    let wire = |change: Change| FileChange {
         path: change.path,
         kind: match change.kind {
             ChangeKind::Added => "A",
@@ -293,11 +294,22 @@ pub(super) async fn changes(agent: &Arc<Agent>, reference: &str) -> Result<FileC
         }
         .to_owned(),
     };
-    // Places for what is mounted there are none of its doing.
-    let made_for_it = |change: &contents::Change| {
-        change.kind == ChangeKind::Added && PLACES_OF_MOUNTS.contains(&change.path.as_str())
+    Ok(FileChangeList { changes: of_its_own(found).into_iter().map(wire).collect() })
+}
+
+/// Places for what is mounted there are none of the container's doing, nor a folder that changed by them alone.
+fn of_its_own(found: Vec<Change>) -> Vec<Change> {
+    let is_place =
+        |change: &Change| change.kind == ChangeKind::Added && PLACES_OF_MOUNTS.contains(&change.path.as_str());
+    let (places, own): (Vec<_>, Vec<_>) = found.into_iter().partition(is_place);
+    let parent =
+        |change: &Change| change.path.rsplit_once('/').map_or_else(String::new, |(parent, _)| parent.to_owned());
+    let of_places: BTreeSet<String> = places.iter().map(parent).collect();
+    let of_own: BTreeSet<String> = own.iter().map(parent).collect();
+    let by_places = |change: &Change| {
+        change.kind == ChangeKind::Changed && of_places.contains(&change.path) && !of_own.contains(&change.path)
     };
-    Ok(FileChangeList { changes: found.into_iter().filter(|change| !made_for_it(change)).map(wire).collect() })
+    own.into_iter().filter(|change| !by_places(change)).collect()
 }
 
 #[cfg(test)]
@@ -319,6 +331,32 @@ mod tests {
             ("/..", "/"),
         ] {
             assert_eq!(absolute(path), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn places_of_mounts_are_no_changes() {
+        let change = |text: &str| {
+            let (kind, path) = text.split_once(' ').unwrap();
+            let kind = match kind {
+                "A" => ChangeKind::Added,
+                "C" => ChangeKind::Changed,
+                _ => ChangeKind::Deleted,
+            };
+            Change { path: path.to_owned(), kind }
+        };
+        for (found, want) in [
+            (&["A /dev", "C /etc", "A /etc/hosts", "A /proc"][..], &[][..]),
+            (&["C /etc", "A /etc/hosts", "A /etc/own"], &["C /etc", "A /etc/own"]),
+            (&["C /etc", "D /etc/motd"], &["C /etc", "D /etc/motd"]),
+            // Its mode, say.
+            (&["C /etc"], &["C /etc"]),
+            (&["C /etc", "C /etc/hosts"], &["C /etc", "C /etc/hosts"]),
+            (&["A /etc", "A /etc/hosts"], &["A /etc"]),
+            (&["C /root", "A /root/x"], &["C /root", "A /root/x"]),
+        ] {
+            let own = of_its_own(found.iter().map(|text| change(text)).collect());
+            assert_eq!(own, want.iter().map(|text| change(text)).collect::<Vec<_>>(), "{found:?}");
         }
     }
 
