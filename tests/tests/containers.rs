@@ -270,6 +270,8 @@ fn a_container_lives_on_its_own() {
     assert!(pruned.contains(id.trim()), "{pruned}");
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");
     assert!(lab.orch(&["start", "site"]).refused().contains("No such container: site"));
+    let gone = lab.orch(&["rm", "-f", "site"]);
+    assert_eq!((gone.code, gone.stdout.as_str(), gone.stderr.as_str()), (0, "", "No such container: site\n"));
 }
 
 #[test]

@@ -186,16 +186,19 @@ pub(crate) async fn kill(args: KillArgs, paths: &Paths) -> anyhow::Result<()> {
 pub(crate) async fn remove(args: RmArgs, paths: &Paths) -> anyhow::Result<()> {
     let mut worker = worker(paths).await?;
     for_each(&args.containers, async |reference| {
-        remove_one(&mut worker, reference, args.force, args.volumes).await?;
-        println!("{reference}");
+        let (force, volumes) = (args.force, args.volumes);
+        let request = wire::RemoveContainerRequest { reference: reference.into(), force, volumes };
+        match worker.remove_container(request).await {
+            // With force, one that is gone is no failure.
+            Err(status) if force && status.code() == tonic::Code::NotFound => remark!("{}", explain(status)),
+            removed => {
+                removed.map_err(explain)?;
+                println!("{reference}");
+            }
+        }
         Ok(())
     })
     .await
-}
-
-async fn remove_one(worker: &mut Worker, reference: &str, force: bool, volumes: bool) -> anyhow::Result<()> {
-    let request = wire::RemoveContainerRequest { reference: reference.into(), force, volumes };
-    worker.remove_container(request).await.map(drop).map_err(explain)
 }
 
 pub(crate) async fn rename(args: RenameArgs, paths: &Paths) -> anyhow::Result<()> {
@@ -268,7 +271,9 @@ pub(crate) async fn prune_stopped(worker: &mut Worker, filters: &FilterSet, unti
     let mut header = "Deleted Containers:\n";
     let mut freed_bytes = 0;
     for (container, size_bytes) in stopped {
-        remove_one(worker, &container.container_id, false, false).await?;
+        let reference = container.container_id.clone();
+        let request = wire::RemoveContainerRequest { reference, force: false, volumes: false };
+        worker.remove_container(request).await.map_err(explain)?;
         println!("{header}{}", container.container_id);
         header = "";
         freed_bytes += size_bytes;

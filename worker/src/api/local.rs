@@ -50,10 +50,7 @@ pub(super) async fn kill(agent: &Agent, reference: &str, signal: &str) -> Result
 }
 
 pub(super) async fn remove(agent: &Agent, reference: &str, force: bool, volumes: bool) -> Result<(), Status> {
-    let one = match find(agent, reference) {
-        Err(status) if force && status.code() == Code::NotFound => return Ok(()),
-        found => found?,
-    };
+    let one = find(agent, reference)?;
     agent.locals.remove(&one, force, volumes).await.map_err(|error| status(&error))
 }
 
