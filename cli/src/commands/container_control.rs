@@ -43,11 +43,20 @@ pub(crate) struct StopArgs {
     /// Signal to send to the container
     #[arg(short, long, default_value = "")]
     signal: String,
-    /// Seconds to wait before killing the container
-    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS")]
+    /// Seconds to wait before killing the container (-1: for ever)
+    #[arg(short, long, visible_alias = "timeout", value_name = "SECONDS", value_parser = grace_s)]
     time: Option<u64>,
     #[arg(required = true, value_name = "CONTAINER")]
     containers: Vec<String>,
+}
+
+/// Longer than anybody waits, and short enough to reckon with.
+const FOREVER_S: u64 = 100 * 365 * 24 * 3600;
+
+/// As with Docker, what is below 0 means for ever.
+fn grace_s(text: &str) -> Result<u64, String> {
+    let seconds: i64 = text.parse().map_err(|_| "expected a number of seconds, or -1 to wait for ever".to_owned())?;
+    Ok(u64::try_from(seconds).map_or(FOREVER_S, |seconds| seconds.min(FOREVER_S)))
 }
 
 #[derive(Debug, Args)]
@@ -223,6 +232,7 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     let published = Vec::<PortConfig>::from_proto(details.ports)?;
     let mut found = false;
     for port in published.iter().filter(|_| running) {
+        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
         let key = format!("{}/{}", port.target_port, ports::protocol_word(port.protocol));
         match &args.port {
             None => println!("{key} -> {at}"),
@@ -235,7 +245,6 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     }
     match args.port {
         Some(port) if !found => bail!("no public port '{port}' published for {}", args.container),
-        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
         _ => Ok(()),
     }
 }
@@ -315,4 +324,23 @@ pub(crate) async fn inspect(args: InspectContainerArgs, paths: &Paths) -> anyhow
     .await;
     print_inspected(found, args.format.as_deref())?;
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_below_zero_is_for_ever() {
+        for (text, want) in [
+            ("0", Ok(0)),
+            ("10", Ok(10)),
+            ("-1", Ok(FOREVER_S)),
+            ("9223372036854775807", Ok(FOREVER_S)),
+            ("abc", Err(())),
+            ("", Err(())),
+        ] {
+            assert_eq!(grace_s(text).map_err(drop), want, "{text}");
+        }
+    }
 }
