@@ -120,7 +120,8 @@ fn short(text: &str) -> Result<Vec<PortConfig>, Refusal> {
         Some(Err(published)) => (None, Some(published).filter(|text| !text.is_empty())),
         None => (None, None),
     };
-    let host_ip = host.map(address).transpose()?.flatten();
+    // `-p $ADDRESS:80:80` of a script that wants none.
+    let host_ip = host.filter(|host| !host.is_empty()).map(address).transpose()?.flatten();
     let (published, target) = (published.filter(|text| *text != "0").map(range).transpose()?, range(target)?);
     let count = target.1 - target.0;
     if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
@@ -197,6 +198,9 @@ mod tests {
             ("8080:80", "8080:80/tcp/ingress"),
             ("80", "0:80/tcp/ingress"),
             (":80", "0:80/tcp/ingress"),
+            ("::80", "0:80/tcp/ingress"),
+            (":8080:80", "8080:80/tcp/ingress"),
+            ("[::1]:8080:80", "::1 8080:80/tcp/ingress"),
             ("0:80", "0:80/tcp/ingress"),
             ("80/", "0:80/tcp/ingress"),
             ("53:53/udp", "53:53/udp/ingress"),
