@@ -386,7 +386,6 @@ fn container_row(container: &wire::Container, size: &str, now: Timestamp, no_tru
     ])
 }
 
-/// Twenty characters, in quotes.
 /// The name that it was made by, or the id.
 fn image_words(image: &str, no_trunc: bool) -> &str {
     match image.strip_prefix("sha256:") {
@@ -395,6 +394,7 @@ fn image_words(image: &str, no_trunc: bool) -> &str {
     }
 }
 
+/// Twenty characters, in quotes.
 fn command_cut(command: &str) -> String {
     format!("\"{}\"", ellipsis(command, 20))
 }
