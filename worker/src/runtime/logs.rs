@@ -159,10 +159,17 @@ async fn send(batch: Vec<LogLine>, lines: &Lines) -> bool {
 
 /// Where reading begins, and the last lines before, when only those are wanted.
 fn begin(files: &LogFiles, options: &LogOptions, lines: &Lines) -> Result<(Reader, VecDeque<LogLine>), RuntimeError> {
-    let Some(tail) = options.tail else { return Ok((Reader::open(files)?, VecDeque::new())) };
+    let Some(tail) = options.tail else {
+        let mut reader = Reader::open(files)?;
+        if !options.follow {
+            reader.stop_at_present()?;
+        }
+        return Ok((reader, VecDeque::new()));
+    };
     let mut lines_back = tail;
     loop {
         let (mut reader, is_all) = Reader::open_before(files, lines_back)?;
+        reader.stop_at_present()?;
         let mut last: VecDeque<LogLine> = VecDeque::new();
         loop {
             match reader.next()? {
@@ -178,6 +185,9 @@ fn begin(files: &LogFiles, options: &LogOptions, lines: &Lines) -> Result<(Reade
             }
         }
         if is_all || last.len() >= tail {
+            if options.follow {
+                reader.go_on();
+            }
             return Ok((reader, last));
         }
         // Some were damaged, or not of the time that is asked for.
@@ -304,6 +314,33 @@ mod tests {
             let before: Vec<usize> = all.iter().copied().filter(|n| *n < 50).collect();
             assert_eq!(read(&files, of(None, Some(after))).await, last(&before), "{tail} before");
             assert_eq!(read(&files, of(Some(after), None)).await, last(&all[before.len()..]), "{tail} after");
+        }
+    }
+
+    /// Whoever does not follow a log sees what was in it at first, however it goes on meanwhile.
+    #[test]
+    fn what_comes_later_is_for_those_who_follow() {
+        // In the same file, in later ones, and when the files that were there are gone.
+        for (later, max_files, least) in [(3, 500, 50), (100, 500, 50), (100, 3, 0)] {
+            let dir = tempfile::tempdir().unwrap();
+            let mut files = LogFiles::at(dir.path().join("log"));
+            (files.max_size_bytes, files.max_files) = (2000, max_files);
+            let mut log = LogWriter::open((&files).into()).unwrap();
+            write(&mut log, 0..50);
+            let mut reader = Reader::open(&files).unwrap();
+            reader.stop_at_present().unwrap();
+            write(&mut log, 50..50 + later);
+            let rest = |reader: Reader| {
+                let (reader, lines, is_end) = read_batch(reader, &LogOptions::default()).unwrap();
+                assert!(is_end);
+                (reader, lines.iter().map(|line| line.line.trim().parse().unwrap()).collect::<Vec<usize>>())
+            };
+            let (mut reader, numbers) = rest(reader);
+            assert!(numbers.len() >= least && numbers.iter().copied().eq(0..numbers.len()), "{later}: {numbers:?}");
+            assert!(numbers.len() <= 50, "{later}: {numbers:?}");
+            reader.go_on();
+            let (_, numbers) = rest(reader);
+            assert_eq!(numbers.last(), Some(&(49 + later)));
         }
     }
 

@@ -38,33 +38,72 @@ pub(super) enum Step {
 
 pub(super) struct Reader {
     files: LogFiles,
-    current: Option<BufReader<File>>,
+    current: Option<Current>,
     /// What comes after the current file, which nobody writes to any more.
     next: Option<File>,
     pub(super) partial: Vec<u8>,
     /// The beginning of this line was thrown away.
     is_too_long: bool,
     read_bytes: u64,
+    end: Option<End>,
+}
+
+struct Current {
+    file: BufReader<File>,
+    id: u64,
+    position: u64,
+}
+
+impl Current {
+    fn new(mut file: File, position: u64) -> io::Result<Self> {
+        file.seek(SeekFrom::Start(position))?;
+        Ok(Self { id: id(&file)?, file: BufReader::new(file), position })
+    }
+}
+
+/// How far a log went when it was looked at: its newest file, which keeps its inode while it is open, and that one's length.
+struct End {
+    file: File,
+    id: u64,
+    bytes: u64,
 }
 
 impl Reader {
     /// At the oldest line that there is.
     pub(super) fn open(files: &LogFiles) -> Result<Self, RuntimeError> {
+        let failed = |err| io_error("cannot read the log", &files.path, err);
         let first = after(files, None)?;
         Ok(Self {
             files: files.clone(),
-            current: first.map(BufReader::new),
+            current: first.map(|file| Current::new(file, 0)).transpose().map_err(failed)?,
             next: None,
             partial: Vec::new(),
             is_too_long: false,
             read_bytes: 0,
+            end: None,
         })
+    }
+
+    /// What is written from now on is not read: of a container that writes faster than this reads there would be no end.
+    pub(super) fn stop_at_present(&mut self) -> Result<(), RuntimeError> {
+        let failed = |err| io_error("cannot read the log", &self.files.path, err);
+        let end = |file: File| -> io::Result<End> {
+            let found = file.metadata()?;
+            Ok(End { file, id: found.ino(), bytes: found.len() })
+        };
+        self.end = open(&self.files.path)?.map(end).transpose().map_err(failed)?;
+        Ok(())
+    }
+
+    /// Also what is written later.
+    pub(super) fn go_on(&mut self) {
+        self.end = None;
     }
 
     /// Before the last `lines` lines, whatever is in them; and whether all that there is comes after that.
     pub(super) fn open_before(files: &LogFiles, lines: usize) -> Result<(Self, bool), RuntimeError> {
         let mut reader = Self::open(files)?;
-        let mut chain: Vec<File> = reader.current.take().map(BufReader::into_inner).into_iter().collect();
+        let mut chain: Vec<File> = reader.current.take().map(|current| current.file.into_inner()).into_iter().collect();
         while let Some(newest) = chain.last()
             && let Some(newer) = after(files, Some(newest))?
         {
@@ -72,11 +111,10 @@ impl Reader {
         }
         let failed = |err| io_error("cannot read the log", &files.path, err);
         let mut left = lines;
-        while let Some(mut file) = chain.pop() {
+        while let Some(file) = chain.pop() {
             let begin = before_last(&file, &mut left).map_err(failed)?;
             if begin.is_some() || chain.is_empty() {
-                file.seek(SeekFrom::Start(begin.unwrap_or(0))).map_err(failed)?;
-                reader.current = Some(BufReader::new(file));
+                reader.current = Some(Current::new(file, begin.unwrap_or(0)).map_err(failed)?);
                 return Ok((reader, begin.is_none()));
             }
         }
@@ -91,15 +129,21 @@ impl Reader {
     pub(super) fn next(&mut self) -> Result<Step, RuntimeError> {
         let failed = |err| io_error("cannot read the log", &self.files.path, err);
         loop {
-            let Some(file) = &mut self.current else {
-                self.current = after(&self.files, None)?.map(BufReader::new);
+            let Some(current) = &mut self.current else {
+                let first = after(&self.files, None)?;
+                self.current = first.map(|file| Current::new(file, 0)).transpose().map_err(failed)?;
                 if self.current.is_none() {
                     return Ok(Step::End);
                 }
                 continue;
             };
+            let last = self.end.as_ref().filter(|end| end.id == current.id);
+            let wanted = last.map_or(u64::MAX, |end| end.bytes.saturating_sub(current.position));
             let room = (MAX_OBJECT_BYTES - self.partial.len()) as u64;
-            self.read_bytes += file.take(room).read_until(b'\n', &mut self.partial).map_err(failed)? as u64;
+            let part = (&mut current.file).take(room.min(wanted)).read_until(b'\n', &mut self.partial);
+            let read = part.map_err(failed)? as u64;
+            self.read_bytes += read;
+            current.position += read;
             if self.partial.ends_with(b"\n") {
                 let line = parse(&self.partial).filter(|_| !self.is_too_long);
                 self.partial.clear();
@@ -111,26 +155,31 @@ impl Reader {
                 self.is_too_long = true;
                 continue;
             }
+            if last.is_some() {
+                return Ok(Step::End);
+            }
             if let Some(next) = self.next.take() {
-                self.current = Some(BufReader::new(next));
+                *current = Current::new(next, 0).map_err(failed)?;
                 continue;
             }
-            if is_shortened(file).map_err(failed)? {
-                file.rewind().map_err(failed)?;
+            let found = current.file.get_ref().metadata().map_err(failed)?;
+            if found.len() < current.position {
+                // Somebody has emptied it to have room.
+                current.file.rewind().map_err(failed)?;
+                current.position = 0;
                 self.partial.clear();
                 continue;
             }
-            self.next = after(&self.files, Some(file.get_ref()))?;
+            // All that is left is newer than a file that is gone.
+            if self.end.as_ref().is_some_and(|end| end.file.metadata().is_ok_and(|found| found.nlink() == 0)) {
+                return Ok(Step::End);
+            }
+            self.next = after(&self.files, Some(current.file.get_ref()))?;
             if self.next.is_none() {
                 return Ok(Step::End);
             }
         }
     }
-}
-
-/// Somebody has emptied the file to have room.
-fn is_shortened(file: &mut BufReader<File>) -> io::Result<bool> {
-    Ok(file.get_ref().metadata()?.len() < file.stream_position()?)
 }
 
 /// The file that follows `file`: the oldest when that one is gone, or there is none; `None` when it is the newest.
