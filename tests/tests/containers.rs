@@ -269,7 +269,15 @@ fn a_container_lives_on_its_own() {
     let pruned = lab.orch(&["container", "prune", "-f"]).ok();
     assert!(pruned.contains(id.trim()), "{pruned}");
     assert_eq!(lab.orch(&["ps", "-aq"]).ok(), "");
-    assert!(lab.orch(&["start", "site"]).refused().contains("No such container: site"));
+    for command in [
+        &["start", "site"][..],
+        &["exec", "site", "true"],
+        &["logs", "site"],
+        &["inspect", "--type", "container", "site"],
+    ] {
+        let refused = lab.orch(command).refused();
+        assert!(refused.to_lowercase().contains("no such container: site"), "{command:?}: {refused}");
+    }
     let gone = lab.orch(&["rm", "-f", "site"]);
     assert_eq!((gone.code, gone.stdout.as_str(), gone.stderr.as_str()), (0, "", "No such container: site\n"));
 }

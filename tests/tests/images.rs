@@ -55,6 +55,16 @@ fn images_travel_as_files() {
 
     let history = lab.orch(&["image", "history", "--format", "{{.Size}} {{.Comment}}", "busybox"]).ok();
     assert!(history.contains("Imported from -"), "{history}");
+    let tar = orch_tests::image("busybox");
+    let tar = tar.to_str().expect("utf-8 path");
+    let _ = lab.orch(&["image", "import", "--replace", "--change", "LABEL other=1", tar, "busybox"]).ok();
+    let other = ids(&lab, &["busybox"]);
+    let said = lab.orch(&["load", "-i", file]).ok();
+    let words =
+        format!("The image busybox:latest already exists, renaming the old one with ID {} to empty string\n", other[0]);
+    assert!(said.contains(&words), "{said} {other:?}");
+    assert_eq!(ids(&lab, &["busybox"]), id);
+
     let broken = folder.path().join("broken.tar");
     fs::write(&broken, vec![7_u8; 4096]).expect("a file");
     let said = lab.orch(&["load", "-i", broken.to_str().expect("utf-8 path")]).refused();

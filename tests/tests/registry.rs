@@ -317,6 +317,7 @@ fn token_server(lab: &Lab, folder: &Path, config: &Path) {
     publish(lab, folder, "nginx", &web);
     let _ = lab.orch(&["image", "rm", "-f", "nginx"]);
     let said = with_login(lab, folder, &["pull", &web]).ok();
+    assert!(said.contains("2: Pulling from team/web\n"), "{said}");
     assert!(said.contains("Status: Downloaded newer image for"), "{said}");
     let again = with_login(lab, folder, &["pull", &web]).ok();
     assert!(again.contains("Status: Image is up to date for"), "{again}");

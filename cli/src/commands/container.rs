@@ -122,9 +122,9 @@ pub(crate) struct PsArgs {
     /// Show all containers (default shows just running)
     #[arg(short, long)]
     all: bool,
-    /// Show n last created containers (includes all states)
-    #[arg(short = 'n', long, value_name = "N")]
-    last: Option<usize>,
+    /// Show n last created containers (includes all states); -1: all that run, as without it
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
+    last: Option<i64>,
     /// Show the latest created container (includes all states)
     #[arg(short, long)]
     latest: bool,
@@ -180,7 +180,8 @@ pub(crate) async fn ps(args: PsArgs, paths: &Paths) -> anyhow::Result<()> {
     let before = made_at("before", &filters, &containers)?;
     let since = made_at("since", &filters, &containers)?;
     let ancestors = digests(filters.values("ancestor"), &mut worker).await?;
-    let limit = if args.latest { Some(1) } else { args.last };
+    let last = args.last.and_then(|count| usize::try_from(count).ok());
+    let limit = if args.latest { Some(1) } else { last };
     let all = args.all || limit.is_some() || filters.has("status");
     let mut kept = Vec::new();
     for container in &containers {
@@ -237,6 +238,14 @@ async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> 
         (container.container_id, format!("{own} (virtual {whole})"))
     };
     Ok(report.containers.into_iter().map(of_container).collect())
+}
+
+/// Where a container or a task may be named, managers know of tasks only.
+pub(crate) fn not_found(status: tonic::Status, reference: &str) -> anyhow::Error {
+    if status.code() == tonic::Code::NotFound && status.message().starts_with("no such task") {
+        return anyhow::anyhow!("No such container: {reference}, nor is there such a task");
+    }
+    explain(status)
 }
 
 /// As Docker knows a container, with a slash before its name and without.

@@ -92,7 +92,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
             Err(_) => return Err(no_manager),
         },
     };
-    let outputs = outputs.map_err(explain)?.into_inner();
+    let outputs = outputs.map_err(|status| container::not_found(status, task))?.into_inner();
 
     if args.detach {
         // Says only whether it could be started.

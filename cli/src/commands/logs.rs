@@ -128,7 +128,10 @@ pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
     let one_off = container::one_off(paths, &args.task).await;
     let mut lines = match Api::connect(paths).await {
         _ if one_off.is_some() => worker(paths).await?.logs(request).await.map_err(explain)?.into_inner(),
-        Ok(mut api) => api.control.logs(request).await.map_err(explain)?.into_inner(),
+        Ok(mut api) => {
+            let lines = api.control.logs(request).await;
+            lines.map_err(|status| container::not_found(status, &args.task))?.into_inner()
+        }
         // On a worker, the containers of the node itself are at hand.
         Err(no_manager) => match worker(paths).await {
             Ok(mut worker) => worker.logs(request).await.map_err(explain)?.into_inner(),
