@@ -2,7 +2,6 @@
 
 use std::{
     io::{BufRead as _, IsTerminal as _, Write as _},
-    net::{Ipv4Addr, SocketAddr},
     process::ExitCode,
 };
 
@@ -232,7 +231,7 @@ pub(crate) async fn port(args: PortArgs, paths: &Paths) -> anyhow::Result<()> {
     let published = Vec::<PortConfig>::from_proto(details.ports)?;
     let mut found = false;
     for port in published.iter().filter(|_| running) {
-        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
+        let at = port.bound_to();
         let key = format!("{}/{}", port.target_port, ports::protocol_word(port.protocol));
         match &args.port {
             None => println!("{key} -> {at}"),

@@ -15,7 +15,6 @@ mod extends;
 mod interpolate;
 mod keys;
 mod merge;
-mod nanos;
 mod output;
 mod ports;
 mod scalar;
@@ -24,7 +23,7 @@ mod service;
 mod volumes;
 mod yaml;
 
-use orch_model::{Kind, network::NetworkSpec, secret::TemplateDriver, service::ServiceSpec};
+use orch_model::{Kind, nanos, network::NetworkSpec, secret::TemplateDriver, service::ServiceSpec};
 
 pub(crate) use error::ComposeError;
 

@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::Refusal;
+use orch_model::nanos;
 
-const UNITS: [(&str, f64); 7] =
-    [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+use super::Refusal;
 
 const FORM: &str = "expected a duration such as 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
 
@@ -22,26 +21,12 @@ pub(crate) fn of_health(text: &str) -> Result<Duration, Refusal> {
     whole_millis(seconds)
 }
 
+#[allow(clippy::cast_precision_loss)] // Whole milliseconds are kept.
 fn seconds(text: &str) -> Result<f64, Refusal> {
-    let refusal = || FORM.to_owned();
-    if text == "0" {
-        return Ok(0.0);
+    match nanos::parse(text) {
+        Some(length @ 0..) => Ok(length as f64 / 1e9),
+        Some(_) | None => Err(FORM.to_owned()),
     }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return Err(refusal());
-    }
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refusal)?;
-        let amount: f64 = rest[..digits].parse().map_err(|_| refusal())?;
-        rest = &rest[digits..];
-        let unit_len = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let unit = UNITS.iter().find(|(name, _)| *name == &rest[..unit_len]).ok_or_else(refusal)?;
-        seconds += amount * unit.1;
-        rest = &rest[unit_len..];
-    }
-    Ok(seconds)
 }
 
 /// Model and wire hold whole milliseconds. A little is not nothing, which often stands for the default.

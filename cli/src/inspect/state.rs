@@ -276,17 +276,13 @@ fn asked(port: &PortConfig) -> bool {
 fn bindings(published: &[PortConfig], wanted: impl Fn(&PortConfig) -> bool) -> Value {
     let mut bound: Map<String, Value> = Map::new();
     for port in published.iter().filter(|port| wanted(port)) {
-        let binding = json!({"HostIp": host_ip(port), "HostPort": port.published_port.to_string()});
+        let at = port.bound_to();
+        let binding = json!({"HostIp": at.ip().to_string(), "HostPort": at.port().to_string()});
         if let Value::Array(list) = bound.entry(port_key(port)).or_insert_with(|| json!([])) {
             list.push(binding);
         }
     }
     Value::Object(bound)
-}
-
-/// As Docker has it: all addresses of IPv4 are one.
-fn host_ip(port: &PortConfig) -> String {
-    port.host_ip.map_or_else(|| "0.0.0.0".to_owned(), |addr| addr.to_string())
 }
 
 fn port_key(port: &PortConfig) -> String {

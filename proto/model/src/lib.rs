@@ -13,6 +13,7 @@ pub mod id;
 pub mod image;
 pub mod linux;
 pub mod logging;
+pub mod nanos;
 pub mod network;
 pub mod node;
 pub mod object;

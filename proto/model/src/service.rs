@@ -1,6 +1,9 @@
 //! Services: what should run, how many of it, how to change it, and how to reach it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use crate::{
     Annotations, ConfigId, Duration, Meta, NetworkId, SecretId, ServiceId, Timestamp, Version, network::NodeNetwork,
@@ -134,6 +137,12 @@ impl PortConfig {
     pub fn new(protocol: Protocol, published_port: u16, target_port: u16, publish_mode: PublishMode) -> Self {
         let name = String::new();
         Self { name, protocol, target_port, published_port, publish_mode, masquerade: false, host_ip: None }
+    }
+
+    /// Where it is published on a node, as Docker shows it: all addresses of IPv4 are `0.0.0.0`.
+    #[must_use]
+    pub fn bound_to(&self) -> SocketAddr {
+        SocketAddr::new(self.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), self.published_port)
     }
 }
 

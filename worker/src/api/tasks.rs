@@ -1,9 +1,6 @@
 //! Containers for the command line, also while no manager can be reached: list, logs, exec.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use orch_model::{
@@ -191,8 +188,7 @@ pub(crate) fn port_words(port: &PortConfig) -> String {
         Protocol::Udp => "udp",
         Protocol::Sctp => "sctp",
     };
-    let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
-    format!("{at}->{}/{protocol}", port.target_port)
+    format!("{}->{}/{protocol}", port.bound_to(), port.target_port)
 }
 
 #[cfg(test)]

@@ -328,7 +328,7 @@ fn free_port(protocol: Protocol, addr: Option<IpAddr>) -> Option<u16> {
 
 /// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
 fn is_free(port: &PortConfig) -> bool {
-    let addr = (port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
+    let addr = port.bound_to();
     let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(addr).map(drop),
         Protocol::Udp => UdpSocket::bind(addr).map(drop),

@@ -1,6 +1,6 @@
 //! What can go wrong with one-off containers, in Docker's words where it has some.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use orch_model::service::PortConfig;
 
@@ -100,8 +100,7 @@ pub(crate) enum LocalError {
 impl LocalError {
     /// With the program that has the port, where one is found.
     pub(super) fn port(port: &PortConfig, holder: Option<String>) -> Self {
-        let at = SocketAddr::new(port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED.into()), port.published_port);
-        Self::Port { at, by: holder.map(|holder| format!(" by {holder}")).unwrap_or_default() }
+        Self::Port { at: port.bound_to(), by: holder.map(|holder| format!(" by {holder}")).unwrap_or_default() }
     }
 
     /// What `orch run` ends with: 126 or 127 when the program could not be started, else 125.

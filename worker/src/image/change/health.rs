@@ -1,10 +1,10 @@
 //! `HEALTHCHECK` of `image import --change`.
 
+use orch_model::nanos;
+
 use super::{ChangeError, command, json_list};
 use crate::image::config::Healthcheck;
 
-const NANOS: [(&str, f64); 7] =
-    [("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 60e9), ("h", 3600e9)];
 const MILLISECOND: u64 = 1_000_000;
 
 /// `NONE`, or `CMD` and a command, with options before it.
@@ -56,15 +56,8 @@ fn retries(text: &str) -> Result<u32, ChangeError> {
 
 /// A duration as Go writes it, at least a millisecond.
 fn nanos(name: &str, text: &str) -> Result<u64, ChangeError> {
-    let refusal = || health(format!("--{name} must be a duration such as 10s or 1m30s, at least 1ms (not {text:?})"));
-    let (mut nanos, mut rest) = (0.0, text);
-    while !rest.is_empty() {
-        let (amount, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(refusal)?);
-        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(after.len()));
-        let (_, length) = NANOS.iter().find(|(name, _)| *name == unit).ok_or_else(refusal)?;
-        nanos += amount.parse::<f64>().map_err(|_| refusal())? * length;
-        rest = after;
-    }
-    let length = std::time::Duration::try_from_secs_f64(nanos / 1e9).map_err(|_| refusal())?;
-    u64::try_from(length.as_nanos()).ok().filter(|nanos| *nanos >= MILLISECOND).ok_or_else(refusal)
+    let length = nanos::parse(text).and_then(|length| u64::try_from(length).ok());
+    length
+        .filter(|length| *length >= MILLISECOND)
+        .ok_or_else(|| health(format!("--{name} must be a duration such as 10s or 1m30s, at least 1ms (not {text:?})")))
 }

@@ -1,4 +1,4 @@
-//! Go's durations to the nanosecond, signs included: what Docker's client reads and prints.
+//! Go's durations to the nanosecond, signs included, such as `1m30s`: what Docker's client and images read and print.
 //!
 //! Orch itself keeps whole milliseconds from 0 up.
 
@@ -16,7 +16,9 @@ const UNITS: [(&str, i128); 8] = [
 ];
 const SECOND: i128 = 1_000_000_000;
 
-pub(super) fn parse(text: &str) -> Option<i64> {
+/// `None`: it is no duration, or longer than 292 years.
+#[must_use]
+pub fn parse(text: &str) -> Option<i64> {
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
@@ -58,7 +60,9 @@ fn part(fraction: &str, unit: i128) -> i128 {
     sum
 }
 
-pub(super) fn show(nanos: i64) -> String {
+/// As Go prints it.
+#[must_use]
+pub fn show(nanos: i64) -> String {
     let mut out = if nanos < 0 { "-".to_owned() } else { String::new() };
     let nanos = nanos.unsigned_abs();
     let decimals = |value: u64, unit: u64| {
@@ -86,7 +90,8 @@ pub(super) fn show(nanos: i64) -> String {
 }
 
 /// What Go says of a text that is no duration.
-pub(super) fn complaint(text: &str) -> String {
+#[must_use]
+pub fn complaint(text: &str) -> String {
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     while !rest.is_empty() {
         let unit = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
