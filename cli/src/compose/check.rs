@@ -154,7 +154,7 @@ impl Checker<'_> {
     fn format(&mut self, node: &Node, text: &str, path: &str, shape: &Shape) {
         let place = node.place;
         match shape {
-            Shape::Duration | Shape::Pause if nanos::parse(text).is_none() => {
+            Shape::Duration | Shape::Pause if nanos::parse(text).is_err() => {
                 let help = "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
                 let older = if self.version < 4 { format!(": {}", nanos::complaint(text)) } else { String::new() };
                 self.wrong(place, path, &format!("Does not match format 'duration'{older}"), Some(help.into()));

@@ -261,7 +261,7 @@ fn single_ports(node: &mut Node) {
 fn is_nothing(node: &Node, shape: &Shape) -> bool {
     let Some(text) = node.text() else { return false };
     match shape {
-        Shape::Duration | Shape::Pause => nanos::parse(text) == Some(0),
+        Shape::Duration | Shape::Pause => nanos::parse(text) == Ok(0),
         Shape::Whole | Shape::Real => text.parse() == Ok(0.0),
         Shape::Natural => text == "0",
         _ => false,

@@ -133,9 +133,9 @@ impl Writer<'_> {
             (Shape::Ulimit, _) => Value::Object(self.object(node, ULIMIT)?),
             (Shape::Flag | Shape::External(_), Some(text)) => flag(text),
             (Shape::External(_), None) => plain(node),
-            (Shape::Pause, Some(text)) if nanos::parse(text) == Some(0) => Value::Null,
+            (Shape::Pause, Some(text)) if nanos::parse(text) == Ok(0) => Value::Null,
             (Shape::Duration | Shape::Pause, Some(text)) => {
-                Value::String(nanos::parse(text).map_or_else(|| text.to_owned(), nanos::show))
+                Value::String(nanos::parse(text).map_or_else(|_| text.to_owned(), nanos::show))
             }
             // What is ignored stays as it is written.
             (Shape::Bytes, Some(text)) if self.reader.version != keys::MODERN => Value::String(text.into()),

@@ -16,20 +16,30 @@ const UNITS: [(&str, i128); 8] = [
 ];
 const SECOND: i128 = 1_000_000_000;
 
-/// `None`: it is no duration, or longer than 292 years.
-#[must_use]
-pub fn parse(text: &str) -> Option<i64> {
+/// Why a text could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreadable {
+    /// It has not the form of a duration.
+    Form,
+    /// More than 292 years (2562047h), which Go does not take either.
+    TooLong,
+}
+
+/// # Errors
+/// Where it is no duration, or one that is too long.
+pub fn parse(text: &str) -> Result<i64, Unreadable> {
     let (sign, mut rest) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
         None => (1, text.strip_prefix('+').unwrap_or(text)),
     };
     if rest == "0" {
-        return Some(0);
+        return Ok(0);
     }
     if rest.is_empty() {
-        return None;
+        return Err(Unreadable::Form);
     }
-    let mut total: i128 = 0;
+    // None: too long.
+    let mut total: Option<i128> = Some(0);
     while !rest.is_empty() {
         let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
         let whole = digits(rest);
@@ -39,15 +49,17 @@ pub fn parse(text: &str) -> Option<i64> {
             (fraction, tail) = after.split_at(digits(after));
         }
         if number.is_empty() && fraction.is_empty() {
-            return None;
+            return Err(Unreadable::Form);
         }
         let unit_len = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let unit = UNITS.iter().find(|(name, _)| *name == &tail[..unit_len])?.1;
-        let number: i128 = if number.is_empty() { 0 } else { number.parse().ok()? };
-        total = total.checked_add(number.checked_mul(unit)?)?.checked_add(part(fraction, unit))?;
+        let (_, unit) = *UNITS.iter().find(|(name, _)| *name == &tail[..unit_len]).ok_or(Unreadable::Form)?;
+        let number = if number.is_empty() { Some(0) } else { number.parse::<i128>().ok() };
+        let more = number.and_then(|number| number.checked_mul(unit)?.checked_add(part(fraction, unit)));
+        total = total.zip(more).and_then(|(total, more)| total.checked_add(more));
         rest = &tail[unit_len..];
     }
-    i64::try_from(sign * total).ok()
+    let total = total.ok_or(Unreadable::TooLong)?;
+    i64::try_from(sign * total).map_err(|_| Unreadable::TooLong)
 }
 
 /// Digits after the point of one unit.
@@ -115,28 +127,33 @@ mod tests {
     #[test]
     fn durations_are_gos() {
         for (text, expected) in [
-            ("1m30s", Some("1m30s")),
-            ("90s", Some("1m30s")),
-            ("1500ms", Some("1.5s")),
-            ("100us", Some("100µs")),
-            ("1.5h", Some("1h30m0s")),
-            ("-5s", Some("-5s")),
-            ("+.5s", Some("500ms")),
-            ("1.s", Some("1s")),
-            ("1h1h", Some("2h0m0s")),
-            ("1ns", Some("1ns")),
-            ("0", Some("0s")),
-            ("0s", Some("0s")),
-            ("1.0005ms", Some("1.0005ms")),
-            ("", None),
-            ("-", None),
-            ("5", None),
-            (".s", None),
-            ("1d", None),
-            ("s", None),
-            ("99999999999h", None),
+            ("1m30s", Ok("1m30s")),
+            ("90s", Ok("1m30s")),
+            ("1500ms", Ok("1.5s")),
+            ("100us", Ok("100µs")),
+            ("1.5h", Ok("1h30m0s")),
+            ("-5s", Ok("-5s")),
+            ("+.5s", Ok("500ms")),
+            ("1.s", Ok("1s")),
+            ("1h1h", Ok("2h0m0s")),
+            ("1ns", Ok("1ns")),
+            ("0", Ok("0s")),
+            ("0s", Ok("0s")),
+            ("1.0005ms", Ok("1.0005ms")),
+            ("", Err(Unreadable::Form)),
+            ("-", Err(Unreadable::Form)),
+            ("5", Err(Unreadable::Form)),
+            (".s", Err(Unreadable::Form)),
+            ("1d", Err(Unreadable::Form)),
+            ("s", Err(Unreadable::Form)),
+            ("2562047h", Ok("2562047h0m0s")),
+            ("2562048h", Err(Unreadable::TooLong)),
+            ("99999999999h", Err(Unreadable::TooLong)),
+            ("99999999999999999999999999999999999999999s", Err(Unreadable::TooLong)),
+            ("9999999999999999999999999999999999999999x", Err(Unreadable::Form)),
+            ("99999999999h1", Err(Unreadable::Form)),
         ] {
-            assert_eq!(parse(text).map(show).as_deref(), expected, "{text}");
+            assert_eq!(parse(text).map(show), expected.map(str::to_owned), "{text}");
         }
     }
 }

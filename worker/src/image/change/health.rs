@@ -56,7 +56,7 @@ fn retries(text: &str) -> Result<u32, ChangeError> {
 
 /// A duration as Go writes it, at least a millisecond.
 fn nanos(name: &str, text: &str) -> Result<u64, ChangeError> {
-    let length = nanos::parse(text).and_then(|length| u64::try_from(length).ok());
+    let length = nanos::parse(text).ok().and_then(|length| u64::try_from(length).ok());
     length
         .filter(|length| *length >= MILLISECOND)
         .ok_or_else(|| health(format!("--{name} must be a duration such as 10s or 1m30s, at least 1ms (not {text:?})")))
