@@ -376,4 +376,22 @@ fn certificates_of_their_own_and_mirrors() {
     // As a mirror it has what Docker Hub's name means.
     configure(&lab, "n1", &format!("registry-mirrors = [\"https://{address}\"]\n"));
     assert_eq!(lab.orch(&["run", "--rm", "-q", "box:1"]).ok(), "from the mirror\n");
+    a_registry_that_says_nothing_is_named(&lab);
+}
+
+/// It takes connections and never answers: for minutes the task is being prepared.
+fn a_registry_that_says_nothing_is_named(lab: &Lab) {
+    let script = "import socket, sys, time; s = socket.create_server((sys.argv[1], 5999)); time.sleep(600)";
+    let host = lab.address("client");
+    let mut mute = lab.spawn("client", &["python3", "-c", script, &host]);
+    let image = format!("{host}:5999/x:1");
+    let _ = lab.orch(&["service", "create", "-d", "--no-resolve-image", "--name", "waits", &image]).ok();
+    let said = format!(" (waiting for its image from {host}:5999)\n");
+    eventually("what the task waits for is shown", || {
+        let shown = lab.orch(&["service", "ps", "--format", "{{.CurrentState}}", "waits"]).result()?;
+        if shown.starts_with("Preparing ") && format!("{shown}\n").contains(&said) { Ok(()) } else { Err(shown) }
+    });
+    let _ = lab.orch(&["service", "rm", "waits"]).ok();
+    mute.kill().expect("stopping the listener");
+    let _ = mute.wait();
 }

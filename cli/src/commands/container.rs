@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, process::ExitCode};
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use orch_model::{
-    Timestamp,
+    Timestamp, size,
     task::{Health, TaskState, TaskStatus},
 };
 use orch_proto::{conv::FromProto, paths::Paths, wire};
@@ -16,10 +16,7 @@ use super::{
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{
-        filter::{self, FilterSet},
-        quantity,
-    },
+    flags::filter::{self, FilterSet},
     render::{
         ellipsis,
         listing::{Listing, Row, by_key, row},
@@ -234,7 +231,7 @@ async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> 
     let of_container = |usage: wire::ContainerUsage| {
         let container = usage.container.unwrap_or_default();
         let image = images.get(&container.image_digest).copied().unwrap_or_default();
-        let (own, whole) = (quantity::human(usage.size_bytes), quantity::human(usage.size_bytes + image));
+        let (own, whole) = (size::human(usage.size_bytes), size::human(usage.size_bytes + image));
         (container.container_id, format!("{own} (virtual {whole})"))
     };
     Ok(report.containers.into_iter().map(of_container).collect())

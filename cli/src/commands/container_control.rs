@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{anyhow, bail};
 use clap::Args;
-use orch_model::service::PortConfig;
+use orch_model::{service::PortConfig, size};
 use orch_proto::{conv::FromProto, paths::Paths, wire};
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{filter::FilterSet, quantity},
+    flags::filter::FilterSet,
     inspect,
     render::{ports, time},
 };
@@ -256,7 +256,7 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
         return Ok(());
     }
     let freed_bytes = prune_stopped(&mut worker, &filters, until).await?;
-    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    println!("Total reclaimed space: {}", size::human(freed_bytes));
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use orch_model::size;
 use orch_proto::{paths::Paths, wire};
 use tonic::{Code, Status};
 
@@ -218,9 +219,8 @@ fn stats_row(
     let cpu = before.map_or(0.0, |before| {
         percent(now.cpu_ns.saturating_sub(before.cpu_ns), now.at_ns.saturating_sub(before.at_ns))
     });
-    let pair = |a: u64, b: u64| format!("{} / {}", quantity::human(a), quantity::human(b));
-    let memory =
-        format!("{} / {}", quantity::human_binary(now.memory_bytes), quantity::human_binary(now.memory_limit_bytes));
+    let pair = |a: u64, b: u64| format!("{} / {}", size::human(a), size::human(b));
+    let memory = format!("{} / {}", size::human_binary(now.memory_bytes), size::human_binary(now.memory_limit_bytes));
     row([
         ("Container", asked.unwrap_or(id).into()),
         ("ID", id.into()),

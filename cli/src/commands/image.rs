@@ -9,7 +9,7 @@ use std::{
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use orch_model::Timestamp;
+use orch_model::{Timestamp, size};
 use orch_proto::{paths::Paths, wire};
 use tokio::io::AsyncReadExt as _;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -21,7 +21,7 @@ use super::image_source::{self, Source};
 use super::{ListFlags, for_each, image_build, image_login as login, print_inspected};
 use crate::{
     api::{Worker, explain, worker},
-    flags::{pattern::Pattern, quantity},
+    flags::pattern::Pattern,
     inspect,
     render::{
         listing::{Listing, Row, row},
@@ -477,11 +477,11 @@ fn image_row(image: &wire::LocalImage, repository: &str, tag: &str, now: Timesta
         ("ID", id.into()),
         ("CreatedSince", time::ago(created, now).into()),
         ("CreatedAt", time::go_style(created).into()),
-        ("Size", quantity::human(image.size_bytes).into()),
+        ("Size", size::human(image.size_bytes).into()),
         ("Containers", NOT_KNOWN.into()),
         ("SharedSize", NOT_KNOWN.into()),
         ("UniqueSize", NOT_KNOWN.into()),
-        ("VirtualSize", quantity::human(image.size_bytes).into()),
+        ("VirtualSize", size::human(image.size_bytes).into()),
     ])
 }
 

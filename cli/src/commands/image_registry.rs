@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::Args;
-use orch_model::Timestamp;
+use orch_model::{Timestamp, size};
 use orch_proto::{paths::Paths, wire};
 use serde_json::Value;
 use tonic::Code;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{Worker, explain, worker},
-    flags::{filter::FilterSet, quantity},
+    flags::filter::FilterSet,
     render::{
         ellipsis,
         listing::{Listing, Row, Shape, row},
@@ -105,7 +105,7 @@ pub(crate) async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> 
         return Ok(());
     }
     let freed_bytes = prune_unused(&mut worker, &filters, all, until).await?;
-    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    println!("Total reclaimed space: {}", size::human(freed_bytes));
     Ok(())
 }
 
@@ -212,7 +212,7 @@ fn history_rows(image: &wire::LocalImage, config: &Value, args: &HistoryArgs, no
             ("CreatedSince", if args.human { time::ago(created, now) } else { time::rfc3339(created) }.into()),
             ("CreatedAt", time::rfc3339(created).into()),
             ("CreatedBy", if args.no_trunc { by } else { ellipsis(&by, 45) }.into()),
-            ("Size", if args.human { quantity::human(bytes) } else { bytes.to_string() }.into()),
+            ("Size", if args.human { size::human(bytes) } else { bytes.to_string() }.into()),
             ("Comment", text("comment").into()),
         ]));
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::bail;
 use clap::Args;
-use orch_model::cluster::UNLIMITED_TASK_HISTORY;
+use orch_model::{cluster::UNLIMITED_TASK_HISTORY, size};
 use orch_proto::{
     code,
     paths::Paths,
@@ -15,7 +15,6 @@ use serde_json::{Value, json};
 use super::print_inspected;
 use crate::{
     api::{Silence, node_info, silence, worker},
-    flags::quantity,
     render::time,
 };
 
@@ -180,7 +179,7 @@ impl Facts {
             if let Some(description) = &worker.description {
                 let resources = description.resources.unwrap_or_default();
                 writeln!(out, " Name: {}\n CPUs: {}", description.hostname, resources.nano_cpus / 1_000_000_000)?;
-                writeln!(out, " Total Memory: {}", quantity::human_binary(resources.memory_bytes))?;
+                writeln!(out, " Total Memory: {}", size::human_binary(resources.memory_bytes))?;
             }
         }
         writeln!(out, " Cluster: {}", self.state())?;

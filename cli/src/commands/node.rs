@@ -304,7 +304,7 @@ fn pretty(node: &Node, value: &serde_json::Value) -> String {
         description.platform.os,
         description.platform.arch,
         description.resources.nano_cpus / 1_000_000_000,
-        crate::flags::quantity::human_binary(description.resources.memory_bytes),
+        orch_model::size::human_binary(description.resources.memory_bytes),
         description.engine_version,
     )
 }

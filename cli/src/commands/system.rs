@@ -1,6 +1,7 @@
 //! `orch system …`: what this node's disk is used for.
 
 use clap::{Args, Subcommand};
+use orch_model::size;
 use orch_proto::{paths::Paths, wire};
 
 use super::{
@@ -9,7 +10,7 @@ use super::{
 };
 use crate::{
     api::{explain, worker},
-    flags::{filter::FilterSet, quantity},
+    flags::filter::FilterSet,
     render::listing::{Listing, Row, Shape, row},
 };
 
@@ -103,8 +104,8 @@ impl Sum {
             ("Type", kind.into()),
             ("TotalCount", self.total.into()),
             ("Active", self.active.into()),
-            ("Size", quantity::human(self.bytes).into()),
-            ("Reclaimable", format!("{} ({percent}%)", quantity::human(self.unused_bytes)).into()),
+            ("Size", size::human(self.bytes).into()),
+            ("Reclaimable", format!("{} ({percent}%)", size::human(self.unused_bytes)).into()),
         ])
     }
 }
@@ -151,7 +152,7 @@ async fn prune(args: PruneArgs, paths: &Paths) -> anyhow::Result<()> {
         freed_bytes += volume::prune_unused(&mut worker, &filters, false).await?;
     }
     freed_bytes += image_registry::prune_unused(&mut worker, &filters, args.all, until).await?;
-    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    println!("Total reclaimed space: {}", size::human(freed_bytes));
     Ok(())
 }
 
@@ -180,7 +181,7 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         return Ok(USAGE.print(&shape, &rows)?);
     }
     let line = |name: &str, users: u64, bytes: u64| {
-        row([("Name", name.into()), ("Users", users.into()), ("Size", quantity::human(bytes).into())])
+        row([("Name", name.into()), ("Users", users.into()), ("Size", size::human(bytes).into())])
     };
     println!("Images space usage:\n");
     let rows: Vec<Row> = report

@@ -1,6 +1,7 @@
 //! `orch volume …`: this node's volumes.
 
 use clap::{Args, Subcommand};
+use orch_model::size;
 use orch_proto::{paths::Paths, wire};
 
 use super::{ListFlags, container_control::confirmed, for_each, print_inspected};
@@ -8,7 +9,7 @@ use crate::{
     api::{Worker, explain, worker},
     flags::{
         filter::{self, FilterSet},
-        key_value, quantity,
+        key_value,
     },
     inspect,
     render::listing::{Listing, Row, by_key, row},
@@ -158,7 +159,7 @@ async fn prune(args: PruneVolumesArgs, worker: &mut Worker) -> anyhow::Result<()
         return Ok(());
     }
     let freed_bytes = prune_unused(worker, &filters, all).await?;
-    println!("Total reclaimed space: {}", quantity::human(freed_bytes));
+    println!("Total reclaimed space: {}", size::human(freed_bytes));
     Ok(())
 }
 

@@ -12,6 +12,8 @@ use orch_model::{
     task::{Task, TaskState},
 };
 
+use crate::render::task::waits_for;
+
 /// More slots than this are not shown one by one.
 const MAX_LINES: usize = 20;
 
@@ -296,9 +298,10 @@ impl Progress {
         }
         let word = newest.status.state.word().to_lowercase();
         let problem = current.iter().rev().find_map(|t| t.status.error.as_deref().filter(|e| !e.is_empty()));
-        match problem.filter(|_| newest.status.state != TaskState::Running) {
-            Some(problem) => problem.to_owned(),
-            None => word,
+        match (problem.filter(|_| newest.status.state != TaskState::Running), waits_for(newest)) {
+            (Some(problem), _) => problem.to_owned(),
+            (None, Some(what)) => format!("{word}: {what}"),
+            (None, None) => word,
         }
     }
 }
@@ -392,6 +395,11 @@ mod tests {
         let lines: Vec<_> = view.lines.iter().map(|(label, text)| format!("{label}: {text}")).collect();
         assert_eq!(lines, ["1/3: running", "2/3: No such image: x", "3/3: "]);
         assert_eq!(progress.verdict(), Verdict::Waiting);
+
+        let mut pulls = (*task(1, 1, TaskState::Preparing, None)).clone();
+        pulls.status.message = "downloading its image: 1MB of 2MB".into();
+        let view = self::progress(service(1, None), vec![Arc::new(pulls)]).view();
+        assert_eq!(view.lines[0].1, "preparing: downloading its image: 1MB of 2MB");
     }
 
     #[test]

@@ -84,7 +84,7 @@ fn task_row(task: &Task, name: String, view: &View<'_>) -> Row {
         ("Image", image.into()),
         ("Node", node_name(task, view).into()),
         ("DesiredState", desired_state(task, view).into()),
-        ("CurrentState", current_state(task, view.now).into()),
+        ("CurrentState", current_state(task, view).into()),
         ("Error", error.map(|e| format!("\"{e}\"")).unwrap_or_default().into()),
         // Without a node it has none, whatever it is to have.
         ("Ports", task.node.as_ref().map(|_| ports::host(&task.host_ports)).unwrap_or_default().into()),
@@ -102,9 +102,20 @@ pub(crate) fn node_name(task: &Task, view: &View<'_>) -> String {
     known.cloned().unwrap_or_else(|| node.to_string())
 }
 
-/// `Running 5 seconds ago`.
-fn current_state(task: &Task, now: Timestamp) -> String {
-    format!("{} {}", task.status.state.word(), time::ago(task.status.at, now).to_lowercase())
+/// `Running 5 seconds ago`, `Preparing 1 minute ago (downloading its image: 12MB of 140MB)`.
+fn current_state(task: &Task, view: &View<'_>) -> String {
+    let state = format!("{} {}", task.status.state.word(), time::ago(task.status.at, view.now).to_lowercase());
+    match waits_for(task) {
+        Some(what) => format!("{state} ({what})"),
+        None => state,
+    }
+}
+
+/// What a task that is being prepared waits for, when that takes long.
+pub(crate) fn waits_for(task: &Task) -> Option<&str> {
+    let message = task.status.message.as_str();
+    let is_told = task.status.state == TaskState::Preparing && !matches!(message, "" | "preparing");
+    is_told.then_some(message)
 }
 
 #[cfg(test)]
@@ -186,5 +197,21 @@ ID             NAME        IMAGE     NODE      DESIRED STATE   CURRENT STATE    
 000000000000   web.10      web:1     n1        Running         Running 9 seconds ago                                      
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn what_a_task_waits_for_is_shown_while_it_is_prepared() {
+        let (nodes, jobs, services) = (HashMap::new(), HashSet::new(), HashMap::new());
+        let now = Timestamp::from_unix_ms(63_000);
+        let view = View { now, no_trunc: false, no_resolve: false, nodes: &nodes, services: &services, jobs: &jobs };
+        for (state, message, shown) in [
+            (TaskState::Preparing, "preparing", "Preparing about a minute ago"),
+            (TaskState::Preparing, "looking at its mounts", "Preparing about a minute ago (looking at its mounts)"),
+            (TaskState::Starting, "starting", "Starting about a minute ago"),
+        ] {
+            let mut task = Task::clone(&task(1, 1, 1_000, state, None));
+            task.status.message = message.into();
+            assert_eq!(rows(&[Arc::new(task)], &view)[0]["CurrentState"].as_str(), Some(shown));
+        }
     }
 }

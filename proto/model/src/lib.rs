@@ -20,6 +20,7 @@ pub mod object;
 pub mod resolver;
 pub mod secret;
 pub mod service;
+pub mod size;
 pub mod task;
 pub mod time;
 

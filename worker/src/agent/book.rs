@@ -17,7 +17,7 @@ use orch_model::{
 use orch_proto::{conv::ToProto, wire};
 use tokio::sync::{Notify, watch};
 
-use super::{task::Event, unix_ms};
+use super::{task::Event, unix_ms, waiting::Words};
 use crate::{
     local::health_report,
     runtime::{Container, Exit},
@@ -143,6 +143,25 @@ impl Book {
         }
     }
 
+    /// Says what a task that is being prepared waits for.
+    pub(super) fn explain(&self, task: &TaskId, words: Words) {
+        let is_news = {
+            let mut entries = self.lock();
+            let preparing = entries.get_mut(task).filter(|entry| entry.status.state == TaskState::Preparing);
+            preparing.is_some_and(|entry| {
+                let status = &mut entry.status;
+                let is_news = status.message != words.message || status.error != words.error;
+                // Since when it is prepared does not change.
+                (status.message, status.error) = (words.message, words.error);
+                entry.acknowledged &= !is_news;
+                is_news
+            })
+        };
+        if is_news {
+            self.changed.notify_one();
+        }
+    }
+
     /// Statuses that the manager does not know yet, at most `limit`.
     pub(crate) fn pending(&self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
         let entries = self.lock();
@@ -225,6 +244,8 @@ fn is_milestone(state: TaskState) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use orch_model::Timestamp;
+
     use super::*;
 
     #[test]
@@ -240,5 +261,46 @@ mod tests {
         sender.send_modify(|news| news.unassigned = true);
         let heard: Vec<_> = std::iter::from_fn(|| known.catch_up(*receiver.borrow())).collect();
         assert_eq!(heard, [Event::Desired(TaskState::Shutdown), Event::Unassigned, Event::Unhealthy]);
+    }
+
+    #[test]
+    fn what_a_task_waits_for_is_said_while_it_is_prepared() {
+        let folder = tempfile::tempdir().unwrap();
+        let book = Book::new(Arc::new(Store::open(folder.path()).unwrap()));
+        let task = crate::agent::tests::task(1, "web", &[]);
+        let status = |state, message: &str| {
+            let at = Timestamp::from_unix_ms(1);
+            TaskStatus { state, at, message: message.to_owned(), error: None, container: None }
+        };
+        book.add(Entry {
+            task: task.clone(),
+            desired: TaskState::Running,
+            status: status(TaskState::Assigned, ""),
+            acknowledged: true,
+            container: None,
+            end: None,
+            image: None,
+            command: Vec::new(),
+            health: None,
+            created_at_ms: 0,
+            news: watch::Sender::new(News::new(TaskState::Running)),
+        });
+        let words = |message: &str| Words { message: message.to_owned(), error: Some("trouble".to_owned()) };
+        for (state, is_told) in
+            [(TaskState::Accepted, false), (TaskState::Preparing, true), (TaskState::Shutdown, false)]
+        {
+            book.report(&task.id, status(state, "before"));
+            book.acknowledge(&book.pending(9));
+            book.explain(&task.id, words("waiting"));
+            let pending = book.pending(9);
+            assert_eq!(pending.len(), usize::from(is_told), "{state}");
+            book.acknowledge(&pending);
+            book.explain(&task.id, words("waiting"));
+            assert_eq!(book.pending(9), [], "said once");
+            let now = book.entry(&task.id).unwrap().status;
+            let told = if is_told { ("waiting", Some("trouble")) } else { ("before", None) };
+            assert_eq!((now.state, now.message.as_str(), now.error.as_deref()), (state, told.0, told.1));
+            assert_eq!(now.at, Timestamp::from_unix_ms(1), "since when it is prepared does not change");
+        }
     }
 }

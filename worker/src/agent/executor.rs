@@ -27,6 +27,7 @@ use super::{
     prepare::{self, Prepared},
     quiet::await_quiet,
     task::{Command, Ended, Event, Machine, Report},
+    waiting::{self, Steps},
 };
 use crate::{
     events::{Events, Subject, health_action},
@@ -204,7 +205,11 @@ impl Executor {
         let work = tokio::spawn(async move {
             // Once it is attached, netd sends to it who asks for its ports, even while it only waits for its turn.
             drop(locals.leave_ports(&task).map_err(|error| chain(&error))?);
-            let prepared = prepare::prepare(&host, &task, folders).await.map_err(|error| chain(&error))?;
+            let (steps, heard) = Steps::new();
+            let prepared = tokio::select! {
+                prepared = prepare::prepare(&host, &task, folders, &steps) => prepared.map_err(|error| chain(&error))?,
+                never = waiting::tell(&host, &task, heard) => match never {},
+            };
             host.book.change(&task.id, |entry| {
                 entry.image = Some(prepared.image_digest.clone());
                 entry.command = prepared.command(&task);

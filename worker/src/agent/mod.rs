@@ -20,6 +20,7 @@ mod quiet;
 mod session;
 mod streams;
 mod task;
+pub(crate) mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -26,10 +26,11 @@ use super::{
     executor::container_id,
     files::{self, FilesError},
     logging::{self, LoggingError},
+    waiting::{Stage, Steps},
 };
 use crate::{
     image::{
-        ImageError,
+        From, ImageError,
         claims::Claim,
         config::{Healthcheck, ImageConfig},
         rootfs::{Rootfs, RootfsError},
@@ -140,13 +141,14 @@ pub(crate) async fn prepare(
     host: &Arc<Host>,
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
+    steps: &Steps,
 ) -> Result<Prepared, PrepareError> {
     if host.remap.is_some() && !has_namespace(task) {
         return Err(RemapError::Shared("network", "let its tasks run on nodes without userns-remap").into());
     }
     let attach = has_namespace(task).then(|| attach_request(task));
     let ground = Ground { keep_root: false, attach, remap: host.remap, files_of: None };
-    prepare_on(host, task, folders, ground).await
+    prepare_on(host, task, folders, ground, steps).await
 }
 
 pub(crate) async fn prepare_on(
@@ -154,6 +156,7 @@ pub(crate) async fn prepare_on(
     task: &Arc<Task>,
     folders: Arc<tokio::sync::Mutex<()>>,
     ground: Ground,
+    steps: &Steps,
 ) -> Result<Prepared, PrepareError> {
     let spec = &task.spec.container;
     let mounts = spec.mounts.clone();
@@ -166,7 +169,10 @@ pub(crate) async fn prepare_on(
     let source = host.items.image_source(&task.id);
     let login = login_of(host, spec);
     let wanted = spec.image_digest.as_deref();
-    let (image, claim) = host.images.ensure(&spec.image, wanted, source.as_ref(), login.as_ref()).await?;
+    steps.at(Stage::Image);
+    let from = From { holders: source.as_ref(), login: login.as_ref() };
+    let (image, claim) = host.images.ensure(&spec.image, wanted, from, &steps.progress).await?;
+    steps.at(Stage::Ground);
     let (config, layers) = host.images.parts(&image)?;
 
     if ground.remap.is_some() && spec.privileged {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
-use oci_client::manifest::OciManifest;
+use oci_client::manifest::{OciDescriptor, OciManifest};
 use orch_model::{assignment::ImageSource, node::NodeRole};
 use orch_proto::{
     tls::SharedIdentity,
@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::{
     arrival::Arrival,
-    pull::{MAX_INDEXES, Pace, bytes_of, platform_manifest},
+    pull::{MAX_INDEXES, PROGRESS_STEP_BYTES, Pace, Progress, bytes_of, platform_manifest, report},
     store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage, UnpackedLayer},
 };
 
@@ -57,10 +57,11 @@ pub(crate) async fn fetch(
     store: &ImageStore,
     identity: &SharedIdentity,
     from: &ImageSource,
+    progress: &Progress,
 ) -> Result<StoredImage, FetchError> {
     let arriving = store.arriving();
     let holders = reachable(identity, from).await?;
-    let fetcher = Fetcher { store, from, holders };
+    let fetcher = Fetcher { store, from, holders, progress };
     fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;
     let digest = fetcher.manifest_digest().await?;
     let manifest = store.manifest(&digest)?;
@@ -68,6 +69,10 @@ pub(crate) async fn fetch(
     let diff_ids = store.config(&manifest.config.digest)?.rootfs.diff_ids;
     if diff_ids.len() != manifest.layers.len() {
         return Err(StoreError::LayerCount(digest).into());
+    }
+    let is_new = |layer: &&OciDescriptor| !store.has_blob(&layer.digest);
+    for layer in manifest.layers.iter().filter(is_new) {
+        report(progress, &layer.digest, bytes_of(layer), "waiting", 0);
     }
     let layers = manifest.layers.iter().zip(&diff_ids).enumerate();
     let downloads: Vec<_> =
@@ -131,6 +136,7 @@ struct Fetcher<'a> {
     store: &'a ImageStore,
     from: &'a ImageSource,
     holders: Vec<Holder>,
+    progress: &'a Progress,
 }
 
 impl Fetcher<'_> {
@@ -165,6 +171,7 @@ impl Fetcher<'_> {
         }
         let what = if self.store.has_layer(diff_id) { What::Blob } else { What::NewLayer };
         let unpacked = self.one_after_another(n, digest, Some(bytes), what).await?;
+        report(self.progress, digest, bytes, "done", bytes);
         Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
     }
 
@@ -263,6 +270,13 @@ impl Fetcher<'_> {
         let mut client = holder.client.clone();
         let answered = timeout(STALL_TIMEOUT, client.fetch_blob(request)).await.map_err(|_| stalled())?;
         let mut chunks = answered.map_err(refused)?.into_inner();
+        let total = limit.filter(|_| arrival.is_layer());
+        let arrives = |bytes| {
+            if let Some(total) = total {
+                report(self.progress, digest, total, "downloading", bytes);
+            }
+        };
+        arrives(arrival.bytes);
         let mut pace = Pace::new(Instant::now(), arrival.bytes, PACE_WINDOW);
         while let Some(chunk) =
             timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)?
@@ -270,7 +284,11 @@ impl Fetcher<'_> {
             if limit.is_some_and(|limit| arrival.bytes + chunk.data.len() as u64 > limit) {
                 return Err(FetchError::TooLarge(digest.to_owned()));
             }
+            let before = arrival.bytes;
             arrival.append(chunk.data).await?;
+            if before / PROGRESS_STEP_BYTES != arrival.bytes / PROGRESS_STEP_BYTES {
+                arrives(arrival.bytes);
+            }
             if pace.drips(Instant::now(), arrival.bytes) {
                 return Err(FetchError::Drips { digest: digest.to_owned(), holder: holder.addr.clone() });
             }

@@ -65,6 +65,15 @@ fn because(reasons: &[String]) -> String {
     if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join("; ")) }
 }
 
+/// Who an image that is not here may come from.
+#[derive(Clone, Copy)]
+pub(crate) struct From<'a> {
+    /// Nodes that have it.
+    pub holders: Option<&'a ImageSource>,
+    /// For its registry.
+    pub login: Option<&'a wire::RegistryAuth>,
+}
+
 /// This node's images and the ways to get more.
 #[derive(Clone)]
 pub(crate) struct Images {
@@ -126,11 +135,11 @@ impl Images {
         &self,
         image: &str,
         digest: Option<&str>,
-        from: Option<&ImageSource>,
-        login: Option<&wire::RegistryAuth>,
+        from: From<'_>,
+        progress: &Progress,
     ) -> Result<(StoredImage, Claim), ImageError> {
         loop {
-            let found = self.found_or_brought(image, digest, from, login).await?;
+            let found = self.found_or_brought(image, digest, from, progress).await?;
             if let Some(kept) = self.keep(found).await {
                 return Ok(kept);
             }
@@ -153,11 +162,11 @@ impl Images {
         &self,
         image: &str,
         digest: Option<&str>,
-        from: Option<&ImageSource>,
-        login: Option<&wire::RegistryAuth>,
+        From { holders, login }: From<'_>,
+        progress: &Progress,
     ) -> Result<StoredImage, ImageError> {
         let reference = Reference::parse(image)?;
-        let digest = digest.or(from.map(|from| from.digest.as_str())).or(reference.digest.as_deref());
+        let digest = digest.or(holders.map(|holders| holders.digest.as_str())).or(reference.digest.as_deref());
         let here = || match digest {
             Some(digest) => self.store.by_digest(digest),
             None => self.store.find(&reference.to_string()),
@@ -171,8 +180,8 @@ impl Images {
             return Ok(found);
         }
         let mut reasons = Vec::new();
-        if let Some(from) = from {
-            match fetch::fetch(&self.store, &self.identity, from).await {
+        if let Some(from) = holders {
+            match fetch::fetch(&self.store, &self.identity, from, progress).await {
                 Ok(found) => {
                     self.name_fetched(&reference, &from.digest, &found)?;
                     self.store.set_fetched(&found.digest)?;
@@ -183,7 +192,7 @@ impl Images {
             }
         }
         let wanted = Reference { digest: digest.map(str::to_owned), ..reference.clone() };
-        match self.pull_now(&wanted, login, &tokio::sync::mpsc::channel(1).0).await {
+        match self.pull_now(&wanted, login, progress).await {
             Ok(found) => Ok(found),
             Err(error) => {
                 reasons.push(chain(&error));

@@ -452,7 +452,7 @@ fn wanted(reference: &Reference) -> &str {
     reference.digest.as_deref().or(reference.tag.as_deref()).unwrap_or("latest")
 }
 
-const PROGRESS_STEP_BYTES: u64 = 1 << 20;
+pub(super) const PROGRESS_STEP_BYTES: u64 = 1 << 20;
 
 pub(super) fn report(progress: &Progress, digest: &str, total_bytes: u64, state: &str, done_bytes: u64) {
     let layer = wire::LayerProgress { digest: digest.to_owned(), done_bytes, total_bytes, state: state.to_owned() };

@@ -30,7 +30,7 @@ use super::{
     policy::{self, Restart},
 };
 use crate::{
-    agent::{prepare, signal_number, unix_ms},
+    agent::{prepare, signal_number, unix_ms, waiting::Steps},
     contents::is_mounted,
     events::health_action,
     image::{chain, rootfs::Rootfs},
@@ -126,7 +126,7 @@ impl Locals {
             earlier_checks: earlier_checks(&record),
             ..self.host_options(&record.options.unwrap_or_default())?
         };
-        let prepared = prepare::prepare_on(host, task, Arc::default(), ground).await?;
+        let prepared = prepare::prepare_on(host, task, Arc::default(), ground, &Steps::new().0).await?;
         let spec = spec_now(one);
         let address = prepared.address.clone();
         let plan = ContainerPlan {

@@ -4,15 +4,22 @@ use orch_model::{ClusterId, NodeId, TaskId, assignment::ImageSource, cluster::Ro
 use orch_proto::{
     ca::{generate_root, new_key_and_csr, sign_blob, sign_csr},
     tls::{Identity, install_crypto_provider},
+    wire::{PullProgress, pull_progress},
 };
 
 use super::*;
 use crate::image::{
     config::ImageConfig,
     fetch, import,
+    pull::Progress,
     reference::Reference,
     store::{ImageStore, StoredImage},
 };
+
+/// Progress that nobody follows.
+fn unheard() -> Progress {
+    tokio::sync::mpsc::channel(1).0
+}
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -106,13 +113,14 @@ async fn a_node_fetches_an_image_from_another() {
         grant,
     };
     let now = SystemTime::now();
-    let refused = fetch::fetch(&wants, &mine, &source(grant(&ca, &holder, &image.digest, now + HOUR))).await;
+    let refused =
+        fetch::fetch(&wants, &mine, &source(grant(&ca, &holder, &image.digest, now + HOUR)), &unheard()).await;
     assert!(refused.unwrap_err().to_string().contains("another node"));
     assert!(wants.list().is_empty());
 
     // A grant outlives a node that was removed.
     members.set([holder.to_string()].into());
-    let refused = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR))).await;
+    let refused = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR)), &unheard()).await;
     assert!(refused.unwrap_err().to_string().contains("not in the cluster"));
     assert!(wants.list().is_empty());
     // Of a new one, word may come a moment later.
@@ -121,7 +129,16 @@ async fn a_node_fetches_an_image_from_another() {
         tokio::time::sleep(Duration::from_millis(200)).await;
         telling.set(both);
     });
-    let fetched = fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR))).await.unwrap();
+    let (progress, mut steps) = tokio::sync::mpsc::channel(100);
+    let fetched =
+        fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR)), &progress).await.unwrap();
+    let mut states = Vec::new();
+    while let Ok(PullProgress { progress: Some(pull_progress::Progress::Layer(layer)) }) = steps.try_recv() {
+        states.push((layer.state, layer.done_bytes == layer.total_bytes));
+    }
+    assert_eq!(states.first(), Some(&("waiting".to_owned(), false)));
+    assert_eq!(states.last(), Some(&("done".to_owned(), true)));
+    assert!(states.contains(&("downloading".to_owned(), false)), "{states:?}");
     assert_eq!(fetched.digest, image.digest);
     assert_eq!(fetched.record.diff_ids, image.record.diff_ids);
     let data = wants.layer_path(&fetched.record.diff_ids[0]).unwrap().join("data");
@@ -157,7 +174,7 @@ impl Node {
             holders: holders.iter().map(|holder| holder.addr.clone()).collect(),
             grant: grant(ca, &self.id, digest, SystemTime::now() + HOUR),
         };
-        fetch::fetch(&self.store, &self.identity, &source).await
+        fetch::fetch(&self.store, &self.identity, &source, &unheard()).await
     }
 }
 

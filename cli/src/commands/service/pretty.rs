@@ -8,11 +8,12 @@ use orch_model::{
         ContainerSpec, FailureAction, HealthConfig, MountKind, Service, ServiceMode, TaskSpec, UpdateConfig,
         UpdateOrder, UpdateState,
     },
+    size,
 };
 
 use super::list::mode_word;
 use crate::{
-    flags::{duration, quantity},
+    flags::duration,
     inspect,
     render::{ports, time},
 };
@@ -226,7 +227,7 @@ fn resources(out: &mut String, task: &TaskSpec) -> std::fmt::Result {
             writeln!(out, "  CPU:\t\t{}", nano_cpus as f64 / 1e9)?;
         }
         if memory > 0 {
-            writeln!(out, "  Memory:\t{}", quantity::human_binary(memory))?;
+            writeln!(out, "  Memory:\t{}", size::human_binary(memory))?;
         }
         if pids > 0 {
             writeln!(out, "  PIDs:\t\t{pids}")?;
