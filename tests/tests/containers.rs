@@ -472,6 +472,11 @@ fn stopping_and_signals() {
     let _ = sent("USR1");
     let _ = said(full);
     assert_eq!(status(&lab, "full"), Ok("exited 7".to_owned()));
+    let full = "yes | timeout --preserve-status -k 60 -s TERM 2 orch exec -i returns sleep 300";
+    let ended = lab.exec("n1", &["sh", "-c", full]);
+    assert_eq!(ended.code, 128 + 15, "{ended:?}");
+    let all = "seq 1000000 | orch exec -i returns tail -n 1";
+    assert_eq!(lab.exec("n1", &["sh", "-c", all]).ok(), "1000000\n", "all of it arrives");
     let second = typed(r#"exec -it returns sh -c "echo begun; sleep 1000""#);
     eventually("the command runs", || {
         let seen = lab.orch(&["top", "returns"]).result()?;

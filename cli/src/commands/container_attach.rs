@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::Status;
 
-use super::terminal::{self, FromUser, RawTerminal};
+use super::terminal::{self, FromUser, RawTerminal, Room};
 use crate::api::{Worker, worker};
 
 pub(crate) use super::terminal::{DetachKeys, is_terminal};
@@ -69,9 +69,11 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker, paths: &Paths)
 
     let raw = if session.tty && session.stdin { RawTerminal::enter() } else { None };
     let (detached, mut detach) = mpsc::channel(1);
+    // Signals go their own way.
+    let room = Room::unlimited();
     if session.stdin {
         let keys = session.tty.then_some(session.keys);
-        terminal::forward_stdin(sender.clone(), keys, detached.clone());
+        terminal::forward_stdin(sender.clone(), keys, detached.clone(), room.clone());
     } else {
         let _ = sender.send(FromUser::Closed.into()).await;
     }
@@ -82,7 +84,7 @@ pub(crate) async fn attach(session: Session, worker: &mut Worker, paths: &Paths)
     if session.signals {
         forwards.spawn(forward_signals(reference, paths.clone()));
     }
-    let copying = copy_output(outputs);
+    let copying = copy_output(outputs, &room);
     tokio::pin!(copying);
     let outcome = tokio::select! {
         code = &mut copying => code.map(Some),
@@ -118,7 +120,8 @@ async fn forward_signals(reference: String, paths: Paths) {
     }
 }
 
-pub(super) async fn copy_output(mut outputs: tonic::Streaming<wire::ExecOutput>) -> Result<i32, Status> {
+/// Until the program has ended. `room` is told of what its node has room for.
+pub(super) async fn copy_output(mut outputs: tonic::Streaming<wire::ExecOutput>, room: &Room) -> Result<i32, Status> {
     let written = |error: std::io::Error| Status::aborted(format!("cannot write the output: {error}"));
     while let Some(message) = outputs.next().await {
         match message?.output {
@@ -127,6 +130,7 @@ pub(super) async fn copy_output(mut outputs: tonic::Streaming<wire::ExecOutput>)
                 out.write_all(&data).and_then(|()| out.flush()).map_err(written)?;
             }
             Some(Output::Stderr(data)) => std::io::stderr().lock().write_all(&data).map_err(written)?,
+            Some(Output::StdinRoom(bytes)) => room.set(bytes),
             Some(Output::ExitCode(code)) => return Ok(code),
             None => {}
         }

@@ -13,7 +13,7 @@ use super::{
     container,
     container_attach::{copy_output, detach_keys},
     run::{environment, exit_code},
-    terminal::{self, DetachKeys, FromUser, RawTerminal},
+    terminal::{self, DetachKeys, FromUser, RawTerminal, Room},
 };
 use crate::{
     api::{Api, explain, worker},
@@ -78,6 +78,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
         size: args.tty.then(terminal::size).flatten(),
         privileged: args.privileged,
         detach: args.detach,
+        waits_for_room: true,
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
     sender.send(wire::ExecInput { input: Some(Input::Start(start)) }).await?;
@@ -96,12 +97,14 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
 
     if args.detach {
         // Says only whether it could be started.
-        return copy_output(outputs).await.map(exit_code).map_err(explain);
+        return copy_output(outputs, &Room::default()).await.map(exit_code).map_err(explain);
     }
     let raw = if args.tty && args.interactive { RawTerminal::enter() } else { None };
     let (detached, mut detach) = mpsc::channel(1);
+    let room = Room::default();
     if args.interactive {
-        terminal::forward_stdin(sender.clone(), args.tty.then_some(args.detach_keys), detached.clone());
+        let keys = args.tty.then_some(args.detach_keys);
+        terminal::forward_stdin(sender.clone(), keys, detached.clone(), room.clone());
     } else {
         // Refused when the command could not be started; the answer says why.
         let _ = sender.send(FromUser::Closed.into()).await;
@@ -111,7 +114,7 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
     } else {
         tokio::spawn(terminal::forward_signals(sender.clone()));
     }
-    let copying = copy_output(outputs);
+    let copying = copy_output(outputs, &room);
     tokio::pin!(copying);
     let outcome = tokio::select! {
         code = &mut copying => code.map_err(explain),

@@ -3,6 +3,8 @@
 use std::{
     io::{IsTerminal as _, Read as _},
     os::fd::{AsFd, BorrowedFd},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    time::Duration,
 };
 
 use nix::sys::termios::{self, SetArg, Termios};
@@ -11,6 +13,10 @@ use tokio::sync::mpsc;
 
 /// What is read from the keyboard or a pipe at once.
 const STDIN_CHUNK_BYTES: usize = 16 << 10;
+
+/// Sent before the other side has said what it has room for.
+const ROOM_UNTOLD: u64 = 64 << 10;
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 
 /// What the user does.
 #[derive(Debug, Clone, PartialEq)]
@@ -98,15 +104,55 @@ impl DetachKeys {
     }
 }
 
+/// How much input may be sent in all: what the other side has room for. Until it says, a little.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Room(Arc<(Mutex<Option<u64>>, Condvar)>);
+
+impl Room {
+    pub(crate) fn unlimited() -> Self {
+        let room = Self::default();
+        room.set(u64::MAX);
+        room
+    }
+
+    pub(crate) fn set(&self, bytes: u64) {
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+        self.0.1.notify_all();
+    }
+
+    /// Blocks until there is some for who has sent so much.
+    fn wait(&self, sent: u64) {
+        let (room, told) = &*self.0;
+        let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match *room {
+                Some(bytes) if sent < bytes => return,
+                Some(_) => room = told.wait(room).unwrap_or_else(PoisonError::into_inner),
+                None if sent < ROOM_UNTOLD => return,
+                None => {
+                    let (now, waited) = told.wait_timeout(room, TOLD_WITHIN).unwrap_or_else(PoisonError::into_inner);
+                    room = now;
+                    // A node or manager of an older version says nothing.
+                    if waited.timed_out() && room.is_none() {
+                        *room = Some(u64::MAX);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Sends keys until there are no more; tells `detached` when the user typed the sequence. A thread of its own: a blocked
 /// read of a terminal cannot be cancelled.
 pub(crate) fn forward_stdin<T: From<FromUser> + Send + 'static>(
     sender: mpsc::Sender<T>,
     mut keys: Option<DetachKeys>,
     detached: mpsc::Sender<()>,
+    room: Room,
 ) {
     std::thread::spawn(move || {
         let mut chunk = vec![0; STDIN_CHUNK_BYTES];
+        let mut sent = 0;
         while let Ok(read) = std::io::stdin().read(&mut chunk) {
             if read == 0 {
                 break;
@@ -115,6 +161,8 @@ pub(crate) fn forward_stdin<T: From<FromUser> + Send + 'static>(
                 Some(keys) => keys.take(&chunk[..read]),
                 None => (chunk[..read].to_vec(), false),
             };
+            room.wait(sent);
+            sent += data.len() as u64;
             if !data.is_empty() && sender.blocking_send(FromUser::Keys(data).into()).is_err() {
                 return;
             }
@@ -261,5 +309,26 @@ mod tests {
         for bad in ["ctrl-", "ctrl-1", "shift-a", "ab"] {
             assert!(DetachKeys::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn input_is_sent_as_there_is_room() {
+        let room = Room::default();
+        room.wait(ROOM_UNTOLD - 1);
+        room.set(10);
+        room.wait(9);
+        let (waits, returned) = (room.clone(), Arc::new(Mutex::new(false)));
+        let done = returned.clone();
+        let waiting = std::thread::spawn(move || {
+            waits.wait(10);
+            *done.lock().unwrap() = true;
+        });
+        room.set(10);
+        assert!(!*returned.lock().unwrap(), "ten were sent, and there is room for ten");
+        room.set(11);
+        waiting.join().unwrap();
+        // A node that says nothing.
+        Room::default().wait(ROOM_UNTOLD);
+        Room::unlimited().wait(u64::MAX - 1);
     }
 }

@@ -9,18 +9,21 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use orch_model::TaskId;
 use orch_proto::wire::{self, exec_input::Input, exec_output::Output};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt},
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
 
-use super::{Host, executor::log_files, logging};
+use super::{
+    Host,
+    executor::log_files,
+    logging,
+    stdin::{Controls, feed},
+};
 use crate::{
     events::{Events, Subject},
     image::chain,
-    runtime::{
-        self, Container, Exec, ExecInput, ExecOutput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError, Terminal,
-    },
+    runtime::{self, Container, Exec, ExecOutput, ExecRequest, LogFiles, LogSource, Runtime, RuntimeError},
     signals,
 };
 
@@ -126,10 +129,12 @@ pub(crate) async fn exec(
         tokio::spawn(Session::of(running, told).drain());
         return Ok(());
     }
-    let (pid, resizer, stdin) = (running.pid, running.resizer(), running.stdin.take());
+    let pid = running.pid;
+    let room = start.waits_for_room.then(|| outputs.clone());
+    let controls = Controls { pid, resizer: running.resizer(), stdin: running.stdin.take(), room };
     let (detach, mut detached) = mpsc::channel(1);
     let mut session = Session::of(running, told);
-    let feed = AbortOnDrop(tokio::spawn(feed(inputs, stdin, resizer, pid, detach)));
+    let feed = AbortOnDrop(tokio::spawn(feed(inputs, controls, detach)));
     loop {
         tokio::select! {
             said = session.next() => match said {
@@ -139,11 +144,11 @@ pub(crate) async fn exec(
                     return Ok(());
                 }
             },
-            Some(stdin) = detached.recv() => {
+            Some(waiting) = detached.recv() => {
                 let _ = outputs.send(Output::ExitCode(0)).await;
                 tokio::spawn(async move {
-                    // Open, as the user left it.
-                    let _stdin = stdin;
+                    // Open, as the user left it; what was typed before is the command's.
+                    let _stdin = waiting;
                     session.drain().await;
                 });
                 return Ok(());
@@ -153,41 +158,6 @@ pub(crate) async fn exec(
                 drop(feed);
                 return Ok(());
             }
-        }
-    }
-}
-
-/// What the user does, to the command.
-async fn feed(
-    mut inputs: impl Stream<Item = Input> + Send + Unpin,
-    mut stdin: Option<ExecInput>,
-    resizer: Option<Terminal>,
-    pid: u32,
-    detach: mpsc::Sender<Option<ExecInput>>,
-) {
-    while let Some(input) = inputs.next().await {
-        match input {
-            Input::Stdin(data) => {
-                let Some(to) = &mut stdin else { continue };
-                if to.write_all(&data).await.is_err() {
-                    stdin = None;
-                }
-            }
-            Input::StdinClosed(_) => stdin = None,
-            Input::Resize(size) => {
-                if let Some(resizer) = &resizer {
-                    let (rows, columns) = terminal_size(&size);
-                    // The terminal may be gone with its process.
-                    let _ = resizer.resize(rows, columns);
-                }
-            }
-            Input::Signal(number) => signal(pid, number),
-            Input::Detach(_) => {
-                // The command may have ended meanwhile.
-                let _ = detach.send(stdin).await;
-                return;
-            }
-            Input::Start(_) => {}
         }
     }
 }
@@ -291,7 +261,7 @@ const HANG_UP: i32 = 1;
 /// As a shell returns it.
 const CANNOT_EXECUTE: i32 = 126;
 
-fn signal(pid: u32, number: i32) {
+pub(super) fn signal(pid: u32, number: i32) {
     if let Ok(pid @ 1..) = i32::try_from(pid) {
         // Gone already, or no signal: nothing to tell.
         let _ = signals::send(pid, number);

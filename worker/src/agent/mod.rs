@@ -18,6 +18,7 @@ pub(crate) mod logging;
 pub(crate) mod prepare;
 mod quiet;
 mod session;
+mod stdin;
 mod streams;
 mod task;
 pub(crate) mod waiting;

@@ -194,6 +194,7 @@ impl Streams for FakeManager {
                         exec_output::Output::Stdout(data) => format!("stdout {}", String::from_utf8_lossy(&data)),
                         exec_output::Output::Stderr(data) => format!("stderr {}", String::from_utf8_lossy(&data)),
                         exec_output::Output::ExitCode(code) => format!("exit {code}"),
+                        exec_output::Output::StdinRoom(bytes) => format!("room {bytes}"),
                     },
                     from_node::Message::Error(error) => format!("error {error}"),
                 });
