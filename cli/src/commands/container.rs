@@ -8,7 +8,7 @@ use orch_model::{
     Timestamp, size,
     task::{Health, TaskState, TaskStatus},
 };
-use orch_proto::{conv::FromProto, paths::Paths, wire};
+use orch_proto::{code, conv::FromProto, paths::Paths, wire};
 
 use super::{
     ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
@@ -239,7 +239,7 @@ async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> 
 
 /// Where a container or a task may be named, managers know of tasks only.
 pub(crate) fn not_found(status: tonic::Status, reference: &str) -> anyhow::Error {
-    if status.code() == tonic::Code::NotFound && status.message().starts_with("no such task") {
+    if code::of(&status) == Some("not-found") {
         return anyhow::anyhow!("No such container: {reference}, nor is there such a task");
     }
     explain(status)
