@@ -472,11 +472,17 @@ fn stopping_and_signals() {
     let _ = sent("USR1");
     let _ = said(full);
     assert_eq!(status(&lab, "full"), Ok("exited 7".to_owned()));
-    let full = "yes | timeout --preserve-status -k 60 -s TERM 2 orch exec -i returns sleep 300";
-    let ended = lab.exec("n1", &["sh", "-c", full]);
-    assert_eq!(ended.code, 128 + 15, "{ended:?}");
-    let all = "seq 1000000 | orch exec -i returns tail -n 1";
-    assert_eq!(lab.exec("n1", &["sh", "-c", all]).ok(), "1000000\n", "all of it arrives");
+    // The same of a command, here and by way of a manager.
+    let _ = lab.orch(&["service", "create", "-q", "--name", "served", "busybox", "sleep", "1000"]).ok();
+    lab.wait_replicas("served", "1/1");
+    for target in ["returns", "served.1"] {
+        let trap = r#"trap "exit 9" TERM; while :; do sleep 0.1; done"#;
+        let full = format!("yes | timeout --preserve-status -k 60 -s TERM 3 orch exec -i {target} sh -c '{trap}'");
+        let ended = lab.exec("n1", &["sh", "-c", &full]);
+        assert_eq!(ended.code, 9, "{target}: {ended:?}");
+        let all = format!("seq 1000000 | orch exec -i {target} tail -n 1");
+        assert_eq!(lab.exec("n1", &["sh", "-c", &all]).ok(), "1000000\n", "{target}: all of it arrives");
+    }
     let second = typed(r#"exec -it returns sh -c "echo begun; sleep 1000""#);
     eventually("the command runs", || {
         let seen = lab.orch(&["top", "returns"]).result()?;

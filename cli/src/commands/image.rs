@@ -315,7 +315,8 @@ pub(super) async fn follow(
             Some(Progress::Layer(layer)) => layers.update(&layer),
             Some(Progress::Status(text)) => layers.say(&text),
             Some(Progress::Done(image)) => return Ok(image),
-            None => {}
+            // The name that was typed says it.
+            Some(Progress::Asking(_)) | None => {}
         }
     }
     Err(anyhow!("the worker ended the transfer without a word; see the node's log"))

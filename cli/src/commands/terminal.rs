@@ -161,10 +161,12 @@ pub(crate) fn forward_stdin<T: From<FromUser> + Send + 'static>(
                 Some(keys) => keys.take(&chunk[..read]),
                 None => (chunk[..read].to_vec(), false),
             };
-            room.wait(sent);
-            sent += data.len() as u64;
-            if !data.is_empty() && sender.blocking_send(FromUser::Keys(data).into()).is_err() {
-                return;
+            if !data.is_empty() {
+                room.wait(sent);
+                sent += data.len() as u64;
+                if sender.blocking_send(FromUser::Keys(data).into()).is_err() {
+                    return;
+                }
             }
             if leave {
                 // The session may be over already.
@@ -317,18 +319,18 @@ mod tests {
         room.wait(ROOM_UNTOLD - 1);
         room.set(10);
         room.wait(9);
-        let (waits, returned) = (room.clone(), Arc::new(Mutex::new(false)));
-        let done = returned.clone();
-        let waiting = std::thread::spawn(move || {
+        let (waits, (done, returned)) = (room.clone(), std::sync::mpsc::channel());
+        std::thread::spawn(move || {
             waits.wait(10);
-            *done.lock().unwrap() = true;
+            let _ = done.send(());
         });
-        room.set(10);
-        assert!(!*returned.lock().unwrap(), "ten were sent, and there is room for ten");
+        assert!(returned.recv_timeout(Duration::from_millis(100)).is_err(), "ten were sent, and there is room for ten");
         room.set(11);
-        waiting.join().unwrap();
+        returned.recv_timeout(Duration::from_secs(10)).expect("now there is room");
         // A node that says nothing.
-        Room::default().wait(ROOM_UNTOLD);
+        let untold = Room::default();
+        untold.wait(ROOM_UNTOLD);
+        untold.wait(u64::MAX - 1);
         Room::unlimited().wait(u64::MAX - 1);
     }
 }

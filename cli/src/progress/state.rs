@@ -297,11 +297,14 @@ impl Progress {
             return "running".into();
         }
         let word = newest.status.state.word().to_lowercase();
+        if let Some(what) = waits_for(newest) {
+            let trouble = newest.status.error.as_deref().map(|error| format!(" ({error})")).unwrap_or_default();
+            return format!("{word}: {what}{trouble}");
+        }
         let problem = current.iter().rev().find_map(|t| t.status.error.as_deref().filter(|e| !e.is_empty()));
-        match (problem.filter(|_| newest.status.state != TaskState::Running), waits_for(newest)) {
-            (Some(problem), _) => problem.to_owned(),
-            (None, Some(what)) => format!("{word}: {what}"),
-            (None, None) => word,
+        match problem.filter(|_| newest.status.state != TaskState::Running) {
+            Some(problem) => problem.to_owned(),
+            None => word,
         }
     }
 }
@@ -398,8 +401,14 @@ mod tests {
 
         let mut pulls = (*task(1, 1, TaskState::Preparing, None)).clone();
         pulls.status.message = "downloading its image: 1MB of 2MB".into();
-        let view = self::progress(service(1, None), vec![Arc::new(pulls)]).view();
-        assert_eq!(view.lines[0].1, "preparing: downloading its image: 1MB of 2MB");
+        let before = task(0, 1, TaskState::Rejected, Some("No such image: x"));
+        let line = |pulls: &Task| {
+            let tasks = vec![before.clone(), Arc::new(pulls.clone())];
+            self::progress(service(1, None), tasks).view().lines[0].1.clone()
+        };
+        assert_eq!(line(&pulls), "preparing: downloading its image: 1MB of 2MB");
+        pulls.status.error = Some("registry r is busy".into());
+        assert_eq!(line(&pulls), "preparing: downloading its image: 1MB of 2MB (registry r is busy)");
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub(crate) fn node_name(task: &Task, view: &View<'_>) -> String {
     known.cloned().unwrap_or_else(|| node.to_string())
 }
 
-/// `Running 5 seconds ago`, `Preparing 1 minute ago (downloading its image: 12MB of 140MB)`.
+/// `Running 5 seconds ago`, `Preparing about a minute ago (downloading its image: 12MB of 140MB)`.
 fn current_state(task: &Task, view: &View<'_>) -> String {
     let state = format!("{} {}", task.status.state.word(), time::ago(task.status.at, view.now).to_lowercase());
     match waits_for(task) {

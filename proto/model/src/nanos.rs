@@ -21,7 +21,7 @@ const SECOND: i128 = 1_000_000_000;
 pub enum Unreadable {
     /// It has not the form of a duration.
     Form,
-    /// More than 292 years (2562047h), which Go does not take either.
+    /// More than 292 years, which Go does not take either.
     TooLong,
 }
 

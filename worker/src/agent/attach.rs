@@ -18,7 +18,7 @@ use super::{
     Host,
     executor::log_files,
     logging,
-    stdin::{Controls, feed},
+    stdin::{AHEAD_BYTES, Controls, feed},
 };
 use crate::{
     events::{Events, Subject},
@@ -110,6 +110,10 @@ pub(crate) async fn exec(
         detach: start.detach,
         size: start.size.as_ref().map(terminal_size),
     };
+    if start.waits_for_room && start.stdin {
+        // Before all output, and however long it takes to start: who hears nothing takes this node for an older one.
+        let _ = outputs.send(Output::StdinRoom(AHEAD_BYTES)).await;
+    }
     let told = Told::begin(events.clone(), target.subject, &start.argv);
     let mut running = match container.exec(&request).await {
         Ok(running) => running,
@@ -130,8 +134,9 @@ pub(crate) async fn exec(
         return Ok(());
     }
     let pid = running.pid;
-    let room = start.waits_for_room.then(|| outputs.clone());
-    let controls = Controls { pid, resizer: running.resizer(), stdin: running.stdin.take(), room };
+    let (tell_taken, mut taken) = watch::channel(0);
+    let tell_taken = start.waits_for_room.then_some(tell_taken);
+    let controls = Controls { pid, resizer: running.resizer(), stdin: running.stdin.take(), taken: tell_taken };
     let (detach, mut detached) = mpsc::channel(1);
     let mut session = Session::of(running, told);
     let feed = AbortOnDrop(tokio::spawn(feed(inputs, controls, detach)));
@@ -144,11 +149,15 @@ pub(crate) async fn exec(
                     return Ok(());
                 }
             },
-            Some(waiting) = detached.recv() => {
+            Ok(()) = taken.changed() => {
+                let room = *taken.borrow_and_update() + AHEAD_BYTES;
+                let _ = outputs.send(Output::StdinRoom(room)).await;
+            }
+            Some(stdin) = detached.recv() => {
                 let _ = outputs.send(Output::ExitCode(0)).await;
                 tokio::spawn(async move {
                     // Open, as the user left it; what was typed before is the command's.
-                    let _stdin = waiting;
+                    let _stdin = stdin;
                     session.drain().await;
                 });
                 return Ok(());

@@ -7,49 +7,76 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
-use orch_proto::wire::{exec_input::Input, exec_output::Output};
+use orch_proto::wire::exec_input::Input;
 use tokio::{
     io::{AsyncWrite, AsyncWriteExt},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinHandle,
 };
 
 use super::attach::{signal, terminal_size};
-use crate::runtime::{ExecInput, Terminal};
+use crate::runtime::Terminal;
 
-/// How much input the client may be ahead of the command.
-const AHEAD_BYTES: u64 = 256 << 10;
+/// How much input a client may be ahead of the command.
+pub(super) const AHEAD_BYTES: u64 = 256 << 10;
 /// The client is told when there is so much more room.
 const STEP_BYTES: u64 = 64 << 10;
-/// What waits here at most: a client may have sent more before it was told.
-const MOST_BYTES: usize = 1 << 20;
+/// So much waits here before signals wait with it: more than a client that does as it is told sends ahead, with what
+/// small pieces cost.
+const MOST_BYTES: usize = 4 << 20;
+/// What keeping a piece costs beside its bytes.
+const PIECE_BYTES: usize = 128;
 
 /// The command's ends of what the user does.
-pub(super) struct Controls {
+pub(super) struct Controls<W> {
     pub pid: u32,
     pub resizer: Option<Terminal>,
-    pub stdin: Option<ExecInput>,
-    /// Where the client is told of room; `None`: it does not ask.
-    pub room: Option<mpsc::Sender<Output>>,
+    pub stdin: Option<W>,
+    /// Where it is said how many bytes the command has taken; `None`: the client does not ask.
+    pub taken: Option<watch::Sender<u64>>,
 }
 
-/// Until there is no more, or the user leaves: then `detach` gets the command's input, open as it is.
+/// A command's input.
+pub(super) enum Stdin {
+    /// It has none, or it has ended.
+    None,
+    Open(Waiting),
+    /// No more comes; what came is still on its way.
+    Ending(Writer),
+}
+
+/// Input on its way to a command; dropped, what was not taken is lost.
+pub(super) struct Waiting {
+    queue: mpsc::UnboundedSender<(Bytes, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    most: usize,
+    writer: Writer,
+}
+
+pub(super) struct Writer(JoinHandle<()>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Until there is no more and the command has taken it, or the user leaves: then `detach` gets the command's input as it is.
 pub(super) async fn feed(
     mut inputs: impl Stream<Item = Input> + Send + Unpin,
-    controls: Controls,
-    detach: mpsc::Sender<Option<Waiting>>,
+    controls: Controls<impl AsyncWrite + Unpin + Send + 'static>,
+    detach: mpsc::Sender<Stdin>,
 ) {
-    let Controls { pid, resizer, stdin, room } = controls;
-    let mut waiting = stdin.map(|stdin| Waiting::begin(stdin, room));
-    let mut closed = None;
+    let Controls { pid, resizer, stdin, taken } = controls;
+    let mut stdin = stdin.map_or(Stdin::None, |stdin| Stdin::Open(Waiting::begin(stdin, taken)));
     while let Some(input) = inputs.next().await {
         match input {
             Input::Stdin(data) => {
-                if let Some(waiting) = &waiting {
+                if let Stdin::Open(waiting) = &stdin {
                     waiting.push(data).await;
                 }
             }
-            Input::StdinClosed(_) => closed = closed.or(waiting.take().map(Waiting::close)),
+            Input::StdinClosed(_) => stdin = stdin.close(),
             Input::Resize(size) => {
                 if let Some(resizer) = &resizer {
                     let (rows, columns) = terminal_size(&size);
@@ -60,140 +87,126 @@ pub(super) async fn feed(
             Input::Signal(number) => signal(pid, number),
             Input::Detach(_) => {
                 // The command may have ended meanwhile.
-                let _ = detach.send(waiting).await;
+                let _ = detach.send(stdin).await;
                 return;
             }
             Input::Start(_) => {}
         }
     }
-    if let Some(mut writer) = closed.or(waiting.map(Waiting::close)) {
+    if let Stdin::Ending(mut writer) = stdin.close() {
         // Whatever becomes of it: there is nobody to tell.
         let _ = (&mut writer.0).await;
     }
 }
 
-/// Input on its way to a command; dropped, what was not taken is lost.
-pub(super) struct Waiting {
-    queue: mpsc::UnboundedSender<(Bytes, OwnedSemaphorePermit)>,
-    room_here: Arc<Semaphore>,
-    most: usize,
-    writer: Writer,
-}
-
-struct Writer(JoinHandle<()>);
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.0.abort();
+impl Stdin {
+    /// No more comes: the command's input ends when it has taken what waits.
+    fn close(self) -> Self {
+        match self {
+            Self::Open(Waiting { writer, .. }) => Self::Ending(writer),
+            other => other,
+        }
     }
 }
 
 impl Waiting {
-    fn begin(stdin: impl AsyncWrite + Unpin + Send + 'static, room: Option<mpsc::Sender<Output>>) -> Self {
+    fn begin(stdin: impl AsyncWrite + Unpin + Send + 'static, taken: Option<watch::Sender<u64>>) -> Self {
         let (queue, queued) = mpsc::unbounded_channel();
         // Who does not ask for room is held up by what waits, one piece at a time.
-        let most = if room.is_some() { MOST_BYTES } else { 1 };
-        let writer = Writer(tokio::spawn(write(stdin, queued, room)));
-        Self { queue, room_here: Arc::new(Semaphore::new(most)), most, writer }
+        let most = if taken.is_some() { MOST_BYTES } else { 1 };
+        let writer = Writer(tokio::spawn(write(stdin, queued, taken)));
+        Self { queue, room: Arc::new(Semaphore::new(most)), most, writer }
     }
 
     async fn push(&self, data: Bytes) {
-        let bytes = u32::try_from(data.len().clamp(1, self.most)).unwrap_or(u32::MAX);
-        if let Ok(held) = self.room_here.clone().acquire_many_owned(bytes).await {
+        let cost = u32::try_from((data.len() + PIECE_BYTES).min(self.most)).unwrap_or(u32::MAX);
+        if let Ok(held) = self.room.clone().acquire_many_owned(cost).await {
             // Always there: it ends with this.
             let _ = self.queue.send((data, held));
         }
-    }
-
-    /// No more comes: the command's input ends when it has taken what waits.
-    fn close(self) -> Writer {
-        self.writer
     }
 }
 
 async fn write(
     mut stdin: impl AsyncWrite + Unpin,
     mut queue: mpsc::UnboundedReceiver<(Bytes, OwnedSemaphorePermit)>,
-    room: Option<mpsc::Sender<Output>>,
+    taken: Option<watch::Sender<u64>>,
 ) {
-    let tell = async |taken: u64| {
-        if let Some(room) = &room {
-            // Nobody may listen any more.
-            let _ = room.send(Output::StdinRoom(taken + AHEAD_BYTES)).await;
-        }
-    };
-    let (mut taken, mut told) = (0, 0);
-    tell(taken).await;
+    let (mut bytes, mut told) = (0, 0);
     while let Some((data, _held)) = queue.recv().await {
         // What a command does not want any more is taken from the client all the same.
         let _ = stdin.write_all(&data).await;
-        taken += data.len() as u64;
-        if taken - told >= STEP_BYTES {
-            told = taken;
-            tell(taken).await;
+        bytes += data.len() as u64;
+        if bytes - told >= STEP_BYTES {
+            told = bytes;
+            if let Some(taken) = &taken {
+                taken.send_replace(bytes);
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{os::unix::process::ExitStatusExt as _, time::Duration};
 
-    use tokio::{io::AsyncReadExt as _, time::timeout};
+    use orch_proto::wire;
+    use tokio::{
+        io::{AsyncReadExt as _, DuplexStream},
+        time::timeout,
+    };
 
     use super::*;
 
     const SOON: Duration = Duration::from_millis(200);
     const LATE: Duration = Duration::from_secs(10);
 
-    fn rooms(outputs: &mut mpsc::Receiver<Output>) -> Vec<u64> {
-        let room = |output| match output {
-            Output::StdinRoom(room) => room,
-            other => panic!("{other:?}"),
-        };
-        std::iter::from_fn(|| outputs.try_recv().ok().map(room)).collect()
+    fn controls(pid: u32, asks: bool) -> (DuplexStream, watch::Receiver<u64>, Controls<DuplexStream>) {
+        let (command, stdin) = tokio::io::duplex(16);
+        let (taken, seen) = watch::channel(0);
+        (command, seen, Controls { pid, resizer: None, stdin: Some(stdin), taken: asks.then_some(taken) })
+    }
+
+    fn piece(kib: usize) -> Input {
+        Input::Stdin(vec![7; kib << 10].into())
+    }
+
+    /// What comes in, one after the other.
+    fn inputs(inputs: Vec<Input>) -> impl Stream<Item = Input> + Send + Unpin {
+        futures::stream::iter(inputs)
     }
 
     #[tokio::test]
-    async fn input_waits_and_its_sender_is_told_of_room() {
-        let (mut command, stdin) = tokio::io::duplex(16);
-        let (room, mut outputs) = mpsc::channel(99);
-        let waiting = Waiting::begin(stdin, Some(room));
-        assert_eq!(timeout(LATE, outputs.recv()).await, Ok(Some(Output::StdinRoom(AHEAD_BYTES))));
-        let piece = Bytes::from(vec![7; 32 << 10]);
-        for _ in 0..8 {
-            timeout(LATE, waiting.push(piece.clone()))
-                .await
-                .expect("the command takes nothing, and nobody waits for it");
-        }
-        assert_eq!(rooms(&mut outputs), [0; 0], "nothing was taken");
-        let mut taken = vec![0; 8 * piece.len()];
-        timeout(LATE, command.read_exact(&mut taken)).await.unwrap().unwrap();
-        assert!(taken.iter().all(|&byte| byte == 7));
+    async fn a_signal_does_not_wait_behind_input() {
+        let mut program = tokio::process::Command::new("sleep").arg("1000").kill_on_drop(true).spawn().unwrap();
+        let (_command, taken, controls) = controls(program.id().unwrap(), true);
+        let mut user = vec![piece(32); usize::try_from(AHEAD_BYTES >> 15).unwrap()];
+        user.push(Input::Signal(15));
+        let fed = tokio::spawn(feed(inputs(user), controls, mpsc::channel(1).0));
+        let ended = timeout(LATE, program.wait()).await.expect("it hears the signal").unwrap();
+        assert_eq!((ended.signal(), *taken.borrow()), (Some(15), 0));
+        fed.abort();
     }
 
     #[tokio::test]
-    async fn room_grows_with_what_is_taken_and_the_end_comes_last() {
-        let (mut command, stdin) = tokio::io::duplex(16);
-        let (room, mut outputs) = mpsc::channel(99);
-        let waiting = Waiting::begin(stdin, Some(room));
-        let pieces = 4 * STEP_BYTES / (32 << 10);
-        for _ in 0..pieces {
-            waiting.push(vec![7; 32 << 10].into()).await;
+    async fn what_is_taken_is_told_and_the_end_comes_last() {
+        for closes in [true, false] {
+            let (mut command, taken, controls) = controls(0, true);
+            let mut user = vec![piece(32); 8];
+            user.extend(closes.then_some(Input::StdinClosed(wire::Empty {})));
+            let fed = tokio::spawn(feed(inputs(user), controls, mpsc::channel(1).0));
+            let mut all = Vec::new();
+            timeout(LATE, command.read_to_end(&mut all)).await.expect("its input ends").unwrap();
+            assert_eq!(all.len(), (8 * 32) << 10);
+            timeout(LATE, fed).await.expect("nothing is left to do").unwrap();
+            assert_eq!(*taken.borrow(), 4 * STEP_BYTES);
         }
-        let mut writer = waiting.close();
-        let mut all = Vec::new();
-        timeout(LATE, command.read_to_end(&mut all)).await.unwrap().unwrap();
-        assert_eq!(all.len() as u64, 4 * STEP_BYTES);
-        timeout(LATE, &mut writer.0).await.unwrap().unwrap();
-        let expected: Vec<u64> = (0..=4).map(|steps| AHEAD_BYTES + steps * STEP_BYTES).collect();
-        assert_eq!(rooms(&mut outputs), expected);
     }
 
     #[tokio::test]
     async fn who_does_not_ask_for_room_is_held_up_by_what_waits() {
-        let (mut command, stdin) = tokio::io::duplex(16);
-        let waiting = Waiting::begin(stdin, None);
+        let (mut command, _, Controls { stdin, taken, .. }) = controls(0, false);
+        let waiting = Waiting::begin(stdin.unwrap(), taken);
         waiting.push(vec![1; 64].into()).await;
         assert!(timeout(SOON, waiting.push(vec![2; 64].into())).await.is_err(), "the first still waits");
         let mut first = [0; 64];
@@ -203,15 +216,28 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_command_does_not_want_is_taken() {
-        let (command, stdin) = tokio::io::duplex(16);
+        let (command, taken, controls) = controls(0, true);
         drop(command);
-        let (room, mut outputs) = mpsc::channel(200);
-        let waiting = Waiting::begin(stdin, Some(room));
-        for _ in 0..100 {
-            timeout(LATE, waiting.push(vec![7; 64 << 10].into())).await.expect("it is dropped");
+        let fed = feed(inputs(vec![piece(1024); 10]), controls, mpsc::channel(1).0);
+        timeout(LATE, fed).await.expect("it is dropped");
+        assert_eq!(*taken.borrow(), 10 << 20);
+    }
+
+    #[tokio::test]
+    async fn who_detaches_leaves_the_input_as_it_is() {
+        for (closes, is_open) in [(false, true), (true, false)] {
+            let (mut command, _, controls) = controls(0, true);
+            let (detach, mut detached) = mpsc::channel(1);
+            let mut user = vec![piece(64)];
+            user.extend(closes.then_some(Input::StdinClosed(wire::Empty {})));
+            user.push(Input::Detach(wire::Empty {}));
+            timeout(LATE, feed(inputs(user), controls, detach)).await.expect("nobody waits for the command");
+            let left = detached.recv().await.expect("its input");
+            let mut typed = vec![0; 64 << 10];
+            timeout(LATE, command.read_exact(&mut typed)).await.expect("what was typed before").unwrap();
+            let end = timeout(SOON, command.read(&mut typed)).await;
+            assert_eq!(end.is_err(), is_open, "{end:?}");
+            drop(left);
         }
-        let mut writer = waiting.close();
-        timeout(LATE, &mut writer.0).await.unwrap().unwrap();
-        assert_eq!(rooms(&mut outputs).last(), Some(&(AHEAD_BYTES + 100 * (64 << 10))));
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::Host;
-use crate::image::{pull::Progress, reference::Reference};
+use crate::image::pull::Progress;
 
 /// Most tasks are prepared sooner, and nothing is said of them.
 const FIRST: Duration = Duration::from_secs(2);
@@ -55,7 +55,7 @@ impl Steps {
 
 /// Tells managers for as long as it is polled.
 pub(super) async fn tell(host: &Host, task: &Task, mut heard: Heard) -> Infallible {
-    let mut waiting = Waiting::new(&task.spec.container.image, host.items.image_source(&task.id).is_some());
+    let mut waiting = Waiting::default();
     let mut ticks = interval_at(Instant::now() + FIRST, EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -70,9 +70,10 @@ pub(super) async fn tell(host: &Host, task: &Task, mut heard: Heard) -> Infallib
 }
 
 /// What was heard of an image on its way.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Waiting {
-    from: String,
+    /// Who is asked for it now.
+    asked: String,
     /// By digest: bytes that are here, and all of them.
     layers: BTreeMap<String, (u64, u64)>,
     trouble: Option<String>,
@@ -86,19 +87,16 @@ pub(super) struct Words {
 }
 
 impl Waiting {
-    fn new(image: &str, is_on_nodes: bool) -> Self {
-        // Without a readable name it is not waited for.
-        let registry = Reference::parse(image).map(|reference| reference.registry).unwrap_or_default();
-        let from = if is_on_nodes { format!("other nodes or {registry}") } else { registry };
-        Self { from, layers: BTreeMap::new(), trouble: None }
-    }
-
     fn hear(&mut self, step: wire::PullProgress) {
         match step.progress {
+            // What another has sent of it is not what this one sends.
+            Some(pull_progress::Progress::Asking(asked)) => *self = Self { asked, ..Self::default() },
             Some(pull_progress::Progress::Status(trouble)) => self.trouble = Some(trouble),
             Some(pull_progress::Progress::Layer(layer)) => {
                 self.trouble = None;
-                if layer.state != "exists" {
+                if layer.state == "exists" {
+                    self.layers.remove(&layer.digest);
+                } else {
                     self.layers.insert(layer.digest, (layer.done_bytes, layer.total_bytes));
                 }
             }
@@ -118,7 +116,8 @@ impl Waiting {
     fn of_image(&self) -> String {
         let (done, total) = self.layers.values().fold((0, 0), |(a, b), (done, total)| (a + done, b + total));
         match total {
-            0 => format!("waiting for its image from {}", self.from),
+            0 if self.asked.is_empty() => "waiting for its image".to_owned(),
+            0 => format!("waiting for its image from {}", self.asked),
             total if done >= total => "unpacking its image".to_owned(),
             total => format!("downloading its image: {} of {}", size::human(done), size::human(total)),
         }
@@ -137,21 +136,25 @@ mod tests {
     #[test]
     fn what_a_pull_says_is_told_in_words() {
         let busy = || pull_progress::Progress::Status("registry r is busy: asking again in 2 s".to_owned());
-        let mut waiting = Waiting::new("r:5000/web:1", false);
+        let asking = |who: &str| Some(pull_progress::Progress::Asking(who.to_owned()));
+        let mut waiting = Waiting::default();
         let mut said = |step: Option<pull_progress::Progress>| {
             waiting.hear(wire::PullProgress { progress: step });
             let Words { message, error } = waiting.words(Stage::Image);
             (message, error.is_some())
         };
         for (step, message, in_trouble) in [
-            (None, "waiting for its image from r:5000", false),
+            (None, "waiting for its image", false),
+            (asking("r:5000"), "waiting for its image from r:5000", false),
             (Some(busy()), "waiting for its image from r:5000", true),
             (Some(layer("a", 0, 30_000_000, "waiting")), "downloading its image: 0B of 30MB", false),
-            (Some(layer("old", 9, 9, "exists")), "downloading its image: 0B of 30MB", false),
+            (Some(layer("old", 0, 70_000_000, "waiting")), "downloading its image: 0B of 100MB", false),
+            (Some(layer("old", 70_000_000, 70_000_000, "exists")), "downloading its image: 0B of 30MB", false),
             (Some(layer("b", 0, 4_200_000, "waiting")), "downloading its image: 0B of 34.2MB", false),
             (Some(layer("a", 12_340_000, 30_000_000, "downloading")), "downloading its image: 12.3MB of 34.2MB", false),
             (Some(busy()), "downloading its image: 12.3MB of 34.2MB", true),
-            (Some(layer("a", 30_000_000, 30_000_000, "unpacking")), "downloading its image: 30MB of 34.2MB", false),
+            (asking("mirror"), "waiting for its image from mirror", false),
+            (Some(layer("b", 0, 4_200_000, "downloading")), "downloading its image: 0B of 4.2MB", false),
             (Some(layer("b", 4_200_000, 4_200_000, "unpacking")), "unpacking its image", false),
         ] {
             assert_eq!(said(step.clone()), (message.to_owned(), in_trouble), "{step:?}");
@@ -159,8 +162,6 @@ mod tests {
         waiting.hear(wire::PullProgress { progress: Some(busy()) });
         let error = None;
         let of = |message: &str| Words { message: message.to_owned(), error: error.clone() };
-        let on_nodes = Waiting::new("web", true).words(Stage::Image);
-        assert_eq!(on_nodes, of("waiting for its image from other nodes or docker.io"));
         assert_eq!(waiting.words(Stage::Mounts), of("looking at its mounts"));
         assert_eq!(waiting.words(Stage::Ground), of("preparing its volumes and networks"));
     }

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 
 use super::{
     arrival::Arrival,
-    pull::{MAX_INDEXES, PROGRESS_STEP_BYTES, Pace, Progress, bytes_of, platform_manifest, report},
+    pull::{MAX_INDEXES, PROGRESS_STEP_BYTES, Pace, Progress, asking, bytes_of, platform_manifest, report},
     store::{ImageStore, MAX_METADATA_BYTES, StoreError, StoredImage, UnpackedLayer},
 };
 
@@ -60,6 +60,7 @@ pub(crate) async fn fetch(
     progress: &Progress,
 ) -> Result<StoredImage, FetchError> {
     let arriving = store.arriving();
+    asking(progress, "other nodes");
     let holders = reachable(identity, from).await?;
     let fetcher = Fetcher { store, from, holders, progress };
     fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;

@@ -175,7 +175,13 @@ impl Images {
             return Ok(found);
         }
         let turn = self.turn(digest.unwrap_or(image));
-        let _one_at_a_time = turn.lock().await;
+        let _one_at_a_time = match turn.try_lock() {
+            Ok(first) => first,
+            Err(_) => {
+                pull::asking(progress, "another task's download on this node");
+                turn.lock().await
+            }
+        };
         if let Some(found) = here() {
             return Ok(found);
         }

@@ -94,6 +94,7 @@ pub(crate) async fn pull(
     let _arriving = store.arriving();
     let mut tried = Tried::default();
     for endpoint in endpoints(registries, &reference.registry) {
+        asking(progress, &endpoint.host);
         let pulled = match Asker::new(&endpoint, reference, login) {
             Ok(asker) => Session { store, asker }.pull(progress).await,
             Err(error) => Err(error),
@@ -245,7 +246,10 @@ impl Session<'_> {
             return Err(StoreError::LayerCount(digest).into());
         }
         for layer in &manifest.layers {
-            report(progress, &layer.digest, bytes_of(layer), "waiting", 0);
+            match self.store.has_blob(&layer.digest) {
+                true => report(progress, &layer.digest, bytes_of(layer), "exists", bytes_of(layer)),
+                false => report(progress, &layer.digest, bytes_of(layer), "waiting", 0),
+            }
         }
         let layers = manifest.layers.iter().zip(&diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id });
         let downloads: Vec<_> = layers.map(|layer| self.layer(layer, progress)).collect();
@@ -373,6 +377,7 @@ impl Session<'_> {
             }
             attempt += 1;
             tracing::info!(digest = blob.digest, %error, attempt, "a download is resumed");
+            trouble(progress, format!("{error}: going on with what has come"));
             tokio::time::sleep(RESUME_PAUSE * (attempt - 1)).await;
         }
         report(progress, &blob.digest, bytes_of(blob), "unpacking", bytes_of(blob));
@@ -454,10 +459,24 @@ fn wanted(reference: &Reference) -> &str {
 
 pub(super) const PROGRESS_STEP_BYTES: u64 = 1 << 20;
 
+/// Says who is asked now.
+pub(super) fn asking(progress: &Progress, whom: &str) {
+    say(progress, wire::pull_progress::Progress::Asking(whom.to_owned()));
+}
+
+/// Says what is in the way.
+fn trouble(progress: &Progress, text: String) {
+    say(progress, wire::pull_progress::Progress::Status(text));
+}
+
+fn say(progress: &Progress, what: wire::pull_progress::Progress) {
+    // Progress is a courtesy: a slow or absent reader loses some of it.
+    let _ = progress.try_send(wire::PullProgress { progress: Some(what) });
+}
+
 pub(super) fn report(progress: &Progress, digest: &str, total_bytes: u64, state: &str, done_bytes: u64) {
     let layer = wire::LayerProgress { digest: digest.to_owned(), done_bytes, total_bytes, state: state.to_owned() };
-    // Progress is a courtesy: a slow or absent reader loses some of it.
-    let _ = progress.try_send(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Layer(layer)) });
+    say(progress, wire::pull_progress::Progress::Layer(layer));
 }
 
 pub(super) fn bytes_of(blob: &OciDescriptor) -> u64 {

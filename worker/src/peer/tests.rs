@@ -133,6 +133,8 @@ async fn a_node_fetches_an_image_from_another() {
     let fetched =
         fetch::fetch(&wants, &mine, &source(grant(&ca, &asker, &image.digest, now + HOUR)), &progress).await.unwrap();
     let mut states = Vec::new();
+    let asked = steps.try_recv().unwrap().progress.unwrap();
+    assert_eq!(asked, pull_progress::Progress::Asking("other nodes".to_owned()));
     while let Ok(PullProgress { progress: Some(pull_progress::Progress::Layer(layer)) }) = steps.try_recv() {
         states.push((layer.state, layer.done_bytes == layer.total_bytes));
     }

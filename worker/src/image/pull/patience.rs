@@ -4,9 +4,7 @@
 
 use std::time::Duration;
 
-use orch_proto::wire;
-
-use super::{Progress, PullError};
+use super::{Progress, PullError, trouble};
 use crate::image::{reference::Reference, registry::Endpoint};
 
 /// How often in all something is asked for, and how often a download that breaks off is gone on with.
@@ -68,8 +66,7 @@ async fn wait(error: PullError, attempt: u32, progress: Option<&Progress>) -> Re
     let text = format!("registry {registry} {what}: asking again in {} s", pause.as_secs_f32().ceil());
     tracing::info!(registry, reason, attempt, pause_ms = pause.as_millis(), "a registry is asked again: it {what}");
     if let Some(progress) = progress {
-        // Progress is a courtesy.
-        let _ = progress.try_send(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Status(text)) });
+        trouble(progress, text);
     }
     tokio::time::sleep(pause).await;
     Ok(())

@@ -128,12 +128,15 @@ async fn images_come_from_a_registry_on_this_machine() {
         assert_eq!((&image.digest, index.is_some()), (&digest, has_index));
         let file = store.layer_path(&image.record.diff_ids[0]).unwrap().join("hello");
         assert_eq!(fs::read_to_string(file).unwrap(), "hello");
-        let mut states = Vec::new();
-        while let Ok(wire::PullProgress { progress: Some(wire::pull_progress::Progress::Layer(layer)) }) =
-            messages.try_recv()
-        {
-            states.push(layer.state);
+        let (mut asked, mut states) = (Vec::new(), Vec::new());
+        while let Ok(message) = messages.try_recv() {
+            match message.progress.unwrap() {
+                wire::pull_progress::Progress::Asking(whom) => asked.push(whom),
+                wire::pull_progress::Progress::Layer(layer) => states.push(layer.state),
+                other => panic!("{other:?}"),
+            }
         }
+        assert_eq!(asked.last(), Some(&registry.host));
         assert_eq!(states, ["waiting", "downloading", "unpacking", "done"]);
     }
     let dir = tempfile::tempdir().unwrap();
