@@ -476,10 +476,17 @@ fn stopping_and_signals() {
     let _ = lab.orch(&["service", "create", "-q", "--name", "served", "busybox", "sleep", "1000"]).ok();
     lab.wait_replicas("served", "1/1");
     for target in ["returns", "served.1"] {
-        let trap = r#"trap "exit 9" TERM; while :; do sleep 0.1; done"#;
-        let full = format!("yes | timeout --preserve-status -k 60 -s TERM 3 orch exec -i {target} sh -c '{trap}'");
-        let ended = lab.exec("n1", &["sh", "-c", &full]);
-        assert_eq!(ended.code, 9, "{target}: {ended:?}");
+        let file = format!("/run/orch/said-{target}");
+        let full = format!(
+            r#"yes | sh -c 'echo $$ >/run/orch/typed; exec orch exec -i {target} sh -c "trap \"exit 9\" TERM; echo up; while :; do sleep 0.1; done"' >{file}"#
+        );
+        let mut full = lab.spawn("n1", &["sh", "-c", &full]);
+        eventually("it has its trap", || {
+            let said = lab.exec("n1", &["cat", &file]).result()?;
+            if said.contains("up") { Ok(()) } else { Err(said) }
+        });
+        let _ = sent("TERM");
+        assert_eq!(full.wait().expect("its end").code(), Some(9), "{target}");
         let all = format!("seq 1000000 | orch exec -i {target} tail -n 1");
         assert_eq!(lab.exec("n1", &["sh", "-c", &all]).ok(), "1000000\n", "{target}: all of it arrives");
     }

@@ -18,10 +18,10 @@ fn data_dir(lab: &Lab, node: &str) -> PathBuf {
     PathBuf::from(host["data_dir"].as_str().expect("data_dir"))
 }
 
-/// Ends the manager of a node and keeps it from being started while `change` is made.
-fn while_off(lab: &Lab, node: &str, change: impl FnOnce()) {
+/// Ends a daemon of a node and keeps it from being started while `change` is made.
+fn while_off(lab: &Lab, node: &str, daemon: &str, change: impl FnOnce()) {
     let _ = lab.command("pause", &[node, "node"]).ok();
-    let _ = lab.command("kill", &[node, "manager"]).ok();
+    let _ = lab.command("kill", &[node, daemon]).ok();
     change();
     let _ = lab.command("resume", &[node]).ok();
 }
@@ -95,7 +95,7 @@ fn a_full_or_read_only_disk_stops_its_manager_only_until_there_is_room_again() {
     wait_serving(&lab, "n3");
     eventually("what it missed is there", || lab.orch_on("n3", &["config", "inspect", "while-full"]).result());
 
-    while_off(&lab, "n3", || {
+    while_off(&lab, "n3", "manager", || {
         // Busy until the killed manager's files are closed.
         let remount = ["mount", "-o", "remount,ro", MANAGER_DIR];
         eventually("the disk can be made read-only", || lab.exec("n3", &remount).result());
@@ -161,7 +161,7 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
     let dir = data_dir(&lab, "n3").join("manager");
     let copy = tempfile::tempdir().expect("a folder");
     let node_id = lab.orch_on("n3", &["info", "--format", "{{.Swarm.NodeID}}"]).ok();
-    while_off(&lab, "n3", || {
+    while_off(&lab, "n3", "manager", || {
         assert!(copy_dir(&dir, &copy.path().join("manager")));
     });
     wait_serving(&lab, "n3");
@@ -180,11 +180,11 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
         ("the witness is garbled", "raft/log/tip", Box::new(|| overwrite(log.join("tip"), 0))),
     ];
     for (what, file, damage) in &damages {
-        while_off(&lab, "n3", damage);
+        while_off(&lab, "n3", "manager", damage);
         let said = wait_error(&lab, "n3", what, &[file]);
         assert!(lab.orch_on("n3", &["config", "ls"]).code != 0, "{what}: it serves all the same: {said}");
         write(&lab, &format!("after-{}", file.replace('/', "-")));
-        while_off(&lab, "n3", || {
+        while_off(&lab, "n3", "manager", || {
             fs::remove_dir_all(&dir).expect("removing the damaged files");
             assert!(copy_dir(&copy.path().join("manager"), &dir));
         });
@@ -192,7 +192,7 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
     }
     // One bit: where it matters it is noticed, and where it does not (what was safe twice), nothing is missing or made up.
     for file in ["journal", "db"] {
-        while_off(&lab, "n3", || flip_a_bit(&log.join(file)));
+        while_off(&lab, "n3", "manager", || flip_a_bit(&log.join(file)));
         eventually(&format!("a bit of {file} is flipped: n3 says so, or has everything"), || {
             let said = lab.orch_on("n3", &["info"]).result()?;
             let is_named = said.contains("Cluster: error") && said.contains("raft/log");
@@ -200,14 +200,14 @@ fn damage_is_named_never_served_and_healed_by_one_command() {
             let is_whole = || lab.orch_on("n3", &list).result().is_ok_and(|own| own == lab.orch(&list).ok());
             if is_named || is_whole() { Ok(()) } else { Err(said) }
         });
-        while_off(&lab, "n3", || {
+        while_off(&lab, "n3", "manager", || {
             fs::remove_dir_all(&dir).expect("removing the damaged files");
             assert!(copy_dir(&copy.path().join("manager"), &dir));
         });
         wait_serving(&lab, "n3");
     }
     // Without a copy: one command.
-    while_off(&lab, "n3", || cut(&log));
+    while_off(&lab, "n3", "manager", || cut(&log));
     let _ = wait_error(&lab, "n3", "cut short", &["raft/log"]);
     let said = lab.orch_on("n3", &["node", "reset-manager"]).ok();
     assert!(said.contains("manager.lost-"), "{said}");
@@ -273,8 +273,10 @@ fn a_worker_whose_certificate_is_damaged_names_the_file_and_the_way_back() {
     let lab = Lab::up("disk-worker", 2, 1);
     // A lone manager's node shows the same as a worker's.
     for node in ["n1", "n2"] {
-        let _ = sh(&lab, node, &format!("cp -a {TLS_DIR} /var/lib/orch/copy && echo damaged > {TLS_DIR}/node.crt"));
-        let _ = lab.command("kill", &[node, "worker"]).ok();
+        // Of a worker that answers, the node would renew it.
+        while_off(&lab, node, "worker", || {
+            let _ = sh(&lab, node, &format!("cp -a {TLS_DIR} /var/lib/orch/copy && echo damaged > {TLS_DIR}/node.crt"));
+        });
         let said = eventually("the node says why its worker does not run", || {
             let said = lab.orch_on(node, &["info"]).result()?;
             let named = said.contains("Last Words: load this node's worker certificate") && said.contains(TLS_DIR);

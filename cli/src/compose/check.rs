@@ -154,8 +154,12 @@ impl Checker<'_> {
     fn format(&mut self, node: &Node, text: &str, path: &str, shape: &Shape) {
         let place = node.place;
         match shape {
-            Shape::Duration | Shape::Pause if nanos::parse(text).is_err() => {
-                let help = "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
+            Shape::Duration | Shape::Pause => {
+                let help = match nanos::parse(text) {
+                    Ok(_) => return,
+                    Err(nanos::Unreadable::Form) => "write 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)",
+                    Err(nanos::Unreadable::TooLong) => "no duration is longer than 292 years",
+                };
                 let older = if self.version < 4 { format!(": {}", nanos::complaint(text)) } else { String::new() };
                 self.wrong(place, path, &format!("Does not match format 'duration'{older}"), Some(help.into()));
             }

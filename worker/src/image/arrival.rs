@@ -24,11 +24,6 @@ struct Unpacking {
 }
 
 impl Arrival {
-    /// Whether it is unpacked on the way.
-    pub(crate) fn is_layer(&self) -> bool {
-        self.unpacking.is_some()
-    }
-
     /// A manifest or configuration.
     pub(crate) fn of_blob(store: &ImageStore) -> Result<Self, StoreError> {
         Ok(Self { writer: store.blob_writer()?, unpacking: None, bytes: 0 })

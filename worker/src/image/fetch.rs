@@ -63,10 +63,10 @@ pub(crate) async fn fetch(
     asking(progress, "other nodes");
     let holders = reachable(identity, from).await?;
     let fetcher = Fetcher { store, from, holders, progress };
-    fetcher.blob(0, &from.digest, Some(MAX_METADATA_BYTES)).await?;
+    fetcher.blob(&from.digest).await?;
     let digest = fetcher.manifest_digest().await?;
     let manifest = store.manifest(&digest)?;
-    fetcher.blob(0, &manifest.config.digest, Some(MAX_METADATA_BYTES)).await?;
+    fetcher.blob(&manifest.config.digest).await?;
     let diff_ids = store.config(&manifest.config.digest)?.rootfs.diff_ids;
     if diff_ids.len() != manifest.layers.len() {
         return Err(StoreError::LayerCount(digest).into());
@@ -125,10 +125,21 @@ async fn connect(addr: String, identity: SharedIdentity) -> Result<Holder, Fetch
 
 const HOLDER_GRACE: Duration = Duration::from_millis(50);
 
-/// What becomes of what arrives.
+/// What is fetched.
 #[derive(Debug, Clone, Copy)]
-enum What {
-    Blob,
+struct Wanted<'a> {
+    digest: &'a str,
+    /// More than this makes no sense; of a layer, all of it.
+    limit: u64,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A manifest or configuration.
+    Metadata,
+    /// A layer that is here unpacked.
+    Layer,
     /// It is unpacked, too.
     NewLayer,
 }
@@ -153,7 +164,7 @@ impl Fetcher<'_> {
             })?;
             let OciManifest::ImageIndex(index) = read else { return Ok(digest) };
             let chosen = platform_manifest(&index).ok_or_else(|| FetchError::Platform(self.from.digest.clone()))?;
-            self.blob(0, chosen, Some(MAX_METADATA_BYTES)).await?;
+            self.blob(chosen).await?;
             chosen.clone_into(&mut digest);
         }
         Err(FetchError::Platform(self.from.digest.clone()))
@@ -170,39 +181,35 @@ impl Fetcher<'_> {
         if self.store.has_blob(digest) {
             return Ok(None);
         }
-        let what = if self.store.has_layer(diff_id) { What::Blob } else { What::NewLayer };
-        let unpacked = self.one_after_another(n, digest, Some(bytes), what).await?;
+        let kind = if self.store.has_layer(diff_id) { Kind::Layer } else { Kind::NewLayer };
+        let unpacked = self.one_after_another(n, Wanted { digest, limit: bytes, kind }).await?;
         report(self.progress, digest, bytes, "done", bytes);
         Ok(unpacked.map(|unpacked| (digest.to_owned(), diff_id.to_owned(), unpacked)))
     }
 
-    async fn blob(&self, n: usize, digest: &str, limit: Option<u64>) -> Result<(), FetchError> {
+    async fn blob(&self, digest: &str) -> Result<(), FetchError> {
         if self.store.has_blob(digest) {
             return Ok(());
         }
-        self.one_after_another(n, digest, limit, What::Blob).await.map(drop)
+        let wanted = Wanted { digest, limit: MAX_METADATA_BYTES, kind: Kind::Metadata };
+        self.one_after_another(0, wanted).await.map(drop)
     }
 
     /// Asks the `n`th holder first, then the others; what one began the next goes on with.
-    async fn one_after_another(
-        &self,
-        n: usize,
-        digest: &str,
-        limit: Option<u64>,
-        what: What,
-    ) -> Result<Option<UnpackedLayer>, FetchError> {
+    async fn one_after_another(&self, n: usize, wanted: Wanted<'_>) -> Result<Option<UnpackedLayer>, FetchError> {
+        let digest = wanted.digest;
         let mut last = FetchError::NoHolder(digest.to_owned());
-        let mut arrival = self.start(digest, what).await?;
+        let mut arrival = self.start(wanted).await?;
         for turn in 0..self.holders.len() {
             let holder = &self.holders[(n + turn) % self.holders.len()];
             let is_gone_on_with = arrival.bytes > 0;
-            let mut tried = self.all_from(holder, digest, limit, arrival).await;
+            let mut tried = self.all_from(holder, wanted, arrival).await;
             if let Err((error, None)) = &tried
                 && is_gone_on_with
             {
                 // What is wrong may be what was there before.
                 warn(digest, holder, error);
-                tried = self.all_from(holder, digest, limit, self.start(digest, what).await?).await;
+                tried = self.all_from(holder, wanted, self.start(wanted).await?).await;
             }
             let (error, left) = match tried {
                 Ok(unpacked) => return Ok(unpacked),
@@ -216,16 +223,16 @@ impl Fetcher<'_> {
             last = error;
             arrival = match left {
                 Some(left) => *left,
-                None => self.start(digest, what).await?,
+                None => self.start(wanted).await?,
             };
         }
         Err(last)
     }
 
-    async fn start(&self, digest: &str, what: What) -> Result<Arrival, StoreError> {
-        match what {
-            What::Blob => Arrival::of_blob(self.store),
-            What::NewLayer => Arrival::of_layer(self.store, digest).await,
+    async fn start(&self, wanted: Wanted<'_>) -> Result<Arrival, StoreError> {
+        match wanted.kind {
+            Kind::Metadata | Kind::Layer => Arrival::of_blob(self.store),
+            Kind::NewLayer => Arrival::of_layer(self.store, wanted.digest).await,
         }
     }
 
@@ -233,12 +240,11 @@ impl Fetcher<'_> {
     async fn all_from(
         &self,
         holder: &Holder,
-        digest: &str,
-        limit: Option<u64>,
+        wanted: Wanted<'_>,
         mut arrival: Arrival,
     ) -> Result<Option<UnpackedLayer>, (FetchError, Option<Box<Arrival>>)> {
-        match self.blob_from(holder, digest, limit, &mut arrival).await {
-            Ok(()) => arrival.finish(digest).await.map_err(|error| (error.into(), None)),
+        match self.blob_from(holder, wanted, &mut arrival).await {
+            Ok(()) => arrival.finish(wanted.digest).await.map_err(|error| (error.into(), None)),
             Err(error @ (FetchError::Stalled { .. } | FetchError::Drips { .. } | FetchError::Refused { .. })) => {
                 Err((error, Some(Box::new(arrival))))
             }
@@ -252,8 +258,7 @@ impl Fetcher<'_> {
     async fn blob_from(
         &self,
         holder: &Holder,
-        digest: &str,
-        limit: Option<u64>,
+        Wanted { digest, limit, kind }: Wanted<'_>,
         arrival: &mut Arrival,
     ) -> Result<(), FetchError> {
         let refused = |status: tonic::Status| FetchError::Refused {
@@ -271,10 +276,9 @@ impl Fetcher<'_> {
         let mut client = holder.client.clone();
         let answered = timeout(STALL_TIMEOUT, client.fetch_blob(request)).await.map_err(|_| stalled())?;
         let mut chunks = answered.map_err(refused)?.into_inner();
-        let total = limit.filter(|_| arrival.is_layer());
         let arrives = |bytes| {
-            if let Some(total) = total {
-                report(self.progress, digest, total, "downloading", bytes);
+            if kind != Kind::Metadata {
+                report(self.progress, digest, limit, "downloading", bytes);
             }
         };
         arrives(arrival.bytes);
@@ -282,7 +286,7 @@ impl Fetcher<'_> {
         while let Some(chunk) =
             timeout(STALL_TIMEOUT, chunks.message()).await.map_err(|_| stalled())?.map_err(refused)?
         {
-            if limit.is_some_and(|limit| arrival.bytes + chunk.data.len() as u64 > limit) {
+            if arrival.bytes + chunk.data.len() as u64 > limit {
                 return Err(FetchError::TooLarge(digest.to_owned()));
             }
             let before = arrival.bytes;
