@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     image::{
-        From, ImageError,
+        ImageError, Sources,
         claims::Claim,
         config::{Healthcheck, ImageConfig},
         rootfs::{Rootfs, RootfsError},
@@ -170,7 +170,7 @@ pub(crate) async fn prepare_on(
     let login = login_of(host, spec);
     let wanted = spec.image_digest.as_deref();
     steps.at(Stage::Image);
-    let from = From { holders: source.as_ref(), login: login.as_ref() };
+    let from = Sources { holders: source.as_ref(), login: login.as_ref() };
     let (image, claim) = host.images.ensure(&spec.image, wanted, from, &steps.progress).await?;
     steps.at(Stage::Ground);
     let (config, layers) = host.images.parts(&image)?;

@@ -67,7 +67,7 @@ fn because(reasons: &[String]) -> String {
 
 /// Who an image that is not here may come from.
 #[derive(Clone, Copy)]
-pub(crate) struct From<'a> {
+pub(crate) struct Sources<'a> {
     /// Nodes that have it.
     pub holders: Option<&'a ImageSource>,
     /// For its registry.
@@ -135,7 +135,7 @@ impl Images {
         &self,
         image: &str,
         digest: Option<&str>,
-        from: From<'_>,
+        from: Sources<'_>,
         progress: &Progress,
     ) -> Result<(StoredImage, Claim), ImageError> {
         loop {
@@ -162,7 +162,7 @@ impl Images {
         &self,
         image: &str,
         digest: Option<&str>,
-        From { holders, login }: From<'_>,
+        Sources { holders, login }: Sources<'_>,
         progress: &Progress,
     ) -> Result<StoredImage, ImageError> {
         let reference = Reference::parse(image)?;
