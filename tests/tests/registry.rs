@@ -379,7 +379,7 @@ fn certificates_of_their_own_and_mirrors() {
     a_registry_that_says_nothing_is_named(&lab);
 }
 
-/// It takes connections and never answers: for minutes the task is being prepared.
+/// It takes connections and never answers.
 fn a_registry_that_says_nothing_is_named(lab: &Lab) {
     let script = "import socket, sys, time; s = socket.create_server((sys.argv[1], 5999)); time.sleep(600)";
     let host = lab.address("client");

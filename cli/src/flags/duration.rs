@@ -7,34 +7,33 @@ use orch_model::nanos;
 use super::Refusal;
 
 const FORM: &str = "expected a duration such as 10s, 1m30s or 500ms (units ns, us, ms, s, m, h)";
+const MILLISECOND: u64 = 1_000_000;
 
 pub(crate) fn parse(text: &str) -> Result<Duration, Refusal> {
-    whole_millis(seconds(text)?)
+    length(text).map(whole_millis)
 }
 
 /// Of a health check: as with Docker, 0 or no less than a millisecond.
 pub(crate) fn of_health(text: &str) -> Result<Duration, Refusal> {
-    let seconds = seconds(text)?;
-    if seconds > 0.0 && seconds < 0.001 {
-        return Err(format!("cannot be less than 1ms: {FORM}"));
+    match length(text)? {
+        1..MILLISECOND => Err(format!("cannot be less than 1ms: {FORM}")),
+        nanos => Ok(whole_millis(nanos)),
     }
-    whole_millis(seconds)
 }
 
-#[allow(clippy::cast_precision_loss)] // Whole milliseconds are kept.
-fn seconds(text: &str) -> Result<f64, Refusal> {
+/// In nanoseconds.
+fn length(text: &str) -> Result<u64, Refusal> {
     match nanos::parse(text) {
-        Ok(length @ 0..) => Ok(length as f64 / 1e9),
+        Ok(length) => u64::try_from(length).map_err(|_| FORM.to_owned()),
         Err(nanos::Unreadable::TooLong) => Err(format!("longer than 292 years: {FORM}")),
-        Ok(_) | Err(nanos::Unreadable::Form) => Err(FORM.to_owned()),
+        Err(nanos::Unreadable::Form) => Err(FORM.to_owned()),
     }
 }
 
 /// Model and wire hold whole milliseconds. A little is not nothing, which often stands for the default.
-fn whole_millis(seconds: f64) -> Result<Duration, Refusal> {
-    let least = if seconds > 0.0 { 1.0 } else { 0.0 };
-    let millis = (seconds * 1000.0).round().max(least);
-    Duration::try_from_secs_f64(millis / 1000.0).map_err(|_| FORM.to_owned())
+fn whole_millis(nanos: u64) -> Duration {
+    let least = u64::from(nanos > 0);
+    Duration::from_millis(((nanos + MILLISECOND / 2) / MILLISECOND).max(least))
 }
 
 /// As Go prints it: `1m30s`, `2160h0m0s`, `500ms`.
@@ -69,6 +68,8 @@ mod tests {
             ("0", 0, "0s"),
             ("+5s", 5000, "5s"),
             ("1ns", 1, "1ms"),
+            ("1499us", 1, "1ms"),
+            ("1500us", 2, "2ms"),
         ] {
             let parsed = parse(text).unwrap();
             assert_eq!(parsed, Duration::from_millis(millis), "{text}");
