@@ -1,6 +1,10 @@
 //! Makes the kernel forget connections to backends that went away.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use orch_netd_core::flows::Cut;
 
@@ -23,10 +27,12 @@ const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;
 const IP_V6_SRC: u16 = 3;
 const PROTO_NUM: u16 = 1;
+const PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 0x8000;
 const STATUS_SEEN_REPLY: u32 = 1 << 1;
 const STATUS_DST_NAT: u32 = 1 << 5;
 const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
 /// TIME_WAIT and CLOSE.
 const TCP_OVER: [u8; 2] = [7, 8];
 
@@ -39,19 +45,28 @@ pub(crate) fn forget(socket: &Socket, cuts: &BTreeMap<IpAddr, Cut>) -> io::Resul
     }
     let mut forgotten = 0;
     for family in [libc::AF_INET, libc::AF_INET6] {
-        let family = u8::try_from(family).map_err(io::Error::other)?;
-        if !cuts.keys().any(|addr| addr.is_ipv4() == (i32::from(family) == libc::AF_INET)) {
-            continue;
+        if cuts.keys().any(|addr| addr.is_ipv4() == (family == libc::AF_INET)) {
+            forgotten += forget_if(socket, family, |entry| doom(entry, cuts))?;
         }
-        let mut doomed = Vec::new();
-        socket.request(CT_GET, Mode::Dump, family, &[], |entry| doomed.extend(doom(entry, cuts)))?;
-        for entry in doomed {
-            match socket.request(CT_DELETE, Mode::Act, family, &entry, |_| {}) {
-                Ok(()) => forgotten += 1,
-                // It ended by itself meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+    }
+    Ok(forgotten)
+}
+
+/// Deletes where the node leads those who send datagrams to its published `ports`, and tells how many entries that were.
+pub(crate) fn forget_senders(socket: &Socket, ports: &BTreeSet<u16>) -> io::Result<usize> {
+    forget_if(socket, libc::AF_INET, |entry| doom_sender(entry, ports))
+}
+
+fn forget_if(socket: &Socket, family: i32, mut doom: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> io::Result<usize> {
+    let family = u8::try_from(family).map_err(io::Error::other)?;
+    let (mut doomed, mut forgotten) = (Vec::new(), 0);
+    socket.request(CT_GET, Mode::Dump, family, &[], |entry| doomed.extend(doom(entry)))?;
+    for entry in doomed {
+        match socket.request(CT_DELETE, Mode::Act, family, &entry, |_| {}) {
+            Ok(()) => forgotten += 1,
+            // It ended by itself meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(forgotten)
@@ -83,6 +98,21 @@ fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
     if status & STATUS_DST_NAT == 0 || lives_on {
         return None;
     }
+    named(entry)
+}
+
+/// As [`doom`], of datagrams to a port of this node. One that nobody has answered may have gone to the node itself; what
+/// passes through to such a port of somebody else is answered, or begins anew without harm.
+fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>) -> Option<Vec<u8>> {
+    let proto = attribute(attribute(entry, TUPLE_ORIG)?, TUPLE_PROTO)?;
+    let port = u16::from_be_bytes(*attribute(proto, PROTO_DST_PORT)?.first_chunk()?);
+    let status = u32::from_be_bytes(*attribute(entry, STATUS)?.first_chunk()?);
+    let is_udp = attribute(proto, PROTO_NUM)?.first() == Some(&IPPROTO_UDP);
+    let is_ours = status & STATUS_DST_NAT != 0 || status & STATUS_SEEN_REPLY == 0;
+    if is_udp && is_ours && ports.contains(&port) { named(entry) } else { None }
+}
+
+fn named(entry: &[u8]) -> Option<Vec<u8>> {
     let mut request = Vec::new();
     push(&mut request, TUPLE_ORIG | NESTED, attribute(entry, TUPLE_ORIG)?);
     for kind in [ID, ZONE] {
@@ -110,7 +140,6 @@ mod tests {
     use super::*;
 
     const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 30);
-    const IPPROTO_UDP: u8 = 17;
     const ESTABLISHED: u8 = 3;
     const SYN_SENT: u8 = 1;
     const TIME_WAIT: u8 = 7;
@@ -137,6 +166,28 @@ mod tests {
             push(&mut entry, PROTO_INFO | NESTED, &tcp);
         }
         entry
+    }
+
+    #[test]
+    fn which_senders_are_forgotten() {
+        let sent = |protocol: u8, port: u16, status: u32| {
+            let proto = nested(TUPLE_PROTO, &[(PROTO_NUM, &[protocol]), (PROTO_DST_PORT, &port.to_be_bytes())]);
+            let mut entry = Vec::new();
+            push(&mut entry, TUPLE_ORIG | NESTED, &proto);
+            push(&mut entry, STATUS, &status.to_be_bytes());
+            entry
+        };
+        let ports = BTreeSet::from([514]);
+        for (entry, gone) in [
+            (sent(IPPROTO_UDP, 514, STATUS_DST_NAT | STATUS_SEEN_REPLY), true),
+            (sent(IPPROTO_UDP, 514, STATUS_DST_NAT), true),
+            (sent(IPPROTO_UDP, 514, 0), true),
+            (sent(IPPROTO_UDP, 514, STATUS_SEEN_REPLY), false),
+            (sent(IPPROTO_UDP, 515, STATUS_DST_NAT), false),
+            (sent(IPPROTO_TCP, 514, STATUS_DST_NAT), false),
+        ] {
+            assert_eq!(doom_sender(&entry, &ports).is_some(), gone);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ use orch_model::{
 };
 use orch_netd_core::{
     desired::{Desired, LocalTask},
-    flows::{Backends, Standings},
+    flows::{Backends, Doors, Standings},
     gateway::{Gateway, GatewayV6},
     ns::NsName,
     plan::{Entry, Inputs, NodeFacts, WayOutV6},
@@ -145,6 +145,7 @@ pub(crate) struct Engine {
     attaching: BTreeMap<TaskId, Vec<Reply<AttachTaskResponse>>>,
     keeper: Keeper,
     standings: Standings,
+    doors: Doors,
     /// What the rules of tasks say of them, and since when.
     backends: Backends,
     turned: Instant,
@@ -212,6 +213,7 @@ impl Engine {
             attaching: BTreeMap::new(),
             keeper,
             standings: Standings::new(),
+            doors: Doors::new(),
             backends: Backends::new(),
             latest: Backends::new(),
             turned: Instant::now(),
@@ -248,8 +250,12 @@ impl Engine {
                     if received == 0 {
                         return;
                     }
+                    let is_news = batch.iter().any(|command| self.is_news(command));
                     let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
-                    self.bring_up_to_date(false).await;
+                    // Status is asked every second. What failed is tried again with it.
+                    if is_news || !self.problems.is_empty() || !self.suspects.is_empty() {
+                        self.bring_up_to_date(false).await;
+                    }
                     while let Some(id) = self.attaching.keys().next().cloned() {
                         self.answer_attaching(&id);
                     }
@@ -308,6 +314,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Whether what should be may be something else after this.
+    fn is_news(&self, command: &Command) -> bool {
+        match command {
+            Command::SetDesired(..) | Command::Attach(..) | Command::Down(..) | Command::Detach(..) => true,
+            Command::Suspects(suspects, _) => *suspects != self.suspects,
+            Command::Status(_) | Command::Trace(..) => false,
+        }
     }
 
     /// Takes a request into what should be; `None` when it is answered already.

@@ -41,6 +41,8 @@ use crate::{dns::Resolvers, engine::Engine, keeper::Keeper, store::Store};
 
 /// Requests that may wait for the engine.
 const MAX_WAITING: usize = 1_024;
+/// What a node has to know of a large cluster comes in one message: some 200 bytes for each task on a network of its own.
+const MESSAGE_BYTES: usize = 64 << 20;
 /// Only the worker, which is root, talks to the daemon.
 const SOCKET_MODE: u32 = 0o600;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -85,7 +87,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let server = tonic::transport::Server::builder()
         .accept_http1(true)
         .layer(MetricsLayer::new(move || metrics::page(&waiting)))
-        .add_service(NetdServer::new(service::Netd { commands, store }))
+        .add_service(NetdServer::new(service::Netd { commands, store }).max_decoding_message_size(MESSAGE_BYTES))
         .serve_with_incoming_shutdown(incoming, async move {
             terminate.recv().await;
         });

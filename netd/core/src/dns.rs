@@ -242,12 +242,30 @@ fn reply_with(
     }
     match (message.to_vec(), transport) {
         (Ok(bytes), Transport::Udp) if bytes.len() > usize::from(udp_limit(request)) => {
-            message.truncate().to_vec().map_or(Answer::Malformed, Answer::Reply)
+            shortened(message, udp_limit(request).into()).map_or(Answer::Malformed, Answer::Reply)
         }
         (Ok(bytes), _) => Answer::Reply(bytes),
         // What was parsed can be written again; should it not, saying nothing is right.
         (Err(_), _) => Answer::Malformed,
     }
+}
+
+/// With as many answers as fit: some clients never ask again by TCP, and one address is as good as another.
+fn shortened(mut message: Message, limit: usize) -> Option<Vec<u8>> {
+    let answers = std::mem::take(&mut message.answers);
+    message.additionals.clear();
+    let mut of = |count: usize| {
+        message.answers = answers[..count].to_vec();
+        message.metadata.truncation = count < answers.len();
+        message.to_vec().ok()
+    };
+    let (mut fits, mut too_many) = (0, answers.len() + 1);
+    while too_many - fits > 1 {
+        let middle = fits.midpoint(too_many);
+        let is_short = of(middle).is_some_and(|bytes| bytes.len() <= limit);
+        *(if is_short { &mut fits } else { &mut too_many }) = middle;
+    }
+    of(fits)
 }
 
 fn udp_limit(request: &Message) -> u16 {

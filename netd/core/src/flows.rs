@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use orch_model::NetworkId;
@@ -58,6 +58,17 @@ pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeM
     cuts
 }
 
+/// Where datagrams for published ports go, by port and the one address that it answers on. `None`: to the ingress network.
+pub type Doors = BTreeMap<(u16, Option<IpAddr>), Option<SocketAddr>>;
+
+/// Ports whose senders of datagrams are led elsewhere now: the node remembers where it led each, for as long as the sender
+/// goes on, or that there was nobody.
+#[must_use]
+pub fn redirected(before: &Doors, after: &Doors) -> BTreeSet<u16> {
+    let changed = |door: &&(u16, Option<IpAddr>)| before.get(door) != after.get(door);
+    before.keys().chain(after.keys()).filter(changed).map(|(port, _)| *port).collect()
+}
+
 /// Who has turns behind each virtual address.
 pub type Backends = BTreeMap<(NetworkId, IpAddr), BTreeSet<IpAddr>>;
 
@@ -72,6 +83,22 @@ pub fn only_more(before: &Backends, after: &Backends) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn senders_are_forgotten_where_a_port_leads_elsewhere() {
+        let to = |last: u8| Some(SocketAddr::from(([172, 18, 0, last], 53)));
+        let doors =
+            |of: &[(u16, Option<SocketAddr>)]| -> Doors { of.iter().map(|(p, to)| ((*p, None), *to)).collect() };
+        let before = doors(&[(53, to(2)), (514, to(3)), (8125, None)]);
+        for (after, expected) in [
+            (before.clone(), &[][..]),
+            (doors(&[(53, to(4)), (514, to(3)), (8125, None)]), &[53]),
+            (doors(&[(514, to(3)), (8125, to(3))]), &[53, 8125]),
+            (doors(&[(53, to(2)), (514, to(3)), (8125, None), (9000, None)]), &[9000]),
+        ] {
+            assert_eq!(redirected(&before, &after), expected.iter().copied().collect(), "{after:?}");
+        }
+    }
 
     #[test]
     fn more_backends_of_those_that_have_some_may_wait() {

@@ -174,15 +174,11 @@ fn removals(ns: &NsName, plan: &NsPlan, observed: &Observed, remade: &BTreeSet<S
         Target::Blackhole => true,
     };
     ops.extend(observed.routes.difference(&plan.routes).filter(route_stays).cloned().map(NetOp::DeleteRoute));
-    ops.extend(observed.fdb.difference(&plan.fdb).filter(|f| stays(&f.link)).cloned().map(NetOp::DeleteFdb));
-    ops.extend(
-        observed
-            .neighbours
-            .difference(&plan.neighbours)
-            .filter(|n| stays(&n.link))
-            .cloned()
-            .map(NetOp::DeleteNeighbour),
-    );
+    // On the node others have entries of their own, at their own links.
+    let of_ours = |link: &str| stays(link) && (*ns != NsName::Host || ns.may_remove(link));
+    ops.extend(observed.fdb.difference(&plan.fdb).filter(|f| of_ours(&f.link)).cloned().map(NetOp::DeleteFdb));
+    let neighbours = observed.neighbours.difference(&plan.neighbours).filter(|n| of_ours(&n.link));
+    ops.extend(neighbours.cloned().map(NetOp::DeleteNeighbour));
     for (link, addr) in observed.addresses.difference(&plan.addresses) {
         if stays(link) && plan.links.contains_key(link) && is_ours(ns, link, *addr) {
             ops.push(NetOp::DeleteAddress(link.clone(), *addr));

@@ -106,7 +106,7 @@ impl SetKind {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Element {
     pub key: Key,
     /// In a map, the chain that is jumped to.
@@ -188,6 +188,7 @@ impl HookKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     Prerouting,
+    Input,
     Forward,
     Output,
     Postrouting,

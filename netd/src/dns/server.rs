@@ -24,6 +24,8 @@ use super::{Resolvers, Sockets};
 const MAX_UDP_QUERY_LEN: usize = 4_096;
 /// TCP connections of one task at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
+/// Questions of one task to the outside that are under way at once: the others' are not to wait for it.
+const MAX_OUTSIDE: usize = 64;
 const CONNECTION_IDLE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept, so that a lasting error (no descriptors) does not take a core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -46,6 +48,7 @@ struct Shared {
     /// `None` at the start: questions wait until it is known what there is, where an answer would say that there is nothing.
     view: watch::Sender<Option<Arc<TaskView>>>,
     resolvers: Arc<Resolvers>,
+    outside: Semaphore,
     turn: AtomicUsize,
     malformed: AtomicU64,
     /// Not told yet.
@@ -65,6 +68,7 @@ impl Server {
         let shared = Arc::new(Shared {
             view: watch::Sender::new(None),
             resolvers,
+            outside: Semaphore::new(MAX_OUTSIDE),
             turn: AtomicUsize::new(0),
             malformed: AtomicU64::new(0),
             queries: AtomicU64::new(0),
@@ -116,6 +120,7 @@ impl Shared {
     }
 
     async fn forward(&self, query: &[u8], view: &TaskView, transport: Transport) -> Option<Vec<u8>> {
+        let Ok(_share) = self.outside.try_acquire() else { return servfail(query) };
         let reply = self.resolvers.ask(query, &view.nameservers, transport).await;
         reply.or_else(|| servfail(query))
     }

@@ -75,6 +75,7 @@ impl Engine {
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
+        self.doors = plan.doors;
         self.late = waits.then(|| self.turned + self.pause);
         if !waits && self.backends != plan.backends {
             self.backends.clone_from(&plan.backends);
@@ -384,6 +385,7 @@ impl Engine {
     }
 
     async fn forget_flows(&mut self, plan: &Plan) {
+        self.forget_redirected(plan).await;
         let cuts = flows::cuts(&self.standings, &plan.standings);
         if cuts.is_empty() {
             return;
@@ -418,6 +420,18 @@ impl Engine {
             });
         }
         while work.join_next().await.is_some() {}
+    }
+
+    /// Senders of datagrams to ports of the node that lead elsewhere by now.
+    async fn forget_redirected(&self, plan: &Plan) {
+        let ports = flows::redirected(&self.doors, &plan.doors);
+        let Some(host) = self.namespaces.get(&NsName::Host).filter(|_| !ports.is_empty()).cloned() else { return };
+        let inside = host.clone();
+        match host.run(move || conntrack::forget_senders(&*inside.netfilter()?, &ports)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "forgot where senders of datagrams were led"),
+            Err(error) => tracing::warn!(%error, "cannot forget where senders of datagrams were led"),
+        }
     }
 
     fn save_tasks(&mut self) {

@@ -45,7 +45,7 @@ struct Way {
 /// Until it is aborted; flows end with it.
 pub(super) async fn serve(front: UdpSocket, to: impl Fn() -> SocketAddr) {
     let front = Arc::new(front);
-    let mut ways: HashMap<Flow, Arc<Way>> = HashMap::new();
+    let mut ways: HashMap<Flow, (Arc<Way>, SocketAddr)> = HashMap::new();
     let mut answers = JoinSet::new();
     let mut buffer = vec![0; MAX_DATAGRAM_LEN];
     loop {
@@ -58,13 +58,20 @@ pub(super) async fn serve(front: UdpSocket, to: impl Fn() -> SocketAddr) {
             received = receive(&front, &mut buffer) => {
                 // What cannot be read or passed on is lost, as datagrams are.
                 let Ok((flow, length)) = received else { continue };
-                let way = match ways.get(&flow) {
-                    Some(way) => way.clone(),
-                    None if ways.len() < MAX_FLOWS => {
-                        let Ok(back) = towards(to()).await else { continue };
+                let (to, has_room) = (to(), ways.len() < MAX_FLOWS);
+                let way = match ways.get_mut(&flow) {
+                    Some((way, towards)) => {
+                        // Another task has the port by now.
+                        if *towards != to && way.back.connect(to).await.is_ok() {
+                            *towards = to;
+                        }
+                        way.clone()
+                    }
+                    None if has_room => {
+                        let Ok(back) = towards(to).await else { continue };
                         let way = Arc::new(Way { back, heard: AtomicBool::new(false) });
                         answers.spawn(answer(front.clone(), way.clone(), flow));
-                        ways.insert(flow, way.clone());
+                        ways.insert(flow, (way.clone(), to));
                         way
                     }
                     None => continue,

@@ -166,6 +166,12 @@ fn a_published_port_answers_on_every_node_and_keeps_the_clients_address() {
     let mut echoed = [0; 13];
     open.read_exact(&mut echoed).unwrap();
     assert_eq!(&echoed, b"still there?\n");
+    // Nobody serves for a while: who goes on sending is heard again.
+    lab.set_all(&items(&[]));
+    flows[0].send(b"anyone?").unwrap();
+    assert_eq!(flows[0].recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    lab.set_all(&items(&[1, 2]));
+    assert!(["t1", "t2"].contains(&sockets::ask_udp(&flows[0]).as_str()));
 }
 
 #[test]
@@ -258,8 +264,21 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
 fn a_port_published_on_its_node_answers_there_only() {
     let mut lab = Lab::up(2);
     lab.set_all(&items(&[]));
+    // One socket all the time: the node remembers where it led its datagrams.
+    let sender = sockets::udp(&lab.client(), (lab.addr(1), 8088).into());
+    let nobody = |sender: &std::net::UdpSocket| {
+        sender.send(b"anyone?").unwrap();
+        assert_eq!(sender.recv(&mut [0; 8]).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    };
+    nobody(&sender);
     lab.attach_host_port(1, 5, 8088, 80);
     lab.serve(1, 5, 80);
+    lab.serve_udp(1, 5, 80);
+    sockets::hears_udp(&sender, "t5");
+    let inside = sockets::way_out_of(&lab.netns(1, 5));
+    sockets::command(&lab.client(), "ip", &["route", "add", "172.18.0.0/17", "via", &lab.addr(1).to_string()]);
+    let around = sockets::ask_within(&lab.client(), (inside, 80).into(), Duration::from_millis(500)).unwrap_err();
+    assert_eq!(around.kind(), std::io::ErrorKind::TimedOut, "beside the port that is published");
     let said = sockets::ask(&lab.client(), (lab.addr(1), 8088).into()).unwrap();
     assert_eq!((said.name.as_str(), said.peer), ("t5", lab.client_addr()));
     assert_eq!(who(&lab.host(1), ([127, 0, 0, 1], 8088), 2), ["t5"]);
@@ -271,6 +290,10 @@ fn a_port_published_on_its_node_answers_there_only() {
     lab.attach_host_port(1, 6, 8088, 80);
     lab.serve(1, 6, 80);
     assert_eq!(who(&lab.client(), (lab.addr(1), 8088), 2), ["t6"]);
+    lab.serve_udp(1, 6, 80);
+    sockets::hears_udp(&sender, "t6");
+    lab.detach(1, 6);
+    nobody(&sender);
 }
 
 #[test]

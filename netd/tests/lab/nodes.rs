@@ -309,7 +309,8 @@ impl Lab {
     /// A task without networks, with a port published on its node.
     pub(crate) fn attach_host_port(&self, node: u8, task: u32, published: u16, target: u16) {
         let mut request = self.request(node, task, &[]);
-        request.host_ports = vec![port(Protocol::Tcp, published, target, PublishMode::Host).to_proto()];
+        let both = [Protocol::Tcp, Protocol::Udp].into_iter();
+        request.host_ports = both.map(|of| port(of, published, target, PublishMode::Host).to_proto()).collect();
         self.wait(self.send(node, request));
     }
 

@@ -8,7 +8,7 @@ use std::{
     path::Path,
     process::Command,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1_500);
@@ -120,6 +120,27 @@ pub(crate) fn open_from(ns: &Path, port: u16, to: SocketAddr) -> TcpStream {
             stream
         })
     })
+}
+
+/// Waits until datagrams by this socket are answered by `name`.
+pub(crate) fn hears_udp(socket: &UdpSocket, name: &str) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let mut buffer = [0; 64];
+    loop {
+        let heard = socket.send(b"who?").and_then(|_| socket.recv(&mut buffer));
+        if heard.as_ref().is_ok_and(|length| &buffer[..*length] == name.as_bytes()) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{name} does not answer: {heard:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A task's address towards the node.
+pub(crate) fn way_out_of(ns: &Path) -> [u8; 4] {
+    let text = command(ns, "ip", &["-4", "-o", "address", "show"]);
+    let mut addrs = text.split_whitespace().filter_map(|word| word.split_once('/')?.0.parse::<Ipv4Addr>().ok());
+    addrs.find(|addr| addr.octets().starts_with(&[172, 18])).expect("an address on the way out").octets()
 }
 
 /// Who answers a datagram.

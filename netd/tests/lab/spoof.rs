@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use crate::{
     VIP_WEB, dns,
     nodes::{Lab, USER_C, endpoint_of_both, network_of_both},
-    sockets::{command, in_ns},
+    sockets::{command, in_ns, way_out_of},
     started, who,
 };
 
@@ -89,6 +89,15 @@ fn send_tunnelled(ns: &Path, node: IpAddr, payload: &[u8]) {
     packet.extend(datagram([10, 0, 2, 99], [10, 0, 2, 14], payload));
     let socket = in_ns(ns, || UdpSocket::bind(("0.0.0.0", 0)).unwrap());
     socket.send_to(&packet, (node, 4_789)).unwrap();
+}
+
+/// A datagram to the loopback address of the node, put on the task's way out as it is.
+fn send_to_loopback(ns: &Path, from: [u8; 4], payload: &[u8]) {
+    let frame = [&[0xff; 6][..], &[0x02, 0x42, 0, 0, 0, 9, 0x08, 0x00], &datagram(from, [127, 0, 0, 1], payload)];
+    let send = "import socket,sys; s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); s.bind(('eth1', 0)); \
+                s.send(bytes.fromhex(sys.argv[1]))";
+    let hex: String = frame.concat().iter().map(|byte| format!("{byte:02x}")).collect();
+    command(ns, "python3", &["-c", send, &hex]);
 }
 
 fn listener(ns: &Path) -> UdpSocket {
@@ -171,9 +180,20 @@ fn no_task_and_no_stranger_is_taken_for_a_node() {
     command(&lab.host(2), "nft", &["flush", "chain", "ip", "orch_host", "guard"]);
     send_tunnelled(&stranger, node, b"unguarded");
     assert_eq!(received(&inside), "unguarded");
+    let (neighbour, own) = (lab.netns(2, 4), in_ns(&lab.host(2), || UdpSocket::bind(("127.0.0.1", PORT)).unwrap()));
+    own.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let from = way_out_of(&neighbour);
+    send_to_loopback(&neighbour, from, b"unguarded");
+    assert_eq!(received(&own), "unguarded");
     lab.start(2);
+    send_to_loopback(&neighbour, from, b"from a task");
+    counted(&lab, 2, "orch_spoofed_packets_total{network=\"gateway\"}");
+    own.set_nonblocking(true).unwrap();
+    assert!(own.recv(&mut [0; 64]).is_err(), "a task reached what the node keeps to itself");
     send_tunnelled(&stranger, node, b"from a stranger");
     send_tunnelled(&task, node, b"from a task");
+    // The kernel takes a tunnel's packets at every address of the node.
+    send_tunnelled(&task, IpAddr::from([172, 18, 0, 1]), b"from a task, to its own node");
     counted(&lab, 2, "orch_tunnel_packets_refused_total{port=\"4789\"}");
     counted(&lab, 1, "orch_spoofed_packets_total{network=\"gateway\"}");
     // A node's own are heard.

@@ -176,12 +176,13 @@ pub(super) fn host(context: &Context<'_>, version: Version, owned: &[(String, Ip
     let tunnels = || context.desired.networks.values().filter(|network| !network.is_local());
     let ports: BTreeSet<_> = tunnels().map(|network| network.data_path_port).collect();
     let of_node = |side| Expr::In(vec![Field::Addr(side)], "nodes");
-    let to_tunnel = |port: &u16| {
-        let to = Expr::ToPort(Protocol::Udp, *port);
-        refuse(vec![from_a_task(), of_node(Side::Destination), to])
-    };
+    // Wherever it goes: the kernel takes a tunnel's packets at every address of a node, also at those that nobody knows.
+    let to_tunnel = |port: &u16| refuse(vec![from_a_task(), Expr::ToPort(Protocol::Udp, *port)]);
     let mut first = match version {
-        Version::V4 => Vec::new(),
+        // Published ports answer on 127.0.0.1 too, for which routing lets packets for it in by these links.
+        Version::V4 => {
+            vec![refuse(vec![from_a_task(), Expr::Addr(Side::Destination, Is::Yes, super::host::loopback())])]
+        }
         Version::V6 => no_router(),
     };
     first.extend(ports.iter().map(to_tunnel));

@@ -15,12 +15,13 @@ use orch_model::service::{PortConfig, Protocol, PublishMode};
 use super::{Context, Entry, MAIN_TABLE, guard, ingress, way_out_v6};
 use crate::{
     desired::LocalTask,
+    flows::Doors,
     gateway::Gateway,
     names::{self, GATEWAY_PREFIX, INGRESS_HOST_LINK, Mac},
     ns::{Link, LinkKind, Neighbour, NsName, NsPlan, Route, Target},
     ruleset::{
-        Chain, Destination, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset, Set, SetKind,
-        Side, Table, Version, Way, send_to_one, word,
+        Chain, Destination, Direction, Element, Expr, Family, Field, Hook, HookKind, Is, Key, Point, Rule, Ruleset,
+        Set, SetKind, Side, Table, Version, Way, send_to_one, word,
     },
     settings::disable_ipv6,
 };
@@ -89,12 +90,14 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
         Hook::new(HookKind::Nat, Point::Postrouting, 100),
         masquerade(context, gateway),
     ));
-    // The gateway network must not be a way around the isolation of networks.
-    let between_tasks = |rest: &[Expr]| {
-        let links = [Way::In, Way::Out].map(|way| Expr::Link(way, Is::Yes, format!("{GATEWAY_PREFIX}*")));
-        Rule(links.into_iter().chain(rest.iter().cloned()).collect())
-    };
-    let forward = vec![between_tasks(&[Expr::Translated, Expr::Accept]), between_tasks(&[Expr::Drop])];
+    // The gateway network must not be a way around the isolation of networks, nor a way in beside published ports.
+    let to_task =
+        |rest: Vec<Expr>| Rule([vec![Expr::Link(Way::Out, Is::Yes, format!("{GATEWAY_PREFIX}*"))], rest].concat());
+    let forward = vec![
+        to_task(vec![Expr::Translated, Expr::Accept]),
+        to_task(vec![Expr::Direction(Direction::Reply), Expr::Accept]),
+        to_task(vec![Expr::Drop]),
+    ];
     chains.push(Chain::at("forward", Hook::new(HookKind::Filter, Point::Forward, 0), forward));
     let tasks = context.inputs.tasks.values().filter(|task| task.has_gateway_link(context.desired));
     let owned: Vec<_> = tasks.map(|task| (names::gateway_port(&task.id), task.gateway_addr.into())).collect();
@@ -111,7 +114,7 @@ fn ruleset(context: &Context<'_>) -> Ruleset {
     Ruleset { tables: vec![Table { family: Family::V4, name: "orch_host", sets, chains }] }
 }
 
-fn loopback() -> IpNetwork {
+pub(super) fn loopback() -> IpNetwork {
     // Prefix 8 is valid for every address.
     Ipv4Network::new(Ipv4Addr::new(127, 0, 0, 0), 8).unwrap_or(Ipv4Addr::LOCALHOST.into()).into()
 }
@@ -198,6 +201,18 @@ pub(super) fn entries(context: &Context<'_>) -> BTreeMap<Entry, Option<SocketAdd
             (Some(_), _) => None,
         })
         .collect()
+}
+
+/// Of datagrams: connections of TCP begin anew by themselves.
+pub(super) fn doors(context: &Context<'_>) -> Doors {
+    let is_udp = |port: &PortConfig| port.protocol == Protocol::Udp;
+    let here = by_rules(context).filter(|(_, port)| is_udp(port));
+    let to_task = |(task, port): (&LocalTask, &PortConfig)| {
+        ((port.published_port, port.host_ip), Some(SocketAddr::from((task.gateway_addr, port.target_port))))
+    };
+    let ingress = context.desired.ingress().into_iter().flat_map(|(network, ..)| ingress::ports(context, network));
+    let everywhere = ingress.map(|(_, port)| port).filter(|port| is_udp(port));
+    everywhere.map(|port| ((port.published_port, port.host_ip), None)).chain(here.map(to_task)).collect()
 }
 
 fn host_ports(context: &Context<'_>) -> (Ports, Vec<Chain>) {

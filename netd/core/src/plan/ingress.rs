@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use orch_model::{
     assignment::{NetworkItem, Peer, ServiceEndpointItem},
-    service::{PortConfig, PublishMode},
+    service::{PortConfig, Protocol, PublishMode},
 };
 
 use super::{Context, MAIN_TABLE, guard};
@@ -155,6 +155,13 @@ fn ruleset(
         Expr::Jump(vec![Field::Protocol, Field::Port], "ports"),
     ]);
     chains.push(Chain::at("prerouting", Hook::new(HookKind::Nat, Point::Prerouting, -100), vec![from_host]));
+    // A datagram for a port that nobody serves is not taken note of: its sender would stay with nobody when somebody does.
+    let nobody = Rule(vec![
+        Expr::Link(Way::In, Is::Yes, names::INGRESS_SANDBOX_LINK.to_owned()),
+        Expr::Protocol(Protocol::Udp),
+        Expr::Reject,
+    ]);
+    chains.push(Chain::at("input", Hook::new(HookKind::Filter, Point::Input, 0), vec![nobody]));
     // Also without a port that wants it the chain makes the kernel choose another source port when two nodes pass on the
     // same one.
     // Not the address here: a datagram's answer would look for it on the task's own link.

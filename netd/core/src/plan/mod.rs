@@ -25,7 +25,7 @@ use orch_model::{
 use crate::{
     desired::{Desired, LocalTask, Out},
     dns::{self, NetworkNames},
-    flows::{Backends, Standing, Standings},
+    flows::{Backends, Doors, Standing, Standings},
     gateway::{Gateway, GatewayV6},
     ns::{NsName, NsPlan},
     ruleset::word,
@@ -87,6 +87,8 @@ pub struct Plan {
     pub backends: Backends,
     /// Where IPv6 clients come in, and what they are passed on to; `None`: the same port of the node, where the rules are.
     pub entries: BTreeMap<Entry, Option<SocketAddr>>,
+    /// Where datagrams for published ports of this node go, for [`crate::flows::redirected`].
+    pub doors: Doors,
     /// What could not be planned, for the operator.
     pub problems: Vec<String>,
 }
@@ -113,6 +115,7 @@ pub fn plan(inputs: Inputs<'_>) -> Plan {
     plan.namespaces.insert(NsName::Host, host::plan(&context));
     plan.namespaces.extend(crypt::plan(&context).map(|ns| (NsName::Crypt, ns)));
     plan.entries = host::entries(&context);
+    plan.doors = host::doors(&context);
     for network in inputs.desired.networks.values() {
         let sandbox = if network.ingress { ingress::plan(&context, network) } else { overlay::plan(&context, network) };
         plan.namespaces.extend(sandbox.map(|ns| (NsName::Sandbox(network.id.clone()), ns)));

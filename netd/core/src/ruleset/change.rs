@@ -3,6 +3,8 @@
 //! A change of a service's backends replaces the rule of one chain. What a set learnt from packets, and where a turn
 //! among backends stands, stays.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{Chain, Element, Family, Rule, Ruleset, Set, Table};
 
 /// One step. All steps of a change are carried out together or not at all.
@@ -68,23 +70,27 @@ fn can_amend(old: &Table, new: &Table) -> bool {
 }
 
 fn amend<'a>(old: &'a Table, new: &'a Table, ops: &mut Vec<RuleOp<'a>>) {
-    let find = |table: &'a Table, name: &str| table.chains.iter().find(|chain| chain.name == name);
-    let added = || new.chains.iter().filter(|chain| find(old, &chain.name).is_none());
+    let by_name = |table: &'a Table| table.chains.iter().map(|chain| (chain.name.as_str(), chain)).collect();
+    let (before, after): (BTreeMap<_, &Chain>, BTreeMap<_, &Chain>) = (by_name(old), by_name(new));
+    let added = || new.chains.iter().filter(|chain| !before.contains_key(chain.name.as_str()));
     ops.extend(added().map(|chain| RuleOp::AddChain(new, chain)));
     added().for_each(|chain| add_rules(new, chain, ops));
     for chain in &new.chains {
-        if find(old, &chain.name).is_some_and(|before| before.rules != chain.rules) {
+        if before.get(chain.name.as_str()).is_some_and(|before| before.rules != chain.rules) {
             ops.push(RuleOp::Flush(new, chain));
             add_rules(new, chain, ops);
         }
     }
     for (before, after) in old.sets.iter().zip(&new.sets) {
-        let missing = |from: &'a Set, other: &'a Set| from.elements.iter().filter(|e| !other.elements.contains(e));
+        let missing = |from: &'a Set, other: &'a Set| {
+            let known: BTreeSet<_> = other.elements.iter().collect();
+            from.elements.iter().filter(move |element| !known.contains(element))
+        };
         ops.extend(missing(before, after).map(|element| RuleOp::DeleteElement(new, after, element)));
         ops.extend(missing(after, before).map(|element| RuleOp::AddElement(new, after, element)));
     }
     // Nothing jumps to them any more.
-    for chain in old.chains.iter().filter(|chain| find(new, &chain.name).is_none()) {
+    for chain in old.chains.iter().filter(|chain| !after.contains_key(chain.name.as_str())) {
         ops.extend([RuleOp::Flush(new, chain), RuleOp::DeleteChain(new, chain)]);
     }
 }

@@ -124,6 +124,7 @@ fn write_chain(f: &mut Formatter<'_>, chain: &Chain, family: Family) -> fmt::Res
     if let Some(Hook { kind, point, priority }) = chain.hook {
         let point = match point {
             Point::Prerouting => "prerouting",
+            Point::Input => "input",
             Point::Forward => "forward",
             Point::Output => "output",
             Point::Postrouting => "postrouting",

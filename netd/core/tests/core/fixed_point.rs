@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use orch_model::{assignment::Assignment, node::TunnelKey};
 use orch_netd_core::{
-    ns::{LinkKind, NsName, Observed, ObservedLink, ObservedWireGuard, Target},
+    names::Mac,
+    ns::{FdbEntry, LinkKind, Neighbour, NsName, Observed, ObservedLink, ObservedWireGuard, Target},
     ops::{NetOp, steps},
     plan::Plan,
 };
@@ -54,6 +55,11 @@ fn foreign() -> Observed {
     host.links.insert("eth0".to_owned(), ObservedLink { up: true, mtu: 1500, ..made() });
     host.links.insert("docker0".to_owned(), made());
     host.addresses.insert(("eth0".to_owned(), "192.168.9.1/24".parse().unwrap()));
+    host.links.insert("flannel.1".to_owned(), ObservedLink { up: true, ..made() });
+    let (mac, vtep) = (Mac([2, 0, 0, 0, 0, 7]), "192.168.9.7".parse().unwrap());
+    host.fdb.insert(FdbEntry { link: "flannel.1".to_owned(), mac, vtep, bridged: false });
+    host.neighbours.insert(Neighbour { link: "flannel.1".to_owned(), addr: "10.244.1.0".parse().unwrap(), mac });
+    host.neighbours.insert(Neighbour { link: "eth0".to_owned(), addr: vtep, mac });
     host
 }
 
@@ -180,6 +186,8 @@ fn after_the_steps_there_is_nothing_left_to_do() {
                 assert_eq!(host.links[&link], seen, "seed {seed}: {link} is someone else's");
             }
             assert!(host.addresses.is_superset(&foreign().addresses), "seed {seed}");
+            assert!(host.fdb.is_superset(&foreign().fdb), "seed {seed}");
+            assert!(host.neighbours.is_superset(&foreign().neighbours), "seed {seed}");
         }
     }
 }
