@@ -203,6 +203,7 @@ impl Executor {
         let (slot, folders) = (self.prepared.clone(), self.folders.clone());
         let locals = self.locals.clone();
         let work = tokio::spawn(async move {
+            host.items.told().await;
             // Once it is attached, netd sends to it who asks for its ports, even while it only waits for its turn.
             drop(locals.leave_ports(&task).map_err(|error| chain(&error))?);
             let (steps, heard) = Steps::new();

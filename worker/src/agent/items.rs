@@ -12,9 +12,15 @@ use orch_model::{
     secret::{Config, Secret},
     service::PortConfig,
 };
+use tokio::sync::watch;
+
+use super::assignments::Delta;
 
 #[derive(Debug, Default)]
-pub(crate) struct Items(Mutex<Kept>);
+pub(crate) struct Items {
+    kept: Mutex<Kept>,
+    told: watch::Sender<bool>,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
@@ -25,38 +31,25 @@ struct Kept {
 }
 
 impl Items {
-    pub(crate) fn clear(&self) {
-        *self.lock() = Kept::default();
+    /// In one: a task that is being prepared finds what it had before, or what it has now.
+    pub(crate) fn apply(&self, delta: &Delta) {
+        let mut kept = self.lock();
+        if delta.complete {
+            *kept = Kept::default();
+        }
+        delta.removed.iter().for_each(|key| kept.remove(key));
+        delta.put.iter().for_each(|item| kept.put(item));
     }
 
-    pub(crate) fn put(&self, item: &Assignment) {
-        let mut kept = self.lock();
-        match item {
-            Assignment::Secret(secret) => drop(kept.secrets.insert(secret.id.clone(), secret.clone())),
-            Assignment::Config(config) => drop(kept.configs.insert(config.id.clone(), config.clone())),
-            Assignment::Image(image) => drop(kept.images.insert(image.task.clone(), image.clone())),
-            Assignment::ServiceEndpoint(endpoint) => {
-                let key = (endpoint.service.clone(), endpoint.network.clone());
-                kept.ports.insert(key, endpoint.ports.clone());
-            }
-            Assignment::Task(_) | Assignment::Peer(_) | Assignment::Network(_) | Assignment::Endpoint(_) => {}
-        }
+    /// From here on what is not here is not assigned.
+    pub(crate) fn set_told(&self) {
+        self.told.send_replace(true);
     }
 
-    pub(crate) fn remove(&self, key: &AssignmentKey) {
-        let mut kept = self.lock();
-        match key {
-            AssignmentKey::Secret(id) => drop(kept.secrets.remove(id)),
-            AssignmentKey::Config(id) => drop(kept.configs.remove(id)),
-            AssignmentKey::Image(id) => drop(kept.images.remove(id)),
-            AssignmentKey::ServiceEndpoint(network, service) => {
-                drop(kept.ports.remove(&(service.clone(), network.clone())));
-            }
-            AssignmentKey::Task(_)
-            | AssignmentKey::Peer(_)
-            | AssignmentKey::Network(_)
-            | AssignmentKey::Endpoint(..) => {}
-        }
+    /// Waits until managers have said everything once: before, what an earlier worker was told is not here.
+    pub(crate) async fn told(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.told.subscribe().wait_for(|told| *told).await;
     }
 
     pub(crate) fn secret(&self, id: &SecretId) -> Option<Arc<Secret>> {
@@ -83,7 +76,37 @@ impl Items {
     }
 
     fn lock(&self) -> MutexGuard<'_, Kept> {
-        // Each holder changes one entry.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        // Nothing that a holder does can panic.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn put(&mut self, item: &Assignment) {
+        match item {
+            Assignment::Secret(secret) => drop(self.secrets.insert(secret.id.clone(), secret.clone())),
+            Assignment::Config(config) => drop(self.configs.insert(config.id.clone(), config.clone())),
+            Assignment::Image(image) => drop(self.images.insert(image.task.clone(), image.clone())),
+            Assignment::ServiceEndpoint(endpoint) => {
+                let key = (endpoint.service.clone(), endpoint.network.clone());
+                self.ports.insert(key, endpoint.ports.clone());
+            }
+            Assignment::Task(_) | Assignment::Peer(_) | Assignment::Network(_) | Assignment::Endpoint(_) => {}
+        }
+    }
+
+    fn remove(&mut self, key: &AssignmentKey) {
+        match key {
+            AssignmentKey::Secret(id) => drop(self.secrets.remove(id)),
+            AssignmentKey::Config(id) => drop(self.configs.remove(id)),
+            AssignmentKey::Image(id) => drop(self.images.remove(id)),
+            AssignmentKey::ServiceEndpoint(network, service) => {
+                drop(self.ports.remove(&(service.clone(), network.clone())));
+            }
+            AssignmentKey::Task(_)
+            | AssignmentKey::Peer(_)
+            | AssignmentKey::Network(_)
+            | AssignmentKey::Endpoint(..) => {}
+        }
     }
 }

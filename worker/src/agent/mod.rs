@@ -289,7 +289,7 @@ impl Agent {
 
     /// Applies what changed and returns the revision that netd must have applied before it may be acknowledged.
     fn apply(&self, set: &AssignmentSet, delta: &Delta) -> u64 {
-        self.apply_items(delta);
+        self.host.items.apply(delta);
         let changed =
             delta.put.iter().map(Assignment::key).chain(delta.removed.iter().cloned()).any(|key| is_network(&key));
         let revision = if delta.complete || changed {
@@ -302,15 +302,9 @@ impl Agent {
             *self.networks_revision.lock().unwrap_or_else(PoisonError::into_inner)
         };
         self.apply_tasks(delta);
+        // Tasks know by now what is wanted of them: of one that is to stop, the secrets need not be here.
+        self.host.items.set_told();
         revision
-    }
-
-    fn apply_items(&self, delta: &Delta) {
-        if delta.complete {
-            self.host.items.clear();
-        }
-        delta.removed.iter().for_each(|key| self.host.items.remove(key));
-        delta.put.iter().for_each(|item| self.host.items.put(item));
     }
 
     fn apply_tasks(&self, delta: &Delta) {

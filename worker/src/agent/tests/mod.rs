@@ -354,11 +354,8 @@ async fn managers_are_told_when_the_node_encrypts_otherwise() {
     node.heard.wait("encryption Key(TunnelKey([7, 7,").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_files_in_memory_and_go_with_the_container() {
-    let node = Node::new().await;
-    let worker = node.worker().await;
-    import_box(&worker.agent.host.images.store);
+/// A secret, and a task that prints it.
+fn with_secret() -> (Secret, Arc<Task>) {
     let id = SecretId::from_random(5);
     let secret = Secret {
         id: id.clone(),
@@ -378,7 +375,33 @@ async fn secrets_are_files_in_memory_and_go_with_the_container() {
         mode: 0o444,
     };
     spec.secrets = vec![file];
-    let web = task_with(1, spec);
+    (secret, task_with(1, spec))
+}
+
+/// Its secret is nowhere until managers have told of it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_worker_was_preparing_waits_for_managers() {
+    let node = Node::new().await;
+    import_box(&node.store());
+    let (secret, web) = with_secret();
+    let assigned = TaskAssignment { task: web.clone(), desired_state: TaskState::Running };
+    let record = wire::WorkerTaskRecord {
+        assignment: Some(Assignment::Task(assigned).to_proto()),
+        status: Some(web.status.to_proto()),
+        ..Default::default()
+    };
+    node.records().save_task(&web.id, &record, false).unwrap();
+    node.assign_with_secret(secret, &web);
+    let _worker = node.worker().await;
+    node.wait(&web, TaskState::Running).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_are_files_in_memory_and_go_with_the_container() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let (secret, web) = with_secret();
     node.assign_with_secret(secret, &web);
     node.wait(&web, TaskState::Running).await;
     let dir = node.paths.run.join("secrets").join(web.id.as_str());
