@@ -37,11 +37,11 @@ pub(super) async fn start(agent: &Agent, reference: &str) -> Result<(), Status> 
 pub(super) async fn stop(agent: &Agent, request: StopContainerRequest) -> Result<(), Status> {
     let one = find(agent, &request.reference)?;
     let grace = request.grace_ms.map(Duration::from_millis);
-    agent.locals.stop(&one, &request.signal, grace).await.map_err(|error| status(&error))?;
-    if request.restart {
-        agent.locals.start(&one, None).await.map_err(|error| status(&error))?;
-    }
-    Ok(())
+    let done = match request.restart {
+        true => agent.locals.restart(&one, &request.signal, grace).await,
+        false => agent.locals.stop(&one, &request.signal, grace).await,
+    };
+    done.map_err(|error| status(&error))
 }
 
 pub(super) async fn kill(agent: &Agent, reference: &str, signal: &str) -> Result<(), Status> {

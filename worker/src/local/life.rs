@@ -229,8 +229,11 @@ impl Locals {
             });
             // Whoever acts on it finds the container ended.
             self.host.events.died(one.subject(), exit.code, exit.oom_killed, exit.ran());
-            let auto_remove = one.now().record.auto_remove && next.is_none();
-            if auto_remove && let Err(error) = self.delete_unless_running(&one).await {
+            let goes = next.is_none() && {
+                let now = one.now();
+                now.record.auto_remove && now.held == 0
+            };
+            if goes && let Err(error) = self.delete_unless_running(&one).await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
             }
             one.ends.send_modify(|ends| ends.count += 1);
@@ -297,6 +300,30 @@ impl Locals {
         }
         self.tell(one, "stop");
         Ok(())
+    }
+
+    /// It is the same container afterwards, with `--rm` too; unless it cannot be started again, as with Docker.
+    pub(crate) async fn restart(
+        self: &Arc<Self>,
+        one: &Arc<One>,
+        signal: &str,
+        grace: Option<Duration>,
+    ) -> Result<(), LocalError> {
+        one.now().held += 1;
+        let done = async {
+            self.stop(one, signal, grace).await?;
+            self.start(one, None).await.map(drop)
+        }
+        .await;
+        let goes = {
+            let mut now = one.now();
+            now.held -= 1;
+            now.record.auto_remove && now.held == 0
+        };
+        if goes && let Err(error) = self.delete_unless_running(one).await {
+            tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
+        }
+        done
     }
 
     /// From here on its restart policy does not count. What runs of it, and its ends so far.
@@ -366,18 +393,26 @@ impl Locals {
         }
     }
 
-    /// What `--rm` asks for.
+    /// What `--rm` asks for, and what is left of a removal.
     async fn delete_unless_running(&self, one: &One) -> Result<(), LocalError> {
         let _turn = one.turn.lock().await;
         if one.is_removed() || one.container().is_some() {
             return Ok(());
         }
-        self.delete(one, true).await
+        // A removal that an earlier worker began is finished as it was asked for.
+        let volumes = {
+            let now = one.now();
+            now.record.state() != LocalState::Removing || now.record.volumes_go
+        };
+        self.delete(one, volumes).await
     }
 
     /// Everything of a container that does not run.
     async fn delete(&self, one: &One, volumes: bool) -> Result<(), LocalError> {
-        self.change(one, |now| now.record.state = LocalState::Removing.into());
+        self.change(one, |now| {
+            now.record.state = LocalState::Removing.into();
+            now.record.volumes_go = volumes;
+        });
         let (host, task) = (self.host.clone(), one.id.clone());
         let in_use = self.mounted_by_others(&one.id);
         let deleted = tokio::task::spawn_blocking(move || prepare::delete_local(&host, &task, volumes, &in_use)).await;

@@ -81,6 +81,8 @@ pub(crate) struct Now {
     ending: Option<Exit>,
     /// Restarts in a row.
     restarts: u32,
+    /// How many are about to start it again once it has ended: until then it stays, whatever `--rm` says.
+    held: u32,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,7 +97,8 @@ fn invalid(error: impl std::fmt::Display) -> LocalError {
 
 impl One {
     fn new(task: Arc<Task>, record: LocalContainer) -> Self {
-        let now = Now { record, container: None, health: None, address: String::new(), ending: None, restarts: 0 };
+        let (container, health, address, ending) = (None, None, String::new(), None);
+        let now = Now { record, container, health, address, ending, restarts: 0, held: 0 };
         Self { id: task.id.clone(), task, now: Mutex::new(now), turn: Arc::default(), ends: watch::Sender::default() }
     }
 

@@ -2,6 +2,7 @@
 //! test` builds it).
 
 mod node;
+mod one_off;
 
 use std::fs;
 

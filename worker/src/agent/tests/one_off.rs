@@ -1,0 +1,64 @@
+//! One-off containers of a whole worker.
+
+use orch_proto::wire::{CreateContainerRequest, LocalRestart};
+
+use super::{
+    node::{Worker, alive},
+    *,
+};
+use crate::local::One;
+
+/// For what needs no network.
+const NO_NETWORK: &str = "none";
+
+fn request(command: &[&str], restart: &str) -> CreateContainerRequest {
+    let restart = Some(LocalRestart { condition: restart.to_owned(), max_retries: 0 });
+    CreateContainerRequest { spec: Some(task(1, "box", command).spec.to_proto()), restart, ..Default::default() }
+}
+
+async fn started(worker: &Worker, request: CreateContainerRequest) -> Arc<One> {
+    let one = worker.agent.locals.create(request).await.unwrap();
+    worker.agent.locals.start(&one, None).await.unwrap();
+    one
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_is_no_end_for_rm() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let locals = &worker.agent.locals;
+    let request =
+        CreateContainerRequest { auto_remove: true, network: NO_NETWORK.to_owned(), ..request(&["sleep", "1000"], "") };
+    let one = started(&worker, request).await;
+    let before = one.container().unwrap().pid();
+    locals.restart(&one, "KILL", None).await.unwrap();
+    assert!(!alive(before) && alive(one.container().unwrap().pid()));
+    locals.stop(&one, "KILL", None).await.unwrap();
+    wait_until(|| !locals.knows(&one.id)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_worker_finishes_a_removal_as_it_was_asked_for() {
+    let node = Node::new().await;
+    let mut worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    for volumes_go in [true, false] {
+        let mut spec = task(1, "box", &["sleep", "1000"]).spec.as_ref().clone();
+        spec.container.mounts = vec![Mount { kind: MountKind::Volume, target: "/data".to_owned(), ..Mount::default() }];
+        let request = CreateContainerRequest {
+            spec: Some(spec.to_proto()),
+            network: NO_NETWORK.to_owned(),
+            ..CreateContainerRequest::default()
+        };
+        let one = started(&worker, request).await;
+        worker.agent.locals.stop(&one, "KILL", None).await.unwrap();
+        let record =
+            wire::LocalContainer { state: LocalState::Removing.into(), volumes_go, ..one.now().record.clone() };
+        drop(worker);
+        node.records().save_local(&record).unwrap();
+        worker = node.worker().await;
+        wait_until(|| !worker.agent.locals.knows(&one.id)).await;
+        assert_eq!(worker.agent.host.volumes.list().unwrap().is_empty(), volumes_go);
+    }
+}
