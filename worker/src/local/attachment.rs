@@ -118,8 +118,11 @@ pub(super) fn check_aliases(networks: &[ContainerNetwork]) -> Result<(), LocalEr
 
 impl Locals {
     /// Refuses networks that are not there or not for containers; fills in which one each is.
-    pub(super) async fn check_networks(&self, one: &One) -> Result<Vec<ContainerNetwork>, LocalError> {
-        let mut networks = one.now().record.networks.clone();
+    pub(super) async fn check_networks(
+        &self,
+        one: &One,
+        mut networks: Vec<ContainerNetwork>,
+    ) -> Result<Vec<ContainerNetwork>, LocalError> {
         for network in &mut networks {
             self.resolve(network)?;
         }
@@ -250,19 +253,14 @@ impl Locals {
             self.change(one, |now| BRIDGE.clone_into(&mut now.record.network));
         } else {
             check_aliases(std::slice::from_ref(&network))?;
-            self.change(one, |now| now.record.networks.push(network.clone()));
-            let checked = self.check_networks(one).await;
-            let checked = checked.map_err(|error| match error {
+            let wanted = before.networks.iter().cloned().chain([network]).collect();
+            // It may take long, and what else happens to the container is recorded meanwhile.
+            let checked = self.check_networks(one, wanted).await;
+            let networks = checked.map_err(|error| match error {
                 LocalError::Twice(name) => there(&name),
                 other => other,
-            });
-            match checked {
-                Ok(networks) => self.change(one, |now| now.record.networks = networks),
-                Err(error) => {
-                    self.change(one, |now| now.record = before);
-                    return Err(error);
-                }
-            }
+            })?;
+            self.change(one, |now| now.record.networks = networks);
         }
         self.carry_out(one, before).await
     }

@@ -108,8 +108,8 @@ impl Locals {
         let task = task_of(&record).map_err(invalid)?;
         if !record.networks.is_empty() {
             check_aliases(&record.networks)?;
-            let checked = self.check_networks(&One::new(Arc::new(task.clone()), record.clone())).await?;
-            record.networks = checked;
+            let one = One::new(Arc::new(task.clone()), record.clone());
+            record.networks = self.check_networks(&one, record.networks).await?;
         }
         self.host.store.save_local(&record)?;
         let one = self.add(Arc::new(task), record);

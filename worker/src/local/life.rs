@@ -236,7 +236,7 @@ impl Locals {
             if goes && let Err(error) = self.delete_unless_running(&one).await {
                 tracing::warn!(task = %one.id, error = chain(&error), "the container is not removed");
             }
-            one.ends.send_modify(|ends| ends.count += 1);
+            one.count_end();
             if let Some(pause) = next {
                 self.restart_after(one, pause, Counted::Yes).await;
             }
@@ -263,9 +263,9 @@ impl Locals {
             };
             let state = if again.is_some() { LocalState::Restarting } else { LocalState::Exited };
             self.change(&one, |now| now.record.state = state.into());
-            if let Some(pause) = again {
-                let again = self.clone().restart_boxed(one.clone(), pause, Counted::Yes);
-                tokio::spawn(again);
+            match again {
+                Some(pause) => drop(tokio::spawn(self.clone().restart_boxed(one.clone(), pause, Counted::Yes))),
+                None => one.count_end(),
             }
         }
     }
@@ -292,7 +292,7 @@ impl Locals {
             tracing::warn!(task = %one.id, signal, error = chain(&error), "the stop signal was not delivered");
         }
         let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
-        let over = |ends: &Ends| ends.count > seen;
+        let over = |ends: &Ends| ends.is_past(seen);
         if timeout(grace, ends.wait_for(over)).await.is_err() {
             self.signal_and_thaw(one, &container, SIGKILL).await?;
             // The sender lives as long as the container.
@@ -331,12 +331,17 @@ impl Locals {
         let _turn = one.turn.lock().await;
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
+        let mut was_to_restart = false;
         self.change(one, |now| {
             now.record.stopped = true;
-            if now.record.state() == LocalState::Restarting {
+            was_to_restart = now.record.state() == LocalState::Restarting;
+            if was_to_restart {
                 now.record.state = LocalState::Exited.into();
             }
         });
+        if was_to_restart {
+            one.count_end();
+        }
         Some((one.container()?, ends, seen))
     }
 
@@ -353,7 +358,7 @@ impl Locals {
         });
         if number == SIGKILL {
             self.signal_and_thaw(one, &container, number).await?;
-            let _ = ends.wait_for(|ends| ends.count > seen).await;
+            let _ = ends.wait_for(|ends| ends.is_past(seen)).await;
             return Ok(());
         }
         self.signal(one, &container, number).await
@@ -439,7 +444,7 @@ impl Locals {
         let mut ends = one.ends.subscribe();
         let seen = ends.borrow_and_update().count;
         if matches!(one.state(), LocalState::Running | LocalState::Restarting) {
-            let _ = ends.wait_for(|ends| ends.count > seen).await;
+            let _ = ends.wait_for(|ends| ends.is_past(seen)).await;
         }
         let now = one.now();
         Ended { code: now.record.exit_code, error: now.record.error.clone() }

@@ -66,7 +66,7 @@ pub(crate) struct One {
     now: Mutex<Now>,
     /// Held by whoever starts, stops or removes it.
     turn: Arc<tokio::sync::Mutex<()>>,
-    /// Counts ends, so that waiting for the next one cannot miss it.
+    /// Counts ends, so that waiting for the next one cannot miss it; that it is not to be restarted after all is one.
     ends: watch::Sender<Ends>,
 }
 
@@ -89,6 +89,13 @@ pub(crate) struct Now {
 struct Ends {
     count: u64,
     removed: bool,
+}
+
+impl Ends {
+    /// Whether nothing is to be waited for any more by whoever has seen so many.
+    fn is_past(&self, seen: u64) -> bool {
+        self.count > seen || self.removed
+    }
 }
 
 fn invalid(error: impl std::fmt::Display) -> LocalError {
@@ -122,6 +129,10 @@ impl One {
 
     pub(crate) fn state(&self) -> LocalState {
         self.now().record.state()
+    }
+
+    fn count_end(&self) {
+        self.ends.send_modify(|ends| ends.count += 1);
     }
 
     /// Whoever has found it before and waited for their turn asks again.

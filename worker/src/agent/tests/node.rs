@@ -44,6 +44,8 @@ use super::super::*;
 use crate::image::{config::ImageConfig, import, reference::Reference, store::ImageStore};
 
 const LIMIT: Duration = Duration::from_secs(20);
+/// What happens to a container while managers are asked for its networks happens in this time.
+const MANAGERS_PAUSE: Duration = Duration::from_secs(2);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the manager and netd of the test have heard, in order.
@@ -168,8 +170,10 @@ impl Dispatcher for FakeManager {
 
     async fn set_container_networks(
         &self,
-        _: Request<SetContainerNetworksRequest>,
+        request: Request<SetContainerNetworksRequest>,
     ) -> Result<Response<SetContainerNetworksResponse>, Status> {
+        self.heard.note(format!("networks {}", request.into_inner().name));
+        tokio::time::sleep(MANAGERS_PAUSE).await;
         Err(Status::unimplemented("no container of these tests is on a network of the cluster"))
     }
 

@@ -1,6 +1,9 @@
 //! One-off containers of a whole worker.
 
-use orch_proto::wire::{CreateContainerRequest, LocalRestart};
+use std::time::Duration;
+
+use orch_proto::wire::{ContainerNetwork, CreateContainerRequest, LocalRestart};
+use tokio::time::timeout;
 
 use super::{
     node::{Worker, alive},
@@ -20,6 +23,11 @@ async fn started(worker: &Worker, request: CreateContainerRequest) -> Arc<One> {
     let one = worker.agent.locals.create(request).await.unwrap();
     worker.agent.locals.start(&one, None).await.unwrap();
     one
+}
+
+fn kill(pid: u32) {
+    let pid = nix::unistd::Pid::from_raw(pid.try_into().unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -61,4 +69,50 @@ async fn the_next_worker_finishes_a_removal_as_it_was_asked_for() {
         wait_until(|| !worker.agent.locals.knows(&one.id)).await;
         assert_eq!(worker.agent.host.volumes.list().unwrap().is_empty(), volumes_go);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_hears_that_it_is_not_restarted() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let locals = &worker.agent.locals;
+    for removed in [false, true] {
+        let request =
+            CreateContainerRequest { network: NO_NETWORK.to_owned(), ..request(&["sh", "-c", "exit 3"], "always") };
+        let one = started(&worker, request).await;
+        // The pause before the next is long by now.
+        wait_until(|| one.now().record.restart_count == 4 && one.state() == LocalState::Restarting).await;
+        let waits = timeout(Duration::from_secs(10), locals.wait(&one));
+        let ends = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            if removed {
+                locals.remove(&one, true, true).await.unwrap();
+            } else {
+                locals.stop(&one, "", None).await.unwrap();
+            }
+        };
+        assert_eq!(tokio::join!(waits, ends).0.expect("it waits for ever").code, 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_while_a_network_is_looked_for_stays_so() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let locals = &worker.agent.locals;
+    let one = started(&worker, request(&["sleep", "1000"], "always")).await;
+    let before = one.container().unwrap().pid();
+    let network = ContainerNetwork { network: "nosuch".to_owned(), ..ContainerNetwork::default() };
+    let dies = async {
+        node.heard.wait("networks ").await;
+        kill(before);
+        wait_until(|| one.state() == LocalState::Restarting).await;
+    };
+    let (connected, ()) = tokio::join!(locals.connect(&one, network), dies);
+    assert!(connected.is_err());
+    wait_until(|| one.container().is_some_and(|container| container.pid() != before)).await;
+    assert!(one.now().record.networks.is_empty());
+    locals.remove(&one, true, true).await.unwrap();
 }
