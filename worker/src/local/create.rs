@@ -32,6 +32,8 @@ pub(crate) const HOST: &str = "host";
 pub(crate) const NONE: &str = orch_model::network::NONE;
 /// In a record: none of these, only networks that have a name.
 pub(crate) const NAMED: &str = "named";
+/// Of some 7,000 that the kernel chooses among, by chance.
+const PORT_DRAWS: usize = 1000;
 /// Tries to make up a name that is free.
 const NAME_ATTEMPTS: u32 = 100;
 
@@ -152,7 +154,7 @@ impl Locals {
         let of_task = self.host.entries().into_iter().find(|entry| entry.task.container_name() == name);
         match owner(name).or(of_task.map(|entry| container_id_of(&entry.task.id))) {
             Some(id) => Err(LocalError::NameTaken { name: name.to_owned(), id }),
-            None => Ok(name.to_owned()),
+            None => Ok(turn.take(name.to_owned(), id)),
         }
     }
 
@@ -200,8 +202,12 @@ impl Locals {
                 return Err(LocalError::NoAddress(addr));
             }
             if port.published_port == 0 {
-                port.published_port =
-                    free_port(port.protocol, port.host_ip).ok_or(LocalError::NoPort(port.target_port))?;
+                let drawn = draw_port(
+                    &port,
+                    || free_port(port.protocol, port.host_ip),
+                    |drawn| everywhere.iter().chain(&taken).chain(&ports).any(|other| clash(other, drawn)),
+                );
+                port.published_port = drawn.ok_or(LocalError::NoPort(port.target_port))?;
             } else if everywhere.iter().any(|other| clash(other, &port)) {
                 return Err(LocalError::port(&port, Some("a service, for all nodes".into())));
             } else if taken.iter().chain(&ports).any(|other| clash(other, &port)) || !is_free(&port) {
@@ -328,6 +334,19 @@ fn free_port(protocol: Protocol, addr: Option<IpAddr>) -> Option<u16> {
 
 /// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
 fn is_free(port: &PortConfig) -> bool {
+/// One that nobody here has: what rules of the kernel pass on has no socket that would tell.
+fn draw_port(
+    port: &PortConfig,
+    draw: impl FnMut() -> Option<u16>,
+    is_taken: impl Fn(&PortConfig) -> bool,
+) -> Option<u16> {
+    let draws = std::iter::repeat_with(draw).take(PORT_DRAWS).map_while(|drawn| drawn);
+    draws
+        .map(|published_port| PortConfig { published_port, ..port.clone() })
+        .find(|drawn| !is_taken(drawn))
+        .map(|drawn| drawn.published_port)
+}
+
     let addr = port.bound_to();
     let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(addr).map(drop),
