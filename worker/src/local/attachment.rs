@@ -290,7 +290,9 @@ impl Locals {
         self.carry_out(one, before).await
     }
 
-    async fn carry_out(&self, one: &One, before: LocalContainer) -> Result<(), LocalError> {
+    /// Lets a container that runs have the networks and the name of its record; they are what they were before when that
+    /// fails.
+    pub(super) async fn carry_out(&self, one: &One, before: LocalContainer) -> Result<(), LocalError> {
         if one.running().0.is_none() {
             return Ok(());
         }
@@ -301,8 +303,11 @@ impl Locals {
             return Ok(());
         }
         if done.is_err() {
-            self.change(one, |now| now.record.networks = before.networks.clone());
-            self.change(one, |now| now.record.network = before.network.clone());
+            self.change(one, |now| {
+                now.record.networks.clone_from(&before.networks);
+                now.record.network.clone_from(&before.network);
+                now.record.name.clone_from(&before.name);
+            });
             if let Err(error) = self.rejoin_networks(one).await {
                 tracing::warn!(name = before.name, %error, "a container is not on the networks that it was on");
             }

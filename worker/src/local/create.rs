@@ -18,8 +18,8 @@ use orch_proto::{
 };
 
 use super::{
-    LocalError, Locals, One, attachment::check_aliases, joined, limits, names, policy::Restart, port_holder,
-    starting::Starting,
+    LocalError, Locals, One, attachment::check_aliases, joined, limits, names, names::Reserved, policy::Restart,
+    port_holder, starting::Starting,
 };
 use crate::{
     agent::{container_id_of, prepare, unix_ms},
@@ -90,9 +90,11 @@ impl Locals {
             None => {}
         }
         let id = TaskId::from_random(rand::random());
+        // Until others find it by its name.
+        let reserved = self.reserve(&request.name, &id)?;
         let mut record = LocalContainer {
             task_id: id.to_string(),
-            name: self.name_for(&request.name)?,
+            name: reserved.name.clone(),
             spec: Some(spec.to_proto()),
             ports: ports.to_proto(),
             network,
@@ -123,29 +125,39 @@ impl Locals {
         if name.is_empty() {
             return Err(LocalError::Invalid("Neither old nor new names may be empty".to_owned()));
         }
-        let name = self.name_for(name)?;
-        let is_found_by_name = {
+        let reserved = self.reserve(name, &one.id)?;
+        let _turn = one.turn.lock().await;
+        if one.is_removed() {
+            return Err(LocalError::NotFound(one.container_id()));
+        }
+        let before = one.now().record.clone();
+        // Its old name is to be had again when this fails.
+        let _old = self.reserved.turn().take(before.name.clone(), &one.id);
+        {
             let mut now = one.now();
             let mut record = now.record.clone();
-            record.name = name;
+            record.name.clone_from(&reserved.name);
             self.host.store.save_local(&record)?;
             now.record = record;
-            now.container.is_some() && !now.record.networks.is_empty()
-        };
-        if is_found_by_name {
-            self.rejoin_networks(one).await?;
         }
-        Ok(())
+        // Where nobody finds it by its name there is nothing to tell.
+        if before.networks.is_empty() { Ok(()) } else { self.carry_out(one, before).await }
     }
 
-    /// The given name, if nobody has it, or one that is free.
-    fn name_for(&self, wanted: &str) -> Result<String, LocalError> {
+    /// The given name, if nobody has it or is about to, or one that is free.
+    fn reserve(&self, wanted: &str, id: &TaskId) -> Result<Reserved, LocalError> {
+        // Before anything is looked at: whoever gives a reservation up is found by that name by then.
+        let turn = self.reserved.turn();
         let all = self.all();
-        let owner = |name: &str| all.iter().find(|one| one.name() == name).map(|one| one.container_id());
+        let owner = |name: &str| {
+            let has_it = all.iter().find(|one| one.name() == name).map(|one| &one.id);
+            has_it.or_else(|| turn.owner(name)).map(container_id_of)
+        };
         if wanted.is_empty() {
             let bits = rand::random();
             let free = (0..NAME_ATTEMPTS).map(|n| names::made_up(bits, n)).find(|name| owner(name).is_none());
-            return free.ok_or_else(|| LocalError::Invalid("no free name was found: give one with --name".to_owned()));
+            let none = || LocalError::Invalid("no free name was found: give one with --name".to_owned());
+            return Ok(turn.take(free.ok_or_else(none)?, id));
         }
         let name = wanted.strip_prefix('/').unwrap_or(wanted);
         if !names::is_valid(name) {
@@ -322,18 +334,6 @@ fn exposed(config: &ImageConfig, published: &[PortConfig]) -> Vec<PortConfig> {
         .collect()
 }
 
-fn free_port(protocol: Protocol, addr: Option<IpAddr>) -> Option<u16> {
-    let at = (addr.filter(IpAddr::is_ipv6).unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0);
-    match protocol {
-        Protocol::Tcp | Protocol::Sctp => TcpListener::bind(at).and_then(|socket| socket.local_addr()),
-        Protocol::Udp => UdpSocket::bind(at).and_then(|socket| socket.local_addr()),
-    }
-    .ok()
-    .map(|addr| addr.port())
-}
-
-/// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
-fn is_free(port: &PortConfig) -> bool {
 /// One that nobody here has: what rules of the kernel pass on has no socket that would tell.
 fn draw_port(
     port: &PortConfig,
@@ -347,6 +347,18 @@ fn draw_port(
         .map(|drawn| drawn.published_port)
 }
 
+fn free_port(protocol: Protocol, addr: Option<IpAddr>) -> Option<u16> {
+    let at = (addr.filter(IpAddr::is_ipv6).unwrap_or(Ipv4Addr::UNSPECIFIED.into()), 0);
+    match protocol {
+        Protocol::Tcp | Protocol::Sctp => TcpListener::bind(at).and_then(|socket| socket.local_addr()),
+        Protocol::Udp => UdpSocket::bind(at).and_then(|socket| socket.local_addr()),
+    }
+    .ok()
+    .map(|addr| addr.port())
+}
+
+/// Whether no socket of the node is in its way. An address that the node does not have is nobody's.
+fn is_free(port: &PortConfig) -> bool {
     let addr = port.bound_to();
     let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(addr).map(drop),
@@ -354,4 +366,23 @@ fn draw_port(
         Protocol::Sctp => Ok(()),
     };
     bound.err().is_none_or(|error| error.kind() != io::ErrorKind::AddrInUse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_drawn_is_nobodys() {
+        let port = |number| PortConfig::new(Protocol::Tcp, number, 80, PublishMode::Host);
+        let taken = [port(32_769), port(32_771)];
+        let is_taken = |drawn: &PortConfig| taken.iter().any(|other| clash(other, drawn));
+        let drawn = |numbers: &[u16]| {
+            let mut numbers = numbers.iter().copied();
+            draw_port(&port(0), || numbers.next(), is_taken)
+        };
+        assert_eq!(drawn(&[32_771, 32_769, 32_771, 40_001, 40_003]), Some(40_001));
+        assert_eq!(drawn(&[32_771]), None);
+        assert_eq!(draw_port(&port(0), || Some(32_769), is_taken), None);
+    }
 }

@@ -36,6 +36,7 @@ pub(crate) use networks::NetworkError;
 pub(crate) use report::{details, health_report, list_entry, of_task};
 
 use attachment::Presence;
+use names::ReservedNames;
 use networks::UserNetworks;
 use starting::StartingPorts;
 
@@ -56,6 +57,7 @@ pub(crate) struct Locals {
     pub(crate) presence: Presence,
     table: Mutex<BTreeMap<TaskId, Arc<One>>>,
     starting: StartingPorts,
+    reserved: ReservedNames,
 }
 
 /// One of them.
@@ -166,6 +168,7 @@ impl Locals {
             presence: Presence::new(session),
             table: Mutex::default(),
             starting: StartingPorts::default(),
+            reserved: ReservedNames::default(),
         })
     }
 

@@ -36,7 +36,11 @@ use orch_proto::{
     },
 };
 use prost::Message;
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+    time::timeout,
+};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue, transport::Server};
 
@@ -215,6 +219,7 @@ struct FakeNetd {
     sequence: Arc<Mutex<u64>>,
     encryption: Arc<Mutex<Encryption>>,
     refusals: Arc<Mutex<u32>>,
+    held: Arc<Mutex<Option<oneshot::Receiver<()>>>>,
 }
 
 #[tonic::async_trait]
@@ -233,6 +238,10 @@ impl NetdService for FakeNetd {
     async fn attach_task(&self, request: Request<AttachTaskRequest>) -> Result<Response<AttachTaskResponse>, Status> {
         let request = request.into_inner();
         self.heard.note(format!("attach {}", request.task_id));
+        let held = self.held.lock().unwrap().take();
+        if let Some(held) = held {
+            held.await.map_err(|_| Status::failed_precondition("this attachment is refused"))?;
+        }
         let path = self.paths.netns(&request.task_id.parse().unwrap());
         make_netns(&path);
         Ok(Response::new(AttachTaskResponse {
@@ -316,12 +325,21 @@ pub(crate) struct Node {
     pub encryption: Arc<Mutex<Encryption>>,
     /// How many detachments netd still refuses, as if it were just starting.
     pub refusals: Arc<Mutex<u32>>,
+    /// What netd waits for before it attaches the next; it refuses when that cannot come any more.
+    pub held: Arc<Mutex<Option<oneshot::Receiver<()>>>>,
 }
 
 /// A worker in the test's own process, for looking into it.
 pub(crate) struct Worker {
     pub agent: Arc<Agent>,
     tokio: Option<tokio::runtime::Runtime>,
+}
+
+impl Worker {
+    /// Does something that goes on in the worker, and ends with it.
+    pub(crate) async fn run<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.tokio.as_ref().unwrap().spawn(work).await.unwrap()
+    }
 }
 
 impl Drop for Worker {
@@ -386,12 +404,14 @@ impl Node {
         let netd_sequence = Arc::new(Mutex::new(0));
         let encryption = Arc::new(Mutex::new(Encryption::Unavailable("for a test".to_owned())));
         let refusals = Arc::new(Mutex::new(0));
+        let held = Arc::new(Mutex::new(None));
         let netd = FakeNetd {
             heard: heard.clone(),
             paths: paths.clone(),
             sequence: netd_sequence.clone(),
             encryption: encryption.clone(),
             refusals: refusals.clone(),
+            held: held.clone(),
         };
         let incoming = unix_incoming(&paths.netd_sock(), 0o600).unwrap();
         tokio::spawn(Server::builder().add_service(NetdServer::new(netd)).serve_with_incoming(incoming));
@@ -412,7 +432,7 @@ impl Node {
         let cgroup = format!("/orch-agent-test-{}-{:x}", std::process::id(), rand::random::<u32>());
         fs::create_dir_all(&paths.etc).unwrap();
         fs::write(paths.config_file(), format!("cgroup-parent = {cgroup:?}\n")).unwrap();
-        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence, encryption, refusals }
+        Self { _dir: dir, paths, heard, wanted, streams, cgroup, netd_sequence, encryption, refusals, held }
     }
 
     pub(crate) async fn worker(&self) -> Worker {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use orch_proto::wire::{ContainerNetwork, CreateContainerRequest, LocalRestart};
-use tokio::time::timeout;
+use orch_proto::wire::{ContainerNetwork, CreateContainerRequest, LocalNetwork, LocalRestart};
+use tokio::{sync::oneshot, time::timeout};
 
 use super::{
     node::{Worker, alive},
@@ -20,9 +20,13 @@ fn request(command: &[&str], restart: &str) -> CreateContainerRequest {
 }
 
 async fn started(worker: &Worker, request: CreateContainerRequest) -> Arc<One> {
-    let one = worker.agent.locals.create(request).await.unwrap();
-    worker.agent.locals.start(&one, None).await.unwrap();
-    one
+    let locals = worker.agent.locals.clone();
+    let work = async move {
+        let one = locals.create(request).await.unwrap();
+        locals.start(&one, None).await.unwrap();
+        one
+    };
+    worker.run(work).await
 }
 
 fn kill(pid: u32) {
@@ -81,8 +85,10 @@ async fn who_waits_hears_that_it_is_not_restarted() {
         let request =
             CreateContainerRequest { network: NO_NETWORK.to_owned(), ..request(&["sh", "-c", "exit 3"], "always") };
         let one = started(&worker, request).await;
-        // The pause before the next is long by now.
-        wait_until(|| one.now().record.restart_count == 4 && one.state() == LocalState::Restarting).await;
+        // The pause after this one is long.
+        wait_until(|| one.now().record.restart_count == 4).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(one.state(), LocalState::Restarting);
         let waits = timeout(Duration::from_secs(10), locals.wait(&one));
         let ends = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -115,4 +121,48 @@ async fn what_happens_while_a_network_is_looked_for_stays_so() {
     wait_until(|| one.container().is_some_and(|container| container.pid() != before)).await;
     assert!(one.now().record.networks.is_empty());
     locals.remove(&one, true, true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_others_cannot_find_is_not_given() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let locals = &worker.agent.locals;
+    locals.create_network(LocalNetwork { name: "own".to_owned(), ..LocalNetwork::default() }).await.unwrap();
+    let network = ContainerNetwork { network: "own".to_owned(), ..ContainerNetwork::default() };
+    let request = CreateContainerRequest {
+        name: "before".to_owned(),
+        networks: vec![network],
+        ..request(&["sleep", "1000"], "")
+    };
+    let one = started(&worker, request).await;
+    *node.held.lock().unwrap() = Some(oneshot::channel().1);
+    assert!(locals.rename(&one, "after").await.is_err());
+    assert_eq!(one.name(), "before");
+    locals.rename(&one, "after").await.unwrap();
+    assert_eq!(one.name(), "after");
+    locals.remove(&one, true, true).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_before_it_is_attached_again_leaves_no_namespace() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let one = started(&worker, request(&["sleep", "1000"], "")).await;
+    let (pid, id) = (one.container().unwrap().pid(), one.id.clone());
+    drop(worker);
+    node.heard.log.lock().unwrap().clear();
+    let (attaches, held) = oneshot::channel();
+    *node.held.lock().unwrap() = Some(held);
+    let worker = node.worker().await;
+    node.heard.wait(&format!("attach {id}")).await;
+    kill(pid);
+    let one = worker.agent.locals.find(&container_id_of(&id)).unwrap();
+    wait_until(|| one.container().is_none()).await;
+    attaches.send(()).unwrap();
+    let detached = || node.heard.log.lock().unwrap().iter().filter(|line| line.starts_with("detach ")).count() == 2;
+    wait_until(detached).await;
+    assert!(!node.paths.netns(&id).exists());
 }
