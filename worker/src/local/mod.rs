@@ -204,9 +204,15 @@ impl Locals {
     /// Takes up what an earlier worker left. Takes its containers out of `found`.
     pub(crate) async fn recover(self: &Arc<Self>, found: &mut BTreeMap<TaskId, Recovered>) -> Result<(), StoreError> {
         self.networks.load()?;
+        let mut known = Vec::new();
         for record in self.host.store.locals()? {
             let Some(one) = self.known(record) else { continue };
             let left = found.remove(&one.id);
+            known.push((one, left));
+        }
+        // Those that run come first: what is started again must not be given their addresses and ports.
+        known.sort_by_key(|(_, left)| !matches!(left, Some(Recovered::Running(_))));
+        for (one, left) in known {
             self.take_up(&one, left).await;
         }
         Ok(())
