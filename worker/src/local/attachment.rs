@@ -354,7 +354,7 @@ impl Locals {
 
     fn tell_netd(&self) {
         let Ok(node) = self.host.netd.node_id().parse::<NodeId>() else { return };
-        self.host.netd.set_own(self.networks.items(&node));
+        self.host.netd.set_own(|| self.networks.items(&node));
     }
 
     fn as_wanted(&self, one: &One, network: &ContainerNetwork) -> WantedNetwork {

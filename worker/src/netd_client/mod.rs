@@ -132,9 +132,11 @@ impl Netd {
         revision
     }
 
-    /// Replaces what should be of networks of this node alone.
-    pub(crate) fn set_own(&self, own: Vec<Assignment>) {
+    /// Replaces what should be of networks of this node alone. It is asked for in here, so that who knew less than another
+    /// does not have the last word.
+    pub(crate) fn set_own(&self, own: impl FnOnce() -> Vec<Assignment>) {
         self.inner.desired.send_if_modified(|desired| {
+            let own = own();
             let changed = *desired.own != own;
             if changed {
                 *desired = Desired { revision: desired.revision + 1, items: desired.items.clone(), own: Arc::new(own) };
@@ -486,5 +488,20 @@ mod tests {
             let found: Vec<_> = found.iter().map(ToString::to_string).collect();
             assert_eq!(found, want, "{listed:?} {known:?}");
         }
+    }
+
+    #[test]
+    fn who_is_later_says_what_own_networks_there_are() {
+        let netd = Netd::new(PathBuf::new(), String::new());
+        let later = netd.clone();
+        let mut second = None;
+        netd.set_own(|| {
+            // It comes while the first looks, and knows more.
+            second = Some(std::thread::spawn(move || later.set_own(|| vec![Assignment::default()])));
+            std::thread::sleep(Duration::from_millis(50));
+            Vec::new()
+        });
+        second.unwrap().join().unwrap();
+        assert_eq!(netd.inner.desired.borrow().own.len(), 1);
     }
 }
