@@ -486,11 +486,19 @@ impl Locals {
         if has_namespace(&record) {
             let request = attach_request(one, &record, &attachments);
             self.host.netd.remember(&one.id, request.clone());
-            let (host, again) = (self.host.clone(), one.clone());
+            let (locals, again) = (self.clone(), one.clone());
             tokio::spawn(async move {
                 // It is attached already: the answer says where.
-                if let Ok(attached) = host.netd.attach(&again.id, request).await {
+                if let Ok(attached) = locals.host.netd.attach(&again.id, request).await {
                     again.now().address = attached.primary_address;
+                }
+                if again.running().0.is_some() {
+                    return;
+                }
+                let _turn = again.turn.lock().await;
+                if again.running().0.is_none() {
+                    // It ended while netd was away: what it just got would stay with nobody.
+                    locals.give_back(&again).await;
                 }
             });
         }
