@@ -107,7 +107,7 @@ impl Monitor {
             return self.interval();
         }
         let early = self.early;
-        self.early *= 2;
+        self.early = self.early.saturating_mul(2);
         if self.plan.start_period_ms > 0 {
             return early.min(Duration::from_millis(self.plan.start_interval_ms));
         }
@@ -180,6 +180,17 @@ mod tests {
         );
         // Once it was healthy, they do.
         check(plan(10, 1, 60), &[0, 1], &[(500, Healthy), (10_500, Unhealthy)]);
+    }
+
+    #[test]
+    fn a_start_period_may_be_as_long_as_it_likes() {
+        let mut monitor = Monitor::new(plan(10, 1, 1_000_000));
+        for _ in 0..100 {
+            let at = monitor.due();
+            monitor.ended(HealthResult { exit_code: 1, ..HealthResult::default() }, at, at);
+            monitor.skipped(at);
+            assert_eq!((monitor.health(), monitor.due()), (Starting, at + (monitor.due() - at).min(SECOND * 2)));
+        }
     }
 
     #[test]
