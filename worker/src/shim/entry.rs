@@ -22,7 +22,7 @@ use nix::{
     fcntl::{OFlag, open},
     sched::{CloneFlags, setns},
     sys::stat::{Mode, umask},
-    unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, setgroups, setsid},
+    unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgroups, setsid},
 };
 use seccompiler::sock_filter;
 use serde::Deserialize;
@@ -197,7 +197,7 @@ impl Entry {
         setsid().map_err(step("new session"))?;
         self.cgroups.iter().chain(&self.counted).filter_map(open_procs).for_each(join);
         self.enter(process)?;
-        connect(streams)?;
+        connect(streams, process.user.uid)?;
         take_place(process)?;
         let path = find(program.args, &process.env)?;
         let c_strings = |texts: &[String]| texts.iter().map(|text| CString::new(text.as_bytes())).collect();
@@ -270,12 +270,14 @@ pub(super) fn step(what: &'static str) -> impl Fn(Errno) -> Failure {
     move |err| failure(format!("{what}: {}", err.desc()))
 }
 
-fn connect(streams: &Streams<'_>) -> Result<(), Failure> {
+fn connect(streams: &Streams<'_>, uid: u32) -> Result<(), Failure> {
     let terminal;
     let (stdin, stdout, stderr) = match streams {
         Streams::Given { stdin, stdout, stderr } => (*stdin, *stdout, *stderr),
         Streams::Terminal(socket) => {
             terminal = make_terminal(*socket).map_err(|err| failure(format!("make a terminal: {err}")))?;
+            // Else it could not open /dev/stdout.
+            fchown(&terminal, Some(Uid::from_raw(uid)), None).map_err(step("hand over the terminal"))?;
             (terminal.as_fd(), terminal.as_fd(), terminal.as_fd())
         }
     };

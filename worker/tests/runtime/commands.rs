@@ -72,8 +72,10 @@ async fn a_crowd_of_commands_leaves_room_for_others() {
 async fn exec_on_a_terminal() {
     let node = Node::new();
     let container = node.start(&["sleep", "1000"]).await;
-    let mut request = command(&["sh", "-c", "tty; stty size; read line; stty size; echo got $line; exit 5"]);
+    let script = "tty; stty size; read line; stty size; echo got $line >/dev/stdout; exit 5";
+    let mut request = command(&["sh", "-c", script]);
     request.tty = true;
+    request.user = "web".to_owned();
     request.size = Some((30, 100));
     let mut exec = container.exec(&request).await.unwrap();
     assert!(exec.stderr.is_none());
