@@ -117,9 +117,9 @@ impl Attached {
         self.flush();
     }
 
+    /// Whoever has gone keeps a place: what waits to be served is known by places.
     fn flush(&mut self) {
         self.peers.iter_mut().for_each(Peer::flush);
-        self.peers.retain(|peer| !peer.is_gone());
     }
 
     /// The descriptors to wait for, and what to do when they are ready.
@@ -144,7 +144,7 @@ impl Attached {
         fds
     }
 
-    /// Does what descriptors are ready for.
+    /// Does what descriptors are ready for, and forgets who has gone.
     pub(super) fn serve(&mut self, ready: &[Waits]) {
         for waits in ready {
             match waits {
@@ -156,6 +156,7 @@ impl Attached {
             }
         }
         self.flush();
+        self.peers.retain(|peer| !peer.is_gone());
     }
 
     /// The container has ended: what its readers have not taken yet goes to them all the same. Where their pipes get no
@@ -270,6 +271,30 @@ mod tests {
         let last = attached.peers.len() - 1;
         attached.serve(&[Waits::Input(last)]);
         attached.serve(&[Waits::Input(last)]);
+    }
+
+    /// One of two goes while both are written to: the other is no worse for it.
+    #[test]
+    fn who_goes_takes_nobody_along() {
+        let mut attached = Attached::new(None, false);
+        let mut attach = || {
+            let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let null = || OwnedFd::from(File::options().read(true).write(true).open("/dev/null").unwrap());
+            attached.add(vec![null(), theirs, null()], false).unwrap();
+            File::from(ours)
+        };
+        let (goes, mut stays) = (attach(), attach());
+        drop(goes);
+        // As the shim's loop does it: waits, reads what the container printed, and serves whom it waited for.
+        let ready = [Waits::Reader(0)];
+        attached.output(Source::Stdout, b"one");
+        attached.serve(&ready);
+        assert_eq!(attached.peers.len(), 1);
+        attached.output(Source::Stdout, b"two");
+        drop(attached);
+        let mut heard = String::new();
+        stays.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "onetwo");
     }
 
     #[test]

@@ -148,9 +148,7 @@ impl Server {
             if ready.streams.iter().any(|&ready| ready) {
                 self.read_output(&ready.streams);
             }
-            if !ready.attached.is_empty() {
-                self.attached.serve(&ready.attached);
-            }
+            self.attached.serve(&ready.attached);
             if ready.starting {
                 self.hear_of_starts();
             }
