@@ -193,7 +193,10 @@ impl LogWriter {
             }
         }
         if kept == 1 {
-            fs::remove_file(&self.config.path)?;
+            match fs::remove_file(&self.config.path) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+                _ => {}
+            }
         }
         self.to = To::File(append(&self.config.path)?, 0);
         Ok(())
@@ -281,6 +284,19 @@ mod tests {
         assert_eq!(read(numbered(&path, 1)), "3333333\n");
         assert_eq!(read(numbered(&path, 2)), "2222222\n");
         assert!(!numbered(&path, 3).exists());
+    }
+
+    #[test]
+    fn a_file_that_somebody_removed_is_made_again() {
+        for max_files in [1, 2] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let mut log = LogWriter::open(config(&path, 10, max_files)).unwrap();
+            log.write(b"1111111\n").unwrap();
+            fs::remove_file(&path).unwrap();
+            log.write(b"2222222\n").unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), "2222222\n");
+        }
     }
 
     #[test]
