@@ -4,7 +4,8 @@
 //! what is left of the container and writes the file itself, so that every container ends exactly once.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -64,6 +65,8 @@ const LOOK_LIMIT: Duration = Duration::from_secs(1);
 /// A shim that was killed may be found listening for a moment: so often it is looked again, and so long apart.
 const LAST_MOMENTS: u32 = 20;
 const MOMENT: Duration = Duration::from_millis(50);
+/// How much of what a dead shim said is told.
+const LAST_WORDS_BYTES: u64 = 4096;
 
 impl Container {
     pub(super) fn new(task_id: TaskId, folder: PathBuf, config: ShimConfig, layout: Layout) -> Self {
@@ -453,10 +456,20 @@ impl Inner {
 impl Inner {
     /// With what it said, should it have failed rather than been killed.
     fn shim_died(&self) -> String {
-        let said = fs::read_to_string(Files(&self.folder).messages()).unwrap_or_default();
+        let said = last_words(&Files(&self.folder).messages()).unwrap_or_default();
         let base = "the container's shim was killed; what was left of the container has been killed too";
-        if said.trim().is_empty() { base.to_owned() } else { format!("{base} (its last words: {})", said.trim()) }
+        if said.is_empty() { base.to_owned() } else { format!("{base} (its last words: {said})") }
     }
+}
+
+/// The end of a file: all of it may be more than anybody wants to read.
+fn last_words(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES)))?;
+    let mut words = Vec::new();
+    file.take(LAST_WORDS_BYTES).read_to_end(&mut words)?;
+    Ok(String::from_utf8_lossy(&words).trim().to_owned())
 }
 
 fn unexpected(reply: &Reply) -> RuntimeError {
@@ -474,5 +487,21 @@ pub(super) async fn blocking<T: Send + 'static>(
     match spawn_blocking(work).await {
         Ok(done) => done,
         Err(err) => Err(io_error("a task of the runtime failed in", "worker", io::Error::other(err))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_many_words_the_last_are_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (said, told) in [("", 0), ("short\n", 5), (&"é".repeat(5000), 2048)] {
+            fs::write(file.path(), said).unwrap();
+            let words = last_words(file.path()).unwrap();
+            assert!(words.chars().count() == told && said.contains(&words), "{words}");
+        }
+        assert!(last_words(Path::new("/nowhere")).is_err());
     }
 }

@@ -116,6 +116,8 @@ pub(crate) struct LogWriter {
     to: To,
     /// The last object in the file may have no end: the disk was full, or lost its power.
     is_torn: bool,
+    /// What came last could not be written.
+    is_losing: bool,
 }
 
 #[derive(Debug)]
@@ -136,7 +138,18 @@ impl LogWriter {
             }
         };
         let is_torn = config.journal.is_none() && !ends_with_line(&config.path).unwrap_or(true);
-        Ok(Self { config, to, is_torn })
+        Ok(Self { config, to, is_torn, is_losing: false })
+    }
+
+    /// Appends whole objects, or loses them: why, unless that was so before. Whoever tells of it on a full disk writes to
+    /// memory, and the program goes on printing.
+    pub(crate) fn write_or_lose(&mut self, objects: &[u8]) -> Option<io::Error> {
+        if objects.is_empty() {
+            return None;
+        }
+        let failed = self.write(objects).err();
+        let is_known = std::mem::replace(&mut self.is_losing, failed.is_some());
+        failed.filter(|_| !is_known)
     }
 
     /// Appends whole objects. A full disk loses output rather than the container: the error is the caller's to ignore.
@@ -328,6 +341,24 @@ mod tests {
         log.to = To::File(append(&path).unwrap(), 0);
         log.write(b"{4}\n").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\n{4}\n");
+    }
+
+    #[test]
+    fn what_is_lost_is_told_once_until_something_can_be_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = LogWriter::open(config(&path, 0, 1)).unwrap();
+        let mut told = |to: &Path, objects: &[u8]| {
+            log.to = To::File(append(to).unwrap(), 0);
+            log.write_or_lose(objects).is_some()
+        };
+        let full = Path::new("/dev/full");
+        assert_eq!(
+            [&b"{1}\n"[..], b"{2}\n", b"", b"{3}\n"].map(|objects| told(full, objects)),
+            [true, false, false, false]
+        );
+        assert!(!told(&path, b"{4}\n"));
+        assert!(told(full, b"{5}\n") && !told(full, b"{6}\n"));
     }
 
     #[test]

@@ -245,7 +245,7 @@ impl Server {
     }
 
     fn write_log(&mut self, objects: &[u8]) {
-        if let Err(err) = self.log.write(objects) {
+        if let Some(err) = self.log.write_or_lose(objects) {
             complain(format_args!("output is lost: cannot write the log: {err}"));
         }
     }
