@@ -29,9 +29,10 @@ use std::{
     net::IpAddr,
     os::unix::fs::DirBuilderExt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures::future::join_all;
 use orch_model::{
     TaskId,
     assignment::{Assignment, AssignmentKey, TaskAssignment},
@@ -45,7 +46,10 @@ use orch_proto::{
     wire,
 };
 use orch_template::placeholders;
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use self::{
     assignments::{AssignmentSet, Delta},
@@ -231,10 +235,11 @@ impl Agent {
             self.take_up(known, found).await;
         }
         self.locals.recover(&mut containers).await?;
-        for (task, found) in containers {
+        let nobodys = containers.into_iter().map(|(task, found)| {
             tracing::warn!(%task, "deleting a container that belongs to no task");
-            delete_container(found).await;
-        }
+            delete_container(found)
+        });
+        join_all(nobodys).await;
         Ok(())
     }
 
@@ -495,10 +500,17 @@ fn recovered_task(found: &Recovered) -> TaskId {
     }
 }
 
+/// How long the worker waits at its start for containers that it does not want.
+const DELETE_LIMIT: Duration = Duration::from_secs(30);
+
+/// One that does not end is left where it is: the worker has others.
 async fn delete_container(found: Recovered) {
     let (Recovered::Running(container) | Recovered::Created(container) | Recovered::Ended(container, _)) = found;
-    if let Err(error) = container.delete().await {
-        tracing::warn!(task = %container.task_id(), error = chain(&error), "a container stays");
+    let task = container.task_id();
+    match timeout(DELETE_LIMIT, container.delete()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%task, error = chain(&error), "a container stays"),
+        Err(_) => tracing::warn!(%task, "a container stays: it has been killed and does not end"),
     }
 }
 

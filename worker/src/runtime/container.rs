@@ -351,6 +351,31 @@ impl Container {
         }
     }
 
+    /// As [`Container::look`], but not for long.
+    pub(super) async fn look_briefly(&self) -> Result<Found, RuntimeError> {
+        tokio::time::timeout(SILENT_SHIM, self.look()).await.unwrap_or(Err(RuntimeError::Silent))
+    }
+
+    /// For one whose shim does not answer: its first process is found without it, so that it can be killed. Should the shim
+    /// answer one day that it was never started, nobody is going to start it, and it ends.
+    pub(super) async fn go_on_unanswered(&self) {
+        let inner = Arc::clone(&self.0);
+        let first = blocking(move || Ok(usage::first_process(&inner.layout, &inner.config.cgroup))).await;
+        if let Ok(Some(pid)) = first {
+            self.0.pid.store(pid, Ordering::Relaxed);
+        }
+        let container = self.clone();
+        tokio::spawn(async move {
+            if let Ok(Some(Reply::State { pid, started })) = ask(&container.0.folder, Request::State).await {
+                container.0.pid.store(pid, Ordering::Relaxed);
+                if !started && let Err(error) = container.kill(libc::SIGKILL).await {
+                    let error = crate::image::chain(&error);
+                    tracing::warn!(task = %container.0.task_id, error, "a container that was never started stays");
+                }
+            }
+        });
+    }
+
     /// How it ended, once there is no shim.
     async fn settle(&self) -> Result<Exit, RuntimeError> {
         let inner = Arc::clone(&self.0);

@@ -50,6 +50,7 @@ use std::{
     sync::Arc,
 };
 
+use futures::{StreamExt, stream};
 use orch_model::{
     TaskId,
     service::{ContainerSpec, MountKind},
@@ -80,6 +81,9 @@ use spec::{Device, Facts, SpecError};
 
 /// The cgroup of the shims, under the node's; containers are beside it.
 const SHIM_CGROUP: &str = "shims";
+
+/// Containers of an earlier worker that are asked at the same time how they are.
+const LOOKS_AT_ONCE: usize = 128;
 
 /// Devices that every container has, made by libcontainer, which fails when it finds them there.
 const ALWAYS_THERE: [&str; 8] =
@@ -213,21 +217,28 @@ impl Runtime {
     pub async fn recover(&self) -> Result<Vec<Recovered>, RuntimeError> {
         let inner = Arc::clone(&self.0);
         let left = blocking(move || inner.left_by_others()).await?;
-        let mut recovered = Vec::new();
-        for container in left {
-            recovered.push(match container.look().await? {
-                Found::Created => Recovered::Created(container),
-                Found::Running => Recovered::Running(container),
-                Found::Ended(exit) => Recovered::Ended(container, exit),
-            });
-        }
-        Ok(recovered)
+        Ok(stream::iter(left).map(find_again).buffer_unordered(LOOKS_AT_ONCE).collect().await)
     }
 
     /// Lines of a log whose container may be gone; does not follow.
     #[must_use]
     pub fn logs(files: &LogFiles, options: LogOptions) -> LogStream {
         LogStream::open(files.clone(), LogOptions { follow: false, ..options }, std::future::ready(()))
+    }
+}
+
+/// One that cannot be asked, or not be taken apart, is taken for running: it must not keep the worker from all others.
+async fn find_again(container: Container) -> Recovered {
+    match container.look_briefly().await {
+        Ok(Found::Created) => Recovered::Created(container),
+        Ok(Found::Running) => Recovered::Running(container),
+        Ok(Found::Ended(exit)) => Recovered::Ended(container, exit),
+        Err(error) => {
+            let error = crate::image::chain(&error);
+            tracing::warn!(task = %container.task_id(), error, "it is not known how a container is: taken for running");
+            container.go_on_unanswered().await;
+            Recovered::Running(container)
+        }
     }
 }
 
@@ -505,6 +516,40 @@ fn make_private(folder: &Path) -> Result<(), RuntimeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A shim that stands still, one that cannot be asked, and one that has ended.
+    #[tokio::test(start_paused = true)]
+    async fn no_container_keeps_the_others_from_being_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let cgroup = format!("/orch-test-recover-{}", std::process::id());
+        let runtime = Runtime::with_shim_command(&paths, &cgroup, "/nowhere".into(), Vec::new()).unwrap();
+        let left = |n: u64| {
+            let id = TaskId::from_random(n.into());
+            let folder = paths.shim_dir(&id);
+            fs::create_dir(&folder).unwrap();
+            let config = serde_json::json!({
+                "version": VERSION, "task_id": id.as_str(), "container_id": "c", "rootfs": "/r", "shim_cgroup": cgroup,
+                "cgroup": format!("{cgroup}/{id}"), "log": {"path": "/l", "max_size_bytes": 0, "max_files": 1},
+                "tty": false, "open_stdin": false, "uid": 0, "caps": 0, "seccomp": null,
+            });
+            fs::write(Files(&folder).config(), config.to_string()).unwrap();
+            (id, folder)
+        };
+        let [(silent, silent_folder), (odd, odd_folder), (ended, ended_folder)] = [1, 2, 3].map(left);
+        let _listener = UnixListener::bind(Files(&silent_folder).socket()).unwrap();
+        std::os::unix::fs::symlink("shim.sock", Files(&odd_folder).socket()).unwrap();
+        fs::write(Files(&ended_folder).exit(), r#"{"version":1,"code":3,"finished_at_ns":5}"#).unwrap();
+        let mut found = BTreeMap::new();
+        for recovered in runtime.recover().await.unwrap() {
+            match recovered {
+                Recovered::Running(container) => found.insert(container.task_id().clone(), None),
+                Recovered::Ended(container, exit) => found.insert(container.task_id().clone(), Some(exit.code)),
+                Recovered::Created(container) => panic!("{container:?}"),
+            };
+        }
+        assert_eq!(found, BTreeMap::from([(silent, None), (odd, None), (ended, Some(3))]));
+    }
 
     #[test]
     fn a_sysctl_that_the_kernel_lacks_is_named() {

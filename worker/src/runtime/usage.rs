@@ -51,6 +51,8 @@ pub struct NewLimits {
 
 /// Kernel ticks per second; the same on every architecture that Linux runs on today.
 const TICKS_PER_SECOND: u64 = 100;
+/// When a process was started, after the name in its `stat` in /proc.
+const STARTED_FIELD: usize = 19;
 
 pub(super) fn usage(layout: &Layout, cgroup: &str, pid: u32) -> Usage {
     let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -90,10 +92,25 @@ pub(super) fn usage(layout: &Layout, cgroup: &str, pid: u32) -> Usage {
 
 /// Everything in the cgroup, by number.
 pub(super) fn processes(layout: &Layout, cgroup: &str) -> Vec<ProcessInfo> {
-    let folder = layout.folder_of(cgroup, "pids").or_else(|| layout.folders(cgroup).into_iter().next());
-    let mut pids = folder.map(|folder| super::cgroup::processes(&folder)).unwrap_or_default();
+    let mut pids = pids(layout, cgroup);
     pids.sort_unstable();
     pids.into_iter().filter_map(process).collect()
+}
+
+/// The oldest process in the cgroup: all others came after a container's first one, and end with it.
+pub(super) fn first_process(layout: &Layout, cgroup: &str) -> Option<i32> {
+    // Nothing else is read: what is in a process's memory is not to be had while that hangs.
+    let started = |pid: i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let ticks = stat.rsplit_once(") ")?.1.split(' ').nth(STARTED_FIELD)?.parse::<u64>().ok()?;
+        Some((ticks, pid))
+    };
+    pids(layout, cgroup).into_iter().filter_map(started).min().map(|(_, pid)| pid)
+}
+
+fn pids(layout: &Layout, cgroup: &str) -> Vec<i32> {
+    let folder = layout.folder_of(cgroup, "pids").or_else(|| layout.folders(cgroup).into_iter().next());
+    folder.map(|folder| super::cgroup::processes(&folder)).unwrap_or_default()
 }
 
 pub(super) fn set_frozen(layout: &Layout, cgroup: &str, frozen: bool) -> io::Result<()> {
@@ -269,7 +286,7 @@ fn process(pid: i32) -> Option<ProcessInfo> {
         pid,
         parent: i32::try_from(number(1)).unwrap_or_default(),
         uid: uid.unwrap_or_default(),
-        started_ms: boot_ms() + ticks_ms(number(19)),
+        started_ms: boot_ms() + ticks_ms(number(STARTED_FIELD)),
         cpu_ms: ticks_ms(number(11) + number(12)),
         tty: terminal(number(4)),
         command: if command.is_empty() { format!("[{name}]") } else { command },
@@ -332,6 +349,19 @@ mod tests {
     #[test]
     fn the_nodes_traffic_is_no_containers() {
         assert_eq!(network(std::process::id()), (0, 0));
+    }
+
+    #[test]
+    fn the_first_process_is_the_oldest() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::V2(folder.path().to_owned());
+        fs::create_dir_all(folder.path().join("c/below")).unwrap();
+        assert_eq!(first_process(&layout, "/c"), None);
+        let own = i32::try_from(std::process::id()).unwrap();
+        let parent = process(own).unwrap().parent;
+        fs::write(folder.path().join("c/cgroup.procs"), format!("{own}\n")).unwrap();
+        fs::write(folder.path().join("c/below/cgroup.procs"), format!("{parent}\n{}\n", i32::MAX)).unwrap();
+        assert_eq!(first_process(&layout, "/c"), Some(parent));
     }
 
     #[test]
