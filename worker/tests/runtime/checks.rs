@@ -80,7 +80,8 @@ async fn a_container_that_stands_still_is_not_checked() {
     container.set_frozen(false).await.unwrap();
     let after = checks(&container, before.results.len() + 1).await;
     assert!(after.results.iter().all(|result| result.exit_code == 0), "{after:?}");
-    container.delete().await.unwrap();
+    container.set_frozen(true).await.unwrap();
+    timeout(LIMIT, container.delete()).await.expect("it stands still for ever").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -427,9 +427,26 @@ async fn cleaning_up_leaves_images_and_volumes_only() {
     let pid = node.pid(&web);
     drop(worker);
     assert!(alive(pid));
-    let paths = node.paths.clone();
-    tokio::task::spawn_blocking(move || crate::cleanup(&paths)).await.unwrap().unwrap();
-    assert!(!alive(pid));
+    // One that cannot be asked anything, and is found first.
+    let shims = node.paths.shims_dir();
+    let (stuck, root) = (shims.join("0"), node.paths.containers_dir().join("0"));
+    for folder in [&stuck, &root] {
+        fs::create_dir(folder).unwrap();
+    }
+    let config = fs::read_to_string(node.paths.shim_dir(&web.id).join("config.json")).unwrap();
+    let of_none = TaskId::from_random(77);
+    fs::write(stuck.join("config.json"), config.replace(web.id.as_str(), of_none.as_str())).unwrap();
+    std::os::unix::fs::symlink("shim.sock", stuck.join("shim.sock")).unwrap();
+    let clean_up = || {
+        let paths = node.paths.clone();
+        tokio::task::spawn_blocking(move || crate::cleanup(&paths))
+    };
+    let failed = clean_up().await.unwrap().unwrap_err();
+    assert!(format!("{failed:#}").contains(&format!("delete the container of task {of_none}")), "{failed:#}");
+    assert!(!alive(pid) && !node.paths.shim_dir(&web.id).exists(), "the others go all the same");
+    assert!(stuck.exists() && root.exists(), "and it is not forgotten");
+    fs::remove_file(stuck.join("shim.sock")).unwrap();
+    clean_up().await.unwrap().unwrap();
     for gone in
         [node.paths.worker_dir().join("containers"), node.paths.worker_dir().join("tasks"), node.paths.shims_dir()]
     {
