@@ -405,21 +405,31 @@ impl Container {
         process["terminal"] = json!(request.tty);
         process["args"] = json!(request.args);
         process["capabilities"] = capabilities(caps);
-        let mut env: Vec<String> = serde_json::from_value(process["env"].take()).unwrap_or_default();
+        let env: Vec<String> = serde_json::from_value(process["env"].take()).unwrap_or_default();
+        let mut homes = None;
         if !request.user.is_empty() {
             let user = user::lookup(&config.rootfs, &request.user, &[])?;
-            env = merge_env(env, &[format!("HOME={}", user.home)]);
+            let own = user::lookup(&config.rootfs, &process["user"]["uid"].to_string(), &[])?;
             process["user"] = user_value(&user);
+            homes = Some([own.home, user.home]);
         }
-        if request.tty {
-            env = merge_env(env, &["TERM=xterm".to_owned()]);
-        }
-        process["env"] = json!(merge_env(env, &request.env));
+        process["env"] = json!(exec_env(env, homes, request));
         if !request.cwd.is_empty() {
             process["cwd"] = json!(request.cwd);
         }
         Ok(ExecOrder { process, tty: request.tty, caps: caps.0, seccomp: !request.privileged })
     }
+}
+
+/// A command's variables: the container's, and what comes of the command's user (`homes`: of the container's own user, and of
+/// the command's) and of its terminal. What image or service say of these goes before, as with Docker.
+fn exec_env(env: Vec<String>, homes: Option<[String; 2]>, request: &ExecRequest) -> Vec<String> {
+    let value = |name: &str| env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
+    let home =
+        homes.filter(|[own, _]| value("HOME").is_none_or(|home| home == own)).map(|[_, new]| format!("HOME={new}"));
+    let term = (request.tty && value("TERM").is_none()).then(|| "TERM=xterm".to_owned());
+    let known: Vec<String> = home.into_iter().chain(term).collect();
+    merge_env(merge_env(env, &known), &request.env)
 }
 
 /// The parent of a container's first process, if it is a shim.
@@ -520,6 +530,24 @@ pub(super) async fn blocking<T: Send + 'static>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_image_and_service_say_goes_before_what_a_commands_user_and_terminal_are_known_by() {
+        let web = || Some(["/root", "/srv"].map(str::to_owned));
+        for (env, homes, tty, more, want) in [
+            ("HOME=/root", None, false, "", "HOME=/root"),
+            ("HOME=/root A=1", web(), false, "", "HOME=/srv A=1"),
+            ("HOME=/data", web(), false, "", "HOME=/data"),
+            ("A=1", web(), false, "", "A=1 HOME=/srv"),
+            ("HOME=/root", None, true, "", "HOME=/root TERM=xterm"),
+            ("TERM=xterm-256color", None, true, "", "TERM=xterm-256color"),
+            ("HOME=/data TERM=vt100", web(), true, "HOME=/own TERM=dumb", "HOME=/own TERM=dumb"),
+        ] {
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            let request = ExecRequest { tty, env: words(more), ..Default::default() };
+            assert_eq!(exec_env(words(env), homes, &request), words(want), "{env}");
+        }
+    }
 
     #[test]
     fn of_many_words_the_last_are_told() {
