@@ -16,11 +16,16 @@ use std::{
     path::Path,
     pin::Pin,
     task::{Context, Poll},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use futures::Stream;
-use tokio::{io::AsyncReadExt, net::unix::pipe, sync::mpsc, time::sleep};
+use tokio::{
+    io::AsyncReadExt,
+    net::unix::pipe,
+    sync::{Semaphore, SemaphorePermit, mpsc},
+    time::sleep,
+};
 
 use self::reader::{Reader, Step};
 use super::{
@@ -31,6 +36,10 @@ use super::{
 
 /// Lines that wait for a slow reader; then reading waits.
 const LINES_AHEAD: usize = 256;
+/// The kernel gives all of a user's programs 128 such descriptors, and root has others that need some.
+static WATCHES: Semaphore = Semaphore::const_new(64);
+/// How often who has none looks whether there is more.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Looked at before somebody may have gone who does not want what is in there.
 const BATCH_BYTES: u64 = 8 << 20;
 
@@ -209,22 +218,30 @@ fn read_batch(mut reader: Reader, options: &LogOptions) -> Result<(Reader, Vec<L
     Ok((reader, batch, false))
 }
 
-/// Tells when something happens in a log's folder: an inotify descriptor, which is read like a pipe.
-struct Watch(pipe::Receiver);
+/// Tells when something happens in a log's folder: an inotify descriptor, which is read like a pipe. Without one, the folder
+/// is looked at now and then.
+struct Watch(Option<(pipe::Receiver, SemaphorePermit<'static>)>);
 
 impl Watch {
     fn new(log: &Path) -> Result<Self, RuntimeError> {
         let folder = log.parent().unwrap_or(log);
-        inotify(folder)
-            .and_then(pipe::Receiver::from_owned_fd_unchecked)
-            .map(Self)
-            .map_err(|err| io_error("cannot watch", folder, err))
+        let Ok(turn) = WATCHES.try_acquire() else { return Ok(Self(None)) };
+        match inotify(folder).and_then(pipe::Receiver::from_owned_fd_unchecked) {
+            Ok(events) => Ok(Self(Some((events, turn)))),
+            // Others have them all.
+            Err(err) if matches!(err.raw_os_error(), Some(libc::EMFILE | libc::ENOSPC)) => Ok(Self(None)),
+            Err(err) => Err(io_error("cannot watch", folder, err)),
+        }
     }
 
     async fn changed(&mut self) -> Result<(), RuntimeError> {
+        let Some((events, _)) = &mut self.0 else {
+            sleep(LOOK_INTERVAL).await;
+            return Ok(());
+        };
         // What happened does not matter, only that something did.
-        let mut events = [0_u8; 4096];
-        let read = self.0.read(&mut events).await;
+        let mut buffer = [0_u8; 4096];
+        let read = events.read(&mut buffer).await;
         read.map(drop).map_err(|err| io_error("cannot watch the log in", "inotify", err))
     }
 }
@@ -249,8 +266,6 @@ fn inotify(folder: &Path) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures::StreamExt as _;
     use tokio::time::timeout;
 
@@ -341,6 +356,24 @@ mod tests {
             reader.go_on();
             let (_, numbers) = rest(reader);
             assert_eq!(numbers.last(), Some(&(49 + later)));
+        }
+    }
+
+    #[tokio::test]
+    async fn more_may_follow_than_there_are_watches() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = LogFiles::at(dir.path().join("log"));
+        let mut log = LogWriter::open((&files).into()).unwrap();
+        write(&mut log, 0..1);
+        let follow = || LogOptions { follow: true, ..Default::default() };
+        let mut all: Vec<_> =
+            (0..140).map(|_| LogStream::open(files.clone(), follow(), std::future::pending())).collect();
+        for number in 0..2 {
+            for lines in &mut all {
+                let next = timeout(Duration::from_secs(20), lines.next()).await.expect("it goes on");
+                assert_eq!(next.unwrap().unwrap().line, format!("{number}\n"));
+            }
+            write(&mut log, number + 1..number + 2);
         }
     }
 
