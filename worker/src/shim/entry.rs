@@ -10,6 +10,7 @@ use std::{
     ffi::CString,
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    iter,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::fs::{MetadataExt, OpenOptionsExt},
@@ -119,6 +120,8 @@ pub(super) struct Entry {
     cgroups: Vec<PathBuf>,
     /// Of those in which the container's processes are counted and listed.
     counted: Vec<PathBuf>,
+    /// On version 2: where the hierarchy is mounted, and the container's first process.
+    unified: Option<(PathBuf, i32)>,
     /// The host's number of the container's user 0, with the numbers of those after it.
     users: Option<Vec<Mapping>>,
 }
@@ -139,12 +142,17 @@ impl Entry {
         let users = remapped.then(|| mappings(&fs::read_to_string(format!("/proc/{pid}/uid_map"))?)).transpose()?;
         let procs = |folders: Vec<PathBuf>| folders.into_iter().map(|folder| folder.join("cgroup.procs")).collect();
         let (counted, others) = layout.counted_apart(cgroup);
+        let unified = match layout {
+            Layout::V2(mount) => Some((mount.clone(), pid)),
+            Layout::V1(_) => None,
+        };
         Ok(Self {
             container: open_process(pid)?,
             own_pids: File::open("/proc/self/ns/pid")?,
             namespaces: if remapped { NAMESPACES | CloneFlags::CLONE_NEWUSER } else { NAMESPACES },
             cgroups: procs(others),
             counted: procs(counted),
+            unified,
             users,
         })
     }
@@ -180,12 +188,12 @@ impl Entry {
     }
 
     /// For a process that stays and starts others: makes it what they all are, as far as that leaves it the rights to do
-    /// so. Its children are in the container. What is left for each is to write `0` to the files that come back, and what
+    /// so. Its children are in the container. What is left for each is to [`join_one`] of the files that come back, and what
     /// [`take_place`] does.
     pub(super) fn settle(&self, program: &Program<'_>) -> Result<Vec<File>, Failure> {
         setns(&self.container, CloneFlags::CLONE_NEWPID).map_err(step("enter the container's process numbers"))?;
         self.cgroups.iter().filter_map(open_procs).for_each(join);
-        let counted = self.counted.iter().filter_map(open_procs).collect();
+        let counted = self.counted_procs().collect();
         self.enter(program.process)?;
         restrict(program)?;
         bound_capabilities(program.caps).map_err(step("bound capabilities"))?;
@@ -195,7 +203,13 @@ impl Entry {
     fn become_program(&self, program: &Program<'_>, streams: &Streams<'_>) -> Result<Infallible, Failure> {
         let process = program.process;
         setsid().map_err(step("new session"))?;
-        self.cgroups.iter().chain(&self.counted).filter_map(open_procs).for_each(join);
+        self.cgroups.iter().filter_map(open_procs).for_each(join);
+        match join_one(self.counted_procs()) {
+            Err(err) if self.unified.is_some() => {
+                return Err(failure(format!("enter the container's control group: {err}")));
+            }
+            _ => {}
+        }
         self.enter(process)?;
         connect(streams, process.user.uid)?;
         take_place(process)?;
@@ -212,6 +226,18 @@ impl Entry {
         keep_capabilities(program.caps).map_err(step("drop capabilities"))?;
         let Err(err) = nix::unistd::execve(&path, &argv, &envp);
         Err(cannot_execute(&program.args[0], err))
+    }
+
+    /// Where its processes are counted, and where its first one is. On version 2 a container may hand its control group on to
+    /// groups below it (docker:dind, systemd): then it takes no process itself any more. To be opened outside: files that are
+    /// opened inside move nothing that comes from elsewhere.
+    fn counted_procs(&self) -> impl Iterator<Item = File> {
+        let of_first = || {
+            let (mount, pid) = self.unified.as_ref()?;
+            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            open_procs(&mount.join(unified_cgroup(&cgroups)?).join("cgroup.procs"))
+        };
+        self.counted.iter().filter_map(open_procs).chain(iter::once_with(of_first).flatten())
     }
 
     /// The container's namespaces, and what is set from outside of them.
@@ -260,6 +286,23 @@ fn open_procs(procs: &PathBuf) -> Option<File> {
 /// Where a hierarchy takes no process (cpuset without CPUs), nothing is limited either.
 fn join(mut procs: File) {
     let _ = procs.write_all(b"0");
+}
+
+/// Moves this process to the first group that takes it.
+pub(super) fn join_one<P: Write>(groups: impl IntoIterator<Item = P>) -> io::Result<()> {
+    let mut refused = io::ErrorKind::NotFound.into();
+    for mut procs in groups {
+        match procs.write_all(b"0") {
+            Ok(()) => return Ok(()),
+            Err(err) => refused = err,
+        }
+    }
+    Err(refused)
+}
+
+/// The group on version 2 that a process's `cgroup` in /proc names, below where the hierarchy is mounted.
+fn unified_cgroup(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::/"))
 }
 
 pub(super) fn failure(message: String) -> Failure {
@@ -392,6 +435,7 @@ mod tests {
                 namespaces: NAMESPACES,
                 cgroups: Vec::new(),
                 counted: Vec::new(),
+                unified: None,
                 users: map.map(|text| mappings(text).unwrap()),
             };
             assert_eq!(entry.host_uid(uid), want);
@@ -402,6 +446,21 @@ mod tests {
         check(Some("         0     100000      65536\n"), 65536, None);
         check(Some("0 1000 1\n1 100000 10\n"), 3, Some(100_002));
         assert!(mappings("0 nobody 1\n").is_err());
+    }
+
+    #[test]
+    fn a_process_goes_where_it_is_taken() {
+        let refuses = || OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let group = tempfile::NamedTempFile::new().unwrap();
+        let takes = || OpenOptions::new().write(true).open(group.path()).unwrap();
+        join_one([refuses(), takes()]).unwrap();
+        assert_eq!(fs::read_to_string(group.path()).unwrap(), "0");
+        join_one([takes(), refuses()]).unwrap();
+        join_one([refuses()]).unwrap_err();
+        join_one([] as [File; 0]).unwrap_err();
+        assert_eq!(unified_cgroup("0::/orch.slice/x/init\n"), Some("orch.slice/x/init"));
+        assert_eq!(unified_cgroup("12:pids:/x\n0::/\n"), Some(""));
+        assert_eq!(unified_cgroup("12:pids:/x\n"), None);
     }
 
     #[test]

@@ -11,10 +11,11 @@
 #![allow(unsafe_code)]
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     ffi::{CString, c_char, c_int, c_void},
     fs::File,
-    io::{self, Write},
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     ptr::{self, NonNull},
     sync::atomic::{AtomicI32, Ordering},
@@ -31,7 +32,7 @@ use nix::{
 };
 
 use super::{
-    entry::{Entry, Program, failure, step, take_place},
+    entry::{Entry, Program, failure, join_one, step, take_place},
     executor::{cannot_execute, die_with_the_shim, find, keep_capabilities},
     fork::{close_all_but, in_child},
     nursery::Arguments,
@@ -137,6 +138,8 @@ fn serve(entry: &Entry, program: &Program<'_>, shim: &OwnedFd, number: &SharedNu
     die_with_the_shim();
     let mut stack = vec![0; STACK_BYTES];
     let mut order = [0; ORDER.len()];
+    // Written by the children, whose memory it is too.
+    let is_uncounted = Cell::new(false);
     loop {
         let fds = match wire::receive(shim, &mut order) {
             Ok((0, _)) => return Ok(()),
@@ -148,27 +151,31 @@ fn serve(entry: &Entry, program: &Program<'_>, shim: &OwnedFd, number: &SharedNu
         // Here, because a child that executes its program frees nothing, and its memory is this process's.
         let mut path = None;
         let started = beside(&mut stack, number, &mut || {
-            let Err(failure) = become_check(&counted, program, &call, output, &mut path);
+            let Err(failure) = become_check(&counted, &is_uncounted, program, &call, output, &mut path);
             // Said where the program would have printed.
             let _ = nix::unistd::write(output, failure.message.as_bytes());
             failure.code.unwrap_or(CODE_NOT_STARTED)
         });
         started.map_err(|err| failure(format!("start a process: {err}")))?;
+        if is_uncounted.get() {
+            // The next one finds where the container's processes are now.
+            return Err(failure("the container's control group takes no process any more".to_owned()));
+        }
     }
 }
 
 /// In the child: what is not the same for all checks, or must not happen to the runner.
 fn become_check(
     counted: &[File],
+    is_uncounted: &Cell<bool>,
     program: &Program<'_>,
     call: &Call,
     output: &OwnedFd,
     path: &mut Option<CString>,
 ) -> Result<Infallible, Failure> {
     setsid().map_err(step("new session"))?;
-    for mut procs in counted {
-        let _ = procs.write_all(b"0");
-    }
+    // No reason to call the container sick.
+    is_uncounted.set(!counted.is_empty() && join_one(counted).is_err());
     dup2_stdout(output).map_err(step("standard output"))?;
     dup2_stderr(output).map_err(step("standard error"))?;
     take_place(program.process)?;
