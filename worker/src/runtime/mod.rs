@@ -282,6 +282,7 @@ impl Inner {
             counts_swap: self.layout.counts_swap(),
             apparmor,
             init: &self.init,
+            shm: &Files(&self.shims_dir.join(plan.task_id.as_str())).shm(),
         };
         let spec = spec::build(plan, &facts)?;
         let filtered = !container.privileged && !plan.options.seccomp_off;
@@ -302,6 +303,10 @@ impl Inner {
             seccomp: filter,
             netns: plan.netns.clone(),
             hidden: self.hidden_from(plan),
+            shm_of: match &plan.options.ipc {
+                Sharing::Other(ipc) => Some(ipc.with_file_name("mnt")),
+                Sharing::Own | Sharing::Host => None,
+            },
             health: health::plan(container.health.as_ref(), plan.image.health.as_ref()).map(|health| HealthPlan {
                 earlier: plan.options.earlier_checks.iter().map(Into::into).collect(),
                 ..health

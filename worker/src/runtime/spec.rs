@@ -89,6 +89,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) apparmor: Option<String>,
     /// The program that is the first process when the user wants one.
     pub(crate) init: &'a Path,
+    /// Where the maker of a container that shares another's IPC namespace has the other's /dev/shm.
+    pub(crate) shm: &'a Path,
 }
 
 /// A device that the container gets.
@@ -379,7 +381,7 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
         mount("/sys", "sysfs", &["nosuid", "noexec", "nodev", read]),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
     ];
-    all.push(shm(&plan.options));
+    all.push(shm(&plan.options, facts.shm));
     all.extend(cgroup_mounts(facts, read));
     let binds = plan.binds.iter().map(|bind| (bind.target.clone(), bind_mount(bind)));
     let options = &plan.options.tmpfs;
@@ -402,9 +404,15 @@ fn mounts(plan: &ContainerPlan<'_>, facts: &Facts<'_>) -> Result<Vec<Value>, Spe
     Ok(all)
 }
 
-fn shm(options: &HostOptions) -> Value {
-    if options.ipc == Sharing::Host {
-        return json!({"destination": "/dev/shm", "type": "bind", "source": "/dev/shm", "options": ["rbind", "rprivate"]});
+/// Goes with the IPC namespace: POSIX keeps its semaphores and shared memory there.
+fn shm(options: &HostOptions, of_other: &Path) -> Value {
+    let shared = match options.ipc {
+        Sharing::Own => None,
+        Sharing::Host => Some(Path::new("/dev/shm")),
+        Sharing::Other(_) => Some(of_other),
+    };
+    if let Some(source) = shared {
+        return json!({"destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind", "rprivate"]});
     }
     let bytes = if options.shm_bytes == 0 { SHM_BYTES } else { options.shm_bytes };
     let size = format!("size={}k", bytes.div_ceil(1024));
@@ -539,6 +547,7 @@ mod tests {
             counts_swap: true,
             apparmor: None,
             init: Path::new("/var/lib/orch/init"),
+            shm: Path::new("/run/orch/shim/x/shm"),
         };
         let spec = build(&plan, &facts)?;
         let read: oci_spec::runtime::Spec =
@@ -746,8 +755,7 @@ mod tests {
                 shm_bytes: 1 << 30,
                 no_new_privileges: true,
                 paths_shown: true,
-                pid: Sharing::Host,
-                ipc: Sharing::Other("/proc/7/ns/ipc".into()),
+                pid: Sharing::Other("/proc/7/ns/pid".into()),
                 uts: Sharing::Host,
                 tmpfs: BTreeMap::from([("/t".to_owned(), given)]),
                 limits: MoreLimits { cpu_shares: 512, cpuset_cpus: "0".to_owned(), ..Default::default() },
@@ -761,8 +769,8 @@ mod tests {
         assert_eq!(spec["linux"]["resources"]["cpu"], json!({"shares": 512, "cpus": "0"}));
         let namespaces = spec["linux"]["namespaces"].as_array().unwrap();
         let kinds: Vec<&str> = namespaces.iter().map(|n| n["type"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["ipc", "mount", "network", "cgroup"]);
-        assert_eq!(namespaces[0]["path"], "/proc/7/ns/ipc");
+        assert_eq!(kinds, ["pid", "ipc", "mount", "network", "cgroup"]);
+        assert_eq!(namespaces[0]["path"], "/proc/7/ns/pid");
         let options = |target: &str| {
             let mounts = spec["mounts"].as_array().unwrap();
             mounts.iter().find(|m| m["destination"] == target).unwrap()["options"].clone()
@@ -770,6 +778,15 @@ mod tests {
         assert_eq!(options("/t"), json!(["nosuid", "nodev", "size=64m", "mode=700"]));
         assert_eq!(options("/dev/shm"), json!(["nosuid", "noexec", "nodev", "mode=1777", "size=1048576k"]));
         assert_eq!(options("/dev/init"), json!(["rbind", "rprivate", "rro"]));
+        for (ipc, source) in [
+            (Sharing::Own, "shm"),
+            (Sharing::Host, "/dev/shm"),
+            (Sharing::Other("/proc/7/ns/ipc".into()), "/run/orch/shim/x/shm"),
+        ] {
+            let spec = make(&task, V2, |plan| plan.options.ipc = ipc).unwrap();
+            let mounts = spec["mounts"].as_array().unwrap();
+            assert_eq!(mounts.iter().find(|m| m["destination"] == "/dev/shm").unwrap()["source"], source);
+        }
     }
 
     fn tmpfs() -> Mount {

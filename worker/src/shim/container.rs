@@ -212,6 +212,10 @@ fn build(
     let files = Files(folder);
     trace::keep_errors(&files.messages()).map_err(io_failure)?;
     narrow_sight(config).map_err(io_failure)?;
+    if let Some(other) = &config.shm_of {
+        let failed = |err| io_failure(io::Error::other(format!("cannot share the other container's /dev/shm: {err}")));
+        sight::borrow(other, Path::new("/dev/shm"), &files.shm()).map_err(failed)?;
+    }
     let report_in = executor.report;
     let mut builder = ContainerBuilder::new(config.container_id.clone(), SyscallType::default())
         .with_executor(executor)

@@ -40,6 +40,11 @@ impl Files<'_> {
         self.0.join("state")
     }
 
+    /// Where the container's maker alone sees another container's /dev/shm.
+    pub(crate) fn shm(&self) -> PathBuf {
+        self.0.join("shm")
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.0.join("shim.sock")
     }
@@ -83,6 +88,9 @@ pub(crate) struct ShimConfig {
     /// Folders whose mounts the container's maker must not see, but for the container's own.
     #[serde(default)]
     pub(crate) hidden: Vec<PathBuf>,
+    /// The mount namespace of the container whose /dev/shm it shares.
+    #[serde(default)]
+    pub(crate) shm_of: Option<PathBuf>,
     #[serde(default)]
     pub(crate) health: Option<HealthPlan>,
 }

@@ -4,9 +4,13 @@
 //! namespace begins as a copy of its maker's. With each other container's root and network among them, containers would be
 //! made the more slowly the more there are, and would hold each other's file systems for a moment.
 
-use std::{io, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::{
     fs::CWD,
     io::Errno,
@@ -37,10 +41,23 @@ pub(super) fn narrow<'a>(
     Ok(())
 }
 
+/// Shows this process, in a mount namespace of its own, at `at` what another namespace has at `path`.
+pub(super) fn borrow(namespace: &Path, path: &Path, at: &Path) -> io::Result<()> {
+    let (own, other) = (File::open("/proc/self/ns/mnt")?, File::open(namespace)?);
+    fs::create_dir_all(at)?;
+    setns(other, CloneFlags::CLONE_NEWNS)?;
+    let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
+    setns(own, CloneFlags::CLONE_NEWNS)?;
+    let tree = tree?;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // The node is not to see it.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use rustix::mount::{MountFlags, mount, mount_bind};
 
     use super::*;

@@ -206,6 +206,27 @@ async fn the_inside_looks_as_it_should() {
 }
 
 #[tokio::test]
+async fn shared_memory_goes_with_the_ipc_namespace() {
+    let node = Node::new();
+    let script = ["sh", "-c", "echo shared >/dev/shm/one; sleep 1000"];
+    let first = node.create(&script, |_, _| {}).await.unwrap();
+    first.start().await.unwrap();
+    let ipc = || Sharing::Other(format!("/proc/{}/ns/ipc", first.pid()).into());
+    let looks = ["sh", "-c", "cat /dev/shm/one; echo back >/dev/shm/two"];
+    for (sharing, want) in
+        [(ipc(), "shared\n"), (Sharing::Own, "cat: can't open '/dev/shm/one': No such file or directory\n")]
+    {
+        let second = node.create_with(&looks, |_, _| {}, |plan| plan.options.ipc = sharing).await.unwrap();
+        second.start().await.unwrap();
+        assert_eq!(finish(&second).await, (0, want.to_owned()));
+    }
+    assert_eq!(output(first.exec(&command(&["cat", "/dev/shm/two"])).await.unwrap()).await.1, "back\n");
+    // On the node there is nothing of it to be seen.
+    assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(node.dir.path().to_str().unwrap()));
+    first.delete().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_privileged_container_has_devices_and_no_filter() {
     let node = Node::new();
     let container = node.create(&["sleep", "1000"], |c, _| c.privileged = true).await.unwrap();

@@ -25,7 +25,7 @@ use orch_model::{
 use orch_proto::paths::Paths;
 use orch_worker::runtime::{
     BindMount, Container, ContainerPlan, Exec, ExecRequest, HealthCheck, HealthState, HostOptions, ImageDefaults,
-    LogFiles, LogOptions, LogSource, Recovered, Runtime, RuntimeError,
+    LogFiles, LogOptions, LogSource, Recovered, Runtime, RuntimeError, Sharing,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
