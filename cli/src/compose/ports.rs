@@ -74,13 +74,16 @@ fn range(text: &str) -> Option<(u16, u16)> {
 fn long(item: &Node) -> Result<Parsed, String> {
     let mut long = Vec::new();
     for (key, value) in item.entries() {
-        // Docker takes the last two and does nothing with them.
         let name = match key.text.as_str() {
             "x-host-ip" => "host_ip",
             "x-source" => "source",
-            text if text.starts_with("x-") || ["host_ip", "app_protocol"].contains(&text) => continue,
+            text if text.starts_with("x-") || text == "app_protocol" => continue,
             text => text,
         };
+        // `host_ip: ${ADDRESS:-}` of a file that wants none.
+        if name == "host_ip" && value.text().is_none_or(str::is_empty) {
+            continue;
+        }
         let text = value.text().ok_or_else(|| format!("{} of a port must be a text or a number", key.text))?;
         long.push(format!("{name}={text}"));
     }

@@ -325,6 +325,27 @@ fn with_a_version_some_keys_are_warned_of() {
 }
 
 #[test]
+fn a_port_in_the_long_form_answers_on_its_address_only() {
+    for (entries, address) in [
+        ("host_ip: 127.0.0.1", Some("127.0.0.1")),
+        ("host_ip: 127.0.0.1, mode: host", Some("127.0.0.1")),
+        ("x-host-ip: 10.0.0.5", Some("10.0.0.5")),
+        ("host_ip: 0.0.0.0", None),
+        ("host_ip: ''", None),
+        ("app_protocol: http", None),
+    ] {
+        for version in ["", "version: '3.8'\n"] {
+            let port = format!("{{target: 80, published: 8080, {entries}}}");
+            let stack = load(&format!("{version}services: {{a: {{image: a, ports: [{port}]}}}}")).unwrap();
+            let bound = stack.services[0].spec.endpoint.ports[0].host_ip.map(|addr| addr.to_string());
+            assert_eq!(bound.as_deref(), address, "{version}{entries}");
+        }
+    }
+    let refused = load("services: {a: {image: a, ports: [{target: 80, host_ip: localhost}]}}").unwrap_err();
+    assert!(refused.contains("services.a.ports") && refused.contains("127.0.0.1"), "{refused}");
+}
+
+#[test]
 fn the_options_of_a_short_tmpfs_arrive() {
     for (text, size, mode, read_only, ignored) in [
         ("/t", 0, 0, false, ""),
