@@ -101,7 +101,7 @@ pub(super) fn shown(version: Version) -> String {
     if version == MODERN { "none".into() } else { format!("3.{version}") }
 }
 
-/// As a file says it; one that says nothing is of the newest version.
-pub(super) fn written(version: Version) -> String {
-    format!("3.{}", version.min(NEWEST))
+/// As a file says it. One that says nothing goes on doing so: with a version, less of it would be acted on.
+pub(super) fn written(version: Version) -> Option<String> {
+    (version != MODERN).then(|| format!("3.{version}"))
 }

@@ -157,8 +157,7 @@ impl Document {
         let mut document =
             output::Writer { reader: convert::Reader::new(&loaded.root, loaded.version, &loaded.source, around) }
                 .document(&loaded.root)?;
-        let version = keys::written(loaded.version);
-        if let Some(document) = document.as_object_mut() {
+        if let (Some(version), Some(document)) = (keys::written(loaded.version), document.as_object_mut()) {
             document.insert("version".into(), version.into());
         }
         Ok((document, loaded.warnings))

@@ -128,7 +128,7 @@ fn container(reader: &Reader<'_>, node: &Node, path: &str, image: String) -> Res
         mounts: mounts(reader, node, path)?,
         cap_add: texts("cap_add")?.unwrap_or_default(),
         cap_drop: texts("cap_drop")?.unwrap_or_default(),
-        groups: if with_more { texts("group_add")?.unwrap_or_default() } else { Vec::new() },
+        groups: texts("group_add")?.unwrap_or_default(),
         devices: if with_more { texts("devices")?.unwrap_or_default() } else { Vec::new() },
         sysctls: reader.map(node.get("sysctls"), &format!("{path}.sysctls"))?,
         hosts: hosts(reader, node, path)?,

@@ -311,17 +311,30 @@ configs:
 
 #[test]
 fn with_a_version_some_keys_are_warned_of() {
-    let text = "version: '3.8'\nservices:\n  a:\n    image: a\n    privileged: true\n    scale: 2\n    restart: always\n    ports: ['127.0.0.1:80:80']\n";
+    let text = "version: '3.8'\nservices:\n  a:\n    image: a\n    privileged: true\n    scale: 2\n    group_add: [video]\n    restart: always\n    ports: ['127.0.0.1:80:80']\n";
     let stack = load(text).unwrap();
     assert!(!stack.services[0].spec.task.container.privileged);
+    assert_eq!(stack.services[0].spec.task.container.groups, ["video"]);
     let warnings = stack.warnings.join("\n");
     for fragment in [
         "services.a Additional property scale is not allowed in version 3 of the format: Docker refuses it",
+        "services.a Additional property group_add is not allowed in version 3 of the format: Docker refuses it",
         "Ignoring unsupported options: privileged, restart",
         "ignoring IP-address (127.0.0.1:80:80/tcp) service will listen on '0.0.0.0'",
     ] {
         assert!(warnings.contains(fragment), "{fragment:?} is not in {warnings}");
     }
+}
+
+/// `stack config | stack deploy -c -` deploys what the file itself does.
+#[test]
+fn a_file_as_it_was_understood_means_the_same_again() {
+    let text = "services: {a: {image: a, privileged: true, devices: [/dev/null], group_add: [video], restart: 'no'}}";
+    let written = normal(&[text]).unwrap();
+    assert_eq!(written.get("version"), None);
+    let [before, after] = [text, &written.to_string()].map(|text| load(text).unwrap());
+    assert_eq!(format!("{:#?}", after.services), format!("{:#?}", before.services));
+    assert_eq!(normal(&["version: '3.4'\nservices: {a: {image: a}}"]).unwrap()["version"], "3.4");
 }
 
 #[test]
