@@ -1,6 +1,9 @@
 //! Specs back to a file: what is loaded from it means the same again.
 
+use std::collections::BTreeSet;
+
 use orch_model::{
+    Kind,
     network::{DRIVER_OVERLAY, NetworkSpec},
     secret::TemplateDriver,
     service::{
@@ -21,7 +24,7 @@ pub(super) const OWN_KEY: &str = "x-orch";
 
 /// The stack as a file without `version:`. Secrets and configs are named, not contained.
 pub(crate) fn document(stack: &str, objects: &Stack) -> Value {
-    let exporter = Exporter { stack };
+    let exporter = Exporter::new(stack, &objects.services, objects);
     let mut root = Map::new();
     root.insert("name".into(), stack.into());
     let mut volumes = Map::new();
@@ -35,21 +38,23 @@ pub(crate) fn document(stack: &str, objects: &Stack) -> Value {
     root.insert("services".into(), Value::Object(services));
     let networks = objects.networks.iter().map(|network| {
         let spec = &network.spec;
-        (exporter.short(&spec.annotations.name), exporter.network(spec, network.external))
+        (exporter.key(Section::Networks, &spec.annotations.name), exporter.network(spec, network.external))
     });
     put(&mut root, "networks", Value::Object(networks.collect()));
     put(&mut root, "volumes", Value::Object(volumes));
-    for (section, kind) in [("secrets", orch_model::Kind::Secret), ("configs", orch_model::Kind::Config)] {
+    for (name, section, kind) in
+        [("secrets", Section::Secrets, Kind::Secret), ("configs", Section::Configs, Kind::Config)]
+    {
         let data = objects.data.iter().filter(|data| data.kind == kind);
-        let entries = data.map(|data| (exporter.short(&data.annotations.name), exporter.data(data)));
-        put(&mut root, section, Value::Object(entries.collect()));
+        let entries = data.map(|data| (exporter.key(section, &data.annotations.name), exporter.data(section, data)));
+        put(&mut root, name, Value::Object(entries.collect()));
     }
     Value::Object(root)
 }
 
 /// One service as a file would describe it.
 pub(crate) fn service(stack: &str, service: &StackService) -> Value {
-    Exporter { stack }.service(service)
+    Exporter::new(stack, std::slice::from_ref(service), &Stack::default()).service(service)
 }
 
 /// The same with every `$` doubled, so that nothing of it is taken for a variable.
@@ -64,8 +69,38 @@ pub(crate) fn escaped(value: &Value) -> Value {
     }
 }
 
+/// What has names of its own in a file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    Networks,
+    Volumes,
+    Secrets,
+    Configs,
+}
+
 struct Exporter<'a> {
     stack: &'a str,
+    /// What the file speaks of, by its names in the cluster.
+    names: BTreeSet<(Section, &'a str)>,
+}
+
+impl<'a> Exporter<'a> {
+    fn new(stack: &'a str, services: &'a [StackService], objects: &'a Stack) -> Self {
+        let mut names = BTreeSet::new();
+        for service in services {
+            let mounts = service.spec.task.container.mounts.iter().filter(|mount| mount.kind == MountKind::Volume);
+            names.extend(mounts.map(|mount| (Section::Volumes, mount.source.as_str())));
+            names.extend(service.networks.iter().map(|attachment| (Section::Networks, attachment.network.as_str())));
+            names.extend(service.secrets.iter().map(|file| (Section::Secrets, file.source.as_str())));
+            names.extend(service.configs.iter().map(|file| (Section::Configs, file.source.as_str())));
+        }
+        names.extend(objects.networks.iter().map(|n| (Section::Networks, n.spec.annotations.name.as_str())));
+        names.extend(objects.data.iter().map(|data| {
+            let section = if data.kind == Kind::Secret { Section::Secrets } else { Section::Configs };
+            (section, data.annotations.name.as_str())
+        }));
+        Self { stack, names }
+    }
 }
 
 impl Exporter<'_> {
@@ -75,9 +110,16 @@ impl Exporter<'_> {
         own.filter(|own| !own.is_empty()).unwrap_or(name).to_owned()
     }
 
+    /// The key of what has a section: its short name, unless something else there has that as its whole name.
+    fn key(&self, section: Section, name: &str) -> String {
+        let short = self.short(name);
+        let is_anothers = short != name && self.names.contains(&(section, short.as_str()));
+        if is_anothers { name.to_owned() } else { short }
+    }
+
     /// `name:`, where it does not follow from the key.
-    fn named(&self, entry: &mut Map<String, Value>, name: &str) {
-        if format!("{}_{}", self.stack, self.short(name)) != name {
+    fn named(&self, entry: &mut Map<String, Value>, section: Section, name: &str) {
+        if format!("{}_{}", self.stack, self.key(section, name)) != name {
             entry.insert("name".into(), name.into());
         }
     }
@@ -92,8 +134,8 @@ impl Exporter<'_> {
         let mut entry = self.container(&spec.task.container);
         put(&mut entry, "ports", spec.endpoint.ports.iter().map(port).collect());
         put(&mut entry, "networks", self.attachments(service));
-        put(&mut entry, "secrets", service.secrets.iter().map(|file| self.file(file)).collect());
-        put(&mut entry, "configs", service.configs.iter().map(|file| self.file(file)).collect());
+        put(&mut entry, "secrets", service.secrets.iter().map(|f| self.file(Section::Secrets, f)).collect());
+        put(&mut entry, "configs", service.configs.iter().map(|f| self.file(Section::Configs, f)).collect());
         let depends = spec.depends_on.iter().map(|dependency| {
             let condition = match dependency.condition {
                 DependencyCondition::Started => "service_started",
@@ -132,14 +174,14 @@ impl Exporter<'_> {
             let aliases = attachment.aliases.iter().filter(|alias| **alias != short);
             put(&mut detail, "aliases", aliases.cloned().map(Value::String).collect());
             put(&mut detail, "driver_opts", json!(attachment.driver_options));
-            networks.insert(self.short(&attachment.network), Value::Object(detail));
+            networks.insert(self.key(Section::Networks, &attachment.network), Value::Object(detail));
         }
         Value::Object(networks)
     }
 
-    fn file(&self, file: &NamedFile) -> Value {
+    fn file(&self, section: Section, file: &NamedFile) -> Value {
         json!({
-            "source": self.short(&file.source), "target": file.target, "uid": file.uid, "gid": file.gid,
+            "source": self.key(section, &file.source), "target": file.target, "uid": file.uid, "gid": file.gid,
             "mode": file.mode,
         })
     }
@@ -201,7 +243,7 @@ impl Exporter<'_> {
     fn mount(&self, mount: &Mount) -> Value {
         let mut entry = Map::new();
         let source = match mount.kind {
-            MountKind::Volume => self.short(&mount.source),
+            MountKind::Volume => self.key(Section::Volumes, &mount.source),
             MountKind::Bind | MountKind::Tmpfs => mount.source.clone(),
         };
         entry.insert("type".into(), format!("{:?}", mount.kind).to_lowercase().into());
@@ -237,7 +279,7 @@ impl Exporter<'_> {
             return;
         }
         let mut entry = Map::new();
-        self.named(&mut entry, &mount.source);
+        self.named(&mut entry, Section::Volumes, &mount.source);
         if mount.volume_labels.contains_key(NAMESPACE_LABEL) {
             put(&mut entry, "labels", self.labels(&mount.volume_labels));
             if let Some(driver) = &mount.volume_driver {
@@ -248,7 +290,7 @@ impl Exporter<'_> {
             entry.insert("external".into(), true.into());
             entry.insert("name".into(), mount.source.clone().into());
         }
-        volumes.insert(self.short(&mount.source), Value::Object(entry));
+        volumes.insert(self.key(Section::Volumes, &mount.source), Value::Object(entry));
     }
 
     fn network(&self, spec: &NetworkSpec, external: bool) -> Value {
@@ -256,7 +298,7 @@ impl Exporter<'_> {
         if external {
             return json!({"external": true, "name": spec.annotations.name});
         }
-        self.named(&mut entry, &spec.annotations.name);
+        self.named(&mut entry, Section::Networks, &spec.annotations.name);
         if spec.driver != DRIVER_OVERLAY {
             entry.insert("driver".into(), spec.driver.clone().into());
         }
@@ -282,7 +324,7 @@ impl Exporter<'_> {
         Value::Object(entry)
     }
 
-    fn data(&self, data: &StackData) -> Value {
+    fn data(&self, section: Section, data: &StackData) -> Value {
         let mut entry = Map::new();
         match &data.content {
             Content::External => return json!({"external": true, "name": data.annotations.name}),
@@ -292,7 +334,7 @@ impl Exporter<'_> {
         if let Some(TemplateDriver::Golang) = data.template {
             entry.insert("template_driver".into(), "golang".into());
         }
-        self.named(&mut entry, &data.annotations.name);
+        self.named(&mut entry, section, &data.annotations.name);
         put(&mut entry, "labels", self.labels(&data.annotations.labels));
         Value::Object(entry)
     }

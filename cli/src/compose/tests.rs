@@ -487,9 +487,24 @@ fn what_is_reserved_kept_back_and_filled_in_is_not_forgotten() {
     assert!(with("oom_score_adj: 2000").contains("-1000 to 1000"));
 }
 
+/// Of each kind one of the stack's own and one of somebody else's, whose whole names are the short ones of the first.
+const TWINS: &str = r"
+services:
+  web:
+    image: web
+    networks: {own: {aliases: [a]}, other: {aliases: [b]}, default: {}, third: {}}
+    volumes: ['own:/o', 'other:/p']
+    secrets: [own, other, third]
+    configs: [own, other]
+networks: {own: {internal: true}, other: {external: true, name: own}, third: {external: true, name: default}}
+volumes: {own: {}, other: {external: true, name: own}}
+secrets: {own: {file: a}, other: {external: true, name: own}, third: {file: c, name: shop_shop_own}}
+configs: {own: {content: a}, other: {external: true, name: own}}
+";
+
 #[test]
 fn an_export_means_the_same_again() {
-    for text in [SHOP, FULL] {
+    for text in [SHOP, FULL, TWINS] {
         let before = load(text).unwrap();
         let exported = export::document("shop", &before);
         let file = serde_json::to_string(&export::escaped(&exported)).unwrap();
@@ -502,6 +517,12 @@ fn an_export_means_the_same_again() {
             assert_eq!(again.networks, service.networks);
             assert_eq!((&again.secrets, &again.configs), (&service.secrets, &service.configs));
         }
+        // By their names, not by the keys that the file has for them.
+        let [before, after] = [before, after].map(|mut stack| {
+            stack.networks.sort_by(|a, b| a.spec.annotations.name.cmp(&b.spec.annotations.name));
+            stack.data.sort_by(|a, b| (a.kind, &a.annotations.name).cmp(&(b.kind, &b.annotations.name)));
+            stack
+        });
         assert_eq!(format!("{:#?}", after.networks), format!("{:#?}", before.networks));
         assert_eq!(format!("{:#?}", after.data), format!("{:#?}", before.data));
     }
