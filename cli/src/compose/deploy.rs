@@ -11,7 +11,7 @@ use crate::flags::{duration, quantity};
 
 pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut ServiceSpec) -> Result<(), ComposeError> {
     if node.get("mode").or(node.get("replicas")).is_some() {
-        spec.mode = mode(reader, node, path)?;
+        spec.mode = mode(reader, node, path, &spec.mode)?;
     }
     spec.update = node.get("update_config").map(|n| pace(reader, n, &format!("{path}.update_config"))).transpose()?;
     spec.rollback =
@@ -36,9 +36,13 @@ pub(super) fn apply(reader: &Reader<'_>, node: &Node, path: &str, spec: &mut Ser
     Ok(())
 }
 
-fn mode(reader: &Reader<'_>, node: &Node, path: &str) -> Result<ServiceMode, ComposeError> {
+/// `scaled` is what `scale:` outside `deploy:` made; its number stays where `deploy:` has none.
+fn mode(reader: &Reader<'_>, node: &Node, path: &str, scaled: &ServiceMode) -> Result<ServiceMode, ComposeError> {
     let replicas = node.get("replicas").map(|n| reader.number(n, &format!("{path}.replicas"))).transpose()?;
-    let count = replicas.unwrap_or(1);
+    let count = match (replicas, scaled) {
+        (Some(count), _) | (None, &ServiceMode::Replicated { replicas: count }) => count,
+        (None, ServiceMode::Global | ServiceMode::GlobalJob | ServiceMode::ReplicatedJob { .. }) => 1,
+    };
     let Some(mode) = node.get("mode") else { return Ok(ServiceMode::Replicated { replicas: count }) };
     let mode_path = format!("{path}.mode");
     let made = reader.parsed(mode, &mode_path, |text| match text {

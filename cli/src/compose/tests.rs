@@ -326,6 +326,22 @@ fn with_a_version_some_keys_are_warned_of() {
     }
 }
 
+#[test]
+fn a_scale_stays_where_deploy_has_no_replicas() {
+    let job = ServiceMode::ReplicatedJob { max_concurrent: 3, total_completions: 3 };
+    for (keys, mode) in [
+        ("scale: 3", ServiceMode::Replicated { replicas: 3 }),
+        ("scale: 3, deploy: {mode: replicated}", ServiceMode::Replicated { replicas: 3 }),
+        ("scale: 3, deploy: {mode: replicated-job}", job),
+        ("scale: 3, deploy: {replicas: 2}", ServiceMode::Replicated { replicas: 2 }),
+        ("scale: 3, deploy: {mode: global}", ServiceMode::Global),
+        ("deploy: {mode: replicated}", ServiceMode::Replicated { replicas: 1 }),
+    ] {
+        let stack = load(&format!("services: {{a: {{image: a, {keys}}}}}")).unwrap();
+        assert_eq!(stack.services[0].spec.mode, mode, "{keys}");
+    }
+}
+
 /// `stack config | stack deploy -c -` deploys what the file itself does.
 #[test]
 fn a_file_as_it_was_understood_means_the_same_again() {
