@@ -3,6 +3,7 @@
 //! Pure: text in, value or a sentence with the accepted form out. The command line and stack files share these parsers,
 //! so that both mean the same. clap puts the flag's name and the refused value in front of the sentence.
 
+pub(crate) mod dotenv;
 pub(crate) mod duration;
 pub(crate) mod file_ref;
 pub(crate) mod filter;

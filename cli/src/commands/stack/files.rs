@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::{
     compose::{Document, Stack, Surroundings},
-    flags::key_value,
+    flags::dotenv,
 };
 
 /// What a stack file is called where nobody says so.
@@ -147,23 +147,39 @@ fn folder(first: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     }
 }
 
-/// What the shell's environment does not say: of the files given, else of the `.env` beside the stack file.
+/// What the shell's environment does not say: of the files given, else of the `.env` beside the stack file. That one may
+/// be meant for something else, so that what is wrong with it is only said.
 fn variables(given: &[PathBuf], dir: &Path) -> anyhow::Result<BTreeMap<String, String>> {
-    let beside = [dir.join(".env")];
-    let files = if given.is_empty() && beside[0].is_file() { &beside[..] } else { given };
+    let beside = dir.join(".env");
+    if given.is_empty() && beside.is_file() {
+        return Ok(match of_file(&beside) {
+            Ok((variables, refused)) => {
+                refused.iter().for_each(|error| remark!("WARNING: {error}; this is left out"));
+                variables
+            }
+            Err(error) => {
+                remark!("WARNING: {error:#}; no variables are taken from it");
+                BTreeMap::new()
+            }
+        });
+    }
     let mut variables = BTreeMap::new();
-    for file in files {
-        let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let lines = key_value::env_file(&text).map_err(|reason| anyhow!("{}: {reason}", file.display()))?;
-        let pairs = lines.iter().filter_map(|line| line.split_once('='));
-        variables.extend(pairs.map(|(name, value)| (name.to_owned(), unquoted(value).to_owned())));
+    for file in given {
+        let (more, refused) = of_file(file)?;
+        if let Some(error) = refused.into_iter().next() {
+            bail!(error);
+        }
+        variables.extend(more);
     }
     Ok(variables)
 }
 
-fn unquoted(value: &str) -> &str {
-    let inside = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
-    inside('"').or_else(|| inside('\'')).unwrap_or(value)
+/// A file's variables, and what is wrong with other lines of it.
+fn of_file(file: &Path) -> anyhow::Result<(BTreeMap<String, String>, Vec<String>)> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let dotenv::Dotenv { variables, refused } = dotenv::parse(&text);
+    let refused = refused.into_iter().map(|reason| format!("{}: {reason}", file.display()));
+    Ok((variables.into_iter().collect(), refused.collect()))
 }
 
 fn check_name(name: &str) -> anyhow::Result<()> {
@@ -209,9 +225,18 @@ mod tests {
     }
 
     #[test]
-    fn quotes_of_variables_are_not_part_of_them() {
-        for (given, expected) in [("a", "a"), ("\"a b\"", "a b"), ("'x'", "x"), ("\"", "\""), ("", "")] {
-            assert_eq!(unquoted(given), expected, "{given}");
-        }
+    fn a_file_of_variables_stops_a_command_only_when_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(".env");
+        let read = |given: &[PathBuf]| variables(given, dir.path()).map(|found| found.into_iter().collect::<Vec<_>>());
+        assert_eq!(read(&[]).unwrap(), []);
+        std::fs::write(&file, "export A='1' # one\nB=2\nneither this\nB = 3\n").unwrap();
+        let expected = [("A", "1"), ("B", "3")].map(|(name, value)| (name.to_owned(), value.to_owned()));
+        assert_eq!(read(&[]).unwrap(), expected);
+        let error = read(std::slice::from_ref(&file)).unwrap_err().to_string();
+        assert!(error.contains("/.env: line 3: expected NAME=VALUE"), "{error}");
+        std::fs::write(&file, b"A=\xff\n").unwrap();
+        assert_eq!(read(&[]).unwrap(), []);
+        assert!(read(&[file]).is_err());
     }
 }
