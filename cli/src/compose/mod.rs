@@ -182,12 +182,13 @@ impl Document {
         let empty =
             yaml::Node { value: yaml::Yaml::Null, kind: scalar::ScalarKind::Text, place: error::Place::default() };
         let mut root = roots.next().unwrap_or(empty);
-        root = extends::include(root, &mut self.source, around)?;
-        extends::resolve(&mut root, &mut self.source, around)?;
+        let others = &mut extends::Others { source: &mut self.source, is_raw: self.is_raw, warnings: &mut warnings };
+        root = extends::include(root, others, around)?;
+        extends::resolve(&mut root, others, around)?;
         for over in roots {
-            let mut over = extends::include(over, &mut self.source, around)?;
-            extends::resolve(&mut over, &mut self.source, around)?;
-            merge::Merger { source: &self.source, as_docker: self.version != keys::MODERN }.merge(
+            let mut over = extends::include(over, others, around)?;
+            extends::resolve(&mut over, others, around)?;
+            merge::Merger { source: others.source, as_docker: self.version != keys::MODERN }.merge(
                 &mut root,
                 over,
                 schema::ROOT,

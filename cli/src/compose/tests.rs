@@ -84,6 +84,9 @@ fn with<T>(
     let read = |path: &str| match path {
         "/srv/shop/web.env" => Ok("# c\nA=1\nLEVEL=debug\n".to_owned()),
         "/srv/shop/base.yml" => Ok("services:\n  base: {image: base, environment: {A: a, B: b}}\n".to_owned()),
+        "/srv/shop/inner.yml" => Ok("services:\n  inner: {image: 'i:${TAG}', hostname: '${NONE}'}\n".to_owned()),
+        "/srv/shop/bad.env" => Ok("A=1\nno such\n".to_owned()),
+        "/srv/shop/inner.env" => Ok("export TAG=2 # of the inner one\nFROM_SHELL=file\n".to_owned()),
         _ => Err("no such file".to_owned()),
     };
     let around = Surroundings { stack: "shop", dir: "/srv/shop", variable: &variable, read: &read };
@@ -306,6 +309,32 @@ configs:
         "include: [gone.yml]\nservices:\n  a: {image: a}\n",
     ] {
         assert!(load(text).unwrap_err().contains("compose.yml:"), "{text}");
+    }
+}
+
+#[test]
+fn other_files_are_read_as_the_first_one_is() {
+    let own = "services: {web: {image: web, extends: {service: inner, file: inner.yml}}}\n";
+    let unset = |name: &str| format!("The {name:?} variable is not set. Defaulting to a blank string.");
+    for text in [own, "include: [inner.yml]\n"] {
+        let (document, warnings) = with(&[text], |document, around| document.normalised(around)).unwrap();
+        assert_eq!(warnings, [unset("NONE"), unset("TAG")], "{document}");
+        let raw = with(&[text], |document, around| document.without_variables().normalised(around)).unwrap().0;
+        let service = raw["services"].as_object().unwrap().values().next().unwrap();
+        assert_eq!(service["hostname"], "${NONE}");
+    }
+    let include = |keys: &str| format!("include: [{{path: [inner.yml], {keys}}}]\n");
+    let stack = load(&include("env_file: inner.env, project_directory: ./")).unwrap();
+    assert_eq!(stack.services[0].spec.task.container.image, "i:2");
+    assert_eq!(stack.warnings, [unset("NONE")]);
+    for (keys, said) in [
+        ("env_file: [gone.env]", "cannot read gone.env: no such file"),
+        ("env_file: bad.env", "cannot read bad.env: line 2: expected NAME=VALUE"),
+        ("project_directory: ..", "project_directory can only be the folder of the first -c file"),
+        ("paths: a", "include Additional property paths is not allowed"),
+    ] {
+        let error = load(&include(keys)).unwrap_err();
+        assert!(error.contains(said) && error.contains("compose.yml:1"), "{keys}: {error}");
     }
 }
 
