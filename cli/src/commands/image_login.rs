@@ -6,7 +6,7 @@
 use std::{
     io::{IsTerminal as _, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -83,7 +83,7 @@ pub(crate) fn logout(args: &LogoutArgs) -> anyhow::Result<()> {
         Some(helper) => drop(run_helper(&helper, "erase", &server)?),
         None => {
             if let Some(auths) = config["auths"].as_object_mut() {
-                auths.remove(&server);
+                auths.retain(|key, _| *key != server && host_of(key) != server);
             }
             write(&config)?;
         }
@@ -101,7 +101,7 @@ pub(super) fn stored(registry: &str) -> anyhow::Result<Option<wire::RegistryAuth
         let text = |name: &str| answer[name].as_str().unwrap_or_default().to_owned();
         return Ok(Some(of_pair(text("Username"), text("Secret"))));
     }
-    let entry = &config["auths"][registry];
+    let entry = kept(&config, registry);
     if let Some(token) = entry["identitytoken"].as_str().filter(|token| !token.is_empty()) {
         return Ok(Some(of_pair("<token>".to_owned(), token.to_owned())));
     }
@@ -110,6 +110,13 @@ pub(super) fn stored(registry: &str) -> anyhow::Result<Option<wire::RegistryAuth
     let pair = String::from_utf8(STANDARD.decode(auth).map_err(|_| broken())?).map_err(|_| broken())?;
     let (username, password) = pair.split_once(':').ok_or_else(broken)?;
     Ok(Some(of_pair(username.to_owned(), password.to_owned())))
+}
+
+/// The file's entry for a registry; as for Docker, also one that names it with `https://` or a path.
+fn kept<'a>(config: &'a Value, registry: &str) -> &'a Value {
+    let auths = config["auths"].as_object();
+    let by_host = || auths?.iter().find(|(key, _)| host_of(key) == registry).map(|(_, entry)| entry);
+    auths.and_then(|auths| auths.get(registry)).or_else(by_host).unwrap_or(&Value::Null)
 }
 
 /// Helpers mark tokens by that name.
@@ -176,9 +183,14 @@ fn read() -> anyhow::Result<Value> {
     }
 }
 
-/// Written aside and renamed: passwords are for the user alone, and never half there.
 fn write(config: &Value) -> anyhow::Result<()> {
-    let path = path();
+    write_to(&path(), config)
+}
+
+/// Written aside and renamed: passwords are for the user alone, and never half there.
+fn write_to(path: &Path, config: &Value) -> anyhow::Result<()> {
+    // A link to where the file really is stays one.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let failed = || format!("cannot write {}", path.display());
     let folder = path.parent().context("the credential file has no folder")?;
     std::fs::create_dir_all(folder).with_context(failed)?;
@@ -257,6 +269,35 @@ mod tests {
         ] {
             assert_eq!((key_of(server).as_str(), host_of(&key_of(server))), (key, host));
         }
+    }
+
+    #[test]
+    fn entries_are_found_by_their_host_too() {
+        let config = json!({"auths": {
+            "https://ghcr.io": {"auth": "a"}, "reg.example/v2/": {"auth": "b"}, "reg.example": {"auth": "c"},
+            DOCKER_HUB: {"auth": "d"},
+        }});
+        for (registry, auth) in
+            [("ghcr.io", json!("a")), ("reg.example", json!("c")), (DOCKER_HUB, json!("d")), ("io", Value::Null)]
+        {
+            assert_eq!(kept(&config, registry)["auth"], auth, "{registry}");
+        }
+        assert_eq!(kept(&json!({}), "ghcr.io"), &Value::Null);
+    }
+
+    #[test]
+    fn a_linked_file_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let [link, file] = ["config.json", "kept/docker.json"].map(|name| dir.path().join(name));
+        std::fs::create_dir(dir.path().join("kept")).unwrap();
+        std::fs::write(&file, "{}").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        for config in [json!({"auths": {}}), json!({"a": 1})] {
+            write_to(&link, &config).unwrap();
+            assert_eq!(std::fs::read_link(&link).unwrap(), file);
+            assert_eq!(serde_json::from_str::<Value>(&std::fs::read_to_string(&file).unwrap()).unwrap(), config);
+        }
+        write_to(&dir.path().join("new/config.json"), &json!({})).unwrap();
     }
 
     #[test]
