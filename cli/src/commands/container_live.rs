@@ -66,8 +66,8 @@ pub(crate) struct UpdateContainerArgs {
     /// Swap limit equal to memory plus swap: -1 to enable unlimited swap
     #[arg(long, value_name = "BYTES", value_parser = run::swap, allow_hyphen_values = true)]
     memory_swap: Option<i64>,
-    /// Tune container pids limit (0: unlimited)
-    #[arg(long, value_name = "N")]
+    /// Tune container pids limit (0 or -1: unlimited)
+    #[arg(long, value_name = "N", value_parser = quantity::processes, allow_hyphen_values = true)]
     pids_limit: Option<u64>,
     /// Restart policy to apply when a container exits
     #[arg(long, value_name = "POLICY", value_parser = run::restart)]
@@ -326,7 +326,23 @@ pub(crate) async fn diff(args: OneContainer, paths: &Paths) -> anyhow::Result<()
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: UpdateContainerArgs,
+    }
+
+    #[test]
+    fn a_limit_of_processes_is_taken_away_as_with_docker() {
+        for (limit, pids) in [("-1", 0), ("0", 0), ("5", 5)] {
+            let args = Line::try_parse_from(["update", "--pids-limit", limit, "web"]).unwrap().args;
+            assert_eq!((args.pids_limit, args.containers), (Some(pids), vec!["web".to_owned()]), "{limit}");
+        }
+    }
 
     #[test]
     fn of_what_ps_says_a_containers_lines_are_shown() {

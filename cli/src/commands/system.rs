@@ -162,9 +162,7 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         |container: &wire::Container| matches!(container.state.as_str(), "running" | "paused" | "restarting");
     let images = Sum::of(report.images.iter().map(|usage| {
         let image = usage.image.clone().unwrap_or_default();
-        let is_used = |container: &wire::Container| container.image_digest == image.digest;
-        let used = report.containers.iter().any(|usage| usage.container.as_ref().is_some_and(is_used));
-        (used, image.size_bytes)
+        (users(&report.containers, &image) > 0, image.size_bytes)
     }));
     let containers = Sum::of(
         report.containers.iter().map(|usage| (usage.container.as_ref().is_some_and(is_running), usage.size_bytes)),
@@ -188,7 +186,9 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
         .images
         .iter()
         .flat_map(|usage| usage.image.clone())
-        .map(|image| line(image.names.first().unwrap_or(&image.digest), image.containers.into(), image.size_bytes))
+        .map(|image| {
+            line(image.names.first().unwrap_or(&image.digest), users(&report.containers, &image), image.size_bytes)
+        })
         .collect();
     DETAILS.print(&shape, &rows)?;
     println!("\nContainers space usage:\n");
@@ -213,6 +213,12 @@ async fn df(args: DfArgs, paths: &Paths) -> anyhow::Result<()> {
     Ok(DETAILS.print(&shape, &rows)?)
 }
 
+/// How many containers were made from the image.
+fn users(containers: &[wire::ContainerUsage], image: &wire::LocalImage) -> u64 {
+    let made_from = containers.iter().filter_map(|usage| usage.container.as_ref());
+    made_from.filter(|container| container.image_digest == image.digest).count() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -223,6 +229,19 @@ mod tests {
     struct Line {
         #[command(flatten)]
         args: PruneArgs,
+    }
+
+    #[test]
+    fn containers_are_counted_by_their_image() {
+        let of = |digest: &str| wire::ContainerUsage {
+            container: Some(wire::Container { image_digest: digest.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let containers = [of("sha256:a"), of("sha256:b"), of("sha256:a"), wire::ContainerUsage::default()];
+        for (digest, count) in [("sha256:a", 2), ("sha256:b", 1), ("sha256:c", 0)] {
+            let image = wire::LocalImage { digest: digest.into(), ..Default::default() };
+            assert_eq!(users(&containers, &image), count, "{digest}");
+        }
     }
 
     #[test]
