@@ -2,7 +2,8 @@
 
 use std::{
     io::{IsTerminal as _, Write as _},
-    path::PathBuf,
+    os::unix::fs::FileTypeExt as _,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, bail};
@@ -40,6 +41,9 @@ pub(crate) async fn save(args: SaveArgs, paths: &Paths) -> anyhow::Result<()> {
     if args.output.is_none() && std::io::stdout().is_terminal() {
         bail!("cowardly refusing to save to a terminal. Use the -o flag or redirect");
     }
+    if let Some(file) = &args.output {
+        check_output(file)?;
+    }
     let mut worker = worker(paths).await?;
     let request = wire::ImageReferences { references: args.images };
     let mut chunks = worker.save_images(request).await.map_err(explain)?.into_inner();
@@ -59,16 +63,38 @@ pub(crate) async fn save(args: SaveArgs, paths: &Paths) -> anyhow::Result<()> {
     }
     .await;
     drop(to);
-    match (outcome, aside, args.output) {
-        (Ok(()), Some(aside), Some(file)) => {
-            std::fs::rename(&aside, &file).with_context(|| format!("cannot write {}", file.display()))
+    let (Some(aside), Some(file)) = (aside, args.output) else { return outcome };
+    let renamed = || std::fs::rename(&aside, &file).with_context(|| format!("cannot write {}", file.display()));
+    outcome.and_then(|()| renamed()).inspect_err(|_| drop(std::fs::remove_file(&aside)))
+}
+
+/// Only a regular file is replaced, as by Docker and in its words: what else stands under the name would be gone.
+fn check_output(file: &Path) -> anyhow::Result<()> {
+    let kind = match std::fs::symlink_metadata(file) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            return match folder.filter(|folder| !folder.exists()) {
+                Some(folder) => bail!(
+                    "failed to save image: invalid output path: stat {}: no such file or directory",
+                    folder.display()
+                ),
+                None => Ok(()),
+            };
         }
-        (Err(error), Some(aside), _) => {
-            let _ = std::fs::remove_file(aside);
-            Err(error)
-        }
-        (outcome, _, _) => outcome,
-    }
+        Err(error) => return Err(error).with_context(|| format!("cannot write {}", file.display())),
+    };
+    let what = match kind {
+        kind if kind.is_file() => return Ok(()),
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_symlink() => "a symbolic link directly",
+        kind if kind.is_fifo() => "a named pipe (FIFO)",
+        kind if kind.is_socket() => "a socket",
+        kind if kind.is_char_device() => "a character device file",
+        kind if kind.is_block_device() => "a block device file",
+        _ => "what is no regular file",
+    };
+    bail!("failed to save image: cannot write to {what}: leave out -o and redirect the output, or name a file");
 }
 
 pub(crate) async fn load(args: LoadArgs, paths: &Paths) -> anyhow::Result<()> {
@@ -106,4 +132,32 @@ pub(super) async fn send(worker: &mut Worker, mut source: Source) -> anyhow::Res
         return Err(error).context("cannot read the archive");
     }
     Ok(outcome.map_err(explain)?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What Docker's client (28.2) says of each.
+    #[test]
+    fn only_files_are_replaced_by_archives() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        let _listener = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for file in [path("file"), path("new"), PathBuf::from("new")] {
+            assert!(check_output(&file).is_ok(), "{}", file.display());
+        }
+        for (file, said) in [
+            (path(""), "failed to save image: cannot write to a directory"),
+            (path("link"), "failed to save image: cannot write to a symbolic link directly"),
+            (path("socket"), "failed to save image: cannot write to a socket"),
+            (PathBuf::from("/dev/null"), "failed to save image: cannot write to a character device file"),
+            (path("no/new"), "failed to save image: invalid output path: stat "),
+        ] {
+            let error = check_output(&file).unwrap_err().to_string();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
 }
