@@ -9,6 +9,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use orch_model::{service::PortConfig, size};
 use orch_proto::{conv::FromProto, paths::Paths, wire};
+use tonic::Code;
 
 use super::{
     container_attach::{self, AttachArgs, DetachKeys, Session, detach_keys},
@@ -198,7 +199,7 @@ pub(crate) async fn remove(args: RmArgs, paths: &Paths) -> anyhow::Result<()> {
         let request = wire::RemoveContainerRequest { reference: reference.into(), force, volumes };
         match worker.remove_container(request).await {
             // With force, one that is gone is no failure.
-            Err(status) if force && status.code() == tonic::Code::NotFound => remark!("{}", explain(status)),
+            Err(status) if force && status.code() == Code::NotFound => remark!("{}", explain(status)),
             removed => {
                 removed.map_err(explain)?;
                 println!("{reference}");
@@ -281,7 +282,15 @@ pub(crate) async fn prune_stopped(worker: &mut Worker, filters: &FilterSet, unti
     for (container, size_bytes) in stopped {
         let reference = container.container_id.clone();
         let request = wire::RemoveContainerRequest { reference, force: false, volumes: false };
-        worker.remove_container(request).await.map_err(explain)?;
+        match worker.remove_container(request).await {
+            // It went, or was started, since it was listed: the others go all the same.
+            Err(status) if status.code() == Code::NotFound => continue,
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                remark!("{}", explain(status));
+                continue;
+            }
+            removed => removed.map_err(explain)?,
+        };
         println!("{header}{}", container.container_id);
         header = "";
         freed_bytes += size_bytes;
