@@ -315,8 +315,7 @@ impl Attributes {
     fn set(&self, parent: BorrowedFd<'_>, name: &OsStr, follow: Follow) -> io::Result<()> {
         rfs::chownat(parent, name, Some(self.owner), Some(self.group), AtFlags::SYMLINK_NOFOLLOW)?;
         if follow == Follow::Node {
-            // Nothing but this function's caller writes here, so the name is still the node that it made.
-            rfs::chmodat(parent, name, self.mode, AtFlags::empty())?;
+            crate::within::chmod(parent, name, self.mode)?;
         }
         rfs::utimensat(parent, name, &self.times, AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(())
