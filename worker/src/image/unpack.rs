@@ -42,6 +42,7 @@ const XATTR_RECORD_PREFIX: &str = "SCHILY.xattr.";
 const MAX_DEPTH: usize = 256;
 const COPY_BYTES: u64 = 128 << 10;
 const SMALLEST_HOLE_BYTES: usize = 4096;
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnpackError {
@@ -128,7 +129,7 @@ fn unpack_tar(tar: impl Read, root: &Path) -> Result<i64, UnpackError> {
 }
 
 /// Unpacks a tar into the folder `base` of a container's root, links resolved inside that. Names mean themselves there,
-/// and no folder makes room for a file.
+/// and no folder makes room for a file, nor a file or a link for a folder. What is there may be full: it is the container's.
 /// Owners become the node's numbers of a remapped container's.
 pub(crate) fn unpack_into(tar: impl Read, root: OwnedFd, base: &Path, remap: Option<Remap>) -> Result<(), UnpackError> {
     let base = inside(base).ok_or_else(|| UnpackError::Escape(base.to_owned()))?;
@@ -150,7 +151,8 @@ struct Layer {
     /// Set last: making files inside changes them.
     folder_times: Vec<(PathBuf, Timestamps)>,
     modified_at: i64,
-    room: Room,
+    /// Of a layer: what a container has may be on any disk.
+    room: Option<Room>,
 }
 
 /// What an entry's header says besides its kind and content.
@@ -164,7 +166,8 @@ struct Attributes {
 
 impl Layer {
     fn new(root: OwnedFd, base: PathBuf, purpose: Purpose) -> Self {
-        Self { root, base, purpose, folder_times: Vec::new(), modified_at: 0, room: Room::default() }
+        let room = (purpose == Purpose::Layer).then(Room::default);
+        Self { root, base, purpose, folder_times: Vec::new(), modified_at: 0, room }
     }
 
     /// When the newest entry was modified.
@@ -211,8 +214,11 @@ impl Layer {
             // The folder itself: the root, or what a link at the base leads to, which stays a link.
             _ => return self.add_folder_attributes(path, &attributes),
         };
-        self.room.entry(&self.root)?;
-        let parent = open_folder(self.root.as_fd(), path.parent().unwrap_or(Path::new("")), MAX_DEPTH)?;
+        if let Some(room) = &mut self.room {
+            room.entry(&self.root)?;
+        }
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let parent = make_way(self.root.as_fd(), parent, self.purpose, MAX_DEPTH)?;
         if self.purpose == Purpose::Layer
             && let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT_PREFIX)
         {
@@ -220,14 +226,16 @@ impl Layer {
         }
         match kind_of(entry) {
             EntryType::Directory => {
-                make_folder(parent.as_fd(), name)?;
+                make_folder(parent.as_fd(), name, self.purpose)?;
                 self.add_folder_attributes(path, &attributes)
             }
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 let bytes = sparse.as_ref().map_or(entry.size(), |sparse| sparse.bytes);
-                Room::check(&self.root, bytes)?;
+                if self.room.is_some() {
+                    Room::check(&self.root, bytes)?;
+                }
                 self.make_room(parent.as_fd(), name)?;
-                let mut writing = Writing { room: &mut self.room, buffer: bytes.clamp(1, COPY_BYTES) };
+                let mut writing = Writing { room: self.room.as_mut(), buffer: bytes.clamp(1, COPY_BYTES) };
                 match sparse {
                     Some(sparse) => {
                         let mut content = sparse.expand(entry)?;
@@ -259,7 +267,7 @@ impl Layer {
     }
 
     fn add_folder_attributes(&mut self, path: &Path, attributes: &Attributes) -> io::Result<()> {
-        let folder = open_folder(self.root.as_fd(), path, 0)?;
+        let folder = open_folder(self.root.as_fd(), path)?;
         attributes.set_on_folder(folder.as_fd())?;
         self.folder_times.push((path.to_owned(), attributes.times.clone()));
         Ok(())
@@ -268,7 +276,7 @@ impl Layer {
     fn finish(self) -> Result<(), UnpackError> {
         for (path, times) in self.folder_times.iter().rev() {
             let set = || -> io::Result<()> {
-                match open_folder(self.root.as_fd(), path, 0) {
+                match open_folder(self.root.as_fd(), path).map_err(io::Error::from) {
                     Ok(folder) => Ok(rfs::utimensat(CWD, proc_path(folder.as_fd()), times, AtFlags::empty())?),
                     // A later entry replaced the folder.
                     Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
@@ -367,31 +375,39 @@ fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-/// Opens a folder below the root, links resolved inside it, making at most `make` missing ones on the way.
-fn open_folder(root: BorrowedFd<'_>, path: &Path, make: usize) -> io::Result<OwnedFd> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+/// Opens a folder below the root, links resolved inside it.
+fn open_folder(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let shown = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    match crate::within::open(root, shown, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
-        Err(Errno::NOENT) if make > 0 => {
+    crate::within::open(root, shown, FOLDER, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// The same, making at most `depth` missing ones on the way.
+fn make_way(root: BorrowedFd<'_>, path: &Path, purpose: Purpose, depth: usize) -> io::Result<OwnedFd> {
+    match open_folder(root, path) {
+        Err(Errno::NOENT) if depth > 0 => {
             let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
                 return Err(Errno::NOENT.into());
             };
-            let above = open_folder(root, above, make - 1)?;
-            // A dangling link is in the way: a folder takes its place, as nothing can be reached through it.
+            let above = make_way(root, above, purpose, depth - 1)?;
+            // A dangling link is in the way: in a layer a folder takes its place, as nothing can be reached through it.
             match rfs::mkdirat(&above, name, Mode::from_raw_mode(0o755)) {
-                Err(Errno::EXIST) => make_folder(above.as_fd(), name)?,
+                Err(Errno::EXIST) => make_folder(above.as_fd(), name, purpose)?,
                 made => made?,
             }
-            Ok(rfs::openat(&above, name, flags | OFlags::NOFOLLOW, Mode::empty())?)
+            Ok(rfs::openat(&above, name, FOLDER | OFlags::NOFOLLOW, Mode::empty())?)
         }
         opened => Ok(opened?),
     }
 }
 
 /// Makes a folder, or keeps the one that is there; one that hides another of a lower layer is made opaque.
-fn make_folder(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+fn make_folder(parent: BorrowedFd<'_>, name: &OsStr, purpose: Purpose) -> io::Result<()> {
     let replaced_whiteout = match rfs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(()),
+        // As with Docker also a link to a folder: it may be the one to all libraries.
+        Ok(_) if purpose != Purpose::Layer => {
+            return Err(io::Error::other("cannot overwrite non-directory with directory"));
+        }
         Ok(stat) => {
             make_room(parent, name)?;
             is_whiteout(&stat)
@@ -418,7 +434,7 @@ fn make_room(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
 
 /// How a file's content is written.
 struct Writing<'a> {
-    room: &'a mut Room,
+    room: Option<&'a mut Room>,
     /// Bytes at a time: small files need little.
     buffer: u64,
 }
@@ -457,7 +473,9 @@ fn write_content(content: &mut impl Read, file: &mut File, writing: &mut Writing
         if ends_in_hole {
             file.seek(SeekFrom::Current(i64::try_from(len).unwrap_or(0)))?;
         } else {
-            writing.room.write(&*file, len)?;
+            if let Some(room) = &mut writing.room {
+                room.write(&*file, len)?;
+            }
             file.write_all(piece)?;
         }
     }
@@ -470,7 +488,7 @@ fn write_content(content: &mut impl Read, file: &mut File, writing: &mut Writing
 
 fn hard_link(root: BorrowedFd<'_>, target: &Path, parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     let target_name = target.file_name().ok_or_else(|| invalid("a hard link to the root folder"))?;
-    let target_parent = open_folder(root, target.parent().unwrap_or(Path::new("")), 0)?;
+    let target_parent = open_folder(root, target.parent().unwrap_or(Path::new("")))?;
     rfs::linkat(&target_parent, target_name, parent, name, AtFlags::empty())?;
     Ok(())
 }

@@ -166,6 +166,47 @@ fn a_link_that_was_there_before_is_replaced_not_followed() {
     place.check_untouched();
 }
 
+/// What containers have is theirs; an image with all libraries behind a link would be dead.
+#[test]
+fn a_copy_into_a_container_takes_nothing_away_for_a_folder() {
+    let place = Place::new();
+    let root = place.root();
+    fs::create_dir_all(root.join("usr/lib")).unwrap();
+    symlink("usr/lib", root.join("lib")).unwrap();
+    symlink("nowhere", root.join("dangling")).unwrap();
+    fs::write(root.join("file"), "mine").unwrap();
+    let copy = |items: &[Item<'_>]| {
+        let opened = rfs::open(&root, FOLDER, Mode::empty()).unwrap();
+        unpack_into(layer(items).as_slice(), opened, Path::new("/"), None).map_err(|error| crate::image::chain(&error))
+    };
+    for items in [
+        &[Item::Folder("lib")][..],
+        &[Item::Folder("dangling")],
+        &[Item::Folder("file")],
+        &[Item::File("dangling/x", "")],
+    ] {
+        assert!(copy(items).unwrap_err().contains("cannot overwrite non-directory with directory"));
+    }
+    copy(&[Item::Folder("usr"), Item::File("lib/new", "through"), Item::Folder("new/folder")]).unwrap();
+    assert_eq!(place.read("usr/lib/new"), "through");
+    for link in ["lib", "dangling"] {
+        assert!(root.join(link).is_symlink(), "{link}");
+    }
+    assert_eq!(place.read("file"), "mine");
+}
+
+#[test]
+fn a_copy_into_a_container_may_take_the_last_of_a_disk() {
+    let place = Place::new();
+    let mut header = header(EntryType::Regular, "huge", 0);
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let opened = rfs::open(place.root(), FOLDER, Mode::empty()).unwrap();
+    let refused = unpack_into(header.as_bytes().as_slice(), opened, Path::new("/"), None).unwrap_err();
+    // Of the tar, which ends early.
+    assert!(matches!(refused, UnpackError::Read(_)), "{refused:?}");
+}
+
 #[test]
 fn whiteouts_become_what_overlayfs_reads() {
     let place = Place::new();
