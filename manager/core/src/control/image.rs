@@ -9,7 +9,7 @@ use orch_model::{
     node::Platform,
 };
 
-use super::{ControlError, propose, removal};
+use super::{ControlError, removal};
 use crate::{decision::Ids, image_name::normalise_image_name, state::State};
 
 /// A node says that it holds an image.
@@ -88,7 +88,8 @@ fn name_change(state: &State, ids: Ids<'_>, request: &Registration) -> Result<Op
     }
 }
 
-/// The name is gone from a node; without a holder the name is gone from the cluster.
+/// The name is gone from a node, or without a name the content, whatever it is called; a name without a holder is gone from
+/// the cluster.
 ///
 /// # Errors
 /// See [`ControlError`].
@@ -99,18 +100,26 @@ pub fn forget_image(
     name: &str,
     digest: &str,
 ) -> Result<Transaction, ControlError> {
-    let name = normalise_image_name(name).map_err(|e| ControlError::invalid(e.to_string()))?;
-    let at = now.max(state.last_stamp());
-    let known = match state.named(Kind::Image, &name) {
-        Some(ObjectId::Image(id)) => state.image(&id).filter(|i| i.digest == digest && i.holders.contains(node)),
-        _ => None,
+    let is_held = |image: &&Arc<Image>| image.digest == digest && image.holders.contains(node);
+    let held: Vec<&Arc<Image>> = if name.is_empty() {
+        state.images().filter(is_held).collect()
+    } else {
+        let name = normalise_image_name(name).map_err(|e| ControlError::invalid(e.to_string()))?;
+        match state.named(Kind::Image, &name) {
+            Some(ObjectId::Image(id)) => state.image(&id).filter(is_held).into_iter().collect(),
+            _ => Vec::new(),
+        }
     };
-    let Some(image) = known else { return Ok(Transaction { at, changes: Vec::new() }) };
-    let mut next = Image::clone(image);
-    next.holders.remove(node);
-    let change = match next.holders.is_empty() {
-        true => removal(&Object::Image(image.clone())),
-        false => Change::Update(Object::Image(Arc::new(next))),
+    let without = |image: &Arc<Image>| {
+        let mut next = Image::clone(image);
+        next.holders.remove(node);
+        match next.holders.is_empty() {
+            true => removal(&Object::Image(image.clone())),
+            false => Change::Update(Object::Image(Arc::new(next))),
+        }
     };
-    Ok(propose(state, now, ObjectId::Image(image.id.clone()), vec![change])?.transaction)
+    let changes = held.into_iter().map(without).collect();
+    let transaction = Transaction { at: now.max(state.last_stamp()), changes };
+    state.may_apply(state.last_index() + 1, &transaction)?;
+    Ok(transaction)
 }

@@ -330,6 +330,38 @@ fn an_image_name_means_one_content() {
 }
 
 #[test]
+fn a_node_without_the_content_holds_none_of_its_names() {
+    let mut sim = Sim::new(2);
+    let digest = |c: &str| format!("sha256:{}", c.repeat(64));
+    for (node, name, content) in [(1, "web", "a"), (1, "app", "a"), (2, "app", "a"), (2, "own", "a"), (1, "other", "b")]
+    {
+        let (now, node) = (sim.now, node_id(node));
+        let (name, digest) = (name.into(), digest(content));
+        let request =
+            Registration { node, name, digest, size_bytes: 1, platform: None, replace: false, holder_only: false };
+        let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request)).expect("accepted");
+        sim.commit(&tx);
+    }
+    let held = |sim: &Sim| {
+        let mut held: Vec<_> = sim
+            .state
+            .images()
+            .map(|i| (i.name.rsplit('/').next().expect("a name").to_owned(), i.holders.iter().cloned().collect()))
+            .collect();
+        held.sort();
+        held
+    };
+    let of = |name: &str, nodes: &[u8]| (name.to_owned(), nodes.iter().map(|n| node_id(*n)).collect::<Vec<_>>());
+    let (one, both) = ([1], [1, 2]);
+    let before = [of("app:latest", &both), of("other:latest", &one), of("own:latest", &[2]), of("web:latest", &both)];
+    assert_eq!(held(&sim), before);
+    let gone = control::forget_image(&sim.state, sim.now, &node_id(1), "", &digest("a")).expect("accepted");
+    sim.commit(&gone);
+    let after = [of("app:latest", &[2]), of("other:latest", &one), of("own:latest", &[2]), of("web:latest", &[2])];
+    assert_eq!(held(&sim), after);
+}
+
+#[test]
 fn a_secret_in_use_stays() {
     let mut sim = Sim::new(1);
     let now = sim.now;
