@@ -270,9 +270,7 @@ impl Images {
         let registries = self.settings.registries();
         crate::metrics::IMAGE_PULLS.inc();
         let (image, _) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
-        if reference.tag.is_some() {
-            self.store.set_name(&Reference { digest: None, ..reference.clone() }, &image.digest)?;
-        }
+        self.store.name_pulled(reference, &image.digest)?;
         self.arrived.notify_one();
         Ok(self.store.by_digest(&image.digest).unwrap_or(image))
     }

@@ -315,6 +315,16 @@ impl ImageStore {
         self.save(&index)
     }
 
+    /// Names what a pull has brought. Of a name with a digest the tag is taken only where it is free: what it means here may be
+    /// newer, and nowhere else.
+    pub(super) fn name_pulled(&self, reference: &Reference, digest: &str) -> Result<()> {
+        let name = Reference { digest: None, ..reference.clone() };
+        if name.tag.is_none() || (reference.digest.is_some() && self.find_name(&name).is_some()) {
+            return Ok(());
+        }
+        self.set_name(&name, digest)
+    }
+
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }

@@ -141,3 +141,18 @@ fn a_digest_cannot_name_a_path() {
         assert!(matches!(store.blob_path(digest), Err(StoreError::NotADigest(_))), "{digest}");
     }
 }
+
+#[test]
+fn a_name_with_a_digest_moves_no_tag() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    let [old, new] = ["old", "new"].map(|salt| empty_image(&store, CONFIG, salt));
+    let tag = Reference::parse("api:1").unwrap();
+    let meant = || store.find_name(&tag).unwrap().digest;
+    store.name_pulled(&Reference { digest: Some(new.clone()), ..tag.clone() }, &new).unwrap();
+    assert_eq!(meant(), new, "it was free");
+    store.name_pulled(&Reference { digest: Some(old.clone()), ..tag.clone() }, &old).unwrap();
+    assert_eq!(meant(), new);
+    store.name_pulled(&tag, &old).unwrap();
+    assert_eq!(meant(), old);
+}
