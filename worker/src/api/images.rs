@@ -1,6 +1,10 @@
 //! Images for the command line: list, import, pull, remove, inspect.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt, stream::BoxStream};
 use orch_proto::wire::{
@@ -195,7 +199,7 @@ pub(super) async fn resolve(agent: &Agent, request: PullImageRequest) -> Result<
     Ok(ImageReference { reference: pinned.to_string() })
 }
 
-pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
+pub(super) async fn remove(agent: &Arc<Agent>, request: RemoveImageRequest) -> Result<RemoveImageResponse, Status> {
     let store = &agent.host.images.store;
     let image = store.find(&request.reference).ok_or_else(|| no_such_image(&request.reference))?;
     let named = Reference::parse(&request.reference).ok().map(|reference| reference.to_string());
@@ -221,12 +225,21 @@ pub(super) async fn remove(agent: &Agent, request: RemoveImageRequest) -> Result
     if let Some(used) = &used {
         used.check(&request, &image, only.is_some()).map_err(Status::failed_precondition)?;
     }
-    forget(agent, &image, only.as_deref()).await;
-    let removed = match used {
-        // The container may be started again.
-        Some(_) => store.untag(&image.digest, only.as_deref()).map_err(|error| Status::internal(chain(&error)))?,
-        None => delete(store, &image.digest, only).await?,
-    };
+    // The container may be started again.
+    let stays = used.is_some();
+    let agent = agent.clone();
+    // The leader hears of it also when the caller has gone.
+    let removed = super::to_the_end(async move {
+        let _going = going;
+        let store = &agent.host.images.store;
+        let removed = match stays {
+            true => store.untag(&image.digest, only.as_deref()).map_err(|error| Status::internal(chain(&error))),
+            false => delete(store, &image.digest, only).await,
+        };
+        forget(&agent, &image).await;
+        removed
+    })
+    .await?;
     Ok(RemoveImageResponse { untagged: removed.untagged, deleted: removed.deleted })
 }
 
@@ -460,12 +473,12 @@ pub(super) fn push(
 }
 
 /// Deletes images that no container was made from: those without a name, or all of them.
-pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<PruneImagesResponse, Status> {
+pub(super) async fn prune(agent: &Arc<Agent>, request: PruneImagesRequest) -> Result<PruneImagesResponse, Status> {
     let store = &agent.host.images.store;
     let mut pruned = PruneImagesResponse::default();
     for image in store.list() {
         // Somebody else's, or a container's that is not on record yet.
-        let Some(_going) = agent.host.images.claims.going(&image.digest) else { continue };
+        let Some(going) = agent.host.images.claims.going(&image.digest) else { continue };
         let used =
             agent.host.user_of_image(&image.digest).is_some() || !agent.locals.users_of_image(&image.digest).is_empty();
         let wanted = request.all || image.names.iter().all(|name| pinned(name).is_some());
@@ -473,10 +486,16 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
         if used || !wanted || recent {
             continue;
         }
-        let layers = image.record.diff_ids.iter().zip(store.layer_sizes(&image.record));
+        let layers = image.record.diff_ids.clone().into_iter().zip(store.layer_sizes(&image.record));
         let layers: Vec<_> = layers.collect();
-        forget(agent, &image, None).await;
-        let removed = delete(store, &image.digest, None).await?;
+        let agent = agent.clone();
+        let removed = super::to_the_end(async move {
+            let _going = going;
+            let removed = delete(&agent.host.images.store, &image.digest, None).await;
+            forget(&agent, &image).await;
+            removed
+        })
+        .await?;
         // A layer that another image has stays.
         let gone = layers.iter().filter(|(diff_id, _)| removed.deleted.contains(diff_id));
         pruned.freed_bytes += gone.map(|(_, bytes)| bytes).sum::<u64>();
@@ -486,17 +505,31 @@ pub(super) async fn prune(agent: &Agent, request: PruneImagesRequest) -> Result<
     Ok(pruned)
 }
 
-/// Tells the leader that this node no longer has these names. Without a leader, others will find out when they ask.
-pub(crate) async fn forget(agent: &Agent, image: &StoredImage, only: Option<&str>) {
+/// Tells the leader what this node no longer has of an image. Without a leader, others will find out when they ask.
+pub(crate) async fn forget(agent: &Agent, image: &StoredImage) {
+    let left = agent.host.images.store.by_digest(&image.digest);
     let Some(mut live) = agent.session.get() else { return };
-    let kept = only.map(|only| image.names_without(only)).unwrap_or_default();
-    for name in image.names.iter().filter(|name| !kept.contains(name)) {
-        let digest = pinned(name).unwrap_or(&image.digest).to_owned();
-        let request = ForgetImageRequest { name: name.clone(), digest };
+    for request in forgotten(image, left.as_ref()) {
+        let (name, digest) = (request.name.clone(), request.digest.clone());
         if let Err(status) = live.dispatcher.forget_image(request).await {
-            tracing::warn!(name, error = status.message(), "the leader was not told that an image is gone");
+            let error = status.message();
+            tracing::warn!(name, digest, error, "the leader was not told that an image is gone");
         }
     }
+}
+
+/// The names that are gone. When the image is, also what was said by digest: under names that others gave it, too.
+fn forgotten(image: &StoredImage, left: Option<&StoredImage>) -> Vec<ForgetImageRequest> {
+    let of = |name: &str| pinned(name).unwrap_or(&image.digest).to_owned();
+    let is_gone = |name: &&String| left.is_none_or(|left| !left.names.contains(name));
+    let gone: Vec<&String> = image.names.iter().filter(is_gone).collect();
+    let mut requests: Vec<_> =
+        gone.iter().map(|name| ForgetImageRequest { name: (*name).clone(), digest: of(name) }).collect();
+    if left.is_none() {
+        let digests: BTreeSet<String> = gone.iter().map(|name| of(name)).chain([image.digest.clone()]).collect();
+        requests.extend(digests.into_iter().map(|digest| ForgetImageRequest { name: String::new(), digest }));
+    }
+    requests
 }
 
 fn local_image(store: &ImageStore, image: StoredImage) -> LocalImage {
@@ -576,6 +609,35 @@ mod tests {
             }
             let found: Vec<_> = chosen.iter().map(|(image, names)| (image.digest.as_str(), names.len())).collect();
             assert_eq!(found, expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_node_without_an_image_is_no_holder_of_it_under_any_name() {
+        let image = |names: &[&str]| StoredImage {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            digest: "sha256:1".to_owned(),
+            record: ImageRecord::default(),
+        };
+        let had = image(&["web:1", "web:2", "web@sha256:2"]);
+        let left = image(&["web:2", "web@sha256:2"]);
+        for (left, want) in [
+            (Some(&left), &[("web:1", "sha256:1")][..]),
+            (Some(&had), &[]),
+            (
+                None,
+                &[
+                    ("web:1", "sha256:1"),
+                    ("web:2", "sha256:1"),
+                    ("web@sha256:2", "sha256:2"),
+                    ("", "sha256:1"),
+                    ("", "sha256:2"),
+                ],
+            ),
+        ] {
+            let said: Vec<_> =
+                forgotten(&had, left).into_iter().map(|request| (request.name, request.digest)).collect();
+            assert_eq!(said, want.iter().map(|(n, d)| (String::from(*n), String::from(*d))).collect::<Vec<_>>());
         }
     }
 

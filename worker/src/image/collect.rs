@@ -83,10 +83,11 @@ async fn free(agent: &Agent, config: &CollectConfig, dir: &Path) {
             continue;
         }
         tracing::info!(digest, names = ?image.names, "an unused image goes: the disk is filling up");
-        forget_image(agent, &image, None).await;
         let store = agent.host.images.store.clone();
         let digest = image.digest.clone();
-        match tokio::task::spawn_blocking(move || store.remove(&digest, None)).await {
+        let removed = tokio::task::spawn_blocking(move || store.remove(&digest, None)).await;
+        forget_image(agent, &image).await;
+        match removed {
             Ok(Ok(_)) => {}
             Ok(Err(error)) => {
                 tracing::warn!(error = chain(&error), "an unused image could not be removed");

@@ -110,6 +110,8 @@ pub(crate) struct ImageStore {
     arriving: Arc<AtomicUsize>,
     /// Taken while a layer is unpacked, so that images which share it do not unpack it twice.
     unpacking: Arc<Mutex<()>>,
+    /// How much has left its place to be deleted.
+    left: Arc<AtomicUsize>,
 }
 
 impl ImageStore {
@@ -139,11 +141,27 @@ impl ImageStore {
             index: Arc::new(Mutex::new(index)),
             arriving: Arc::default(),
             unpacking: Arc::default(),
+            left: Arc::default(),
         };
-        if !is_whole {
+        if is_whole {
+            store.drop_removed();
+        } else {
             store.rebuild()?;
         }
         Ok(store)
+    }
+
+    /// A full disk may have kept the index from being written when images went: see [`Self::remove`].
+    fn drop_removed(&self) {
+        let mut index = self.lock();
+        let Index { images, names } = &mut *index;
+        images.retain(|digest, record| self.has_blob(digest) || self.can_run(record));
+        names.retain(|_, digest| images.contains_key(digest));
+    }
+
+    /// Containers run on it, whatever else of it is damaged.
+    fn can_run(&self, record: &ImageRecord) -> bool {
+        self.has_blob(&record.config) && record.diff_ids.iter().all(|diff_id| self.has_layer(diff_id))
     }
 
     fn copy_path(&self) -> PathBuf {
@@ -297,6 +315,16 @@ impl ImageStore {
         self.save(&index)
     }
 
+    /// Names what a pull has brought. Of a name with a digest the tag is taken only where it is free: what it means here may be
+    /// newer, and nowhere else.
+    pub(super) fn name_pulled(&self, reference: &Reference, digest: &str) -> Result<()> {
+        let name = Reference { digest: None, ..reference.clone() };
+        if name.tag.is_none() || (reference.digest.is_some() && self.find_name(&name).is_some()) {
+            return Ok(());
+        }
+        self.set_name(&name, digest)
+    }
+
     pub(crate) fn set_announced(&self, digest: &str, announced_as: &str) -> Result<()> {
         let mut index = self.lock();
         match index.images.get_mut(digest) {
@@ -313,16 +341,6 @@ impl ImageStore {
             record.fetched = true;
         }
         self.save(&index)
-    }
-
-    /// Names what a pull has brought. Of a name with a digest the tag is taken only where it is free: what it means here may be
-    /// newer, and nowhere else.
-    pub(super) fn name_pulled(&self, reference: &Reference, digest: &str) -> Result<()> {
-        let name = Reference { digest: None, ..reference.clone() };
-        if name.tag.is_none() || (reference.digest.is_some() && self.find_name(&name).is_some()) {
-            return Ok(());
-        }
-        self.set_name(&name, digest)
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -374,47 +392,66 @@ impl ImageStore {
     }
 
     /// Takes away names of an image; without names left, the image goes too, with the blobs and layers that no other
-    /// image has. With `only`, just that name.
+    /// image has. With `only`, just that name. After a failure the index is what it was.
+    ///
+    /// On a full disk nothing is written before something has gone: the image goes first, its manifest before its layers,
+    /// so that [`Self::drop_removed`] knows it should the worker end before the index is written.
     ///
     /// Deleting takes as long as the image has files: not for a thread that others wait for.
     pub(crate) fn remove(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
-        let gone = self.gone()?;
         let mut index = self.lock();
+        let before = index.clone();
         let mut removed = Removed { untagged: index.take_names(digest, only), deleted: Vec::new() };
         if !index.names.values().any(|of| of == digest) {
             index.images.remove(digest);
             removed.deleted.push(digest.to_owned());
         }
-        self.save(&index)?;
-        removed.deleted.extend(self.sweep(&index, gone.path(), Duration::ZERO)?);
+        let saved = self.save(&index);
+        if let Err(error) = &saved
+            && (!is_full(error) || removed.deleted.is_empty() || self.is_arriving())
+        {
+            *index = before;
+            return saved.map(|()| removed);
+        }
+        let mut gone = Vec::new();
+        let swept = self.sweep(&index, &mut gone, Duration::ZERO);
         drop(index);
-        gone.close().map_err(io_error("delete what was removed from", &self.dir))?;
-        Ok(removed)
+        let deleted = delete(gone);
+        if saved.is_err()
+            && let Err(error) = self.save(&self.lock())
+        {
+            tracing::warn!(digest, error = super::chain(&error), "an image has gone, and the index is not saved");
+        }
+        removed.deleted.extend(swept?);
+        deleted.map(|()| removed)
     }
 
     /// Takes away names of an image, which stays. With `only`, just that name.
     pub(crate) fn untag(&self, digest: &str, only: Option<&str>) -> Result<Removed> {
         let mut index = self.lock();
+        let before = index.clone();
         let untagged = index.take_names(digest, only);
-        self.save(&index)?;
+        if let Err(error) = self.save(&index) {
+            *index = before;
+            return Err(error);
+        }
         Ok(Removed { untagged, deleted: Vec::new() })
     }
 
     /// Deletes what no image has and nobody has written to for `age`: what is left of transfers that failed, and of
     /// images that were removed while something arrived.
     pub(crate) fn sweep_left(&self, age: Duration) -> Result<()> {
-        let gone = self.gone()?;
-        let index = self.lock();
-        let _ = self.sweep(&index, gone.path(), age)?;
-        drop(index);
-        gone.close().map_err(io_error("delete what was left in", &self.dir))
+        let mut gone = Vec::new();
+        let swept = self.sweep(&self.lock(), &mut gone, age);
+        delete(gone).and(swept.map(drop))
     }
 
-    /// What goes leaves its place first, so that nobody waits for the index meanwhile.
-    fn gone(&self) -> Result<tempfile::TempDir> {
-        let ingest = self.dir.join("ingest");
-        let gone = tempfile::Builder::new().prefix("gone-").tempdir_in(&ingest);
-        gone.map_err(io_error("create a folder in", &ingest))
+    /// What goes leaves its place first, so that nobody waits for the index meanwhile. That makes no folder: the disk may
+    /// be full.
+    fn take_away(&self, path: &Path) -> Result<PathBuf> {
+        let to = self.dir.join("ingest").join(format!("gone-{}", self.left.fetch_add(1, Ordering::Relaxed)));
+        fs::rename(path, &to).map_err(io_error("delete", path))?;
+        Ok(to)
     }
 
     fn json<T: for<'a> Deserialize<'a>>(&self, what: &'static str, digest: &str) -> Result<T> {
@@ -431,9 +468,9 @@ impl ImageStore {
         Ok(total)
     }
 
-    /// Moves what no image of the index uses, and was not changed for `age`, to `gone`; left to the next sweep while
-    /// something arrives.
-    fn sweep(&self, index: &Index, gone: &Path, age: Duration) -> Result<Vec<String>> {
+    /// Takes away what no image of the index uses, and was not changed for `age`, and says in `gone` where to; left to the
+    /// next sweep while something arrives. The layers that went.
+    fn sweep(&self, index: &Index, gone: &mut Vec<PathBuf>, age: Duration) -> Result<Vec<String>> {
         if self.is_arriving() {
             return Ok(Vec::new());
         }
@@ -452,7 +489,7 @@ impl ImageStore {
             }
         }
         let mut deleted = Vec::new();
-        for (kind, used) in [("layers", &layers), ("blobs/sha256", &blobs)] {
+        for (kind, used) in [("blobs/sha256", &blobs), ("layers", &layers)] {
             let folder = self.dir.join(kind);
             for entry in fs::read_dir(&folder).map_err(io_error("list", &folder))? {
                 let entry = entry.map_err(io_error("list", &folder))?;
@@ -461,10 +498,7 @@ impl ImageStore {
                 if used.contains(&name) || (!age.is_zero() && is_young()) {
                     continue;
                 }
-                let path = entry.path();
-                // A blob that is not packed has the name of its layer.
-                let to = if kind == "layers" { format!("layer-{name}") } else { name.clone() };
-                fs::rename(&path, gone.join(to)).map_err(io_error("delete", &path))?;
+                gone.push(self.take_away(&entry.path())?);
                 if kind == "layers" {
                     deleted.push(format!("sha256:{name}"));
                 }
@@ -489,6 +523,20 @@ impl ImageStore {
         // The index is changed as a whole and saved before it is used; a panic elsewhere leaves it valid.
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_full(error: &StoreError) -> bool {
+    let StoreError::Io { source, .. } = error else { return false };
+    matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Goes on after a failure.
+fn delete(gone: Vec<PathBuf>) -> Result<()> {
+    let delete_one = |path: PathBuf| {
+        let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        deleted.map_err(io_error("delete", &path))
+    };
+    gone.into_iter().map(delete_one).fold(Ok(()), Result::and)
 }
 
 /// A folder that cannot be looked into is full of what somebody may need.

@@ -156,3 +156,63 @@ fn a_name_with_a_digest_moves_no_tag() {
     store.name_pulled(&tag, &old).unwrap();
     assert_eq!(meant(), old);
 }
+
+/// Runs `test` in a folder of a small file system of its own, which nobody else sees. Needs root.
+fn on_a_small_disk(options: &'static str, test: fn(&Path)) {
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().to_owned();
+    // Mount namespaces are a thread's own, so the other tests do not notice.
+    let node = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let options = std::ffi::CString::new(options).unwrap();
+        mount("none", &at, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+        test(&at);
+    });
+    node.join().unwrap();
+}
+
+/// Until neither a byte nor another file fits.
+fn fill(dir: &Path) {
+    let mut file = File::create(dir.join("filler")).unwrap();
+    while io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    while tempfile::Builder::new().disable_cleanup(true).tempfile_in(dir).is_ok() {}
+}
+
+#[test]
+fn a_full_disk_keeps_no_image() {
+    on_a_small_disk("size=1m,nr_inodes=100", |disk| {
+        let store = ImageStore::open(disk).unwrap();
+        let image = small_image(&store);
+        fill(disk);
+        // Its blobs stay while something arrives, so there is no room for the new index either.
+        let arriving = store.arriving();
+        assert!(is_full(&store.remove(&image.digest, None).unwrap_err()));
+        assert!(is_full(&store.untag(&image.digest, None).unwrap_err()));
+        assert_eq!(store.list(), std::slice::from_ref(&image), "it is on the disk still");
+        drop(arriving);
+        let removed = store.remove(&image.digest, None).unwrap();
+        assert_eq!(removed.untagged, image.names);
+        assert!(store.list().is_empty() && !store.has_layer(&image.record.diff_ids[0]));
+        assert_eq!(fs::read_dir(disk.join("ingest")).unwrap().count(), 0);
+        assert!(ImageStore::open(disk).unwrap().list().is_empty());
+    });
+}
+
+#[test]
+fn what_went_before_the_index_was_written_is_not_listed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ImageStore::open(dir.path()).unwrap();
+    let stays = empty_image(&store, CONFIG, "");
+    let goes = small_image(&store);
+    let index = fs::read(dir.path().join("index.json")).unwrap();
+    let _ = store.remove(&goes.digest, None).unwrap();
+    fs::write(dir.path().join("index.json"), index).unwrap();
+    let listed = || ImageStore::open(dir.path()).unwrap().list();
+    assert_eq!(listed().into_iter().map(|image| image.digest).collect::<Vec<_>>(), std::slice::from_ref(&stays));
+    // What a disk has lost of an image is no reason to take its layers from containers.
+    fs::remove_file(store.blob_path(&stays).unwrap()).unwrap();
+    assert_eq!(listed().len(), 1);
+}
