@@ -95,7 +95,8 @@ fn pairs(instruction: &'static str, value: &str) -> Result<Vec<(String, String)>
         .collect()
 }
 
-/// Splits at white space outside quotes; quotes and backslashes go.
+/// Splits at white space outside quotes; quotes go, and backslashes that escape something: inside double quotes, as in a
+/// shell, that is a quote, `$` or another backslash.
 fn words(instruction: &'static str, value: &str) -> Result<Vec<String>, ChangeError> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -108,6 +109,7 @@ fn words(instruction: &'static str, value: &str) -> Result<Vec<String>, ChangeEr
                 quote = Some(c);
                 word.get_or_insert_default();
             }
+            (Some('"'), '\\') if !chars.as_str().starts_with(['"', '$', '\\']) => word.get_or_insert_default().push(c),
             (None | Some('"'), '\\') => word.get_or_insert_default().extend(chars.next()),
             (None, _) if c.is_whitespace() => words.extend(word.take()),
             _ => word.get_or_insert_default().push(c),
@@ -168,6 +170,10 @@ mod tests {
         check(&["cmd nginx -g 'x y'"], r#"{"Cmd":["/bin/sh","-c","nginx -g 'x y'"]}"#);
         check(&[r#"ENTRYPOINT ["/init"]"#, "CMD x"], r#"{"Entrypoint":["/init"],"Cmd":["/bin/sh","-c","x"]}"#);
         check(&[r#"ENV A=1 B="two words" C=a\ b"#, "ENV A=2"], r#"{"Env":["A=2","B=two words","C=a b"]}"#);
+        check(
+            &[r#"LABEL rule="HostRegexp(\d+)" b="\"\$x\\" c=\d"#],
+            r#"{"Labels":{"b":"\"$x\\","c":"d","rule":"HostRegexp(\\d+)"}}"#,
+        );
         check(&["ENV GREETING hello  there"], r#"{"Env":["GREETING=hello  there"]}"#);
         check(&["WORKDIR /app", "WORKDIR src"], r#"{"WorkingDir":"/app/src"}"#);
         check(&["EXPOSE 80 53/udp 8000-8010"], r#"{"ExposedPorts":{"53/udp":{},"80/tcp":{},"8000-8010/tcp":{}}}"#);
