@@ -30,7 +30,7 @@ use orch_proto::{
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
-    agent::{Agent, cgroup_version},
+    agent::{Agent, Host, cgroup_version},
     image::chain,
     local as local_containers,
     volume::VolumeError,
@@ -81,6 +81,20 @@ impl Api {
     {
         to_the_end(work(self.agent.clone())).await
     }
+
+    /// The same on a thread of its own, for what waits for disks, servers, or for others that do.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Host) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let host = self.agent.host.clone();
+        let ended = tokio::task::spawn_blocking(move || work(&host)).await;
+        ended.unwrap_or_else(|error| Err(unfinished(&error)))
+    }
+}
+
+fn unfinished(error: &tokio::task::JoinError) -> Status {
+    Status::internal(format!("the worker did not finish this: {error}"))
 }
 
 /// See [`Api::to_the_end`].
@@ -88,7 +102,7 @@ async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Status>> + Send + 'static,
 ) -> Result<T, Status> {
     let ended = tokio::spawn(work).await;
-    ended.unwrap_or_else(|error| Err(Status::internal(format!("the worker did not finish this: {error}"))))
+    ended.unwrap_or_else(|error| Err(unfinished(&error)))
 }
 
 #[tonic::async_trait]
@@ -146,16 +160,17 @@ impl WorkerLocal for Api {
             let users = users.iter().cloned().collect::<Vec<_>>().join(", ");
             return Err(Status::failed_precondition(format!("remove {name}: volume is in use - [{users}]")));
         }
-        match self.agent.host.volumes.remove(&name) {
-            Err(VolumeError::NotFound(_)) if force => Ok(Response::new(Empty {})),
+        let remove = move |host: &Host| match host.volumes.remove(&name) {
+            Err(VolumeError::NotFound(_)) if force => Ok(()),
             Err(error @ VolumeError::NotFound(_)) => Err(Status::not_found(error.to_string())),
             Err(error @ VolumeError::Name(_)) => Err(Status::invalid_argument(error.to_string())),
             Err(error) => Err(Status::internal(chain(&error))),
             Ok(()) => {
-                self.agent.host.events.of_volume("destroy", name);
-                Ok(Response::new(Empty {}))
+                host.events.of_volume("destroy", name);
+                Ok(())
             }
-        }
+        };
+        self.aside(remove).await.map(done)
     }
 
     async fn logs(&self, request: Request<LogsRequest>) -> Answer<Self::LogsStream> {
@@ -236,16 +251,19 @@ impl WorkerLocal for Api {
             return Err(Status::not_found(said));
         }
         let (labels, options) = (labels.into_iter().collect(), options.into_iter().collect());
-        let made = self.agent.host.volumes.create(&name, &labels, &options, std::time::SystemTime::now());
-        let volume = made.map_err(|error| match error {
-            VolumeError::Name(_) | VolumeError::Option(_) | VolumeError::OptionMissing(_) => {
-                Status::invalid_argument(error.to_string())
-            }
-            VolumeError::Differs(_) => Status::already_exists(error.to_string()),
-            error => Status::internal(chain(&error)),
-        })?;
-        self.agent.host.events.of_volume("create", volume.name.clone());
-        Ok(Response::new(wire_volume(volume, &std::collections::BTreeMap::new())))
+        let create = move |host: &Host| {
+            let made = host.volumes.create(&name, &labels, &options, std::time::SystemTime::now());
+            let volume = made.map_err(|error| match error {
+                VolumeError::Name(_) | VolumeError::Option(_) | VolumeError::OptionMissing(_) => {
+                    Status::invalid_argument(error.to_string())
+                }
+                VolumeError::Differs(_) => Status::already_exists(error.to_string()),
+                error => Status::internal(chain(&error)),
+            })?;
+            host.events.of_volume("create", volume.name.clone());
+            Ok(wire_volume(volume, &std::collections::BTreeMap::new()))
+        };
+        self.aside(create).await.map(Response::new)
     }
 
     async fn pause_container(&self, request: Request<ContainerReference>) -> Answer<Empty> {
