@@ -368,7 +368,9 @@ impl Volumes {
         let mut volumes = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(io_error("list", &self.dir))? {
             let path = entry.map_err(io_error("list", &self.dir))?.path();
-            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            // A disk of its own for volumes has a `lost+found`.
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some(name) = name.filter(|name| check_name(name).is_ok()) {
                 volumes.push(volume(name, &path));
             }
         }

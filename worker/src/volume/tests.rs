@@ -69,6 +69,16 @@ fn a_new_volume_has_what_the_image_has_and_keeps_what_tasks_write() {
     assert!(matches!(volumes.remove("db"), Err(VolumeError::NotFound(_))));
 }
 
+#[test]
+fn what_has_no_name_of_a_volume_is_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let volumes = open(dir.path());
+    volumes.create("mine", &BTreeMap::new(), &BTreeMap::new(), SystemTime::UNIX_EPOCH).unwrap();
+    fs::create_dir(dir.path().join("volumes/lost+found")).unwrap();
+    let names: Vec<_> = volumes.list().unwrap().into_iter().map(|volume| volume.name).collect();
+    assert_eq!(names, ["mine"]);
+}
+
 fn anonymous(task: &TaskId) -> Wanted<'_> {
     static NONE: BTreeMap<String, String> = BTreeMap::new();
     Wanted::Anonymous { task, target: "/data", labels: &NONE, options: &NONE }
