@@ -5,6 +5,7 @@
 //! in files that a reboot clears, as it does the mounts.
 
 mod bounded;
+mod fill;
 mod inside;
 mod mounts;
 pub(crate) mod propagation;
@@ -14,17 +15,13 @@ pub(crate) use inside::unpin;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::{
-        fd::AsRawFd,
-        unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, lchown, symlink},
-    },
+    os::unix::fs::{DirBuilderExt, lchown},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
 use orch_model::TaskId;
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, mknodat, utimensat};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -202,13 +199,16 @@ impl Volumes {
         };
         if options.is_empty() {
             fs::create_dir_all(&data).map_err(io_error("create", &data))?;
+            fill::finish(&data, &self.dir.join(&name)).map_err(io_error("fill the volume", &data))?;
         } else {
             self.mount_for(user, &name, &options, &data)?;
         }
         if let Some((root, target)) = fill_from
             && is_empty(&data).map_err(io_error("list", &data))?
         {
-            fill(&data, root, target).map_err(io_error("fill the volume", &data))?;
+            // Beside what is mounted is another disk.
+            let aside = options.is_empty().then(|| self.dir.join(&name));
+            fill::fill(&data, root, target, aside.as_deref()).map_err(io_error("fill the volume", &data))?;
         }
         Ok(data)
     }
@@ -231,7 +231,7 @@ impl Volumes {
             && pin.is_dir()
             && is_empty(&pin).map_err(io_error("list", &pin))?
         {
-            fill(&pin, root, target).map_err(io_error("fill the volume", &pin))?;
+            fill::fill(&pin, root, target, None).map_err(io_error("fill the volume", &pin))?;
         }
         Ok(pin)
     }
@@ -538,68 +538,6 @@ fn check_name(name: &str) -> Result<(), VolumeError> {
 
 fn is_empty(dir: &Path) -> io::Result<bool> {
     Ok(fs::read_dir(dir)?.next().is_none())
-}
-
-/// Copies what the image has at `target`; nothing when it has no folder there.
-fn fill(data: &Path, root: &Path, target: &str) -> io::Result<()> {
-    let root = fs::File::open(root)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let inside = target.trim_start_matches('/');
-    let inside = if inside.is_empty() { "." } else { inside };
-    // Links in the image resolve inside the image.
-    let Ok(from) = crate::within::open(&root, inside, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
-    else {
-        return Ok(());
-    };
-    copy_folder(&PathBuf::from(format!("/proc/self/fd/{}/.", from.as_raw_fd())), data, &mut BTreeMap::new())
-}
-
-/// `copied`: files with several names, by device and number, and the first name of their copy.
-fn copy_folder(from: &Path, to: &Path, copied: &mut BTreeMap<(u64, u64), PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let metadata = fs::symlink_metadata(&source)?;
-        let kind = metadata.file_type();
-        if kind.is_dir() {
-            fs::create_dir(&target)?;
-            copy_folder(&source, &target, copied)?;
-            continue;
-        }
-        if metadata.nlink() > 1 {
-            if let Some(first) = copied.get(&(metadata.dev(), metadata.ino())) {
-                fs::hard_link(first, &target)?;
-                continue;
-            }
-            copied.insert((metadata.dev(), metadata.ino()), target.clone());
-        }
-        if kind.is_symlink() {
-            symlink(fs::read_link(&source)?, &target)?;
-        } else if kind.is_file() {
-            // Never through a link that another container with the volume has put there meanwhile.
-            let mut copy = fs::File::options().write(true).create_new(true).mode(0o600).open(&target)?;
-            io::copy(&mut fs::File::open(&source)?, &mut copy)?;
-        } else if kind.is_fifo() {
-            mknodat(CWD, &target, FileType::Fifo, Mode::from_raw_mode(metadata.mode() & 0o7777), 0)?;
-        } else {
-            // Sockets and devices of an image have no meaning in a volume.
-            copied.remove(&(metadata.dev(), metadata.ino()));
-            continue;
-        }
-        copy_attributes(&metadata, &target)?;
-    }
-    copy_attributes(&fs::metadata(from)?, to)
-}
-
-fn copy_attributes(from: &fs::Metadata, to: &Path) -> io::Result<()> {
-    lchown(to, Some(from.uid()), Some(from.gid()))?;
-    // After the owner: changing that clears the set-id bits. Links have none of their own.
-    if !from.is_symlink() {
-        fs::set_permissions(to, from.permissions())?;
-    }
-    let at = Timespec { tv_sec: from.mtime(), tv_nsec: from.mtime_nsec() };
-    utimensat(CWD, to, &Timestamps { last_access: at, last_modification: at }, AtFlags::SYMLINK_NOFOLLOW)?;
-    Ok(())
 }
 
 #[cfg(test)]
