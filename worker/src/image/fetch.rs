@@ -1,6 +1,10 @@
 //! Fetches images from other nodes of the cluster, by digest only.
 
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -11,8 +15,11 @@ use orch_proto::{
     transport::{TransportError, shared_channel},
     wire::{FetchBlobRequest, peer_client::PeerClient},
 };
-use tokio::time::{Instant, timeout, timeout_at};
-use tonic::transport::Channel;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tonic::{Code, transport::Channel};
 
 use super::{
     arrival::Arrival,
@@ -25,6 +32,10 @@ const PARALLEL_BLOBS: usize = 4;
 const STALL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Whoever brings too little in this time is as good as one who brings nothing.
 const PACE_WINDOW: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 60 });
+/// Nodes that give to as many as they can are asked again, before a registry is, which may not have the image.
+const BUSY_LIMIT: Duration = Duration::from_secs(600);
+/// They have let the asker wait already.
+const BUSY_PAUSE: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
@@ -52,6 +63,12 @@ pub(crate) enum FetchError {
     Interrupted(#[source] tokio::task::JoinError),
 }
 
+impl FetchError {
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code() == Code::ResourceExhausted)
+    }
+}
+
 /// Fetches the image of `from` and puts it into the store, without a name. The digest may be that of an index.
 pub(crate) async fn fetch(
     store: &ImageStore,
@@ -61,7 +78,7 @@ pub(crate) async fn fetch(
 ) -> Result<StoredImage, FetchError> {
     let arriving = store.arriving();
     asking(progress, "other nodes");
-    let holders = reachable(identity, from).await?;
+    let holders = Holders::reach(identity, from).await?;
     let fetcher = Fetcher { store, from, holders, progress };
     fetcher.blob(&from.digest).await?;
     let digest = fetcher.manifest_digest().await?;
@@ -89,31 +106,72 @@ pub(crate) async fn fetch(
     Ok(stored.await.map_err(FetchError::Interrupted)??)
 }
 
+#[derive(Clone)]
 struct Holder {
     addr: String,
     client: PeerClient<Channel>,
 }
 
-/// Connects to all holders at once, so that a dead one costs no waiting while another answers.
-async fn reachable(identity: &SharedIdentity, from: &ImageSource) -> Result<Vec<Holder>, FetchError> {
-    let connects: Vec<_> = from.holders.iter().map(|addr| connect(addr.clone(), identity.clone())).collect();
-    let (mut holders, mut last) = (Vec::new(), FetchError::NoHolder(from.digest.clone()));
-    let mut tries = stream::iter(connects).buffer_unordered(from.holders.len().max(1));
-    while let Some(tried) = tries.next().await {
-        match tried {
-            Ok(holder) => {
-                holders.push(holder);
-                // The ones that answer within a moment of the first share the work.
-                let deadline = Instant::now() + HOLDER_GRACE;
-                while let Ok(Some(tried)) = timeout_at(deadline, tries.next()).await {
-                    holders.extend(tried);
+/// In the order in which they have connected.
+struct Holders {
+    connected: Mutex<Vec<Holder>>,
+    tries: tokio::sync::Mutex<JoinSet<Result<Holder, FetchError>>>,
+}
+
+impl Holders {
+    /// Connects to all holders at once, so that a dead one costs no waiting while another answers. The ones that answer
+    /// within a moment of the first share the work; the others are for when these cannot give it.
+    async fn reach(identity: &SharedIdentity, from: &ImageSource) -> Result<Self, FetchError> {
+        let mut tries: JoinSet<_> = from.holders.iter().map(|addr| connect(addr.clone(), identity.clone())).collect();
+        let mut last = FetchError::NoHolder(from.digest.clone());
+        while let Some(tried) = next(&mut tries).await {
+            match tried {
+                Ok(holder) => {
+                    let mut connected = vec![holder];
+                    let deadline = Instant::now() + HOLDER_GRACE;
+                    while let Ok(Some(tried)) = timeout_at(deadline, next(&mut tries)).await {
+                        connected.extend(tried);
+                    }
+                    return Ok(Self { connected: Mutex::new(connected), tries: tokio::sync::Mutex::new(tries) });
                 }
-                return Ok(holders);
+                Err(error) => last = error,
             }
-            Err(error) => last = error,
+        }
+        Err(last)
+    }
+
+    fn connected(&self) -> MutexGuard<'_, Vec<Holder>> {
+        // Each holder makes one change.
+        self.connected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for as many to connect, if they do.
+    async fn nth(&self, n: usize) -> Option<Holder> {
+        let found = || self.connected().get(n).cloned();
+        if let Some(holder) = found() {
+            return Some(holder);
+        }
+        let mut tries = self.tries.lock().await;
+        loop {
+            // Whoever waited before may have got it.
+            if let Some(holder) = found() {
+                return Some(holder);
+            }
+            match next(&mut tries).await? {
+                Ok(holder) => self.connected().push(holder),
+                Err(error) => tracing::info!(error = super::chain(&error), "a node with the image is not reached"),
+            }
         }
     }
-    Err(last)
+}
+
+async fn next(tries: &mut JoinSet<Result<Holder, FetchError>>) -> Option<Result<Holder, FetchError>> {
+    loop {
+        // A try that panicked is one that failed.
+        if let Ok(tried) = tries.join_next().await? {
+            return Some(tried);
+        }
+    }
 }
 
 async fn connect(addr: String, identity: SharedIdentity) -> Result<Holder, FetchError> {
@@ -147,7 +205,7 @@ enum Kind {
 struct Fetcher<'a> {
     store: &'a ImageStore,
     from: &'a ImageSource,
-    holders: Vec<Holder>,
+    holders: Holders,
     progress: &'a Progress,
 }
 
@@ -195,27 +253,43 @@ impl Fetcher<'_> {
         self.one_after_another(0, wanted).await.map(drop)
     }
 
-    /// Asks the `n`th holder first, then the others; what one began the next goes on with.
+    /// Asks the `n`th holder first, then the others, then those again that were busy; what one began the next goes on with.
     async fn one_after_another(&self, n: usize, wanted: Wanted<'_>) -> Result<Option<UnpackedLayer>, FetchError> {
         let digest = wanted.digest;
         let mut last = FetchError::NoHolder(digest.to_owned());
         let mut arrival = self.start(wanted).await?;
-        for turn in 0..self.holders.len() {
-            let holder = &self.holders[(n + turn) % self.holders.len()];
+        let mut busy = VecDeque::new();
+        let (first, give_up_at) = (self.holders.connected().len(), Instant::now() + BUSY_LIMIT);
+        for turn in 0.. {
+            let at = if turn < first { (n + turn) % first } else { turn };
+            let holder = match self.holders.nth(at).await {
+                Some(holder) => holder,
+                None if Instant::now() >= give_up_at => break,
+                None => {
+                    let Some(again) = busy.pop_front() else { break };
+                    sleep(BUSY_PAUSE).await;
+                    again
+                }
+            };
             let is_gone_on_with = arrival.bytes > 0;
-            let mut tried = self.all_from(holder, wanted, arrival).await;
+            let mut tried = self.all_from(&holder, wanted, arrival).await;
             if let Err((error, None)) = &tried
                 && is_gone_on_with
             {
                 // What is wrong may be what was there before.
-                warn(digest, holder, error);
-                tried = self.all_from(holder, wanted, self.start(wanted).await?).await;
+                warn(digest, &holder, error);
+                tried = self.all_from(&holder, wanted, self.start(wanted).await?).await;
             }
             let (error, left) = match tried {
                 Ok(unpacked) => return Ok(unpacked),
                 Err(failed) => failed,
             };
-            warn(digest, holder, &error);
+            if error.is_busy() {
+                tracing::info!(digest, holder = holder.addr, "a node with the image is busy");
+                busy.push_back(holder);
+            } else {
+                warn(digest, &holder, &error);
+            }
             if self.store.has_blob(digest) {
                 // It is what was asked for: nobody has a better one.
                 return Err(error);

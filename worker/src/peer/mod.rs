@@ -40,6 +40,8 @@ const CHUNK_BYTES: usize = 256 << 10;
 const NEWCOMER_GRACE: Duration = Duration::from_secs(2);
 /// Blobs that are sent at once; more wait.
 const MAX_FETCHES: usize = 32;
+/// For so long, less than it takes for this node to count as dead; then the asker may try another.
+const SLOT_LIMIT: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5000 });
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerError {
@@ -155,7 +157,9 @@ impl Peer for Blobs {
             ));
         }
         self.check_belongs(&request)?;
-        let slot = self.slots.clone().acquire_owned().await.map_err(|_| Status::unavailable("shutting down"))?;
+        let busy = |_| Status::resource_exhausted(format!("the node gives {MAX_FETCHES} blobs to others already"));
+        let slot = timeout(SLOT_LIMIT, self.slots.clone().acquire_owned()).await.map_err(busy)?;
+        let slot = slot.map_err(|_| Status::unavailable("shutting down"))?;
         let path =
             self.store.blob_path(&request.digest).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let absent = |error: std::io::Error| Status::not_found(format!("blob {}: {error}", request.digest));

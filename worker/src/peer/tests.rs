@@ -4,7 +4,8 @@ use orch_model::{ClusterId, NodeId, TaskId, assignment::ImageSource, cluster::Ro
 use orch_proto::{
     ca::{generate_root, new_key_and_csr, sign_blob, sign_csr},
     tls::{Identity, install_crypto_provider},
-    wire::{PullProgress, pull_progress},
+    transport::shared_channel,
+    wire::{PullProgress, peer_client::PeerClient, pull_progress},
 };
 
 use super::*;
@@ -222,6 +223,59 @@ async fn a_node_gets_its_own_platforms_image_of_an_index() {
     let _ = asker.store.remove(&gone.digest, None).unwrap();
     assert_eq!(asker.store.read_blob(&digest).unwrap(), index.as_bytes());
     assert_eq!(last.fetch(&ca, &digest, &[&asker]).await.unwrap().digest, ours.digest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_busy_is_asked_again() {
+    let cluster = ClusterId::from_random(1);
+    let ca = root(&cluster);
+    let [holder, asker] = [2, 3].map(|n| Node::start(&ca, &cluster, n));
+    let (holder, asker) = tokio::join!(holder, asker);
+    let image = imported(&holder.store);
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let incoming = tls_incoming(listener, holder.identity.clone());
+    let slots = Arc::new(Semaphore::new(0));
+    let (identity, store) = (holder.identity.clone(), holder.store.clone());
+    let service = PeerServer::new(Blobs { identity, store, slots: slots.clone(), members: Members::default() });
+    tokio::spawn(Server::builder().add_service(service).serve_with_incoming(incoming));
+    let holder = Node { addr, ..holder };
+    let channel = shared_channel(&holder.addr, &asker.identity, NodeRole::Worker).await.unwrap();
+    let request = FetchBlobRequest {
+        digest: image.digest.clone(),
+        image_digest: image.digest.clone(),
+        grant: grant(&ca, &asker.id, &image.digest, SystemTime::now() + HOUR).into(),
+        offset: 0,
+    };
+    let refused = PeerClient::new(channel).fetch_blob(request).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
+    tokio::spawn(async move {
+        tokio::time::sleep(3 * SLOT_LIMIT).await;
+        slots.add_permits(MAX_FETCHES);
+    });
+    let fetched = asker.fetch(&ca, &image.digest, &[&holder]).await;
+    assert_eq!(fetched.map(|image| image.digest).map_err(|error| crate::image::chain(&error)), Ok(image.digest));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_far_away_is_asked_when_the_near_ones_cannot_give_it() {
+    let cluster = ClusterId::from_random(1);
+    let ca = root(&cluster);
+    let [near, holder, asker] = [2, 3, 4].map(|n| Node::start(&ca, &cluster, n));
+    let (near, holder, asker) = tokio::join!(near, holder, asker);
+    let image = imported(&holder.store);
+    let way = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (addr, to) = (way.local_addr().unwrap().to_string(), holder.addr.clone());
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = way.accept().await {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let mut to = tokio::net::TcpStream::connect(&to).await.unwrap();
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    let far = Node { addr, ..holder };
+    let fetched = asker.fetch(&ca, &image.digest, &[&near, &far]).await;
+    assert_eq!(fetched.map(|image| image.digest).map_err(|error| crate::image::chain(&error)), Ok(image.digest));
 }
 
 /// What a node does that gives others nothing of use.
