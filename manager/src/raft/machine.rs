@@ -152,7 +152,13 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot_, io::Error> {
         save(&self.folder, &self.meta, &self.image).await?;
-        self.current.put(Some((self.meta.clone(), self.image.clone())));
+        let built = (self.meta.clone(), self.image.clone());
+        // A newer one may have been installed meanwhile.
+        self.current.change(|current| {
+            if current.as_ref().is_none_or(|(meta, _)| meta.last_log_id < built.0.last_log_id) {
+                *current = Some(built);
+            }
+        });
         Ok(Snapshot { meta: self.meta.clone(), snapshot: self.image.clone() })
     }
 }
@@ -207,7 +213,11 @@ mod parking {
         }
 
         pub(super) fn put(&self, value: T) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = value;
+            self.change(|current| *current = value);
+        }
+
+        pub(super) fn change(&self, edit: impl FnOnce(&mut T)) {
+            edit(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 

@@ -63,7 +63,8 @@ impl SnapshotFolder {
         Ok(Self { dir: dir.into(), sealer, cluster })
     }
 
-    /// Makes the snapshot durable, then removes older ones.
+    /// Makes the snapshot durable, then removes all but the newest: a leader's may have come while this one was written,
+    /// and the log no longer begins before that.
     pub(crate) fn save(&self, meta: &SnapshotMeta, state: &State) -> Result<(), SnapshotError> {
         let path = self.dir.join(file_name(meta));
         let mut writer = SnapshotWriter::create(&path, Arc::clone(&self.sealer))?;
@@ -72,9 +73,14 @@ impl SnapshotFolder {
             writer.write(&frame)?;
         }
         writer.finish()?;
-        for other in self.files()?.into_iter().filter(|file| *file != path) {
-            if let Err(error) = fs::remove_file(&other) {
-                tracing::warn!(path = %other.display(), %error, "cannot remove an old snapshot");
+        let mut files = self.files()?;
+        files.pop();
+        for old in files {
+            match fs::remove_file(&old) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %old.display(), %error, "cannot remove an old snapshot");
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -345,6 +351,8 @@ mod tests {
         assert!(folder.load().unwrap().is_none());
         folder.save(&meta(99), &State::empty()).unwrap();
         folder.save(&meta(100), &state()).unwrap();
+        // One that took long to write is not taken for newer.
+        folder.save(&meta(98), &State::empty()).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
         let (loaded_meta, loaded) = folder.load().unwrap().unwrap();
         assert_eq!(loaded_meta, meta(100));

@@ -7,8 +7,8 @@ use std::{
 };
 
 use openraft::{
-    EntryPayload, RaftLogReader, StorageError,
-    storage::{RaftLogStorage, RaftLogStorageExt},
+    EntryPayload, RaftLogReader, RaftSnapshotBuilder, StorageError,
+    storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine},
     testing::log::{StoreBuilder, Suite},
 };
 use orch_manager_core::State;
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::{
     log_store::LogStore,
-    machine::StateMachine,
+    machine::{Image, StateMachine},
     snapshot::SnapshotFolder,
     store::Store,
     types::{Entry, LeaderId, LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote},
@@ -48,6 +48,21 @@ fn open(dir: PathBuf) -> (LogStore, StateMachine) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_storage_keeps_openrafts_rules() {
     Suite::test_all(Builder).await.unwrap();
+}
+
+/// Raft goes on while a snapshot is written, and may install one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_is_finished_late_does_not_replace_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, mut machine) = open(dir.path().to_owned());
+    let mut builder = machine.get_snapshot_builder().await;
+    let last_log_id = Some(LogId { leader_id: LeaderId { term: 1, node_id: 9 }, index: 7 });
+    let installed = SnapshotMeta { last_log_id, last_membership: StoredMembership::default() };
+    machine.install_snapshot(&installed, Image { state: State::empty() }).await.unwrap();
+    builder.build_snapshot().await.unwrap();
+    assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, installed);
+    let files = std::fs::read_dir(dir.path().join("snapshots")).unwrap().map(|file| file.unwrap().file_name());
+    assert_eq!(files.collect::<Vec<_>>(), [format!("{:020}-{:020}.snapshot", 7, 1).as_str()]);
 }
 
 /// One manager's disk while its data keys are replaced.
