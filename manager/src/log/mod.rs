@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub use seal::{Aad, Kept, KeyRing, Kind, Lease, SealError, Sealer};
 pub(crate) use seal::{from_hex, key_of, to_hex};
 pub use sled_engine::SledEngine;
-pub use snapshot_file::{SnapshotFileError, SnapshotReader, SnapshotWriter, keys_of_snapshot};
+pub use snapshot_file::{SnapshotFileError, SnapshotReader, SnapshotWriter, UNFINISHED_EXTENSION, keys_of_snapshot};
 
 /// Called once the data is safe, or with the reason why it is not.
 pub type Flushed = Box<dyn FnOnce(Result<(), LogError>) + Send>;

@@ -38,7 +38,10 @@ pub enum SnapshotFileError {
     CutShort { path: PathBuf, chunk: u64 },
 }
 
-/// Writes a snapshot; nothing is there until [`SnapshotWriter::finish`].
+/// What an unfinished snapshot is called; a process that was killed leaves it.
+pub const UNFINISHED_EXTENSION: &str = "new";
+
+/// Writes a snapshot; nothing is there until [`SnapshotWriter::finish`], or if that does not come.
 pub struct SnapshotWriter {
     path: PathBuf,
     temporary: PathBuf,
@@ -48,11 +51,12 @@ pub struct SnapshotWriter {
     _lease: Lease,
     buffer: Vec<u8>,
     chunk: u64,
+    has_its_name: bool,
 }
 
 impl SnapshotWriter {
     pub fn create(path: &Path, sealer: Arc<Sealer>) -> Result<Self, SnapshotFileError> {
-        let temporary = path.with_extension("new");
+        let temporary = path.with_extension(UNFINISHED_EXTENSION);
         let file = File::create(&temporary).map_err(|source| SnapshotFileError::Io {
             what: "create",
             path: temporary.clone(),
@@ -60,7 +64,7 @@ impl SnapshotWriter {
         })?;
         let file = BufWriter::new(file);
         let (lease, buffer) = (sealer.lease(), Vec::with_capacity(CHUNK_BYTES));
-        Ok(Self { path: path.into(), temporary, file, sealer, _lease: lease, buffer, chunk: 0 })
+        Ok(Self { path: path.into(), temporary, file, sealer, _lease: lease, buffer, chunk: 0, has_its_name: false })
     }
 
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), SnapshotFileError> {
@@ -81,6 +85,7 @@ impl SnapshotWriter {
         self.write_chunk(Kind::SnapshotEnd)?;
         self.file.get_ref().sync_all().map_err(|e| self.error("sync", e))?;
         fs::rename(&self.temporary, &self.path).map_err(|e| self.error("rename", e))?;
+        self.has_its_name = true;
         sync_parent(&self.path).map_err(|e| self.error("sync", e))
     }
 
@@ -106,6 +111,16 @@ impl SnapshotWriter {
 
     fn error(&self, what: &'static str, source: io::Error) -> SnapshotFileError {
         SnapshotFileError::Io { what, path: self.path.clone(), source }
+    }
+}
+
+impl Drop for SnapshotWriter {
+    /// The next one has another name and would not take its place: on a full disk it would keep what it has for ever.
+    fn drop(&mut self) {
+        if !self.has_its_name {
+            // What cannot be removed now is removed at the next start.
+            let _ = fs::remove_file(&self.temporary);
+        }
     }
 }
 
@@ -223,6 +238,11 @@ mod tests {
             writer.finish().unwrap();
             assert_eq!(read_all(&path, Arc::clone(&sealer)).unwrap(), content, "{size}");
         }
+        let mut unfinished = SnapshotWriter::create(&dir.path().join("2.snapshot"), Arc::clone(&sealer)).unwrap();
+        unfinished.write(&vec![0; 2 * CHUNK_BYTES]).unwrap();
+        assert!(dir.path().join("2.new").exists());
+        drop(unfinished);
+        assert!(!dir.path().join("2.new").exists() && path.exists());
         let whole = fs::read(&path).unwrap();
         // Cut exactly after the first chunk: only the seal of the end can tell.
         let first = 4 + usize::try_from(u32::from_be_bytes(whole[..4].try_into().unwrap())).unwrap();

@@ -19,7 +19,7 @@ use orch_proto::{
 use prost::Message;
 
 use super::{types::SnapshotMeta, wire as convert};
-use crate::log::{Sealer, SnapshotFileError, SnapshotReader, SnapshotWriter, keys_of_snapshot};
+use crate::log::{Sealer, SnapshotFileError, SnapshotReader, SnapshotWriter, UNFINISHED_EXTENSION, keys_of_snapshot};
 
 /// Raised when a snapshot's content changes so that older managers cannot read it.
 const FORMAT: u32 = 1;
@@ -58,9 +58,16 @@ pub(crate) struct SnapshotFolder {
 }
 
 impl SnapshotFolder {
+    /// The folder, without what a process that was killed had begun to write.
     pub(crate) fn open(dir: &Path, sealer: Arc<Sealer>, cluster: ClusterId) -> Result<Self, SnapshotError> {
         fs::create_dir_all(dir).map_err(|source| SnapshotError::Folder { what: "create", path: dir.into(), source })?;
-        Ok(Self { dir: dir.into(), sealer, cluster })
+        let folder = Self { dir: dir.into(), sealer, cluster };
+        for unfinished in folder.files_with(UNFINISHED_EXTENSION)? {
+            if let Err(error) = fs::remove_file(&unfinished) {
+                tracing::warn!(path = %unfinished.display(), %error, "cannot remove an unfinished snapshot");
+            }
+        }
+        Ok(folder)
     }
 
     /// Makes the snapshot durable, then removes all but the newest: a leader's may have come while this one was written,
@@ -124,12 +131,16 @@ impl SnapshotFolder {
 
     /// Snapshot files, oldest first.
     fn files(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        self.files_with(FILE_EXTENSION)
+    }
+
+    fn files_with(&self, extension: &str) -> Result<Vec<PathBuf>, SnapshotError> {
         let error = |source| SnapshotError::Folder { what: "list", path: self.dir.clone(), source };
         let entries = fs::read_dir(&self.dir).map_err(error)?;
         let mut files = Vec::new();
         for entry in entries {
             let path = entry.map_err(error)?.path();
-            if path.extension().is_some_and(|extension| extension == FILE_EXTENSION) {
+            if path.extension().is_some_and(|of_it| of_it == extension) {
                 files.push(path);
             }
         }
@@ -358,8 +369,10 @@ mod tests {
         assert_eq!(loaded_meta, meta(100));
         same(&loaded, &state());
 
+        fs::write(path.join("00000000000000000101-00000000000000000003.new"), "a killed process left it").unwrap();
         let foreign = SnapshotFolder::open(&path, sealer, ClusterId::from_random(8)).unwrap();
         assert!(matches!(foreign.load(), Err(SnapshotError::AnotherCluster(_))));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
     }
 
     #[test]
