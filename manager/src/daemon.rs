@@ -231,6 +231,13 @@ impl Manager {
                 Ok::<(), std::convert::Infallible>(())
             }
         }));
+        tasks.spawn(Self::as_task("keeping the log small", {
+            let consensus = consensus.clone();
+            async move {
+                consensus.keep_log_small().await;
+                Ok::<(), std::convert::Infallible>(())
+            }
+        }));
         let entrance = Entrance {
             home: Arc::clone(&self.home),
             config: self.config.clone(),

@@ -21,6 +21,7 @@ use orch_proto::{
     tls::{peer_identity, remote_addr},
     wire::{self, dispatcher_server},
 };
+use prost::Message;
 use rand::Rng;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -38,6 +39,13 @@ const HEARTBEAT_SPREAD_MS: u64 = 500;
 const UPDATES_PER_TRANSACTION: usize = 200;
 /// Status updates in one call.
 const UPDATES_PER_CALL: usize = 10_000;
+/// What a status may say of a task, and what went wrong: every manager keeps it in memory and in its log.
+const STATUS_TEXT_BYTES: usize = 4096;
+const CONTAINER_ID_BYTES: usize = 128;
+/// A node's description; labels and generic resources are the most of it.
+const DESCRIPTION_BYTES: usize = 256 << 10;
+/// Names and a digest.
+const REGISTRATION_BYTES: usize = 4096;
 const ATTEMPTS: usize = 5;
 
 /// Answers agents; only the leader does.
@@ -90,6 +98,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         let remote = remote_addr(&request).map(|addr| addr.ip().to_canonical());
         let description = request.into_inner().description;
         let description = description.ok_or_else(|| Status::invalid_argument("a session without a description"))?;
+        check_size("a node's description", &description, DESCRIPTION_BYTES)?;
         let description = NodeDescription::from_proto(description).map_err(invalid)?;
         let registered = register(&reign, &node, &description, remote).await?;
         let session = SessionId::from_random(random::bits());
@@ -200,6 +209,7 @@ impl dispatcher_server::Dispatcher for DispatcherService {
         let reign = self.reign()?;
         let node = self.caller(&request)?;
         let request = request.into_inner();
+        check_size("the registration of an image", &request, REGISTRATION_BYTES)?;
         let registration = Registration {
             node,
             name: request.name,
@@ -408,8 +418,27 @@ fn heartbeat_ms(view: &View) -> u64 {
 fn status_change(update: wire::TaskStatusUpdate, node: &NodeId) -> Result<Change, Status> {
     let task: TaskId = update.task_id.parse().map_err(invalid)?;
     let status = update.status.ok_or_else(|| Status::invalid_argument("a status update without a status"))?;
-    let status = TaskStatus::from_proto(status).map_err(invalid)?;
+    let mut status = TaskStatus::from_proto(status).map_err(invalid)?;
+    cut(&mut status.message, STATUS_TEXT_BYTES);
+    if let Some(error) = &mut status.error {
+        cut(error, STATUS_TEXT_BYTES);
+    }
+    if let Some(container) = &mut status.container {
+        cut(&mut container.container_id, CONTAINER_ID_BYTES);
+    }
     Ok(Change::TaskStatus { task, node: node.clone(), status })
+}
+
+fn cut(text: &mut String, limit: usize) {
+    let end = (0..=limit.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or_default());
+}
+
+fn check_size(what: &str, message: &impl Message, limit: usize) -> Result<(), Status> {
+    match message.encoded_len() {
+        bytes if bytes > limit => Err(invalid(format!("{what} of {bytes} bytes is too long: {limit} are the most"))),
+        _ => Ok(()),
+    }
 }
 
 /// Commits what the core makes of the state, again when the state moved on meanwhile.
@@ -457,5 +486,42 @@ impl<F: FnOnce()> Drop for OnDrop<F> {
         if let Some(action) = self.0.take() {
             action();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_says_of_a_task_is_cut() {
+        let status = wire::TaskStatus {
+            state: wire::TaskState::Failed.into(),
+            message: "ä".repeat(3000),
+            error: Some("e".repeat(4 << 20)),
+            container: Some(wire::ContainerStatus {
+                container_id: "a".repeat(200),
+                ..wire::ContainerStatus::default()
+            }),
+            ..wire::TaskStatus::default()
+        };
+        let task_id = TaskId::from_random(1).to_string();
+        let update = wire::TaskStatusUpdate { task_id, status: Some(status) };
+        let Ok(Change::TaskStatus { status, .. }) = status_change(update, &NodeId::from_random(2)) else {
+            panic!("no status")
+        };
+        assert_eq!(status.message, "ä".repeat(STATUS_TEXT_BYTES / 2));
+        assert_eq!(status.error.map(|error| error.len()), Some(STATUS_TEXT_BYTES));
+        assert_eq!(status.container.map(|container| container.container_id.len()), Some(CONTAINER_ID_BYTES));
+    }
+
+    #[test]
+    fn a_description_has_a_limit() {
+        let of = |hostname: usize| wire::NodeDescription {
+            hostname: "h".repeat(hostname),
+            ..wire::NodeDescription::default()
+        };
+        assert!(check_size("it", &of(1000), DESCRIPTION_BYTES).is_ok());
+        assert!(check_size("it", &of(DESCRIPTION_BYTES), DESCRIPTION_BYTES).is_err());
     }
 }

@@ -61,6 +61,9 @@ const ASK_AROUND_PAUSE: Duration = Duration::from_secs(1);
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(2);
 /// A manager to which nobody comes does not hand leadership over again for so long.
 const GIVE_WAY_PAUSE: Duration = Duration::from_secs(600);
+/// A log that has grown by more gives way to a snapshot, however few entries that is.
+const LOG_LIMIT_BYTES: usize = 1 << 30;
+const LOG_LOOK: Duration = Duration::from_secs(5);
 
 /// Why consensus did not do something.
 #[derive(Debug, thiserror::Error)]
@@ -558,6 +561,19 @@ impl Consensus {
         self.raft.trigger().purge_log(index).await.map_err(|e| stopped(&e))?;
         let purged = timeout(MEMBER_LIMIT, metrics.wait_until(|m| covers(m.purged))).await;
         purged.map_err(|_| ConsensusError::NoQuorum)?.map(drop).map_err(|e| stopped(&e))
+    }
+
+    /// Compacts the log whenever it has grown too large: raft counts entries, whatever they weigh.
+    pub async fn keep_log_small(&self) {
+        loop {
+            sleep(LOG_LOOK).await;
+            let bytes = self.disk.load().as_ref().map_or(0, |disk| disk.log.written_bytes());
+            if bytes > LOG_LIMIT_BYTES
+                && let Err(error) = self.compact().await
+            {
+                tracing::warn!(bytes, error = chain(&error), "cannot make a large log smaller yet");
+            }
+        }
     }
 
     /// Seals the few values that are written seldom, such as the vote, with the current data key.

@@ -7,7 +7,10 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +55,8 @@ pub(crate) struct LogStore {
     note_again_at: Instant,
     /// Held while one of the named values is read and written again.
     naming: Arc<Mutex<()>>,
+    /// Since something was purged, or since the start.
+    written_bytes: Arc<AtomicUsize>,
 }
 
 impl LogStore {
@@ -64,7 +69,13 @@ impl LogStore {
             next_committed: 0,
             note_again_at: Instant::now(),
             naming: Arc::default(),
+            written_bytes: Arc::default(),
         }
+    }
+
+    /// About how much the log has grown by.
+    pub(crate) fn written_bytes(&self) -> usize {
+        self.written_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether raft never wrote anything here.
@@ -279,6 +290,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let records = entries.iter().map(|e| self.seal_entry(e)).collect::<io::Result<Vec<_>>>()?;
+        self.written_bytes.fetch_add(records.iter().map(|(_, record)| record.len()).sum(), Ordering::Relaxed);
         self.engine.append(records).map_err(io::Error::other)?;
         // A leader sends its entries to the others while its own disk works. A follower can only answer when its disk has
         // them.
@@ -304,6 +316,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.recent().purge_to(log_id.index);
+        self.written_bytes.store(0, Ordering::Relaxed);
         let record = convert::log_id(&log_id).encode_to_vec();
         let _naming = self.naming.lock().unwrap_or_else(PoisonError::into_inner);
         let sealed = self.sealer.seal(Aad::single(Kind::Purged), &record).map_err(io::Error::other)?;

@@ -22,7 +22,7 @@ use super::{
     machine::{Image, StateMachine},
     snapshot::SnapshotFolder,
     store::Store,
-    types::{Entry, LeaderId, LogId, SnapshotMeta, StoredMembership, TypeConfig, Vote},
+    types::{Entry, LeaderId, LogId, Proposal, SnapshotMeta, StoredMembership, TypeConfig, Vote},
 };
 use crate::log::{Kept, KeyRing, Sealer, SledEngine};
 
@@ -63,6 +63,22 @@ async fn a_snapshot_that_is_finished_late_does_not_replace_a_newer_one() {
     assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, installed);
     let files = std::fs::read_dir(dir.path().join("snapshots")).unwrap().map(|file| file.unwrap().file_name());
     assert_eq!(files.collect::<Vec<_>>(), [format!("{:020}-{:020}.snapshot", 7, 1).as_str()]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_knows_by_how_much_it_has_grown() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path().to_owned());
+    let log_id = |index| LogId { leader_id: LeaderId { term: 1, node_id: 9 }, index };
+    let entry = |index| {
+        let payload = EntryPayload::Normal(Proposal(vec![7; 1 << 20].into()));
+        Entry { log_id: log_id(index), payload }
+    };
+    log.blocking_append((1..=3).map(entry)).await.unwrap();
+    let grown = log.written_bytes();
+    assert!((3 << 20..4 << 20).contains(&grown), "{grown}");
+    log.purge(log_id(2)).await.unwrap();
+    assert_eq!(log.written_bytes(), 0);
 }
 
 /// One manager's disk while its data keys are replaced.

@@ -10,7 +10,11 @@ use orch_model::{
 };
 
 use super::{ControlError, removal};
-use crate::{decision::Ids, image_name::normalise_image_name, state::State};
+use crate::{
+    decision::Ids,
+    image_name::{is_digest, normalise_image_name},
+    state::State,
+};
 
 /// A node says that it holds an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +33,7 @@ pub struct Registration {
 /// Registers a name, or adds a holder. The transaction is empty when nothing changes.
 ///
 /// # Errors
-/// When the name means another content and `replace` is not set; when it is no name.
+/// When the name means another content and `replace` is not set; when it is no name, or the content is no digest.
 pub fn register_image(
     state: &State,
     now: Timestamp,
@@ -38,6 +42,12 @@ pub fn register_image(
 ) -> Result<Transaction, ControlError> {
     if state.node(&request.node).is_none() {
         return Err(ControlError::not_found(format!("no such node: {}", request.node)));
+    }
+    if !is_digest(&request.digest) {
+        return Err(ControlError::invalid(format!(
+            "{:?} is not a digest (sha256: and 64 hexadecimal digits)",
+            request.digest
+        )));
     }
     let mut changes = Vec::new();
     // Whatever name has this content: this node can serve it.

@@ -311,6 +311,9 @@ fn an_image_name_means_one_content() {
         sim.commit(&tx);
         Ok::<_, control::ControlError>(tx.changes.len())
     };
+    for no_digest in ["", "sha256:", "sha512:aa", &"a".repeat(71), &digest("A"), &digest("aa")] {
+        assert!(register(&mut sim, 1, no_digest.to_owned(), false).is_err(), "{no_digest}");
+    }
     assert_eq!(register(&mut sim, 1, digest("a"), false), Ok(1));
     assert_eq!(register(&mut sim, 1, digest("a"), false), Ok(0), "again");
     assert_eq!(register(&mut sim, 2, digest("a"), false), Ok(1), "another holder");

@@ -241,7 +241,7 @@ fn an_image_runs_where_its_platform_is() {
         let request = control::Registration {
             node: crate::sim::node_id(1),
             name: "nginx".into(),
-            digest: format!("sha256:{arch}"),
+            digest: format!("sha256:{}", if arch == "arm64" { "a" } else { "b" }.repeat(64)),
             size_bytes: 1,
             platform: Some(Platform { os: "linux".into(), arch: arch.into() }),
             replace: true,
