@@ -255,12 +255,14 @@ impl Manager {
         let outcome = tokio::select! {
             () = stopping => Ok(()),
             failed = leadership.wait_for(|l| l.failed.is_some()) => {
-                let reason = failed.ok().and_then(|l| l.failed.clone()).unwrap_or_default();
-                Err(anyhow::anyhow!("raft stopped: {reason}"))
+                Err(raft_stopped(failed.ok().and_then(|l| l.failed.clone()).unwrap_or_default()))
             }
             ended = ended_early(entering) => ended,
             Some(ended) = tasks.join_next() => ended.context("a task of the manager failed")?,
         };
+        // Tasks end with raft, and may be seen first.
+        let failed = consensus.leadership().borrow().failed.clone();
+        let outcome = outcome.and(failed.map_or(Ok(()), |reason| Err(raft_stopped(reason))));
         tracing::info!("manager is stopping");
         consensus.hand_over().await;
         stop.send_replace(true);
@@ -340,6 +342,10 @@ impl Manager {
     {
         work.await.with_context(|| format!("{what} failed"))
     }
+}
+
+fn raft_stopped(reason: String) -> anyhow::Error {
+    anyhow::anyhow!("raft stopped: {reason}")
 }
 
 /// Completes only when entering failed: a manager that is in stays.

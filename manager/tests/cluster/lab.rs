@@ -258,6 +258,14 @@ impl LabManager {
         self.cut_off().await;
     }
 
+    /// What the process ends with when raft cannot go on.
+    pub(crate) async fn lose_raft(mut self) -> anyhow::Result<()> {
+        self.consensus.shutdown().await;
+        let outcome = timeout(LIMIT, self.running.take().unwrap()).await.unwrap().unwrap();
+        self.cut_off().await;
+        outcome
+    }
+
     /// Every task and connection is cut off where it stands, as by a kill. (The process lives, so the lock is waited for.)
     pub(crate) async fn crash(mut self) {
         self.cut_off().await;

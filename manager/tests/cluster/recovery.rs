@@ -33,6 +33,19 @@ fn a_manager_that_was_off_while_the_log_was_purged_catches_up_by_a_snapshot() {
 }
 
 #[test]
+fn a_manager_whose_raft_has_stopped_says_so() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        // Tasks of the manager end with raft and may be seen before it: it takes a few to see both.
+        for _ in 0..6 {
+            let outcome = lab.start(0).await.lose_raft().await;
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.starts_with("raft stopped: "), "{error}");
+        }
+    });
+}
+
+#[test]
 fn a_damaged_snapshot_is_named_and_nothing_is_made_up() {
     let lab = Lab::new(1);
     lab.block_on(async {
