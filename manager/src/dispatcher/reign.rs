@@ -5,11 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orch_manager_core::liveness::Cause;
+use orch_manager_core::liveness::Ring;
 use orch_model::{
     NodeId, Object, ObjectId,
     change::Change,
-    node::{Node, NodeState, NodeStatus},
+    node::{Node, NodeState},
 };
 use tokio::{
     sync::{broadcast::error::RecvError, watch},
@@ -215,29 +215,22 @@ impl Reign {
         let nodes = nodes.iter().filter(|node| node.status.state != NodeState::Down);
         for (node, finding) in self.sessions.review(nodes, &guide.ring, period, now) {
             match finding {
-                Finding::Down(cause) => self.declare_down(&node, cause).await,
+                Finding::Down => self.declare_down(&node, &guide.ring, period).await,
                 Finding::Hearing(message) => self.note_hearing(&node, message).await,
             }
         }
     }
 
-    async fn declare_down(&self, id: &NodeId, cause: Cause) {
-        let now = self.proposer.now();
-        let declared = self
-            .edit_node(id, |node| {
-                node.status = NodeStatus {
-                    state: NodeState::Down,
-                    message: cause.message().to_owned(),
-                    addr: node.status.addr,
-                    since: now,
-                };
-            })
-            .await;
-        match declared {
-            Ok(_) => {
-                tracing::warn!(node = %id, "this node counts as down: {}", cause.message());
+    /// Notes that a node is down. When many are noted one after another, some have come back meanwhile.
+    async fn declare_down(&self, id: &NodeId, ring: &Ring, period: Duration) {
+        let edited = self.edit_node(id, |node| self.sessions.note_down(node, ring, period, self.proposer.now()));
+        match edited.await {
+            Ok(Some(node)) if node.status.state == NodeState::Down => {
+                tracing::warn!(node = %id, "this node counts as down: {}", node.status.message);
                 self.sessions.expel(id);
             }
+            Ok(Some(_)) => tracing::info!(node = %id, "this node was silent and is back"),
+            Ok(None) => self.sessions.expel(id),
             Err(error) => tracing::warn!(node = %id, %error, "cannot note that a node is down"),
         }
     }

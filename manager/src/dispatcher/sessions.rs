@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use orch_manager_core::liveness::{Cause, DEAF_MESSAGE, Liveness, Ring};
+use orch_manager_core::liveness::{DEAF_MESSAGE, Liveness, Ring};
 use orch_model::{
     NodeId, SessionId, Timestamp,
-    node::{Node, NodeState},
+    node::{Node, NodeState, NodeStatus},
 };
 use orch_proto::wire::StreamAnnouncement;
 use tokio::sync::{Notify, mpsc};
@@ -38,7 +38,7 @@ struct Session {
 /// What is to be noted of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Finding {
-    Down(Cause),
+    Down,
     /// What a ready node's status is to say of whether gossip reaches it.
     Hearing(&'static str),
 }
@@ -163,14 +163,28 @@ impl Sessions {
         let elapsed = self.now();
         let liveness = &self.lock().liveness;
         let finding = |node: &Node| {
-            if let Some(cause) = liveness.verdict(&node.id, ring, now.since(node.status.since), period, elapsed) {
-                return Some(Finding::Down(cause));
+            if liveness.verdict(&node.id, ring, now.since(node.status.since), period, elapsed).is_some() {
+                return Some(Finding::Down);
             }
             let message = if liveness.is_deaf(&node.id, ring, period, elapsed) { DEAF_MESSAGE } else { "" };
             let is_news = node.status.state == NodeState::Ready && node.status.message != message;
             is_news.then_some(Finding::Hearing(message))
         };
         nodes.filter_map(|node| finding(node).map(|finding| (node.id.clone(), finding))).collect()
+    }
+
+    /// Puts into the node's status that it is down, if that is still so.
+    pub(super) fn note_down(&self, node: &mut Node, ring: &Ring, period: Duration, now: Timestamp) {
+        let elapsed = self.now();
+        let known_for = now.since(node.status.since);
+        let verdict = self.lock().liveness.verdict(&node.id, ring, known_for, period, elapsed);
+        let Some(cause) = verdict else { return };
+        node.status = NodeStatus {
+            state: NodeState::Down,
+            message: cause.message().to_owned(),
+            addr: node.status.addr,
+            since: now,
+        };
     }
 
     fn now(&self) -> Duration {
@@ -186,9 +200,10 @@ impl Sessions {
 mod tests {
     use std::collections::BTreeMap;
 
+    use orch_manager_core::liveness::Cause;
     use orch_model::{
         Annotations, Meta,
-        node::{Availability, NodeDescription, NodeRole, NodeSpec, NodeStatus},
+        node::{Availability, NodeDescription, NodeRole, NodeSpec},
     };
 
     use super::*;
@@ -213,8 +228,24 @@ mod tests {
             sessions.review([&node].into_iter(), &Ring::default(), period, now)
         };
         assert_eq!(found(Duration::from_secs(5), 3_600_000), [], "a broken stream is not yet silence");
-        let down = [(node.id.clone(), Finding::Down(Cause::MissedHeartbeats))];
+        let down = [(node.id.clone(), Finding::Down)];
         assert_eq!(found(Duration::ZERO, 3_600_000), down, "when it was last heard stays known");
+    }
+
+    #[test]
+    fn a_node_that_has_come_back_is_not_noted_as_down() {
+        let mut sessions = Sessions::new();
+        let node = ready(NodeId::from_random(1));
+        drop(sessions.open(node.id.clone(), SessionId::from_random(2)));
+        sessions.started -= Duration::from_secs(60);
+        let noted = || {
+            let (mut node, now) = (node.clone(), Timestamp::from_unix_ms(60_000));
+            sessions.note_down(&mut node, &Ring::default(), Duration::from_secs(5), now);
+            (node.status.state, node.status.message)
+        };
+        assert_eq!(noted(), (NodeState::Down, Cause::MissedHeartbeats.message().to_owned()));
+        let _session = sessions.open(node.id.clone(), SessionId::from_random(3));
+        assert_eq!(noted(), (NodeState::Ready, String::new()));
     }
 
     #[test]
