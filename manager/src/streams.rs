@@ -11,7 +11,7 @@ mod merge;
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -21,7 +21,10 @@ use orch_proto::{
     tls::peer_identity,
     wire::{self, from_node, stream_announcement, streams_server, to_node},
 };
-use tokio::{sync::mpsc, sync::oneshot, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::timeout,
+};
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -36,10 +39,48 @@ const HELLO_LIMIT: Duration = Duration::from_secs(5);
 /// Messages to a node that may wait.
 const TO_NODE: usize = 32;
 
-/// Streams that were announced and that nobody has dialled in for yet.
+/// What a stream is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    FollowedLog,
+    Log,
+    Command,
+}
+
+impl Kind {
+    /// Streams of this kind that a node carries at once. Each takes one of the node's connections and calls, which its
+    /// session needs some of; and those that go on for ever leave the others room.
+    const fn limit(self) -> usize {
+        match self {
+            Self::FollowedLog => 96,
+            Self::Log => 48,
+            Self::Command => 48,
+        }
+    }
+
+    /// For operators.
+    fn plural(self) -> &'static str {
+        match self {
+            Self::FollowedLog => "logs that are followed",
+            Self::Log => "logs that are read",
+            Self::Command => "commands of orch exec",
+        }
+    }
+}
+
+/// Streams of all kinds that a node carries at once.
+pub(crate) const STREAMS_PER_NODE: usize = Kind::FollowedLog.limit() + Kind::Log.limit() + Kind::Command.limit();
+
+/// Streams that were announced and that nobody has dialled in for yet, and how many more there may be.
 #[derive(Default)]
 pub struct StreamHub {
     waiting: Mutex<HashMap<String, Waiting>>,
+    places: Mutex<HashMap<(NodeId, Kind), Arc<Semaphore>>>,
+}
+
+/// A place among the streams that a node carries; given back when dropped.
+pub(crate) struct Place {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 struct Waiting {
@@ -60,6 +101,17 @@ impl StreamHub {
         receiver
     }
 
+    /// Waits for a place among the node's streams.
+    async fn place(&self, node: &NodeId, kind: Kind) -> Place {
+        let places = {
+            let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+            let places = all.entry((node.clone(), kind)).or_insert_with(|| Arc::new(Semaphore::new(kind.limit())));
+            Arc::clone(places)
+        };
+        // It is never closed.
+        Place { _permit: places.acquire_owned().await.ok() }
+    }
+
     fn take(&self, id: &str, node: &NodeId) -> Option<oneshot::Sender<Attached>> {
         let mut waiting = self.lock();
         // Another node's stream is as good as unknown.
@@ -76,11 +128,26 @@ impl StreamHub {
     }
 }
 
-/// Asks the task's node for a stream and waits until it is there.
+/// Waits until the task's node has room for one more stream, for as long as the caller likes.
+pub(crate) async fn place(reign: &Reign, task: &Task, kind: Kind) -> Result<Place, Status> {
+    Ok(reign.streams().place(node_of(task)?, kind).await)
+}
+
+/// Why [`place`] takes long.
+pub(crate) fn crowded(reign: &Reign, task: &Task, kind: Kind) -> String {
+    let node = task.node.as_ref().map(|node| node_name(reign, node)).unwrap_or_default();
+    let (name, limit, plural) = (task.name(), kind.limit(), kind.plural());
+    format!("task {name} is on node {node}, which carries {limit} {plural} already")
+}
+
+fn node_of(task: &Task) -> Result<&NodeId, Status> {
+    let unplaced = || Status::failed_precondition(format!("task {} has not been given to a node yet", task.name()));
+    task.node.as_ref().ok_or_else(unplaced)
+}
+
+/// Asks the task's node for a stream and waits until it is there. Whoever asks has a [`place`] for it.
 pub(crate) async fn open(reign: &Reign, task: &Task, what: stream_announcement::What) -> Result<Attached, Status> {
-    let Some(node) = &task.node else {
-        return Err(Status::failed_precondition(format!("task {} has not been given to a node yet", task.name())));
-    };
+    let node = node_of(task)?;
     let unreachable = |why: &str| {
         let message = format!("task {} is on node {}, which {why}", task.name(), node_name(reign, node));
         status::with_code(Code::Unavailable, "node-unreachable", message)
@@ -153,4 +220,28 @@ pub(crate) fn cancel(attached: &Attached) {
 fn node_name(reign: &Reign, id: &NodeId) -> String {
     let view = reign.consensus().store().view();
     view.state.node(id).map_or_else(|| id.to_string(), |node| node.description.hostname.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_carries_so_many_streams_of_a_kind_and_the_next_has_to_wait() {
+        let hub = StreamHub::default();
+        let (node, other) = (NodeId::from_random(1), NodeId::from_random(2));
+        let mut places = Vec::new();
+        for _ in 0..Kind::FollowedLog.limit() {
+            places.push(hub.place(&node, Kind::FollowedLog).await);
+        }
+        assert!(hub.place(&node, Kind::FollowedLog).now_or_never().is_none());
+        assert!(hub.place(&other, Kind::FollowedLog).now_or_never().is_some());
+        for kind in [Kind::Log, Kind::Command] {
+            assert!(hub.place(&node, kind).now_or_never().is_some(), "what goes on for ever leaves room for {kind:?}");
+        }
+        drop(places.pop());
+        assert!(hub.place(&node, Kind::FollowedLog).now_or_never().is_some());
+    }
 }

@@ -24,6 +24,7 @@ use orch_proto::{
     transport,
     wire::{self, Kind},
 };
+use tokio::time::timeout;
 use tonic::Code;
 
 /// Generous: the machine may be busy.
@@ -350,6 +351,63 @@ fn logs_and_exec_reach_the_node_of_the_task() {
         let (output, mut node) = tokio::join!(control.exec(stdin), session.answer_stream(&agent));
         drop((output, input));
         assert_eq!(node.hear().await, None, "cancelled");
+        manager.stop().await;
+    });
+}
+
+/// The tasks of a new service, running on the session's node.
+async fn running_tasks(manager: &LabManager, session: &mut lab::Session, count: usize) -> Vec<String> {
+    manager.control().await.create(service("web", count as u64)).await.unwrap();
+    let mut tasks = Vec::new();
+    while tasks.len() < count {
+        tasks.extend(session.next_tasks().await);
+    }
+    for task in &tasks {
+        session.report(task, wire::TaskState::Running).await.unwrap();
+    }
+    lab::eventually("they run", LIMIT, async || manager.running().await == count).await;
+    tasks
+}
+
+fn followed() -> wire::LogsRequest {
+    let options = wire::LogOptions { stdout: true, follow: true, ..wire::LogOptions::default() };
+    wire::LogsRequest { tasks: Vec::new(), services: vec!["web".to_owned()], options: Some(options) }
+}
+
+#[test]
+fn logs_of_a_crowd_leave_the_session_of_its_node_alone() {
+    const CROWD: usize = 130;
+    const AT_ONCE: usize = 96;
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        let manager = lab.start(0).await;
+        let agent = lab::Agent::join(&manager, &lab.addr(0)).await;
+        let mut session = agent.session().await;
+        let tasks = running_tasks(&manager, &mut session, CROWD).await;
+        let mut logs = manager.control().await.logs(followed()).await.unwrap().into_inner();
+        let mut nodes = Vec::new();
+        while let Ok(node) = timeout(Duration::from_secs(3), session.answer_stream(&agent)).await {
+            nodes.push(node);
+        }
+        assert_eq!(nodes.len(), AT_ONCE);
+        let told = logs.message().await.unwrap().unwrap().notice;
+        assert!(
+            told.ends_with("which carries 96 logs that are followed already; waiting for one of them to end"),
+            "{told}"
+        );
+        session.heartbeat().await.unwrap();
+        session.report(&tasks[0], wire::TaskState::Failed).await.unwrap();
+
+        // There is room for a command, and for the next log when one ends.
+        let (input, stdin) = tokio::sync::mpsc::channel(4);
+        input.send(lab::exec_start(&tasks[1])).await.unwrap();
+        let mut control = manager.control().await;
+        let stdin = tokio_stream::wrappers::ReceiverStream::new(stdin);
+        let (output, command) = tokio::join!(control.exec(stdin), session.answer_stream(&agent));
+        command.say(lab::exit(0)).await;
+        assert!(output.unwrap().into_inner().message().await.unwrap().is_some());
+        nodes.remove(0).finish().await;
+        timeout(LIMIT, session.answer_stream(&agent)).await.unwrap();
         manager.stop().await;
     });
 }

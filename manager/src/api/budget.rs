@@ -67,7 +67,7 @@ impl Payer {
             Self::Process(_) | Self::Manager(_) => {
                 Limit { calls: 1024, request_bytes: 24 << 20, answer_bytes: 16 << 20 }
             }
-            Self::Worker(_) => Limit { calls: 128, request_bytes: 16 << 20, answer_bytes: 16 << 20 },
+            Self::Worker(_) => Limit { calls: 256, request_bytes: 16 << 20, answer_bytes: 16 << 20 },
             Self::Stranger(_) => Limit { calls: 16, request_bytes: 256 << 10, answer_bytes: 256 << 10 },
         }
     }
@@ -321,6 +321,12 @@ mod tests {
         drop(other);
         assert_eq!(budget.in_use(), (0, 0, 0));
         assert!(budget.lock().by_payer.is_empty());
+    }
+
+    #[test]
+    fn streams_leave_a_node_calls_for_its_session() {
+        let worker = Payer::Worker(NodeId::from_random(1));
+        assert!(worker.limit().calls >= crate::streams::STREAMS_PER_NODE + 32);
     }
 
     #[test]

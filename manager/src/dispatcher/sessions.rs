@@ -14,8 +14,10 @@ use orch_model::{
 use orch_proto::wire::StreamAnnouncement;
 use tokio::sync::{Notify, mpsc};
 
-/// Announcements that a session may have waiting; an agent takes them at once.
-const ANNOUNCEMENTS: usize = 64;
+use crate::streams::STREAMS_PER_NODE;
+
+/// Announcements that a session may have waiting: an agent takes them at once, and they come by as many as a node carries.
+const ANNOUNCEMENTS: usize = STREAMS_PER_NODE;
 
 /// The sessions of one reign.
 pub(super) struct Sessions {

@@ -1,19 +1,23 @@
 //! `orch exec`: a client's stream joined to a node's.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use async_stream::try_stream;
 use futures::Stream;
 use orch_manager_core::resolve;
 use orch_model::task::{Task, TaskState};
 use orch_proto::wire::{self, exec_input, exec_output, from_node, stream_announcement, to_node};
-use tonic::{Status, Streaming};
+use tokio::time::timeout;
+use tonic::{Code, Status, Streaming};
 
-use super::{Attached, cancel, open};
+use super::{Attached, Kind, Place, cancel, crowded, open, place};
 use crate::{api::status, dispatcher::Reign};
 
 /// What a client of exec receives.
 pub(crate) type ExecStream = Pin<Box<dyn Stream<Item = Result<wire::ExecOutput, Status>> + Send>>;
+
+/// For a place among the commands that a node carries.
+const PLACE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Finds the task, has its node start the command, and joins the two streams.
 pub(crate) async fn exec(reign: Arc<Reign>, mut input: Streaming<wire::ExecInput>) -> Result<ExecStream, Status> {
@@ -25,9 +29,13 @@ pub(crate) async fn exec(reign: Arc<Reign>, mut input: Streaming<wire::ExecInput
         return Err(Status::invalid_argument("no command to run: name one after the task"));
     }
     let task = running_task(&reign, &start.task)?;
+    let place = timeout(PLACE_LIMIT, place(&reign, &task, Kind::Command)).await.map_err(|_| {
+        let crowded = crowded(&reign, &task, Kind::Command);
+        status::with_code(Code::ResourceExhausted, "too-much", format!("{crowded}: wait for one of them to end"))
+    })??;
     let attached = open(&reign, &task, stream_announcement::What::Exec(start)).await?;
     let pump = tokio::spawn(pass_input(input, attached.to_node.clone()));
-    Ok(Box::pin(output(reign, attached, AbortOnDrop(pump))))
+    Ok(Box::pin(output(reign, attached, place, AbortOnDrop(pump))))
 }
 
 fn running_task(reign: &Reign, reference: &str) -> Result<Arc<Task>, Status> {
@@ -55,13 +63,14 @@ async fn pass_input(mut input: Streaming<wire::ExecInput>, to_node: tokio::sync:
 fn output(
     reign: Arc<Reign>,
     attached: Attached,
+    place: Place,
     pump: AbortOnDrop,
 ) -> impl Stream<Item = Result<wire::ExecOutput, Status>> {
     let mut ended = reign.ended();
     drop(reign);
     let mut guard = CancelOnDrop(attached);
     try_stream! {
-        let _pump = pump;
+        let (_place, _pump) = (place, pump);
         loop {
             let message = tokio::select! {
                 () = ended.over() => Err(status::no_leader()),

@@ -18,12 +18,12 @@ use orch_proto::wire::{self, from_node, stream_announcement};
 use tokio::{
     sync::mpsc,
     task::JoinSet,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{Attached, cancel, merge::Merger, open};
+use super::{Attached, Kind, Place, cancel, crowded, merge::Merger, open, place};
 use crate::{api::status, dispatcher::Reign};
 
 /// What a client of logs receives.
@@ -35,6 +35,9 @@ const LINES: usize = 256;
 const NEW_TASKS: Duration = Duration::from_millis(500);
 /// Before a node is asked again for a log that was cut off.
 const AGAIN: Duration = Duration::from_millis(500);
+/// What waits longer for its turn is told of it: logs that are followed seldom end, others do.
+const FOLLOWED_PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST_SLEEP: Duration = Duration::from_secs(3600);
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
@@ -250,6 +253,7 @@ async fn carry(
     last: &mut Position,
     lines: &Lines,
 ) -> Result<(), Status> {
+    let _place = turn(reign, task, options, lines).await?;
     let attached = open(reign, task, stream_announcement::What::Logs(options)).await?;
     let mut attached = CancelOnDrop(attached);
     let mut replayed = last.replayed();
@@ -270,6 +274,21 @@ async fn carry(
         }
     }
     Ok(())
+}
+
+/// Waits until the task's node has room for one more log, and says so where that takes long.
+async fn turn(reign: &Reign, task: &Task, options: wire::LogOptions, lines: &Lines) -> Result<Place, Status> {
+    let (kind, patience) = match options.follow {
+        true => (Kind::FollowedLog, FOLLOWED_PATIENCE),
+        false => (Kind::Log, PATIENCE),
+    };
+    let place = place(reign, task, kind);
+    tokio::pin!(place);
+    if let Ok(place) = timeout(patience, &mut place).await {
+        return place;
+    }
+    notice(lines, task, &format!("{}; waiting for one of them to end", crowded(reign, task, kind))).await;
+    place.await
 }
 
 async fn notice(lines: &Lines, task: &Task, text: &str) {

@@ -499,16 +499,18 @@ fn a_node_that_has_too_much_under_way_is_refused_more_and_others_are_not() {
     lab.block_on(async {
         let manager = lab.start(0).await;
         let (greedy, modest) = (Agent::join(&manager, &lab.addr(0)).await, Agent::join(&manager, &lab.addr(0)).await);
-        let channel = agent_channel(&lab, &greedy).await;
+        // More than one connection carries.
+        let channels = [agent_channel(&lab, &greedy).await, agent_channel(&lab, &greedy).await];
         // Calls that are begun and never finished.
         let mut begun = Vec::new();
-        for _ in 0..200 {
+        for number in 0..300 {
             let (sender, receiver) = tokio::sync::mpsc::channel(1);
-            let mut client = StreamsClient::new(channel.clone());
+            let mut client = StreamsClient::new(channels[number % 2].clone());
             let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
             begun.push((sender, tokio::spawn(async move { client.attach(stream).await.map(drop) })));
         }
         let heartbeat = wire::HeartbeatRequest { session_id: "x".to_owned() };
+        let [channel, _] = channels;
         let mut client = DispatcherClient::new(channel);
         lab::eventually("the greedy one is refused", LIMIT, async || {
             let refused = client.heartbeat(heartbeat.clone()).await.unwrap_err();

@@ -44,7 +44,7 @@ const BREATH: Duration = Duration::from_millis(2);
 /// Handshakes that may be under way at once. An honest one takes milliseconds, so the oldest can go.
 const HANDSHAKES: Limit = Limit { total: 1024, per_owner: 512 };
 /// Connections of one node (and of all): its session, its manager's raft and calls that are passed on, logs and commands.
-const NODE_CONNECTIONS: Limit = Limit { total: 16_384, per_owner: 128 };
+const NODE_CONNECTIONS: Limit = Limit { total: 16_384, per_owner: 256 };
 /// Connections without a certificate, by address. They can only ask to join.
 const STRANGERS: Limit = Limit { total: 256, per_owner: 64 };
 /// Longer than any join takes.
