@@ -413,6 +413,40 @@ fn logs_of_a_crowd_leave_the_session_of_its_node_alone() {
 }
 
 #[test]
+fn logs_that_nobody_reads_hold_up_nothing_else_through_a_manager_that_does_not_lead() {
+    const LINE: [u8; 16 << 10] = [b'x'; 16 << 10];
+    let lab = Lab::new(2);
+    lab.block_on(async {
+        let first = lab.start(0).await;
+        let agent = lab::Agent::join(&first, &lab.addr(0)).await;
+        let mut session = agent.session().await;
+        running_tasks(&first, &mut session, 1).await;
+        lab.join_manager(1, &first).await;
+        let second = lab.start(1).await;
+        let line = std::str::from_utf8(&LINE).unwrap();
+        let mut unread = Vec::new();
+        for _ in 0..4 {
+            let logs = second.control().await.logs(followed()).await.unwrap().into_inner();
+            let node = session.answer_stream(&agent).await;
+            while timeout(Duration::from_millis(300), node.say(lab::log_line(line))).await.is_ok() {}
+            unread.push((logs, node));
+        }
+        let mut control = second.control().await;
+        let created = timeout(Duration::from_secs(5), control.create(service("later", 0)));
+        created.await.expect("it is not held up").unwrap();
+        // Nor are other logs.
+        let mut logs = second.control().await.logs(followed()).await.unwrap().into_inner();
+        let node = session.answer_stream(&agent).await;
+        node.say(lab::log_line("hello\n")).await;
+        let line = timeout(Duration::from_secs(5), logs.message()).await.expect("it is not held up");
+        assert_eq!(&line.unwrap().unwrap().data[..], b"hello\n");
+        drop(unread);
+        second.stop().await;
+        first.stop().await;
+    });
+}
+
+#[test]
 fn a_manager_leaves_and_the_others_go_on() {
     let lab = Lab::new(2);
     lab.block_on(async {

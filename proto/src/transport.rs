@@ -47,6 +47,10 @@ use crate::tls::{self, Identity, JoinToken, SharedIdentity, TlsError, WrongRoot,
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What may lie unread of each answer of a [`patient_channel`], and how many there may be: as many as a manager takes calls
+/// on one connection.
+const UNREAD_BYTES: u32 = 256 << 10;
+const UNREAD_ANSWERS: u32 = 256;
 /// Connections to a local socket, by process.
 const LOCAL_CONNECTIONS: Limit = Limit { total: 512, per_owner: 256 };
 /// New connections to a local socket, by process.
@@ -132,6 +136,17 @@ pub async fn shared_channel(
 ) -> Result<Channel, TransportError> {
     let trust = Trust::Cluster { identity: identity.clone(), role: peer_role, config: tls::client_config };
     Dialer { addr: checked(addr)?, trust }.channel().await
+}
+
+/// As [`shared_channel`], to the manager at `addr` and for answers that may lie unread for as long as their readers like:
+/// none of them takes the room of the others.
+pub async fn patient_channel(addr: &str, identity: &SharedIdentity) -> Result<Channel, TransportError> {
+    let trust = Trust::Cluster { identity: identity.clone(), role: NodeRole::Manager, config: tls::client_config };
+    let dialer = Dialer { addr: checked(addr)?, trust };
+    let endpoint = endpoint(addr)?
+        .initial_stream_window_size(UNREAD_BYTES)
+        .initial_connection_window_size(UNREAD_BYTES * UNREAD_ANSWERS);
+    dialer.channel_of(endpoint).await
 }
 
 /// As [`shared_channel`], to the manager at `addr` and for raft's messages alone: see [`TlsConnection::is_for_raft`].
@@ -311,9 +326,13 @@ impl Trust {
 }
 
 impl Dialer {
-    /// The first connection is made here and not inside the channel, so that its failure keeps its meaning.
     async fn channel(self) -> Result<Channel, TransportError> {
         let endpoint = endpoint(&self.addr)?;
+        self.channel_of(endpoint).await
+    }
+
+    /// The first connection is made here and not inside the channel, so that its failure keeps its meaning.
+    async fn channel_of(self, endpoint: Endpoint) -> Result<Channel, TransportError> {
         let first = Prefetched::new(self.dial().await?);
         let addr = self.addr.clone();
         let connector = service_fn(move |_: Uri| {

@@ -87,6 +87,9 @@ const RULES: &[(&str, Access, Place)] = &[
 const STREAMED: &[&str] =
     &["/orch.v1.Control/Exec", "/orch.v1.Dispatcher/Pings", "/orch.v1.Streams/Attach", "/orch.v1.Raft/Snapshot"];
 
+/// Calls of the leader whose answer is a stream, which may be read as slowly as anybody likes.
+const UNHURRIED: &[&str] = &["/orch.v1.Control/Logs", "/orch.v1.Control/Exec"];
+
 /// Calls that the leader answers and that change nothing.
 const READS: &[&str] = &["/orch.v1.Control/Info", "/orch.v1.Control/GetUnlockKey", "/orch.v1.Control/Logs"];
 
@@ -96,6 +99,11 @@ const IN_STEPS: &[&str] = &["/orch.v1.Ca/Leave"];
 /// Whether a call that is refused for want of a leader has changed nothing, so that the same request can be made again.
 pub(super) fn is_one_step(path: &str) -> bool {
     !IN_STEPS.contains(&path) && !STREAMED.contains(&path)
+}
+
+/// Whether a call's answer may lie unread for long.
+pub(super) fn is_unhurried(path: &str) -> bool {
+    UNHURRIED.contains(&path)
 }
 
 /// Whether a call that got no answer may have changed something.
@@ -128,8 +136,9 @@ mod tests {
     /// Served on other sockets, by other daemons.
     const OTHERS: &[&str] = &["NodeControl", "WorkerLocal", "Netd", "Peer"];
 
-    /// `(path, whether the request is a stream)` of every call of every service that is not another daemon's.
-    fn declared() -> Vec<(String, bool)> {
+    /// `(path, whether the request is a stream, whether the answer is)` of every call of every service that is not another
+    /// daemon's.
+    fn declared() -> Vec<(String, bool, bool)> {
         let mut declared = Vec::new();
         for file in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../proto/orch/v1")).unwrap() {
             let text = fs::read_to_string(file.unwrap().path()).unwrap();
@@ -139,7 +148,12 @@ mod tests {
                     service = rest.split_whitespace().next().unwrap();
                 } else if let Some(rest) = line.trim().strip_prefix("rpc ").filter(|_| !OTHERS.contains(&service)) {
                     let (name, request) = rest.split_once('(').unwrap();
-                    declared.push((format!("/orch.v1.{service}/{name}"), request.starts_with("stream ")));
+                    let is_answer_a_stream = request.contains("returns (stream ");
+                    declared.push((
+                        format!("/orch.v1.{service}/{name}"),
+                        request.starts_with("stream "),
+                        is_answer_a_stream,
+                    ));
                 }
             }
         }
@@ -150,7 +164,7 @@ mod tests {
     /// Every call of a manager has a row, and no row is left over.
     #[test]
     fn every_call_has_a_rule() {
-        let declared: Vec<_> = declared().into_iter().map(|(path, _)| path).collect();
+        let declared: Vec<_> = declared().into_iter().map(|(path, ..)| path).collect();
         let mut ruled: Vec<_> = RULES.iter().map(|(path, ..)| (*path).to_owned()).collect();
         ruled.sort();
         assert_eq!(declared, ruled);
@@ -158,8 +172,16 @@ mod tests {
 
     #[test]
     fn requests_are_metered_unless_they_are_streams_or_rafts() {
-        for (path, is_stream) in declared() {
+        for (path, is_stream, _) in declared() {
             assert_eq!(is_metered(&path), !is_stream && !path.contains("Raft"), "{path}");
+        }
+    }
+
+    #[test]
+    fn streams_of_the_leader_are_known() {
+        for (path, _, is_answer_a_stream) in declared() {
+            let is_leaders = rule(&path).is_some_and(|rule| rule.place != Place::Here);
+            assert_eq!(is_unhurried(&path), is_leaders && is_answer_a_stream, "{path}");
         }
     }
 

@@ -17,7 +17,7 @@ use orch_proto::{
 use tonic::{body::Body, transport::Channel};
 use tower::Service;
 
-use super::access::Origin;
+use super::access::{Origin, is_unhurried};
 
 /// `CLUSTER/NODE/ROLE` of the caller, or one of the words below.
 const CALLER_KEY: &str = "orch-caller";
@@ -35,11 +35,13 @@ const MAX_AGE: Duration = Duration::from_secs(600);
 /// No service has it; any answer shows that somebody is there.
 const TRIAL_PATH: &str = "/orch.v1.Control/Nothing";
 
-/// Connections to leaders, one at a time.
+/// Connections to leaders, to one at a time.
 #[derive(Clone)]
 pub struct Forwarder {
     identity: SharedIdentity,
-    current: Arc<Mutex<Option<Connection>>>,
+    calls: Arc<Mutex<Option<Connection>>>,
+    /// For answers that may lie unread: what was sent of them takes up room of a connection, which calls would wait for.
+    unhurried: Arc<Mutex<Option<Connection>>>,
 }
 
 #[derive(Clone)]
@@ -54,25 +56,31 @@ struct Connection {
 impl Forwarder {
     #[must_use]
     pub fn new(identity: SharedIdentity) -> Self {
-        Self { identity, current: Arc::default() }
+        Self { identity, calls: Arc::default(), unhurried: Arc::default() }
     }
 
-    /// A connection to the leader at `addr`.
-    pub(super) async fn channel(&self, addr: &str) -> Result<Channel, TransportError> {
+    /// A connection to the leader at `addr`, for calls whose answer may lie unread or for the others.
+    pub(super) async fn channel(&self, addr: &str, is_unhurried: bool) -> Result<Channel, TransportError> {
         let identity = self.identity.current();
         let is_fresh = |known: &Connection| Arc::ptr_eq(&known.identity, &identity) && known.since.elapsed() < MAX_AGE;
-        let known = self.lock().clone().filter(|known| known.addr == addr && is_fresh(known));
+        let known = self.lock(is_unhurried).clone().filter(|known| known.addr == addr && is_fresh(known));
         if let Some(known) = known
             && is_alive(known.channel.clone()).await
         {
             return Ok(known.channel);
         }
-        let connecting = transport::shared_channel(addr, &self.identity, NodeRole::Manager);
+        let connecting = async {
+            match is_unhurried {
+                true => transport::patient_channel(addr, &self.identity).await,
+                false => transport::shared_channel(addr, &self.identity, NodeRole::Manager).await,
+            }
+        };
         let channel = tokio::time::timeout(CONNECT_LIMIT, connecting)
             .await
             .map_err(|_| TransportError::TimedOut { addr: addr.to_owned(), limit: CONNECT_LIMIT })??;
         let since = Instant::now();
-        *self.lock() = Some(Connection { addr: addr.to_owned(), channel: channel.clone(), identity, since });
+        *self.lock(is_unhurried) =
+            Some(Connection { addr: addr.to_owned(), channel: channel.clone(), identity, since });
         Ok(channel)
     }
 
@@ -91,6 +99,7 @@ impl Forwarder {
             (Origin::Network, Some(peer)) => render(peer),
         };
         request.extensions_mut().clear();
+        let is_unhurried = is_unhurried(request.uri().path());
         set(request.headers_mut(), CALLER_KEY, &caller);
         set(request.headers_mut(), VIA_KEY, own.node_id.as_str());
         let outcome = async {
@@ -99,13 +108,14 @@ impl Forwarder {
         }
         .await;
         if outcome.is_err() {
-            *self.lock() = None;
+            *self.lock(is_unhurried) = None;
         }
         outcome
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Connection>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, is_unhurried: bool) -> std::sync::MutexGuard<'_, Option<Connection>> {
+        let connection = if is_unhurried { &self.unhurried } else { &self.calls };
+        connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

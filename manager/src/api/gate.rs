@@ -26,7 +26,7 @@ use tonic::{
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::{
-    access::{ANY_NODE, Access, Origin, Place, Rule, is_metered, is_one_step, may_change, rule},
+    access::{ANY_NODE, Access, Origin, Place, Rule, is_metered, is_one_step, is_unhurried, may_change, rule},
     budget::{Answer, Budget, Metered, Payer},
     forward::{ForwardedCaller, Forwarder, VIA_KEY, forwarded_caller},
     register::Register,
@@ -131,6 +131,7 @@ struct Call {
     place: Place,
     caller: Caller,
     may_change: bool,
+    is_unhurried: bool,
     deadline: Instant,
 }
 
@@ -159,6 +160,7 @@ impl Gate {
         let call = Call {
             place: rule.place,
             may_change: may_change(request.uri().path()),
+            is_unhurried: is_unhurried(request.uri().path()),
             deadline: Instant::now() + limit,
             caller,
         };
@@ -259,7 +261,7 @@ impl Gate {
             }
             let leadership = self.consensus.leadership().borrow().clone();
             if !was_forwarded && let Some(leader) = self.leader_elsewhere(&leadership, began.elapsed()).await {
-                match self.forwarder.channel(&leader.addr).await {
+                match self.forwarder.channel(&leader.addr, call.is_unhurried).await {
                     Ok(channel) => return Ok(Destination::Leader(channel)),
                     Err(error) => {
                         tracing::debug!(%leader, %error, "cannot reach the leader");
