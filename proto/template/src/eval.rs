@@ -1,4 +1,9 @@
 //! Walks the tree with a value.
+//!
+//! Templates come from whoever may make a service, and managers fill them in to see whether they fit: what one may do is
+//! limited.
+
+use std::cell::Cell;
 
 use serde_json::Value;
 
@@ -7,8 +12,14 @@ use super::{
     parser::{Node, Operand, Pipeline},
 };
 
+/// What one rendering may do: bytes of text, where a value and a step count as [`STEP_WORK`] of them. Enough for any file,
+/// and done in less than a second.
+const MAX_WORK: usize = 64 << 20;
+const STEP_WORK: usize = 64;
+
 pub(super) fn render(nodes: &[Node], data: &Value, own: OwnFunctions<'_>) -> Result<String, TemplateError> {
-    let mut run = Run { out: String::new(), variables: vec![("$".into(), data.clone())], own };
+    let variables = vec![("$".into(), data.clone())];
+    let mut run = Run { out: String::new(), variables, own, left: Cell::new(MAX_WORK) };
     run.block(nodes, &Scope { dot: data, root: true })?;
     Ok(run.out)
 }
@@ -17,6 +28,8 @@ struct Run<'a> {
     out: String,
     variables: Vec<(String, Value)>,
     own: OwnFunctions<'a>,
+    /// Of [`MAX_WORK`].
+    left: Cell<usize>,
 }
 
 struct Scope<'a> {
@@ -32,6 +45,18 @@ enum Flow {
 }
 
 impl Run<'_> {
+    fn spend(&self, work: usize) -> Result<(), TemplateError> {
+        let left = self.left.get().checked_sub(work);
+        self.left.set(left.ok_or_else(|| TemplateError("it takes too many steps, or gives too much text".into()))?);
+        Ok(())
+    }
+
+    /// A copy, paid for.
+    fn copy(&self, value: &Value) -> Result<Value, TemplateError> {
+        self.spend(work_of(value))?;
+        Ok(value.clone())
+    }
+
     fn block(&mut self, nodes: &[Node], scope: &Scope<'_>) -> Result<Flow, TemplateError> {
         let depth = self.variables.len();
         for node in nodes {
@@ -46,8 +71,12 @@ impl Run<'_> {
     }
 
     fn node(&mut self, node: &Node, scope: &Scope<'_>) -> Result<Flow, TemplateError> {
+        self.spend(STEP_WORK)?;
         match node {
-            Node::Text(text) => self.out.push_str(text),
+            Node::Text(text) => {
+                self.spend(text.len())?;
+                self.out.push_str(text);
+            }
             Node::Action(pipeline) => {
                 let value = self.pipeline(pipeline, scope)?;
                 if pipeline.variables.is_empty() {
@@ -200,33 +229,51 @@ impl Run<'_> {
     }
 
     fn call(&self, name: &str, arguments: Vec<Value>) -> Result<Value, TemplateError> {
-        (self.own)(name, &arguments).unwrap_or_else(|| functions::call(name, arguments))
+        let value = (self.own)(name, &arguments).unwrap_or_else(|| functions::call(name, arguments))?;
+        self.spend(work_of(&value))?;
+        Ok(value)
     }
 
     fn operand(&mut self, operand: &Operand, scope: &Scope<'_>) -> Result<Value, TemplateError> {
         match operand {
-            Operand::Dot => Ok(scope.dot.clone()),
-            Operand::Field(path) => fields(scope.dot, path, scope.root),
-            Operand::Literal(value) => Ok(value.clone()),
+            Operand::Dot => self.copy(scope.dot),
+            Operand::Field(path) => self.fields(scope.dot, path, scope.root),
+            Operand::Literal(value) => self.copy(value),
             Operand::Function(name) => self.call(name, Vec::new()),
             Operand::Group(inner, path) => {
                 let value = self.pipeline(inner, scope)?;
-                fields(&value, path, false)
+                self.fields(&value, path, false)
             }
             Operand::Variable(name, path) => {
+                self.spend(self.variables.len())?;
                 let found = self.variables.iter().rev().find(|(known, _)| known == name);
                 let (_, value) = found.ok_or_else(|| undefined(name))?;
-                fields(value, path, name == "$")
+                self.fields(value, path, name == "$")
             }
         }
     }
+
+    fn fields(&self, value: &Value, path: &[String], strict: bool) -> Result<Value, TemplateError> {
+        self.spend(path.len())?;
+        self.copy(fields(value, path, strict)?)
+    }
+}
+
+fn work_of(value: &Value) -> usize {
+    let parts = match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(list) => list.iter().map(work_of).sum(),
+        Value::Object(map) => map.iter().map(|(name, value)| name.len() + work_of(value)).sum(),
+    };
+    STEP_WORK + parts
 }
 
 fn undefined(name: &str) -> TemplateError {
     TemplateError(format!("undefined variable {name:?}"))
 }
 
-fn fields(value: &Value, path: &[String], strict: bool) -> Result<Value, TemplateError> {
+fn fields<'a>(value: &'a Value, path: &[String], strict: bool) -> Result<&'a Value, TemplateError> {
     let mut value = value;
     for (depth, name) in path.iter().enumerate() {
         value = match value {
@@ -254,5 +301,5 @@ fn fields(value: &Value, path: &[String], strict: bool) -> Result<Value, Templat
             }
         };
     }
-    Ok(value.clone())
+    Ok(value)
 }

@@ -6,6 +6,12 @@ use super::{TemplateError, native};
 
 type Outcome = Result<Value, TemplateError>;
 
+/// Of what one call makes from little: the parts of a `split`, the text of a `join` or `printf`.
+const MAX_PARTS: usize = 65_536;
+const MAX_TEXT_BYTES: usize = 16 << 20;
+/// Of a pad, and of a width or precision in `printf`.
+const MAX_WIDTH: usize = 4096;
+
 /// Go's `%v`.
 pub(super) fn display(value: &Value) -> String {
     if let Some(text) = native::text(value) {
@@ -53,11 +59,18 @@ pub(super) fn call(name: &str, arguments: Vec<Value>) -> Outcome {
         "join" => {
             need(2)?;
             let parts = list(&arguments[0]).iter().map(display).collect::<Vec<_>>();
-            Ok(parts.join(&text(1)).into())
+            let separator = text(1);
+            let bytes = parts.iter().map(|part| part.len() + separator.len()).sum();
+            check_text(name, bytes)?;
+            Ok(parts.join(&separator).into())
         }
         "split" => {
             need(2)?;
-            Ok(text(0).split(&text(1)).map(Value::from).collect())
+            let parts: Vec<Value> = text(0).split(&text(1)).take(MAX_PARTS + 1).map(Value::from).collect();
+            if parts.len() > MAX_PARTS {
+                return Err(TemplateError(format!("error calling split: more than {MAX_PARTS} parts")));
+            }
+            Ok(Value::Array(parts))
         }
         "upper" => Ok(text(0).to_uppercase().into()),
         "lower" => Ok(text(0).to_lowercase().into()),
@@ -69,6 +82,7 @@ pub(super) fn call(name: &str, arguments: Vec<Value>) -> Outcome {
         "pad" => {
             need(3)?;
             let (before, after) = (whole(&arguments[1])?, whole(&arguments[2])?);
+            check_width(name, before.max(after))?;
             Ok(format!("{}{}{}", " ".repeat(before), text(0), " ".repeat(after)).into())
         }
         "print" => Ok(print(&arguments).into()),
@@ -112,6 +126,20 @@ pub(super) fn call(name: &str, arguments: Vec<Value>) -> Outcome {
 
 fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn check_text(function: &str, bytes: usize) -> Result<(), TemplateError> {
+    if bytes <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    Err(TemplateError(format!("error calling {function}: the text would be longer than {MAX_TEXT_BYTES} bytes")))
+}
+
+fn check_width(function: &str, width: usize) -> Result<(), TemplateError> {
+    if width <= MAX_WIDTH {
+        return Ok(());
+    }
+    Err(TemplateError(format!("error calling {function}: {width} is more than {MAX_WIDTH}")))
 }
 
 fn title(text: &str) -> String {
@@ -164,12 +192,14 @@ fn slice(arguments: &[Value]) -> Outcome {
     if from > to || to > total {
         return Err(TemplateError(format!("error calling slice: index out of range: {from}:{to}")));
     }
-    match value {
+    match native::plain(value) {
         Value::String(text) => {
             let part = text.get(from..to);
             part.map(Value::from).ok_or_else(|| TemplateError("error calling slice: cuts a character".into()))
         }
-        other => Ok(Value::Array(list(other)[from..to].to_vec())),
+        Value::Array(list) => Ok(Value::Array(list[from..to].to_vec())),
+        Value::Null if native::text(value) == Some("[]") => Ok(Value::Array(Vec::new())),
+        _ => Err(TemplateError(format!("error calling slice: can't slice {}", display(value)))),
     }
 }
 
@@ -230,21 +260,24 @@ fn printf(format: &str, arguments: &[Value]) -> Result<String, TemplateError> {
         match chars.next() {
             Some('%') => out.push('%'),
             Some(verb) => match arguments.next() {
-                Some(value) => out.push_str(&verb_text(verb, &spec, value)),
+                Some(value) => out.push_str(&verb_text(verb, &spec, value)?),
                 None => out.push_str(&format!("%!{verb}(MISSING)")),
             },
             None => return Err(TemplateError("printf: the format ends in %".into())),
         }
+        check_text("printf", out.len())?;
     }
     Ok(out)
 }
 
-fn verb_text(verb: char, spec: &str, value: &Value) -> String {
+fn verb_text(verb: char, spec: &str, value: &Value) -> Result<String, TemplateError> {
     let (flags_width, precision) = spec.split_once('.').map_or((spec, None), |(w, p)| (w, p.parse::<usize>().ok()));
+    check_width("printf", precision.unwrap_or(0))?;
     let left = flags_width.contains('-');
     let digits = flags_width.trim_start_matches(['-', '+', ' ', '#']);
     let zero = digits.starts_with('0') && !left;
     let width = digits.parse::<usize>().unwrap_or(0);
+    check_width("printf", width)?;
     let value = if matches!(verb, 's' | 'v' | 'q') { value } else { native::plain(value) };
     let body = match verb {
         'q' => format!("{:?}", display(value)),
@@ -257,9 +290,9 @@ fn verb_text(verb: char, spec: &str, value: &Value) -> String {
         },
     };
     let missing = width.saturating_sub(body.chars().count());
-    match (left, zero) {
+    Ok(match (left, zero) {
         (true, _) => format!("{body}{}", " ".repeat(missing)),
         (false, true) => format!("{}{body}", "0".repeat(missing)),
         (false, false) => format!("{}{body}", " ".repeat(missing)),
-    }
+    })
 }

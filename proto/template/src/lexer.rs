@@ -76,6 +76,12 @@ fn push_text(tokens: &mut Vec<Token>, literal: &str) {
 
 /// Finds the `}}` that is not inside a string.
 fn split_action(body: &str) -> Option<(&str, &str)> {
+    // A quote in a comment opens nothing, and is not looked for to the end of the text for every comment.
+    if body.trim_start().starts_with("/*") {
+        let closed = body.find("*/")?;
+        let at = closed + body[closed..].find("}}")?;
+        return Some((&body[..at], &body[at + 2..]));
+    }
     let mut quote = None;
     let mut escaped = false;
     for (at, c) in body.char_indices() {

@@ -126,5 +126,122 @@ mod tests {
         refused("{{$y}}", "undefined variable \"$y\"");
         refused("{{.Name.Deep}}", "can't evaluate field Deep");
         refused("{{\"a}}", "unterminated");
+        refused("{{slice .Spec}}", "can't slice map");
+        refused("{{slice .N}}", "len of 3");
+    }
+
+    /// Managers fill in what anybody writes into a service.
+    #[test]
+    fn what_a_template_may_do_is_limited() {
+        let deep = |open: &str, close: &str, depth| format!("{}x{}", open.repeat(depth), close.repeat(depth));
+        let doubled = |rest: &str| format!("{{{{$x := \"0123456789\"}}}}{}{rest}", "{{$x = print $x $x}}".repeat(18));
+        let parts = r#"{{$l := split "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" "a"}}"#;
+        check(&deep("{{if .Ok}}", "{{end}}", 60), "x");
+        check(&format!("{{{{{}.N{}}}}}", "(".repeat(60), ")".repeat(60)), "3");
+        check("{{/* \" {{.ID}} ` */}}{{len (printf \"%4096d\" .N)}}", "4096");
+        for (template, fragment) in [
+            ("{{pad \"\" 9000000000000000000 0}}".to_owned(), "more than 4096"),
+            ("{{pad .ID 0 4097}}".to_owned(), "more than 4096"),
+            ("{{printf \"%.70000f\" 1.0}}".to_owned(), "more than 4096"),
+            ("{{printf \"%99999d\" 1}}".to_owned(), "more than 4096"),
+            (deep("{{if .Ok}}", "{{end}}", 100_000), "deep"),
+            (deep("{{range .List}}", "{{end}}", 100_000), "deep"),
+            (format!("{{{{{}.N", "(".repeat(1_000_000)), "unclosed action"),
+            (format!("{{{{{}.N}}}}", "(".repeat(1_000_000)), "deep"),
+            ("{{/*\\\"*/}}".repeat(100_000) + "{{", "unclosed action"),
+            (format!("{parts}{}", deep("{{range $l}}", "{{end}}", 20)), "too many steps"),
+            (doubled("{{split $x \"\"}}"), "more than 65536 parts"),
+            (doubled("{{join (split (slice $x 0 9999) \"\") $x}}"), "longer than"),
+            (doubled(&"{{$x = print $x $x}}".repeat(30)), "too much text"),
+            (doubled(&"{{$x}}".repeat(100)), "too much text"),
+            (format!("{}{}", "{{$y := 1}}".repeat(50_000), "{{$}}".repeat(50_000)), "too many steps"),
+        ] {
+            refused(&template, fragment);
+        }
+    }
+
+    #[test]
+    fn no_text_ends_the_program() {
+        const PIECES: &[&str] = &[
+            "{{",
+            "}}",
+            " ",
+            "(",
+            ")",
+            "|",
+            ".",
+            "$",
+            "$x",
+            ":=",
+            "=",
+            ",",
+            "-",
+            "\"",
+            "`",
+            "\\",
+            "%",
+            "/*",
+            "*/",
+            "é",
+            "0",
+            "9",
+            "4097",
+            "1.5",
+            "-1",
+            "18446744073709551615",
+            ".List",
+            ".Spec",
+            ".Spec.Labels",
+            ".Name",
+            ".Nil",
+            ".Tasks",
+            "nil",
+            "true",
+            "\"a,b\"",
+            "\"é%5.3q%-9s%x%f%e%T\"",
+            "{{end}}",
+            "{{else}}",
+            "{{range $x, $y := ",
+            "{{if ",
+            "{{with ",
+            "{{break}}",
+            "{{slice ",
+            "{{index ",
+            "{{printf ",
+            "slice ",
+            "split ",
+            "join ",
+            "pad ",
+            "truncate ",
+            "len ",
+            "index ",
+            "printf ",
+            "print ",
+            "json ",
+            "title ",
+            "eq ",
+            "lt ",
+            "and ",
+            "or ",
+            "not ",
+            "upper ",
+            "{{$x := ",
+        ];
+        for seed in 1..=20_000_u64 {
+            let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mut next = |below: usize| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                usize::try_from(state % below as u64).unwrap()
+            };
+            let mut text = String::from("{{");
+            for _ in 0..1 + next(12) {
+                text.push_str(PIECES[next(PIECES.len())]);
+            }
+            text.push_str("}}");
+            let rendered = std::panic::catch_unwind(|| Template::parse(&text).and_then(|t| t.render(&data())));
+            assert!(rendered.is_ok(), "seed {seed}: {text}");
+        }
     }
 }

@@ -7,6 +7,9 @@ use super::{
     lexer::{Token, Word},
 };
 
+/// Of blocks in each other, and of parentheses: each level takes some of the stack, here and when it is evaluated.
+const MAX_DEPTH: usize = 64;
+
 #[derive(Debug, Clone)]
 pub(super) enum Node {
     Text(String),
@@ -38,7 +41,7 @@ pub(super) enum Operand {
 }
 
 pub(super) fn parse(tokens: Vec<Token>) -> Result<Vec<Node>, TemplateError> {
-    let mut parser = Parser { tokens: tokens.into_iter() };
+    let mut parser = Parser { tokens: tokens.into_iter(), depth: 0 };
     match parser.block()? {
         (nodes, None) => Ok(nodes),
         (_, Some(End { keyword, .. })) => Err(TemplateError(format!("unexpected {{{{{keyword}}}}}"))),
@@ -79,6 +82,7 @@ fn paths_of<'a>(pipeline: &'a Pipeline, found: &mut Vec<&'a [String]>) {
 
 struct Parser {
     tokens: std::vec::IntoIter<Token>,
+    depth: usize,
 }
 
 /// What closed a block: `end`, or `else` with what follows it.
@@ -148,11 +152,22 @@ impl Parser {
     }
 
     fn closed_block(&mut self) -> Result<(Vec<Node>, End), TemplateError> {
-        match self.block()? {
+        self.depth += 1;
+        check_depth(self.depth)?;
+        let block = self.block()?;
+        self.depth -= 1;
+        match block {
             (nodes, Some(end)) => Ok((nodes, end)),
             (_, None) => Err(TemplateError("unexpected EOF: an {{if}}, {{range}} or {{with}} has no {{end}}".into())),
         }
     }
+}
+
+fn check_depth(depth: usize) -> Result<(), TemplateError> {
+    if depth <= MAX_DEPTH {
+        return Ok(());
+    }
+    Err(TemplateError(format!("blocks or parentheses that are more than {MAX_DEPTH} deep in each other")))
 }
 
 const KEYWORDS: [&str; 7] = ["if", "else", "end", "range", "with", "break", "continue"];
@@ -170,14 +185,15 @@ fn split_keyword(words: Vec<Word>) -> (Option<String>, Vec<Word>) {
 
 fn pipeline(words: &[Word]) -> Result<Pipeline, TemplateError> {
     let mut at = 0;
-    let pipeline = pipeline_at(words, &mut at)?;
+    let pipeline = pipeline_at(words, &mut at, 0)?;
     if at < words.len() {
         return Err(TemplateError("unexpected \")\" in an action".into()));
     }
     Ok(pipeline)
 }
 
-fn pipeline_at(words: &[Word], at: &mut usize) -> Result<Pipeline, TemplateError> {
+fn pipeline_at(words: &[Word], at: &mut usize, depth: usize) -> Result<Pipeline, TemplateError> {
+    check_depth(depth)?;
     let (variables, declares) = declaration(words, at);
     let mut commands = Vec::new();
     let mut command = Vec::new();
@@ -196,7 +212,7 @@ fn pipeline_at(words: &[Word], at: &mut usize) -> Result<Pipeline, TemplateError
                 commands.push(std::mem::take(&mut command));
             }
             Word::Open => {
-                let inner = pipeline_at(words, at)?;
+                let inner = pipeline_at(words, at, depth + 1)?;
                 if words.get(*at) != Some(&Word::Close) {
                     return Err(TemplateError("unclosed left paren".into()));
                 }

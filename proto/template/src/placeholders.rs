@@ -215,6 +215,8 @@ mod tests {
             ("A={{.Task.Slot", "template parsing error"),
             ("A={{if .Task.Nope}}x{{end}}", ".Task has no Nope"),
             ("A={{frobnicate .Task.Slot}}", "function \"frobnicate\" not defined"),
+            ("A={{slice .Service}}", "can't slice map"),
+            ("A={{slice .Service.Labels}}", "can't slice map"),
         ] {
             let error = check(&env(text)).expect_err(text).to_string();
             assert!(error.contains(words) && error.contains(text.split('=').next().expect("a name")), "{error}");
