@@ -3,17 +3,21 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
+use futures::future::join_all;
+use orch_model::node::NodeRole;
 use orch_proto::{
-    transport::unix_channel,
-    wire::{self, control_client::ControlClient, daemon_config::FirstStart},
+    transport::{tls_channel, unix_channel},
+    wire::{self, ca_client::CaClient, control_client::ControlClient, daemon_config::FirstStart},
 };
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     address,
+    credentials::{NewKeys, worker_identity},
     daemon::Role,
     error::{NodeError, Result},
     init::daemon_config,
+    managers,
     member::Member,
     ports, rejoin,
     supervisor::Supervisor,
@@ -33,21 +37,25 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
                 .to_owned(),
         ));
     };
-    refuse_while_there_is_a_quorum(supervisor).await?;
+    refuse_while_there_is_a_quorum(supervisor, &member).await?;
+    let was = member.clone();
     let is_moved = !request.advertise_addr.is_empty();
     if is_moved {
         move_to(&mut member, request)?;
     }
     supervisor.stop_daemon(Role::Manager).await;
-    let outcome = restart(supervisor, &member).await;
-    // Also after a failure: a manager that cannot go on alone waits for the others, as before.
-    supervisor.start_daemon(Role::Manager)?;
-    outcome?;
+    if let Err(error) = restart(supervisor, &member).await {
+        take_back(supervisor, &was).await?;
+        return Err(error);
+    }
     let info = match wait::manager_ready(supervisor).await {
         Ok(()) => Some(until_alone(supervisor, &member).await?),
         // It goes on alone as soon as somebody brings the key.
         Err(_) if rejoin::is_locked(supervisor).await => None,
-        Err(error) => return Err(error),
+        Err(error) => {
+            take_back(supervisor, &was).await?;
+            return Err(error);
+        }
     };
     member.managers = vec![member.advertise_addr.clone()];
     supervisor.become_member(member.clone())?;
@@ -72,17 +80,35 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
     })
 }
 
-/// Forcing would split such a cluster in two.
-async fn refuse_while_there_is_a_quorum(supervisor: &Supervisor) -> Result<()> {
-    let Some(info) = timeout(ASK_LIMIT, info(supervisor)).await.ok().flatten() else { return Ok(()) };
-    if info.reachability.len() <= 1 || !has_quorum(&info) {
-        return Ok(());
-    }
+/// Forcing would split such a cluster in two. A manager that is locked, or ails, does not know of it: the others are asked too.
+async fn refuse_while_there_is_a_quorum(supervisor: &Supervisor, member: &Member) -> Result<()> {
+    let leader = match timeout(ASK_LIMIT, info(supervisor)).await.ok().flatten() {
+        Some(info) if info.reachability.len() == 1 => None,
+        Some(info) if has_quorum(&info) => Some(format!("led by the manager at {}", info.leader_addr)),
+        Some(_) | None => decides(supervisor, member).await.map(|addr| format!("the manager at {addr} says so")),
+    };
+    let Some(leader) = leader else { return Ok(()) };
     Err(NodeError::Refused(format!(
-        "the cluster has a quorum, led by the manager at {}: nothing was changed. Take managers away with \"orch node \
-         demote\"; --force-new-cluster is for a cluster that has lost more than half of them",
-        info.leader_addr
+        "the cluster has a quorum, {leader}: nothing was changed. Take managers away with \"orch node \
+         demote\"; --force-new-cluster is for a cluster that has lost more than half of them"
     )))
+}
+
+/// The address of another manager that has a quorum: without one, none renews a certificate. The one that it gives is not kept.
+async fn decides(supervisor: &Supervisor, member: &Member) -> Option<String> {
+    let identity = worker_identity(&supervisor.paths).ok()?;
+    let worker_csr_pem = NewKeys::generate().ok()?.worker.csr_pem;
+    let mut others = managers::known(supervisor, member).await;
+    others.retain(|addr| *addr != member.advertise_addr);
+    let asked = others.into_iter().map(|addr| {
+        let request = wire::RenewRequest { worker_csr_pem: worker_csr_pem.clone(), manager_csr_pem: String::new() };
+        let identity = &identity;
+        async move {
+            let channel = tls_channel(&addr, identity, NodeRole::Manager).await.ok()?;
+            CaClient::new(channel).renew(request).await.ok().map(|_| addr)
+        }
+    });
+    join_all(asked.map(|answer| timeout(ASK_LIMIT, answer))).await.into_iter().find_map(|answer| answer.ok().flatten())
 }
 
 fn move_to(member: &mut Member, request: &wire::InitRequest) -> Result<()> {
@@ -101,7 +127,16 @@ async fn restart(supervisor: &Supervisor, member: &Member) -> Result<()> {
     let alone = FirstStart::ForceNewCluster(wire::Empty {});
     supervisor.write_config(Role::Manager, &daemon_config(member, Some(alone)))?;
     supervisor.hand_over(Role::Manager)?;
+    supervisor.start_daemon(Role::Manager)?;
     Ok(())
+}
+
+/// A manager that cannot go on alone waits for the others, as before: once they have a quorum again, it must not leave them.
+async fn take_back(supervisor: &Supervisor, was: &Member) -> Result<()> {
+    supervisor.stop_daemon(Role::Manager).await;
+    supervisor.write_config(Role::Manager, &daemon_config(was, None))?;
+    supervisor.hand_over(Role::Manager)?;
+    Ok(supervisor.start_daemon(Role::Manager)?)
 }
 
 /// Until the manager has written down that it is the only one.
@@ -127,4 +162,62 @@ async fn until_alone(supervisor: &Supervisor, member: &Member) -> Result<wire::C
 async fn info(supervisor: &Supervisor) -> Option<wire::ClusterInfo> {
     let channel = unix_channel(&supervisor.paths.manager_sock()).await.ok()?;
     Some(ControlClient::new(channel).info(wire::Empty {}).await.ok()?.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use orch_proto::paths::Paths;
+    use prost::Message as _;
+
+    use super::*;
+    use crate::node::renew::tests::serve_authority;
+
+    fn member(advertise: &str, managers: Vec<String>) -> Member {
+        Member {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            manager: true,
+            hostname: "h".into(),
+            advertise_addr: advertise.into(),
+            listen_addr: advertise.into(),
+            data_addr: "127.0.0.1".into(),
+            managers,
+            chosen: false,
+        }
+    }
+
+    /// This node's manager does not answer at all.
+    #[tokio::test]
+    async fn others_that_decide_are_asked_when_the_own_manager_does_not_know() {
+        let (addr, ours) = serve_authority().await;
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+        ours.save(&supervisor.paths.worker_dir().join("tls")).unwrap();
+        let gone = "127.0.0.1:1".to_owned();
+        for (own, others, refused) in [
+            (&gone, vec![gone.clone(), addr.clone()], true),
+            (&gone, vec![gone.clone()], false),
+            (&addr, vec![addr.clone()], false),
+        ] {
+            let answer = refuse_while_there_is_a_quorum(&supervisor, &member(own, others)).await;
+            assert_eq!(answer.is_err(), refused, "{answer:?}");
+        }
+    }
+
+    /// The manager is this test binary, which runs the tests with that word in their name, and ends.
+    #[tokio::test]
+    async fn what_does_not_come_up_alone_does_not_try_again_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let member = member(&free, vec![free.clone()]);
+        supervisor.become_member(member.clone()).unwrap();
+        let error = go_on_alone(&supervisor, &wire::InitRequest::default()).await.unwrap_err().to_string();
+        assert!(error.contains("ends as soon as it starts"), "{error}");
+        let written = std::fs::read(supervisor.paths.manager_dir().join("daemon.pb")).unwrap();
+        assert_eq!(wire::DaemonConfig::decode(&written[..]).unwrap(), daemon_config(&member, None));
+        supervisor.stop_daemons().await;
+    }
 }

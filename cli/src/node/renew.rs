@@ -296,4 +296,4 @@ async fn renew(supervisor: &Supervisor, member: Member) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

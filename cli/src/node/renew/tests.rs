@@ -64,6 +64,20 @@ impl Ca for Authority {
     }
 }
 
+/// The address of a manager that renews, and a worker's identity.
+pub(in crate::node) async fn serve_authority() -> (String, Identity) {
+    let now = SystemTime::now();
+    let authority = Authority::new(now);
+    let manager = authority.identity(1, NodeRole::Manager, HOUR, now);
+    let ours = authority.identity(2, NodeRole::Worker, HOUR, now);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap().to_string();
+    let incoming = tls_incoming(listener, SharedIdentity::new(manager));
+    let server = tonic::transport::Server::builder().add_service(CaServer::new(authority));
+    tokio::spawn(server.serve_with_incoming(incoming));
+    (addr, ours)
+}
+
 #[test]
 fn renewal_is_due_between_half_and_four_fifths_of_a_certificates_life() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
@@ -75,16 +89,7 @@ fn renewal_is_due_between_half_and_four_fifths_of_a_certificates_life() {
 
 #[tokio::test]
 async fn a_renewed_certificate_and_the_managers_addresses_are_saved_and_nothing_else() {
-    let now = SystemTime::now();
-    let authority = Authority::new(now);
-    let manager = authority.identity(1, NodeRole::Manager, HOUR, now);
-    let ours = authority.identity(2, NodeRole::Worker, HOUR, now);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let addr = listener.local_addr().unwrap().to_string();
-    let incoming = tls_incoming(listener, SharedIdentity::new(manager));
-    let server = tonic::transport::Server::builder().add_service(CaServer::new(authority));
-    tokio::spawn(server.serve_with_incoming(incoming));
-
+    let (addr, ours) = serve_authority().await;
     let dir = tempfile::tempdir().unwrap();
     let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
     ours.save(&supervisor.paths.worker_dir().join("tls")).unwrap();
