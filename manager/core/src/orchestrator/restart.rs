@@ -197,7 +197,7 @@ fn promote(state: &State, service: &Service, slot: &Slot, task: &Task, now: Time
     }
     // Stop-first: the update retires the old task once this one is ready.
     let not_yet_retired = |old: &&Arc<Task>| old.is_wanted() && old.id != task.id && is_dirty(state, service, old);
-    if update::config(service).order == UpdateOrder::StopFirst && slot.tasks.iter().any(|t| not_yet_retired(&t)) {
+    if update::order_in(service, slot) == UpdateOrder::StopFirst && slot.tasks.iter().any(|t| not_yet_retired(&t)) {
         return;
     }
     let in_the_way = |old: &&Arc<Task>| {

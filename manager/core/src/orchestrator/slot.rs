@@ -103,12 +103,15 @@ pub fn ended_by_itself(task: &Task) -> bool {
     matches!(task.status.state, TaskState::Complete | TaskState::Failed | TaskState::Rejected)
 }
 
-/// Whether a task differs from what its service asks for now, so that an update must replace it.
+/// Whether an update must replace a task: it is to move, or differs from what its service asks for now.
 #[must_use]
 pub fn is_dirty(state: &State, service: &Service, task: &Task) -> bool {
-    if task.displaced {
-        return true;
-    }
+    task.displaced || differs(state, service, task)
+}
+
+/// Whether a task differs from what its service asks for now.
+#[must_use]
+pub fn differs(state: &State, service: &Service, task: &Task) -> bool {
     if task.spec_version == service.spec_version {
         return false;
     }

@@ -14,7 +14,7 @@ use orch_model::{
 
 use super::{
     create, desire, new_task,
-    slot::{Slot, SlotKey, ended_by_itself, is_dirty, is_global, is_job, is_replicated, slots_of},
+    slot::{Slot, SlotKey, differs, ended_by_itself, is_dirty, is_global, is_job, is_replicated, slots_of},
     takes_tasks,
 };
 use crate::{
@@ -105,6 +105,13 @@ pub(super) fn config(service: &Service) -> UpdateConfig {
     let rolling_back = service.update_status.as_ref().is_some_and(is_rollback);
     let config = if rolling_back { &service.spec.rollback } else { &service.spec.update };
     config.clone().unwrap_or_default()
+}
+
+/// In which order the tasks of a slot are replaced. One that is to move and its successor are made from the same spec: they
+/// cannot both run in the slot.
+pub(super) fn order_in(service: &Service, slot: &Slot) -> UpdateOrder {
+    let moves = slot.wanted().any(|t| t.displaced && t.spec_version == service.spec_version);
+    if moves { UpdateOrder::StopFirst } else { config(service).order }
 }
 
 /// An update that is under way.
@@ -261,7 +268,7 @@ impl Update<'_> {
         };
         for key in self.dirty.iter().take(limit.saturating_sub(under_way)) {
             if let Some(slot) = self.slots.get(key) {
-                self.replace(key, slot, config.order, now, ids, decision);
+                self.replace(key, slot, now, ids, decision);
             }
         }
         if self.dirty.is_empty() && under_way == 0 && self.has_settled(config, now, decision) {
@@ -302,19 +309,11 @@ impl Update<'_> {
         }
     }
 
-    fn replace(
-        &self,
-        key: &SlotKey,
-        slot: &Slot,
-        order: UpdateOrder,
-        now: Timestamp,
-        ids: Ids<'_>,
-        decision: &mut Decision,
-    ) {
+    fn replace(&self, key: &SlotKey, slot: &Slot, now: Timestamp, ids: Ids<'_>, decision: &mut Decision) {
         // What never came to run makes room at once; what runs stays until its successor is ready.
         let superseded = slot.tasks.iter().filter(|t| t.desired_state <= TaskState::Running && !serves(t));
         decision.changes.extend(superseded.map(|t| desire(t, TaskState::Shutdown)));
-        let desired = match order {
+        let desired = match order_in(self.service, slot) {
             UpdateOrder::StopFirst => TaskState::Ready,
             UpdateOrder::StartFirst => TaskState::Running,
         };
@@ -348,17 +347,23 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
         SlotKey::Slot(_) => true,
     };
     let order = config(service).order;
-    // A start-first attempt that ended for good leaves the old task running; it is not tried again and again.
-    let tried = |slot: &Slot| {
+    // A start-first attempt that ended for good leaves the old task running; it is not tried again and again. What ended
+    // before that task was made was no attempt to replace it.
+    let tried = |slot: &Slot, stale: &Task| {
         let current = |t: &Task| t.spec_version == service.spec_version && !t.displaced;
-        slot.tasks.iter().any(|t| current(t) && (t.is_wanted() || ended_by_itself(t)))
+        let later = slot.tasks.iter().rev().take_while(|t| t.id != stale.id);
+        later.filter(|t| current(t)).any(|t| t.is_wanted() || ended_by_itself(t))
     };
     let is_dirty_slot = |slot: &Slot| {
         let (dirty, clean): (Vec<_>, Vec<_>) = slot.wanted().partition(|t| is_dirty(state, service, t));
         match clean.is_empty() {
             true => {
-                let is_stale = slot.holder().is_some_and(|t| is_dirty(state, service, t));
-                slot.is_occupied(service) && is_stale && !tried(slot)
+                // What is over need not move: if it was displaced, it gave its volumes up.
+                let stale = slot.holder().filter(|t| match t.is_wanted() {
+                    true => is_dirty(state, service, t),
+                    false => differs(state, service, t),
+                });
+                slot.is_occupied(service) && stale.is_some_and(|stale| !tried(slot, stale))
             }
             // Only beside an old task: what waits without one has nothing to gain from another that waits.
             false => !dirty.is_empty() && clean.iter().all(|t| waits_in_vain(t, order)),
@@ -370,9 +375,9 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
 /// Once its successor can take over, an old task goes: start-first, when that runs; stop-first, when that is ready to
 /// start, so that an image which cannot be had stops nothing.
 fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>, decision: &mut Decision) {
-    let order = config(service).order;
     for slot in slots.values() {
         let has_successor = slot.wanted().any(|t| !is_dirty(state, service, t) && takes_over(t, order));
+        let order = order_in(service, slot);
         let old: Vec<_> = slot.wanted().filter(|t| is_dirty(state, service, t)).collect();
         // Of two old ones, left by an update that another overtook, one is enough to hold the place: the other may
         // have what the successors wait for.

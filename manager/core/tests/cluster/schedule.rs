@@ -1,7 +1,7 @@
 //! Where tasks go, and what is said when they cannot go anywhere.
 
 use orch_manager_core::control;
-use orch_model::service::{PublishMode, ServiceSpec};
+use orch_model::service::{PublishMode, ServiceSpec, UpdateConfig, UpdateOrder, UpdateState};
 
 use crate::sim::{Sim, check, port, secs, web};
 
@@ -153,9 +153,28 @@ fn a_packed_service_fills_the_fullest_node_that_still_fits() {
 
 #[test]
 fn rebalancing_moves_as_few_tasks_as_needed_and_a_few_at_a_time() {
+    rebalanced(UpdateOrder::StopFirst);
+}
+
+/// A task and its successor of the same spec cannot both run in a slot.
+#[test]
+fn rebalancing_stops_first_also_where_updates_start_first() {
+    rebalanced(UpdateOrder::StartFirst);
+}
+
+fn rebalanced(order: UpdateOrder) {
     let mut sim = Sim::new(2);
-    sim.create(placed(|s| s.mode = orch_model::service::ServiceMode::Replicated { replicas: 7 })).expect("accepted");
+    sim.create(placed(|s| {
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 7 };
+        s.update = Some(UpdateConfig { order, ..UpdateConfig::default() });
+    }))
+    .expect("accepted");
     sim.run(secs(1));
+    // What has failed once may move like others.
+    for slot in 1..=7 {
+        sim.fail(&format!("web.{slot}"));
+        sim.run(secs(10));
+    }
     sim.join(3);
     sim.run(secs(30));
     assert_eq!(sim.running("web").get("n3"), None, "nothing moves unasked");
@@ -169,6 +188,7 @@ fn rebalancing_moves_as_few_tasks_as_needed_and_a_few_at_a_time() {
     }
     let on: Vec<_> = sim.running("web").into_values().collect();
     assert_eq!(on, [3, 2, 2], "{}", sim.ps("web"));
+    assert_eq!(sim.service("web").update_status.as_ref().map(|s| s.state), Some(UpdateState::Completed));
     let again = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
     assert_eq!(again.warnings, ["it is balanced: nothing moves"]);
     assert!(again.transaction.changes.is_empty());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use orch_manager_core::{control, volume::PIN_LABEL};
 use orch_model::{
     node::{Availability, NodeRole, NodeSpec},
-    service::{LogDriver, Mount, MountKind, ServiceSpec},
+    service::{LogDriver, Mount, MountKind, RestartCondition, ServiceSpec},
 };
 
 use crate::sim::{Sim, node_id, secs, web};
@@ -78,6 +78,22 @@ fn what_is_given_up_starts_elsewhere() {
     sim.fail("db.2");
     sim.run(secs(10));
     assert_eq!(node_of(&sim, 2), new_home);
+}
+
+#[test]
+fn what_has_run_once_is_not_run_again_for_giving_its_volume_up() {
+    let mut sim = Sim::new(2);
+    let once = |s: &mut ServiceSpec| {
+        s.task.container.image = "once".into();
+        s.task.restart.condition = RestartCondition::None;
+    };
+    let id = sim.create(with_volume(1, once)).expect("accepted");
+    sim.run(secs(10));
+    let given_up = control::unpin_service(&sim.state, sim.now, &id, &BTreeSet::new()).expect("accepted");
+    assert!(given_up.warnings[0].starts_with("db.1 gives its volume"), "{given_up:?}");
+    sim.accept(&given_up);
+    sim.run(secs(60));
+    assert_eq!(sim.state.tasks_of(&id).count(), 1, "{}", sim.ps("db"));
 }
 
 #[test]
