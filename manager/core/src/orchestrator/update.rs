@@ -326,7 +326,8 @@ impl Update<'_> {
         let unfailed = self.slots.values().filter(|slot| !self.created_in(slot).any(|t| self.failed(t, config)));
         for holder in unfailed.filter_map(Slot::holder).filter(|t| self.is_mine(t)) {
             match holder.running_since.map(|since| since + config.monitor) {
-                _ if ended_by_itself(holder) => {}
+                // Or its node was drained, or is down.
+                _ if ended_by_itself(holder) || !holder.is_wanted() => {}
                 None => settled &= self.is_late(holder, now, decision),
                 Some(at) if now < at => {
                     decision.wake_at(at);
@@ -376,8 +377,8 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
 /// start, so that an image which cannot be had stops nothing.
 fn retire_predecessors(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>, decision: &mut Decision) {
     for slot in slots.values() {
-        let has_successor = slot.wanted().any(|t| !is_dirty(state, service, t) && takes_over(t, order));
         let order = order_in(service, slot);
+        let has_successor = slot.wanted().any(|t| !is_dirty(state, service, t) && takes_over(t, order));
         let old: Vec<_> = slot.wanted().filter(|t| is_dirty(state, service, t)).collect();
         // Of two old ones, left by an update that another overtook, one is enough to hold the place: the other may
         // have what the successors wait for.

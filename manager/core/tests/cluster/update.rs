@@ -3,6 +3,7 @@
 use orch_manager_core::control;
 use orch_model::{
     Annotations, Duration, ObjectId, SecretId,
+    node::Availability,
     service::{
         FailureAction, FileRef, PublishMode, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
         UpdateState,
@@ -10,7 +11,7 @@ use orch_model::{
     task::TaskState,
 };
 
-use crate::sim::{STEP, Sim, port, secs, web};
+use crate::sim::{STEP, Sim, node_id, port, secs, web};
 
 fn with_update(replicas: u64, config: UpdateConfig) -> ServiceSpec {
     ServiceSpec { update: Some(config), ..web("web", "v1", replicas) }
@@ -407,6 +408,31 @@ fn another_order_frees_a_rollback_too() {
     sim.update("web", |s| s.rollback = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
     assert_eq!(least_running(&mut sim, 200), 1, "{}", sim.ps("web"));
     assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::RollbackCompleted), vec!["v1".to_owned(); 2]));
+}
+
+#[test]
+fn an_update_does_not_wait_for_a_node_that_went_before_its_task_ran() {
+    for drained in [false, true] {
+        let mut sim = Sim::new(3);
+        let spec = ServiceSpec { mode: ServiceMode::Global, ..with_update(0, UpdateConfig::default()) };
+        sim.create(spec).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "slow".into()).expect("accepted");
+        let on_its_way = |sim: &Sim| sim.state.tasks().find(|t| t.spec.container.image == "slow").cloned();
+        let task = loop {
+            sim.step();
+            if let Some(task) = on_its_way(&sim) {
+                break task;
+            }
+        };
+        let node = (1..=3).find(|n| task.node == Some(node_id(*n))).expect("a node of the test");
+        match drained {
+            true => sim.availability(node, Availability::Drain),
+            false => sim.down(node),
+        }
+        sim.run(secs(60));
+        assert_eq!(update_state(&sim), Some(UpdateState::Completed), "{}", sim.ps("web"));
+    }
 }
 
 #[test]
