@@ -28,6 +28,8 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// A plan that was refused although nothing has changed is not repeated faster than this.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// A plan that was refused so often, one time after the other, is committed change by change.
+const REFUSALS: u32 = 3;
 /// A wake-up is checked at least this often, should the clock jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// After deciding that nothing is to be done, the next look waits for so many times as long as that took: at most a
@@ -84,6 +86,7 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
     let store = Arc::clone(consensus.store());
     let mut commits = store.commits();
     let mut planner = Planner::default();
+    let mut refusals = 0;
     loop {
         while let Ok(commit) = commits.try_recv().map(Some).or_else(lagged) {
             note(&mut planner, &store.view(), commit.as_deref());
@@ -116,14 +119,20 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
         // all the time. What has been decided is committed at once.
         let rest =
             if plan.transactions.is_empty() { (started.elapsed() * RESTS).min(LONGEST_REST) } else { Duration::ZERO };
-        match commit(&proposer, plan.transactions).await {
+        let committed = match refusals < REFUSALS {
+            true => commit(&proposer, plan.transactions).await,
+            false => commit_singly(&proposer, plan.transactions).await,
+        };
+        refusals = if committed.is_ok() { 0 } else { refusals };
+        match committed {
             Ok(()) if rest > SHORTEST_REST => {
                 planner.committed();
                 sleep(rest).await;
             }
             Ok(()) => planner.committed(),
-            Err(ProposeError::Refused(error)) => {
-                tracing::debug!(%error, "the state moved on; deciding again");
+            Err(error @ (ProposeError::Refused(_) | ProposeError::TooLarge { .. })) => {
+                refusals += 1;
+                tracing::debug!(%error, refusals, "the state moved on; deciding again");
                 // What moved it is on its way to here.
                 let _ = timeout(REFUSED_PAUSE, commits.recv()).await.map(|commit| {
                     note(&mut planner, &store.view(), commit.ok().as_deref());
@@ -144,6 +153,22 @@ async fn commit(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(
         proposer.propose(transaction.changes).await?;
     }
     Ok(())
+}
+
+/// Commits what can be committed of a plan that is refused again and again: one change that does not fit must not keep
+/// all others, of all services, from their turn.
+async fn commit_singly(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(), ProposeError> {
+    let mut outcome = Ok(());
+    for change in transactions.into_iter().flat_map(|transaction| transaction.changes) {
+        match proposer.propose(vec![change]).await {
+            Err(error @ (ProposeError::Refused(_) | ProposeError::TooLarge { .. })) => {
+                tracing::warn!(%error, "a decision is refused again and again (this is a bug); the others go on");
+                outcome = Err(error);
+            }
+            other => drop(other?),
+        }
+    }
+    outcome
 }
 
 /// Having missed commits is news, too.

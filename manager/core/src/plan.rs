@@ -16,7 +16,7 @@ use orch_model::{
     Kind, NodeId, Object, ObjectId, ServiceId, Timestamp, Version,
     change::{Change, Transaction},
     service::Service,
-    task::Task,
+    task::{Task, TaskState},
 };
 
 pub use planner::Planner;
@@ -27,7 +27,7 @@ use crate::{
     decision::{Decision, Ids, earliest},
     orchestrator::{global, job, orphan, reaper, replicated, restart, sweeper, update},
     scheduler,
-    state::{Event, State, UNCOMMITTED},
+    state::{Event, State, UNCOMMITTED, only_gives_back},
 };
 
 /// Changes in one transaction, at most: a raft entry stays small.
@@ -181,34 +181,67 @@ fn is_new_version(event: &Event) -> bool {
     }
 }
 
-/// Which changes belong together, and in which order they go: removals free what creations take, so they are first;
-/// within a slot the old task is stopped before the new one is made.
+/// Which changes belong together, and in which order they go. The stages tried them in another one: what frees an address,
+/// a port or a network goes before what takes it, wherever the two are.
 #[derive(PartialEq, Eq, PartialOrd, Ord, Clone)]
 enum Rank {
     RemoveTask,
+    /// Tasks that are over by this change: what they had is free.
+    End,
     Remove,
+    /// Gives addresses or ports back and takes none.
+    GiveBack,
     Update(Kind),
     Slot(ServiceId, u64, Option<NodeId>),
 }
 
+/// Within a slot: its old task is stopped before another may run, and before a new one is made.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Turn {
+    Stop,
+    Update,
+    Create,
+}
+
 fn difference(before: &State, after: &State, touched: &BTreeSet<ObjectId>) -> Vec<(Rank, Change)> {
-    let mut changes: Vec<(Rank, bool, Change)> = Vec::new();
+    let mut changes: Vec<(Rank, Turn, Change)> = Vec::new();
     for id in touched {
         match (before.get(id), after.get(id)) {
             (Some(old), None) => {
                 let rank = if id.kind() == Kind::Task { Rank::RemoveTask } else { Rank::Remove };
-                changes.push((rank, false, Change::Remove { id: id.clone(), version: old.meta().version }));
+                changes.push((rank, Turn::Stop, Change::Remove { id: id.clone(), version: old.meta().version }));
             }
             (Some(old), Some(new)) => {
-                changes.push((rank(&new), false, Change::Update(with_version(new, old.meta().version))));
+                let (rank, turn) = (update_rank(&old, &new), turn(&new));
+                changes.push((rank, turn, Change::Update(with_version(new, old.meta().version))));
             }
-            (None, Some(new)) => changes.push((rank(&new), true, Change::Create(with_version(new, UNCOMMITTED)))),
+            (None, Some(new)) => {
+                changes.push((rank(&new), Turn::Create, Change::Create(with_version(new, UNCOMMITTED))));
+            }
             // Made and dropped within the same plan.
             (None, None) => {}
         }
     }
-    changes.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    changes.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
     changes.into_iter().map(|(rank, _, change)| (rank, change)).collect()
+}
+
+fn update_rank(old: &Object, new: &Object) -> Rank {
+    match (old, new) {
+        (Object::Task(old), Object::Task(new)) if new.status.state.is_terminal() && !old.status.state.is_terminal() => {
+            Rank::End
+        }
+        (_, Object::Task(_)) => rank(new),
+        _ if only_gives_back(old, new) => Rank::GiveBack,
+        _ => rank(new),
+    }
+}
+
+fn turn(new: &Object) -> Turn {
+    match new {
+        Object::Task(task) if task.desired_state > TaskState::Running => Turn::Stop,
+        _ => Turn::Update,
+    }
 }
 
 fn rank(object: &Object) -> Rank {

@@ -29,6 +29,7 @@ use orch_model::{
 
 pub use error::ApplyError;
 use index::Indexes;
+pub(crate) use index::only_gives_back;
 
 /// A committed change, with the objects before and after.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,7 @@
 //! An index never decides: [`super::check`] looks here before an object goes in, and [`super::State::put`] keeps both
 //! in step.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 use orch_model::{
@@ -175,6 +175,17 @@ pub(super) fn held_addresses(object: &Object) -> Vec<(NetworkId, IpAddr)> {
             Vec::new()
         }
     }
+}
+
+/// Whether an object has given addresses or ports back, and taken none.
+pub(crate) fn only_gives_back(old: &Object, new: &Object) -> bool {
+    let ports = |object: &Object| match object {
+        Object::Service(service) => claimed_ports(service).collect(),
+        _ => BTreeSet::new(),
+    };
+    let addresses = |object: &Object| held_addresses(object).into_iter().collect::<BTreeSet<_>>();
+    let (had, has) = ((addresses(old), ports(old)), (addresses(new), ports(new)));
+    had != has && has.0.is_subset(&had.0) && has.1.is_subset(&had.1)
 }
 
 pub(super) fn holder_of(object: &Object) -> Option<AddressHolder> {

@@ -1,9 +1,19 @@
 //! Creating, scaling, removing; nodes that go down, drain, come back.
 
 use orch_manager_core::control;
-use orch_model::{Duration, assignment::Assignment, node::Availability, service::ServiceMode, task::TaskState};
+use orch_model::{
+    Duration,
+    assignment::Assignment,
+    change::Change,
+    node::Availability,
+    service::ServiceMode,
+    task::{TaskState, TaskStatus},
+};
 
-use crate::sim::{STEP, Sim, check, node_id, secs, web};
+use crate::{
+    network::{network, on},
+    sim::{STEP, Sim, check, node_id, secs, web},
+};
 
 #[test]
 fn a_service_is_spread_and_runs() {
@@ -144,6 +154,65 @@ fn a_removed_nodes_tasks_are_orphaned_at_once() {
     assert_eq!(sim.running("web")["n1"], 2, "{}", sim.ps("web"));
     let orphans = sim.state.tasks().filter(|t| t.status.state == TaskState::Orphaned).count();
     assert_eq!(orphans, 1);
+}
+
+/// Commits in the simulation fail when changes come in an order in which they do not fit.
+#[test]
+fn an_orphans_address_is_free_before_another_task_takes_it() {
+    for ids_fall in [false, true] {
+        let mut sim = Sim::new(2);
+        sim.ids_fall = ids_fall;
+        // Room for a virtual address and four tasks.
+        let id = network(&mut sim, "small", Some("10.9.0.0/29")).expect("accepted");
+        sim.create(on("web", 4, &id)).expect("accepted");
+        sim.run(secs(1));
+        sim.down(2);
+        sim.run(secs(30));
+        assert!(sim.ps("web").contains("no free address left"), "{}", sim.ps("web"));
+        sim.remove(2);
+        sim.run(secs(10));
+        assert_eq!(sim.running("web")["n1"], 4, "{}", sim.ps("web"));
+    }
+}
+
+#[test]
+fn a_virtual_address_is_free_before_a_service_takes_it() {
+    let mut sim = Sim::new(2);
+    let id = network(&mut sim, "small", Some("10.9.0.0/29")).expect("accepted");
+    let mut spec = on("web", 4, &id);
+    spec.task.placement.constraints = vec!["node.hostname == n2".into()];
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    sim.create(on("api", 1, &id)).expect("accepted");
+    sim.run(secs(1));
+    assert!(sim.service("api").endpoint.vips.is_empty());
+    sim.remove(2);
+    sim.run(secs(1));
+    assert!(!sim.service("api").endpoint.vips.is_empty());
+}
+
+#[test]
+fn a_task_that_was_to_move_stops_before_its_successor_runs() {
+    let mut sim = Sim::new(2);
+    sim.ids_fall = true;
+    sim.create(web("web", "slow", 5)).expect("accepted");
+    sim.run(secs(5));
+    sim.join(3);
+    sim.run(secs(1));
+    let id = sim.service("web").id.clone();
+    let rebalance = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
+    sim.accept(&rebalance);
+    sim.step();
+    let moves = sim.state.tasks().find(|t| t.displaced).cloned().expect("a task is to move");
+    let next = sim.state.tasks().find(|t| t.status.state == TaskState::Assigned).cloned().expect("its successor");
+    assert_eq!((moves.slot, moves.spec_version), (next.slot, next.spec_version));
+    // At once: the successor is ready, and the node of the other is lost.
+    let (task, node) = (next.id.clone(), next.node.clone().expect("a node"));
+    let status = TaskStatus { state: TaskState::Ready, at: sim.now, ..next.status.clone() };
+    sim.commit_changes(vec![Change::TaskStatus { task, node, status }]);
+    sim.down((1..=2).find(|n| moves.node == Some(node_id(*n))).expect("a node of the test"));
+    sim.run(secs(60));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 5, "{}", sim.ps("web"));
 }
 
 #[test]

@@ -32,6 +32,15 @@ enum Step {
     Snapshot,
 }
 
+/// What happens where nodes do not come back.
+#[derive(Debug, Clone)]
+enum Loss {
+    Step(Step),
+    /// One of the workers is removed, and another joins.
+    Node(usize),
+    Rebalance,
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let availability = prop_oneof![Just(Availability::Active), Just(Availability::Pause), Just(Availability::Drain)];
     let constraint = prop_oneof![Just(None), Just(Some("node.hostname != n2")), Just(Some("node.role == worker"))];
@@ -180,6 +189,63 @@ proptest! {
         sim.run(secs(10));
         prop_assert_eq!(sim.state.task_count(), 0);
         prop_assert!(control::remove_network(&sim.state, sim.now, &id).is_ok());
+    }
+
+    /// Nodes go for good while others wait for what their tasks had.
+    #[test]
+    fn what_orphans_had_goes_to_others(
+        history in prop::collection::vec(prop_oneof![
+            4 => steps().prop_map(|mut steps| Loss::Step(steps.remove(0))),
+            2 => (0usize..3).prop_map(Loss::Node),
+            1 => Just(Loss::Rebalance),
+        ], 1..24),
+        start_first in any::<bool>(),
+        ids_fall in any::<bool>(),
+    ) {
+        let mut sim = Sim::new(4);
+        sim.stop_takes = STEP * 2;
+        sim.ids_fall = ids_fall;
+        // Room for two virtual addresses and 11 tasks.
+        let id = network(&mut sim, "small", Some("10.9.0.0/28")).expect("accepted");
+        let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+        for (name, replicas) in [("web", 5), ("api", 4)] {
+            let mut spec = on(name, replicas, &id);
+            spec.update = Some(UpdateConfig { order, parallelism: 2, ..UpdateConfig::default() });
+            sim.create(spec).expect("accepted");
+        }
+        sim.run(secs(1));
+        let mut workers = vec![2, 3, 4];
+        for loss in &history {
+            match loss {
+                Loss::Step(Step::Down(n) | Step::Up(n) | Step::Availability(n, _)) if !workers.contains(n) => {}
+                Loss::Step(step) => act(&mut sim, step),
+                Loss::Node(which) => {
+                    let next = workers.iter().max().copied().unwrap_or_default() + 1;
+                    sim.remove(std::mem::replace(&mut workers[*which], next));
+                    sim.join(next);
+                }
+                Loss::Rebalance => {
+                    let service = sim.service("web");
+                    let rebalance = control::rebalance_service(&sim.state, sim.now, &service.id).expect("accepted");
+                    sim.accept(&rebalance);
+                }
+            }
+            sim.step();
+        }
+        for node in workers {
+            sim.up(node);
+            sim.availability(node, Availability::Active);
+        }
+        sim.availability(1, Availability::Active);
+        sim.update("web", |s| {
+            s.task.container.image = "peace".into();
+            s.task.placement.constraints.clear();
+            s.mode = ServiceMode::Replicated { replicas: 4 };
+            s.update = None;
+        }).expect("accepted");
+        sim.run(secs(300));
+        prop_assert_eq!(sim.running("web").values().sum::<usize>(), 4, "{}", sim.ps("web"));
+        prop_assert_eq!(sim.running("api").values().sum::<usize>(), 4, "{}", sim.ps("api"));
     }
 
     /// While nothing fails, an update has at most so many slots without a running task, or so many tasks more.

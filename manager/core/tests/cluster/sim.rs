@@ -52,6 +52,8 @@ pub(crate) struct Sim {
     pub(crate) events: Vec<Event>,
     index: u64,
     random: u128,
+    /// What is made later gets the smaller id; both happen.
+    pub(crate) ids_fall: bool,
     agents: BTreeMap<NodeId, Agent>,
     drain: Drain,
     /// What was drained since the last increments.
@@ -79,6 +81,7 @@ impl Sim {
             events: Vec::new(),
             index: 0,
             random: 1 << 100,
+            ids_fall: false,
             agents: BTreeMap::new(),
             drain: Drain::new(),
             released: Vec::new(),
@@ -130,6 +133,14 @@ impl Sim {
         self.edit_node(number, |n| n.status.state = NodeState::Ready);
     }
 
+    /// The node is removed by force, whatever it does.
+    pub(crate) fn remove(&mut self, number: u8) {
+        self.agents.remove(&node_id(number));
+        self.released.extend(self.drain.on_session_gone(&node_id(number)));
+        let removal = control::remove_node(&self.state, self.now, &node_id(number), true).expect("it is a worker");
+        self.accept(&removal);
+    }
+
     pub(crate) fn availability(&mut self, number: u8, availability: Availability) {
         self.edit_node(number, |n| n.spec.availability = availability);
     }
@@ -176,7 +187,7 @@ impl Sim {
     pub(crate) fn with_ids<T>(&mut self, f: impl FnOnce(&State, &mut dyn FnMut() -> u128) -> T) -> T {
         let mut random = self.random;
         let result = f(&self.state, &mut || {
-            random += 0x1_0000_0001;
+            random = if self.ids_fall { random - 0x1_0000_0001 } else { random + 0x1_0000_0001 };
             random
         });
         self.random = random;
