@@ -12,7 +12,11 @@ mod error;
 mod index;
 pub mod limits;
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use imbl::{OrdMap, OrdSet};
 use orch_model::{
@@ -107,9 +111,15 @@ impl State {
         let (services, mut others): (Vec<_>, Vec<_>) = objects.into_iter().partition(|o| o.kind() == Kind::Service);
         // The newest last: behind its addresses the next are looked for.
         others.sort_by_key(|object| object.meta().created_at);
+        // Tasks of earlier specs have theirs in common, too.
+        let mut specs: BTreeMap<(ServiceId, Version), Arc<TaskSpec>> = BTreeMap::new();
         for object in services.into_iter().chain(others) {
             state.last_index = state.last_index.max(object.meta().version.0);
-            let object = state.interned(object);
+            let mut object = state.interned(object);
+            if let Object::Task(task) = &mut object {
+                let first = specs.entry((task.service.clone(), task.spec_version)).or_insert_with(|| task.spec.clone());
+                apply::share(&mut Arc::make_mut(task).spec, first);
+            }
             state.put(object);
         }
         state

@@ -105,7 +105,11 @@ impl State {
                     let (from, to) = (old.desired_state.word(), new.desired_state.word());
                     return Err(ApplyError::Backwards { task: new.id.clone(), from, to });
                 }
-                later_status(old, Arc::make_mut(new));
+                let new = Arc::make_mut(new);
+                later_status(old, new);
+                // What came with the log is a copy.
+                share(&mut new.spec, &old.spec);
+                share(&mut new.service_annotations, &old.service_annotations);
             }
             _ => {}
         }
@@ -174,7 +178,7 @@ impl State {
 }
 
 /// Makes `own` the shared copy if both are the same; usually it is that copy already.
-fn share<T: PartialEq>(own: &mut Arc<T>, shared: &Arc<T>) {
+pub(super) fn share<T: PartialEq>(own: &mut Arc<T>, shared: &Arc<T>) {
     if !Arc::ptr_eq(own, shared) && **own == **shared {
         *own = shared.clone();
     }
