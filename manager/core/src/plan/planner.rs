@@ -56,10 +56,10 @@ impl Planner {
     /// Decides. What comes of the plan is to be told with [`Self::committed`] or [`Self::failed`].
     pub fn decide(&mut self, state: &State, now: Timestamp, ids: Ids<'_>) -> Plan {
         self.failed();
-        let mut scope = self.pending.clone();
+        // Whoever is due stays so until everything was asked about it.
         let due = self.wakes.iter().filter(|(_, at)| **at <= now).map(|(id, _)| id.clone());
-        due.for_each(|id| scope.insert(id));
-        let outcome = run(state, now, ids, scope);
+        due.for_each(|id| self.pending.insert(id));
+        let outcome = run(state, now, ids, self.pending.clone());
         for (id, wake) in outcome.wakes {
             match wake {
                 Some(at) => drop(self.wakes.insert(id, at)),
