@@ -27,11 +27,14 @@ use crate::{
     decision::{Decision, Ids, earliest},
     orchestrator::{global, job, orphan, reaper, replicated, restart, sweeper, update},
     scheduler,
-    state::{Event, State, UNCOMMITTED, only_gives_back},
+    state::{Event, State, UNCOMMITTED, limits, only_gives_back},
 };
 
 /// Changes in one transaction, at most: a raft entry stays small.
 pub const MAX_CHANGES: usize = 200;
+/// What users gave of the changes in one transaction, at most, unless it is a single change: each task carries its whole
+/// spec, and what is larger than raft takes would never be committed.
+pub const MAX_TEXT_BYTES: u64 = 4 * 1024 * 1024;
 /// Rounds until the stages must agree. Each task passes all stages in one; chains (a network, then its services, then
 /// their tasks) take a few.
 const MAX_ROUNDS: usize = 12;
@@ -290,10 +293,18 @@ fn batch(changes: Vec<(Rank, Change)>) -> Vec<Vec<Change>> {
         }
     }
     groups.sort_by(|(_, a), (_, b)| new_on(a).cmp(&new_on(b)));
+    let mut room = 0;
     for (_, group) in groups {
+        let bytes = group.iter().map(limits::text_bytes).sum();
         match batches.last_mut() {
-            Some(batch) if batch.len() + group.len() <= MAX_CHANGES => batch.extend(group),
-            _ => batches.push(group),
+            Some(batch) if batch.len() + group.len() <= MAX_CHANGES && bytes <= room => {
+                room -= bytes;
+                batch.extend(group);
+            }
+            _ => {
+                room = MAX_TEXT_BYTES.saturating_sub(bytes);
+                batches.push(group);
+            }
         }
     }
     batches

@@ -6,7 +6,8 @@
 
 use orch_model::{
     Annotations, Kind, Object,
-    service::{Service, ServiceMode},
+    change::Change,
+    service::{ContainerSpec, Service, ServiceMode},
 };
 
 use super::{ApplyError, State, index::Weight};
@@ -28,6 +29,17 @@ pub const NODE_TASKS: usize = 10_000;
 #[must_use]
 pub fn content_bytes(object: &Object) -> u64 {
     weight(object).content_bytes
+}
+
+/// What users gave of all that a change carries: a task's is its own copy there.
+pub(crate) fn text_bytes(change: &Change) -> u64 {
+    match change {
+        Change::Create(Object::Task(task)) | Change::Update(Object::Task(task)) => {
+            (container_bytes(&task.spec.container) + bytes_of(&task.service_annotations)) as u64
+        }
+        Change::Create(object) | Change::Update(object) => content_bytes(object),
+        Change::Remove { .. } | Change::TaskStatus { .. } => 0,
+    }
 }
 
 /// Whether the state has room for `new` in place of `old`.
@@ -95,11 +107,15 @@ fn bytes_of(annotations: &Annotations) -> usize {
     annotations.labels.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
-fn service_weight(service: &Service) -> Weight {
-    let container = &service.spec.task.container;
+fn container_bytes(container: &ContainerSpec) -> usize {
     let texts = container.env.iter().chain(&container.command).chain(&container.args).map(String::len).sum::<usize>();
     let labels = container.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-    let mut weight = content(bytes_of(&service.spec.annotations) + texts + labels);
+    texts + labels
+}
+
+fn service_weight(service: &Service) -> Weight {
+    let container = &service.spec.task.container;
+    let mut weight = content(bytes_of(&service.spec.annotations) + container_bytes(container));
     match service.spec.mode {
         _ if service.removing => {}
         ServiceMode::Replicated { replicas } => weight.replicas = replicas,

@@ -1,9 +1,14 @@
 //! The shape of what is proposed: one change per object, small transactions, what belongs together stays together.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write, sync::Arc};
 
-use orch_manager_core::plan;
-use orch_model::{Object, change::Change, service::PublishMode};
+use orch_manager_core::{State, plan};
+use orch_model::{
+    Annotations, Object,
+    change::Change,
+    service::{FailureAction, PublishMode, TaskSpec, UpdateConfig},
+    task::Task,
+};
 
 use crate::sim::{Sim, check, port, secs, web};
 
@@ -92,6 +97,62 @@ fn an_update_prepares_the_successor_and_touches_nothing_else() {
          create web.1 n1 Ready Assigned
          wake in 600000 ms",
     );
+}
+
+/// Each task carries its spec: 200 such would be more than raft takes at once, and the leader would try for ever.
+#[test]
+fn tasks_with_long_texts_are_fewer_in_a_transaction() {
+    let mut sim = Sim::new(2);
+    let mut spec = web("web", "nginx", 150);
+    spec.task.container.env = vec![format!("A={}", "x".repeat(100_000))];
+    sim.create(spec).expect("accepted");
+    let now = sim.now;
+    let plan = sim.with_ids(|state, ids| plan::decide(state, now, ids));
+    let sizes: Vec<usize> = plan.transactions.iter().map(|tx| tx.changes.len()).collect();
+    assert_eq!(sizes, [41, 41, 41, 27]);
+}
+
+/// A rollback is committed before anything else is asked about a service: who was due is so still when it is refused.
+#[test]
+fn who_is_due_stays_due_until_everything_was_asked() {
+    let mut sim = Sim::new(2);
+    let mut spec = web("app", "nginx", 1);
+    spec.update = Some(UpdateConfig { failure_action: FailureAction::Rollback, ..UpdateConfig::default() });
+    sim.create(spec).expect("accepted");
+    sim.create(web("web", "nginx", 1)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("app", |s| s.task.container.image = "stuck".into()).expect("accepted");
+    sim.run(secs(1));
+    sim.fail("web.1");
+    sim.run(secs(1));
+    sim.now = sim.now + secs(5);
+    sim.fail("app.1");
+    sim.decide_in_vain();
+    sim.run(secs(5));
+    assert_eq!(sim.running("web").values().sum::<usize>(), 1, "{}", sim.ps("web"));
+    assert_eq!(sim.service("app").spec.task.container.image, "nginx");
+}
+
+/// A committed change carries a copy of the spec; so does a snapshot.
+#[test]
+fn tasks_of_an_earlier_spec_share_it() {
+    let mut sim = Sim::new(1);
+    sim.create(web("web", "nginx", 3)).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+    let copied = |task: &Task| {
+        let (spec, names) = (TaskSpec::clone(&task.spec), Annotations::clone(&task.service_annotations));
+        Object::Task(Arc::new(Task { spec: Arc::new(spec), service_annotations: Arc::new(names), ..task.clone() }))
+    };
+    let specs = |state: &State| state.tasks().map(|t| Arc::as_ptr(&t.spec)).collect::<BTreeSet<_>>().len();
+    let changes = sim.state.tasks().map(|task| Change::Update(copied(task))).collect();
+    sim.commit_changes(changes);
+    assert_eq!((sim.state.task_count(), specs(&sim.state)), (3, 1));
+    let objects = sim.state.objects().map(|object| match object {
+        Object::Task(task) => copied(&task),
+        other => other,
+    });
+    assert_eq!(specs(&State::from_objects(objects.collect(), sim.state.last_stamp())), 1);
 }
 
 #[test]

@@ -264,6 +264,16 @@ impl Sim {
         self.wake = next.wake;
     }
 
+    /// What is decided now cannot be committed.
+    pub(crate) fn decide_in_vain(&mut self) {
+        let mut planner = std::mem::take(&mut self.planner);
+        let now = self.now;
+        let plan = self.with_ids(|state, ids| planner.decide(state, now, ids));
+        assert_ne!(plan.transactions, [], "nothing was to be decided");
+        planner.failed();
+        self.planner = planner;
+    }
+
     /// What is decided by looking at everything, and by looking at what changed: the same.
     fn decided(&mut self, now: Timestamp) -> plan::Plan {
         let (random, was_idle) = (self.random, self.planner.is_idle(now));
