@@ -10,8 +10,7 @@ use orch_model::{
     change::Change,
     network::ENCRYPTED_PORT,
     service::{
-        Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec,
-        UpdateConfig, UpdateState,
+        Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec, UpdateState,
     },
     task::{Task, TaskState},
 };
@@ -132,14 +131,16 @@ pub fn update_service(
     Ok(Proposal { warnings, ..propose(state, now, ObjectId::Service(id.clone()), changes)? })
 }
 
-/// What was paused goes on in another order: then it may have room for what it waited for in vain.
+/// What was paused begins anew with every update that does more than scale, also with one that changes nothing: what it
+/// failed for may have been put right elsewhere.
 fn goes_on(service: &Service, spec: &ServiceSpec) -> Option<UpdateState> {
-    let order = |config: &Option<UpdateConfig>| config.clone().unwrap_or_default().order;
+    let as_scaled = || ServiceSpec { mode: spec.mode, ..service.spec.clone() };
+    if spec.mode != service.spec.mode && *spec == as_scaled() {
+        return None;
+    }
     match service.update_status.as_ref()?.state {
-        UpdateState::Paused => (order(&service.spec.update) != order(&spec.update)).then_some(UpdateState::Updating),
-        UpdateState::RollbackPaused => {
-            (order(&service.spec.rollback) != order(&spec.rollback)).then_some(UpdateState::RollbackStarted)
-        }
+        UpdateState::Paused => Some(UpdateState::Updating),
+        UpdateState::RollbackPaused => Some(UpdateState::RollbackStarted),
         UpdateState::Updating
         | UpdateState::Completed
         | UpdateState::RollbackStarted

@@ -348,10 +348,12 @@ fn dirty_slots(state: &State, service: &Service, slots: &BTreeMap<SlotKey, Slot>
         SlotKey::Slot(_) => true,
     };
     let order = config(service).order;
-    // A start-first attempt that ended for good leaves the old task running; it is not tried again and again. What ended
-    // before that task was made was no attempt to replace it.
+    let since = service.update_status.as_ref().map(|status| status.started_at).unwrap_or_default();
+    // A start-first attempt that ended for good leaves the old task running; it is not tried again and again, but once more
+    // by an update that begins anew. What ended before that task was made was no attempt to replace it.
     let tried = |slot: &Slot, stale: &Task| {
-        let current = |t: &Task| t.spec_version == service.spec_version && !t.displaced;
+        let is_own = |t: &Task| t.is_wanted() || t.meta.created_at >= since;
+        let current = |t: &Task| t.spec_version == service.spec_version && !t.displaced && is_own(t);
         let later = slot.tasks.iter().rev().take_while(|t| t.id != stale.id);
         later.filter(|t| current(t)).any(|t| t.is_wanted() || ended_by_itself(t))
     };

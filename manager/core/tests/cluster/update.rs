@@ -3,12 +3,13 @@
 use orch_manager_core::control;
 use orch_model::{
     Annotations, Duration, ObjectId, SecretId,
+    change::Change,
     node::Availability,
     service::{
         FailureAction, FileRef, PublishMode, RestartCondition, ServiceMode, ServiceSpec, UpdateConfig, UpdateOrder,
         UpdateState,
     },
-    task::TaskState,
+    task::{TaskState, TaskStatus},
 };
 
 use crate::sim::{STEP, Sim, node_id, port, secs, web};
@@ -374,7 +375,7 @@ fn a_task_that_waited_for_its_predecessor_starts_beside_it_once_it_may() {
 }
 
 #[test]
-fn a_paused_update_goes_on_in_another_order_and_for_nothing_less() {
+fn a_paused_update_goes_on_in_another_order() {
     for global in [false, true] {
         let mut sim = Sim::new(3);
         sim.create(with_host_port(3, global, config(UpdateOrder::StartFirst, 1))).expect("accepted");
@@ -382,12 +383,38 @@ fn a_paused_update_goes_on_in_another_order_and_for_nothing_less() {
         sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
         sim.run(secs(700));
         assert_eq!(update_state(&sim), Some(UpdateState::Paused));
-        sim.update("web", |s| s.update = Some(config(UpdateOrder::StartFirst, 2))).expect("accepted");
-        assert_eq!(least_running(&mut sim, 50), 3, "{}", sim.ps("web"));
-        assert_eq!(update_state(&sim), Some(UpdateState::Paused));
         sim.update("web", |s| s.update = Some(config(UpdateOrder::StopFirst, 1))).expect("accepted");
         assert_eq!(least_running(&mut sim, 400), 2, "{}", sim.ps("web"));
         assert_eq!((update_state(&sim), images(&sim)), (Some(UpdateState::Completed), vec!["v2".to_owned(); 3]));
+    }
+}
+
+#[test]
+fn a_paused_update_begins_anew_with_the_same_command_and_not_with_another_scale() {
+    for (order, condition) in
+        [(UpdateOrder::StopFirst, RestartCondition::Any), (UpdateOrder::StartFirst, RestartCondition::None)]
+    {
+        let mut sim = Sim::new(3);
+        let mut spec = with_update(3, config(order, 1));
+        spec.task.restart.condition = condition;
+        sim.create(spec).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |s| s.task.container.image = "v2".into()).expect("accepted");
+        sim.step();
+        let task = sim.state.tasks().find(|t| t.is_wanted() && t.spec.container.image == "v2").expect("an attempt");
+        let (task, node) = (task.id.clone(), task.node.clone().expect("a node"));
+        let (at, message, container) = (sim.now, "agent".to_owned(), None);
+        let status = TaskStatus { state: TaskState::Failed, at, message, error: Some("no image".into()), container };
+        sim.commit_changes(vec![Change::TaskStatus { task, node, status }]);
+        sim.run(secs(60));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused), "{}", sim.ps("web"));
+        sim.scale("web", 4);
+        sim.run(secs(60));
+        assert_eq!(update_state(&sim), Some(UpdateState::Paused), "{}", sim.ps("web"));
+        sim.update("web", |_| {}).expect("accepted");
+        sim.run(secs(120));
+        assert_eq!(images(&sim), ["v2"; 4], "{}", sim.ps("web"));
+        assert_eq!(update_state(&sim), Some(UpdateState::Completed));
     }
 }
 
