@@ -15,7 +15,7 @@ use orch_model::{
     network::{Network, NetworkAllocation},
     node::Node,
     service::{Endpoint, EndpointMode, Service, Vip},
-    task::{Task, TaskState},
+    task::{Task, TaskAttachment, TaskState},
 };
 
 use crate::{
@@ -179,6 +179,13 @@ fn addresses_on(
 fn attach(state: &State, task: &mut Task, addresses: &mut Addresses<'_>) -> Result<(), String> {
     if let Some(problem) = state.service(&task.service).and_then(|s| s.endpoint.problem.clone()) {
         return Err(problem);
+    }
+    // There may have been none when the task was made.
+    let published = state.service(&task.service).is_some_and(|service| publishes_on_ingress(&service.spec));
+    let missing = |n: &&Arc<Network>| published && task.networks.iter().all(|own| own.network != n.id);
+    if let Some(ingress) = state.ingress_network().filter(missing) {
+        let (network, addresses, aliases) = (ingress.id.clone(), Vec::new(), Vec::new());
+        task.networks.push(TaskAttachment { network, addresses, aliases });
     }
     for attachment in task.networks.iter_mut().filter(|a| a.addresses.is_empty()) {
         attachment.addresses = addresses_on(state, &attachment.network, addresses)?;

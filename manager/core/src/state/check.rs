@@ -123,7 +123,14 @@ fn services_with(state: &State, uses: &dyn Fn(&TaskSpec) -> bool) -> Option<Stri
 
 fn stopping_task(state: &State, uses: &dyn Fn(&Task) -> bool) -> Option<String> {
     let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(t));
-    task.map(|t| format!("task {} (which is stopping)", t.name()))
+    task.map(|t| match t.desired_state > TaskState::Running {
+        true => format!("task {} (which is stopping)", t.name()),
+        false => format!(
+            "task {} (from before its service gave that up: `orch service update --force {}` replaces it)",
+            t.name(),
+            t.service_annotations.name
+        ),
+    })
 }
 
 /// Services that pull their image with this login. Tasks do not count: they have pulled it.

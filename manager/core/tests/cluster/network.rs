@@ -15,8 +15,8 @@ use orch_model::{
         features::{ENCRYPTED_NETWORKS, HOST_GATEWAY, MOUNT_OPTIONS, NODE_NETWORKS, PUBLISH_OPTIONS, VOLUME_SUBPATH},
     },
     service::{
-        Balance, BindRecursive, Mount, MountKind, NetworkAttachmentSpec, PublishMode, Service, ServiceMode,
-        ServiceSpec, WEIGHT_LABEL,
+        Balance, BindRecursive, EndpointSpec, Mount, MountKind, NetworkAttachmentSpec, PublishMode, Service,
+        ServiceMode, ServiceSpec, WEIGHT_LABEL,
     },
     task::{Task, TaskState, TaskStatus},
 };
@@ -386,6 +386,55 @@ fn a_service_that_starts_to_publish_moves_its_tasks_onto_ingress() {
     let ingress = sim.state.ingress_network().expect("init made it").id.clone();
     let task = sim.state.tasks().find(|t| t.is_wanted()).expect("a task");
     assert!(task.networks.iter().any(|n| n.network == ingress && !n.addresses.is_empty()), "{task:?}");
+}
+
+fn without_ingress(sim: &mut Sim) -> NetworkId {
+    let ingress = sim.state.ingress_network().expect("init made it").id.clone();
+    let removal = control::remove_network(&sim.state, sim.now, &ingress).expect("nobody publishes");
+    sim.accept(&removal);
+    ingress
+}
+
+#[test]
+fn tasks_that_wait_for_an_ingress_network_join_it() {
+    let mut sim = Sim::new(1);
+    without_ingress(&mut sim);
+    let spec = ServiceSpec {
+        endpoint: EndpointSpec { ports: vec![port(80, 80, PublishMode::Ingress)], ..EndpointSpec::default() },
+        ..web("web", "nginx", 1)
+    };
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    assert!(sim.ps("web").contains("there is no ingress network"), "{}", sim.ps("web"));
+    let spec = NetworkSpec {
+        annotations: Annotations { name: "ingress2".into(), labels: BTreeMap::new() },
+        driver: DRIVER_OVERLAY.into(),
+        ingress: true,
+        ..NetworkSpec::default()
+    };
+    let ingress = create(&mut sim, spec).expect("accepted");
+    sim.run(secs(10));
+    let task = sim.state.tasks().find(|t| t.status.state == TaskState::Running).expect("it runs");
+    assert!(task.networks.iter().any(|n| n.network == ingress && !n.addresses.is_empty()), "{task:?}");
+}
+
+#[test]
+fn who_holds_an_ingress_network_that_nobody_needs_is_said() {
+    let mut sim = Sim::new(1);
+    let spec = ServiceSpec {
+        endpoint: EndpointSpec { ports: vec![port(80, 80, PublishMode::Ingress)], ..EndpointSpec::default() },
+        ..web("web", "nginx", 1)
+    };
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |s| s.endpoint.ports.clear()).expect("accepted");
+    sim.run(secs(1));
+    let ingress = sim.state.ingress_network().expect("init made it").id.clone();
+    let refused = control::remove_network(&sim.state, sim.now, &ingress).expect_err("in use").text;
+    assert!(!refused.contains("stopping") && refused.contains("`orch service update --force web`"), "{refused}");
+    sim.update("web", |s| s.task.force_update = 1).expect("accepted");
+    sim.run(secs(10));
+    without_ingress(&mut sim);
 }
 
 #[test]
