@@ -101,7 +101,11 @@ pub fn remove_node(state: &State, now: Timestamp, id: &NodeId, force: bool) -> R
     for image in state.images().filter(|i| i.holders.contains(id)) {
         let mut next = Image::clone(image);
         next.holders.remove(id);
-        changes.push(Change::Update(Object::Image(Arc::new(next))));
+        // As when it is removed there: what nobody has, the name must not stand for.
+        changes.push(match next.holders.is_empty() {
+            true => removal(&Object::Image(image.clone())),
+            false => Change::Update(Object::Image(Arc::new(next))),
+        });
     }
     propose(state, now, ObjectId::Node(id.clone()), changes)
 }

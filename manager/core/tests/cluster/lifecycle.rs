@@ -236,6 +236,19 @@ fn a_node_is_told_who_holds_the_image_of_its_task() {
     }
 }
 
+#[test]
+fn an_image_name_goes_with_the_last_node_that_has_it() {
+    let mut sim = Sim::new(2);
+    let digest = format!("sha256:{}", "a".repeat(64));
+    import(&mut sim, &digest);
+    sim.create(web("old", "web", 1)).expect("accepted");
+    assert_eq!(sim.service("old").spec.task.container.image_digest, Some(digest));
+    sim.remove(2);
+    // By now a registry may have another.
+    sim.create(web("new", "web", 1)).expect("accepted");
+    assert_eq!(sim.service("new").spec.task.container.image_digest, None);
+}
+
 fn import(sim: &mut Sim, digest: &str) {
     let request = control::Registration {
         node: node_id(2),
