@@ -14,7 +14,6 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::{Pid, pipe2},
 };
-use seccompiler::sock_filter;
 
 use super::{
     entry::{Entry, Process, Program},
@@ -22,6 +21,7 @@ use super::{
     protocol::{Failure, HealthPlan, HealthRecord, HealthResult, HealthWord, to_ns},
     runner::Runner,
 };
+use crate::runtime::seccomp::Instruction;
 
 /// What a check that could not be run at all returns.
 const CODE_NOT_RUN: i32 = -1;
@@ -67,7 +67,7 @@ pub(super) struct Subject {
     /// The OCI `process` object of the container.
     pub(super) process: Process,
     pub(super) caps: u64,
-    pub(super) filter: Option<Rc<Vec<sock_filter>>>,
+    pub(super) filter: Option<Rc<Vec<Instruction>>>,
 }
 
 impl Checks {

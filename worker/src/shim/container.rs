@@ -24,7 +24,6 @@ use nix::{
     sys::wait::waitpid,
     unistd::{Pid, Uid, fchown, pipe2},
 };
-use seccompiler::sock_filter;
 
 use super::{
     check::Subject,
@@ -38,7 +37,10 @@ use super::{
     trace::{self, Mark},
     wire,
 };
-use crate::runtime::{cgroup::Layout, seccomp};
+use crate::runtime::{
+    cgroup::Layout,
+    seccomp::{self, Instruction},
+};
 
 /// A created container.
 pub(super) struct Instance {
@@ -47,7 +49,7 @@ pub(super) struct Instance {
     folder: PathBuf,
     cgroup: String,
     caps: u64,
-    filter: Option<Rc<Vec<sock_filter>>>,
+    filter: Option<Rc<Vec<Instruction>>>,
     layout: Layout,
     /// Where the program-to-be says why it cannot be executed.
     report: File,
@@ -263,7 +265,7 @@ fn reported(report: &mut File) -> Option<Failure> {
     serde_json::from_slice(&text).ok()
 }
 
-fn read_filter(path: &Path) -> Result<Rc<Vec<sock_filter>>, Failure> {
+fn read_filter(path: &Path) -> Result<Rc<Vec<Instruction>>, Failure> {
     let bytes = fs::read(path).map_err(io_failure)?;
     let filter = seccomp::decode(&bytes)
         .ok_or_else(|| io_failure(io::Error::other(format!("{} is damaged", path.display()))))?;

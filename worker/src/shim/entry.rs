@@ -25,7 +25,6 @@ use nix::{
     sys::stat::{Mode, umask},
     unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgroups, setsid},
 };
-use seccompiler::sock_filter;
 use serde::Deserialize;
 
 use super::{
@@ -35,7 +34,7 @@ use super::{
     fork::in_child,
     protocol::Failure,
 };
-use crate::runtime::cgroup::Layout;
+use crate::runtime::{cgroup::Layout, seccomp::Instruction};
 
 /// What a shell returns for a program that cannot be started.
 const CODE_NOT_STARTED: i32 = 126;
@@ -108,7 +107,7 @@ pub(super) struct Program<'a> {
     pub(super) process: &'a Process,
     /// As bits.
     pub(super) caps: u64,
-    pub(super) filter: Option<&'a [sock_filter]>,
+    pub(super) filter: Option<&'a [Instruction]>,
 }
 
 /// The way into one container.

@@ -22,9 +22,9 @@ use libcontainer::{
     workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError},
 };
 use nix::{errno::Errno, unistd};
-use seccompiler::sock_filter;
 
 use super::protocol::Failure;
+use crate::runtime::seccomp::Instruction;
 
 /// Capabilities that [`ContainerExecutor`] needs for itself, on top of what the program gets.
 pub(crate) const NEEDED_CAPS: [&str; 3] = ["SYS_ADMIN", "SETPCAP", "CHOWN"];
@@ -43,7 +43,7 @@ pub(super) struct ContainerExecutor {
     pub(super) report: RawFd,
     /// Capabilities of the program, as bits.
     pub(super) caps: u64,
-    pub(super) filter: Option<Rc<Vec<sock_filter>>>,
+    pub(super) filter: Option<Rc<Vec<Instruction>>>,
 }
 
 impl ContainerExecutor {
@@ -207,13 +207,13 @@ pub(super) fn reset_signals() {
     }
 }
 
-/// `seccompiler::apply_filter` would set "no new privileges".
+/// Without "no new privileges", which a caller that has CAP_SYS_ADMIN need not set.
 #[allow(unsafe_code)]
-pub(super) fn load_filter(filter: &[sock_filter]) -> Result<(), Errno> {
+pub(super) fn load_filter(filter: &[Instruction]) -> Result<(), Errno> {
     #[repr(C)]
     struct Program {
         len: libc::c_ushort,
-        filter: *const sock_filter,
+        filter: *const Instruction,
     }
     let len = libc::c_ushort::try_from(filter.len()).map_err(|_| Errno::E2BIG)?;
     let program = Program { len, filter: filter.as_ptr() };

@@ -239,3 +239,54 @@ async fn a_privileged_container_has_devices_and_no_filter() {
     assert_eq!(output(container.exec(&request).await.unwrap()).await.1, "mounted\n");
     container.delete().await.unwrap();
 }
+
+/// An i386 program that prints `32 bits` and ends with the error of `unshare(0)`, which without a filter has none.
+#[cfg(target_arch = "x86_64")]
+fn program_of_32_bits() -> Vec<u8> {
+    const ADDRESS: u32 = 0x0804_8000;
+    const HEADERS: u32 = 52 + 32;
+    const WORDS: &[u8] = b"32 bits\n";
+    let [write, unshare, exit] = [4_u32, 310, 1];
+    let code = |words: u32| -> Vec<u8> {
+        let set = |register: u8, value: u32| [&[0xb8 + register][..], &value.to_le_bytes()].concat();
+        let (eax, ebx, ecx, edx) = (|v| set(0, v), |v| set(3, v), |v| set(1, v), |v| set(2, v));
+        let call = vec![0xcd, 0x80];
+        let length = u32::try_from(WORDS.len()).unwrap();
+        let print = [eax(write), ebx(1), ecx(words), edx(length), call.clone()].concat();
+        let ask = [eax(unshare), ebx(0), call.clone()].concat();
+        // neg eax; mov ebx, eax
+        let end = [vec![0xf7, 0xd8, 0x89, 0xc3], eax(exit), call].concat();
+        [print, ask, end].concat()
+    };
+    let words = ADDRESS + HEADERS + u32::try_from(code(0).len()).unwrap();
+    let body = [&code(words), WORDS].concat();
+    let size = HEADERS + u32::try_from(body.len()).unwrap();
+    // ELF, 32 bits, little end first; an executable for i386 with one program header.
+    let mut file = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x03\0\x01\0\0\0".to_vec();
+    file.extend([ADDRESS + HEADERS, 52, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+    file.extend([52_u16, 32, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    // Loaded as a whole, to be read and executed.
+    file.extend([1, 0, ADDRESS, ADDRESS, size, size, 5, 4096].iter().flat_map(|word: &u32| word.to_le_bytes()));
+    file.extend(body);
+    file
+}
+
+#[tokio::test]
+#[cfg(target_arch = "x86_64")]
+async fn a_program_of_32_bits_runs_under_the_same_filter() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let node = Node::new();
+    let write = |path: &Path| {
+        fs::write(path, program_of_32_bits()).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let here = node.dir.path().join("bits");
+    write(&here);
+    // Not every kernel takes such programs (IA32_EMULATION).
+    let Ok(unfiltered) = std::process::Command::new(&here).output() else { return };
+    assert_eq!((unfiltered.status.code(), unfiltered.stdout), (Some(0), b"32 bits\n".to_vec()));
+    let container = node.create_with(&["/bits"], |_, _| {}, |plan| write(&plan.rootfs.join("bits"))).await.unwrap();
+    container.start().await.unwrap();
+    assert_eq!(finish(&container).await, (1, "32 bits\n".to_owned()));
+}

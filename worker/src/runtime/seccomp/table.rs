@@ -10,9 +10,21 @@ macro_rules! calls {
     ($($name:ident)*) => { &[$((stringify!($name), libc::$name)),*] };
 }
 
+/// A call's name without the prefix that the C library's constants have.
+pub(super) fn plain(name: &'static str) -> &'static str {
+    name.strip_prefix("SYS_").unwrap_or(name)
+}
+
+macro_rules! names {
+    ($($name:ident)*) => { [$(stringify!($name)),*] };
+}
+
 /// Calls past this one are newer than this table: they answer "not implemented", so that programs fall back to older
 /// ones as they would on an older kernel.
 pub(super) const NEWEST_KNOWN: u32 = 466;
+
+/// How `struct seccomp_data` names this architecture (AUDIT_ARCH).
+pub(super) const ARCH: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
 
 /// Allowed to every container, on every architecture.
 pub(super) const ALWAYS: &[&[Call]] = &[FILES, DESCRIPTORS, MEMORY, PROCESSES, SIGNALS, TIME, SOCKETS, IPC, NEW];
@@ -91,17 +103,30 @@ const NEW: &[Call] = &[
     ("removexattrat", 466),
 ];
 
-/// What only this architecture has; x86_64 keeps the calls that later ones left out.
-#[cfg(target_arch = "x86_64")]
-pub(super) const NATIVE: &[Call] = calls! {
+/// What only this architecture has.
+#[cfg(target_arch = "aarch64")]
+pub(super) const NATIVE: &[Call] = calls! { SYS_renameat };
+
+/// What x86_64 and 32-bit architectures have, which later ones left out.
+macro_rules! older {
+    ($($name:ident)*) => {
+        #[cfg(target_arch = "x86_64")]
+        pub(super) const NATIVE: &[Call] = calls! { $($name)* };
+        /// Their names.
+        pub(super) const OLDER: &[&str] = &names! { $($name)* };
+    };
+}
+
+older! {
     SYS_arch_prctl SYS_modify_ldt SYS_open SYS_creat SYS_stat SYS_lstat SYS_access SYS_mkdir SYS_rmdir SYS_mknod SYS_link
     SYS_symlink SYS_readlink SYS_unlink SYS_rename SYS_renameat SYS_chmod SYS_chown SYS_lchown SYS_getdents SYS_utime
     SYS_utimes SYS_futimesat SYS_dup2 SYS_pipe SYS_poll SYS_select SYS_epoll_create SYS_epoll_wait SYS_epoll_ctl_old
     SYS_epoll_wait_old SYS_eventfd SYS_signalfd SYS_inotify_init SYS_fork SYS_vfork SYS_getpgrp SYS_pause SYS_alarm
     SYS_time SYS_get_thread_area SYS_set_thread_area
-};
-#[cfg(target_arch = "aarch64")]
-pub(super) const NATIVE: &[Call] = calls! { SYS_renameat };
+}
+
+/// Allowed or not by the arguments or the capabilities.
+pub(super) const CHECKED: &[Call] = calls! { SYS_socket SYS_personality SYS_clone SYS_clone3 };
 
 /// No libc names it, and it came before calls got one number everywhere.
 pub(super) const IO_PGETEVENTS: Call = ("io_pgetevents", if cfg!(target_arch = "x86_64") { 333 } else { 292 });
@@ -158,14 +183,34 @@ const SYS_NICE: &[Call] = &[
     ("set_mempolicy_home_node", 450),
 ];
 
+/// Allowed to programs of 32 bits: other forms of what all have, and on ARM its private calls. What an architecture of
+/// these has not is no matter.
+pub(super) const ONLY_32: &[&str] = &names! {
+    _llseek _newselect arm_fadvise64_64 arm_sync_file_range breakpoint cacheflush chown32 clock_adjtime64
+    clock_getres_time64 clock_gettime64 clock_nanosleep_time64 fadvise64_64 fchown32 fcntl64 fstat64 fstatat64 fstatfs64
+    ftruncate64 futex_time64 getegid32 geteuid32 getgid32 getgroups32 getresgid32 getresuid32 getuid32
+    io_pgetevents_time64 ipc lchown32 lstat64 mmap2 mq_timedreceive_time64 mq_timedsend_time64 ppoll_time64
+    pselect6_time64 recv recvmmsg_time64 rt_sigtimedwait_time64 sched_rr_get_interval_time64 semtimedop_time64 send
+    sendfile64 set_tls setfsgid32 setfsuid32 setgid32 setgroups32 setregid32 setresgid32 setresuid32 setreuid32 setuid32
+    sigprocmask sigreturn socketcall stat64 statfs64 timer_gettime64 timer_settime64 timerfd_gettime64
+    timerfd_settime64 truncate64 ugetrlimit utimensat_time64 waitpid
+};
+
+/// Allowed to programs of 32 bits in containers that have the capability.
+pub(super) const ONLY_32_WITH_CAPABILITY: &[(&str, &[&str])] =
+    &[("SYS_ADMIN", &["umount"]), ("SYS_TIME", &["clock_settime64", "stime"])];
+
 /// `clone` without CAP_SYS_ADMIN: none of these flags (the ones that make namespaces).
-pub(super) const NAMESPACE_FLAGS: u64 = (libc::CLONE_NEWNS
+pub(super) const NAMESPACE_FLAGS: u32 = (libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUSER
     | libc::CLONE_NEWPID
-    | libc::CLONE_NEWNET) as u64;
+    | libc::CLONE_NEWNET) as u32;
 
 /// The values of `personality` that change nothing, ask for 32-bit `uname`, or only ask.
-pub(super) const PERSONALITIES: [u64; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+pub(super) const PERSONALITIES: [u32; 5] = [0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// Sockets to the machine that this one is virtual on are not allowed.
+pub(super) const VSOCK: u32 = libc::AF_VSOCK as u32;
