@@ -34,11 +34,19 @@ const BUFFERED_CHUNKS: usize = 8;
 /// What every container has a place for, in an image or not.
 const PLACES_OF_MOUNTS: [&str; 6] = ["/dev", "/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/proc", "/sys"];
 
+/// What stands for a place inside.
+struct Place {
+    target: String,
+    /// A folder or a file.
+    source: PathBuf,
+    read_only: bool,
+}
+
 /// Where a container's files are. A stopped one's root is mounted for as long as this lives.
 struct View {
-    root: PathBuf,
-    /// Volumes and binds of a stopped container: place inside, folder or file.
-    mounts: Vec<(String, PathBuf)>,
+    root: Place,
+    /// Volumes and binds of a stopped container.
+    mounts: Vec<Place>,
     mounted: Option<Rootfs>,
     /// Whom its volumes are mounted for.
     borrower: Option<(Arc<Host>, TaskId)>,
@@ -63,7 +71,8 @@ impl Drop for View {
 
 impl View {
     fn of_running(container: &Container, remap: Option<Remap>) -> Self {
-        let root = PathBuf::from(format!("/proc/{}/root", container.pid()));
+        // The kernel knows what is read-only there.
+        let root = Place::root(format!("/proc/{}/root", container.pid()).into(), false);
         Self { root, mounts: Vec::new(), mounted: None, borrower: None, remap }
     }
 
@@ -75,13 +84,18 @@ impl View {
         let rootfs = Rootfs::inside(&agent.host.store.container_dir(&one.id));
         let remap = agent.locals.remap_of(&one.now().record);
         rootfs.mount_again(&layers, remap).map_err(|error| Status::internal(chain(&error)))?;
-        let volumes =
-            agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| (target, folder.into()));
+        let spec = &one.task.spec.container;
+        let is_read_only = |target: &str| spec.mounts.iter().any(|mount| mount.target == target && mount.read_only);
+        let volumes = agent.host.volumes.of_task(&one.id).into_iter().map(|(_, target, folder)| Place {
+            source: folder.into(),
+            read_only: is_read_only(&target),
+            target,
+        });
+        let root = Place::root(rootfs.root.clone(), spec.read_only);
         // From here on what is mounted goes with it.
         let borrower = Some((agent.host.clone(), one.id.clone()));
-        let mut view =
-            Self { root: rootfs.root.clone(), mounts: volumes.collect(), mounted: Some(rootfs), borrower, remap };
-        for mount in one.task.spec.container.mounts.iter().filter(|mount| !mount.source.is_empty()) {
+        let mut view = Self { root, mounts: volumes.collect(), mounted: Some(rootfs), borrower, remap };
+        for mount in spec.mounts.iter().filter(|mount| !mount.source.is_empty()) {
             let folder = match mount.kind {
                 MountKind::Volume => {
                     let borrowed = agent.host.volumes.borrow_inside(&mount.source, &mount.volume_subpath, &one.id);
@@ -89,16 +103,16 @@ impl View {
                 }
                 MountKind::Bind | MountKind::Tmpfs => PathBuf::from(&mount.source),
             };
-            view.mounts.push((mount.target.clone(), folder));
+            view.mounts.push(Place { target: mount.target.clone(), source: folder, read_only: mount.read_only });
         }
-        view.mounts.sort_by_key(|(target, _)| std::cmp::Reverse(target.len()));
+        view.mounts.sort_by_key(|mount| std::cmp::Reverse(mount.target.len()));
         Ok(view)
     }
 
     /// The folder that stands for the root, open, and the path below it.
     fn open(&self, path: &str) -> io::Result<(OwnedFd, String)> {
-        let (source, below) = self.place(path);
-        let is_mounted_file = source != &self.root && !source.is_dir();
+        let (Place { target, source, .. }, below) = self.place(path);
+        let is_mounted_file = !target.is_empty() && !source.is_dir();
         if !is_mounted_file {
             return Ok((contents::open_root(source)?, below.to_owned()));
         }
@@ -110,13 +124,28 @@ impl View {
     }
 
     /// What stands for the root, and the path below it.
-    fn place<'a>(&'a self, path: &'a str) -> (&'a PathBuf, &'a str) {
+    fn place<'a>(&'a self, path: &'a str) -> (&'a Place, &'a str) {
         let below = |target: &str| {
             let rest = path.strip_prefix(target.trim_end_matches('/'))?;
             (rest.is_empty() || rest.starts_with('/')).then_some(rest)
         };
-        let found = self.mounts.iter().find_map(|(target, folder)| below(target).map(|rest| (folder, rest)));
+        let found = self.mounts.iter().find_map(|mount| below(&mount.target).map(|rest| (mount, rest)));
         found.unwrap_or((&self.root, path))
+    }
+
+    /// Why nothing may be written there, in Docker's words.
+    fn refusal(&self, path: &str) -> Option<&'static str> {
+        let (place, _) = self.place(path);
+        place.read_only.then_some(match place.target.as_str() {
+            "" => "container rootfs is marked read-only",
+            _ => "mounted volume is marked read-only",
+        })
+    }
+}
+
+impl Place {
+    fn root(source: PathBuf, read_only: bool) -> Self {
+        Self { target: String::new(), source, read_only }
     }
 }
 
@@ -264,6 +293,9 @@ fn receive(view: &View, reference: &str, path: &str, tar: Arriving) -> Result<()
     if !contents::is_folder(root.as_fd(), &inside).map_err(failed)? {
         return Err(Status::invalid_argument(format!("extraction point is not a directory: {path}")));
     }
+    if let Some(refusal) = view.refusal(path) {
+        return Err(Status::invalid_argument(refusal));
+    }
     unpack::unpack_into(tar, root, std::path::Path::new(&inside), view.remap)
         .map_err(|error| Status::internal(chain(&error)))
 }
@@ -361,6 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_mounted_read_only_is_not_written_to() {
+        let mount = |target: &str, read_only| Place { target: target.to_owned(), source: PathBuf::new(), read_only };
+        let view = |read_only| {
+            let root = Place::root(PathBuf::new(), read_only);
+            let mounts = vec![mount("/data/own", false), mount("/data", true)];
+            View { root, mounts, mounted: None, borrower: None, remap: None }
+        };
+        let (volume, root) = ("mounted volume is marked read-only", "container rootfs is marked read-only");
+        for (path, in_writable, in_read_only) in [
+            ("/data", Some(volume), Some(volume)),
+            ("/data/sub/.", Some(volume), Some(volume)),
+            ("/data/own/sub", None, None),
+            ("/database", None, Some(root)),
+            ("/", None, Some(root)),
+        ] {
+            assert_eq!((view(false).refusal(path), view(true).refusal(path)), (in_writable, in_read_only), "{path}");
+        }
+    }
+
+    #[test]
     fn a_stopped_container_may_have_files_mounted() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -369,12 +421,10 @@ mod tests {
         }
         std::fs::write(at("file"), "mounted").unwrap();
         std::os::unix::fs::symlink("file", at("link")).unwrap();
-        let mounts = vec![
-            ("/etc/link".to_owned(), at("link")),
-            ("/etc/conf".to_owned(), at("file")),
-            ("/data".to_owned(), at("volume")),
-        ];
-        let view = View { root: at("root"), mounts, mounted: None, borrower: None, remap: None };
+        let mount = |target: &str, source| Place { target: target.to_owned(), source, read_only: false };
+        let mounts = vec![mount("/etc/link", at("link")), mount("/etc/conf", at("file")), mount("/data", at("volume"))];
+        let root = Place::root(at("root"), false);
+        let view = View { root, mounts, mounted: None, borrower: None, remap: None };
         let kind = |path: &str| {
             let (root, inside) = view.open(path).map_err(|error| error.kind())?;
             contents::find(root.as_fd(), &inside, false)
