@@ -18,6 +18,7 @@ use orch_proto::wire;
 use tokio::time::{Instant, sleep_until};
 
 pub(crate) use all::wait_all;
+pub(crate) use state::is_paused;
 
 use self::{
     display::Display,

@@ -45,7 +45,7 @@ pub(super) struct View {
     pub(super) lines: Vec<(String, String)>,
 }
 
-pub(super) fn is_paused(state: UpdateState) -> bool {
+pub(crate) fn is_paused(state: UpdateState) -> bool {
     matches!(state, UpdateState::Paused | UpdateState::RollbackPaused)
 }
 

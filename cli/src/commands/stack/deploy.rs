@@ -288,7 +288,9 @@ impl<'a> Deployment<'a> {
         println!("Updating service {name} (id: {})", before.id);
         carry_over(&before.spec, &mut spec, self.options.resolve);
         let login = registry::settle(api, &name, &mut spec.task.container, self.options.image).await?;
-        if spec == before.spec {
+        // A paused update is to begin anew.
+        let is_paused = before.update_status.as_ref().is_some_and(|status| progress::is_paused(status.state));
+        if spec == before.spec && !is_paused {
             return Ok(progress::Watched::after_update(&before, &before));
         }
         let updated = service::send(api, &before, Some(&spec)).await;
