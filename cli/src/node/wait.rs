@@ -35,13 +35,14 @@ pub(super) async fn worker_ready(supervisor: &Supervisor) -> Result<()> {
 
 async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
+    let before = supervisor.restarts(role);
     loop {
         match timeout(ANSWER_LIMIT, is_ready(&supervisor.paths, role)).await {
             Ok(Ok(true)) => return Ok(()),
             Ok(Err(failed)) => return Err(NodeError::Failed(anyhow!(failed))),
             Ok(Ok(false)) | Err(_) => {}
         }
-        let died = supervisor.restarts(role) >= MAX_RESTARTS;
+        let died = is_given_up(before, supervisor.restarts(role));
         if died || Instant::now() >= deadline {
             let name = role.word();
             let problem = if died {
@@ -54,6 +55,11 @@ async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Re
         }
         sleep(POLL_INTERVAL).await;
     }
+}
+
+/// How often it was started again before anybody waited for it does not count: it may have had reason to.
+fn is_given_up(before: u64, restarts: u64) -> bool {
+    restarts.saturating_sub(before) >= MAX_RESTARTS
 }
 
 /// An error is the daemon's own word that it cannot serve.
@@ -76,5 +82,19 @@ async fn is_ready(paths: &Paths, role: Role) -> std::result::Result<bool, String
     match answer {
         Err(status) if matches!(code::of(&status), Some("failed" | "locked")) => Err(status.message().to_owned()),
         answer => Ok(answer.unwrap_or_default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_was_started_again_earlier_may_still_come_up() {
+        for (before, now, expected) in [(0, 2, false), (0, 3, true), (7, 7, false), (7, 9, false), (7, 10, true)] {
+            assert_eq!(is_given_up(before, now), expected, "{before} {now}");
+        }
+        // It is supervised anew.
+        assert!(!is_given_up(7, 0));
     }
 }
