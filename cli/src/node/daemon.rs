@@ -321,6 +321,14 @@ async fn end(role: Role, child: &mut Child) {
     }
 }
 
+/// Keeps the supervisor's own log short. It has none under systemd, where all that it says is in the journal.
+pub(super) async fn bound_own_log(log: PathBuf) {
+    loop {
+        bound_log(&log);
+        tokio::time::sleep(LOG_CHECK_INTERVAL).await;
+    }
+}
+
 /// Keeps the newest and the one before. The daemon appends, so it carries on at the start of the emptied file.
 fn bound_log(log: &Path) {
     let too_long = fs::metadata(log).is_ok_and(|meta| meta.len() > LOG_LIMIT_BYTES);
@@ -392,6 +400,16 @@ mod tests {
         bound_log(&log);
         assert_eq!(fs::metadata(&log).unwrap().len(), 0);
         assert_eq!(fs::metadata(log.with_extension("log.1")).unwrap().len(), LOG_LIMIT_BYTES + 1);
+    }
+
+    #[tokio::test]
+    async fn the_supervisors_own_log_is_cut_when_it_has_grown_too_long() {
+        let root = tempfile::tempdir().unwrap();
+        let log = root.path().join("node.log");
+        fs::File::create(&log).unwrap().set_len(LOG_LIMIT_BYTES + 1).unwrap();
+        let bounding = tokio::time::timeout(Duration::from_millis(50), bound_own_log(log.clone()));
+        assert!(bounding.await.is_err(), "it goes on");
+        assert_eq!(fs::metadata(&log).unwrap().len(), 0);
     }
 
     #[test]

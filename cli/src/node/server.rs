@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{
     broken,
-    daemon::Role,
+    daemon::{Role, bound_own_log, log_file},
     gossip::{self, Gossip},
     init, join, leave, moved, rejoin, renew, reset, role,
     supervisor::Supervisor,
@@ -33,6 +33,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     let incoming = unix_incoming(&socket, SOCKET_MODE)?;
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     start_member(&supervisor)?;
+    let log = tokio::spawn(bound_own_log(log_file(&supervisor.paths, "node")));
     let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
     let address = tokio::spawn(moved::keep_address(Arc::clone(&supervisor)));
     let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
@@ -52,6 +53,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
         _ = interrupt.recv() => Ok(()),
     };
     tracing::info!("stopping; containers go on");
+    log.abort();
     renewal.abort();
     address.abort();
     following.abort();

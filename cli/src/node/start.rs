@@ -53,15 +53,22 @@ async fn wait_for_answer(paths: &Paths, mut child: Option<&mut Child>) -> Result
     while !answers(paths) {
         let ended = child.as_mut().map(|child| child.try_wait()).transpose()?.flatten();
         if ended.is_some() || Instant::now() >= deadline {
-            bail!(
-                "orch does not start; the end of {}:\n{}",
-                log_file(paths, "node").display(),
-                log_tail(paths, "node", LAST_LINES)
-            );
+            bail!(not_started(paths, child.is_none()));
         }
         sleep(POLL_INTERVAL).await;
     }
     Ok(())
+}
+
+fn not_started(paths: &Paths, by_systemd: bool) -> String {
+    if by_systemd {
+        return format!("orch does not start: see `journalctl -u {UNIT}`");
+    }
+    format!(
+        "orch does not start; the end of {}:\n{}",
+        log_file(paths, "node").display(),
+        log_tail(paths, "node", LAST_LINES)
+    )
 }
 
 fn answers(paths: &Paths) -> bool {
@@ -92,4 +99,20 @@ fn spawn_detached(paths: &Paths) -> Result<Child> {
     // SAFETY: setsid is one system call and allocates nothing.
     unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
     command.spawn().context("cannot start the supervisor")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_it_does_not_start_is_looked_for_where_it_says_so() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::under(root.path());
+        let log = log_file(&paths, "node");
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        fs::write(&log, "of another day\n").unwrap();
+        assert_eq!(not_started(&paths, true), "orch does not start: see `journalctl -u orch.service`");
+        assert!(not_started(&paths, false).ends_with("/node/log/node.log:\nof another day"));
+    }
 }
