@@ -29,6 +29,12 @@ pub(super) fn private_dir(path: &Path) -> Result<()> {
     made.with_context(|| format!("cannot make the folder {}", path.display()))
 }
 
+/// Gives a file another name in its folder, for good.
+pub(super) fn rename(path: &Path, to: &Path) -> Result<()> {
+    let renamed = fs::rename(path, to).and_then(|()| sync_parent(path));
+    renamed.with_context(|| format!("cannot rename {}", path.display()))
+}
+
 /// Removes a file for good; none there is fine.
 pub(super) fn remove_file(path: &Path) -> Result<()> {
     if_present(fs::remove_file(path))

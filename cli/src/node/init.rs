@@ -48,7 +48,8 @@ pub(super) async fn init(supervisor: &Supervisor, request: wire::InitRequest) ->
     let plan = Plan::new(&request)?;
     super::ports::manager(plan.listen, plan.advertise).await?;
     super::ports::peer()?;
-    // What an init that was cut short left behind.
+    // What a leave or an init that was cut short left behind.
+    super::leave::finish(supervisor).await?;
     supervisor.make_room()?;
     match plan.carry_out(supervisor).await {
         Ok(response) => Ok(response),

@@ -48,7 +48,8 @@ pub(super) async fn join(supervisor: &Supervisor, request: wire::JoinNodeRequest
     }
     let plan = Plan::new(&request, remote, peer)?;
     ports::peer()?;
-    // What a join that was cut short left behind.
+    // What a leave or a join that was cut short left behind.
+    leave::finish(supervisor).await?;
     supervisor.make_room()?;
     match plan.carry_out(supervisor, channel).await {
         Ok(response) => Ok(response),

@@ -1,6 +1,6 @@
 //! `orch leave`: this node goes out of its cluster and keeps nothing of it.
 
-use std::{process::Stdio, time::Duration};
+use std::{process::Stdio, sync::Arc, time::Duration};
 
 use orch_model::node::NodeRole;
 use orch_proto::{
@@ -36,8 +36,25 @@ pub(super) async fn leave(supervisor: &Supervisor, request: wire::LeaveNodeReque
     tell_managers(supervisor, &others, request.force).await;
     supervisor.forget_membership()?;
     supervisor.stop_daemons().await;
-    clean_up(supervisor).await;
+    finish(supervisor).await?;
     Ok(wire::Empty {})
+}
+
+/// At the start of the supervisor: removes what a leave that was cut short did not get to.
+pub(super) async fn go_on(supervisor: Arc<Supervisor>) {
+    let Ok(_operation) = supervisor.turn().await else { return };
+    if let Err(error) = finish(&supervisor).await {
+        tracing::warn!(%error, "cannot finish a leave that was cut short");
+    }
+}
+
+/// The rest of a leave, if one is under way, however often it was cut short.
+pub(super) async fn finish(supervisor: &Supervisor) -> Result<()> {
+    if supervisor.member().is_none() && supervisor.node_dir.is_leaving() {
+        clean_up(supervisor).await;
+        supervisor.node_dir.have_left()?;
+    }
+    Ok(())
 }
 
 /// Docker's words, which people search for.
@@ -97,4 +114,43 @@ async fn run_clean_up(role: Role) -> anyhow::Result<()> {
         return Ok(());
     }
     anyhow::bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use orch_proto::paths::Paths;
+
+    use super::*;
+    use crate::node::member::Member;
+
+    /// The daemons' programs are this test binary, which does not know what it is told.
+    #[tokio::test]
+    async fn a_leave_that_was_cut_short_is_finished_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::under(dir.path());
+        let member = Member {
+            cluster_id: "c".into(),
+            node_id: "n".into(),
+            manager: true,
+            hostname: "h".into(),
+            advertise_addr: "192.0.2.1:2377".into(),
+            listen_addr: "0.0.0.0:2377".into(),
+            data_addr: "192.0.2.1".into(),
+            managers: Vec::new(),
+            chosen: false,
+        };
+        for is_cut_short in [false, true] {
+            let supervisor = Supervisor::open(paths.clone()).unwrap();
+            supervisor.become_member(member.clone()).unwrap();
+            std::fs::create_dir_all(paths.manager_dir().join("keys")).unwrap();
+            if is_cut_short {
+                supervisor.forget_membership().unwrap();
+            }
+            drop(supervisor);
+            let supervisor = Arc::new(Supervisor::open(paths.clone()).unwrap());
+            go_on(Arc::clone(&supervisor)).await;
+            assert_eq!(paths.manager_dir().exists(), !is_cut_short);
+            assert_eq!((supervisor.member().is_none(), supervisor.node_dir.is_leaving()), (is_cut_short, false));
+        }
+    }
 }

@@ -19,6 +19,8 @@ const STATE_FILE: &str = "state.json";
 const COPY_FILE: &str = "state-copy.json";
 /// What a state file that cannot be read is renamed to.
 const DAMAGED_FILE: &str = "state-damaged.json";
+/// What the state file becomes by a leave, until all that the membership made is gone.
+const LEAVING_FILE: &str = "state-leaving.json";
 /// Names the node whose address orch chose: a file of its own, because older versions refuse a state file with more in it.
 const CHOSEN_FILE: &str = "address-chosen";
 
@@ -130,7 +132,7 @@ impl NodeDir {
         if member.chosen && !self.is_chosen(member) {
             files::write_atomically(&self.chosen_file(), member.node_id.as_bytes(), 0o600)?;
         }
-        Ok(())
+        self.have_left()
     }
 
     /// Where that is not known, it was given.
@@ -143,6 +145,26 @@ impl NodeDir {
         files::remove_file(&self.chosen_file())?;
         files::remove_file(&self.copy_file())?;
         files::remove_file(&self.state_file())
+    }
+
+    /// As [`NodeDir::forget`], with a mark that something is left to be removed.
+    pub(super) fn leave(&self) -> Result<()> {
+        files::remove_file(&self.chosen_file())?;
+        files::remove_file(&self.copy_file())?;
+        files::rename(&self.state_file(), &self.leaving_file())
+    }
+
+    /// Nobody has removed yet what the former membership made.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving_file().exists()
+    }
+
+    pub(super) fn have_left(&self) -> Result<()> {
+        files::remove_file(&self.leaving_file())
+    }
+
+    fn leaving_file(&self) -> PathBuf {
+        self.dir.join(LEAVING_FILE)
     }
 
     fn copy_file(&self) -> PathBuf {
@@ -210,6 +232,21 @@ mod tests {
         assert_eq!(dir.load().unwrap(), Some(member()));
         dir.forget().unwrap();
         assert_eq!(dir.load().unwrap(), None);
+    }
+
+    #[test]
+    fn a_leave_is_remembered_until_it_is_done_or_another_membership_begins() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = NodeDir::open(&Paths::under(root.path())).unwrap();
+        let ends: [&dyn Fn() -> Result<()>; 2] = [&|| dir.have_left(), &|| dir.save(&member())];
+        for end in ends {
+            dir.save(&member()).unwrap();
+            assert!(!dir.is_leaving());
+            dir.leave().unwrap();
+            assert_eq!((dir.load().unwrap(), dir.is_leaving()), (None, true));
+            end().unwrap();
+            assert!(!dir.is_leaving());
+        }
     }
 
     #[test]

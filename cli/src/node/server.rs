@@ -34,6 +34,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     start_member(&supervisor)?;
     let log = tokio::spawn(bound_own_log(log_file(&supervisor.paths, "node")));
+    let leaving = tokio::spawn(leave::go_on(Arc::clone(&supervisor)));
     let renewal = tokio::spawn(renew::keep_fresh(Arc::clone(&supervisor)));
     let address = tokio::spawn(moved::keep_address(Arc::clone(&supervisor)));
     let following = tokio::spawn(role::follow(Arc::clone(&supervisor)));
@@ -54,6 +55,7 @@ pub(super) async fn serve(paths: Paths) -> Result<()> {
     };
     tracing::info!("stopping; containers go on");
     log.abort();
+    leaving.abort();
     renewal.abort();
     address.abort();
     following.abort();

@@ -91,7 +91,7 @@ impl Supervisor {
 
     /// The first step of leave that cannot be undone.
     pub(super) fn forget_membership(&self) -> Result<()> {
-        self.node_dir.forget()?;
+        self.node_dir.leave()?;
         self.set_member(None);
         Ok(())
     }
