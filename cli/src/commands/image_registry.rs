@@ -139,8 +139,11 @@ async fn prune_labelled(
     until: Option<u64>,
 ) -> anyhow::Result<wire::PruneImagesResponse> {
     let images = worker.list_images(wire::Empty {}).await.map_err(explain)?.into_inner().images;
+    let containers = worker.list_containers(wire::Empty {}).await.map_err(explain)?.into_inner().containers;
+    // By force an image loses its names although a container has it that is stopped.
+    let is_used = |image: &wire::LocalImage| containers.iter().any(|container| container.image_digest == image.digest);
     let mut pruned = wire::PruneImagesResponse::default();
-    for image in images.iter().filter(|image| is_prunable(image, filters, all, until)) {
+    for image in images.iter().filter(|image| is_prunable(image, filters, all, until) && !is_used(image)) {
         let request = wire::RemoveImageRequest { reference: image.digest.clone(), force: true };
         let removed = match worker.remove_image(request).await {
             // A container uses it, or it went meanwhile.

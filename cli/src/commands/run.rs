@@ -338,11 +338,12 @@ async fn try_run(args: RunArgs, paths: &Paths) -> Result<i32, Failure> {
     }
 }
 
-/// `--rm` also holds for what could not be started.
+/// `--rm` also holds for what could not be started. What runs is not removed: if the session broke, the program goes on, and
+/// its node removes it when it has ended.
 async fn discard(args: &CreateArgs, created: &wire::CreateContainerResponse, worker: &mut Worker) {
     if args.rm {
         let reference = created.container_id.clone();
-        let request = wire::RemoveContainerRequest { reference, force: true, volumes: true };
+        let request = wire::RemoveContainerRequest { reference, force: false, volumes: true };
         // What it failed of matters more.
         let _ = worker.remove_container(request).await;
     }

@@ -50,8 +50,19 @@ pub(crate) fn parse(text: &str) -> Result<Mount, Refusal> {
             return Err(format!("cannot mix '{other}-*' options with mount type '{kind}': leave them out"));
         }
     }
+    if mount.kind == MountKind::Bind && (mount.source == "." || mount.source.starts_with("./")) {
+        mount.source = absolute(&mount.source)?;
+    }
     check_recursive(&mount)?;
     check(mount)
+}
+
+/// As Docker's client takes it: from where the command is given.
+fn absolute(source: &str) -> Result<String, Refusal> {
+    let here = std::env::current_dir().map_err(|error| format!("source {source:?}: {error}"))?;
+    here.to_str()
+        .map(|here| join(here, source))
+        .ok_or_else(|| format!("source {source:?}: no text: {}", here.display()))
 }
 
 fn word(kind: MountKind) -> &'static str {
@@ -190,6 +201,11 @@ mod tests {
         let mount = parse("type=bind,src=/a,dst=/b,ro").unwrap();
         assert_eq!((mount.kind, mount.source.as_str(), mount.target.as_str()), (MountKind::Bind, "/a", "/b"));
         assert!(mount.read_only);
+        let here = std::env::current_dir().unwrap().display().to_string();
+        for (source, expected) in [("./conf", format!("{here}/conf")), (".", here.clone())] {
+            assert_eq!(parse(&format!("type=bind,source={source},target=/c")).unwrap().source, expected);
+        }
+        assert!(parse("type=bind,source=conf,target=/c").is_err());
         let mount = parse("source=data,target=/d,readonly=false,volume-label=a=b,volume-opt=type=nfs").unwrap();
         assert_eq!((mount.kind, mount.read_only), (MountKind::Volume, false));
         assert_eq!(mount.volume_labels["a"], "b");

@@ -225,7 +225,11 @@ impl Progress {
             ServiceMode::Replicated { replicas } => replicas,
             ServiceMode::ReplicatedJob { total_completions, .. } => total_completions,
             ServiceMode::Global => slots.values().filter(|tasks| tasks.iter().any(|t| t.is_wanted())).count() as u64,
-            ServiceMode::GlobalJob => slots.len() as u64,
+            // What an earlier run left on a node that takes no part in this one is over.
+            ServiceMode::GlobalJob => {
+                let takes_part = |t: &&Task| self.is_current(t) || !t.status.state.is_terminal();
+                slots.values().filter(|tasks| tasks.iter().any(takes_part)).count() as u64
+            }
         };
         (finished, total)
     }
@@ -472,7 +476,10 @@ mod tests {
         assert_eq!(jobs.view().head, "job progress: 1 out of 5 complete\nactive tasks: 2 out of 2 tasks");
         assert_eq!(jobs.monitor(), Duration::ZERO, "what is complete stays so");
         job.spec.mode = ServiceMode::GlobalJob;
-        let done = progress(Arc::new(job), vec![task(1, 0, TaskState::Complete, None)]);
+        // Another node had its part in an earlier run, and has none in this one.
+        let mut earlier = (*task(2, 0, TaskState::Complete, None)).clone();
+        (earlier.spec_version, earlier.node) = (Version(4), Some(orch_model::NodeId::from_random(2)));
+        let done = progress(Arc::new(job), vec![task(1, 0, TaskState::Complete, None), Arc::new(earlier)]);
         assert_eq!(
             (done.view().head.as_str(), done.verdict()),
             ("job progress: 1 out of 1 complete", Verdict::Converged)

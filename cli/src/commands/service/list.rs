@@ -53,7 +53,7 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
         return Ok(());
     }
     let tasks = api.all::<Task>().await?;
-    let counts = Counts::of(&tasks);
+    let counts = Counts::of(&tasks, &services);
     let mut rows: Vec<(String, Row)> = services
         .iter()
         // One that is being removed is gone for its users; only its tasks still wind down.
@@ -76,13 +76,16 @@ pub(crate) async fn print(flags: &ListFlags, stack: Option<&str>, paths: &Paths)
 pub(crate) struct Counts(HashMap<String, (u64, u64, u64)>);
 
 impl Counts {
-    pub(crate) fn of(tasks: &[Arc<Task>]) -> Self {
+    pub(crate) fn of(tasks: &[Arc<Task>], services: &[Arc<Service>]) -> Self {
+        let current: HashMap<_, _> = services.iter().map(|service| (&service.id, service.spec_version)).collect();
         let mut counts: HashMap<String, (u64, u64, u64)> = HashMap::new();
         for task in tasks {
             let slot = counts.entry(task.service.to_string()).or_default();
             slot.0 += u64::from(task.status.state == TaskState::Running && task.desired_state <= TaskState::Running);
             slot.1 += u64::from(task.desired_state <= TaskState::Running && !task.status.state.is_terminal());
-            slot.2 += u64::from(task.status.state == TaskState::Complete);
+            // Of a job's run, not of those before it.
+            let is_current = current.get(&task.service) == Some(&task.spec_version);
+            slot.2 += u64::from(task.status.state == TaskState::Complete && is_current);
         }
         Self(counts)
     }
