@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::{
     sys::{prctl, signal::Signal},
-    unistd::{Gid, Pid, Uid, getpid, getppid},
+    unistd::{Pid, getpid, getppid},
 };
 use orch_proto::{keeper, paths::Paths, wire};
 use tokio::{
@@ -24,7 +24,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::keeper::{FileLimit, Kept};
+use super::{
+    keeper::{FileLimit, Kept},
+    owner,
+};
 
 /// Pauses before the first, second, … restart; the last one repeats.
 const RESTART_DELAYS: [Duration; 6] = [
@@ -94,8 +97,16 @@ impl Daemon {
         let (stop, stopping) = watch::channel(false);
         let facts = Arc::default();
         let log_level = log_level(&paths.config_file());
-        let supervision =
-            Supervision { role, log, log_level, files, kept: Kept::default(), stopping, facts: Arc::clone(&facts) };
+        let supervision = Supervision {
+            role,
+            paths: paths.clone(),
+            log,
+            log_level,
+            files,
+            kept: Kept::default(),
+            stopping,
+            facts: Arc::clone(&facts),
+        };
         Ok(Self { role, facts, stop, task: tokio::spawn(supervision.run()) })
     }
 
@@ -174,14 +185,9 @@ fn log_level(config: &Path) -> Option<String> {
     config.get("log-level")?.as_str().map(str::to_owned)
 }
 
-/// The user that the manager runs as, when the machine has it.
-pub(super) fn manager_user() -> Option<(Uid, Gid)> {
-    const NAME: &str = "orch";
-    nix::unistd::User::from_name(NAME).ok().flatten().map(|user| (user.uid, user.gid))
-}
-
 struct Supervision {
     role: Role,
+    paths: Paths,
     log: PathBuf,
     log_level: Option<String>,
     /// What the daemon may open, when the supervisor may open more.
@@ -265,7 +271,10 @@ impl Supervision {
         {
             command.env(LOG_VAR, level);
         }
-        if let (Role::Manager, Some((uid, gid))) = (self.role, manager_user()) {
+        if let (Role::Manager, Some((uid, gid))) = (self.role, owner::manager_user()) {
+            if let Err(error) = owner::hand_over(&self.paths) {
+                tracing::warn!("the manager may be unable to use its files: {error:#}");
+            }
             command.uid(uid.as_raw()).gid(gid.as_raw());
         }
         die_with_parent(&mut command, self.files);

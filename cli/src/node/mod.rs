@@ -22,6 +22,7 @@ mod leave;
 mod managers;
 mod member;
 mod moved;
+mod owner;
 mod ports;
 mod rejoin;
 mod renew;

@@ -1,8 +1,7 @@
 //! What init, join, leave and the start of the supervisor share: the membership and the running daemons.
 
 use std::{
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::PoisonError,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,11 +16,12 @@ use tokio::{
 
 use super::{
     apart,
-    daemon::{Daemon, Role, manager_user},
+    daemon::{Daemon, Role},
     error::{NodeError, Result as NodeResult},
     files,
     keeper::FileLimit,
     member::{Member, NodeDir},
+    owner,
 };
 
 const DAEMON_CONFIG: &str = "daemon.pb";
@@ -45,7 +45,7 @@ impl Supervisor {
     pub(super) fn open(paths: Paths) -> Result<Self> {
         let node_dir = NodeDir::open(&paths)?;
         let member = node_dir.load()?;
-        prepare_run_dir(&paths.run)?;
+        owner::prepare_run_dir(&paths.run)?;
         Ok(Self {
             paths,
             node_dir,
@@ -158,14 +158,9 @@ impl Supervisor {
 
     /// Gives the manager's files to the user that it runs as.
     pub(super) fn hand_over(&self, role: Role) -> Result<()> {
-        let dir = self.dir_of(role);
-        match (role, manager_user()) {
-            (Role::Manager, Some((uid, gid))) => chown_all(&dir, uid, gid),
-            (Role::Manager, None) => {
-                tracing::info!("this machine has no user \"orch\": the manager runs as root");
-                Ok(())
-            }
-            (Role::Netd | Role::Worker, _) => Ok(()),
+        match role {
+            Role::Manager => owner::hand_over(&self.paths),
+            Role::Netd | Role::Worker => Ok(()),
         }
     }
 
@@ -225,31 +220,6 @@ impl Supervisor {
     fn daemons(&self) -> std::sync::MutexGuard<'_, Vec<Daemon>> {
         self.daemons.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The manager must be able to make its socket here when it has a user of its own; nobody removes another's.
-fn prepare_run_dir(run: &Path) -> Result<()> {
-    std::fs::create_dir_all(run).with_context(|| format!("cannot make the folder {}", run.display()))?;
-    let mode = match manager_user() {
-        Some((_, gid)) => {
-            nix::unistd::chown(run, None, Some(gid)).with_context(|| format!("cannot chown {}", run.display()))?;
-            0o1775
-        }
-        None => 0o755,
-    };
-    std::fs::set_permissions(run, std::fs::Permissions::from_mode(mode))
-        .with_context(|| format!("cannot set the mode of {}", run.display()))
-}
-
-fn chown_all(path: &Path, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> Result<()> {
-    let what = || format!("cannot chown {}", path.display());
-    std::os::unix::fs::lchown(path, Some(uid.as_raw()), Some(gid.as_raw())).with_context(what)?;
-    if path.symlink_metadata().with_context(what)?.is_dir() {
-        for entry in std::fs::read_dir(path).with_context(what)? {
-            chown_all(&entry.with_context(what)?.path(), uid, gid)?;
-        }
-    }
-    Ok(())
 }
 
 fn under_way() -> NodeError {
