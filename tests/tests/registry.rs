@@ -283,7 +283,8 @@ fn a_stack_takes_its_login_along(lab: &Lab, folder: &Path, web: &str) {
         let _ = with_login(lab, folder, &[&command[..], more, &[stack]].concat()).ok();
     };
     let logins = || lab.orch(&["secret", "ls", "-q", "--filter", "label=orch.registry-login"]).ok();
-    let _ = lab.orch_on("n2", &["image", "rm", "-f", web]);
+    // Its last task may still run there.
+    eventually("the other node has it no more", || lab.orch_on("n2", &["image", "rm", "-f", web]).result());
     deploy("bare", &[]);
     eventually("a stranger is refused", || {
         let tasks = lab.orch(&["service", "ps", "--no-trunc", "bare_web"]).ok();
