@@ -478,6 +478,11 @@ fn root_of_a_container_can_be_nobody_on_its_node() {
     });
     assert_eq!(lab.orch(&["logs", "nobody"]).ok(), "0\n 0 1000000 65536\n0\n0\n0\n");
     assert_eq!(lab.orch(&["exec", "nobody", "sh", "-c", "id -u; ls /sys/class/net"]).ok(), "0\neth0\nlo\n");
+    for user in ["0", "33"] {
+        let script = "echo $(id -u) >/dev/stdout; stat -c %u $(tty)";
+        let said = lab.orch(&["exec", "-t", "-u", user, "nobody", "sh", "-c", script]).ok();
+        assert_eq!(said, format!("{user}\r\n{user}\r\n"));
+    }
     let seen = "stat -c %u:%g /var/lib/orch/worker/volumes/vol/_data/f; orch top nobody | awk 'NR == 2 {print $1}'; \
         echo in > /run/orch/in && orch cp -q /run/orch/in nobody:/v/in && orch exec nobody stat -c %u:%g /v/in";
     assert_eq!(on_node(seen).ok(), "1000000:1000000\n1000000\n0:0\n");

@@ -23,7 +23,7 @@ use nix::{
     fcntl::{OFlag, open},
     sched::{CloneFlags, setns},
     sys::stat::{Mode, umask},
-    unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setgroups, setsid},
+    unistd::{Gid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fchown, setfsgid, setfsuid, setgroups, setsid},
 };
 use serde::Deserialize;
 
@@ -318,8 +318,8 @@ fn connect(streams: &Streams<'_>, uid: u32) -> Result<(), Failure> {
         Streams::Given { stdin, stdout, stderr } => (*stdin, *stdout, *stderr),
         Streams::Terminal(socket) => {
             terminal = make_terminal(*socket).map_err(|err| failure(format!("make a terminal: {err}")))?;
-            // Else it could not open /dev/stdout.
-            fchown(&terminal, Some(Uid::from_raw(uid)), None).map_err(step("hand over the terminal"))?;
+            // Else it could not open /dev/stdout. Refused where /dev/pts is read-only, which is fine.
+            let _ = fchown(&terminal, Some(Uid::from_raw(uid)), None);
             (terminal.as_fd(), terminal.as_fd(), terminal.as_fd())
         }
     };
@@ -331,6 +331,9 @@ fn connect(streams: &Streams<'_>, uid: u32) -> Result<(), Failure> {
 /// A terminal of the container's own, under which this process's session runs; the master side goes over the socket.
 fn make_terminal(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    // It belongs to who opens it. Where users are remapped the node's root has no number, and what is his cannot be given away.
+    setfsgid(Gid::from_raw(0));
+    setfsuid(Uid::from_raw(0));
     let master = open("/dev/ptmx", flags, Mode::empty())?;
     let number = nix::sys::stat::fstat(&master)?.st_rdev;
     if (nix::sys::stat::major(number), nix::sys::stat::minor(number)) != PTMX {
