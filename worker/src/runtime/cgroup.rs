@@ -11,6 +11,8 @@ use std::{
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use super::usage;
+
 const ROOT: &str = "/sys/fs/cgroup";
 /// How long to wait for killed processes to be gone.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -140,6 +142,8 @@ impl Layout {
     pub(crate) fn destroy(&self, cgroup: &str) -> io::Result<()> {
         let deadline = Instant::now() + KILL_LIMIT;
         let folders = self.folders(cgroup);
+        // On version 1 what is frozen does not end. Refused where nothing is left.
+        let _ = usage::set_frozen(self, cgroup, false);
         for folder in &folders {
             kill_all(folder, deadline)?;
         }

@@ -312,7 +312,7 @@ impl Container {
     /// Kills what still runs and removes cgroups and the shim's folder; may be repeated. The log stays: it is the caller's.
     pub async fn delete(&self) -> Result<(), RuntimeError> {
         self.kill(libc::SIGKILL).await?;
-        // On version 1 what is frozen does not end. Refused where nothing is left.
+        // Before its end is waited for: on version 1 what is frozen does not end. Refused where nothing is left.
         let _ = self.set_frozen(false).await;
         if let Some(mut connection) = Connection::open(&self.0.folder).await? {
             connection.send(Request::Wait, &[]).await;

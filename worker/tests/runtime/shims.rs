@@ -36,20 +36,23 @@ async fn another_worker_finds_what_the_first_one_left() {
 #[tokio::test]
 async fn a_killed_shim_takes_its_container_along() {
     let node = Node::new();
-    let container = node.start(&["sh", "-c", "sleep 1000 & sleep 1000"]).await;
-    let waiting = tokio::spawn({
-        let container = container.clone();
-        async move { container.wait().await }
-    });
-    kill(shim_of(&container));
-    let exit = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap();
-    assert_eq!((exit.code, exit.signal), (137, Some(9)));
-    assert!(exit.error.unwrap().contains("shim was killed"));
-    // Its control group is empty, but the kernel may still be taking the process apart.
-    poll("the container's process is gone", || is_gone(container.pid())).await;
-    assert!(matches!(node.runtime.recover().await.unwrap().as_slice(), [Recovered::Ended(..)]));
-    container.delete().await.unwrap();
-    assert!(node.runtime.recover().await.unwrap().is_empty());
+    for paused in [false, true] {
+        let container = node.start(&["sh", "-c", "sleep 1000 & sleep 1000"]).await;
+        container.set_frozen(paused).await.unwrap();
+        let waiting = tokio::spawn({
+            let container = container.clone();
+            async move { container.wait().await }
+        });
+        kill(shim_of(&container));
+        let exit = timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap();
+        assert_eq!((exit.code, exit.signal), (137, Some(9)));
+        assert!(exit.error.unwrap().contains("shim was killed"));
+        // Its control group is empty, but the kernel may still be taking the process apart.
+        poll("the container's process is gone", || is_gone(container.pid())).await;
+        assert!(matches!(node.runtime.recover().await.unwrap().as_slice(), [Recovered::Ended(..)]));
+        container.delete().await.unwrap();
+        assert!(node.runtime.recover().await.unwrap().is_empty());
+    }
 }
 
 #[tokio::test]
