@@ -327,6 +327,11 @@ pub(crate) fn is_mounted(folder: &Path) -> bool {
     stat.is_ok_and(|stat| stat.stx_attributes.contains(rfs::StatxAttributes::MOUNT_ROOT))
 }
 
+/// Where the file system is mounted that a path lies on.
+pub(crate) fn mount_point(path: &Path) -> &Path {
+    path.ancestors().find(|folder| is_mounted(folder)).unwrap_or(Path::new("/"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;

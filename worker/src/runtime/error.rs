@@ -24,6 +24,12 @@ pub enum RuntimeError {
     Crowded,
     #[error("bind source path does not exist: {0}")]
     NoBindSource(PathBuf),
+    #[error(
+        "{} is on the same mount as {}, which passes nothing on for a container with another's IPC namespace: bind it \
+         without bind-propagation=shared, or run the container without --ipc container:NAME",
+        .path.display(), .shims.display()
+    )]
+    NotShared { path: PathBuf, shims: PathBuf },
     #[error("the device {path} cannot be used")]
     Device { path: String, source: io::Error },
     #[error("{what} {path}")]

@@ -69,7 +69,7 @@ pub use plan::{
 pub use usage::{NewLimits, ProcessInfo, Usage};
 
 use crate::{
-    contents::{self, is_mounted},
+    contents::{self, is_mounted, mount_point},
     shim::protocol::{Files, HealthPlan, ShimConfig, VERSION},
 };
 use caps::CapSet;
@@ -268,6 +268,7 @@ impl Inner {
         let caps = self.capabilities(container)?;
         let devices = devices(container)?;
         check_sources(container)?;
+        check_shared(plan, &self.shims_dir)?;
         let dir = spec::working_dir(container, &plan.image)?;
         let owner = plan.users.as_ref().map(|users| (users.uid, users.gid));
         rootfs::make_folders(&plan.rootfs, &dir, owner)
@@ -417,6 +418,16 @@ fn check_sources(container: &ContainerSpec) -> Result<(), RuntimeError> {
     let mut binds = container.mounts.iter().filter(|mount| mount.kind == MountKind::Bind);
     match binds.find(|mount| !Path::new(&mount.source).exists()) {
         Some(mount) => Err(RuntimeError::NoBindSource(mount.source.clone().into())),
+        None => Ok(()),
+    }
+}
+
+/// The maker of a container with another's IPC namespace passes nothing on of the mount where it has the other's /dev/shm.
+fn check_shared(plan: &ContainerPlan<'_>, shims_dir: &Path) -> Result<(), RuntimeError> {
+    let Sharing::Other(_) = plan.options.ipc else { return Ok(()) };
+    let on = |path: &Path| path.canonicalize().map(|path| mount_point(&path).to_owned()).ok();
+    match plan.shared().find(|source| on(source) == on(shims_dir)) {
+        Some(source) => Err(RuntimeError::NotShared { path: source.to_owned(), shims: shims_dir.to_owned() }),
         None => Ok(()),
     }
 }

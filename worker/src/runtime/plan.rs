@@ -50,9 +50,14 @@ impl ContainerPlan<'_> {
         own.chain(self.binds.iter().map(|bind| (bind.source.as_path(), bind.propagation.as_str())))
     }
 
-    /// Whether what it mounts there is to appear on the node, too.
+    /// Where what it mounts is to appear on the node, too.
+    pub(super) fn shared(&self) -> impl Iterator<Item = &Path> {
+        let shared = self.given().filter(|(_, propagation)| matches!(*propagation, "shared" | "rshared"));
+        shared.map(|(source, _)| source)
+    }
+
     pub(super) fn shares_mounts(&self) -> bool {
-        self.given().any(|(_, propagation)| matches!(propagation, "shared" | "rshared"))
+        self.shared().next().is_some()
     }
 }
 

@@ -20,6 +20,8 @@ use rustix::{
     },
 };
 
+use crate::contents::mount_point;
+
 /// Moves this process to a mount namespace of its own without what is mounted in `hidden`, which are mounts themselves, except
 /// `kept`.
 pub(super) fn narrow<'a>(
@@ -41,17 +43,18 @@ pub(super) fn narrow<'a>(
     Ok(())
 }
 
-/// Shows this process, in a mount namespace of its own, at `at` what another namespace has at `path`.
+/// Shows this process, in a mount namespace of its own, at `at` what another namespace has at `path`. The node does not see it,
+/// but goes on seeing what is mounted elsewhere.
 pub(super) fn borrow(namespace: &Path, path: &Path, at: &Path) -> io::Result<()> {
-    let (own, other) = (File::open("/proc/self/ns/mnt")?, File::open(namespace)?);
+    let (own, other) = (File::open("/proc/thread-self/ns/mnt")?, File::open(namespace)?);
     fs::create_dir_all(at)?;
     setns(other, CloneFlags::CLONE_NEWNS)?;
     let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC);
     setns(own, CloneFlags::CLONE_NEWNS)?;
     let tree = tree?;
     unshare(CloneFlags::CLONE_NEWNS)?;
-    // The node is not to see it.
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    // Not all mounts: what the container mounts in a shared bind is to appear on the node.
+    mount_change(mount_point(at), MountPropagationFlags::DOWNSTREAM)?;
     move_mount(&tree, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     Ok(())
 }
@@ -61,6 +64,7 @@ mod tests {
     use rustix::mount::{MountFlags, mount, mount_bind};
 
     use super::*;
+    use crate::contents::is_mounted;
 
     /// Needs root. Mount namespaces are a thread's own, so the other tests do not notice.
     #[test]
@@ -92,5 +96,39 @@ mod tests {
             (within, seen())
         });
         assert_eq!(node.join().unwrap(), ([true, false, true], [true; 3]));
+    }
+
+    /// Needs root.
+    #[test]
+    fn the_node_sees_nothing_of_what_is_borrowed_and_all_that_is_mounted_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let [lent, own, shared] = ["lent", "own", "shared"].map(|name| dir.path().join(name));
+        fs::create_dir(&lent).unwrap();
+        fs::write(lent.join("file"), "").unwrap();
+        let other = format!("/proc/{}/ns/mnt", std::process::id());
+        let node = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+            for point in [&own, &shared] {
+                fs::create_dir(point).unwrap();
+                mount("none", point, "tmpfs", MountFlags::empty(), None).unwrap();
+                mount_change(point, MountPropagationFlags::SHARED).unwrap();
+            }
+            let (at, below) = (own.join("at"), shared.join("below"));
+            let seen = || [at.join("file").exists(), is_mounted(&below)];
+            let within = std::thread::scope(|scope| {
+                let maker = scope.spawn(|| {
+                    // A namespace is not changed while its folders are others', too.
+                    unshare(CloneFlags::CLONE_FS).unwrap();
+                    borrow(Path::new(&other), &lent, &at).unwrap();
+                    fs::create_dir(&below).unwrap();
+                    mount("none", &below, "tmpfs", MountFlags::empty(), None).unwrap();
+                    seen()
+                });
+                maker.join().unwrap()
+            });
+            (within, seen())
+        });
+        assert_eq!(node.join().unwrap(), ([true, true], [false, true]));
     }
 }

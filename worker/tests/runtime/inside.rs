@@ -223,6 +223,18 @@ async fn shared_memory_goes_with_the_ipc_namespace() {
     assert_eq!(output(first.exec(&command(&["cat", "/dev/shm/two"])).await.unwrap()).await.1, "back\n");
     // On the node there is nothing of it to be seen.
     assert!(!fs::read_to_string("/proc/self/mountinfo").unwrap().contains(node.dir.path().to_str().unwrap()));
+    // What is mounted where the maker has the other's could not be passed on.
+    let refused = node.create_with(
+        &looks,
+        |_, _| {},
+        |plan| {
+            let (source, propagation) = (node.dir.path().to_owned(), "rshared".to_owned());
+            plan.binds = vec![BindMount { source, target: "/srv".to_owned(), read_only: false, propagation }];
+            plan.options.ipc = ipc();
+        },
+    );
+    let refused = refused.await.unwrap_err().to_string();
+    assert!(refused.contains("is on the same mount as"), "{refused}");
     first.delete().await.unwrap();
 }
 
