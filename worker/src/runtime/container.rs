@@ -406,14 +406,13 @@ impl Container {
         process["args"] = json!(request.args);
         process["capabilities"] = capabilities(caps);
         let env: Vec<String> = serde_json::from_value(process["env"].take()).unwrap_or_default();
-        let mut homes = None;
+        let mut home = None;
         if !request.user.is_empty() {
             let user = user::lookup(&config.rootfs, &request.user, &[])?;
-            let own = user::lookup(&config.rootfs, &process["user"]["uid"].to_string(), &[])?;
             process["user"] = user_value(&user);
-            homes = Some([own.home, user.home]);
+            home = Some(user.home);
         }
-        process["env"] = json!(exec_env(env, homes, request));
+        process["env"] = json!(exec_env(env, home, config.home_is_given, request));
         if !request.cwd.is_empty() {
             process["cwd"] = json!(request.cwd);
         }
@@ -421,13 +420,12 @@ impl Container {
     }
 }
 
-/// A command's variables: the container's, and what comes of the command's user (`homes`: of the container's own user, and of
-/// the command's) and of its terminal. What image or service say of these goes before, as with Docker.
-fn exec_env(env: Vec<String>, homes: Option<[String; 2]>, request: &ExecRequest) -> Vec<String> {
-    let value = |name: &str| env.iter().find_map(|var| var.strip_prefix(name)?.strip_prefix('='));
-    let home =
-        homes.filter(|[own, _]| value("HOME").is_none_or(|home| home == own)).map(|[_, new]| format!("HOME={new}"));
-    let term = (request.tty && value("TERM").is_none()).then(|| "TERM=xterm".to_owned());
+/// A command's variables: the container's, and what comes of the command's user (its `home`, when it has a user of its own)
+/// and of its terminal. What image or service say of these goes before, as with Docker.
+fn exec_env(env: Vec<String>, home: Option<String>, home_is_given: bool, request: &ExecRequest) -> Vec<String> {
+    let has = |name: &str| env.iter().any(|var| var.split('=').next() == Some(name));
+    let home = home.filter(|_| !home_is_given || !has("HOME")).map(|home| format!("HOME={home}"));
+    let term = (request.tty && !has("TERM")).then(|| "TERM=xterm".to_owned());
     let known: Vec<String> = home.into_iter().chain(term).collect();
     merge_env(merge_env(env, &known), &request.env)
 }
@@ -533,19 +531,19 @@ mod tests {
 
     #[test]
     fn what_image_and_service_say_goes_before_what_a_commands_user_and_terminal_are_known_by() {
-        let web = || Some(["/root", "/srv"].map(str::to_owned));
-        for (env, homes, tty, more, want) in [
-            ("HOME=/root", None, false, "", "HOME=/root"),
-            ("HOME=/root A=1", web(), false, "", "HOME=/srv A=1"),
-            ("HOME=/data", web(), false, "", "HOME=/data"),
-            ("A=1", web(), false, "", "A=1 HOME=/srv"),
-            ("HOME=/root", None, true, "", "HOME=/root TERM=xterm"),
-            ("TERM=xterm-256color", None, true, "", "TERM=xterm-256color"),
-            ("HOME=/data TERM=vt100", web(), true, "HOME=/own TERM=dumb", "HOME=/own TERM=dumb"),
+        for (env, home, is_given, tty, more, want) in [
+            ("HOME=/root", None, false, false, "", "HOME=/root"),
+            ("HOME=/root A=1", Some("/srv"), false, false, "", "HOME=/srv A=1"),
+            ("HOME=/root A=1", Some("/srv"), true, false, "", "HOME=/root A=1"),
+            ("A=1", Some("/srv"), false, false, "", "A=1 HOME=/srv"),
+            ("HOME=/root", None, false, true, "", "HOME=/root TERM=xterm"),
+            ("TERM=xterm-256color", None, false, true, "", "TERM=xterm-256color"),
+            ("HOME=/data TERM=vt100", Some("/srv"), true, true, "HOME=/own TERM=dumb", "HOME=/own TERM=dumb"),
         ] {
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             let request = ExecRequest { tty, env: words(more), ..Default::default() };
-            assert_eq!(exec_env(words(env), homes, &request), words(want), "{env}");
+            let home = home.map(str::to_owned);
+            assert_eq!(exec_env(words(env), home, is_given, &request), words(want), "{env}");
         }
     }
 

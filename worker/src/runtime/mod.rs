@@ -308,6 +308,7 @@ impl Inner {
                 Sharing::Other(ipc) => Some(ipc.with_file_name("mnt")),
                 Sharing::Own | Sharing::Host => None,
             },
+            home_is_given: plan.gives_home(),
             health: health::plan(container.health.as_ref(), plan.image.health.as_ref()).map(|health| HealthPlan {
                 earlier: plan.options.earlier_checks.iter().map(Into::into).collect(),
                 ..health

@@ -50,6 +50,11 @@ impl ContainerPlan<'_> {
         own.chain(self.binds.iter().map(|bind| (bind.source.as_path(), bind.propagation.as_str())))
     }
 
+    /// Whether image or service say where HOME is; else it is the user's own.
+    pub(super) fn gives_home(&self) -> bool {
+        self.image.env.iter().chain(&self.spec.container.env).any(|var| var.starts_with("HOME="))
+    }
+
     /// Where what it mounts is to appear on the node, too.
     pub(super) fn shared(&self) -> impl Iterator<Item = &Path> {
         let shared = self.given().filter(|(_, propagation)| matches!(*propagation, "shared" | "rshared"));

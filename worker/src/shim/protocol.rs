@@ -91,6 +91,9 @@ pub(crate) struct ShimConfig {
     /// The mount namespace of the container whose /dev/shm it shares.
     #[serde(default)]
     pub(crate) shm_of: Option<PathBuf>,
+    /// Image or service say where HOME is; older configurations do not know, and mostly it is the user's own.
+    #[serde(default)]
+    pub(crate) home_is_given: bool,
     #[serde(default)]
     pub(crate) health: Option<HealthPlan>,
 }

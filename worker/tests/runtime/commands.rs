@@ -46,6 +46,23 @@ async fn exec_has_streams_environment_and_exit_codes() {
     assert!(matches!(container.exec(&command(&["true"])).await, Err(RuntimeError::Ended | RuntimeError::Io { .. })));
 }
 
+#[tokio::test]
+async fn home_is_the_commands_users_own_unless_one_is_given() {
+    let node = Node::new();
+    for (given, want) in [(None, "/srv\n"), (Some("HOME=/root"), "/root\n")] {
+        let env = given.map(str::to_owned).into_iter().collect();
+        let container = node.create(&["sleep", "1000"], |c, _| c.env = env).await.unwrap();
+        container.start().await.unwrap();
+        // Whatever has become of the container's own user meanwhile.
+        let passwd = "root:x:0:0:root:/opt:/bin/sh\nweb:x:33:33:web:/srv:/bin/sh\n";
+        fs::write(container.rootfs().join("etc/passwd"), passwd).unwrap();
+        let mut request = command(&["sh", "-c", "echo $HOME"]);
+        request.user = "web".to_owned();
+        assert_eq!(output(container.exec(&request).await.unwrap()).await.1, want);
+        container.delete().await.unwrap();
+    }
+}
+
 /// Whoever asks the shim next may take one that hangs up for dead, and what is left of a dead one's container is killed.
 #[tokio::test]
 async fn a_crowd_of_commands_leaves_room_for_others() {
