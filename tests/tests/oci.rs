@@ -219,6 +219,10 @@ fn a_running_container_is_looked_at_and_changed() {
     let count = || lab.orch(&["exec", "live", "cat", "/count"]).result();
     let first = eventually("it counts", count);
     let refused = |args: &[&str]| lab.orch(args).refused();
+    let _ = lab.orch(&["exec", "live", "touch", "/dev/shm/shared"]).ok();
+    let beside = ["run", "--rm", "--pid", "container:live", "--ipc", "container:live", "busybox"];
+    let seen = lab.orch(&[&beside[..], &["sh", "-c", "ls /dev/shm; tr '\\0' ' ' </proc/1/cmdline"]].concat()).ok();
+    assert!(seen.starts_with("shared\nsh -c mkdir /opt;"), "{seen}");
 
     let _ = lab.orch(&["pause", "live"]).ok();
     assert!(refused(&["pause", "live"]).contains("is already paused"));

@@ -60,9 +60,13 @@ impl Joined {
 
     /// Good while this is held.
     pub(super) fn netns(&self) -> Option<PathBuf> {
-        let path = |file: &File| PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()));
-        self.netns.as_ref().map(path)
+        self.netns.as_ref().map(path_of)
     }
+}
+
+/// By which other processes find what is held open here.
+pub(super) fn path_of(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd()))
 }
 
 impl Other {

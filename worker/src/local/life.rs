@@ -121,11 +121,10 @@ impl Locals {
             files_of: joined.as_ref().map(|joined| joined.files_of.clone()),
         };
         let host_network = record.network == HOST || joined.as_ref().is_some_and(Joined::is_nodes);
-        let options = HostOptions {
-            joined: joined.as_ref().and_then(Joined::netns),
-            earlier_checks: earlier_checks(&record),
-            ..self.host_options(&record.options.unwrap_or_default())?
-        };
+        let earlier_checks = earlier_checks(&record);
+        // Held until it is made, as what is joined.
+        let (options, _held) = self.host_options(&record.options.unwrap_or_default())?;
+        let options = HostOptions { joined: joined.as_ref().and_then(Joined::netns), earlier_checks, ..options };
         let prepared = prepare::prepare_on(host, task, Arc::default(), ground, &Steps::new().0).await?;
         let spec = spec_now(one);
         let address = prepared.address.clone();

@@ -1,10 +1,14 @@
 //! What only `orch run` can ask for: read, checked and turned into the runtime's words.
 
-use std::path::PathBuf;
+use std::fs::File;
 
 use orch_proto::wire::{LocalContainer, LocalOptions};
 
-use super::{LocalError, Locals, create::HOST, joined::is_joined};
+use super::{
+    LocalError, Locals,
+    create::HOST,
+    joined::{is_joined, path_of},
+};
 use crate::{
     runtime::{HostOptions, MoreLimits, Sharing},
     users::{Remap, RemapError},
@@ -37,19 +41,20 @@ impl Locals {
         security(&options.security).map(drop)
     }
 
-    /// For the runtime; containers whose namespaces are shared must run.
-    pub(super) fn host_options(&self, options: &LocalOptions) -> Result<HostOptions, LocalError> {
+    /// For the runtime, with what is to be held until the container is made; containers whose namespaces are shared must run.
+    pub(super) fn host_options(&self, options: &LocalOptions) -> Result<(HostOptions, Vec<File>), LocalError> {
+        let mut held = Vec::new();
         let base = security(&options.security)?;
         let limits = options.limits.clone().unwrap_or_default();
         let tmpfs = options.tmpfs.iter().map(|(target, words)| {
             let words = words.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
             (target.clone(), words)
         });
-        Ok(HostOptions {
+        let options = HostOptions {
             shm_bytes: options.shm_bytes,
-            pid: self.sharing(&options.pid_mode, "pid")?,
-            ipc: self.sharing(&options.ipc_mode, "ipc")?,
-            uts: self.sharing(&options.uts_mode, "uts")?,
+            pid: self.sharing(&options.pid_mode, "pid", &mut held)?,
+            ipc: self.sharing(&options.ipc_mode, "ipc", &mut held)?,
+            uts: self.sharing(&options.uts_mode, "uts", &mut held)?,
             tmpfs: tmpfs.collect(),
             limits: MoreLimits {
                 cpu_shares: limits.cpu_shares,
@@ -60,7 +65,8 @@ impl Locals {
             },
             stdin_once: options.stdin_once.unwrap_or(true),
             ..base
-        })
+        };
+        Ok((options, held))
     }
 
     /// Whose numbers the container has on the node.
@@ -76,14 +82,23 @@ impl Locals {
         refused.map_or(Ok(()), |error| Err(LocalError::Invalid(error.to_string())))
     }
 
-    fn sharing(&self, mode: &str, namespace: &str) -> Result<Sharing, LocalError> {
+    fn sharing(&self, mode: &str, namespace: &str, held: &mut Vec<File>) -> Result<Sharing, LocalError> {
         match (mode, mode.strip_prefix("container:")) {
             ("host", _) => Ok(Sharing::Host),
             (_, None) => Ok(Sharing::Own),
             (_, Some(reference)) => {
                 let other = self.find(reference)?;
-                let container = other.container().ok_or_else(|| LocalError::NotRunning(other.container_id()))?;
-                Ok(Sharing::Other(PathBuf::from(format!("/proc/{}/ns/{namespace}", container.pid()))))
+                let pid = || other.container().map(|container| container.pid());
+                let before = pid();
+                // What is in the folder stays that process's; what its number stands for may be another one by the time that
+                // the container is made.
+                let process = before.and_then(|pid| File::open(format!("/proc/{pid}")).ok());
+                // Still it, and not who got its number.
+                let process = process.filter(|_| pid() == before);
+                let process = process.ok_or_else(|| LocalError::NotRunning(other.container_id()))?;
+                let path = path_of(&process).join("ns").join(namespace);
+                held.push(process);
+                Ok(Sharing::Other(path))
             }
         }
     }

@@ -1,5 +1,7 @@
 //! What a container sees and may do: limits, privileges, users, devices.
 
+use std::os::fd::AsRawFd;
+
 use super::*;
 
 #[tokio::test]
@@ -211,7 +213,10 @@ async fn shared_memory_goes_with_the_ipc_namespace() {
     let script = ["sh", "-c", "echo shared >/dev/shm/one; sleep 1000"];
     let first = node.create(&script, |_, _| {}).await.unwrap();
     first.start().await.unwrap();
-    let ipc = || Sharing::Other(format!("/proc/{}/ns/ipc", first.pid()).into());
+    // By the process and not by its number, as the worker does.
+    let process = fs::File::open(format!("/proc/{}", first.pid())).unwrap();
+    let held = format!("/proc/{}/fd/{}/ns/ipc", std::process::id(), process.as_raw_fd());
+    let ipc = || Sharing::Other(held.clone().into());
     let looks = ["sh", "-c", "cat /dev/shm/one; echo back >/dev/shm/two"];
     for (sharing, want) in
         [(ipc(), "shared\n"), (Sharing::Own, "cat: can't open '/dev/shm/one': No such file or directory\n")]
@@ -236,6 +241,8 @@ async fn shared_memory_goes_with_the_ipc_namespace() {
     let refused = refused.await.unwrap_err().to_string();
     assert!(refused.contains("is on the same mount as"), "{refused}");
     first.delete().await.unwrap();
+    let late = node.create_with(&looks, |_, _| {}, |plan| plan.options.ipc = ipc()).await.unwrap_err().to_string();
+    assert!(late.contains("cannot share the other container's /dev/shm"), "{late}");
 }
 
 #[tokio::test]
