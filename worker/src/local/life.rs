@@ -281,10 +281,7 @@ impl Locals {
     /// The stop signal, then SIGKILL after the grace period; returns when it has ended. Fine when it does not run. Whoever
     /// wants to do something else to it need not wait for the end.
     pub(crate) async fn stop(&self, one: &Arc<One>, signal: &str, grace: Option<Duration>) -> Result<(), LocalError> {
-        let signal = match signal {
-            "" => self.stop_signal(one),
-            given => signal_number(given).ok_or_else(|| LocalError::Signal(given.to_owned()))?,
-        };
+        let signal = self.stop_signal(one, signal)?;
         let Some((container, mut ends, seen)) = self.begin_stop(one).await else { return Ok(()) };
         // A signal that does not arrive is no reason to let it run on.
         if let Err(error) = self.signal_and_thaw(one, &container, signal).await {
@@ -308,6 +305,8 @@ impl Locals {
         signal: &str,
         grace: Option<Duration>,
     ) -> Result<(), LocalError> {
+        // Refused before anything is done: then nothing has ended that `--rm` would be about.
+        self.stop_signal(one, signal)?;
         one.now().held += 1;
         let done = async {
             self.stop(one, signal, grace).await?;
@@ -580,8 +579,12 @@ impl Locals {
         }
     }
 
-    fn stop_signal(&self, one: &One) -> i32 {
-        self.own_stop_signal(one).unwrap_or(SIGTERM)
+    /// The one that is asked for, or its own.
+    fn stop_signal(&self, one: &One, asked: &str) -> Result<i32, LocalError> {
+        match asked {
+            "" => Ok(self.own_stop_signal(one).unwrap_or(SIGTERM)),
+            asked => signal_number(asked).ok_or_else(|| LocalError::Signal(asked.to_owned())),
+        }
     }
 
     /// Its own or its image's.

@@ -9,7 +9,7 @@ use super::{
     node::{Worker, alive},
     *,
 };
-use crate::local::One;
+use crate::local::{LocalError, One};
 
 /// For what needs no network.
 const NO_NETWORK: &str = "none";
@@ -42,6 +42,9 @@ async fn a_restart_is_no_end_for_rm() {
     let locals = &worker.agent.locals;
     let request =
         CreateContainerRequest { auto_remove: true, network: NO_NETWORK.to_owned(), ..request(&["sleep", "1000"], "") };
+    let unused = locals.create(request.clone()).await.unwrap();
+    assert!(matches!(locals.restart(&unused, "NOSUCH", None).await, Err(LocalError::Signal(_))));
+    assert!(locals.knows(&unused.id), "nothing was done");
     let one = started(&worker, request).await;
     let before = one.container().unwrap().pid();
     locals.restart(&one, "KILL", None).await.unwrap();
