@@ -402,10 +402,10 @@ impl Locals {
         if one.is_removed() || one.container().is_some() {
             return Ok(());
         }
-        // A removal that an earlier worker began is finished as it was asked for.
+        // A removal that an earlier worker began is finished as it was asked for. An earlier version did not note that.
         let volumes = {
             let now = one.now();
-            now.record.state() != LocalState::Removing || now.record.volumes_go
+            now.record.state() != LocalState::Removing || now.record.volumes_go || now.record.auto_remove
         };
         self.delete(one, volumes).await
     }

@@ -58,7 +58,8 @@ async fn the_next_worker_finishes_a_removal_as_it_was_asked_for() {
     let node = Node::new().await;
     let mut worker = node.worker().await;
     import_box(&worker.agent.host.images.store);
-    for volumes_go in [true, false] {
+    // What was noted, whether it has `--rm`, and whether its volumes go: with that they do also when nothing was noted.
+    for (volumes_go, auto_remove, want) in [(true, false, true), (false, false, false), (false, true, true)] {
         let mut spec = task(1, "box", &["sleep", "1000"]).spec.as_ref().clone();
         spec.container.mounts = vec![Mount { kind: MountKind::Volume, target: "/data".to_owned(), ..Mount::default() }];
         let request = CreateContainerRequest {
@@ -68,13 +69,15 @@ async fn the_next_worker_finishes_a_removal_as_it_was_asked_for() {
         };
         let one = started(&worker, request).await;
         worker.agent.locals.stop(&one, "KILL", None).await.unwrap();
-        let record =
-            wire::LocalContainer { state: LocalState::Removing.into(), volumes_go, ..one.now().record.clone() };
+        let before = worker.agent.host.volumes.list().unwrap().len();
+        let state = LocalState::Removing.into();
+        let record = wire::LocalContainer { state, volumes_go, auto_remove, ..one.now().record.clone() };
         drop(worker);
         node.records().save_local(&record).unwrap();
         worker = node.worker().await;
         wait_until(|| !worker.agent.locals.knows(&one.id)).await;
-        assert_eq!(worker.agent.host.volumes.list().unwrap().is_empty(), volumes_go);
+        let gone = before - worker.agent.host.volumes.list().unwrap().len();
+        assert_eq!(gone == 1, want, "{volumes_go} {auto_remove}");
     }
 }
 
