@@ -12,12 +12,12 @@ use std::{
 
 use tokio::time::sleep;
 
-use super::{
-    chain,
-    partial::KEPT_FOR,
-    store::{StoredImage, pinned},
+use super::{chain, partial::KEPT_FOR, store::StoredImage};
+use crate::{
+    agent::{Agent, Entry},
+    api::forget_image,
+    config::CollectConfig,
 };
-use crate::{agent::Agent, api::forget_image, config::CollectConfig};
 
 /// How often the disk is looked at.
 const INTERVAL: Duration = Duration::from_secs(20);
@@ -99,26 +99,21 @@ async fn free(agent: &Agent, config: &CollectConfig, dir: &Path) {
 }
 
 fn candidates(agent: &Agent) -> Vec<Candidate> {
-    let store = &agent.host.images.store;
+    let images = &agent.host.images;
     // Those of tasks that are not prepared yet, too.
-    let assigned: BTreeSet<String> = agent
-        .host
-        .entries()
-        .iter()
-        .flat_map(|entry| {
-            let container = &entry.task.spec.container;
-            let by_digest = container.image_digest.as_deref().and_then(|digest| store.by_digest(digest));
-            [by_digest, store.find(&container.image)].into_iter().flatten().map(|image| image.digest)
-        })
-        .collect();
+    let wanted = |entry: &Entry| {
+        let container = &entry.task.spec.container;
+        images.here(&container.image, container.image_digest.as_deref()).map(|image| image.digest)
+    };
+    let assigned: BTreeSet<String> = agent.host.entries().iter().filter_map(wanted).collect();
     let candidate = |image: StoredImage| Candidate {
-        used_at: agent.host.images.used_at(&image.digest),
+        used_at: images.used_at(&image.digest),
         created_at_ms: image.record.created_at_ms,
         in_use: assigned.contains(&image.digest) || is_used(agent, &image.digest),
         elsewhere: is_elsewhere(&image),
         digest: image.digest,
     };
-    store.list().into_iter().map(candidate).collect()
+    images.store.list().into_iter().map(candidate).collect()
 }
 
 fn is_used(agent: &Agent, digest: &str) -> bool {
@@ -127,11 +122,7 @@ fn is_used(agent: &Agent, digest: &str) -> bool {
 
 /// Whether it came from a registry, under each of its names, or from another node.
 fn is_elsewhere(image: &StoredImage) -> bool {
-    let repository =
-        |name: &str| super::reference::Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
-    let pulled: BTreeSet<String> =
-        image.names.iter().filter(|name| pinned(name).is_some()).map(|name| repository(name)).collect();
-    image.record.fetched || (!pulled.is_empty() && image.names.iter().all(|name| pulled.contains(&repository(name))))
+    image.record.fetched || (!image.names.is_empty() && image.names.iter().all(|name| image.is_elsewhere(name)))
 }
 
 /// The one that was unused for the longest.
@@ -158,8 +149,13 @@ fn used_percent(dir: &Path) -> Option<u64> {
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use orch_model::task::TaskState;
+
     use super::*;
-    use crate::image::store::ImageRecord;
+    use crate::{
+        agent::tests::{Node, import_box, task, task_with},
+        image::{reference::Reference, store::ImageRecord},
+    };
 
     fn at(seconds: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_secs(seconds)
@@ -188,6 +184,25 @@ mod tests {
         assert_eq!(next(&all[..1], at(105), age), Some("young"));
         // A clock that went back.
         assert_eq!(next(&all, at(0), age), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_task_with_a_digest_uses_that_and_not_what_its_tag_means() {
+        let node = Node::new().await;
+        let worker = node.worker().await;
+        let store = &worker.agent.host.images.store;
+        import_box(store);
+        let (nowhere, old) = ("127.0.0.1:1/box:1", store.find("box").unwrap().digest);
+        store.set_name(&Reference::parse(nowhere).unwrap(), &old).unwrap();
+        for (n, digest, want) in [(1, format!("sha256:{}", "0".repeat(64)), false), (2, old, true)] {
+            let mut spec = task(n, nowhere, &["sleep", "1000"]).spec.container.clone();
+            spec.image_digest = Some(digest);
+            let web = task_with(n, spec);
+            node.assign(&[(&web, TaskState::Running)]);
+            node.heard.wait(&format!("{} ", web.id)).await;
+            let candidates = candidates(&worker.agent);
+            assert_eq!(candidates.iter().map(|image| image.in_use).collect::<Vec<_>>(), [want], "{n}");
+        }
     }
 
     #[test]

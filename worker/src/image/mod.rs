@@ -41,7 +41,7 @@ use self::{
     config::ImageConfig,
     pull::{Progress, PullError},
     reference::{Reference, ReferenceError},
-    store::{ImageStore, StoreError, StoredImage},
+    store::{Asker, ImageStore, StoreError, StoredImage},
 };
 use crate::config::{CollectConfig, Settings};
 
@@ -167,10 +167,8 @@ impl Images {
     ) -> Result<StoredImage, ImageError> {
         let reference = Reference::parse(image)?;
         let digest = digest.or(holders.map(|holders| holders.digest.as_str())).or(reference.digest.as_deref());
-        let here = || match digest {
-            Some(digest) => self.store.by_digest(digest),
-            None => self.store.find(&reference.to_string()),
-        };
+        let name = reference.to_string();
+        let here = || self.here(&name, digest);
         if let Some(found) = here() {
             return Ok(found);
         }
@@ -189,21 +187,27 @@ impl Images {
         if let Some(from) = holders {
             match fetch::fetch(&self.store, &self.identity, from, progress).await {
                 Ok(found) => {
-                    self.name_fetched(&reference, &from.digest, &found)?;
-                    self.store.set_fetched(&found.digest)?;
-                    self.arrived.notify_one();
-                    return Ok(self.store.by_digest(&found.digest).unwrap_or(found));
+                    self.note_fetched(&reference, &from.digest, &found)?;
+                    return self.take_in(&reference, found, Asker::Task);
                 }
                 Err(error) => reasons.push(format!("from other nodes: {}", chain(&error))),
             }
         }
         let wanted = Reference { digest: digest.map(str::to_owned), ..reference.clone() };
         match self.pull_now(&wanted, login, progress).await {
-            Ok(found) => Ok(found),
+            Ok(found) => self.take_in(&reference, found, Asker::Task),
             Err(error) => {
                 reasons.push(chain(&error));
                 Err(ImageError::NotFound { image: reference.familiar(), reasons })
             }
+        }
+    }
+
+    /// What a task is made of, when it is here: by its digest if it has one, whatever its name means.
+    pub(crate) fn here(&self, name: &str, digest: Option<&str>) -> Option<StoredImage> {
+        match digest {
+            Some(digest) => self.store.by_digest(digest),
+            None => self.store.find(name),
         }
     }
 
@@ -216,7 +220,8 @@ impl Images {
     ) -> Result<StoredImage, ImageError> {
         let turn = self.turn(&reference.to_string());
         let _one_at_a_time = turn.lock().await;
-        self.pull_now(reference, auth, progress).await.map(|image| self.note_use(image))
+        let pulled = self.pull_now(reference, auth, progress).await?;
+        Ok(self.note_use(self.take_in(reference, pulled, Asker::User)?))
     }
 
     /// Uploads an image under a name.
@@ -266,27 +271,27 @@ impl Images {
         reference: &Reference,
         auth: Option<&wire::RegistryAuth>,
         progress: &Progress,
-    ) -> Result<StoredImage, ImageError> {
+    ) -> Result<StoredImage, PullError> {
         let registries = self.settings.registries();
         crate::metrics::IMAGE_PULLS.inc();
         let (image, _) = pull::pull(&self.store, &registries, reference, auth, progress).await?;
-        self.store.name_pulled(reference, &image.digest)?;
-        self.arrived.notify_one();
-        Ok(self.store.by_digest(&image.digest).unwrap_or(image))
+        Ok(image)
     }
 
-    /// A fetched image gets the name that brought it here, unless that name means something else on this node.
-    fn name_fetched(&self, reference: &Reference, digest: &str, image: &StoredImage) -> Result<(), StoreError> {
+    /// An image that came from another node; an index that it was chosen from is a name of it.
+    fn note_fetched(&self, reference: &Reference, digest: &str, image: &StoredImage) -> Result<(), StoreError> {
         if digest != image.digest {
             let pinned = Reference { tag: None, digest: Some(digest.to_owned()), ..reference.clone() };
             self.store.set_name(&pinned, &image.digest)?;
         }
-        let name = Reference { digest: None, ..reference.clone() };
-        let name = if name.tag.is_some() { name } else { reference.clone() };
-        if self.store.find_name(&name).is_none() {
-            self.store.set_name(&name, &image.digest)?;
-        }
-        Ok(())
+        self.store.set_fetched(&image.digest)
+    }
+
+    /// Names what has arrived, and lets managers hear of it.
+    fn take_in(&self, asked: &Reference, image: StoredImage, asker: Asker) -> Result<StoredImage, ImageError> {
+        self.store.name_brought(asked, &image.digest, asker)?;
+        self.arrived.notify_one();
+        Ok(self.store.by_digest(&image.digest).unwrap_or(image))
     }
 
     fn turn(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {

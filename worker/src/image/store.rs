@@ -101,6 +101,14 @@ pub(crate) struct Removed {
     pub deleted: Vec<String>,
 }
 
+/// Who wanted an image that was brought here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker {
+    User,
+    /// The cluster says what its tag means.
+    Task,
+}
+
 /// Clones share the index.
 #[derive(Clone)]
 pub(crate) struct ImageStore {
@@ -315,14 +323,17 @@ impl ImageStore {
         self.save(&index)
     }
 
-    /// Names what a pull has brought. Of a name with a digest the tag is taken only where it is free: what it means here may be
-    /// newer, and nowhere else.
-    pub(super) fn name_pulled(&self, reference: &Reference, digest: &str) -> Result<()> {
-        let name = Reference { digest: None, ..reference.clone() };
-        if name.tag.is_none() || (reference.digest.is_some() && self.find_name(&name).is_some()) {
-            return Ok(());
-        }
-        self.set_name(&name, digest)
+    /// Names what was brought under a name by its tag, which then means that. It goes on meaning what it meant here where
+    /// a digest was asked for, which may be an older one, and for a task's sake where that is nowhere else.
+    pub(super) fn name_brought(&self, reference: &Reference, digest: &str, asker: Asker) -> Result<()> {
+        let tag = Reference { digest: None, ..reference.clone() };
+        let name = if tag.tag.is_some() { tag } else { reference.clone() };
+        let stays = |meant: StoredImage| match asker {
+            _ if reference.digest.is_some() => true,
+            Asker::User => false,
+            Asker::Task => !meant.is_elsewhere(&name.to_string()),
+        };
+        if self.find_name(&name).is_some_and(stays) { Ok(()) } else { self.set_name(&name, digest) }
     }
 
     pub(crate) fn set_announced(&self, digest: &str, announced_as: &str) -> Result<()> {

@@ -14,8 +14,8 @@ use orch_model::{
 };
 use orch_proto::wire::{ExecStart, LocalState, LogOptions, StreamAnnouncement, stream_announcement};
 
-pub(crate) use self::node::{Node, import_box, task, wait_until};
-use self::node::{alive, task_with};
+pub(crate) use self::node::{Node, import_box, task, task_with, wait_until};
+use self::node::alive;
 use super::*;
 use crate::runtime::{ContainerPlan, HostOptions, ImageDefaults, LogFiles};
 

@@ -21,7 +21,10 @@ use oci_client::{
 };
 
 use super::*;
-use crate::image::{config::ImageConfig, import};
+use crate::{
+    agent::tests::Node,
+    image::{Sources, config::ImageConfig, import},
+};
 
 /// A registry on a port of this machine, ended with the test.
 pub(in crate::image) struct Registry {
@@ -151,6 +154,21 @@ async fn images_come_from_a_registry_on_this_machine() {
     let dead = Reference::parse("127.0.0.1:1/web").unwrap();
     let unreachable = pull(&store, &registries, &dead, None, &none).await.unwrap_err();
     assert!(unreachable.to_string().starts_with("no route to registry 127.0.0.1:1: "), "{unreachable}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tasks_tag_means_what_was_brought_for_it_last() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    let images = &worker.agent.host.images;
+    let registry = registry().await;
+    let name = format!("{}/team/web:1", registry.host);
+    for content in [b"one", b"two"] {
+        let digest = push_with(&registry, "team/web", content).await;
+        let from = Sources { holders: None, login: None };
+        let _ = images.ensure(&name, Some(&digest), from, &mpsc::channel(1).0).await.unwrap();
+        assert_eq!(images.store.find(&name).map(|image| image.digest), Some(digest));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

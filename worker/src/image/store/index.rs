@@ -45,12 +45,21 @@ impl StoredImage {
     /// The names that are left when this one goes: a name by digest goes with the last tag of its repository.
     pub(crate) fn names_without(&self, gone: &str) -> Vec<String> {
         let left = || self.names.iter().filter(|name| *name != gone);
-        let repository = |name: &str| Reference::parse(name).map(|reference| reference.name()).unwrap_or_default();
         let has_tag = |of: &str| left().any(|name| pinned(name).is_none() && repository(name) == repository(of));
         let lost_its_tag =
             |name: &str| pinned(name).is_some() && repository(name) == repository(gone) && !has_tag(name);
         left().filter(|name| pinned(gone).is_some() || !lost_its_tag(name)).cloned().collect()
     }
+
+    /// Whether what this name means can be had again: from the name's registry, or from another node.
+    pub(crate) fn is_elsewhere(&self, name: &str) -> bool {
+        let of = repository(name);
+        self.record.fetched || self.names.iter().any(|name| pinned(name).is_some() && repository(name) == of)
+    }
+}
+
+fn repository(name: &str) -> String {
+    Reference::parse(name).map(|reference| reference.name()).unwrap_or_default()
 }
 
 pub(super) fn read_index(path: &Path) -> io::Result<Index> {

@@ -149,12 +149,44 @@ fn a_name_with_a_digest_moves_no_tag() {
     let [old, new] = ["old", "new"].map(|salt| empty_image(&store, CONFIG, salt));
     let tag = Reference::parse("api:1").unwrap();
     let meant = || store.find_name(&tag).unwrap().digest;
-    store.name_pulled(&Reference { digest: Some(new.clone()), ..tag.clone() }, &new).unwrap();
+    let by_digest = |digest: &String| Reference { digest: Some(digest.clone()), ..tag.clone() };
+    store.name_brought(&by_digest(&new), &new, Asker::User).unwrap();
     assert_eq!(meant(), new, "it was free");
-    store.name_pulled(&Reference { digest: Some(old.clone()), ..tag.clone() }, &old).unwrap();
-    assert_eq!(meant(), new);
-    store.name_pulled(&tag, &old).unwrap();
+    store.set_fetched(&new).unwrap();
+    for asker in [Asker::User, Asker::Task] {
+        store.name_brought(&by_digest(&old), &old, asker).unwrap();
+        assert_eq!(meant(), new);
+    }
+    store.name_brought(&tag, &old, Asker::User).unwrap();
     assert_eq!(meant(), old);
+}
+
+#[test]
+fn a_tasks_tag_means_what_the_cluster_says_and_nothing_is_lost_by_it() {
+    let pinned = |name: &str| format!("{name}@sha256:{}", "a".repeat(64));
+    // The first image's other name, whether it came from another node, and whether the second one gets the tag.
+    for (name, fetched, want) in [
+        (None, false, false),
+        (None, true, true),
+        (Some(pinned("api")), false, true),
+        (Some(pinned("other")), false, false),
+        (Some("api:2".to_owned()), false, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(dir.path()).unwrap();
+        let [first, second] = ["1", "2"].map(|salt| empty_image(&store, CONFIG, salt));
+        let tag = Reference::parse("api:1").unwrap();
+        store.name_brought(&tag, &first, Asker::Task).unwrap();
+        if let Some(name) = &name {
+            store.set_name(&Reference::parse(name).unwrap(), &first).unwrap();
+        }
+        if fetched {
+            store.set_fetched(&first).unwrap();
+        }
+        store.name_brought(&tag, &second, Asker::Task).unwrap();
+        let meant = store.find_name(&tag).unwrap().digest;
+        assert_eq!(meant == second, want, "{name:?} {fetched}");
+    }
 }
 
 /// Runs `test` in a folder of a small file system of its own, which nobody else sees. Needs root.
