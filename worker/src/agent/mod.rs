@@ -32,7 +32,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use futures::future::join_all;
 use orch_model::{
     TaskId,
     assignment::{Assignment, AssignmentKey, TaskAssignment},
@@ -215,7 +214,8 @@ impl Agent {
         })
     }
 
-    /// Takes up the tasks of an earlier run; nothing else may be started before.
+    /// Takes up the tasks of an earlier run; nothing else may be started before. Does not wait for what is to go: a container
+    /// that does not end must not keep the node from its managers.
     pub(crate) async fn recover(&self) -> Result<(), AgentError> {
         let networks = self.host.store.networks();
         if !networks.is_empty() {
@@ -232,14 +232,13 @@ impl Agent {
                 continue;
             };
             let found = containers.remove(&known.assignment.task.id);
-            self.take_up(known, found).await;
+            self.take_up(known, found);
         }
         self.locals.recover(&mut containers).await?;
-        let nobodys = containers.into_iter().map(|(task, found)| {
+        for (task, found) in containers {
             tracing::warn!(%task, "deleting a container that belongs to no task");
-            delete_container(found)
-        });
-        join_all(nobodys).await;
+            tokio::spawn(delete_container(found));
+        }
         Ok(())
     }
 
@@ -352,14 +351,15 @@ impl Agent {
             command: Vec::new(),
             end: None,
         };
-        self.spawn(known, machine, commands, None);
+        self.spawn(known, machine, commands, None, None);
     }
 
-    async fn take_up(&self, mut known: Known, found: Option<Recovered>) {
+    fn take_up(&self, mut known: Known, found: Option<Recovered>) {
         if let Some(Recovered::Ended(_, exit)) = &found {
             known.end = Some(book::container_end(exit));
         }
         let assignment = &known.assignment;
+        let mut unwanted = None;
         let (found, container) = match found {
             Some(Recovered::Running(container)) => (Found::Running { pid: container.pid() }, Some(container)),
             Some(Recovered::Ended(container, exit)) => {
@@ -367,7 +367,7 @@ impl Agent {
                 (Found::Exited(ended), Some(container))
             }
             Some(created @ Recovered::Created(_)) => {
-                delete_container(created).await;
+                unwanted = Some(created);
                 (Found::Nothing, None)
             }
             None => (Found::Nothing, None),
@@ -379,10 +379,18 @@ impl Agent {
             }
         }
         let (machine, commands) = Machine::recover(known.status.state, assignment.desired_state, found);
-        self.spawn(known, machine, commands, container);
+        self.spawn(known, machine, commands, container, unwanted);
     }
 
-    fn spawn(&self, known: Known, machine: Machine, commands: Vec<Command>, container: Option<Container>) {
+    /// What is `unwanted` of an earlier run goes before anything is done.
+    fn spawn(
+        &self,
+        known: Known,
+        machine: Machine,
+        commands: Vec<Command>,
+        container: Option<Container>,
+        unwanted: Option<Recovered>,
+    ) {
         let Known { assignment, status, acknowledged, image, command, end } = known;
         let (news, receiver) = watch::channel(News::new(assignment.desired_state));
         self.host.book.add(Entry {
@@ -401,7 +409,12 @@ impl Agent {
         });
         let task = self.with_placeholders(assignment.task);
         let executor = Executor::new(self.host.clone(), self.locals.clone(), task, machine, receiver, container);
-        tokio::spawn(executor.run(commands));
+        tokio::spawn(async move {
+            if let Some(unwanted) = unwanted {
+                delete_container(unwanted).await;
+            }
+            executor.run(commands).await;
+        });
     }
 
     /// The task as it runs here. Managers refuse placeholders that cannot be filled in, so what fails is left as it is.
@@ -500,11 +513,11 @@ fn recovered_task(found: &Recovered) -> TaskId {
     }
 }
 
-/// How long the worker waits at its start for containers that it does not want.
+/// How long a container of an earlier run that is not wanted is waited for.
 const DELETE_LIMIT: Duration = Duration::from_secs(30);
 
-/// One that does not end is left where it is: the worker has others.
-async fn delete_container(found: Recovered) {
+/// One that does not end is left where it is: the next worker tries again.
+pub(crate) async fn delete_container(found: Recovered) {
     let (Recovered::Running(container) | Recovered::Created(container) | Recovered::Ended(container, _)) = found;
     let task = container.task_id();
     match timeout(DELETE_LIMIT, container.delete()).await {

@@ -30,7 +30,7 @@ use super::{
     policy::{self, Restart},
 };
 use crate::{
-    agent::{prepare, signal_number, unix_ms, waiting::Steps},
+    agent::{delete_container, prepare, signal_number, unix_ms, waiting::Steps},
     contents::is_mounted,
     events::health_action,
     image::{chain, rootfs::Rootfs},
@@ -465,13 +465,17 @@ impl Locals {
                 }
                 tokio::spawn(self.clone().ended(one.clone(), container, exit));
             }
-            Some(Recovered::Created(container)) => {
-                if let Err(error) = container.delete().await {
-                    tracing::warn!(task = %one.id, error = chain(&error), "a container that never ran stays");
-                }
-                self.give_back(one).await;
-                // It may have been on its way to run again.
-                self.not_running(one);
+            Some(created @ Recovered::Created(_)) => {
+                // Until it is gone nobody may start it.
+                let turn = one.hold().await;
+                let (locals, one) = (self.clone(), one.clone());
+                tokio::spawn(async move {
+                    delete_container(created).await;
+                    locals.give_back(&one).await;
+                    // It may have been on its way to run again.
+                    locals.not_running(&one);
+                    drop(turn);
+                });
             }
             None => self.not_running(one),
         }

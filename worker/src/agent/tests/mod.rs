@@ -13,9 +13,13 @@ use orch_model::{
     service::{FileRef, Mount, MountKind},
 };
 use orch_proto::wire::{ExecStart, LocalState, LogOptions, StreamAnnouncement, stream_announcement};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    time::Instant,
+};
 
-pub(crate) use self::node::{Node, import_box, task, task_with, wait_until};
 use self::node::alive;
+pub(crate) use self::node::{Node, import_box, task, task_with, wait_until};
 use super::*;
 use crate::runtime::{ContainerPlan, HostOptions, ImageDefaults, LogFiles};
 
@@ -258,14 +262,18 @@ async fn a_killed_worker_finds_its_containers_again() {
 /// What a worker leaves that dies between making a one-off container and starting it.
 async fn leave_unstarted(node: &Node, mut record: wire::LocalContainer, state: LocalState) {
     record.state = state.into();
-    let id: TaskId = record.task_id.parse().unwrap();
+    make_unstarted(node, &record.task_id.parse().unwrap()).await;
+    node.records().save_local(&record).unwrap();
+}
+
+async fn make_unstarted(node: &Node, id: &TaskId) {
     let rootfs = node.paths.run.join("root").join(id.as_str());
     for folder in ["bin", "etc", "tmp", "proc", "sys", "dev"] {
         fs::create_dir_all(rootfs.join(folder)).unwrap();
     }
     fs::copy("/bin/busybox", rootfs.join("bin/busybox")).unwrap();
     let plan = ContainerPlan {
-        container_id: container_id_of(&id),
+        container_id: container_id_of(id),
         rootfs,
         image: ImageDefaults::default(),
         spec: &task(1, "box", &["/bin/busybox", "sleep", "1000"]).spec,
@@ -275,10 +283,64 @@ async fn leave_unstarted(node: &Node, mut record: wire::LocalContainer, state: L
         log: LogFiles::at(node.paths.run.join("log")),
         options: HostOptions::default(),
         users: None,
-        task_id: id,
+        task_id: id.clone(),
     };
     node.runtime().create(&plan).await.unwrap();
-    node.records().save_local(&record).unwrap();
+}
+
+/// From now on its shim says how it is and does nothing: so it is with what the kernel does not let end.
+fn make_endless(node: &Node, id: &TaskId) {
+    let socket = node.paths.shim_dir(id).join("shim.sock");
+    fs::remove_file(&socket).unwrap();
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut connection = BufReader::new(connection);
+                let mut asked = String::new();
+                while connection.read_line(&mut asked).await.is_ok_and(|len| len > 0) {
+                    if std::mem::take(&mut asked).contains("state") {
+                        let answer = b"{\"is\":\"state\",\"pid\":0,\"started\":false}\n";
+                        connection.write_all(answer).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_to_go_and_does_not_end_keeps_no_worker_from_its_managers() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let request = wire::CreateContainerRequest {
+        spec: Some(task(1, "box", &["sleep", "1000"]).spec.to_proto()),
+        network: "none".to_owned(),
+        ..Default::default()
+    };
+    let one = worker.agent.locals.create(request).await.unwrap();
+    drop(worker);
+    let (one, record) = (one.id.clone(), one.now().record.clone());
+    leave_unstarted(&node, record, LocalState::Created).await;
+    let web = task(2, "box", &["sleep", "1000"]);
+    leave_assigned(&node, &web);
+    let nobodys = TaskId::from_random(77);
+    for id in [&web.id, &nobodys] {
+        make_unstarted(&node, id).await;
+    }
+    for id in [&web.id, &nobodys, &one] {
+        make_endless(&node, id);
+    }
+    let before = Instant::now();
+    let worker = node.worker().await;
+    let took = before.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    assert!(worker.agent.knows(&web.id) && worker.agent.knows(&one));
+    // Nothing is made in its place before it is given up.
+    let one = worker.agent.locals.find(&container_id_of(&one)).unwrap();
+    assert!(timeout(Duration::from_millis(200), worker.agent.locals.start(&one, None)).await.is_err());
+    assert!(!node.heard.has(&format!("attach {}", web.id)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -379,19 +441,24 @@ fn with_secret() -> (Secret, Arc<Task>) {
     (secret, task_with(1, spec))
 }
 
+/// The record of a task for which nothing has been done.
+fn leave_assigned(node: &Node, task: &Arc<Task>) {
+    let assigned = TaskAssignment { task: task.clone(), desired_state: TaskState::Running };
+    let record = wire::WorkerTaskRecord {
+        assignment: Some(Assignment::Task(assigned).to_proto()),
+        status: Some(task.status.to_proto()),
+        ..Default::default()
+    };
+    node.records().save_task(&task.id, &record, false).unwrap();
+}
+
 /// Its secret is nowhere until managers have told of it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_earlier_worker_was_preparing_waits_for_managers() {
     let node = Node::new().await;
     import_box(&node.store());
     let (secret, web) = with_secret();
-    let assigned = TaskAssignment { task: web.clone(), desired_state: TaskState::Running };
-    let record = wire::WorkerTaskRecord {
-        assignment: Some(Assignment::Task(assigned).to_proto()),
-        status: Some(web.status.to_proto()),
-        ..Default::default()
-    };
-    node.records().save_task(&web.id, &record, false).unwrap();
+    leave_assigned(&node, &web);
     node.assign_with_secret(secret, &web);
     let _worker = node.worker().await;
     node.wait(&web, TaskState::Running).await;
