@@ -514,6 +514,9 @@ async fn announce_images(agent: &Arc<Agent>, mut dispatcher: Dispatcher) -> Resu
     loop {
         let images = agent.host.images.store.list();
         for image in images.into_iter().filter(|image| image.record.announced_as != announced_as) {
+            let _turn = agent.host.images.telling.lock().await;
+            // While others were announced it may have gone.
+            let Some(image) = agent.host.images.store.by_digest(&image.digest) else { continue };
             for request in announcements(agent, &image) {
                 match timeout(UPDATE_TIMEOUT, dispatcher.register_image(request)).await? {
                     Err(status) if is_lost(&status) => return Err(status.into()),

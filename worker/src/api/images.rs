@@ -129,7 +129,11 @@ async fn register(
     let give_up_at = Instant::now() + LEADER_TIMEOUT;
     loop {
         let mut live = agent.session.wait().await.ok_or_else(no_leader)?;
-        let Err(status) = live.dispatcher.register_image(request.clone()).await else { return Ok(()) };
+        let registered = {
+            let _turn = agent.host.images.telling.lock().await;
+            live.dispatcher.register_image(request.clone()).await
+        };
+        let Err(status) = registered else { return Ok(()) };
         if !code::of(&status).is_some_and(code::is_leaderless) || Instant::now() >= give_up_at {
             let text = format!("register {} in the cluster: {}", name.familiar(), status.message());
             return Err(Status::new(status.code(), text));
@@ -506,7 +510,10 @@ pub(super) async fn prune(agent: &Arc<Agent>, request: PruneImagesRequest) -> Re
 }
 
 /// Tells the leader what this node no longer has of an image. Without a leader, others will find out when they ask.
+///
+/// What arrives again from now on is announced after that.
 pub(crate) async fn forget(agent: &Agent, image: &StoredImage) {
+    let _turn = agent.host.images.telling.lock().await;
     let left = agent.host.images.store.by_digest(&image.digest);
     let Some(mut live) = agent.session.get() else { return };
     for request in forgotten(image, left.as_ref()) {

@@ -71,8 +71,19 @@ async fn images_are_imported_listed_and_removed() {
     let remove = |reference: &str| RemoveImageRequest { reference: reference.to_owned(), force: false };
     let missing = client.remove_image(remove("nosuch")).await.unwrap_err();
     assert_eq!((missing.code(), missing.message()), (Code::NotFound, "No such image: nosuch:latest"));
-    let removed = client.remove_image(remove("web:1")).await.unwrap().into_inner();
-    assert_eq!(removed.untagged, ["docker.io/library/web:1"]);
+    let comes_back = async {
+        node.heard.wait("forget ").await;
+        node.heard.log.lock().unwrap().clear();
+        let messages = import_messages("web:2", &["CMD [\"/x\"]"], &tar());
+        client.clone().import_image(futures::stream::iter(messages)).await.unwrap()
+    };
+    let mut removing = client.clone();
+    let (removed, _) = tokio::join!(removing.remove_image(remove("web:1")), comes_back);
+    assert_eq!(removed.unwrap().into_inner().untagged, ["docker.io/library/web:1"]);
+    let heard = node.heard.log.lock().unwrap().clone();
+    let forgotten = heard.iter().rposition(|line| line.starts_with("forget"));
+    assert!(forgotten < node.heard.position("image docker.io/library/web:2"), "{heard:#?}");
+    let _ = client.remove_image(remove("web:2")).await.unwrap();
     assert!(client.list_images(Empty {}).await.unwrap().into_inner().images.is_empty());
 
     let mut pull = client

@@ -82,6 +82,8 @@ pub(crate) struct Images {
     identity: SharedIdentity,
     /// Told when an image arrived.
     arrived: Arc<tokio::sync::Notify>,
+    /// One at a time, so that the leader hears of what comes and goes in that order.
+    pub telling: Arc<tokio::sync::Mutex<()>>,
     /// One fetch per reference at a time; the others wait and then find the image here.
     fetching: Arc<Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>>,
     pub claims: Claims,
@@ -98,6 +100,7 @@ impl Images {
             settings,
             identity,
             arrived: Arc::default(),
+            telling: Arc::default(),
             fetching: Arc::default(),
             claims: Claims::default(),
             used: Arc::default(),

@@ -50,6 +50,8 @@ use crate::image::{config::ImageConfig, import, reference::Reference, store::Ima
 const LIMIT: Duration = Duration::from_secs(20);
 /// What happens to a container while managers are asked for its networks happens in this time.
 const MANAGERS_PAUSE: Duration = Duration::from_secs(2);
+/// How long the leader takes to forget an image.
+const LEADER_PAUSE: Duration = Duration::from_millis(200);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// What the manager and netd of the test have heard, in order.
@@ -168,7 +170,11 @@ impl Dispatcher for FakeManager {
         Ok(Response::new(RegisterImageResponse { image: None }))
     }
 
-    async fn forget_image(&self, _: Request<ForgetImageRequest>) -> Result<Response<Empty>, Status> {
+    async fn forget_image(&self, request: Request<ForgetImageRequest>) -> Result<Response<Empty>, Status> {
+        let ForgetImageRequest { name, digest } = request.into_inner();
+        self.heard.note(format!("forget {name} {digest}"));
+        tokio::time::sleep(LEADER_PAUSE).await;
+        self.heard.note("forgotten".to_owned());
         Ok(Response::new(Empty {}))
     }
 
