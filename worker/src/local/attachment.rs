@@ -32,7 +32,11 @@ use super::{
     joined::is_joined,
     networks::{NetworkError, Taken},
 };
-use crate::agent::{CurrentSession, Live, has_ipv6, host_networks, prepare, unix_ms};
+use crate::agent::{
+    CurrentSession, Live, has_ipv6, host_networks,
+    prepare::{self, PrepareError},
+    unix_ms,
+};
 
 /// A manager's answer may wait for its disk.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
@@ -308,7 +312,14 @@ impl Locals {
                 now.record.network.clone_from(&before.network);
                 now.record.name.clone_from(&before.name);
             });
-            if let Err(error) = self.rejoin_networks(one).await {
+            // A netd that is away attaches it as before once it is back: it is not waited for a second time.
+            let rejoined = match &done {
+                Err(LocalError::Prepare(PrepareError::Network(error))) if error.is_passing() => {
+                    self.join_networks(one).await.map(drop)
+                }
+                _ => self.rejoin_networks(one).await,
+            };
+            if let Err(error) = rejoined {
                 tracing::warn!(name = before.name, %error, "a container is not on the networks that it was on");
             }
         }

@@ -15,13 +15,10 @@ use orch_proto::{
     conv::ToProto,
     wire::{HealthResult, LocalContainer, LocalState},
 };
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 
 use super::{
-    Ends, LocalError, Locals, One,
+    LocalError, Locals, One, Run,
     attachment::{attach_request, has_namespace},
     create::HOST,
     health_report,
@@ -282,17 +279,20 @@ impl Locals {
     /// wants to do something else to it need not wait for the end.
     pub(crate) async fn stop(&self, one: &Arc<One>, signal: &str, grace: Option<Duration>) -> Result<(), LocalError> {
         let signal = self.stop_signal(one, signal)?;
-        let Some((container, mut ends, seen)) = self.begin_stop(one).await else { return Ok(()) };
+        let Some(mut run) = self.begin_stop(one).await else { return Ok(()) };
         // A signal that does not arrive is no reason to let it run on.
-        if let Err(error) = self.signal_and_thaw(one, &container, signal).await {
+        if let Err(error) = self.signal(one, &run.container, signal).await {
             tracing::warn!(task = %one.id, signal, error = chain(&error), "the stop signal was not delivered");
         }
         let grace = grace.or(one.task.spec.container.stop_grace_period).unwrap_or(DEFAULT_GRACE);
-        let over = |ends: &Ends| ends.is_past(seen);
-        if timeout(grace, ends.wait_for(over)).await.is_err() {
-            self.signal_and_thaw(one, &container, SIGKILL).await?;
-            // The sender lives as long as the container.
-            let _ = ends.wait_for(over).await;
+        let heard = async {
+            if let Err(error) = self.thaw_until_end(one, &mut run).await {
+                tracing::warn!(task = %one.id, error = chain(&error), "a container that is to stop is not thawed");
+            }
+            run.end().await;
+        };
+        if timeout(grace, heard).await.is_err() {
+            self.kill_to_end(one, &mut run).await?;
         }
         self.tell(one, "stop");
         Ok(())
@@ -324,11 +324,16 @@ impl Locals {
         done
     }
 
-    /// From here on its restart policy does not count. What runs of it, and its ends so far.
-    async fn begin_stop(&self, one: &One) -> Option<(Container, watch::Receiver<Ends>, u64)> {
+    /// From here on its restart policy does not count. What runs of it: whoever has the turn of one that runs may have it
+    /// for long, while netd is away say, and is no reason to let it run on.
+    async fn begin_stop(&self, one: &One) -> Option<Run> {
+        if let Some(run) = self.stop_run(one) {
+            return Some(run);
+        }
         let _turn = one.turn.lock().await;
-        let mut ends = one.ends.subscribe();
-        let seen = ends.borrow_and_update().count;
+        if let Some(run) = self.stop_run(one) {
+            return Some(run);
+        }
         let mut was_to_restart = false;
         self.change(one, |now| {
             now.record.stopped = true;
@@ -340,26 +345,33 @@ impl Locals {
         if was_to_restart {
             one.count_end();
         }
-        Some((one.container()?, ends, seen))
+        None
+    }
+
+    /// Notes that it was stopped, if it runs.
+    fn stop_run(&self, one: &One) -> Option<Run> {
+        one.container()?;
+        let mut run = None;
+        self.change(one, |now| {
+            run = one.run_of(now);
+            now.record.stopped |= run.is_some();
+        });
+        run
     }
 
     pub(crate) async fn kill(&self, one: &Arc<One>, signal: &str) -> Result<(), LocalError> {
         let name = if signal.is_empty() { "KILL" } else { signal };
         let number = signal_number(name).ok_or_else(|| LocalError::Signal(signal.to_owned()))?;
-        let container = one.container().ok_or_else(|| LocalError::NotRunning(one.container_id()))?;
+        let mut run = one.run().ok_or_else(|| LocalError::NotRunning(one.container_id()))?;
         let own = self.own_stop_signal(one);
-        let mut ends = one.ends.subscribe();
-        let seen = ends.borrow_and_update().count;
         self.change(one, |now| {
             let restart = Restart::parse(now.record.restart.as_ref()).unwrap_or(Restart::No);
             now.record.stopped |= number == SIGKILL || restart.is_ended_by(number, own);
         });
-        if number == SIGKILL {
-            self.signal_and_thaw(one, &container, number).await?;
-            let _ = ends.wait_for(|ends| ends.is_past(seen)).await;
-            return Ok(());
+        match number {
+            SIGKILL => self.kill_to_end(one, &mut run).await,
+            _ => self.signal(one, &run.container, number).await,
         }
-        self.signal(one, &container, number).await
     }
 
     async fn signal(&self, one: &One, container: &Container, number: i32) -> Result<(), LocalError> {
@@ -368,13 +380,23 @@ impl Locals {
         Ok(())
     }
 
-    /// A paused one would not hear it.
-    async fn signal_and_thaw(&self, one: &One, container: &Container, number: i32) -> Result<(), LocalError> {
-        let signalled = self.signal(one, container, number).await;
+    /// Returns when it has ended.
+    async fn kill_to_end(&self, one: &One, run: &mut Run) -> Result<(), LocalError> {
+        let signalled = self.signal(one, &run.container, SIGKILL).await;
+        self.thaw_until_end(one, run).await?;
+        signalled?;
+        run.end().await;
+        Ok(())
+    }
+
+    /// A paused one would not hear a signal. Nothing is to be thawed any more once it has ended, whoever has its turn.
+    async fn thaw_until_end(&self, one: &One, run: &mut Run) -> Result<(), LocalError> {
         // Who is pausing it finishes that first.
-        let _turn = one.turn.lock().await;
-        self.thaw(one, container).await?;
-        signalled
+        let _turn = tokio::select! {
+            turn = one.turn.lock() => turn,
+            () = run.end() => return Ok(()),
+        };
+        self.thaw(one, &run.container).await
     }
 
     pub(crate) async fn remove(&self, one: &Arc<One>, force: bool, volumes: bool) -> Result<(), LocalError> {

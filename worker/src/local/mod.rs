@@ -1,8 +1,9 @@
 //! One-off containers (`orch run`): of this node alone, managers do not know them.
 //!
 //! Unlike a task, such a container stays when it has ended, with what it wrote, and can be started again. Its record on
-//! disk says what it is made of and how it ended last. Invariants: one operation on a container at a time; a worker
-//! that starts finds running ones again, and starts those again that their restart policy wants; names are unique.
+//! disk says what it is made of and how it ended last. Invariants: one operation on a container at a time, but for
+//! signals, which wait for none; a worker that starts finds running ones again, and starts those again that their
+//! restart policy wants; names are unique.
 
 mod attachment;
 mod create;
@@ -66,7 +67,7 @@ pub(crate) struct One {
     /// In the form of a task, which the rest of the worker knows how to prepare.
     pub(crate) task: Arc<Task>,
     now: Mutex<Now>,
-    /// Held by whoever starts, stops or removes it.
+    /// Held by whoever starts or removes it, or changes it; what runs is told to stop without it.
     turn: Arc<tokio::sync::Mutex<()>>,
     /// Counts ends, so that waiting for the next one cannot miss it; that it is not to be restarted after all is one.
     ends: watch::Sender<Ends>,
@@ -93,6 +94,22 @@ struct Ends {
     removed: bool,
 }
 
+/// A container that runs, and how to learn that it has ended.
+struct Run {
+    container: Container,
+    ends: watch::Receiver<Ends>,
+    seen: u64,
+}
+
+impl Run {
+    /// Waits for it.
+    async fn end(&mut self) {
+        let seen = self.seen;
+        // The sender lives as long as the container.
+        let _ = self.ends.wait_for(|ends| ends.is_past(seen)).await;
+    }
+}
+
 impl Ends {
     /// Whether nothing is to be waited for any more by whoever has seen so many.
     fn is_past(&self, seen: u64) -> bool {
@@ -116,7 +133,7 @@ impl One {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps it as it is: nobody starts, stops or removes it meanwhile.
+    /// Keeps one that does not run as it is: nobody starts or removes it meanwhile.
     pub(crate) async fn hold(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.turn.clone().lock_owned().await
     }
@@ -144,6 +161,16 @@ impl One {
 
     pub(crate) fn container(&self) -> Option<Container> {
         self.now().container.clone()
+    }
+
+    fn run(&self) -> Option<Run> {
+        self.run_of(&self.now())
+    }
+
+    fn run_of(&self, now: &Now) -> Option<Run> {
+        let mut ends = self.ends.subscribe();
+        let seen = ends.borrow_and_update().count;
+        now.container.clone().map(|container| Run { container, ends, seen })
     }
 
     /// The container, unless it has ended or is about to, and the record of that moment.

@@ -63,6 +63,20 @@ pub(crate) enum NetdError {
     NotTold,
 }
 
+impl NetdError {
+    /// Whether trying again may help: netd is away or only just starting.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Connect(_) => true,
+            Self::Refused(status) => {
+                matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
+            }
+            Self::NotReady => true,
+            Self::NotTold => false,
+        }
+    }
+}
+
 impl From<tonic::Status> for NetdError {
     fn from(status: tonic::Status) -> Self {
         Self::Refused(Box::new(status))
@@ -245,7 +259,7 @@ impl Netd {
                     self.remember(task, request);
                     return Ok(response);
                 }
-                Err(error) if is_passing(&error) && Instant::now() < deadline => {
+                Err(error) if error.is_passing() && Instant::now() < deadline => {
                     self.disconnect();
                     sleep(RETRY_PAUSE).await;
                 }
@@ -275,7 +289,7 @@ impl Netd {
     pub(crate) async fn detach(&self, task: &TaskId) -> Result<(), NetdError> {
         lock(&self.inner.attached).remove(task);
         match self.detach_once(task).await {
-            Err(error) if is_passing(&error) => {
+            Err(error) if error.is_passing() => {
                 tracing::info!(%task, %error, "the network namespace goes as soon as netd answers");
                 lock(&self.inner.left).insert(task.clone());
                 Ok(())
@@ -287,7 +301,7 @@ impl Netd {
     async fn detach_once(&self, task: &TaskId) -> Result<(), NetdError> {
         let detach = async { Ok(self.client().await?.detach_task(request(task)).await.map(drop)?) };
         let outcome = timeout(DETACH_TIMEOUT, detach).await.unwrap_or(Err(NetdError::NotReady));
-        if outcome.as_ref().is_err_and(is_passing) {
+        if outcome.as_ref().is_err_and(NetdError::is_passing) {
             self.disconnect();
         }
         outcome
@@ -304,7 +318,7 @@ impl Netd {
             return Ok(());
         }
         match self.detach_once(task).await {
-            Err(error) if is_passing(&error) => return Err(error),
+            Err(error) if error.is_passing() => return Err(error),
             Err(error) => tracing::warn!(%task, %error, "the network namespace stays"),
             Ok(()) => {}
         }
@@ -447,18 +461,6 @@ fn strangers(listed: &[String], is_known: impl Fn(&TaskId) -> bool) -> Vec<TaskI
 
 fn is_network(item: &Assignment, id: &str) -> bool {
     matches!(&item.assignment, Some(assignment::Assignment::Network(network)) if network.id == id)
-}
-
-/// Whether trying again may help: netd is away or only just starting.
-fn is_passing(error: &NetdError) -> bool {
-    match error {
-        NetdError::Connect(_) => true,
-        NetdError::Refused(status) => {
-            matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled | tonic::Code::Unknown)
-        }
-        NetdError::NotReady => true,
-        NetdError::NotTold => false,
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

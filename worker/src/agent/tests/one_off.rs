@@ -152,6 +152,42 @@ async fn a_name_that_others_cannot_find_is_not_given() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_stopped_whatever_else_is_done_to_it() {
+    let node = Node::new().await;
+    let worker = node.worker().await;
+    import_box(&worker.agent.host.images.store);
+    let locals = &worker.agent.locals;
+    locals.create_network(LocalNetwork { name: "own".to_owned(), ..LocalNetwork::default() }).await.unwrap();
+    let network = ContainerNetwork { network: "own".to_owned(), ..ContainerNetwork::default() };
+    for killed in [false, true] {
+        let request =
+            CreateContainerRequest { networks: vec![network.clone()], ..request(&["sleep", "1000"], "always") };
+        let one = started(&worker, request).await;
+        let (attaches, held) = oneshot::channel();
+        *node.held.lock().unwrap() = Some(held);
+        node.heard.log.lock().unwrap().clear();
+        let stops = async {
+            node.heard.wait(&format!("attach {}", one.id)).await;
+            let stopped = async {
+                if killed {
+                    locals.kill(&one, "").await
+                } else {
+                    locals.stop(&one, "", Some(Duration::from_millis(200))).await
+                }
+            };
+            timeout(Duration::from_secs(10), stopped).await.expect("it waits for netd").unwrap();
+            assert!(one.now().record.stopped);
+            attaches.send(()).unwrap();
+        };
+        let (renamed, ()) = tokio::join!(locals.rename(&one, "after"), stops);
+        renamed.unwrap();
+        wait_until(|| one.state() == LocalState::Exited).await;
+        assert!(!node.paths.netns(&one.id).exists());
+        locals.remove(&one, true, true).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_ends_before_it_is_attached_again_leaves_no_namespace() {
     let node = Node::new().await;
     let worker = node.worker().await;
