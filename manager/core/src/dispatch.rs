@@ -12,7 +12,7 @@ use std::{
 };
 
 use orch_model::{
-    Kind, NetworkId, NodeId, ObjectId, TaskId,
+    NetworkId, NodeId, TaskId,
     assignment::{
         Assignment, AssignmentKey, EndpointItem, ImageSource, NetworkItem, Peer, ServiceEndpointItem, TaskAssignment,
     },
@@ -24,7 +24,6 @@ use orch_model::{
 
 use crate::{
     drain, encryption,
-    image_name::normalise_image_name,
     state::{State, publishes_on_ingress},
 };
 
@@ -233,13 +232,8 @@ impl<'a> View<'a> {
     /// What the spec says, else what the image's name means by now: it may have been imported after the service was
     /// stored, and a spec stays as its user gave it.
     fn digest_of(&self, container: &ContainerSpec) -> Option<String> {
-        container.image_digest.clone().or_else(|| {
-            let name = normalise_image_name(&container.image).ok()?;
-            match self.state.named(Kind::Image, &name)? {
-                ObjectId::Image(id) => self.state.image(&id).map(|image| image.digest.clone()),
-                _ => None,
-            }
-        })
+        let named = || self.state.image_named(&container.image).map(|image| image.digest.clone());
+        container.image_digest.clone().or_else(named)
     }
 }
 

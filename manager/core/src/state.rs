@@ -35,6 +35,8 @@ pub use error::ApplyError;
 use index::Indexes;
 pub(crate) use index::only_gives_back;
 
+use crate::image_name::normalise_image_name;
+
 /// A committed change, with the objects before and after.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -248,6 +250,16 @@ impl State {
     #[must_use]
     pub fn named(&self, kind: Kind, name: &str) -> Option<ObjectId> {
         self.indexes.names.get(&(kind, name.into())).cloned()
+    }
+
+    /// What an image's name means, however it is written; nothing while no node has that.
+    #[must_use]
+    pub fn image_named(&self, text: &str) -> Option<&Arc<Image>> {
+        let name = normalise_image_name(text).ok()?;
+        match self.named(Kind::Image, &name)? {
+            ObjectId::Image(id) => self.image(&id).filter(|image| !image.holders.is_empty()),
+            _ => None,
+        }
     }
 
     /// The objects that are on their way out and still there.

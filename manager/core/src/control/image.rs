@@ -33,7 +33,8 @@ pub struct Registration {
 /// Registers a name, or adds a holder. The transaction is empty when nothing changes.
 ///
 /// # Errors
-/// When the name means another content and `replace` is not set; when it is no name, or the content is no digest.
+/// When the name means another content, which some node has, and `replace` is not set; when it is no name, or the content
+/// is no digest.
 pub fn register_image(
     state: &State,
     now: Timestamp,
@@ -82,7 +83,7 @@ fn name_change(state: &State, ids: Ids<'_>, request: &Registration) -> Result<Op
             holders,
         }))))),
         Some(image) if image.digest == request.digest => Ok(None),
-        Some(image) if request.replace => {
+        Some(image) if request.replace || image.holders.is_empty() => {
             let mut next = Image::clone(image);
             next.digest.clone_from(&request.digest);
             next.size_bytes = request.size_bytes;

@@ -12,6 +12,7 @@ use orch_model::{
 
 use super::{ControlError, Proposal, missing, propose, removal};
 use crate::{
+    image_name::digest_of,
     roles::{self, Seats},
     state::State,
     validate, volume,
@@ -101,8 +102,9 @@ pub fn remove_node(state: &State, now: Timestamp, id: &NodeId, force: bool) -> R
     for image in state.images().filter(|i| i.holders.contains(id)) {
         let mut next = Image::clone(image);
         next.holders.remove(id);
-        // As when it is removed there: what nobody has, the name must not stand for.
-        changes.push(match next.holders.is_empty() {
+        // The machine keeps its images. When it joins anew it says which contents it has, but of names only those by digest:
+        // the others stay for it.
+        changes.push(match next.holders.is_empty() && digest_of(&next.name).is_some() {
             true => removal(&Object::Image(image.clone())),
             false => Change::Update(Object::Image(Arc::new(next))),
         });

@@ -22,7 +22,7 @@ use crate::{
     decision::Ids,
     dispatch::DEFAULT_DATA_PATH_PORT,
     features,
-    image_name::{digest_of, normalise_image_name},
+    image_name::digest_of,
     orchestrator::{
         slot::is_replicated,
         update::{begun, rolled_back},
@@ -381,10 +381,7 @@ fn resolve_image(state: &State, spec: &mut ServiceSpec, old: Option<&ServiceSpec
     if container.image_digest.is_some() && !is_left_over {
         return;
     }
-    let known = normalise_image_name(&container.image).ok().and_then(|name| match state.named(Kind::Image, &name) {
-        Some(ObjectId::Image(id)) => state.image(&id).map(|i| i.digest.clone()),
-        _ => None,
-    });
+    let known = state.image_named(&container.image).map(|image| image.digest.clone());
     // A name that the cluster no longer knows still means what it did: nothing restarts for that.
     let before = || was.filter(|w| w.image == container.image).and_then(|w| w.image_digest.clone());
     container.image_digest = digest_of(&container.image).map(str::to_owned).or(known).or_else(before);

@@ -6,7 +6,6 @@ use std::{
 };
 
 use orch_model::{
-    Kind, ObjectId,
     network::Network,
     node::{GenericResources, NamedResource, Node, Platform, Resources},
     service::{ContainerSpec, Protocol, Service, TaskSpec},
@@ -16,7 +15,6 @@ use orch_model::{
 use crate::{
     constraint::{Constraint, same_arch},
     features,
-    image_name::normalise_image_name,
     orchestrator::takes_tasks,
     state::State,
 };
@@ -167,12 +165,8 @@ impl<'a> Needs<'a> {
 
 /// What the image runs on. One that is named by a digest means that content, whatever its name means by now.
 fn platform_of(state: &State, container: &ContainerSpec) -> Option<Platform> {
-    let named = normalise_image_name(&container.image).ok().and_then(|name| match state.named(Kind::Image, &name) {
-        Some(ObjectId::Image(id)) => state.image(&id),
-        _ => None,
-    });
     let is_meant = |digest: &str| container.image_digest.as_deref().is_none_or(|meant| meant == digest);
-    match named.filter(|image| is_meant(&image.digest)) {
+    match state.image_named(&container.image).filter(|image| is_meant(&image.digest)) {
         Some(image) => image.platform.clone(),
         None => {
             let digest = container.image_digest.as_deref()?;

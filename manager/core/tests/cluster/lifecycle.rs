@@ -1,6 +1,6 @@
 //! Creating, scaling, removing; nodes that go down, drain, come back.
 
-use orch_manager_core::control;
+use orch_manager_core::control::{self, Registration};
 use orch_model::{
     Duration,
     assignment::Assignment,
@@ -237,28 +237,58 @@ fn a_node_is_told_who_holds_the_image_of_its_task() {
 }
 
 #[test]
-fn an_image_name_goes_with_the_last_node_that_has_it() {
+fn an_image_name_that_no_node_has_means_nothing_until_one_has_it_again() {
     let mut sim = Sim::new(2);
     let digest = format!("sha256:{}", "a".repeat(64));
+    let pinned = format!("web@{digest}");
     import(&mut sim, &digest);
+    register(&mut sim, Registration { name: pinned.clone(), ..registration(2, &digest) });
     sim.create(web("old", "web", 1)).expect("accepted");
-    assert_eq!(sim.service("old").spec.task.container.image_digest, Some(digest));
+    let resolved = |sim: &Sim, name: &str| sim.service(name).spec.task.container.image_digest.clone();
+    assert_eq!(resolved(&sim, "old").as_ref(), Some(&digest));
     sim.remove(2);
+    assert!(sim.state.image_named(&pinned).is_none() && sim.state.images().count() == 1);
     // By now a registry may have another.
     sim.create(web("new", "web", 1)).expect("accepted");
-    assert_eq!(sim.service("new").spec.task.container.image_digest, None);
+    assert_eq!(resolved(&sim, "new"), None);
+    sim.run(secs(1));
+    // The machine joins anew: it says which content it has, and gives no name.
+    sim.join(3);
+    register(&mut sim, Registration { holder_only: true, ..registration(3, &digest) });
+    sim.run(secs(1));
+    let held = (digest.clone(), vec!["192.168.7.3:7946".to_owned()]);
+    assert_eq!(sources(&sim, 1), [held.clone(), held]);
+    sim.create(web("newer", "web", 1)).expect("accepted");
+    assert_eq!(resolved(&sim, "newer"), Some(digest));
+}
+
+#[test]
+fn an_image_name_that_no_node_has_may_mean_another_content() {
+    let mut sim = Sim::new(2);
+    let [digest, other] = ["a", "b"].map(|c| format!("sha256:{}", c.repeat(64)));
+    import(&mut sim, &digest);
+    sim.remove(2);
+    register(&mut sim, registration(1, &other));
+    assert_eq!(sim.state.image_named("web").map(|image| &image.digest), Some(&other));
 }
 
 fn import(sim: &mut Sim, digest: &str) {
-    let request = control::Registration {
-        node: node_id(2),
+    register(sim, registration(2, digest));
+}
+
+fn registration(node: u8, digest: &str) -> Registration {
+    Registration {
+        node: node_id(node),
         name: "web".into(),
         digest: digest.to_owned(),
         size_bytes: 1,
         platform: None,
         replace: false,
         holder_only: false,
-    };
+    }
+}
+
+fn register(sim: &mut Sim, request: Registration) {
     let now = sim.now;
     let tx = sim.with_ids(|state, ids| control::register_image(state, now, ids, &request)).expect("accepted");
     sim.commit(&tx);
