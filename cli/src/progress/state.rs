@@ -354,6 +354,7 @@ mod tests {
             update_status: update.map(|(state, at)| UpdateStatus {
                 state,
                 started_at: Timestamp::from_unix_ms(at),
+                first_started_at: None,
                 completed_at: None,
                 message: "why".into(),
             }),

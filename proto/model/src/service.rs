@@ -202,6 +202,8 @@ pub enum UpdateOrder {
 pub struct UpdateStatus {
     pub state: UpdateState,
     pub started_at: Timestamp,
+    /// When it started first, if it was paused and began anew: what it made since then is still its own.
+    pub first_started_at: Option<Timestamp>,
     pub completed_at: Option<Timestamp>,
     pub message: String,
 }

@@ -41,7 +41,7 @@ record!(UpdateConfig {
     values: parallelism, failure_action, max_failure_ratio, order;
     renamed: delay => delay_ms, monitor => monitor_ms;
 });
-record!(UpdateStatus { values: state, started_at, completed_at, message; });
+record!(UpdateStatus { values: state, started_at, first_started_at, completed_at, message; });
 record!(TaskSpec {
     values: networks, log_driver, force_update, generic, node_network;
     parts: container, limits, reservations, restart, placement;

@@ -188,8 +188,13 @@ mod tests {
     fn service(version: u64, image: &str, replicas: u64, state: Option<UpdateState>) -> Service {
         let mut task = TaskSpec::default();
         task.container.image = image.into();
-        let update_status =
-            state.map(|state| UpdateStatus { state, started_at: NOW, completed_at: None, message: String::new() });
+        let update_status = state.map(|state| UpdateStatus {
+            state,
+            started_at: NOW,
+            first_started_at: None,
+            completed_at: None,
+            message: String::new(),
+        });
         Service {
             id: ServiceId::from_random(1),
             meta: meta(version),

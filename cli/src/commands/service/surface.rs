@@ -298,6 +298,7 @@ pub(super) fn pretty_of_everything() -> String {
     service.update_status = Some(UpdateStatus {
         state: UpdateState::Completed,
         started_at: Timestamp::from_unix_ms(0),
+        first_started_at: None,
         completed_at: Some(now),
         message: "update completed".into(),
     });

@@ -10,7 +10,7 @@ use orch_model::{
     change::Change,
     network::ENCRYPTED_PORT,
     service::{
-        Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec, UpdateState,
+        Endpoint, PlacementStrategy, PortConfig, Protocol, PublishMode, Service, ServiceMode, ServiceSpec, UpdateStatus,
     },
     task::{Task, TaskState},
 };
@@ -25,7 +25,7 @@ use crate::{
     image_name::digest_of,
     orchestrator::{
         slot::is_replicated,
-        update::{begun, rolled_back},
+        update::{begun_anew, rolled_back},
     },
     plan::MAX_CHANGES,
     rebalance,
@@ -115,8 +115,8 @@ pub fn update_service(
     }
     if other_tasks {
         next.update_status = None;
-    } else if let Some(anew) = goes_on(service, &spec) {
-        next.update_status = Some(begun(anew, now.max(state.last_stamp())));
+    } else if let Some(anew) = goes_on(service, &spec, now.max(state.last_stamp())) {
+        next.update_status = Some(anew);
     }
     // Whatever it goes back to, it is pulled with the newest login.
     if let Some(previous) = &mut next.previous_spec {
@@ -133,19 +133,12 @@ pub fn update_service(
 
 /// What was paused begins anew with every update that does more than scale, also with one that changes nothing: what it
 /// failed for may have been put right elsewhere.
-fn goes_on(service: &Service, spec: &ServiceSpec) -> Option<UpdateState> {
+fn goes_on(service: &Service, spec: &ServiceSpec, now: Timestamp) -> Option<UpdateStatus> {
     let as_scaled = || ServiceSpec { mode: spec.mode, ..service.spec.clone() };
     if spec.mode != service.spec.mode && *spec == as_scaled() {
         return None;
     }
-    match service.update_status.as_ref()?.state {
-        UpdateState::Paused => Some(UpdateState::Updating),
-        UpdateState::RollbackPaused => Some(UpdateState::RollbackStarted),
-        UpdateState::Updating
-        | UpdateState::Completed
-        | UpdateState::RollbackStarted
-        | UpdateState::RollbackCompleted => None,
-    }
+    begun_anew(service.update_status.as_ref()?, now)
 }
 
 /// As Docker does: who says nothing about the login leaves it as it is.

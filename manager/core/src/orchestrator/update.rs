@@ -1,7 +1,8 @@
 //! Rolling updates: tasks made from an older spec are replaced, a few at a time, watched for failures.
 //!
 //! Progress is read from the tasks: what this update created has the service's current spec version and is not older
-//! than the update. `Service.update_status` only says that one is under way, since when, and how it ended.
+//! than the update. `Service.update_status` only says that one is under way, since when, and how it ended. One that was
+//! paused and begins anew has the tasks that it made before, except those that had ended.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -80,7 +81,22 @@ pub fn begun(state: UpdateState, now: Timestamp) -> UpdateStatus {
         UpdateState::RollbackStarted => "rollback in progress",
         _ => "update in progress",
     };
-    UpdateStatus { state, started_at: now, completed_at: None, message: message.to_owned() }
+    UpdateStatus { state, started_at: now, first_started_at: None, completed_at: None, message: message.to_owned() }
+}
+
+/// The status of one that was paused and begins anew: it goes on with what it has made, and what failed is forgiven.
+#[must_use]
+pub fn begun_anew(paused: &UpdateStatus, now: Timestamp) -> Option<UpdateStatus> {
+    let state = match paused.state {
+        UpdateState::Paused => UpdateState::Updating,
+        UpdateState::RollbackPaused => UpdateState::RollbackStarted,
+        UpdateState::Updating
+        | UpdateState::Completed
+        | UpdateState::RollbackStarted
+        | UpdateState::RollbackCompleted => return None,
+    };
+    let first_started_at = paused.first_started_at.or(Some(paused.started_at));
+    Some(UpdateStatus { first_started_at, ..begun(state, now) })
 }
 
 /// What a service goes back to: its previous spec, but as many replicas as it has now.
@@ -170,9 +186,15 @@ impl Update<'_> {
         slot.tasks.iter().filter(|t| self.is_mine(t))
     }
 
+    /// What it made; if it was paused and began anew, without what had ended until then.
     fn is_mine(&self, task: &Task) -> bool {
+        let since = self.status.started_at;
         let is_current = task.spec_version == self.service.spec_version && !task.displaced;
-        is_current && task.meta.created_at >= self.status.started_at
+        let goes_on = || task.is_wanted() || task.status.at >= since;
+        match self.status.first_started_at {
+            Some(first) if task.meta.created_at < since => is_current && task.meta.created_at >= first && goes_on(),
+            Some(_) | None => is_current && task.meta.created_at >= since,
+        }
     }
 
     /// Whether a task failed before it ran, or so soon after that the update is to blame. What is restarted whatever
@@ -197,7 +219,7 @@ impl Update<'_> {
         let health = task.spec.container.health.as_ref();
         let start_period = health.and_then(|health| health.start_period).unwrap_or_default();
         let extra = graces.max().unwrap_or_default().saturating_add(start_period);
-        let until = task.meta.created_at + limit.saturating_add(extra);
+        let until = task.meta.created_at.max(self.status.started_at) + limit.saturating_add(extra);
         if now < until {
             decision.wake_at(until);
         }
@@ -276,12 +298,8 @@ impl Update<'_> {
                 true => (UpdateState::RollbackCompleted, "rollback completed"),
                 false => (UpdateState::Completed, "update completed"),
             };
-            let status = UpdateStatus {
-                state,
-                message: message.to_owned(),
-                completed_at: Some(now),
-                started_at: self.status.started_at,
-            };
+            let status =
+                UpdateStatus { state, message: message.to_owned(), completed_at: Some(now), ..self.status.clone() };
             decision.changes.push(with_status(self.service, status));
         }
     }

@@ -419,6 +419,38 @@ fn a_paused_update_begins_anew_with_the_same_command_and_not_with_another_scale(
 }
 
 #[test]
+fn a_paused_update_that_begins_anew_watches_the_attempt_that_it_finds() {
+    let asked = |image: &str, memory_bytes: u64| {
+        let mut spec = with_update(1, UpdateConfig::default());
+        spec.task.container.image = image.to_owned();
+        spec.task.reservations.memory_bytes = memory_bytes;
+        spec
+    };
+    // What is asked for, how long it has at least until it has failed, and what is said then.
+    for (asked, least, said) in [
+        (asked("crash", 0), 0, "due to failure or early termination of task"),
+        (asked("v2", 1 << 50), 599, "not running within 600 s: no suitable node"),
+    ] {
+        let mut sim = Sim::new(2);
+        sim.create(with_update(1, UpdateConfig::default())).expect("accepted");
+        sim.run(secs(1));
+        sim.update("web", |spec| *spec = asked.clone()).expect("accepted");
+        sim.step();
+        for round in 1..=3 {
+            let begun = sim.now;
+            assert_eq!(update_state(&sim), Some(UpdateState::Updating), "{round}: {}", sim.ps("web"));
+            while update_state(&sim) == Some(UpdateState::Updating) && sim.now.since(begun) < secs(1000) {
+                sim.run(secs(1));
+            }
+            let status = sim.service("web").update_status.clone().expect("an update");
+            assert_eq!(status.state, UpdateState::Paused, "{round}: {status:?} {}", sim.ps("web"));
+            assert!(status.message.contains(said) && sim.now.since(begun) >= secs(least), "{round}: {status:?}");
+            sim.update("web", |_| {}).expect("accepted");
+        }
+    }
+}
+
+#[test]
 fn another_order_frees_a_rollback_too() {
     let mut sim = Sim::new(2);
     let mut spec = with_host_port(2, false, config(UpdateOrder::StopFirst, 0));
