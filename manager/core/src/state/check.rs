@@ -10,7 +10,7 @@ use std::sync::Arc;
 use orch_model::{
     ConfigId, NetworkId, Object, ObjectId, SecretId, ServiceId,
     secret::Secret,
-    service::{Protocol, Service, TaskSpec},
+    service::{Protocol, Service, TaskSpec, UpdateState},
     task::{Task, TaskState},
 };
 
@@ -123,13 +123,29 @@ fn services_with(state: &State, uses: &dyn Fn(&TaskSpec) -> bool) -> Option<Stri
 
 fn stopping_task(state: &State, uses: &dyn Fn(&Task) -> bool) -> Option<String> {
     let task = state.tasks().find(|t| !t.status.state.is_terminal() && uses(t));
-    task.map(|t| match t.desired_state > TaskState::Running {
-        true => format!("task {} (which is stopping)", t.name()),
-        false => format!(
-            "task {} (from before its service gave that up: `orch service update --force {}` replaces it)",
-            t.name(),
-            t.service_annotations.name
-        ),
+    task.map(|t| {
+        let (task, service) = (t.name(), &t.service_annotations.name);
+        match t.desired_state > TaskState::Running {
+            true => format!("task {task} (which is stopping)"),
+            // Another spec would replace once more what it has replaced by now, and take the place of the one to go back to.
+            false if is_updated(state, &t.service) => {
+                format!("task {task} (which the update of service {service} has yet to replace)")
+            }
+            false => format!(
+                "task {task} (from before its service gave that up: `orch service update --force {service}` replaces it)"
+            ),
+        }
+    })
+}
+
+/// Whether an update or rollback of the service is not over.
+fn is_updated(state: &State, service: &ServiceId) -> bool {
+    let status = state.service(service).and_then(|service| service.update_status.as_ref());
+    status.is_some_and(|status| match status.state {
+        UpdateState::Updating | UpdateState::Paused | UpdateState::RollbackStarted | UpdateState::RollbackPaused => {
+            true
+        }
+        UpdateState::Completed | UpdateState::RollbackCompleted => false,
     })
 }
 

@@ -7,7 +7,7 @@ use orch_manager_core::{
 };
 use orch_model::{
     Annotations, ConfigId, Kind, NetworkId, Object, ObjectId, SecretId,
-    service::{FileRef, PublishMode, ServiceSpec},
+    service::{FileRef, PublishMode, ServiceSpec, UpdateConfig},
 };
 
 use crate::{
@@ -197,4 +197,23 @@ fn what_nobody_has_is_removed_at_once() {
         [data(&mut sim, Kind::Secret, "s").expect("accepted"), data(&mut sim, Kind::Config, "c").expect("accepted")];
     ids.iter().for_each(|id| remove(&mut sim, id));
     assert_eq!((left(&sim.state, &ids), sim.state.removing().count()), (0, 0));
+}
+
+/// Only when the update is over does `--force` replace anything that it did not.
+#[test]
+fn what_an_update_has_yet_to_replace_is_left_to_it() {
+    let mut sim = Sim::new(2);
+    let secret = data(&mut sim, Kind::Secret, "key").expect("accepted");
+    let id = secret.as_str().parse::<SecretId>().expect("an id");
+    let mut spec = web("web", "nginx", 3);
+    spec.task.container.secrets = vec![file(id.clone(), "key")];
+    spec.update = Some(UpdateConfig { delay: secs(5), ..UpdateConfig::default() });
+    sim.create(spec).expect("accepted");
+    sim.run(secs(1));
+    sim.update("web", |spec| spec.task.container.secrets.clear()).expect("accepted");
+    sim.run(secs(2));
+    let refused = control::remove_secret(&sim.state, sim.now, &id).expect_err("in use").text;
+    assert!(refused.contains("(which the update of service web has yet to replace)"), "{refused}");
+    sim.run(secs(30));
+    control::remove_secret(&sim.state, sim.now, &id).expect("free now");
 }
