@@ -293,19 +293,42 @@ fn batch(changes: Vec<(Rank, Change)>) -> Vec<Vec<Change>> {
         }
     }
     groups.sort_by(|(_, a), (_, b)| new_on(a).cmp(&new_on(b)));
-    let mut room = 0;
+    let mut room = Room::default();
     for (_, group) in groups {
-        let bytes = group.iter().map(limits::text_bytes).sum();
         match batches.last_mut() {
-            Some(batch) if batch.len() + group.len() <= MAX_CHANGES && bytes <= room => {
-                room -= bytes;
-                batch.extend(group);
-            }
+            Some(batch) if room.take(&group) => batch.extend(group),
             _ => {
-                room = MAX_TEXT_BYTES.saturating_sub(bytes);
+                room = Room::default();
+                room.take(&group);
                 batches.push(group);
             }
         }
     }
     batches
+}
+
+/// What a transaction still takes.
+pub(crate) struct Room {
+    changes: usize,
+    text_bytes: u64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { changes: MAX_CHANGES, text_bytes: MAX_TEXT_BYTES }
+    }
+}
+
+impl Room {
+    /// Takes what belongs together if there is room for all of it; the first is taken however large it is.
+    pub(crate) fn take(&mut self, group: &[Change]) -> bool {
+        let bytes = group.iter().map(limits::text_bytes).sum();
+        let is_first = self.changes == MAX_CHANGES;
+        if !is_first && (group.len() > self.changes || bytes > self.text_bytes) {
+            return false;
+        }
+        self.changes = self.changes.saturating_sub(group.len());
+        self.text_bytes = self.text_bytes.saturating_sub(bytes);
+        true
+    }
 }

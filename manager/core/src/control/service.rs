@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    slice::from_ref,
     sync::Arc,
 };
 
@@ -27,7 +28,7 @@ use crate::{
         slot::is_replicated,
         update::{begun_anew, rolled_back},
     },
-    plan::MAX_CHANGES,
+    plan::Room,
     rebalance,
     state::{State, check::protocol_word, check::unused_login, makes_other_tasks},
     validate, volume,
@@ -195,11 +196,12 @@ pub fn rebalance_service(state: &State, now: Timestamp, id: &ServiceId) -> Resul
     let count = moved.len();
     let displaced =
         |task: &Arc<Task>| Change::Update(Object::Task(Arc::new(Task { displaced: true, ..Task::clone(task) })));
-    let changes = moved.iter().take(MAX_CHANGES).map(displaced).collect();
+    let mut room = Room::default();
+    let changes: Vec<_> = moved.iter().map(displaced).take_while(|change| room.take(from_ref(change))).collect();
     let note = match count {
         0 => "it is balanced: nothing moves".to_owned(),
-        _ if count > MAX_CHANGES => {
-            format!("{count} tasks are to move, {MAX_CHANGES} of them now: ask again afterwards")
+        _ if count > changes.len() => {
+            format!("{count} tasks are to move, {} of them now: ask again afterwards", changes.len())
         }
         1 => "1 task moves".to_owned(),
         _ => format!("{count} tasks move"),
@@ -223,7 +225,7 @@ pub fn unpin_service(
     let pins = volume::pins(state, service);
     let asked: Vec<u64> =
         if slots.is_empty() { pins.keys().copied().collect() } else { slots.iter().copied().collect() };
-    let (mut changes, mut notes) = (Vec::new(), Vec::new());
+    let (mut changes, mut notes, mut room) = (Vec::new(), Vec::new(), Room::default());
     for slot in asked {
         let of_slot: Vec<_> = state.tasks_in(id, slot).collect();
         let Some(node) = pins.get(&slot) else {
@@ -235,8 +237,13 @@ pub fn unpin_service(
             continue;
         }
         let over = of_slot.into_iter().filter(|task| !task.is_wanted() && task.node.is_some() && !task.displaced);
-        let given_up =
-            over.map(|task| Change::Update(Object::Task(Arc::new(Task { displaced: true, ..Task::clone(task) }))));
+        let given_up: Vec<_> = over
+            .map(|task| Change::Update(Object::Task(Arc::new(Task { displaced: true, ..Task::clone(task) }))))
+            .collect();
+        if !room.take(&given_up) {
+            notes.push(format!("{name}.{slot} and those behind it keep their volumes for now: ask again for them"));
+            break;
+        }
         changes.extend(given_up);
         let host = state.node(node).map_or(node.as_str(), |node| node.description.hostname.as_str());
         notes.push(format!("{name}.{slot} gives its volume on node {host} up"));

@@ -4,10 +4,12 @@
 //! exists may always become less. Tasks have no limit of their own: they follow from the replicas that are wanted, the nodes
 //! and the task history.
 
+use std::collections::BTreeMap;
+
 use orch_model::{
     Annotations, Kind, Object,
     change::Change,
-    service::{ContainerSpec, Service, ServiceMode},
+    service::{ContainerSpec, FileRef, LogDriver, Mount, Service, ServiceMode, ServiceSpec, TaskSpec},
 };
 
 use super::{ApplyError, State, index::Weight};
@@ -31,11 +33,14 @@ pub fn content_bytes(object: &Object) -> u64 {
     weight(object).content_bytes
 }
 
-/// What users gave of all that a change carries: a task's is its own copy there.
+/// What users gave of all that a change carries: a task's is its own copy there, a service has its previous spec with it.
 pub(crate) fn text_bytes(change: &Change) -> u64 {
     match change {
         Change::Create(Object::Task(task)) | Change::Update(Object::Task(task)) => {
-            (container_bytes(&task.spec.container) + bytes_of(&task.service_annotations)) as u64
+            (task_bytes(&task.spec) + bytes_of(&task.service_annotations)) as u64
+        }
+        Change::Create(Object::Service(service)) | Change::Update(Object::Service(service)) => {
+            (spec_bytes(&service.spec) + service.previous_spec.as_deref().map_or(0, spec_bytes)) as u64
         }
         Change::Create(object) | Change::Update(object) => content_bytes(object),
         Change::Remove { .. } | Change::TaskStatus { .. } => 0,
@@ -104,18 +109,63 @@ fn content(bytes: usize) -> Weight {
 }
 
 fn bytes_of(annotations: &Annotations) -> usize {
-    annotations.labels.iter().map(|(key, value)| key.len() + value.len()).sum()
+    of_pairs(&annotations.labels)
+}
+
+fn spec_bytes(spec: &ServiceSpec) -> usize {
+    bytes_of(&spec.annotations) + task_bytes(&spec.task)
+}
+
+/// The texts of which a user may give as many, or as long ones, as a request takes.
+fn task_bytes(task: &TaskSpec) -> usize {
+    let networks = task.networks.iter().map(|network| of_texts(&network.aliases) + of_pairs(&network.driver_options));
+    container_bytes(&task.container)
+        + of_texts(&task.placement.constraints)
+        + of_texts(&task.placement.spread)
+        + of_texts(task.generic.keys())
+        + networks.sum::<usize>()
+        + task.log_driver.as_ref().map_or(0, of_driver)
 }
 
 fn container_bytes(container: &ContainerSpec) -> usize {
-    let texts = container.env.iter().chain(&container.command).chain(&container.args).map(String::len).sum::<usize>();
-    let labels = container.labels.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
-    texts + labels
+    let c = container;
+    let lists = [&c.command, &c.args, &c.env, &c.groups, &c.hosts, &c.dns.search, &c.dns.options];
+    let rights = [&c.cap_add, &c.cap_drop, &c.devices];
+    of_texts(lists.into_iter().chain(rights).flatten())
+        + of_texts([&c.image, &c.hostname, &c.dir, &c.user, &c.stop_signal])
+        + of_pairs(&c.labels)
+        + of_pairs(&c.sysctls)
+        + c.mounts.iter().map(of_mount).sum::<usize>()
+        + c.secrets.iter().map(of_file).sum::<usize>()
+        + c.configs.iter().map(of_file).sum::<usize>()
+        + of_texts(c.health.iter().flat_map(|health| &health.test))
+        + of_texts(c.ulimits.iter().map(|limit| &limit.name))
+}
+
+fn of_mount(mount: &Mount) -> usize {
+    of_texts([&mount.source, &mount.target, &mount.propagation, &mount.volume_subpath])
+        + of_pairs(&mount.volume_labels)
+        + mount.volume_driver.as_ref().map_or(0, of_driver)
+}
+
+fn of_file<Id>(file: &FileRef<Id>) -> usize {
+    of_texts([&file.name, &file.target, &file.uid, &file.gid])
+}
+
+fn of_driver(driver: &LogDriver) -> usize {
+    driver.name.len() + of_pairs(&driver.options)
+}
+
+fn of_texts<'a>(texts: impl IntoIterator<Item = &'a String>) -> usize {
+    texts.into_iter().map(String::len).sum()
+}
+
+fn of_pairs(pairs: &BTreeMap<String, String>) -> usize {
+    pairs.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
 fn service_weight(service: &Service) -> Weight {
-    let container = &service.spec.task.container;
-    let mut weight = content(bytes_of(&service.spec.annotations) + container_bytes(container));
+    let mut weight = content(spec_bytes(&service.spec));
     match service.spec.mode {
         _ if service.removing => {}
         ServiceMode::Replicated { replicas } => weight.replicas = replicas,

@@ -6,7 +6,7 @@ use orch_manager_core::{State, plan};
 use orch_model::{
     Annotations, Object,
     change::Change,
-    service::{FailureAction, PublishMode, TaskSpec, UpdateConfig},
+    service::{FailureAction, HealthConfig, Mount, PublishMode, TaskSpec, UpdateConfig},
     task::Task,
 };
 
@@ -102,14 +102,32 @@ fn an_update_prepares_the_successor_and_touches_nothing_else() {
 /// Each task carries its spec: 200 such would be more than raft takes at once, and the leader would try for ever.
 #[test]
 fn tasks_with_long_texts_are_fewer_in_a_transaction() {
-    let mut sim = Sim::new(2);
-    let mut spec = web("web", "nginx", 150);
-    spec.task.container.env = vec![format!("A={}", "x".repeat(100_000))];
-    sim.create(spec).expect("accepted");
-    let now = sim.now;
-    let plan = sim.with_ids(|state, ids| plan::decide(state, now, ids));
-    let sizes: Vec<usize> = plan.transactions.iter().map(|tx| tx.changes.len()).collect();
-    assert_eq!(sizes, [41, 41, 41, 27]);
+    let long = || "x".repeat(100_000);
+    type Edit<'a> = &'a dyn Fn(&mut TaskSpec);
+    let cases: [(&str, Edit<'_>); 4] = [
+        ("environment", &|task| task.container.env = vec![format!("A={}", long())]),
+        ("health check", &|task| {
+            let test = vec!["CMD-SHELL".to_owned(), long()];
+            let (interval, timeout, start_period, start_interval) = (None, None, None, None);
+            task.container.health =
+                Some(HealthConfig { test, interval, timeout, retries: 0, start_period, start_interval });
+        }),
+        ("hosts", &|task| task.container.hosts = vec!["10.0.0.1 a-host".to_owned(); 100_000 / 15]),
+        ("mounts", &|task| {
+            let mount = |n| Mount { target: format!("/{n:0999}"), ..Mount::default() };
+            task.container.mounts = (0..100).map(mount).collect();
+        }),
+    ];
+    for (what, edit) in cases {
+        let mut sim = Sim::new(2);
+        let mut spec = web("web", "nginx", 150);
+        edit(&mut spec.task);
+        sim.create(spec).expect("accepted");
+        let now = sim.now;
+        let plan = sim.with_ids(|state, ids| plan::decide(state, now, ids));
+        let sizes: Vec<usize> = plan.transactions.iter().map(|tx| tx.changes.len()).collect();
+        assert_eq!(sizes, [41, 41, 41, 27], "{what}");
+    }
 }
 
 /// A rollback is committed before anything else is asked about a service: who was due is so still when it is refused.

@@ -194,6 +194,24 @@ fn rebalanced(order: UpdateOrder) {
     assert!(again.transaction.changes.is_empty());
 }
 
+/// Each change carries the task's spec; all of them together would be refused, whatever is asked for.
+#[test]
+fn rebalancing_moves_no_more_than_a_transaction_takes() {
+    let mut sim = Sim::new(2);
+    sim.create(placed(|s| {
+        s.mode = orch_model::service::ServiceMode::Replicated { replicas: 150 };
+        s.task.container.env = vec![format!("A={}", "x".repeat(100_000))];
+    }))
+    .expect("accepted");
+    sim.run(secs(1));
+    sim.join(3);
+    sim.run(secs(1));
+    let id = sim.service("web").id.clone();
+    let proposal = control::rebalance_service(&sim.state, sim.now, &id).expect("accepted");
+    assert_eq!(proposal.warnings, ["50 tasks are to move, 41 of them now: ask again afterwards"]);
+    assert_eq!(proposal.transaction.changes.len(), 41);
+}
+
 #[test]
 fn rebalancing_moves_nothing_to_where_it_does_not_fit() {
     let mut sim = Sim::new(2);

@@ -81,6 +81,25 @@ fn what_is_given_up_starts_elsewhere() {
 }
 
 #[test]
+fn no_more_is_given_up_at_once_than_a_transaction_takes() {
+    let mut sim = Sim::new(2);
+    let long = format!("A={}", "x".repeat(100_000));
+    let id = sim.create(with_volume(100, |s| s.task.container.env = vec![long])).expect("accepted");
+    sim.run(secs(1));
+    sim.down(2);
+    sim.run(secs(10));
+    for expected in [41, 9, 0] {
+        let given_up = control::unpin_service(&sim.state, sim.now, &id, &BTreeSet::new()).expect("accepted");
+        assert_eq!(given_up.transaction.changes.len(), expected);
+        let asks_again = |note: &String| note.ends_with("keep their volumes for now: ask again for them");
+        assert_eq!(given_up.warnings.last().is_some_and(asks_again), expected == 41, "{:?}", given_up.warnings);
+        sim.accept(&given_up);
+        sim.run(secs(10));
+    }
+    assert_eq!(sim.running("db"), [("n1".to_owned(), 100)].into());
+}
+
+#[test]
 fn what_has_run_once_is_not_run_again_for_giving_its_volume_up() {
     let mut sim = Sim::new(2);
     let once = |s: &mut ServiceSpec| {
