@@ -4,13 +4,20 @@
 //! everything that was started for it. Nothing of it is remembered: the next leader starts from the state.
 
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
-use orch_manager_core::plan::Planner;
-use orch_model::{Timestamp, change::Transaction};
+use orch_manager_core::{
+    ApplyError,
+    plan::{self, Planner},
+};
+use orch_model::{
+    Timestamp,
+    change::{Change, Transaction},
+};
 use tokio::{
     sync::broadcast::error::TryRecvError,
     task::JoinSet,
@@ -28,7 +35,7 @@ use crate::{
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// A plan that was refused although nothing has changed is not repeated faster than this.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
-/// A plan that was refused so often, one time after the other, is committed change by change.
+/// A plan that was refused so often, one time after the other, is taken apart where it is refused.
 const REFUSALS: u32 = 3;
 /// A wake-up is checked at least this often, should the clock jump.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
@@ -121,7 +128,7 @@ async fn decide(consensus: Consensus, proposer: Proposer) {
             if plan.transactions.is_empty() { (started.elapsed() * RESTS).min(LONGEST_REST) } else { Duration::ZERO };
         let committed = match refusals < REFUSALS {
             true => commit(&proposer, plan.transactions).await,
-            false => commit_singly(&proposer, plan.transactions).await,
+            false => commit_apart(&proposer, plan.transactions).await,
         };
         refusals = if committed.is_ok() { 0 } else { refusals };
         match committed {
@@ -156,19 +163,42 @@ async fn commit(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(
 }
 
 /// Commits what can be committed of a plan that is refused again and again: one change that does not fit must not keep
-/// all others, of all services, from their turn.
-async fn commit_singly(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(), ProposeError> {
+/// all others, of all services, from their turn. Only what is refused is taken apart: the rest goes as fast as ever.
+async fn commit_apart(proposer: &Proposer, transactions: Vec<Transaction>) -> Result<(), ProposeError> {
     let mut outcome = Ok(());
-    for change in transactions.into_iter().flat_map(|transaction| transaction.changes) {
-        match proposer.propose(vec![change]).await {
-            Err(error @ (ProposeError::Refused(_) | ProposeError::TooLarge { .. })) => {
-                tracing::warn!(%error, "a decision is refused again and again (this is a bug); the others go on");
-                outcome = Err(error);
+    let mut waiting: VecDeque<_> = transactions.into_iter().map(|transaction| transaction.changes).collect();
+    while let Some(changes) = waiting.pop_front() {
+        let error = match proposer.propose(changes.clone()).await {
+            Err(error @ (ProposeError::Refused(_) | ProposeError::TooLarge { .. })) => error,
+            other => {
+                other?;
+                continue;
             }
-            other => drop(other?),
+        };
+        let parts = smaller(&changes, &error);
+        if parts.is_empty() {
+            match error {
+                ProposeError::Refused(ApplyError::Stale { .. } | ApplyError::Missing(_)) => {
+                    tracing::debug!(%error, "the state moved on; deciding again");
+                }
+                _ => tracing::warn!(%error, "a decision is refused again and again (this is a bug); the others go on"),
+            }
+            outcome = Err(error);
         }
+        parts.into_iter().rev().for_each(|part| waiting.push_front(part));
     }
     outcome
+}
+
+/// The parts that may be committed of changes that may not, together; none when they cannot be taken apart.
+fn smaller(changes: &[Change], error: &ProposeError) -> Vec<Vec<Change>> {
+    let parts = match plan::parts(changes) {
+        slot if slot.len() == 1 && matches!(error, ProposeError::TooLarge { .. }) => {
+            changes.chunks(1).map(<[Change]>::to_vec).collect()
+        }
+        parts => parts,
+    };
+    if parts.len() > 1 { parts } else { Vec::new() }
 }
 
 /// Having missed commits is news, too.

@@ -332,3 +332,13 @@ impl Room {
         true
     }
 }
+
+/// The parts of a transaction that may be committed one by one: the changes of one slot stay together.
+#[must_use]
+pub fn parts(changes: &[Change]) -> Vec<Vec<Change>> {
+    let slot = |change: &Change| match change {
+        Change::Create(Object::Task(task)) | Change::Update(Object::Task(task)) => Some(slot_rank(task)),
+        Change::Create(_) | Change::Update(_) | Change::Remove { .. } | Change::TaskStatus { .. } => None,
+    };
+    changes.chunk_by(|a, b| slot(a).is_some_and(|a| slot(b) == Some(a))).map(<[Change]>::to_vec).collect()
+}

@@ -130,6 +130,24 @@ fn tasks_with_long_texts_are_fewer_in_a_transaction() {
     }
 }
 
+#[test]
+fn a_transaction_that_is_taken_apart_keeps_the_changes_of_a_slot_together() {
+    let mut sim = Sim::new(1);
+    for name in ["app", "web"] {
+        sim.create(web(name, "nginx", 2)).expect("accepted");
+    }
+    sim.run(secs(1));
+    sim.fail("web.1");
+    sim.fail("web.2");
+    sim.update("app", |s| s.task.force_update = 1).expect("accepted");
+    let now = sim.now;
+    let plan = sim.with_ids(|state, ids| plan::decide(state, now, ids));
+    let [transaction] = &plan.transactions[..] else { panic!("not one transaction: {plan:?}") };
+    let sizes: Vec<usize> = plan::parts(&transaction.changes).iter().map(Vec::len).collect();
+    // The update's status, each slot's failed task and its successor, the update's first task.
+    assert_eq!(sizes, [1, 2, 2, 1], "{transaction:?}");
+}
+
 /// A rollback is committed before anything else is asked about a service: who was due is so still when it is refused.
 #[test]
 fn who_is_due_stays_due_until_everything_was_asked() {
