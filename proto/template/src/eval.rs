@@ -17,9 +17,41 @@ use super::{
 const MAX_WORK: usize = 64 << 20;
 const STEP_WORK: usize = 64;
 
-pub(super) fn render(nodes: &[Node], data: &Value, own: OwnFunctions<'_>) -> Result<String, TemplateError> {
+/// What may still be done, by one rendering or by several that share it.
+pub(super) struct Allowance {
+    left: Cell<usize>,
+    whose: &'static str,
+}
+
+impl Allowance {
+    /// `whose` is the subject of the sentence that says that it was not enough.
+    pub(super) fn new(work: usize, whose: &'static str) -> Self {
+        Self { left: Cell::new(work), whose }
+    }
+
+    fn spend(&self, work: usize) -> Result<(), TemplateError> {
+        let left = self.left.get().checked_sub(work);
+        let whose = self.whose;
+        let spent = || TemplateError(format!("{whose} takes too many steps, or gives too much text"));
+        self.left.set(left.ok_or_else(spent)?);
+        Ok(())
+    }
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self::new(MAX_WORK, "it")
+    }
+}
+
+pub(super) fn render(
+    nodes: &[Node],
+    data: &Value,
+    own: OwnFunctions<'_>,
+    allowance: &Allowance,
+) -> Result<String, TemplateError> {
     let variables = vec![("$".into(), data.clone())];
-    let mut run = Run { out: String::new(), variables, own, left: Cell::new(MAX_WORK) };
+    let mut run = Run { out: String::new(), variables, own, allowance };
     run.block(nodes, &Scope { dot: data, root: true })?;
     Ok(run.out)
 }
@@ -28,8 +60,7 @@ struct Run<'a> {
     out: String,
     variables: Vec<(String, Value)>,
     own: OwnFunctions<'a>,
-    /// Of [`MAX_WORK`].
-    left: Cell<usize>,
+    allowance: &'a Allowance,
 }
 
 struct Scope<'a> {
@@ -46,9 +77,7 @@ enum Flow {
 
 impl Run<'_> {
     fn spend(&self, work: usize) -> Result<(), TemplateError> {
-        let left = self.left.get().checked_sub(work);
-        self.left.set(left.ok_or_else(|| TemplateError("it takes too many steps, or gives too much text".into()))?);
-        Ok(())
+        self.allowance.spend(work)
     }
 
     /// A copy, paid for.

@@ -12,6 +12,7 @@ pub mod native;
 mod parser;
 pub mod placeholders;
 
+use eval::Allowance;
 use serde_json::Value;
 
 /// What is wrong with a template, or why it does not fit the value.
@@ -46,7 +47,12 @@ impl Template {
     /// # Errors
     /// As [`Self::render`], and what the functions say.
     pub fn render_with(&self, data: &Value, own: OwnFunctions<'_>) -> Result<String, TemplateError> {
-        eval::render(&self.nodes, data, own)
+        eval::render(&self.nodes, data, own, &Allowance::default())
+    }
+
+    /// Renders at the cost of an allowance that others may have a part in.
+    fn render_within(&self, data: &Value, allowance: &Allowance) -> Result<String, TemplateError> {
+        eval::render(&self.nodes, data, &|_, _| None, allowance)
     }
 
     /// The paths (`.Node.Hostname` is `["Node", "Hostname"]`) that the template reads from the dot.

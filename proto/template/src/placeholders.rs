@@ -6,7 +6,11 @@
 use orch_model::{service::ContainerSpec, task::Task};
 use serde_json::{Value, json};
 
-use crate::{Template, TemplateError};
+use crate::{Template, TemplateError, eval::Allowance};
+
+/// What filling in all texts of a container may take together, as the evaluation counts it: more than the kernel gives a
+/// program at its start (6 MiB), and done in a fraction of a second.
+const MAX_WORK: usize = 8 << 20;
 
 /// What placeholders can name, by Docker's names.
 const FIELDS: [(&str, &[&str]); 3] = [
@@ -51,11 +55,11 @@ pub fn fill(container: &ContainerSpec, values: &Value) -> Result<Option<Containe
     if !texts(container).any(|text| text.contains("{{")) {
         return Ok(None);
     }
-    let mut filled = container.clone();
+    let (mut filled, allowance) = (container.clone(), allowance());
     let strings = filled.env.iter_mut().chain(std::iter::once(&mut filled.hostname));
     for text in strings.chain(filled.mounts.iter_mut().flat_map(|m| [&mut m.source, &mut m.target])) {
         if text.contains("{{") {
-            *text = render(text, values)?;
+            *text = render(text, values, &allowance)?;
         }
     }
     Ok(Some(filled))
@@ -66,6 +70,7 @@ pub fn fill(container: &ContainerSpec, values: &Value) -> Result<Option<Containe
 /// # Errors
 /// With the first one that is not.
 pub fn check(container: &ContainerSpec) -> Result<(), TemplateError> {
+    let allowance = allowance();
     for text in texts(container).filter(|text| text.contains("{{")) {
         let failed = |error: &str| Err(TemplateError(format!("{text:?}: {error}")));
         let template = match Template::parse(text) {
@@ -78,7 +83,7 @@ pub fn check(container: &ContainerSpec) -> Result<(), TemplateError> {
             }
         }
         // Also what only shows when it is filled in: an unknown function, an index into a text.
-        if let Err(error) = template.render(&example()) {
+        if let Err(error) = template.render_within(&example(), &allowance) {
             return failed(&error.0);
         }
     }
@@ -110,8 +115,12 @@ fn texts(container: &ContainerSpec) -> impl Iterator<Item = &String> {
     container.env.iter().chain(std::iter::once(&container.hostname)).chain(mounts)
 }
 
-fn render(text: &str, values: &Value) -> Result<String, TemplateError> {
-    let rendered = Template::parse(text).and_then(|template| template.render(values));
+fn allowance() -> Allowance {
+    Allowance::new(MAX_WORK, "this, with the container's other placeholders,")
+}
+
+fn render(text: &str, values: &Value, allowance: &Allowance) -> Result<String, TemplateError> {
+    let rendered = Template::parse(text).and_then(|template| template.render_within(values, allowance));
     rendered.map_err(|error| TemplateError(format!("{text:?}: {}", error.0)))
 }
 
@@ -223,5 +232,23 @@ mod tests {
         }
         assert_eq!(check(&env("A={{.Task.Slot}}")), Ok(()));
         assert_eq!(check(&env("A=plain")), Ok(()));
+    }
+
+    #[test]
+    fn the_texts_of_a_container_have_one_allowance() {
+        let of = |text: &str, count| ContainerSpec { env: vec![text.to_owned(); count], ..ContainerSpec::default() };
+        let values = values(&task(2), &node());
+        let large = r#"A={{range split (printf "%200s" "") ""}}{{printf "%4096s" ""}}{{end}}"#;
+        for (spec, is_taken) in [
+            (of("A={{.Service.Name}}.{{.Task.Slot}} {{.Node.Hostname}}", 4000), true),
+            (of(large, 4), true),
+            (of(large, 10), false),
+        ] {
+            let (checked, filled) = (check(&spec), fill(&spec, &values));
+            assert_eq!((checked.is_ok(), filled.is_ok()), (is_taken, is_taken), "{checked:?}");
+            for error in [checked.err(), filled.err()].into_iter().flatten() {
+                assert!(error.0.contains("other placeholders, takes too many steps"), "{error}");
+            }
+        }
     }
 }
