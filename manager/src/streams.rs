@@ -58,6 +58,11 @@ impl Kind {
         }
     }
 
+    /// How many of them one request may have: whoever leaves them unread holds up others, but not all of them.
+    const fn share(self) -> usize {
+        self.limit() * 3 / 4
+    }
+
     /// For operators.
     fn plural(self) -> &'static str {
         match self {
@@ -72,15 +77,52 @@ impl Kind {
 pub(crate) const STREAMS_PER_NODE: usize = Kind::FollowedLog.limit() + Kind::Log.limit() + Kind::Command.limit();
 
 /// Streams that were announced and that nobody has dialled in for yet, and how many more there may be.
-#[derive(Default)]
 pub struct StreamHub {
     waiting: Mutex<HashMap<String, Waiting>>,
-    places: Mutex<HashMap<(NodeId, Kind), Arc<Semaphore>>>,
+    places: Places,
+}
+
+impl Default for StreamHub {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), places: Places::new(Kind::limit) }
+    }
+}
+
+/// So many streams of a kind for each node.
+struct Places {
+    limit: fn(Kind) -> usize,
+    nodes: Mutex<HashMap<(NodeId, Kind), Arc<Semaphore>>>,
+}
+
+impl Places {
+    fn new(limit: fn(Kind) -> usize) -> Self {
+        Self { limit, nodes: Mutex::default() }
+    }
+
+    async fn take(&self, node: &NodeId, kind: Kind) -> Option<OwnedSemaphorePermit> {
+        let of_node = {
+            let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = || Arc::new(Semaphore::new((self.limit)(kind)));
+            Arc::clone(nodes.entry((node.clone(), kind)).or_insert_with(new))
+        };
+        // It is never closed.
+        of_node.acquire_owned().await.ok()
+    }
+}
+
+/// One request's part of every node's places.
+pub(crate) struct Share(Places);
+
+impl Default for Share {
+    fn default() -> Self {
+        Self(Places::new(Kind::share))
+    }
 }
 
 /// A place among the streams that a node carries; given back when dropped.
 pub(crate) struct Place {
-    _permit: Option<OwnedSemaphorePermit>,
+    _of_share: Option<OwnedSemaphorePermit>,
+    _of_node: Option<OwnedSemaphorePermit>,
 }
 
 struct Waiting {
@@ -101,15 +143,10 @@ impl StreamHub {
         receiver
     }
 
-    /// Waits for a place among the node's streams.
-    async fn place(&self, node: &NodeId, kind: Kind) -> Place {
-        let places = {
-            let mut all = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-            let places = all.entry((node.clone(), kind)).or_insert_with(|| Arc::new(Semaphore::new(kind.limit())));
-            Arc::clone(places)
-        };
-        // It is never closed.
-        Place { _permit: places.acquire_owned().await.ok() }
+    /// Waits until the node has room for one more stream of a request, for as long as the caller likes.
+    pub(crate) async fn place(&self, share: &Share, node: &NodeId, kind: Kind) -> Place {
+        let of_share = share.0.take(node, kind).await;
+        Place { _of_share: of_share, _of_node: self.places.take(node, kind).await }
     }
 
     fn take(&self, id: &str, node: &NodeId) -> Option<oneshot::Sender<Attached>> {
@@ -128,24 +165,19 @@ impl StreamHub {
     }
 }
 
-/// Waits until the task's node has room for one more stream, for as long as the caller likes.
-pub(crate) async fn place(reign: &Reign, task: &Task, kind: Kind) -> Result<Place, Status> {
-    Ok(reign.streams().place(node_of(task)?, kind).await)
-}
-
-/// Why [`place`] takes long.
+/// Why [`StreamHub::place`] takes long.
 pub(crate) fn crowded(reign: &Reign, task: &Task, kind: Kind) -> String {
     let node = task.node.as_ref().map(|node| node_name(reign, node)).unwrap_or_default();
     let (name, limit, plural) = (task.name(), kind.limit(), kind.plural());
-    format!("task {name} is on node {node}, which carries {limit} {plural} already")
+    format!("task {name} is on node {node}, which carries {limit} {plural} at once")
 }
 
-fn node_of(task: &Task) -> Result<&NodeId, Status> {
+pub(crate) fn node_of(task: &Task) -> Result<&NodeId, Status> {
     let unplaced = || Status::failed_precondition(format!("task {} has not been given to a node yet", task.name()));
     task.node.as_ref().ok_or_else(unplaced)
 }
 
-/// Asks the task's node for a stream and waits until it is there. Whoever asks has a [`place`] for it.
+/// Asks the task's node for a stream and waits until it is there. Whoever asks has a [`Place`] for it.
 pub(crate) async fn open(reign: &Reign, task: &Task, what: stream_announcement::What) -> Result<Attached, Status> {
     let node = node_of(task)?;
     let unreachable = |why: &str| {
@@ -228,20 +260,44 @@ mod tests {
 
     use super::*;
 
+    fn at_once(hub: &StreamHub, share: &Share, node: &NodeId, kind: Kind) -> Option<Place> {
+        // Outside of the runtime's budget, which would end before the places do.
+        tokio::task::unconstrained(hub.place(share, node, kind)).now_or_never()
+    }
+
     #[tokio::test]
     async fn a_node_carries_so_many_streams_of_a_kind_and_the_next_has_to_wait() {
         let hub = StreamHub::default();
         let (node, other) = (NodeId::from_random(1), NodeId::from_random(2));
+        let has_room = |node, kind| at_once(&hub, &Share::default(), node, kind).is_some();
         let mut places = Vec::new();
         for _ in 0..Kind::FollowedLog.limit() {
-            places.push(hub.place(&node, Kind::FollowedLog).await);
+            places.push(hub.place(&Share::default(), &node, Kind::FollowedLog).await);
         }
-        assert!(hub.place(&node, Kind::FollowedLog).now_or_never().is_none());
-        assert!(hub.place(&other, Kind::FollowedLog).now_or_never().is_some());
+        assert!(!has_room(&node, Kind::FollowedLog));
+        assert!(has_room(&other, Kind::FollowedLog));
         for kind in [Kind::Log, Kind::Command] {
-            assert!(hub.place(&node, kind).now_or_never().is_some(), "what goes on for ever leaves room for {kind:?}");
+            assert!(has_room(&node, kind), "what goes on for ever leaves room for {kind:?}");
         }
         drop(places.pop());
-        assert!(hub.place(&node, Kind::FollowedLog).now_or_never().is_some());
+        assert!(has_room(&node, Kind::FollowedLog));
+    }
+
+    #[test]
+    fn one_request_leaves_others_room_on_each_node() {
+        let hub = StreamHub::default();
+        let (node, other) = (NodeId::from_random(1), NodeId::from_random(2));
+        for kind in [Kind::FollowedLog, Kind::Log] {
+            let (greedy, modest) = (Share::default(), Share::default());
+            let mut places = Vec::new();
+            while let Some(place) = at_once(&hub, &greedy, &node, kind) {
+                places.push(place);
+            }
+            assert_eq!(places.len(), kind.share(), "{kind:?}");
+            assert!(at_once(&hub, &greedy, &other, kind).is_some(), "{kind:?}");
+            assert!(at_once(&hub, &modest, &node, kind).is_some(), "{kind:?}");
+            drop(places.pop());
+            assert!(at_once(&hub, &greedy, &node, kind).is_some(), "{kind:?}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use orch_proto::wire::{self, exec_input, exec_output, from_node, stream_announce
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-use super::{Attached, Kind, Place, cancel, crowded, open, place};
+use super::{Attached, Kind, Place, Share, cancel, crowded, node_of, open};
 use crate::{api::status, dispatcher::Reign};
 
 /// What a client of exec receives.
@@ -29,10 +29,12 @@ pub(crate) async fn exec(reign: Arc<Reign>, mut input: Streaming<wire::ExecInput
         return Err(Status::invalid_argument("no command to run: name one after the task"));
     }
     let task = running_task(&reign, &start.task)?;
-    let place = timeout(PLACE_LIMIT, place(&reign, &task, Kind::Command)).await.map_err(|_| {
+    let (share, node) = (Share::default(), node_of(&task)?);
+    let place = reign.streams().place(&share, node, Kind::Command);
+    let place = timeout(PLACE_LIMIT, place).await.map_err(|_| {
         let crowded = crowded(&reign, &task, Kind::Command);
         status::with_code(Code::ResourceExhausted, "too-much", format!("{crowded}: wait for one of them to end"))
-    })??;
+    })?;
     let attached = open(&reign, &task, stream_announcement::What::Exec(start)).await?;
     let pump = tokio::spawn(pass_input(input, attached.to_node.clone()));
     Ok(Box::pin(output(reign, attached, place, AbortOnDrop(pump))))

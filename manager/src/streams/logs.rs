@@ -11,7 +11,7 @@ use std::{
 use futures::Stream;
 use orch_manager_core::{State, resolve};
 use orch_model::{
-    ServiceId, TaskId,
+    NodeId, ServiceId, TaskId,
     task::{Task, TaskState},
 };
 use orch_proto::wire::{self, from_node, stream_announcement};
@@ -23,7 +23,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::{Attached, Kind, Place, cancel, crowded, merge::Merger, open, place};
+use super::{Attached, Kind, Place, Share, StreamHub, cancel, crowded, merge::Merger, node_of, open};
 use crate::{api::status, dispatcher::Reign};
 
 /// What a client of logs receives.
@@ -80,10 +80,11 @@ impl Wanted {
 
 type Outgoing = mpsc::Sender<Result<wire::LogLine, Status>>;
 
-/// Where the reader of one task puts its lines.
+/// Where the reader of one task puts its lines, and what it shares with the other readers of the request.
 #[derive(Clone)]
 struct Lines {
     source: usize,
+    share: Arc<Share>,
     pieces: mpsc::Sender<Piece>,
 }
 
@@ -111,6 +112,7 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
     let mut ended = reign.ended();
     let mut known = BTreeSet::new();
     let mut readers = JoinSet::new();
+    let share = Arc::new(Share::default());
     let mut merger = Merger::new(options.follow);
     let (pieces, mut incoming) = mpsc::channel::<Piece>(LINES);
     let mut follows_services = options.follow && !wanted.services.is_empty();
@@ -152,7 +154,7 @@ async fn merge(reign: Arc<Reign>, wanted: Wanted, options: wire::LogOptions, out
                     let mut options = options;
                     // `tail` is about what was there when the user asked.
                     options.tail = options.tail.filter(|_| !is_later);
-                    let lines = Lines { source: known.len(), pieces: pieces.clone() };
+                    let lines = Lines { source: known.len(), share: Arc::clone(&share), pieces: pieces.clone() };
                     merger.open(lines.source, started.elapsed());
                     let reign = Arc::clone(&reign);
                     readers.spawn(async move {
@@ -278,17 +280,42 @@ async fn carry(
 
 /// Waits until the task's node has room for one more log, and says so where that takes long.
 async fn turn(reign: &Reign, task: &Task, options: wire::LogOptions, lines: &Lines) -> Result<Place, Status> {
-    let (kind, patience) = match options.follow {
-        true => (Kind::FollowedLog, FOLLOWED_PATIENCE),
-        false => (Kind::Log, PATIENCE),
+    let tell = |kind: Kind| async move {
+        let (crowded, share) = (crowded(reign, task, kind), kind.share());
+        notice(lines, task, &format!("{crowded}, {share} for one command; waiting for one of them to end")).await;
     };
-    let place = place(reign, task, kind);
-    tokio::pin!(place);
-    if let Ok(place) = timeout(patience, &mut place).await {
-        return place;
+    Ok(room(reign.streams(), &lines.share, node_of(task)?, options, tell).await)
+}
+
+/// What has to wait until the time up to which it was to be followed is read like any other.
+async fn room<Told: Future<Output = ()>>(
+    hub: &StreamHub,
+    share: &Share,
+    node: &NodeId,
+    options: wire::LogOptions,
+    tell: impl Fn(Kind) -> Told,
+) -> Place {
+    if !options.follow {
+        return patiently(hub.place(share, node, Kind::Log), PATIENCE, tell(Kind::Log)).await;
     }
-    notice(lines, task, &format!("{}; waiting for one of them to end", crowded(reign, task, kind))).await;
-    place.await
+    let kind = Kind::FollowedLog;
+    let followed = patiently(hub.place(share, node, kind), FOLLOWED_PATIENCE, tell(kind));
+    let Some(left) = left(options.until_ms) else { return followed.await };
+    match timeout(left, followed).await {
+        Ok(place) => place,
+        // Nothing comes any more that could be followed: what there is has only to be read.
+        Err(_) => hub.place(share, node, Kind::Log).await,
+    }
+}
+
+/// Tells of it, once, where it takes long.
+async fn patiently<T>(wait: impl Future<Output = T>, patience: Duration, tell: impl Future<Output = ()>) -> T {
+    tokio::pin!(wait);
+    if let Ok(ready) = timeout(patience, &mut wait).await {
+        return ready;
+    }
+    tell.await;
+    wait.await
 }
 
 async fn notice(lines: &Lines, task: &Task, text: &str) {
@@ -321,5 +348,26 @@ mod tests {
         assert_eq!(pass(&[3, 4]), [false, true]);
         assert_eq!(pass(&[4, 5, 2, 3, 5, 6]), [false, true, true, true, true, true], "a clock that was set back");
         assert_eq!(pass(&[5, 6, 7]), [false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn what_waits_to_be_followed_is_read_once_its_time_is_over() {
+        let (hub, node) = (StreamHub::default(), NodeId::from_random(1));
+        let mut others = Vec::new();
+        for _ in 0..Kind::FollowedLog.limit() {
+            others.push(hub.place(&Share::default(), &node, Kind::FollowedLog).await);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let wait = async |until: Option<Duration>| {
+            let until_ms = until.map(|until| u64::try_from(until.as_millis()).unwrap());
+            let options = wire::LogOptions { follow: true, until_ms, ..wire::LogOptions::default() };
+            let share = Share::default();
+            let waiting = room(&hub, &share, &node, options, |_| async {});
+            timeout(Duration::from_secs(5), waiting).await.is_ok()
+        };
+        assert!(wait(Some(now + Duration::from_millis(100))).await);
+        assert!(wait(Some(now - Duration::from_secs(60))).await);
+        tokio::time::pause();
+        assert!(!wait(None).await);
     }
 }
