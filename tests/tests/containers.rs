@@ -221,6 +221,12 @@ fn a_container_lives_on_its_own() {
     let want = "Bind for 0.0.0.0:18080 failed: port is already allocated";
     assert!(clash.stderr.contains(want), "{}", clash.stderr);
 
+    // Of a range the first that is free: the second is taken on one address.
+    let range = ["run", "-d", "--name", "next", "-p", "18080-18083:8080", "busybox", "sleep", "99"];
+    let _ = lab.orch(&range).ok();
+    assert!(lab.orch(&["port", "next"]).ok().starts_with("8080/tcp -> 0.0.0.0:18082\n"));
+    let _ = lab.orch(&["rm", "-f", "next"]).ok();
+
     // The tutorials' way to find a port.
     let format = r#"{{(index (index .NetworkSettings.Ports "8080/tcp") 0).HostPort}}"#;
     let port = lab.orch(&["inspect", "--format", format, "web"]).ok();

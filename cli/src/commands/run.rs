@@ -66,8 +66,8 @@ pub(crate) struct CreateArgs {
     #[arg(short, long)]
     tty: bool,
     /// Publish a container's port(s) to the host
-    #[arg(short, long, value_name = "PORT", value_parser = port::parse_flag)]
-    publish: Vec<port::PortList>,
+    #[arg(short, long, value_name = "PORT", value_parser = port::parse_of_container)]
+    publish: Vec<port::ContainerPorts>,
     /// Publish all exposed ports to free ports
     #[arg(short = 'P', long)]
     publish_all: bool,
@@ -443,7 +443,7 @@ fn request(args: &CreateArgs, attaching: Attaching, given: &Given) -> anyhow::Re
 
 /// With `-P` what is exposed too, unless it is published already.
 fn ports(args: &CreateArgs) -> Vec<PortConfig> {
-    let mut ports: Vec<PortConfig> = args.publish.iter().flat_map(|list| list.0.clone()).collect();
+    let mut ports: Vec<PortConfig> = args.publish.iter().flat_map(|given| given.ports.clone()).collect();
     if args.publish_all {
         let mut taken: BTreeSet<_> = ports.iter().map(|port| (port.protocol, port.target_port)).collect();
         let exposed = args.expose.iter().flat_map(|list| list.0.clone());
@@ -451,6 +451,12 @@ fn ports(args: &CreateArgs) -> Vec<PortConfig> {
     }
     ports.iter_mut().for_each(|port| port.publish_mode = PublishMode::Host);
     ports
+}
+
+fn port_range(given: &port::ContainerPorts) -> Option<wire::PortRange> {
+    let (last, first) = (given.last?, given.ports.first()?);
+    let port = PortConfig { publish_mode: PublishMode::Host, ..first.clone() };
+    Some(wire::PortRange { port: Some(port.to_proto()), last: last.into() })
 }
 
 fn local_options(args: &CreateArgs, attaching: Attaching) -> wire::LocalOptions {
@@ -470,6 +476,7 @@ fn local_options(args: &CreateArgs, attaching: Attaching) -> wire::LocalOptions 
             memory_reservation_bytes: args.memory_reservation.unwrap_or(0),
         }),
         stdin_once: Some(args.interactive && attaching == Attaching::Perhaps),
+        port_ranges: args.publish.iter().filter_map(port_range).collect(),
     }
 }
 

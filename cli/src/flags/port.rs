@@ -15,6 +15,22 @@ pub(crate) fn parse(text: &str) -> Result<Vec<PortConfig>, Refusal> {
     if text.contains('=') { long(text).map(|port| vec![port]) } else { short(text) }
 }
 
+/// The same of one container, which is published at one port of the node: of `8000-8010:80`, at the first that is free.
+pub(crate) fn parse_of_container(text: &str) -> Result<ContainerPorts, Refusal> {
+    let choice = if text.contains('=') { None } else { Short::parse(text)?.choice() };
+    match choice {
+        Some((first, last)) => Ok(ContainerPorts { ports: vec![first], last: Some(last) }),
+        None => Ok(ContainerPorts { ports: parse(text)?, last: None }),
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerPorts {
+    pub(crate) ports: Vec<PortConfig>,
+    /// Of the range that the one port begins.
+    pub(crate) last: Option<u16>,
+}
+
 /// clap wants one value per flag.
 pub(crate) fn parse_flag(text: &str) -> Result<PortList, Refusal> {
     parse(text).map(PortList)
@@ -112,29 +128,58 @@ pub(crate) fn address(text: &str) -> Result<Option<IpAddr>, Refusal> {
 }
 
 fn short(text: &str) -> Result<Vec<PortConfig>, Refusal> {
-    let (ports, proto) = text.split_once('/').unwrap_or((text, ""));
-    let protocol = if proto.is_empty() { Protocol::Tcp } else { protocol(proto)? };
-    let (before, target) = ports.rsplit_once(':').map_or((None, ports), |(before, target)| (Some(before), target));
-    let (host, published) = match before.map(|before| before.rsplit_once(':').ok_or(before)) {
-        Some(Ok((host, published))) => (Some(host), Some(published).filter(|text| !text.is_empty())),
-        Some(Err(published)) => (None, Some(published).filter(|text| !text.is_empty())),
-        None => (None, None),
-    };
-    // `-p $ADDRESS:80:80` of a script that wants none.
-    let host_ip = host.filter(|host| !host.is_empty()).map(address).transpose()?.flatten();
-    let (published, target) = (published.filter(|text| *text != "0").map(range).transpose()?, range(target)?);
-    let count = target.1 - target.0;
-    if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
-        return Err(format!("both ranges must have the same length; {FORMS}"));
+    Short::parse(text).map(|short| short.ports())
+}
+
+/// `[[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL]`, with ranges of ports.
+struct Short {
+    host_ip: Option<IpAddr>,
+    protocol: Protocol,
+    published: Option<(u16, u16)>,
+    target: (u16, u16),
+}
+
+impl Short {
+    fn parse(text: &str) -> Result<Self, Refusal> {
+        let (ports, proto) = text.split_once('/').unwrap_or((text, ""));
+        let protocol = if proto.is_empty() { Protocol::Tcp } else { protocol(proto)? };
+        let (before, target) = ports.rsplit_once(':').map_or((None, ports), |(before, target)| (Some(before), target));
+        let (host, published) = match before.map(|before| before.rsplit_once(':').ok_or(before)) {
+            Some(Ok((host, published))) => (Some(host), Some(published).filter(|text| !text.is_empty())),
+            Some(Err(published)) => (None, Some(published).filter(|text| !text.is_empty())),
+            None => (None, None),
+        };
+        // `-p $ADDRESS:80:80` of a script that wants none.
+        let host_ip = host.filter(|host| !host.is_empty()).map(address).transpose()?.flatten();
+        let (published, target) = (published.filter(|text| *text != "0").map(range).transpose()?, range(target)?);
+        let count = target.1 - target.0;
+        if published.is_some_and(|p| p.1 - p.0 != count && count != 0) {
+            return Err(format!("both ranges must have the same length; {FORMS}"));
+        }
+        Ok(Self { host_ip, protocol, published, target })
     }
-    let total = published.map_or(count, |p| p.1 - p.0);
-    Ok((0..=total)
-        .map(|step| {
-            let (published, target) =
-                (published.map_or(0, |p| p.0 + step), if count == 0 { target.0 } else { target.0 + step });
-            PortConfig { host_ip, ..PortConfig::new(protocol, published, target, PublishMode::Ingress) }
-        })
-        .collect())
+
+    /// One published port for each step of a range.
+    fn ports(&self) -> Vec<PortConfig> {
+        let count = self.target.1 - self.target.0;
+        let total = self.published.map_or(count, |p| p.1 - p.0);
+        let port = |step| {
+            let target = if count == 0 { self.target.0 } else { self.target.0 + step };
+            self.port(self.published.map_or(0, |p| p.0 + step), target)
+        };
+        (0..=total).map(port).collect()
+    }
+
+    /// A single target port with a range to choose from: its first port, and the last published one.
+    fn choice(&self) -> Option<(PortConfig, u16)> {
+        let (first, last) = self.published.filter(|(first, last)| first < last)?;
+        (self.target.0 == self.target.1).then(|| (self.port(first, self.target.0), last))
+    }
+
+    fn port(&self, published: u16, target: u16) -> PortConfig {
+        let port = PortConfig::new(self.protocol, published, target, PublishMode::Ingress);
+        PortConfig { host_ip: self.host_ip, ..port }
+    }
 }
 
 fn range(text: &str) -> Result<(u16, u16), Refusal> {
@@ -205,6 +250,7 @@ mod tests {
             ("80/", "0:80/tcp/ingress"),
             ("53:53/udp", "53:53/udp/ingress"),
             ("8000-8001:80-81", "8000:80/tcp/ingress 8001:81/tcp/ingress"),
+            ("8000-8001:80", "8000:80/tcp/ingress 8001:80/tcp/ingress"),
             ("published=8080,target=80,mode=host,protocol=udp", "8080:80/udp/host"),
             ("target=80", "0:80/tcp/ingress"),
             ("127.0.0.1:8080:80", "127.0.0.1 8080:80/tcp/ingress"),
@@ -237,5 +283,22 @@ mod tests {
         ] {
             assert!(shown(text).starts_with("refused"), "{text}: {}", shown(text));
         }
+    }
+
+    #[test]
+    fn a_container_takes_one_port_of_a_range() {
+        for (text, count, last) in [
+            ("8000-8010:80", 1, Some(8010)),
+            ("127.0.0.1:8000-8010:80/udp", 1, Some(8010)),
+            ("8000-8010:80-90", 11, None),
+            ("8000-8000:80", 1, None),
+            ("8000:80", 1, None),
+            ("8000-8010", 11, None),
+            ("published=8000,target=80", 1, None),
+        ] {
+            let given = parse_of_container(text).unwrap();
+            assert_eq!((given.ports.len(), given.last), (count, last), "{text}");
+        }
+        assert!(parse_of_container("8000-8010:80-81").is_err());
     }
 }

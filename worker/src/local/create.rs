@@ -14,7 +14,7 @@ use orch_model::{
 };
 use orch_proto::{
     conv::{DecodeError, FromProto, ToProto},
-    wire::{CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
+    wire::{self, CreateContainerRequest, LocalContainer, LocalState, RegistryAuth},
 };
 
 use super::{
@@ -201,6 +201,7 @@ impl Locals {
     /// Published ports of 0 become free ones; others must be free. What the container had before it keeps, if it can.
     pub(super) fn assign_ports(&self, one: &One) -> Result<(Vec<PortConfig>, Starting), LocalError> {
         let wanted = one.task.host_ports.clone();
+        let ranges = ranges(&one.now().record)?;
         let turn = self.starting.turn();
         let mut taken = self.ports_of_running(&one.id);
         taken.extend(turn.of_others(&one.id, |_| true));
@@ -212,6 +213,10 @@ impl Locals {
         for mut port in wanted {
             if let Some(addr) = port.host_ip.filter(|addr| UdpSocket::bind((*addr, 0)).is_err()) {
                 return Err(LocalError::NoAddress(addr));
+            }
+            if let Some(range) = ranges.iter().find(|range| range.covers(&port)) {
+                let all = || everywhere.iter().chain(&taken).chain(&ports);
+                port = range.choose(|one| !all().any(|other| clash(other, one)) && is_free(one));
             }
             if port.published_port == 0 {
                 let drawn = draw_port(
@@ -264,6 +269,37 @@ impl Locals {
         let ports = |other: Arc<One>| Vec::<PortConfig>::from_proto(other.now().record.ports.clone());
         others.flat_map(|other| ports(other).unwrap_or_default()).collect()
     }
+}
+
+/// Published ports of which a port of the container takes one.
+struct Range {
+    first: PortConfig,
+    last: u16,
+}
+
+impl Range {
+    /// Also when the port has been given one of them.
+    fn covers(&self, port: &PortConfig) -> bool {
+        let but_for_the_number = PortConfig { published_port: self.first.published_port, ..port.clone() };
+        but_for_the_number == self.first && (self.first.published_port..=self.last).contains(&port.published_port)
+    }
+
+    /// The first that is free; the last where none is, which then tells who has it.
+    fn choose(&self, is_free: impl Fn(&PortConfig) -> bool) -> PortConfig {
+        let of = |published_port| PortConfig { published_port, ..self.first.clone() };
+        (self.first.published_port..=self.last).map(of).find(is_free).unwrap_or_else(|| of(self.last))
+    }
+}
+
+fn ranges(record: &LocalContainer) -> Result<Vec<Range>, LocalError> {
+    let invalid = |error: DecodeError| LocalError::Invalid(error.to_string());
+    let given = record.options.iter().flat_map(|options| &options.port_ranges);
+    let range = |range: &wire::PortRange| {
+        let first = PortConfig::from_proto(range.port.clone().unwrap_or_default()).map_err(invalid)?;
+        let last = u16::try_from(range.last).map_err(|_| LocalError::Invalid("a port is 65535 at most".to_owned()))?;
+        Ok(Range { first, last })
+    };
+    given.map(range).collect()
 }
 
 fn of_v6(port: &PortConfig) -> bool {
@@ -384,5 +420,27 @@ mod tests {
         assert_eq!(drawn(&[32_771, 32_769, 32_771, 40_001, 40_003]), Some(40_001));
         assert_eq!(drawn(&[32_771]), None);
         assert_eq!(draw_port(&port(0), || Some(32_769), is_taken), None);
+    }
+
+    #[test]
+    fn of_a_range_the_first_that_is_free_is_taken() {
+        let port = |number, target| PortConfig::new(Protocol::Tcp, number, target, PublishMode::Host);
+        let range = Range { first: port(8000, 80), last: 8002 };
+        let chosen = |taken: &[u16]| range.choose(|one| !taken.contains(&one.published_port));
+        for (taken, want) in
+            [(&[][..], 8000), (&[8001], 8000), (&[8000], 8001), (&[8001, 8000], 8002), (&[8000, 8001, 8002], 8002)]
+        {
+            assert_eq!(chosen(taken), port(want, 80), "{taken:?}");
+        }
+        for (of, want) in [
+            (port(8000, 80), true),
+            (port(8002, 80), true),
+            (port(8003, 80), false),
+            (port(7999, 80), false),
+            (port(8000, 81), false),
+            (PortConfig::new(Protocol::Udp, 8000, 80, PublishMode::Host), false),
+        ] {
+            assert_eq!(range.covers(&of), want, "{of:?}");
+        }
     }
 }
