@@ -78,6 +78,8 @@ fn containers_of_two_nodes_find_each_other(lab: &Lab) {
     assert_eq!(seen, "10.60.0.77\n");
     let format = "{{(index .NetworkSettings.Networks \"shared\").IPAddress}}";
     assert_eq!(lab.orch(&["inspect", "-f", format, "probe"]).ok(), "10.60.0.77\n");
+    let of_tasks = ["ps", "-f", "is-task=true", "--format", "{{.Networks}}"];
+    assert_eq!(["n1", "n2"].map(|node| lab.orch_on(node, &of_tasks).ok()).concat(), "shared\n");
     // Those of this node alone, each with its container's id.
     let format = "{{range $id, $one := .Containers}}{{$one.Name}} {{$one.IPv4Address}} {{len $id}}\n{{end}}";
     let here = lab.orch(&["network", "inspect", "-f", format, "shared"]).ok();

@@ -228,7 +228,8 @@ fn environment(image: &[String], own: &[String]) -> Vec<String> {
 
 /// The node's own network has the container's one address there; others say what they gave.
 fn attached(name: &str, details: &wire::ContainerDetails) -> Value {
-    let named = details.local.iter().flat_map(|local| &local.networks).find(|network| network.network == name);
+    let of_one_off = details.local.iter().flat_map(|local| &local.networks);
+    let named = of_one_off.chain(&details.networks).find(|network| network.network == name);
     let Some(network) = named else {
         return json!({"IPAddress": details.address, "NetworkID": "", "Aliases": null, "IPPrefixLen": 0});
     };

@@ -190,3 +190,23 @@ fn an_images_names_are_as_users_type_them() {
     assert_eq!(shown["RepoTags"], json!(["web:1", "team/web:1", "reg:5000/web:1"]));
     assert_eq!(shown["RepoDigests"], json!(["web@sha256:ab"]));
 }
+
+#[test]
+fn a_tasks_networks_have_their_names() {
+    use orch_proto::wire;
+    let network = wire::ContainerNetwork {
+        network: "shop".into(),
+        network_id: "n1".into(),
+        given: vec!["10.0.1.5/24".into(), "fd00::5/64".into()],
+        ..Default::default()
+    };
+    let details = wire::ContainerDetails {
+        container: Some(wire::Container { networks: vec!["shop".into()], ..Default::default() }),
+        networks: vec![network],
+        ..Default::default()
+    };
+    let shown = native::shown(&local_container(&details))["NetworkSettings"]["Networks"].clone();
+    assert_eq!(shown["shop"]["NetworkID"], "n1");
+    assert_eq!((&shown["shop"]["IPAddress"], &shown["shop"]["IPPrefixLen"]), (&json!("10.0.1.5"), &json!(24)));
+    assert_eq!(shown["shop"]["GlobalIPv6Address"], "fd00::5");
+}

@@ -10,7 +10,9 @@ use orch_model::{
 };
 use orch_proto::{
     conv::ToProto,
-    wire::{Container, ContainerDetails, ExecInput, ExecOutput, LogLine, LogsRequest, exec_input::Input},
+    wire::{
+        Container, ContainerDetails, ContainerNetwork, ExecInput, ExecOutput, LogLine, LogsRequest, exec_input::Input,
+    },
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,8 +65,19 @@ pub(super) fn container(host: &Host, entry: &Entry) -> Container {
         one_off: false,
         image_digest: entry.image.clone().unwrap_or_default(),
         mounts: spec.mounts.iter().map(|mount| mount.source.clone()).filter(|source| !source.is_empty()).collect(),
-        networks: own.chain(entry.task.networks.iter().map(|network| network.network.to_string())).collect(),
+        networks: own.chain(attachments(host, entry).map(|network| network.network)).collect(),
     }
+}
+
+/// To networks of the cluster.
+fn attachments(host: &Host, entry: &Entry) -> impl Iterator<Item = ContainerNetwork> {
+    entry.task.networks.iter().map(|attachment| ContainerNetwork {
+        network: host.netd.network_name(&attachment.network),
+        network_id: attachment.network.to_string(),
+        aliases: attachment.aliases.clone(),
+        given: attachment.addresses.iter().map(ToString::to_string).collect(),
+        ..ContainerNetwork::default()
+    })
 }
 
 /// Docker's word for a task's container.
@@ -151,6 +164,7 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
         address: address.map(|address| address.ip().to_string()).unwrap_or_default(),
         hostname: agent::prepare::hostname_here(host, &entry.task),
         ports: host.netd.answered(&entry.task.host_ports).to_proto(),
+        networks: attachments(host, &entry).collect(),
         error: entry.status.error.clone().unwrap_or_default(),
         apparmor_profile: entry.container.as_ref().and_then(|c| c.apparmor_profile().ok()).unwrap_or_default(),
         ..local::of_task(host, &entry.task, entry.image.as_deref().unwrap_or_default())

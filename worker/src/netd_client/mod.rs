@@ -173,6 +173,16 @@ impl Netd {
         }
     }
 
+    /// What managers call a network; its id while nothing of this node is on it.
+    pub(crate) fn network_name(&self, id: &NetworkId) -> String {
+        let desired = self.inner.desired.borrow();
+        let name = desired.items.iter().find_map(|item| match &item.assignment {
+            Some(assignment::Assignment::Network(network)) if network.id == id.as_str() => Some(network.name.clone()),
+            _ => None,
+        });
+        name.unwrap_or_else(|| id.to_string())
+    }
+
     /// The node's gateway network, by which containers reach the outside.
     pub(crate) async fn gateway_subnet(&self) -> Result<Option<IpNetwork>, NetdError> {
         let status = async { Ok::<_, NetdError>(self.client().await?.status(Empty {}).await?.into_inner()) };
@@ -470,6 +480,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use orch_proto::wire::NetworkItem;
+
     use super::*;
 
     #[test]
@@ -505,5 +517,15 @@ mod tests {
         });
         second.unwrap().join().unwrap();
         assert_eq!(netd.inner.desired.borrow().own.len(), 1);
+    }
+
+    #[test]
+    fn a_network_is_called_as_managers_say() {
+        let netd = Netd::new(PathBuf::new(), String::new());
+        let (shop, gone) = (NetworkId::from_random(1), NetworkId::from_random(2));
+        let item = NetworkItem { id: shop.to_string(), name: "shop".to_owned(), ..NetworkItem::default() };
+        let item = assignment::Assignment::Network(item);
+        netd.set_desired(vec![Assignment { assignment: Some(item) }]);
+        assert_eq!((netd.network_name(&shop), netd.network_name(&gone)), ("shop".to_owned(), gone.to_string()));
     }
 }
