@@ -412,6 +412,10 @@ fn one_manager_goes_on_alone_after_the_quorum_is_lost() {
     assert!(said.starts_with("the cluster has a quorum"), "{said}");
     let running = |node: &str| lab.orch_on(node, &["ps", "--no-trunc", "--format", "{{.ID}} {{.PID}}"]).ok();
     let before = ["n1", "n4"].map(running);
+    let here = lab.orch(&["ps", "--format", "{{.ID}} {{.Names}}"]).ok();
+    let (id, name) = here.lines().next().and_then(|one| one.split_once(' ')).expect("a task is here");
+    let start_of_id = &id[..6];
+    assert_eq!(lab.orch(&["exec", start_of_id, "echo", "here"]).ok(), "here\n");
     for lost in ["n2", "n3"] {
         let _ = lab.command("kill", &[lost, "all"]).ok();
     }
@@ -420,6 +424,12 @@ fn one_manager_goes_on_alone_after_the_quorum_is_lost() {
         let error = lab.orch(&["info", "--format", "{{.Swarm.LocalNodeState}} {{.Swarm.Error}}"]).result()?;
         if error.contains("quorum") && error.contains("--force-new-cluster") { Ok(()) } else { Err(error) }
     });
+    // What runs on the node itself is at hand all the same.
+    let in_slot = name.rsplit_once('.').expect("SERVICE.SLOT.ID").0;
+    for reference in [start_of_id, in_slot] {
+        assert_eq!(lab.orch(&["exec", reference, "echo", "here"]).ok(), "here\n", "{reference}");
+    }
+    let _ = lab.orch(&["logs", name]).ok();
     let refused = lab.orch(&["network", "create", "-d", "overlay", "late"]).refused();
     assert!(refused.contains("nothing was changed") && refused.contains("orch info"), "{refused}");
     let said = within(AT_ONCE, "it goes on alone", || lab.orch(&["init", "--force-new-cluster"]).result());

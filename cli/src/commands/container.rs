@@ -9,13 +9,14 @@ use orch_model::{
     task::{Health, TaskState, TaskStatus},
 };
 use orch_proto::{code, conv::FromProto, paths::Paths, wire};
+use tonic::{Code, Status};
 
 use super::{
     ListFlags, container_attach::AttachArgs, container_control as control, container_copy as copy,
     container_live as live, exec, image::canonical, logs, run,
 };
 use crate::{
-    api::{Worker, explain, worker},
+    api::{Api, Worker, explain, worker},
     flags::filter::{self, FilterSet},
     render::{
         ellipsis,
@@ -110,6 +111,47 @@ pub(crate) async fn one_off(paths: &Paths, reference: &str) -> Option<wire::Cont
     let request = wire::ContainerReference { reference: reference.into() };
     let details = worker(paths).await.ok()?.inspect_container(request).await.ok()?.into_inner();
     details.local.is_some().then_some(details)
+}
+
+/// What the daemon that has a container says of it: this node's worker of its one-off containers, managers of tasks. Where
+/// these cannot answer, or know no such task, the worker is asked for those of this node.
+pub(crate) async fn ask<T>(
+    paths: &Paths,
+    reference: &str,
+    of_managers: impl AsyncFnOnce(Api) -> Result<T, Status>,
+    of_worker: impl AsyncFnOnce(Worker) -> Result<T, Status>,
+) -> anyhow::Result<T> {
+    if one_off(paths, reference).await.is_some() {
+        return of_worker(worker(paths).await?).await.map_err(explain);
+    }
+    let said = match Api::connect(paths).await {
+        Ok(api) => of_managers(api).await,
+        // On a worker, the containers of the node itself are at hand.
+        Err(no_manager) => match worker(paths).await {
+            Ok(worker) => return of_worker(worker).await.map_err(explain),
+            Err(_) => return Err(no_manager),
+        },
+    };
+    match said {
+        Err(status) if may_be_here(&status) => {
+            let Ok(worker) = worker(paths).await else { return Err(not_found(status, reference)) };
+            of_worker(worker).await.map_err(|here| match here.code() {
+                Code::NotFound => not_found(status, reference),
+                _ => explain(here),
+            })
+        }
+        said => said.map_err(explain),
+    }
+}
+
+/// Managers have done nothing, and this node may have the container all the same.
+fn may_be_here(status: &Status) -> bool {
+    match status.code() {
+        Code::NotFound => true,
+        // A command whose leader was lost on the way may have been started.
+        Code::Unavailable => code::of(status).is_some_and(|code| code != "leader-lost"),
+        _ => false,
+    }
 }
 
 #[derive(Debug, Args)]
@@ -238,7 +280,7 @@ async fn sizes(worker: &mut Worker) -> anyhow::Result<BTreeMap<String, String>> 
 }
 
 /// Where a container or a task may be named, managers know of tasks only.
-pub(crate) fn not_found(status: tonic::Status, reference: &str) -> anyhow::Error {
+fn not_found(status: Status, reference: &str) -> anyhow::Error {
     if code::of(&status) == Some("not-found") {
         return anyhow::anyhow!("No such container: {reference}, nor is there such a task");
     }

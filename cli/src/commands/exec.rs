@@ -7,6 +7,7 @@ use clap::Args;
 use orch_proto::{paths::Paths, wire};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
 use wire::exec_input::Input;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     terminal::{self, DetachKeys, FromUser, RawTerminal, Room},
 };
 use crate::{
-    api::{Api, explain, worker},
+    api::{Api, Worker, explain},
     flags::key_value,
 };
 
@@ -80,20 +81,22 @@ pub(crate) async fn run(args: ExecArgs, paths: &Paths) -> anyhow::Result<ExitCod
         detach: args.detach,
         waits_for_room: true,
     };
-    let (sender, receiver) = mpsc::channel(QUEUE);
-    sender.send(wire::ExecInput { input: Some(Input::Start(start)) }).await?;
-    let stream = ReceiverStream::new(receiver);
-    let one_off = container::one_off(paths, task).await;
-    let outputs = match Api::connect(paths).await {
-        _ if one_off.is_some() => worker(paths).await?.exec(stream).await,
-        Ok(mut api) => api.control.exec(stream).await,
-        // On a worker, the containers of the node itself are at hand.
-        Err(no_manager) => match worker(paths).await {
-            Ok(mut worker) => worker.exec(stream).await,
-            Err(_) => return Err(no_manager),
-        },
+    // A call that failed has taken its input with it.
+    let input = || {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        // There is room for the first.
+        let _ = sender.try_send(wire::ExecInput { input: Some(Input::Start(start.clone())) });
+        (sender, ReceiverStream::new(receiver))
     };
-    let outputs = outputs.map_err(|status| container::not_found(status, task))?.into_inner();
+    let of_managers = async |mut api: Api| {
+        let (sender, stream) = input();
+        Ok::<_, Status>((sender, api.control.exec(stream).await?.into_inner()))
+    };
+    let of_worker = async |mut worker: Worker| {
+        let (sender, stream) = input();
+        Ok::<_, Status>((sender, worker.exec(stream).await?.into_inner()))
+    };
+    let (sender, outputs) = container::ask(paths, task, of_managers, of_worker).await?;
 
     if args.detach {
         // Says only whether it could be started.

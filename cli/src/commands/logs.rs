@@ -9,7 +9,7 @@ use tokio_stream::StreamExt as _;
 
 use super::{container, node_names, service_names};
 use crate::{
-    api::{Api, explain, worker},
+    api::{Api, Worker, explain},
     render::{
         short_id,
         time::{self, NANOS_PER_MILLI},
@@ -125,19 +125,9 @@ pub(crate) async fn logs(args: LogsArgs, paths: &Paths) -> anyhow::Result<()> {
         services: Vec::new(),
         options: Some(args.flags.options(args.tail)),
     };
-    let one_off = container::one_off(paths, &args.task).await;
-    let mut lines = match Api::connect(paths).await {
-        _ if one_off.is_some() => worker(paths).await?.logs(request).await.map_err(explain)?.into_inner(),
-        Ok(mut api) => {
-            let lines = api.control.logs(request).await;
-            lines.map_err(|status| container::not_found(status, &args.task))?.into_inner()
-        }
-        // On a worker, the containers of the node itself are at hand.
-        Err(no_manager) => match worker(paths).await {
-            Ok(mut worker) => worker.logs(request).await.map_err(explain)?.into_inner(),
-            Err(_) => return Err(no_manager),
-        },
-    };
+    let of_managers = async |mut api: Api| api.control.logs(request.clone()).await;
+    let of_worker = async |mut worker: Worker| worker.logs(request.clone()).await;
+    let mut lines = container::ask(paths, &args.task, of_managers, of_worker).await?.into_inner();
     let mut missing = 0;
     while let Some(line) = lines.next().await {
         let line = line.map_err(explain)?;

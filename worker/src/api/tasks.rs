@@ -171,15 +171,15 @@ pub(super) async fn details(host: &Host, reference: &str) -> Result<ContainerDet
     })
 }
 
-/// Task id, its unique prefix, task name (`web.5`), container name, or a prefix of the container id.
+/// Task id, its unique prefix, task name (`web.5`: as managers have it, the newest that is wanted, else the newest), container
+/// name, or a prefix of the container id.
 pub(crate) fn find(host: &Host, reference: &str) -> Result<TaskId, Status> {
     let entries = host.entries();
-    let exact = |entry: &&Entry| {
-        entry.task.id.as_str() == reference
-            || entry.task.container_name() == reference
-            || (entry.task.name() == reference && entry.status.state <= TaskState::Running)
-    };
-    if let Some(entry) = entries.iter().find(exact) {
+    let exact = |entry: &&Entry| entry.task.id.as_str() == reference || entry.task.container_name() == reference;
+    let is_wanted = |entry: &Entry| entry.desired.max(entry.status.state) <= TaskState::Running;
+    let newest = |entry: &&Entry| (is_wanted(entry), entry.task.meta.created_at);
+    let in_slot = || entries.iter().filter(|entry| entry.task.name() == reference).max_by_key(newest);
+    if let Some(entry) = entries.iter().find(exact).or_else(in_slot) {
         return Ok(entry.task.id.clone());
     }
     let by_prefix = |entry: &&Entry| {
