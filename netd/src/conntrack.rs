@@ -3,10 +3,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
-use orch_netd_core::flows::Cut;
+use orch_netd_core::flows::{Cut, Doors, led_to};
 
 use crate::nfnetlink::{Mode, Socket, attribute, push};
 
@@ -25,8 +25,11 @@ const ZONE: u16 = 18;
 const TUPLE_IP: u16 = 1;
 const TUPLE_PROTO: u16 = 2;
 const IP_V4_SRC: u16 = 1;
+const IP_V4_DST: u16 = 2;
 const IP_V6_SRC: u16 = 3;
+const IP_V6_DST: u16 = 4;
 const PROTO_NUM: u16 = 1;
+const PROTO_SRC_PORT: u16 = 2;
 const PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 0x8000;
 const STATUS_SEEN_REPLY: u32 = 1 << 1;
@@ -52,9 +55,10 @@ pub(crate) fn forget(socket: &Socket, cuts: &BTreeMap<IpAddr, Cut>) -> io::Resul
     Ok(forgotten)
 }
 
-/// Deletes where the node leads those who send datagrams to its published `ports`, and tells how many entries that were.
-pub(crate) fn forget_senders(socket: &Socket, ports: &BTreeSet<u16>) -> io::Result<usize> {
-    forget_if(socket, libc::AF_INET, |entry| doom_sender(entry, ports))
+/// Deletes where the node led those who send datagrams to its published `ports`, as far as `doors` say otherwise, and tells how
+/// many entries that were.
+pub(crate) fn forget_senders(socket: &Socket, ports: &BTreeSet<u16>, doors: &Doors) -> io::Result<usize> {
+    forget_if(socket, libc::AF_INET, |entry| doom_sender(entry, ports, doors))
 }
 
 fn forget_if(socket: &Socket, family: i32, mut doom: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> io::Result<usize> {
@@ -85,7 +89,7 @@ fn remembered(socket: &Socket) -> io::Result<Option<u32>> {
 fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
     let status = u32::from_be_bytes(*attribute(entry, STATUS)?.first_chunk()?);
     let reply = attribute(entry, TUPLE_REPLY)?;
-    let cut = cuts.get(&source(attribute(reply, TUPLE_IP)?)?)?;
+    let cut = cuts.get(&addr(reply, IP_V4_SRC, IP_V6_SRC)?)?;
     let protocol = *attribute(attribute(reply, TUPLE_PROTO)?, PROTO_NUM)?.first()?;
     let lives_on = protocol == IPPROTO_TCP
         && match cut {
@@ -103,13 +107,20 @@ fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
 
 /// As [`doom`], of datagrams to a port of this node. One that nobody has answered may have gone to the node itself; what
 /// passes through to such a port of somebody else is answered, or begins anew without harm.
-fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>) -> Option<Vec<u8>> {
-    let proto = attribute(attribute(entry, TUPLE_ORIG)?, TUPLE_PROTO)?;
-    let port = u16::from_be_bytes(*attribute(proto, PROTO_DST_PORT)?.first_chunk()?);
+fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>, doors: &Doors) -> Option<Vec<u8>> {
+    let (sent, reply) = (attribute(entry, TUPLE_ORIG)?, attribute(entry, TUPLE_REPLY)?);
+    let to = SocketAddr::new(addr(sent, IP_V4_DST, IP_V6_DST)?, port(sent, PROTO_DST_PORT)?);
+    let is_udp = attribute(attribute(sent, TUPLE_PROTO)?, PROTO_NUM)?.first() == Some(&IPPROTO_UDP);
+    if !is_udp || !ports.contains(&to.port()) {
+        return None;
+    }
     let status = u32::from_be_bytes(*attribute(entry, STATUS)?.first_chunk()?);
-    let is_udp = attribute(proto, PROTO_NUM)?.first() == Some(&IPPROTO_UDP);
-    let is_ours = status & STATUS_DST_NAT != 0 || status & STATUS_SEEN_REPLY == 0;
-    if is_udp && is_ours && ports.contains(&port) { named(entry) } else { None }
+    let led = match status & STATUS_DST_NAT != 0 {
+        true => Some(SocketAddr::new(addr(reply, IP_V4_SRC, IP_V6_SRC)?, port(reply, PROTO_SRC_PORT)?)),
+        false if status & STATUS_SEEN_REPLY == 0 => None,
+        false => return None,
+    };
+    if led == led_to(doors, to) { None } else { named(entry) }
 }
 
 fn named(entry: &[u8]) -> Option<Vec<u8>> {
@@ -128,9 +139,15 @@ fn tcp_state(entry: &[u8]) -> Option<u8> {
     attribute(tcp, TCP_STATE)?.first().copied()
 }
 
-fn source(tuple_ip: &[u8]) -> Option<IpAddr> {
-    let v4 = attribute(tuple_ip, IP_V4_SRC).and_then(|v| v.first_chunk::<4>()).map(|v| IpAddr::from(*v));
-    v4.or_else(|| attribute(tuple_ip, IP_V6_SRC).and_then(|v| v.first_chunk::<16>()).map(|v| IpAddr::from(*v)))
+/// One of a tuple's addresses, of whichever family.
+fn addr(tuple: &[u8], v4: u16, v6: u16) -> Option<IpAddr> {
+    let ip = attribute(tuple, TUPLE_IP)?;
+    let of_v4 = attribute(ip, v4).and_then(|v| v.first_chunk::<4>()).map(|v| IpAddr::from(*v));
+    of_v4.or_else(|| attribute(ip, v6).and_then(|v| v.first_chunk::<16>()).map(|v| IpAddr::from(*v)))
+}
+
+fn port(tuple: &[u8], which: u16) -> Option<u16> {
+    Some(u16::from_be_bytes(*attribute(attribute(tuple, TUPLE_PROTO)?, which)?.first_chunk()?))
 }
 
 #[cfg(test)]
@@ -170,23 +187,36 @@ mod tests {
 
     #[test]
     fn which_senders_are_forgotten() {
-        let sent = |protocol: u8, port: u16, status: u32| {
-            let proto = nested(TUPLE_PROTO, &[(PROTO_NUM, &[protocol]), (PROTO_DST_PORT, &port.to_be_bytes())]);
+        let answered = STATUS_DST_NAT | STATUS_SEEN_REPLY;
+        // To a port of 10.0.0.5, and where the node led it.
+        let sent = |protocol: u8, port: u16, led: (Ipv4Addr, u16), status: u32| {
+            let tuple = |(of_ip, addr): (u16, Ipv4Addr), (of_port, port): (u16, u16)| {
+                let proto = nested(TUPLE_PROTO, &[(PROTO_NUM, &[protocol]), (of_port, &port.to_be_bytes())]);
+                [nested(TUPLE_IP, &[(of_ip, &addr.octets())]), proto].concat()
+            };
             let mut entry = Vec::new();
-            push(&mut entry, TUPLE_ORIG | NESTED, &proto);
+            let node = Ipv4Addr::new(10, 0, 0, 5);
+            push(&mut entry, TUPLE_ORIG | NESTED, &tuple((IP_V4_DST, node), (PROTO_DST_PORT, port)));
+            push(&mut entry, TUPLE_REPLY | NESTED, &tuple((IP_V4_SRC, led.0), (PROTO_SRC_PORT, led.1)));
             push(&mut entry, STATUS, &status.to_be_bytes());
             entry
         };
-        let ports = BTreeSet::from([514]);
+        let (task, other, node) = ((BACKEND, 5140), (BACKEND, 5141), (Ipv4Addr::new(10, 0, 0, 5), 514));
+        let doors = Doors::from([((514, None), task.into()), ((515, None), task.into())]);
+        let ports = BTreeSet::from([514, 516]);
         for (entry, gone) in [
-            (sent(IPPROTO_UDP, 514, STATUS_DST_NAT | STATUS_SEEN_REPLY), true),
-            (sent(IPPROTO_UDP, 514, STATUS_DST_NAT), true),
-            (sent(IPPROTO_UDP, 514, 0), true),
-            (sent(IPPROTO_UDP, 514, STATUS_SEEN_REPLY), false),
-            (sent(IPPROTO_UDP, 515, STATUS_DST_NAT), false),
-            (sent(IPPROTO_TCP, 514, STATUS_DST_NAT), false),
+            (sent(IPPROTO_UDP, 514, other, answered), true),
+            (sent(IPPROTO_UDP, 514, other, STATUS_DST_NAT), true),
+            (sent(IPPROTO_UDP, 514, task, answered), false),
+            (sent(IPPROTO_UDP, 514, node, 0), true),
+            (sent(IPPROTO_UDP, 514, node, STATUS_SEEN_REPLY), false),
+            // A port that has not changed, and one that nobody serves any more.
+            (sent(IPPROTO_UDP, 515, other, STATUS_DST_NAT), false),
+            (sent(IPPROTO_UDP, 516, other, answered), true),
+            (sent(IPPROTO_UDP, 516, node, 0), false),
+            (sent(IPPROTO_TCP, 514, other, STATUS_DST_NAT), false),
         ] {
-            assert_eq!(doom_sender(&entry, &ports).is_some(), gone);
+            assert_eq!(doom_sender(&entry, &ports, &doors).is_some(), gone);
         }
     }
 

@@ -58,15 +58,21 @@ pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeM
     cuts
 }
 
-/// Where datagrams for published ports go, by port and the one address that it answers on. `None`: to the ingress network.
-pub type Doors = BTreeMap<(u16, Option<IpAddr>), Option<SocketAddr>>;
+/// Where datagrams for published ports are led, by port and the one address that it answers on.
+pub type Doors = BTreeMap<(u16, Option<IpAddr>), SocketAddr>;
 
-/// Ports whose senders of datagrams are led elsewhere now: the node remembers where it led each, for as long as the sender
-/// goes on, or that there was nobody.
+/// Ports that lead elsewhere now.
 #[must_use]
 pub fn redirected(before: &Doors, after: &Doors) -> BTreeSet<u16> {
     let changed = |door: &&(u16, Option<IpAddr>)| before.get(door) != after.get(door);
     before.keys().chain(after.keys()).filter(changed).map(|(port, _)| *port).collect()
+}
+
+/// Where a datagram to `to` is led; `None`: nowhere. The node remembers where it led each sender, or that there was nobody, for
+/// as long as the sender goes on: what differs from this must be forgotten.
+#[must_use]
+pub fn led_to(doors: &Doors, to: SocketAddr) -> Option<SocketAddr> {
+    [Some(to.ip()), None].into_iter().find_map(|addr| doors.get(&(to.port(), addr)).copied())
 }
 
 /// Who has turns behind each virtual address.
@@ -85,18 +91,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn senders_are_forgotten_where_a_port_leads_elsewhere() {
-        let to = |last: u8| Some(SocketAddr::from(([172, 18, 0, last], 53)));
-        let doors =
-            |of: &[(u16, Option<SocketAddr>)]| -> Doors { of.iter().map(|(p, to)| ((*p, None), *to)).collect() };
-        let before = doors(&[(53, to(2)), (514, to(3)), (8125, None)]);
+    fn senders_are_looked_at_where_a_port_leads_elsewhere() {
+        let to = |last: u8| SocketAddr::from(([172, 18, 0, last], 53));
+        let doors = |of: &[(u16, SocketAddr)]| -> Doors { of.iter().map(|(p, to)| ((*p, None), *to)).collect() };
+        let before = doors(&[(53, to(2)), (514, to(3)), (8125, to(9))]);
         for (after, expected) in [
             (before.clone(), &[][..]),
-            (doors(&[(53, to(4)), (514, to(3)), (8125, None)]), &[53]),
+            (doors(&[(53, to(4)), (514, to(3)), (8125, to(9))]), &[53]),
             (doors(&[(514, to(3)), (8125, to(3))]), &[53, 8125]),
-            (doors(&[(53, to(2)), (514, to(3)), (8125, None), (9000, None)]), &[9000]),
+            (doors(&[(53, to(2)), (514, to(3)), (8125, to(9)), (9000, to(9))]), &[9000]),
         ] {
             assert_eq!(redirected(&before, &after), expected.iter().copied().collect(), "{after:?}");
+        }
+    }
+
+    #[test]
+    fn a_door_of_one_address_comes_before_that_of_all() {
+        let (node, lo) = (IpAddr::from([10, 0, 0, 5]), IpAddr::from([127, 0, 0, 1]));
+        let to = |last: u8| SocketAddr::from(([172, 18, 0, last], 53));
+        let doors = Doors::from([((53, Some(lo)), to(2)), ((53, None), to(3)), ((514, Some(lo)), to(4))]);
+        for (asked, expected) in [
+            ((lo, 53), Some(to(2))),
+            ((node, 53), Some(to(3))),
+            ((lo, 514), Some(to(4))),
+            ((node, 514), None),
+            ((node, 8125), None),
+        ] {
+            assert_eq!(led_to(&doors, asked.into()), expected, "{asked:?}");
         }
     }
 

@@ -75,7 +75,10 @@ impl Engine {
         let node = self.desired.own_peer().map(|peer| peer.data_addr);
         self.entries.set(&plan.entries, node, check);
         self.standings = plan.standings;
-        self.doors = plan.doors;
+        // Else senders are looked at again when the rules are what they should be.
+        if !self.problems.contains_key(&NsName::Host) {
+            self.doors = plan.doors;
+        }
         self.late = waits.then(|| self.turned + self.pause);
         if !waits && self.backends != plan.backends {
             self.backends.clone_from(&plan.backends);
@@ -422,12 +425,12 @@ impl Engine {
         while work.join_next().await.is_some() {}
     }
 
-    /// Senders of datagrams to ports of the node that lead elsewhere by now.
+    /// Senders of datagrams to ports of the node that lead elsewhere by now; the first pass looks at all.
     async fn forget_redirected(&self, plan: &Plan) {
         let ports = flows::redirected(&self.doors, &plan.doors);
         let Some(host) = self.namespaces.get(&NsName::Host).filter(|_| !ports.is_empty()).cloned() else { return };
-        let inside = host.clone();
-        match host.run(move || conntrack::forget_senders(&*inside.netfilter()?, &ports)).await {
+        let (inside, doors) = (host.clone(), plan.doors.clone());
+        match host.run(move || conntrack::forget_senders(&*inside.netfilter()?, &ports, &doors)).await {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "forgot where senders of datagrams were led"),
             Err(error) => tracing::warn!(%error, "cannot forget where senders of datagrams were led"),

@@ -122,6 +122,33 @@ pub(crate) fn open_from(ns: &Path, port: u16, to: SocketAddr) -> TcpStream {
     })
 }
 
+/// Datagrams between a task and a client that came by a published port.
+pub(crate) struct UdpFlow {
+    server: UdpSocket,
+    client: UdpSocket,
+    /// The client, as the task sees it.
+    from: SocketAddr,
+}
+
+impl UdpFlow {
+    pub(crate) fn open(task: &Path, port: u16, client: &Path, to: SocketAddr) -> Self {
+        let server = in_ns(task, move || UdpSocket::bind(("0.0.0.0", port)).unwrap());
+        server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+        let client = udp(client, to);
+        client.send(b"hello").unwrap();
+        let (_, from) = server.recv_from(&mut [0; 8]).unwrap();
+        let flow = Self { server, client, from };
+        flow.server_speaks();
+        flow
+    }
+
+    /// Without having been asked; the client hears it as from the port that it asked.
+    pub(crate) fn server_speaks(&self) {
+        self.server.send_to(b"news", self.from).unwrap();
+        assert_eq!(self.client.recv(&mut [0; 8]).unwrap(), 4);
+    }
+}
+
 /// Waits until datagrams by this socket are answered by `name`.
 pub(crate) fn hears_udp(socket: &UdpSocket, name: &str) {
     let deadline = Instant::now() + Duration::from_secs(5);

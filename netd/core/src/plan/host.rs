@@ -203,16 +203,24 @@ pub(super) fn entries(context: &Context<'_>) -> BTreeMap<Entry, Option<SocketAdd
         .collect()
 }
 
-/// Of datagrams: connections of TCP begin anew by themselves.
+/// Of datagrams: connections of TCP begin anew by themselves. As in the rules, a port of this node comes before the same port
+/// of the ingress network.
 pub(super) fn doors(context: &Context<'_>) -> Doors {
     let is_udp = |port: &PortConfig| port.protocol == Protocol::Udp;
     let here = by_rules(context).filter(|(_, port)| is_udp(port));
     let to_task = |(task, port): (&LocalTask, &PortConfig)| {
-        ((port.published_port, port.host_ip), Some(SocketAddr::from((task.gateway_addr, port.target_port))))
+        ((port.published_port, port.host_ip), SocketAddr::from((task.gateway_addr, port.target_port)))
     };
+    let mut doors: Doors = here.map(to_task).collect();
+    let sandbox = context.inputs.facts.gateway.ingress_sandbox().ip();
     let ingress = context.desired.ingress().into_iter().flat_map(|(network, ..)| ingress::ports(context, network));
-    let everywhere = ingress.map(|(_, port)| port).filter(|port| is_udp(port));
-    everywhere.map(|port| ((port.published_port, port.host_ip), None)).chain(here.map(to_task)).collect()
+    for (_, port) in ingress.filter(|(_, port)| is_udp(port)) {
+        if !doors.contains_key(&(port.published_port, None)) {
+            let to_sandbox = SocketAddr::from((sandbox, port.published_port));
+            doors.entry((port.published_port, port.host_ip)).or_insert(to_sandbox);
+        }
+    }
+    doors
 }
 
 fn host_ports(context: &Context<'_>) -> (Ports, Vec<Chain>) {

@@ -87,7 +87,7 @@ pub struct Plan {
     pub backends: Backends,
     /// Where IPv6 clients come in, and what they are passed on to; `None`: the same port of the node, where the rules are.
     pub entries: BTreeMap<Entry, Option<SocketAddr>>,
-    /// Where datagrams for published ports of this node go, for [`crate::flows::redirected`].
+    /// Where datagrams for published ports of this node are led, for [`crate::flows::redirected`].
     pub doors: Doors,
     /// What could not be planned, for the operator.
     pub problems: Vec<String>,
