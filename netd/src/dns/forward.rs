@@ -22,6 +22,8 @@ const DNS_PORT: u16 = 53;
 const ROUNDS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 /// Questions under way at once, of all tasks; more are answered with SERVFAIL.
 const MAX_UNDER_WAY: usize = 512;
+/// That many are left for tasks that ask little.
+const RESERVED: usize = 128;
 const MAX_MESSAGE_LEN: usize = 65_535;
 /// Bit of the header's third byte: the answer did not fit.
 const TRUNCATED: u8 = 0x02;
@@ -51,6 +53,11 @@ impl Resolvers {
             *read = (modified, ResolvConf::parse(&text));
         }
         read.1.clone()
+    }
+
+    /// Whether a task may have more questions under way than its share.
+    pub(crate) fn has_plenty(&self) -> bool {
+        self.under_way.available_permits() > RESERVED
     }
 
     /// Asks `servers` (else the node's) one after the other, and once more those that said nothing. A server that cannot
