@@ -12,6 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -137,6 +138,8 @@ pub(crate) struct Engine {
     /// Tasks whose file is older than they are.
     unsaved: BTreeSet<TaskId>,
     namespaces: Namespaces,
+    /// Tasks that the worker had made a namespace for when this daemon started, and has not attached yet.
+    awaited: BTreeSet<TaskId>,
     /// Tasks whose namespace was made and nothing done in it yet.
     new: BTreeSet<TaskId>,
     applied: BTreeMap<NsName, Applied>,
@@ -207,6 +210,7 @@ impl Engine {
             requests: BTreeMap::new(),
             unsaved: BTreeSet::new(),
             namespaces: Namespaces::from([(NsName::Host, host)]),
+            awaited: BTreeSet::new(),
             new: BTreeSet::new(),
             applied: BTreeMap::new(),
             servers: BTreeMap::new(),
@@ -282,7 +286,8 @@ impl Engine {
         }
     }
 
-    /// Opens the namespaces that are there. What has no file, and what has no namespace, is not a task any more.
+    /// Opens the namespaces that are there. What has no file, and what has no namespace, is not a task any more; or not yet, where
+    /// the worker has made the namespace.
     fn find_tasks(&mut self) -> io::Result<()> {
         for stored in self.store.load_tasks()? {
             let Some((request, task)) = stored.decode_task() else { continue };
@@ -310,7 +315,10 @@ impl Engine {
                     }
                 }
                 None if known.contains(&path) => {}
-                None => netns::remove(&path)?,
+                None => match made_for(&path) {
+                    Some(id) => drop(self.awaited.insert(id)),
+                    None => netns::remove(&path)?,
+                },
             }
         }
         Ok(())
@@ -346,6 +354,7 @@ impl Engine {
             Command::Detach(id, reply) => {
                 self.tasks.remove(&id);
                 self.requests.remove(&id);
+                self.remove_unattached(&id);
                 if let Err(error) = self.store.forget_task(&id) {
                     tracing::warn!(task = %id, %error, "cannot remove a task's file");
                 }
@@ -443,6 +452,17 @@ impl Engine {
         }
     }
 
+    /// The namespace that the worker has made for a task, and that came to nothing.
+    fn remove_unattached(&mut self, id: &TaskId) {
+        self.awaited.remove(id);
+        if self.namespaces.contains_key(&NsName::Task(id.clone())) {
+            return;
+        }
+        if let Err(error) = netns::remove(&self.store.task_netns(id)) {
+            tracing::warn!(task = %id, %error, "cannot remove a namespace");
+        }
+    }
+
     fn is_encrypted(&self, place: &NsName) -> bool {
         match place {
             NsName::Sandbox(network) => self.desired.networks.get(network).is_some_and(NetworkItem::is_encrypted),
@@ -510,6 +530,7 @@ impl Engine {
         let stored = StoredTask::new(request.clone(), &task);
         self.store.save_task(&stored, &id).map_err(failed("saving the task"))?;
         self.requests.insert(id.clone(), request);
+        self.awaited.remove(&id);
         self.tasks.insert(id.clone(), task);
         Ok(id)
     }
@@ -530,7 +551,8 @@ impl Engine {
             Waiting::Gone(reply) => drop(reply.send(Ok(Empty {}))),
             Waiting::Status(reply) => drop(reply.send(Ok(NetdStatus {
                 sequence: self.sequence,
-                tasks: self.tasks.keys().map(ToString::to_string).collect(),
+                // The worker detaches those that it does not know.
+                tasks: self.tasks.keys().chain(&self.awaited).map(ToString::to_string).collect(),
                 networks: self.sandboxes().map(ToString::to_string).collect(),
                 // The firewall stands in the log already, and is no fault of what is desired.
                 problems: self.problems().chain(self.firewall.clone()).collect(),
@@ -569,6 +591,12 @@ impl Engine {
         let of_dns = malformed.map(|(id, s)| format!("task {id}: {} DNS messages were no queries", s.malformed()));
         self.plan_problems.iter().cloned().chain(of_namespaces).chain(of_dns)
     }
+}
+
+/// Which task the worker has made the namespace at `path` for; `None`: it has not.
+fn made_for(path: &Path) -> Option<TaskId> {
+    let id = path.file_name()?.to_str()?.parse().ok()?;
+    NetNs::open(path).ok()??.is_of_other_users().ok()?.then_some(id)
 }
 
 fn refuse<T>(reply: Reply<T>, error: EngineError) -> Option<Waiting> {

@@ -26,6 +26,8 @@ use crate::nfnetlink::Socket;
 
 /// Asks a socket for its namespace.
 const SIOCGSKNS: libc::Ioctl = 0x894c;
+/// Asks a namespace for that of the users it belongs to.
+const NS_GET_USERNS: libc::Ioctl = 0xb701;
 /// What a file must be on to be a namespace.
 const NSFS_MAGIC: FsType = FsType(libc::NSFS_MAGIC);
 
@@ -96,17 +98,13 @@ impl NetNs {
     }
 
     /// Whether the socket was made in this namespace.
-    #[allow(unsafe_code)]
     pub(crate) fn has(&self, socket: &impl AsFd) -> io::Result<bool> {
-        // SAFETY: takes no argument; what it returns is a descriptor that nobody else knows, or an error.
-        let ns = unsafe {
-            match libc::ioctl(socket.as_fd().as_raw_fd(), SIOCGSKNS) {
-                fd @ 0.. => File::from_raw_fd(fd),
-                _ => return Err(io::Error::last_os_error()),
-            }
-        };
-        let (theirs, ours) = (ns.metadata()?, self.file.metadata()?);
-        Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino()))
+        is_same(&ask(socket, SIOCGSKNS)?, &self.file)
+    }
+
+    /// Whether it belongs to other users than the daemon's: then the worker has made it, for a container whose users are remapped.
+    pub(crate) fn is_of_other_users(&self) -> io::Result<bool> {
+        Ok(!is_same(&ask(&self.file, NS_GET_USERNS)?, &File::open("/proc/self/ns/user")?)?)
     }
 
     pub(crate) fn raw_fd(&self) -> RawFd {
@@ -121,6 +119,23 @@ impl NetNs {
         let ns = self.clone();
         aside(move || ns.enter().and_then(|()| work())).await
     }
+}
+
+/// What the kernel answers with a descriptor.
+#[allow(unsafe_code)]
+fn ask(whom: &impl AsFd, what: libc::Ioctl) -> io::Result<File> {
+    // SAFETY: takes no argument; what it returns is a descriptor that nobody else knows, or an error.
+    unsafe {
+        match libc::ioctl(whom.as_fd().as_raw_fd(), what) {
+            fd @ 0.. => Ok(File::from_raw_fd(fd)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+fn is_same(one: &File, other: &File) -> io::Result<bool> {
+    let (one, other) = (one.metadata()?, other.metadata()?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 impl From<File> for NetNs {

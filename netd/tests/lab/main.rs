@@ -272,6 +272,28 @@ fn connections_outlive_the_daemon_and_flushed_rules_come_back() {
 }
 
 #[test]
+fn a_namespace_that_the_worker_made_waits_for_its_task() {
+    let mut lab = Lab::up(1);
+    lab.set_all(&items(&[]));
+    lab.kill(1);
+    let [made, given_up, nobodys] = [7, 8, 9].map(|task| lab.netns(1, task));
+    let number = sockets::make_netns(&made, true);
+    sockets::make_netns(&given_up, true);
+    sockets::make_netns(&nobodys, false);
+    lab.start(1);
+    assert!(!nobodys.exists(), "no remapped users: the daemon's own, left behind");
+    assert_eq!(lab.status(1).tasks, [7, 8].map(|task| task_id(task).to_string()), "the worker is told of both");
+    lab.detach(1, 8);
+    assert!(!given_up.exists());
+    lab.set_all(&items(&[]));
+    lab.attach(1, 7, &[(USER_A, "10.0.1.17/24")]);
+    assert_eq!(sockets::netns_number(&made), number, "the task has the namespace that was made for it");
+    assert_eq!(lab.status(1).tasks, [task_id(7).to_string()]);
+    lab.detach(1, 7);
+    assert!(!made.exists());
+}
+
+#[test]
 fn a_port_published_on_its_node_answers_there_only() {
     let mut lab = Lab::up(2);
     lab.set_all(&items(&[]));

@@ -2,11 +2,11 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead as _, BufReader},
+    io::{self, BufRead as _, BufReader, Read as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
-    os::fd::AsRawFd as _,
+    os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -28,6 +28,25 @@ pub(crate) fn in_ns<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + S
         work()
     };
     thread::spawn(run).join().unwrap()
+}
+
+/// Mounts a new network namespace at `path`, of users of its own or of the node's, and tells its number.
+pub(crate) fn make_netns(path: &Path, own_users: bool) -> u64 {
+    let mut unshare = Command::new("unshare");
+    unshare.arg("--net").args(own_users.then_some("--user")).args(["sh", "-c", "echo; exec sleep 60"]);
+    let mut holder = unshare.stdout(Stdio::piped()).spawn().unwrap();
+    // It has its namespaces once it speaks.
+    holder.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    File::create(path).unwrap();
+    let made = format!("/proc/{}/ns/net", holder.id());
+    nix::mount::mount(Some(made.as_str()), path, None::<&str>, nix::mount::MsFlags::MS_BIND, None::<&str>).unwrap();
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    netns_number(path)
+}
+
+pub(crate) fn netns_number(path: &Path) -> u64 {
+    path.metadata().unwrap().ino()
 }
 
 pub(crate) fn command(ns: &Path, program: &'static str, args: &[&str]) -> String {
