@@ -34,6 +34,7 @@ const PROTO_DST_PORT: u16 = 3;
 const NESTED: u16 = 0x8000;
 const STATUS_SEEN_REPLY: u32 = 1 << 1;
 const STATUS_DST_NAT: u32 = 1 << 5;
+const ANY_FAMILY: u8 = 0;
 const IPPROTO_TCP: u8 = 6;
 const IPPROTO_UDP: u8 = 17;
 /// TIME_WAIT and CLOSE.
@@ -46,27 +47,21 @@ pub(crate) fn forget(socket: &Socket, cuts: &BTreeMap<IpAddr, Cut>) -> io::Resul
     if remembered(socket)? == Some(0) {
         return Ok(0);
     }
-    let mut forgotten = 0;
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        if cuts.keys().any(|addr| addr.is_ipv4() == (family == libc::AF_INET)) {
-            forgotten += forget_if(socket, family, |entry| doom(entry, cuts))?;
-        }
-    }
-    Ok(forgotten)
+    forget_if(socket, |entry| doom(entry, cuts))
 }
 
 /// Deletes where the node led those who send datagrams to its published `ports`, as far as `doors` say otherwise, and tells how
 /// many entries that were.
 pub(crate) fn forget_senders(socket: &Socket, ports: &BTreeSet<u16>, doors: &Doors) -> io::Result<usize> {
-    forget_if(socket, libc::AF_INET, |entry| doom_sender(entry, ports, doors))
+    forget_if(socket, |entry| doom_sender(entry, ports, doors))
 }
 
-fn forget_if(socket: &Socket, family: i32, mut doom: impl FnMut(&[u8]) -> Option<Vec<u8>>) -> io::Result<usize> {
-    let family = u8::try_from(family).map_err(io::Error::other)?;
+/// Of both families: each look costs the same.
+fn forget_if(socket: &Socket, mut doom: impl FnMut(&[u8]) -> Option<Doomed>) -> io::Result<usize> {
     let (mut doomed, mut forgotten) = (Vec::new(), 0);
-    socket.request(CT_GET, Mode::Dump, family, &[], |entry| doomed.extend(doom(entry)))?;
+    socket.request(CT_GET, Mode::Dump, ANY_FAMILY, &[], |entry| doomed.extend(doom(entry)))?;
     for entry in doomed {
-        match socket.request(CT_DELETE, Mode::Act, family, &entry, |_| {}) {
+        match socket.request(CT_DELETE, Mode::Act, entry.family, &entry.name, |_| {}) {
             Ok(()) => forgotten += 1,
             // It ended by itself meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -85,8 +80,16 @@ fn remembered(socket: &Socket) -> io::Result<Option<u32>> {
     Ok(count)
 }
 
-/// What names the entry in a delete request, if it is to go.
-fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
+/// An entry that is to go.
+#[derive(Debug, PartialEq, Eq)]
+struct Doomed {
+    family: u8,
+    /// As a delete request has it.
+    name: Vec<u8>,
+}
+
+/// The entry, if it is to go.
+fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Doomed> {
     let status = u32::from_be_bytes(*attribute(entry, STATUS)?.first_chunk()?);
     let reply = attribute(entry, TUPLE_REPLY)?;
     let cut = cuts.get(&addr(reply, IP_V4_SRC, IP_V6_SRC)?)?;
@@ -107,7 +110,7 @@ fn doom(entry: &[u8], cuts: &BTreeMap<IpAddr, Cut>) -> Option<Vec<u8>> {
 
 /// As [`doom`], of datagrams to a port of this node. One that nobody has answered may have gone to the node itself; what
 /// passes through to such a port of somebody else is answered, or begins anew without harm.
-fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>, doors: &Doors) -> Option<Vec<u8>> {
+fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>, doors: &Doors) -> Option<Doomed> {
     let (sent, reply) = (attribute(entry, TUPLE_ORIG)?, attribute(entry, TUPLE_REPLY)?);
     let to = SocketAddr::new(addr(sent, IP_V4_DST, IP_V6_DST)?, port(sent, PROTO_DST_PORT)?);
     let is_udp = attribute(attribute(sent, TUPLE_PROTO)?, PROTO_NUM)?.first() == Some(&IPPROTO_UDP);
@@ -123,15 +126,17 @@ fn doom_sender(entry: &[u8], ports: &BTreeSet<u16>, doors: &Doors) -> Option<Vec
     if led == led_to(doors, to) { None } else { named(entry) }
 }
 
-fn named(entry: &[u8]) -> Option<Vec<u8>> {
-    let mut request = Vec::new();
-    push(&mut request, TUPLE_ORIG | NESTED, attribute(entry, TUPLE_ORIG)?);
+fn named(entry: &[u8]) -> Option<Doomed> {
+    let sent = attribute(entry, TUPLE_ORIG)?;
+    let family = if addr(sent, IP_V4_DST, IP_V6_DST)?.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let mut name = Vec::new();
+    push(&mut name, TUPLE_ORIG | NESTED, sent);
     for kind in [ID, ZONE] {
         if let Some(value) = attribute(entry, kind) {
-            push(&mut request, kind, value);
+            push(&mut name, kind, value);
         }
     }
-    Some(request)
+    Some(Doomed { family: u8::try_from(family).ok()?, name })
 }
 
 fn tcp_state(entry: &[u8]) -> Option<u8> {
@@ -174,7 +179,7 @@ mod tests {
         let ip = nested(TUPLE_IP, &[(IP_V4_SRC, &BACKEND.octets())]);
         let proto = nested(TUPLE_PROTO, &[(PROTO_NUM, &[protocol])]);
         let mut entry = Vec::new();
-        push(&mut entry, TUPLE_ORIG | NESTED, &[1; 8]);
+        push(&mut entry, TUPLE_ORIG | NESTED, &nested(TUPLE_IP, &[(IP_V4_DST, &[10, 0, 0, 2])]));
         push(&mut entry, TUPLE_REPLY | NESTED, &[ip, proto].concat());
         push(&mut entry, STATUS, &status.to_be_bytes());
         push(&mut entry, ID, &[9; 4]);

@@ -6,6 +6,7 @@
 
 mod apply;
 mod crypt;
+mod forget;
 mod pass;
 
 use std::{
@@ -46,7 +47,7 @@ use tokio::{
 use crate::{
     counts::Counts,
     dns::{self, Resolvers},
-    engine::apply::Applied,
+    engine::{apply::Applied, forget::Forgetting},
     entry::Entries,
     keeper::Keeper,
     memory,
@@ -148,6 +149,7 @@ pub(crate) struct Engine {
     attaching: BTreeMap<TaskId, Vec<Reply<AttachTaskResponse>>>,
     keeper: Keeper,
     standings: Standings,
+    forgetting: Forgetting,
     doors: Doors,
     /// What the rules of tasks say of them, and since when.
     backends: Backends,
@@ -217,6 +219,7 @@ impl Engine {
             attaching: BTreeMap::new(),
             keeper,
             standings: Standings::new(),
+            forgetting: Forgetting::default(),
             doors: Doors::new(),
             backends: Backends::new(),
             latest: Backends::new(),
@@ -252,7 +255,7 @@ impl Engine {
             tokio::select! {
                 received = commands.recv_many(&mut batch, MAX_BATCH) => {
                     if received == 0 {
-                        return;
+                        break;
                     }
                     let is_news = batch.iter().any(|command| self.is_news(command));
                     let waiting: Vec<_> = batch.into_iter().filter_map(|command| self.accept(command)).collect();
@@ -268,6 +271,7 @@ impl Engine {
                 () = tokio::time::sleep_until(self.late.unwrap_or_else(Instant::now).into()), if self.late.is_some() => {
                     self.bring_up_to_date(false).await;
                 }
+                () = self.forgetting.done() => self.forget_gathered(),
                 _ = check.tick() => {
                     self.bring_up_to_date(true).await;
                     if std::mem::take(&mut self.churned) {
@@ -276,6 +280,7 @@ impl Engine {
                 }
             }
         }
+        self.finish_forgetting().await;
     }
 
     /// A pass, and another one when it found tasks whose program has ended.

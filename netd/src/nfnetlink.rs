@@ -9,7 +9,10 @@ use std::{
     io,
     ops::Range,
     os::fd::{AsRawFd, OwnedFd},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use nix::sys::{
@@ -51,6 +54,8 @@ pub(crate) struct Socket {
     fd: OwnedFd,
     /// The number of the next message. Answers to earlier ones, that nobody waited for, are passed over.
     next: AtomicU32,
+    /// One exchange at a time: each reads its own answers only.
+    turn: Mutex<()>,
 }
 
 /// What is asked of the kernel.
@@ -90,7 +95,7 @@ impl Socket {
     fn of(protocol: SockProtocol) -> io::Result<Self> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(RECEIVE_TIMEOUT_S))?;
-        Ok(Self { fd, next: AtomicU32::new(1) })
+        Ok(Self { fd, next: AtomicU32::new(1), turn: Mutex::default() })
     }
 
     /// Sends one message and hands each payload (attributes only) that comes back to `each`.
@@ -126,6 +131,7 @@ impl Socket {
         buffer: &mut [u8],
         mut each: impl FnMut(u16, &[u8]),
     ) -> io::Result<()> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = self.next.fetch_add(1, Ordering::Relaxed);
         message.get_mut(SEQUENCE).ok_or_else(short)?.copy_from_slice(&sequence.to_ne_bytes());
         sendto(self.fd.as_raw_fd(), message, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
@@ -167,6 +173,7 @@ impl Socket {
             )?;
         }
         append(&mut buffer, edge(BATCH_END, last + 1), &[])?;
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.send_whole(&buffer)?;
         self.batch_result(first, last)
     }

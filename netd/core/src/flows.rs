@@ -37,10 +37,13 @@ pub enum Standing {
 /// Every address that may have flows, by network.
 pub type Standings = BTreeMap<NetworkId, BTreeMap<IpAddr, Standing>>;
 
-/// What to forget, by network, after `before` became `after`.
+/// What to forget, by network.
+pub type Cuts = BTreeMap<NetworkId, BTreeMap<IpAddr, Cut>>;
+
+/// What to forget after `before` became `after`.
 #[must_use]
-pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeMap<IpAddr, Cut>> {
-    let mut cuts = BTreeMap::<_, BTreeMap<_, _>>::new();
+pub fn cuts(before: &Standings, after: &Standings) -> Cuts {
+    let mut cuts = Cuts::new();
     for (network, addrs) in before {
         for (addr, old) in addrs {
             let new = after.get(network).and_then(|addrs| addrs.get(addr));
@@ -56,6 +59,24 @@ pub fn cuts(before: &Standings, after: &Standings) -> BTreeMap<NetworkId, BTreeM
         }
     }
     cuts
+}
+
+/// Adds `cuts` to those that nobody has got to yet, where the larger counts. Whoever serves again by now is left alone: a
+/// connection that is being made there must not be forgotten.
+pub fn gather(gathered: &mut Cuts, cuts: Cuts, now: &Standings) {
+    let serves = |network: &NetworkId, addr: &IpAddr| {
+        now.get(network).and_then(|addrs| addrs.get(addr)) == Some(&Standing::Serving)
+    };
+    gathered.retain(|network, addrs| {
+        addrs.retain(|addr, _| !serves(network, addr));
+        !addrs.is_empty()
+    });
+    for (network, addrs) in cuts {
+        let waiting = gathered.entry(network).or_default();
+        for (addr, cut) in addrs {
+            waiting.entry(addr).and_modify(|known| *known = cut.max(*known)).or_insert(cut);
+        }
+    }
 }
 
 /// Where datagrams for published ports are led, by port and the one address that it answers on.
@@ -169,6 +190,31 @@ mod tests {
             let cuts = cuts(&standings(before), &standings(after));
             let cut = cuts.get(&network).and_then(|addrs| addrs.get(&addr)).copied();
             assert_eq!(cut, expected, "{before:?} -> {after:?}");
+        }
+    }
+
+    #[test]
+    fn what_waits_to_be_forgotten_is_gathered() {
+        use Standing::{Draining, Serving, Suspect};
+        let network = NetworkId::from_random(1);
+        let addr = |last: u8| IpAddr::from([10, 0, 1, last]);
+        let standings = |of: &[(u8, Standing)]| {
+            Standings::from([(network.clone(), of.iter().map(|(last, standing)| (addr(*last), *standing)).collect())])
+        };
+        let serving = standings(&[(2, Serving), (3, Serving), (4, Serving)]);
+        let mut gathered = Cuts::new();
+        let mut before = serving.clone();
+        for (after, expected) in [
+            (standings(&[(2, Draining), (3, Suspect), (4, Serving)]), &[(2, Cut::Endless), (3, Cut::Unanswered)][..]),
+            (standings(&[(2, Suspect), (3, Suspect)]), &[(2, Cut::Unanswered), (3, Cut::Unanswered), (4, Cut::All)]),
+            (standings(&[(2, Draining), (3, Serving)]), &[(2, Cut::Unanswered), (4, Cut::All)]),
+            (standings(&[(3, Serving)]), &[(2, Cut::All), (4, Cut::All)]),
+            (serving, &[]),
+        ] {
+            gather(&mut gathered, cuts(&before, &after), &after);
+            let seen: Vec<_> = gathered.values().flatten().map(|(addr, cut)| (*addr, *cut)).collect();
+            assert_eq!(seen, expected.iter().map(|(last, cut)| (addr(*last), *cut)).collect::<Vec<_>>(), "{after:?}");
+            before = after;
         }
     }
 }

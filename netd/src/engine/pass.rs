@@ -1,12 +1,12 @@
 //! One pass: from what should be to what is.
 //!
 //! The order is that of dependence: namespaces and DNS sockets, the plan, the node's own namespace, sandboxes, tasks,
-//! then what nobody wants any more, and last the connections that must be forgotten (when their rules are gone).
+//! then what nobody wants any more, and last the connections that must be forgotten (when their rules are gone): that
+//! goes on beside the passes that follow.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
-    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use std::{
 use orch_model::{TaskId, node::Encryption};
 use orch_netd_core::{
     dns::View,
-    flows::{self, Backends, Cut},
+    flows::{self, Backends},
     ns::{NsName, NsPlan},
     plan::{Plan, plan},
     settings::{FORWARD_ALL, forwarding_of},
@@ -45,7 +45,7 @@ const MAX_BACKENDS_PAUSE: Duration = Duration::from_millis(500);
 /// How many times as long as it takes to tell all tasks of new backends is waited before the next time.
 const PAUSE_FACTOR: u32 = 10;
 /// Namespaces worked on at once.
-const MAX_PARALLEL: usize = 8;
+pub(super) const MAX_PARALLEL: usize = 8;
 
 impl Engine {
     /// Makes it so. With `check` every namespace is looked at, else only those whose plan changed.
@@ -390,39 +390,8 @@ impl Engine {
     async fn forget_flows(&mut self, plan: &Plan) {
         self.forget_redirected(plan).await;
         let cuts = flows::cuts(&self.standings, &plan.standings);
-        if cuts.is_empty() {
-            return;
-        }
-        let mut by_ns = BTreeMap::<NsName, BTreeMap<IpAddr, Cut>>::new();
-        for (network, cut) in cuts {
-            let on_network = |id: &TaskId| {
-                self.tasks.get(id).is_some_and(|task| task.attachments.iter().any(|a| a.network == network))
-            };
-            for name in self.namespaces.keys() {
-                let concerned = match name {
-                    NsName::Host | NsName::Crypt => false,
-                    NsName::Sandbox(sandbox) => *sandbox == network,
-                    NsName::Task(id) => on_network(id),
-                };
-                if concerned {
-                    by_ns.entry(name.clone()).or_default().extend(cut.iter().map(|(addr, cut)| (*addr, *cut)));
-                }
-            }
-        }
-        let mut work = JoinSet::new();
-        let limit = Arc::new(Semaphore::new(MAX_PARALLEL));
-        for (name, cuts) in by_ns {
-            let (Some(ns), limit) = (self.namespaces.get(&name).cloned(), limit.clone()) else { continue };
-            work.spawn(async move {
-                let _permit = limit.acquire_owned().await;
-                match forget(ns, cuts).await {
-                    Ok(0) => {}
-                    Ok(count) => tracing::debug!(ns = %name, count, "forgot flows to backends that are gone"),
-                    Err(error) => tracing::warn!(ns = %name, %error, "cannot forget flows to backends that are gone"),
-                }
-            });
-        }
-        while work.join_next().await.is_some() {}
+        flows::gather(&mut self.forgetting.gathered, cuts, &plan.standings);
+        self.forget_gathered();
     }
 
     /// Senders of datagrams to ports of the node that lead elsewhere by now; the first pass looks at all.
@@ -494,16 +463,6 @@ async fn remove_sandbox(ns: NetNs, path: PathBuf) -> io::Result<()> {
     // A tunnel with the same number could not be made while the kernel still takes its time with this one.
     ns.run(netlink::delete_all_links).await?;
     blocking(move || netns::remove(&path)).await
-}
-
-async fn forget(ns: NetNs, cuts: BTreeMap<IpAddr, Cut>) -> io::Result<usize> {
-    match ns.opened_netfilter() {
-        Some(socket) => blocking(move || conntrack::forget(&socket, &cuts)).await,
-        None => {
-            let inside = ns.clone();
-            ns.run(move || conntrack::forget(&*inside.netfilter()?, &cuts)).await
-        }
-    }
 }
 
 pub(super) async fn blocking<T: Send + 'static>(

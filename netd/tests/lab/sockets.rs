@@ -170,14 +170,20 @@ impl UdpFlow {
 
 /// Waits until datagrams by this socket are answered by `name`.
 pub(crate) fn hears_udp(socket: &UdpSocket, name: &str) {
+    until_udp(socket, name, |heard| heard.is_ok_and(|heard| heard == name.as_bytes()));
+}
+
+/// Waits until nobody takes datagrams by this socket.
+pub(crate) fn is_refused_udp(socket: &UdpSocket) {
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    until_udp(socket, "nobody", |heard| heard.is_err_and(refused));
+}
+
+fn until_udp(socket: &UdpSocket, wanted: &str, is_it: impl Fn(io::Result<&[u8]>) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(5);
     let mut buffer = [0; 64];
-    loop {
-        let heard = socket.send(b"who?").and_then(|_| socket.recv(&mut buffer));
-        if heard.as_ref().is_ok_and(|length| &buffer[..*length] == name.as_bytes()) {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{name} does not answer: {heard:?}");
+    while !is_it(socket.send(b"who?").and_then(|_| socket.recv(&mut buffer)).map(|length| &buffer[..length])) {
+        assert!(Instant::now() < deadline, "{wanted} does not answer");
         thread::sleep(Duration::from_millis(20));
     }
 }
