@@ -35,7 +35,7 @@ use crate::{
     home::Home,
     lanes,
     leader::{self, Throne},
-    log::{KeyRing, SealError, Sealer, SledEngine},
+    log::{KeyRing, LogEngine as _, SealError, Sealer, SledEngine},
     membership::Entrance,
     metrics::{self, CallTimes},
     raft::{self, Compaction, Consensus, Member, Proposer, RaftService, Settings, TlsDial, WallClock},
@@ -183,6 +183,10 @@ impl Manager {
         let (log, keys) = (home.log(), home.keys());
         let engine = Arc::new(SledEngine::open(&log)?);
         let alone = matches!(config.first_start, Some(FirstStart::ForceNewCluster(_)));
+        if alone {
+            anyhow::ensure!(!engine.is_empty()?, "this manager has no raft log to go on with");
+            home.note_alone()?;
+        }
         let own = Member { node_id: config.node_id.clone(), addr: config.advertise_addr.clone() };
         let settings = Settings {
             raft_id,

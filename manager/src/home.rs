@@ -12,8 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 use orch_model::Timestamp;
 use orch_proto::{
     format::{self, FormatError},
-    paths::Paths,
-    wire::DaemonConfig,
+    paths::{ALONE_MARK, Paths},
+    wire::{self, DaemonConfig, daemon_config::FirstStart},
 };
 use prost::Message;
 
@@ -93,6 +93,7 @@ impl Home {
         self.raft().join("snapshots")
     }
 
+    /// What began to go on alone ends it, whatever was written since.
     pub fn config(&self) -> Result<DaemonConfig, HomeError> {
         let path = self.dir.join("daemon.pb");
         let bytes = match fs::read(&path) {
@@ -100,13 +101,28 @@ impl Home {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(HomeError::NotConfigured { path }),
             Err(source) => return Err(HomeError::Io { what: "read", path, source }),
         };
-        DaemonConfig::decode(bytes.as_slice()).map_err(|e| HomeError::Config { path, detail: e.to_string() })
+        let mut config =
+            DaemonConfig::decode(bytes.as_slice()).map_err(|e| HomeError::Config { path, detail: e.to_string() })?;
+        if self.dir.join(ALONE_MARK).exists() {
+            config.first_start = Some(FirstStart::ForceNewCluster(wire::Empty {}));
+        }
+        Ok(config)
+    }
+
+    /// From here on the log may say that this manager is alone: there is no way back.
+    pub fn note_alone(&self) -> Result<(), HomeError> {
+        self.write(ALONE_MARK, b"")
     }
 
     /// Deletes the material of the first start: the CA's key and the tokens are in the sealed log now.
     pub fn forget_first_start(&self) -> Result<(), HomeError> {
         let config = DaemonConfig { first_start: None, ..self.config()? };
-        self.write("daemon.pb", &config.encode_to_vec())
+        self.write("daemon.pb", &config.encode_to_vec())?;
+        let alone = self.dir.join(ALONE_MARK);
+        match fs::remove_file(&alone) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(error("delete", &alone)(source)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// This manager's number in raft. A number whose log is gone is never used again: whoever forgot what it voted for

@@ -20,6 +20,9 @@ pub const ETC_DIR_VAR: &str = "ORCH_ETC_DIR";
 /// What a damaged file is put aside as: its name, this, and the time.
 pub const ASIDE: &str = ".broken-";
 
+/// In the manager's folder from just before its log says that it is alone until the cluster's state says so, too.
+pub const ALONE_MARK: &str = "raft/alone";
+
 /// The three folders that everything else is under.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paths {

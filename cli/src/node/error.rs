@@ -21,6 +21,9 @@ pub(super) enum NodeError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Ca(#[from] CaError),
+    /// What was begun takes longer than anybody waits for it, and goes on.
+    #[error("{0}")]
+    Late(String),
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
 }
@@ -41,7 +44,7 @@ impl From<NodeError> for Status {
             NodeError::Refused(_) => Code::FailedPrecondition,
             NodeError::Invalid(_) => Code::InvalidArgument,
             NodeError::Transport(_) => Code::Unavailable,
-            NodeError::Tls(_) | NodeError::Ca(_) | NodeError::Failed(_) => Code::Internal,
+            NodeError::Tls(_) | NodeError::Ca(_) | NodeError::Late(_) | NodeError::Failed(_) => Code::Internal,
         };
         Status::new(code, chain(&error))
     }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use futures::future::join_all;
 use orch_model::node::NodeRole;
 use orch_proto::{
+    paths::ALONE_MARK,
     transport::{tls_channel, unix_channel},
     wire::{self, ca_client::CaClient, control_client::ControlClient, daemon_config::FirstStart},
 };
@@ -26,6 +27,8 @@ use super::{
 use crate::commands::info::has_quorum;
 
 const ASK_LIMIT: Duration = Duration::from_secs(8);
+/// For a manager to read its log and its snapshot, also on a slow disk.
+const READ_LIMIT: Duration = Duration::from_secs(300);
 const ALONE_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(100);
 
@@ -48,10 +51,11 @@ pub(super) async fn go_on_alone(supervisor: &Supervisor, request: &wire::InitReq
         take_back(supervisor, &was).await?;
         return Err(error);
     }
-    let info = match wait::manager_ready(supervisor).await {
+    let info = match wait::manager_ready_within(supervisor, READ_LIMIT).await {
         Ok(()) => Some(until_alone(supervisor, &member).await?),
         // It goes on alone as soon as somebody brings the key.
         Err(_) if rejoin::is_locked(supervisor).await => None,
+        Err(late @ NodeError::Late(_)) => return Err(late),
         Err(error) => {
             take_back(supervisor, &was).await?;
             return Err(error);
@@ -131,10 +135,13 @@ async fn restart(supervisor: &Supervisor, member: &Member) -> Result<()> {
     Ok(())
 }
 
-/// A manager that cannot go on alone waits for the others, as before: once they have a quorum again, it must not leave them.
+/// A manager that cannot begin to go on alone waits for the others, as before: once they have a quorum again, it must not
+/// leave them. One that has begun has left them, and comes to the end of it whenever it can.
 async fn take_back(supervisor: &Supervisor, was: &Member) -> Result<()> {
     supervisor.stop_daemon(Role::Manager).await;
-    supervisor.write_config(Role::Manager, &daemon_config(was, None))?;
+    if !supervisor.paths.manager_dir().join(ALONE_MARK).exists() {
+        supervisor.write_config(Role::Manager, &daemon_config(was, None))?;
+    }
     supervisor.hand_over(Role::Manager)?;
     Ok(supervisor.start_daemon(Role::Manager)?)
 }
@@ -208,16 +215,23 @@ mod tests {
 
     /// The manager is this test binary, which runs the tests with that word in their name, and ends.
     #[tokio::test]
-    async fn what_does_not_come_up_alone_does_not_try_again_later() {
+    async fn what_could_not_begin_to_go_on_alone_does_not_try_again_later() {
         let dir = tempfile::tempdir().unwrap();
         let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let member = member(&free, vec![free.clone()]);
         supervisor.become_member(member.clone()).unwrap();
-        let error = go_on_alone(&supervisor, &wire::InitRequest::default()).await.unwrap_err().to_string();
-        assert!(error.contains("ends as soon as it starts"), "{error}");
-        let written = std::fs::read(supervisor.paths.manager_dir().join("daemon.pb")).unwrap();
-        assert_eq!(wire::DaemonConfig::decode(&written[..]).unwrap(), daemon_config(&member, None));
+        let alone = supervisor.paths.manager_dir().join(ALONE_MARK);
+        for (has_begun, first_start) in [(false, None), (true, Some(FirstStart::ForceNewCluster(wire::Empty {})))] {
+            if has_begun {
+                std::fs::create_dir_all(alone.parent().unwrap()).unwrap();
+                std::fs::write(&alone, "").unwrap();
+            }
+            let error = go_on_alone(&supervisor, &wire::InitRequest::default()).await.unwrap_err().to_string();
+            assert!(error.contains("ends as soon as it starts"), "{error}");
+            let written = std::fs::read(supervisor.paths.manager_dir().join("daemon.pb")).unwrap();
+            assert_eq!(wire::DaemonConfig::decode(&written[..]).unwrap(), daemon_config(&member, first_start));
+        }
         supervisor.stop_daemons().await;
     }
 }

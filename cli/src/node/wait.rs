@@ -25,16 +25,21 @@ const MAX_RESTARTS: u64 = 3;
 
 /// Until the manager of this node knows a leader.
 pub(super) async fn manager_ready(supervisor: &Supervisor) -> Result<()> {
-    until_ready(supervisor, Role::Manager, "knows no leader").await
+    manager_ready_within(supervisor, READY_LIMIT).await
+}
+
+/// As [`manager_ready`], for one that may have much to read.
+pub(super) async fn manager_ready_within(supervisor: &Supervisor, limit: Duration) -> Result<()> {
+    until_ready(supervisor, Role::Manager, "knows no leader", limit).await
 }
 
 /// Until the worker of this node has a session with a manager.
 pub(super) async fn worker_ready(supervisor: &Supervisor) -> Result<()> {
-    until_ready(supervisor, Role::Worker, "has no session with a manager").await
+    until_ready(supervisor, Role::Worker, "has no session with a manager", READY_LIMIT).await
 }
 
-async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Result<()> {
-    let deadline = Instant::now() + READY_LIMIT;
+async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
     let before = supervisor.restarts(role);
     loop {
         match timeout(ANSWER_LIMIT, is_ready(&supervisor.paths, role)).await {
@@ -45,13 +50,12 @@ async fn until_ready(supervisor: &Supervisor, role: Role, otherwise: &str) -> Re
         let died = is_given_up(before, supervisor.restarts(role));
         if died || Instant::now() >= deadline {
             let name = role.word();
-            let problem = if died {
-                "ends as soon as it starts".to_owned()
-            } else {
-                format!("{otherwise} after {} s", READY_LIMIT.as_secs())
-            };
             let log = log_tail(&supervisor.paths, name, LAST_LINES);
-            return Err(NodeError::Failed(anyhow!("the {name} of this node {problem}; the end of its log:\n{log}")));
+            let said = |problem: &str| format!("the {name} of this node {problem}; the end of its log:\n{log}");
+            return Err(match died {
+                true => NodeError::Failed(anyhow!(said("ends as soon as it starts"))),
+                false => NodeError::Late(said(&format!("{otherwise} after {} s", limit.as_secs()))),
+            });
         }
         sleep(POLL_INTERVAL).await;
     }

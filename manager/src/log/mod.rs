@@ -40,6 +40,11 @@ pub trait LogEngine: Send + Sync + 'static {
     /// The entry with the greatest index.
     fn last(&self) -> Result<Option<(u64, Vec<u8>)>, LogError>;
 
+    /// Whether no entry was ever in it.
+    fn is_empty(&self) -> Result<bool, LogError> {
+        Ok(self.last()?.is_none() && self.meta(META_PURGED)?.is_none())
+    }
+
     fn put_meta(&self, key: &str, value: Vec<u8>) -> Result<(), LogError>;
 
     fn meta(&self, key: &str) -> Result<Option<Vec<u8>>, LogError>;

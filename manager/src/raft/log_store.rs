@@ -81,9 +81,7 @@ impl LogStore {
     /// Whether raft never wrote anything here.
     pub(crate) fn is_pristine(&self) -> io::Result<bool> {
         let vote = self.engine.meta(META_VOTE).map_err(io::Error::other)?;
-        let last = self.engine.last().map_err(io::Error::other)?;
-        let purged = self.engine.meta(META_PURGED).map_err(io::Error::other)?;
-        Ok(vote.is_none() && last.is_none() && purged.is_none())
+        Ok(vote.is_none() && self.engine.is_empty().map_err(io::Error::other)?)
     }
 
     /// Ends the log with a membership of this manager alone, on the disk when this returns. Raft must not be running:

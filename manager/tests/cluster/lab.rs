@@ -120,7 +120,7 @@ impl Lab {
         identity.save(&self.paths(number).manager_dir().join("tls")).unwrap();
     }
 
-    fn save_config(&self, number: usize, managers: &[String], first_start: FirstStart) {
+    fn save_config(&self, number: usize, managers: &[String], first_start: impl Into<Option<FirstStart>>) {
         let config = wire::DaemonConfig {
             node_id: self.node_id(number),
             cluster_id: self.cluster.to_string(),
@@ -129,7 +129,7 @@ impl Lab {
             listen_addr: self.addr(number),
             data_addr: "127.0.0.1".to_owned(),
             managers: managers.to_vec(),
-            first_start: Some(first_start),
+            first_start: first_start.into(),
         };
         let dir = self.paths(number).manager_dir();
         fs::create_dir_all(&dir).unwrap();
@@ -179,6 +179,11 @@ impl Lab {
         self.save_config(number, &[], FirstStart::ForceNewCluster(wire::Empty {}));
     }
 
+    /// What the supervisor writes when nothing is to be done at the start.
+    pub(crate) fn take_back(&self, number: usize) {
+        self.save_config(number, &[], None);
+    }
+
     /// A call that needs a manager's certificate, with the one of manager `number`, to manager `at`; else its code.
     pub(crate) async fn call_as_manager(&self, number: usize, at: usize) -> Result<(), (tonic::Code, String)> {
         let identity = Identity::load(&self.paths(number).manager_dir().join("tls")).unwrap();
@@ -196,6 +201,17 @@ impl Lab {
         // On its own threads, where everything that it starts ends with them.
         let opening = threads.main().spawn(async move { Manager::open(&paths, &raft, None).await });
         Ok((opening.await.unwrap()?, threads))
+    }
+
+    /// Killed as soon as raft runs.
+    pub(crate) async fn start_and_crash(&self, number: usize) {
+        let (manager, threads) = self.open(number).await.unwrap();
+        let consensus = manager.consensus().clone();
+        drop((manager, threads));
+        // The last handle on raft, and with it on the log.
+        consensus.shutdown().await;
+        drop(consensus);
+        released(&self.paths(number)).await;
     }
 
     pub(crate) async fn start(&self, number: usize) -> LabManager {

@@ -9,7 +9,10 @@ use std::{
 };
 
 use orch_model::node::NodeRole;
-use orch_proto::wire::{self, Kind, object::Object};
+use orch_proto::{
+    paths::ALONE_MARK,
+    wire::{self, Kind, object::Object},
+};
 use tokio::{io::AsyncReadExt, time::timeout};
 use tonic::Code;
 
@@ -84,6 +87,9 @@ fn a_manager_goes_on_alone_with_everything_after_the_quorum_is_lost() {
         second.crash().await;
 
         lab.go_on_alone(1);
+        // Killed with its log alone, and the configuration as it was before: it comes to the end of it all the same.
+        lab.start_and_crash(1).await;
+        lab.take_back(1);
         let second = lab.start(1).await;
         lab::eventually("one manager", LIMIT, async || second.info().await.managers == 1).await;
         assert_eq!(second.consensus().members().len(), 1);
@@ -101,11 +107,23 @@ fn a_manager_goes_on_alone_with_everything_after_the_quorum_is_lost() {
         assert!(second.consensus().is_leader());
         // As any other time: a restart finds it all.
         second.crash().await;
+        assert!(!lab.paths(1).manager_dir().join(ALONE_MARK).exists());
         let second = lab.start(1).await;
         lab::eventually("it leads", LIMIT, async || second.info().await.managers == 1).await;
         assert_eq!(second.list(Kind::Service).await.len(), 2);
         drop((first, third));
         second.crash().await;
+    });
+}
+
+#[test]
+fn a_manager_without_a_log_does_not_begin_to_go_on_alone() {
+    let lab = Lab::new(1);
+    lab.block_on(async {
+        lab.go_on_alone(0);
+        let error = lab.open(0).await.err().unwrap().to_string();
+        assert!(error.contains("no raft log to go on with"), "{error}");
+        assert!(!lab.paths(0).manager_dir().join(ALONE_MARK).exists());
     });
 }
 
