@@ -101,9 +101,9 @@ fn quoted(text: &str, quote: char) -> Option<(String, usize)> {
     None
 }
 
-/// Without the `#` that stands at the beginning or behind a space, and what follows it.
+/// Without the `#` that stands behind a space, and what follows it.
 fn without_comment(value: &str) -> &str {
-    let begins = |(at, _): &(usize, &str)| *at == 0 || value[..*at].ends_with(char::is_whitespace);
+    let begins = |(at, _): &(usize, &str)| value[..*at].ends_with(char::is_whitespace);
     value.match_indices('#').find(begins).map_or(value, |(at, _)| &value[..at])
 }
 
@@ -121,6 +121,8 @@ mod tests {
             ("A: b", "b"),
             ("A=b # prod", "b"),
             ("A=b#c", "b#c"),
+            ("A=#b", "#b"),
+            ("A=#b # prod", "#b"),
             ("A= # none", ""),
             ("A=\"b c\" # prod", "b c"),
             ("A='b # c'#d", "b # c"),
