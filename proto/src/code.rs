@@ -8,6 +8,9 @@ pub const KEY: &str = "orch-code";
 /// A manager's certificate was asked for by a worker's key alone, of a manager whose keys are locked while it is off.
 pub const NEEDS_MANAGER_KEY: &str = "needs-manager-key";
 
+/// Who asks was a node of the cluster once.
+pub const NODE_REMOVED: &str = "node-removed";
+
 /// The code of a refusal; `None` for what does not come from a daemon of ours.
 #[must_use]
 pub fn of(status: &Status) -> Option<&str> {

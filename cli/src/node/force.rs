@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use futures::future::join_all;
 use orch_model::node::NodeRole;
 use orch_proto::{
+    code,
     paths::ALONE_MARK,
     transport::{tls_channel, unix_channel},
     wire::{self, ca_client::CaClient, control_client::ControlClient, daemon_config::FirstStart},
@@ -89,7 +90,7 @@ async fn refuse_while_there_is_a_quorum(supervisor: &Supervisor, member: &Member
     let leader = match timeout(ASK_LIMIT, info(supervisor)).await.ok().flatten() {
         Some(info) if info.reachability.len() == 1 => None,
         Some(info) if has_quorum(&info) => Some(format!("led by the manager at {}", info.leader_addr)),
-        Some(_) | None => decides(supervisor, member).await.map(|addr| format!("the manager at {addr} says so")),
+        Some(_) | None => decides(supervisor, member).await?.map(|addr| format!("the manager at {addr} says so")),
     };
     let Some(leader) = leader else { return Ok(()) };
     Err(NodeError::Refused(format!(
@@ -98,10 +99,11 @@ async fn refuse_while_there_is_a_quorum(supervisor: &Supervisor, member: &Member
     )))
 }
 
-/// The address of another manager that has a quorum: without one, none renews a certificate. The one that it gives is not kept.
-async fn decides(supervisor: &Supervisor, member: &Member) -> Option<String> {
-    let identity = worker_identity(&supervisor.paths).ok()?;
-    let worker_csr_pem = NewKeys::generate().ok()?.worker.csr_pem;
+/// The address of another manager that has a quorum: without one, none renews a certificate. The one that it gives is not
+/// kept. Where one knows this node as removed, what this node has is not to live on.
+async fn decides(supervisor: &Supervisor, member: &Member) -> Result<Option<String>> {
+    let Ok(identity) = worker_identity(&supervisor.paths) else { return Ok(None) };
+    let worker_csr_pem = NewKeys::generate()?.worker.csr_pem;
     let mut others = managers::known(supervisor, member).await;
     others.retain(|addr| *addr != member.advertise_addr);
     let asked = others.into_iter().map(|addr| {
@@ -109,10 +111,17 @@ async fn decides(supervisor: &Supervisor, member: &Member) -> Option<String> {
         let identity = &identity;
         async move {
             let channel = tls_channel(&addr, identity, NodeRole::Manager).await.ok()?;
-            CaClient::new(channel).renew(request).await.ok().map(|_| addr)
+            match CaClient::new(channel).renew(request).await {
+                Ok(_) => Some(Ok(addr)),
+                Err(status) if code::of(&status) == Some(code::NODE_REMOVED) => {
+                    Some(Err(NodeError::Refused(format!("nothing was changed: {}", status.message()))))
+                }
+                Err(_) => None,
+            }
         }
     });
-    join_all(asked.map(|answer| timeout(ASK_LIMIT, answer))).await.into_iter().find_map(|answer| answer.ok().flatten())
+    let answers = join_all(asked.map(|answer| timeout(ASK_LIMIT, answer))).await;
+    answers.into_iter().find_map(|answer| answer.ok().flatten()).transpose()
 }
 
 fn move_to(member: &mut Member, request: &wire::InitRequest) -> Result<()> {
@@ -179,7 +188,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::node::renew::tests::serve_authority;
+    use crate::node::renew::tests::serve_authority_that;
 
     fn member(advertise: &str, managers: Vec<String>) -> Member {
         Member {
@@ -198,18 +207,23 @@ mod tests {
     /// This node's manager does not answer at all.
     #[tokio::test]
     async fn others_that_decide_are_asked_when_the_own_manager_does_not_know() {
-        let (addr, ours) = serve_authority().await;
-        let dir = tempfile::tempdir().unwrap();
-        let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
-        ours.save(&supervisor.paths.worker_dir().join("tls")).unwrap();
-        let gone = "127.0.0.1:1".to_owned();
-        for (own, others, refused) in [
-            (&gone, vec![gone.clone(), addr.clone()], true),
-            (&gone, vec![gone.clone()], false),
-            (&addr, vec![addr.clone()], false),
-        ] {
-            let answer = refuse_while_there_is_a_quorum(&supervisor, &member(own, others)).await;
-            assert_eq!(answer.is_err(), refused, "{answer:?}");
+        for (removed, said) in
+            [(false, "the cluster has a quorum"), (true, "nothing was changed: this node was removed")]
+        {
+            let (addr, ours) = serve_authority_that(removed).await;
+            let dir = tempfile::tempdir().unwrap();
+            let supervisor = Supervisor::open(Paths::under(dir.path())).unwrap();
+            ours.save(&supervisor.paths.worker_dir().join("tls")).unwrap();
+            let gone = "127.0.0.1:1".to_owned();
+            for (own, others, refused) in [
+                (&gone, vec![gone.clone(), addr.clone()], true),
+                (&gone, vec![gone.clone()], false),
+                (&addr, vec![addr.clone()], false),
+            ] {
+                let answer = refuse_while_there_is_a_quorum(&supervisor, &member(own, others)).await;
+                let is_said = answer.as_ref().err().map(|error| error.to_string().contains(said));
+                assert_eq!(is_said, refused.then_some(true), "{answer:?}");
+            }
         }
     }
 

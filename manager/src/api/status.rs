@@ -49,7 +49,7 @@ pub fn no_leader() -> Status {
 pub fn removed(id: &NodeId) -> Status {
     with_code(
         Code::PermissionDenied,
-        "node-removed",
+        code::NODE_REMOVED,
         format!("node {id} was removed from the cluster: leave it with \"orch leave --force\" and join again"),
     )
 }

@@ -44,8 +44,6 @@ use crate::{
 
 /// Metadata in which a manager that is not the leader names the one that is.
 const LEADER_METADATA: &str = "orch-leader";
-/// The stable code that tells a node that it was removed.
-const REMOVED_CODE: &str = "node-removed";
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Status updates and acknowledgements may wait for the leader's disk.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -123,7 +121,9 @@ impl SessionError {
     /// A manager knows for certain that this node is not in the cluster any more.
     fn is_removed(&self) -> bool {
         match self {
-            Self::Refused(status) => status.code() == Code::PermissionDenied && code::of(status) == Some(REMOVED_CODE),
+            Self::Refused(status) => {
+                status.code() == Code::PermissionDenied && code::of(status) == Some(code::NODE_REMOVED)
+            }
             _ => false,
         }
     }

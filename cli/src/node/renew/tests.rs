@@ -16,13 +16,15 @@ const HOUR: Duration = Duration::from_secs(3600);
 struct Authority {
     cluster: ClusterId,
     root: RootCa,
+    /// Whoever asks was a node once.
+    all_removed: bool,
 }
 
 impl Authority {
     fn new(now: SystemTime) -> Self {
         let cluster = ClusterId::from_random(1);
         let root = generate_root(&cluster, now).unwrap();
-        Self { cluster, root }
+        Self { cluster, root, all_removed: false }
     }
 
     fn sign(&self, csr: &str, node: &NodeId, role: NodeRole, life: Duration, now: SystemTime) -> String {
@@ -52,6 +54,11 @@ impl Ca for Authority {
 
     async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::JoinResponse>, Status> {
         let peer = require_role(&request, &[NodeRole::Worker])?;
+        if self.all_removed {
+            let mut refused = Status::permission_denied("this node was removed");
+            refused.metadata_mut().insert(code::KEY, code::NODE_REMOVED.parse().unwrap());
+            return Err(refused);
+        }
         let csr = request.into_inner().worker_csr_pem;
         Ok(Response::new(wire::JoinResponse {
             node_id: peer.node_id.to_string(),
@@ -65,9 +72,14 @@ impl Ca for Authority {
 }
 
 /// The address of a manager that renews, and a worker's identity.
-pub(in crate::node) async fn serve_authority() -> (String, Identity) {
+async fn serve_authority() -> (String, Identity) {
+    serve_authority_that(false).await
+}
+
+/// As [`serve_authority`]; one that removed all nodes renews nothing.
+pub(in crate::node) async fn serve_authority_that(all_removed: bool) -> (String, Identity) {
     let now = SystemTime::now();
-    let authority = Authority::new(now);
+    let authority = Authority { all_removed, ..Authority::new(now) };
     let manager = authority.identity(1, NodeRole::Manager, HOUR, now);
     let ours = authority.identity(2, NodeRole::Worker, HOUR, now);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
