@@ -147,11 +147,16 @@ impl NodeDir {
         files::remove_file(&self.state_file())
     }
 
-    /// As [`NodeDir::forget`], with a mark that something is left to be removed.
+    /// As [`NodeDir::forget`], with a mark that something is left to be removed: the last file that says otherwise, which
+    /// needs no room on the disk. The state file may be lost since it was read.
     pub(super) fn leave(&self) -> Result<()> {
+        let (state, copy, leaving) = (self.state_file(), self.copy_file(), self.leaving_file());
         files::remove_file(&self.chosen_file())?;
-        files::remove_file(&self.copy_file())?;
-        files::rename(&self.state_file(), &self.leaving_file())
+        if state.exists() {
+            files::remove_file(&copy)?;
+            return files::rename(&state, &leaving);
+        }
+        if copy.exists() { files::rename(&copy, &leaving) } else { files::write_atomically(&leaving, b"", 0o600) }
     }
 
     /// Nobody has removed yet what the former membership made.
@@ -239,9 +244,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let dir = NodeDir::open(&Paths::under(root.path())).unwrap();
         let ends: [&dyn Fn() -> Result<()>; 2] = [&|| dir.have_left(), &|| dir.save(&member())];
-        for end in ends {
+        let lost = [vec![], vec![dir.state_file()], vec![dir.copy_file()], vec![dir.state_file(), dir.copy_file()]];
+        for (end, lost) in ends.iter().flat_map(|end| lost.iter().map(move |lost| (end, lost))) {
             dir.save(&member()).unwrap();
             assert!(!dir.is_leaving());
+            lost.iter().for_each(|path| fs::remove_file(path).unwrap());
             dir.leave().unwrap();
             assert_eq!((dir.load().unwrap(), dir.is_leaving()), (None, true));
             end().unwrap();
