@@ -46,13 +46,16 @@ pub(super) fn prepare_run_dir(run: &Path) -> Result<()> {
         .with_context(|| format!("cannot set the mode of {}", run.display()))
 }
 
-/// A folder that is closed to others is opened to that group, to pass and not to look.
+/// A folder that is closed to others is opened to that group, to pass and not to look; to all where another group has it.
 fn let_through(dir: &Path, gid: Gid) -> io::Result<()> {
     let meta = fs::metadata(dir)?;
     let mode = meta.mode() & 0o7777;
     let passes = mode & 0o001 != 0 || (meta.gid() == gid.as_raw() && mode & 0o010 != 0);
     if passes {
         return Ok(());
+    }
+    if meta.gid() != gid.as_raw() && mode & 0o070 != 0 {
+        return fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o001));
     }
     nix::unistd::chown(dir, None, Some(gid))?;
     fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o010))
@@ -110,15 +113,30 @@ mod tests {
     }
 
     #[test]
-    fn a_group_passes_where_others_do_not() {
+    fn the_managers_user_passes_and_no_other_group_loses_what_it_had() {
         let dir = tempfile::tempdir().unwrap();
-        let (_, gid) = somebody();
-        for (mode, want) in [(0o755, 0o755), (0o711, 0o711), (0o700, 0o710), (0o710, 0o710), (0o750, 0o750)] {
+        let (_, ours) = somebody();
+        let theirs = nix::unistd::getgid();
+        for (group, mode, want, want_group) in [
+            (ours, 0o755, 0o755, ours),
+            (ours, 0o711, 0o711, ours),
+            (ours, 0o700, 0o710, ours),
+            (ours, 0o710, 0o710, ours),
+            (ours, 0o750, 0o750, ours),
+            (theirs, 0o755, 0o755, theirs),
+            (theirs, 0o700, 0o710, ours),
+            (theirs, 0o750, 0o751, theirs),
+            (theirs, 0o710, 0o711, theirs),
+        ] {
+            // Who may not give files away has one group only.
+            if group != ours && !nix::unistd::geteuid().is_root() {
+                continue;
+            }
+            nix::unistd::chown(dir.path(), None, Some(group)).unwrap();
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
-            let_through(dir.path(), gid).unwrap();
+            let_through(dir.path(), ours).unwrap();
             let meta = fs::metadata(dir.path()).unwrap();
-            assert_eq!(meta.mode() & 0o7777, want, "{mode:o}");
-            assert!(meta.gid() == gid.as_raw() || mode & 0o001 != 0, "{mode:o}");
+            assert_eq!((meta.mode() & 0o7777, meta.gid()), (want, want_group.as_raw()), "{group} {mode:o}");
         }
     }
 }
