@@ -370,6 +370,16 @@ fn stopping_and_signals() {
     run(&["--name", "deaf", "--stop-signal", "SIGRTMIN+3"], FOREVER);
     let _ = lab.orch(&["stop", "-t", "1", "deaf"]).ok();
     assert_eq!(status(&lab, "deaf"), Ok("exited 137".to_owned()));
+
+    // Several at once, and told of in the order given.
+    run(&["--name", "slower"], FOREVER);
+    run(&["--name", "prompt"], &format!("trap 'exit 5' TERM; echo up; {FOREVER}"));
+    eventually("it is up", || is_up("prompt"));
+    let stop = lab.spawn("n1", &["orch", "stop", "-t", "100", "slower", "prompt"]);
+    eventually_is(&lab, "prompt", "exited 5");
+    let _ = lab.orch(&["kill", "slower"]).ok();
+    let said = stop.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&said.stdout), "slower\nprompt\n");
     run(&["--name", "init", "--init"], "exec sleep 1000");
     for (signal, code) in [("RTMIN+3", "165\n"), ("SIGRTMAX", "192\n"), ("63", "191\n")] {
         let _ = lab.orch(&["start", "init"]).ok();

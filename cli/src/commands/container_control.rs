@@ -13,7 +13,7 @@ use tonic::Code;
 
 use super::{
     container_attach::{self, AttachArgs, DetachKeys, Session, detach_keys},
-    for_each, print_inspected,
+    for_each, for_each_at_once, print_inspected,
     run::exit_code,
 };
 use crate::{
@@ -169,14 +169,12 @@ pub(crate) async fn attach(args: AttachArgs, paths: &Paths) -> anyhow::Result<Ex
 }
 
 pub(crate) async fn stop(args: StopArgs, restart: bool, paths: &Paths) -> anyhow::Result<()> {
-    let mut worker = worker(paths).await?;
+    let worker = worker(paths).await?;
     let grace_ms = args.time.map(|seconds| seconds.saturating_mul(1000));
-    for_each(&args.containers, async |reference| {
+    for_each_at_once(&args.containers, async |reference| {
         let signal = args.signal.clone();
         let request = wire::StopContainerRequest { reference: reference.into(), grace_ms, signal, restart };
-        worker.stop_container(request).await.map_err(explain)?;
-        println!("{reference}");
-        Ok(())
+        worker.clone().stop_container(request).await.map(drop).map_err(explain)
     })
     .await
 }

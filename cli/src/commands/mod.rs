@@ -32,15 +32,19 @@ pub(crate) mod system;
 pub(crate) mod terminal;
 pub(crate) mod volume;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, pin::pin, sync::Arc};
 
 use clap::Args;
+use futures::{StreamExt as _, stream};
 use orch_model::{node::Node, service::Service};
 use serde_json::Value;
 
 use orch_template::{Template, native};
 
 use crate::{flags::filter::FilterSet, render::listing::Shape};
+
+/// As many as Docker's client does.
+const AT_ONCE: usize = 50;
 
 /// The flags that every list has.
 #[derive(Debug, Clone, Args)]
@@ -112,6 +116,20 @@ where
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(anyhow::anyhow!(failures.join("\n"))) }
+}
+
+/// As [`for_each`], many at once, for what takes its time. Says what is done, in the order given.
+async fn for_each_at_once<F>(references: &[String], action: F) -> anyhow::Result<()>
+where
+    F: AsyncFn(&str) -> anyhow::Result<()>,
+{
+    let mut outcomes = pin!(stream::iter(references).map(|reference| action(reference)).buffered(AT_ONCE));
+    for_each(references, async |reference| {
+        outcomes.next().await.unwrap_or(Ok(()))?;
+        println!("{reference}");
+        Ok(())
+    })
+    .await
 }
 
 fn warn(warnings: &[String]) {
