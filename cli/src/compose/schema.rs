@@ -117,7 +117,7 @@ pub(super) const ROOT: &[Field] = &[
     field("volumes", 0, Shape::Section(&Maybe(7, VOLUME))),
     field("secrets", 1, Shape::Section(&Owned(7, SECRET))),
     field("configs", 3, Shape::Section(&Owned(7, CONFIG))),
-    field("include", MODERN, Shape::Anything),
+    field("include", MODERN, List(&Shape::Anything)),
     field("models", MODERN, Shape::Anything),
 ];
 

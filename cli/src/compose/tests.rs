@@ -336,6 +336,10 @@ fn other_files_are_read_as_the_first_one_is() {
         let error = load(&include(keys)).unwrap_err();
         assert!(error.contains(said) && error.contains("compose.yml:1"), "{keys}: {error}");
     }
+    for own in ["inner.yml", "{path: inner.yml}"] {
+        let error = load(&format!("include: {own}\nservices: {{web: {{image: web}}}}\n")).unwrap_err();
+        assert!(error.contains("compose.yml:1:10: include must be a list"), "{error}");
+    }
 }
 
 #[test]
