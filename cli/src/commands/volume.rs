@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use orch_model::size;
 use orch_proto::{paths::Paths, wire};
+use tonic::Code;
 
 use super::{ListFlags, container_control::confirmed, for_each, print_inspected};
 use crate::{
@@ -173,8 +174,8 @@ pub(crate) async fn prune_unused(worker: &mut Worker, filters: &FilterSet, all: 
             continue;
         }
         match worker.remove_volume(wire::VolumeReference { name: volume.name.clone(), force: false }).await {
-            // A container began to use it meanwhile.
-            Err(status) if status.code() == tonic::Code::FailedPrecondition => continue,
+            // A container began to use it meanwhile, or it went.
+            Err(status) if matches!(status.code(), Code::FailedPrecondition | Code::NotFound) => continue,
             removed => removed.map_err(explain)?,
         };
         println!("{header}{}", volume.name);
