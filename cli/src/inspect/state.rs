@@ -32,20 +32,45 @@ pub(crate) fn local_container(details: &wire::ContainerDetails) -> Value {
         .always("Args", json!(args))
         .always("State", state(&container, details))
         .always("Image", details.config_digest.as_str())
-        .always("HostnamePath", "")
+        .always("ResolvConfPath", file_of(details, "resolv.conf"))
+        .always("HostnamePath", file_of(details, "hostname"))
+        .always("HostsPath", file_of(details, "hosts"))
         .always("LogPath", details.log_path.as_str())
         .always("Name", format!("/{}", container.name))
         .always("RestartCount", local.restart_count)
         .always("Driver", "overlay2")
         .always("Platform", "linux")
+        .always("MountLabel", "")
+        .always("ProcessLabel", "")
         .always("AppArmorProfile", details.apparmor_profile.as_str())
+        .unset("ExecIDs", Zero::List)
         .always("HostConfig", host_config(&spec, &local, details))
-        .always("Mounts", details.mounts.iter().map(mount).collect::<Value>())
+        .always("GraphDriver", graph_driver(&details.root.clone().unwrap_or_default()))
+        .always("Mounts", details.mounts.iter().filter(|mount| !is_tmpfs(&local, mount)).map(mount).collect::<Value>())
         .always("Config", config(&spec.container, &container, details))
         .always("NetworkSettings", network_settings(&container, details))
         .unset("SizeRw", Zero::Pointer)
         .unset("SizeRootFs", Zero::Pointer)
         .done()
+}
+
+fn file_of(details: &wire::ContainerDetails, name: &str) -> String {
+    if details.files_dir.is_empty() { String::new() } else { format!("{}/{name}", details.files_dir) }
+}
+
+fn graph_driver(root: &wire::RootDirs) -> Value {
+    let data = json!({
+        "LowerDir": root.lower.join(":"),
+        "MergedDir": root.merged,
+        "UpperDir": root.upper,
+        "WorkDir": root.work,
+    });
+    json!({"Name": "overlay2", "Data": if root.upper.is_empty() { Value::Null } else { data }})
+}
+
+/// Of `--tmpfs`, which Docker shows in `HostConfig` alone.
+fn is_tmpfs(local: &wire::LocalContainer, mount: &wire::MountPoint) -> bool {
+    local.options.as_ref().is_some_and(|options| options.tmpfs.contains_key(&mount.target))
 }
 
 fn state(container: &wire::Container, details: &wire::ContainerDetails) -> Value {
@@ -114,7 +139,9 @@ fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::Co
         .always("CapAdd", json!(container.cap_add))
         .always("CapDrop", json!(container.cap_drop))
         .always("Dns", container.dns.nameservers.iter().map(ToString::to_string).collect::<Value>())
-        .always("ExtraHosts", json!(container.hosts))
+        .always("DnsOptions", json!(container.dns.options))
+        .always("DnsSearch", json!(container.dns.search))
+        .always("ExtraHosts", container.hosts.iter().flat_map(|line| extra_hosts(line)).collect::<Value>())
         .always("Privileged", container.privileged)
         .always("ReadonlyRootfs", container.read_only)
         .always("Memory", spec.limits.memory_bytes)
@@ -136,11 +163,45 @@ fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::Co
         .always("UTSMode", options.uts_mode.as_str())
         .always("UsernsMode", options.userns_mode.as_str())
         .always("Tmpfs", if options.tmpfs.is_empty() { Value::Null } else { json!(options.tmpfs) })
-        .always("Devices", json!(container.devices))
+        .always("Devices", container.devices.iter().map(|device| mapped_device(device)).collect::<Value>())
         .always("GroupAdd", json!(container.groups))
         .always("Sysctls", json!(container.sysctls))
-        .always("Ulimits", container.ulimits.iter().map(|u| json!({"Name": u.name, "Soft": u.soft, "Hard": u.hard})).collect::<Value>())
+        .always("Ulimits", container.ulimits.iter().map(|u| json!({"Name": u.name, "Hard": u.hard, "Soft": u.soft})).collect::<Value>())
         .always("Init", container.init.unwrap_or(false))
+        .always("CgroupnsMode", "private")
+        .unset("ContainerIDFile", Zero::Of("".into()))
+        .unset("VolumeDriver", Zero::Of("".into()))
+        .unset("VolumesFrom", Zero::List)
+        .unset("ConsoleSize", Zero::List)
+        .unset("Annotations", Zero::Map)
+        .unset("Cgroup", Zero::Of("".into()))
+        .unset("Links", Zero::List)
+        .unset("PublishAllPorts", Zero::Of(false.into()))
+        .unset("StorageOpt", Zero::Map)
+        .unset("Runtime", Zero::Of("".into()))
+        .unset("Isolation", Zero::Of("".into()))
+        .unset("CgroupParent", Zero::Of("".into()))
+        .unset("BlkioWeight", Zero::Of(0.into()))
+        .unset("BlkioWeightDevice", Zero::List)
+        .unset("BlkioDeviceReadBps", Zero::List)
+        .unset("BlkioDeviceWriteBps", Zero::List)
+        .unset("BlkioDeviceReadIOps", Zero::List)
+        .unset("BlkioDeviceWriteIOps", Zero::List)
+        .unset("CpuPeriod", Zero::Of(0.into()))
+        .unset("CpuQuota", Zero::Of(0.into()))
+        .unset("CpuRealtimePeriod", Zero::Of(0.into()))
+        .unset("CpuRealtimeRuntime", Zero::Of(0.into()))
+        .unset("DeviceCgroupRules", Zero::List)
+        .unset("DeviceRequests", Zero::List)
+        .unset("MemorySwappiness", Zero::Pointer)
+        .unset("OomKillDisable", Zero::Of(false.into()))
+        .unset("CpuCount", Zero::Of(0.into()))
+        .unset("CpuPercent", Zero::Of(0.into()))
+        .unset("IOMaximumIOps", Zero::Of(0.into()))
+        .unset("IOMaximumBandwidth", Zero::Of(0.into()))
+        .unset("MaskedPaths", Zero::List)
+        .unset("ReadonlyPaths", Zero::List)
+        .unset("Mounts", Zero::List)
         .always(
             "LogConfig",
             json!({
@@ -149,6 +210,25 @@ fn host_config(spec: &TaskSpec, local: &wire::LocalContainer, details: &wire::Co
             }),
         )
         .done()
+}
+
+/// A line of /etc/hosts as `--add-host` takes it: each name with the address.
+fn extra_hosts(line: &str) -> Vec<String> {
+    let mut words = line.split_whitespace();
+    let address = words.next().unwrap_or_default();
+    words.map(|name| format!("{name}:{address}")).collect()
+}
+
+/// `/dev/x[:/dev/y][:rwm]`
+fn mapped_device(device: &str) -> Value {
+    let parts: Vec<&str> = device.split(':').collect();
+    let (on_host, in_container, permissions) = match parts.as_slice() {
+        [host, access] if !access.starts_with('/') => (*host, *host, *access),
+        [host, path] => (*host, *path, "rwm"),
+        [host, path, access] => (*host, *path, *access),
+        _ => (device, device, "rwm"),
+    };
+    json!({"PathOnHost": on_host, "PathInContainer": in_container, "CgroupPermissions": permissions})
 }
 
 fn mount(mount: &wire::MountPoint) -> Value {
@@ -184,7 +264,11 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         image.labels.iter().chain(&container.labels).map(|(key, value)| (key.clone(), json!(value))).collect();
     Fields::default()
         .always("Hostname", details.hostname.as_str())
+        .always("Domainname", "")
         .always("User", either(&spec.user, &image.user))
+        .unset("AttachStdin", Zero::Of(false.into()))
+        .unset("AttachStdout", Zero::Of(false.into()))
+        .unset("AttachStderr", Zero::Of(false.into()))
         .always("Tty", spec.tty)
         .always("OpenStdin", spec.open_stdin)
         .always("StdinOnce", spec.open_stdin && stdin_once)
@@ -199,7 +283,8 @@ fn config(spec: &ContainerSpec, container: &wire::Container, details: &wire::Con
         .always("Labels", Value::Object(labels))
         .unset("MacAddress", Zero::Of("".into()))
         .unset("NetworkDisabled", Zero::Of(false.into()))
-        .unset("StopTimeout", Zero::Pointer)
+        .unset("OnBuild", Zero::List)
+        .some("StopTimeout", spec.stop_grace_period.map(|period| period.as_secs()))
         .unset("Shell", Zero::List)
         .some("StopSignal", either(&spec.stop_signal, &image.stop_signal))
         .done()
@@ -251,8 +336,9 @@ fn attached(name: &str, details: &wire::ContainerDetails) -> Value {
 
 fn network_settings(container: &wire::Container, details: &wire::ContainerDetails) -> Value {
     let running = matches!(container.state.as_str(), "running" | "paused");
+    let is_apart = details.local.as_ref().is_some_and(|local| matches!(local.network.as_str(), "none" | "host"));
     let mut all = Map::new();
-    for exposed in details.exposed.iter().filter(|_| running) {
+    for exposed in details.exposed.iter().filter(|_| running && !is_apart) {
         let key = if exposed.contains('/') { exposed.clone() } else { format!("{exposed}/tcp") };
         all.insert(key, Value::Null);
     }
@@ -261,7 +347,23 @@ fn network_settings(container: &wire::Container, details: &wire::ContainerDetail
     }
     let networks: Map<String, Value> =
         container.networks.iter().map(|name| (name.clone(), attached(name, details))).collect();
-    json!({"Ports": all, "IPAddress": details.address, "Networks": networks})
+    // What `nsenter --net=` takes, as Docker's file does.
+    let namespace = if running { format!("/proc/{}/ns/net", container.pid) } else { String::new() };
+    Fields::default()
+        .unset("Bridge", Zero::Of("".into()))
+        .unset("SandboxID", Zero::Of("".into()))
+        .always("SandboxKey", namespace)
+        .always("Ports", all)
+        .unset("EndpointID", Zero::Of("".into()))
+        .unset("Gateway", Zero::Of("".into()))
+        .unset("GlobalIPv6Address", Zero::Of("".into()))
+        .unset("GlobalIPv6PrefixLen", Zero::Of(0.into()))
+        .always("IPAddress", details.address.as_str())
+        .unset("IPPrefixLen", Zero::Of(0.into()))
+        .unset("IPv6Gateway", Zero::Of("".into()))
+        .unset("MacAddress", Zero::Of("".into()))
+        .always("Networks", networks)
+        .done()
 }
 
 fn published(details: &wire::ContainerDetails) -> Vec<PortConfig> {

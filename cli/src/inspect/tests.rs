@@ -147,6 +147,75 @@ fn a_network_of_the_nodes_is_shown_by_its_id() {
     }
 }
 
+/// What scripts for Docker read of a container that was started with many options.
+#[test]
+fn a_container_has_dockers_shape() {
+    use orch_proto::{conv::ToProto, wire};
+    let spec = TaskSpec {
+        container: ContainerSpec {
+            hosts: vec!["10.0.0.1 db cache".into()],
+            devices: ["/dev/null:/dev/x", "/dev/null:r", "/dev/null", "/dev/null:/dev/y:rw"].map(Into::into).into(),
+            stop_grace_period: Some(std::time::Duration::from_secs(3)),
+            ..ContainerSpec::default()
+        },
+        ..TaskSpec::default()
+    };
+    let tmpfs = wire::MountPoint { kind: "tmpfs".into(), target: "/t".into(), ..wire::MountPoint::default() };
+    let data = wire::MountPoint { kind: "volume".into(), target: "/d".into(), ..wire::MountPoint::default() };
+    let options =
+        wire::LocalOptions { tmpfs: [("/t".into(), "size=1m".into())].into(), ..wire::LocalOptions::default() };
+    let details = |network: &str| wire::ContainerDetails {
+        spec: Some(spec.to_proto()),
+        container: Some(wire::Container { pid: 7, state: "running".into(), ..wire::Container::default() }),
+        local: Some(wire::LocalContainer {
+            network: network.into(),
+            options: Some(options.clone()),
+            ..wire::LocalContainer::default()
+        }),
+        files_dir: "/run/orch/files/abc".into(),
+        root: Some(wire::RootDirs {
+            lower: vec!["/l/2".into(), "/l/1".into()],
+            upper: "/c/upper".into(),
+            ..wire::RootDirs::default()
+        }),
+        mounts: vec![tmpfs.clone(), data.clone()],
+        exposed: vec!["80/tcp".into()],
+        ..wire::ContainerDetails::default()
+    };
+    let device = |path: &str, access: &str| json!({"PathOnHost": "/dev/null", "PathInContainer": path, "CgroupPermissions": access});
+    let shown = local_container(&details(""));
+    for (pointer, want) in [
+        ("/HostConfig/ExtraHosts", json!(["db:10.0.0.1", "cache:10.0.0.1"])),
+        (
+            "/HostConfig/Devices",
+            json!([
+                device("/dev/x", "rwm"),
+                device("/dev/null", "r"),
+                device("/dev/null", "rwm"),
+                device("/dev/y", "rw")
+            ]),
+        ),
+        ("/Config/StopTimeout", json!(3)),
+        ("/HostsPath", json!("/run/orch/files/abc/hosts")),
+        ("/ResolvConfPath", json!("/run/orch/files/abc/resolv.conf")),
+        ("/GraphDriver/Data/UpperDir", json!("/c/upper")),
+        ("/GraphDriver/Data/LowerDir", json!("/l/2:/l/1")),
+        ("/NetworkSettings/SandboxKey", json!("/proc/7/ns/net")),
+        ("/NetworkSettings/Ports", json!({"80/tcp": null})),
+    ] {
+        assert_eq!(native::shown(&shown).pointer(pointer), Some(&want), "{pointer}");
+    }
+    assert_eq!(native::shown(&shown)["Mounts"].as_array().map(Vec::len), Some(1), "--tmpfs is in HostConfig alone");
+    assert_eq!(native::shown(&local_container(&details("host")))["NetworkSettings"]["Ports"], json!({}));
+    for (template, want) in [
+        ("{{.HostConfig.CpuQuota}} {{.HostConfig.PublishAllPorts}} {{len .HostConfig.MaskedPaths}}", "0 false 0"),
+        ("<{{.NetworkSettings.Gateway}}> {{.ExecIDs}} {{.Config.AttachStdout}}", "<> [] false"),
+    ] {
+        let template_of = orch_template::Template::parse(template).unwrap();
+        assert_eq!(template_of.render(&shown).as_deref(), Ok(want), "{template}");
+    }
+}
+
 #[test]
 fn a_containers_health_check_is_the_users_over_the_images() {
     use orch_model::service::HealthConfig;

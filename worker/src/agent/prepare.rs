@@ -263,7 +263,7 @@ pub(crate) fn network_files(host: &Host) -> PathBuf {
     host.paths.run.join("files")
 }
 
-fn network_files_dir(host: &Host, task: &TaskId) -> PathBuf {
+pub(crate) fn network_files_dir(host: &Host, task: &TaskId) -> PathBuf {
     network_files(host).join(task.as_str())
 }
 

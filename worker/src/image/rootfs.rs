@@ -22,6 +22,8 @@ use rustix::{
     },
 };
 
+use orch_proto::wire;
+
 use crate::users::{Remap, Shifted};
 
 /// Before Linux 6.8 there is no `lowerdir+`, and each try would leave a line in the kernel's log.
@@ -78,6 +80,17 @@ impl Rootfs {
             empty: dir.join("empty"),
             root: dir.join("rootfs"),
             written: Written::Kept,
+        }
+    }
+
+    /// For whom wants to look at them.
+    pub(crate) fn dirs(&self, layers: &[PathBuf]) -> wire::RootDirs {
+        let text = |path: &PathBuf| path.display().to_string();
+        wire::RootDirs {
+            lower: layers.iter().rev().map(text).collect(),
+            upper: text(&self.upper),
+            work: text(&self.work),
+            merged: text(&self.root),
         }
     }
 

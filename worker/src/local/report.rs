@@ -13,6 +13,7 @@ use super::{One, attachment::network_names};
 use crate::{
     agent::{Host, prepare},
     api::port_words,
+    image::rootfs::Rootfs,
     runtime::HealthState,
 };
 
@@ -105,8 +106,12 @@ pub(crate) fn of_task(host: &Host, task: &Task, image_digest: &str) -> Container
         volumes: said.volumes.into_keys().collect(),
         health: said.healthcheck.map(|check| prepare::health_config(check).to_proto()),
     };
+    let layers = image.as_ref().and_then(|image| host.images.parts(image).ok()).map(|(_, layers)| layers);
+    let rootfs = Rootfs::inside(&host.store.container_dir(&task.id));
     ContainerDetails {
         spec: Some(task.spec.to_proto()),
+        files_dir: prepare::network_files_dir(host, &task.id).display().to_string(),
+        root: layers.map(|layers| rootfs.dirs(&layers)),
         mounts,
         image: Some(words),
         exposed: config.config.exposed_ports.into_keys().collect(),
