@@ -111,6 +111,8 @@ enum Command {
     Save(image::SaveArgs),
     /// Load images from a tar archive (docker save or OCI layout) or STDIN
     Load(image::LoadArgs),
+    /// Import a root filesystem tar (plain, gzip or zstd) as an image
+    Import(image::ImportArgs),
     /// Remove one or more images
     Rmi(image::RmArgs),
     /// Show the history of an image
@@ -356,6 +358,7 @@ async fn dispatch(command: Command, paths: &Paths) -> anyhow::Result<ExitCode> {
         Command::Tag(args) => image::tag(args, paths).await,
         Command::Save(args) => image::save(args, paths).await,
         Command::Load(args) => image::load(args, paths).await,
+        Command::Import(args) => image::import(args, paths).await,
         Command::Rmi(args) => image::remove_all(args, paths).await,
         Command::History(args) => image_registry::history(args, paths).await,
         Command::Build(args) => image_build::build(args, paths).await,

@@ -186,7 +186,7 @@ async fn remove(worker: &mut Worker, reference: &str, force: bool) -> anyhow::Re
 /// How the names of root filesystem archives end.
 const ARCHIVES: &[&str] = &[".tar", ".tgz", ".gz", ".zst", ".xz", ".txz", ".bz2"];
 
-async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
+pub(crate) async fn import(args: ImportArgs, paths: &Paths) -> anyhow::Result<()> {
     // `orch image import NAME FILE` has them the other way round, which can be told from what is a file. An archive that is
     // missing is no name, even where a file is called like the image.
     let is_source = |text: &Path| text.as_os_str() == "-" || text.is_file();
